@@ -1,0 +1,49 @@
+"""What can go wrong, in one line each, with the exit code that the command line gives it."""
+
+
+class TaskvecError(Exception):
+    """Anything taskvec raises on purpose; struck while working unless a subclass says otherwise."""
+
+    exit_code = 1
+
+
+class InputError(TaskvecError, ValueError):
+    """The request itself is wrong: a path, a key, a shape, a parameter. Nothing was written."""
+
+    exit_code = 2
+
+
+class UnknownName(InputError, LookupError):
+    """A name that is not registered; the message holds the nearest one."""
+
+
+class KeyMismatch(InputError):
+    """Two sets of weights do not hold the same tensors, shapes or dtypes."""
+
+
+class BaseMismatch(InputError):
+    """A task vector meets weights, or another vector, of a different base."""
+
+
+class CorruptFile(InputError):
+    """A file is truncated, damaged, or not what its name says."""
+
+
+class UnsafeFile(InputError):
+    """Reading the file would execute code."""
+
+
+class NonFinite(InputError):
+    """NaN or infinity where a number was expected."""
+
+
+class OutputExists(InputError):
+    """The output is there already, or is one of the inputs."""
+
+
+class DiskFull(InputError):
+    """The result would not fit on the disk."""
+
+
+class MissingExtra(InputError):
+    """An optional dependency is not installed; the message holds the command that installs it."""
