@@ -1,0 +1,87 @@
+"""The command line: one function a command, imported when it is called; no logic of its own.
+
+Exit codes: 0 done, 1 failed while working, 2 bad input, 130 interrupted.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from taskvec._version import __version__
+from taskvec.errors import TaskvecError
+
+COMMANDS = {
+    "diff": "Extract a task vector: what fine-tuning changed.",
+    "apply": "Write the model that a base and task vectors make.",
+    "inspect": "Show what checkpoints and task vectors hold.",
+    "rules": "List the rules that turn several task vectors into one.",
+    "train": "Fine-tune a model on a task and store the task vector.",
+    "eval": "Measure a model, edited or not, on the tasks of a suite.",
+    "run": "Run an experiment file: train, edit, search, evaluate, report.",
+    "tasks": "List the tasks there are, or show one.",
+    "suites": "List the suites there are, or show one.",
+    "models": "List the models known by name, or show one.",
+}
+
+app = App(
+    name="taskvec",
+    help="Task arithmetic: edit pre-trained models directly in weight space.",
+    version=__version__,
+    help_format="markdown",
+    help_epilogue="`taskvec COMMAND --help` explains a command. Results go to standard output, all else to "
+    "standard error.",
+    error_formatter=lambda error: _line(str(error)),
+    suppress_keyboard_interrupt=False,
+)
+for _name, _help in COMMANDS.items():
+    app.command(f"taskvec.cli.{_name}:{_name}", name=_name, help=_help)
+app.register_install_completion_command(name="install-completion", help="Install completion for your shell.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code; an error is one line, never a traceback.
+
+    ``TASKVEC_DEBUG=1`` in the environment lets the traceback through.
+    """
+    if os.environ.get("TASKVEC_DEBUG"):
+        sys.exit(_run(argv))
+    try:
+        code = _run(argv)
+    except TaskvecError as error:
+        code = _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        code = _fail("interrupted; nothing half-written was left behind", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        code = _fail(_os_error(error), 1)
+    except Exception as error:  # a defect of ours: say so in one line, with the way to see more
+        code = _fail(f"internal error: {type(error).__name__}: {error} (TASKVEC_DEBUG=1 shows where)", 1)
+    sys.exit(code)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        app(argv, exit_on_error=False, result_action="return_value")
+    except CycloptsError:  # already printed, by the formatter above
+        return 2
+    return 0
+
+
+def _line(message: str) -> str:
+    return "taskvec: " + " ".join(message.split())
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(_line(message) + "\n")
+    return code
+
+
+def _os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    remedy = "; free some space and run again" if error.errno == errno.ENOSPC else ""
+    return f"{where}{error.strerror or error}{remedy}"

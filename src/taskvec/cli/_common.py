@@ -1,0 +1,109 @@
+"""What commands share: output as tables or JSON, progress, ``name=value`` arguments."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from taskvec.errors import InputError
+from taskvec.progress import Watch, unwatched
+
+Force = Annotated[bool, Parameter(name="--force", negative=(), help="Replace an output that exists.")]
+Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print results as JSON.")]
+Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Show no progress.")]
+
+
+def print_json(payload: object) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(payload, indent=2, default=str) + "\n")
+
+
+def print_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on standard output; every column but the first is aligned right if it holds numbers."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for place, column in enumerate(columns):
+        numeric = place > 0 and all(_numeric(row[place]) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def _numeric(cell: object) -> bool:
+    try:
+        float(str(cell).rstrip("%").replace(",", "").split("/")[0] or "0")
+    except ValueError:
+        return False
+    return True
+
+
+def assignments(pairs: Sequence[str], option: str) -> dict[str, str]:
+    """``["a=x", "b=y"]`` as a dictionary.
+
+    Raises: InputError for a pair without ``=``, an empty name, or a name given twice.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise InputError(f"{option}: {pair!r} is not of the form name=value")
+        if name in found:
+            raise InputError(f"{option}: the name {name!r} is given twice")
+        found[name] = value
+    return found
+
+
+@contextmanager
+def watching(quiet: bool) -> Iterator[Watch]:
+    """Progress on standard error: bars on a terminal, a plain line every ten seconds elsewhere."""
+    if quiet:
+        yield unwatched
+    elif sys.stderr.isatty():
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
+        )
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            yield _Bars(bars)
+    else:
+        yield _Lines()
+
+
+class _Bars:
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._known: dict[str, TaskID] = {}
+
+    def __call__(self, label: str, done: int, total: int, **facts: float) -> None:
+        if label not in self._known:
+            self._known[label] = self._bars.add_task(label, total=total, facts="")
+        self._bars.update(self._known[label], completed=done, total=total, facts=_said(facts))
+        if done >= total:
+            self._bars.remove_task(self._known.pop(label))
+            self._bars.console.print(f"{label}: done {_said(facts)}".rstrip(), highlight=False)
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, label: str, done: int, total: int, **facts: float) -> None:
+        now = time.monotonic()
+        if done >= total or now - self._last >= 10:
+            self._last = now
+            sys.stderr.write(f"{label}: {done}/{total} {_said(facts)}".rstrip() + "\n")
+            sys.stderr.flush()
+
+
+def _said(facts: Mapping[str, Any]) -> str:
+    return "  ".join(f"{name} {value:.3g}" for name, value in facts.items())
