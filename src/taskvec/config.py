@@ -1,0 +1,99 @@
+"""Settings read from files: frozen, and an unknown key is an error that names the nearest one."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from taskvec.errors import InputError
+from taskvec.registry import nearest
+
+
+class Config(BaseModel):
+    """Base of all settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, where: str, values: object) -> Self:
+        """Validate ``values``; ``where`` (a file, an option) opens the message of what is wrong.
+
+        Raises: InputError, one line, for the first field that does not fit.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError(f"{where}: {_first(error, cls)}") from None
+
+
+def _first(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first complaint, as ``field: what; hint``."""
+    found = error.errors()
+    complaint = found[0]
+    path = [str(part) for part in complaint["loc"]]
+    more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
+    if complaint["type"] == "extra_forbidden":
+        owner, name = path[:-1], path[-1]
+        fields = _fields(model, owner)
+        inside = f" in {'.'.join(owner)!r}" if owner else ""
+        return f"unknown key {name!r}{inside}; {nearest(name, fields)}{more}"
+    value = complaint.get("input")
+    shown = "" if complaint["type"] == "missing" or isinstance(value, dict) else f" (found {value!r})"
+    return f"{'.'.join(path) or 'top level'}: {_lowered(complaint['msg'])}{shown}{more}"
+
+
+def _lowered(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The field names that are valid at ``path`` inside ``model``, as far as types tell."""
+    for part in path:
+        field = model.model_fields.get(part)
+        inner = _models(field.annotation) if field else []
+        if not inner:
+            # A key of a mapping, an index or a union tag: stay with the model that holds it.
+            continue
+        model = inner[0]
+    return list(model.model_fields)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Plain YAML data, no tags that build objects; a key given twice is an error, not a lottery."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice, line {line}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> object:
+    """The plain data in a YAML file.
+
+    Raises: InputError for a file that is missing, no YAML, has a key twice, or has tags.
+    """
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error})") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}: not valid YAML: {error.problem}{line}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
