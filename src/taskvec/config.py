@@ -57,7 +57,7 @@ def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
             # A key of a mapping, an index or a union tag: stay with the model that holds it.
             continue
         model = inner[0]
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

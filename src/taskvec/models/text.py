@@ -1,0 +1,95 @@
+"""Text encoders of transformers' AutoModel: BERT, RoBERTa, MiniLM and their kin."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from taskvec.models.backbone import Backbone
+from taskvec.models.checkpoint import config_file, load_pretrained, tensor_names, transformers
+
+Text = str | tuple[str, str]
+Tokens = dict[str, list[int]]
+
+LOGIT_SCALE = 20.0
+"""Of zero-shot heads: the inverse temperature 1 / 0.05 that sentence encoders are trained with."""
+
+LONGEST = 512
+"""Tokens of a text when neither the caller nor the tokenizer sets a limit."""
+
+
+class TextBackbone(Backbone):
+    """A transformer whose feature is the mean of its last hidden states over the tokens of the text."""
+
+    modality = "text"
+
+    def __init__(
+        self, network: nn.Module, tokenizer: Any, *, ref: str, checkpoint: Sequence[str] | None = None
+    ):
+        super().__init__(
+            network,
+            ref=ref,
+            dim=int(network.config.hidden_size),  # type: ignore[union-attr, arg-type]
+            logit_scale=LOGIT_SCALE,
+            checkpoint=checkpoint,
+        )
+        self.tokenizer = tokenizer
+        self._longest = min(int(tokenizer.model_max_length), LONGEST)
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        """Masked mean (N, d) of the last hidden states."""
+        hidden: Tensor = self.network(**batch).last_hidden_state
+        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def prepare(self, inputs: Sequence[Text], max_length: int | None = None) -> list[Tokens]:
+        """Token ids of texts or of pairs of texts."""
+        if not inputs:
+            return []
+        pairs = [text for text in inputs if isinstance(text, tuple)]
+        texts = [list(column) for column in zip(*pairs, strict=True)] if pairs else [list(inputs)]
+        table = self.tokenizer(*texts, truncation=True, max_length=max_length or self._longest)
+        return [{key: table[key][row] for key in table} for row in range(len(inputs))]
+
+    def stack(self, prepared: Sequence[Tokens]) -> dict[str, Tensor]:
+        """Token ids and masks (N, longest), int64, padded on the right."""
+        return {
+            key: pad_sequence(
+                [torch.tensor(tokens[key]) for tokens in prepared],
+                batch_first=True,
+                padding_value=self.tokenizer.pad_token_id if key == "input_ids" else 0,
+            )
+            for key in prepared[0]
+        }
+
+    def size(self, prepared: Tokens) -> int:
+        """Tokens."""
+        return len(prepared["input_ids"])
+
+    @torch.no_grad()
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """Features (P, d) of the texts, in batches of 64."""
+        rows = self.prepare(texts)
+        chunks = [self.stack(rows[start : start + 64]) for start in range(0, len(rows), 64)]
+        was_training = self.training
+        self.eval()
+        features = [self(**{k: v.to(self.device) for k, v in chunk.items()}) for chunk in chunks]
+        self.train(was_training)
+        return torch.cat(features)
+
+    def example(self) -> dict[str, Tensor]:
+        """One short text."""
+        return self.collate(["one two"])
+
+
+def load(ref: str) -> TextBackbone:
+    """The text encoder in a checkpoint folder or on the hub, in float32."""
+    package = transformers()
+    folder = config_file(ref).parent
+    network = load_pretrained(package.AutoModel, ref, dtype=torch.float32)
+    tokenizer = load_pretrained(package.AutoTokenizer, ref)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return TextBackbone(network, tokenizer, ref=ref, checkpoint=tensor_names(folder))

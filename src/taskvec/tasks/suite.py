@@ -1,0 +1,101 @@
+"""Suites: named sets of tasks, read from YAML."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveInt, model_validator
+
+from taskvec.config import Config, read_yaml
+from taskvec.errors import InputError, UnknownName
+from taskvec.registry import nearest
+from taskvec.tasks.task import Task
+
+_SHIPPED = Path(__file__).parent / "suites"
+
+
+class Suite(Config):
+    """A named, versioned set of tasks."""
+
+    name: str = Field(alias="suite")
+    version: PositiveInt = 1
+    description: str = ""
+    model: str | None = None
+    """The model its heads and prompts were made for."""
+    control: str | None = None
+    """The task that negation must leave alone."""
+    tasks: dict[str, Task] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _control_is_a_task(self) -> "Suite":
+        if self.control is not None and self.control not in self.tasks:
+            raise ValueError(f"control: no task called {self.control!r}; {nearest(self.control, self.tasks)}")
+        return self
+
+    def task(self, name: str) -> Task:
+        """One task.
+
+        Raises: UnknownName, with the nearest name.
+        """
+        if name not in self.tasks:
+            raise UnknownName(f"no task called {name!r} in suite {self.name!r}; {nearest(name, self.tasks)}")
+        return self.tasks[name]
+
+
+def suite_names() -> list[str]:
+    """The suites that come with the package."""
+    return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
+
+
+def load_suite(ref: str | Path) -> Suite:
+    """The suite of this name, or in this YAML file.
+
+    Raises: UnknownName with the nearest name; InputError naming the file and the key at fault.
+    """
+    path = Path(ref)
+    if path.suffix in (".yaml", ".yml"):
+        return _read(path.resolve(), str(ref))
+    if str(ref) not in suite_names():
+        raise UnknownName(
+            f"no suite called {str(ref)!r}; {nearest(str(ref), suite_names())}, or the path of a YAML file"
+        )
+    return _read(_SHIPPED / f"{ref}.yaml", str(ref))
+
+
+def _read(path: Path, where: str) -> Suite:
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: {type(values).__name__}, expected keys such as 'suite' and 'tasks'")
+    return Suite.parse(where, _completed(values, path.parent))
+
+
+def _completed(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A suite file with its ``defaults`` filled into every task, and each task told its name and folder.
+
+    What is not a mapping is left for validation to name.
+    """
+    rest = {key: value for key, value in values.items() if key != "defaults"}
+    defaults, tasks = values.get("defaults") or {}, values.get("tasks")
+    if not isinstance(tasks, dict) or not isinstance(defaults, dict):
+        return dict(values)
+    return {**rest, "tasks": {name: _task(str(name), task, defaults, folder) for name, task in tasks.items()}}
+
+
+def _task(name: str, task: object, defaults: Mapping[str, Any], folder: Path) -> object:
+    if not isinstance(task, dict | None):
+        return task
+    merged = {**defaults, **(task or {}), "name": name}
+    sources = [part.get("data") or {} for part in (defaults, task or {})]
+    if all(isinstance(source, dict) for source in sources):
+        data = {key: value for source in sources for key, value in source.items()}
+        merged["data"] = {**_named(data, name), "folder": folder}
+    return merged
+
+
+def _named(value: Any, task: str) -> Any:
+    """``{task}`` in any text of the data options stands for the task's name."""
+    if isinstance(value, str):
+        return value.replace("{task}", task)
+    if isinstance(value, dict):
+        return {key: _named(inner, task) for key, inner in value.items()}
+    return value

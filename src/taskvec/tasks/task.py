@@ -1,0 +1,194 @@
+"""A task: splits of labelled examples, the recipe of its frozen head, its metric."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import xxhash
+from pydantic import Field, PositiveInt, PrivateAttr, SerializeAsAny, field_validator, model_validator
+
+from taskvec.config import Config
+from taskvec.errors import InputError
+from taskvec.registry import nearest
+from taskvec.tasks.source import SOURCES, SPLITS, Rows, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of one split.
+
+    Args:
+        inputs: texts, pairs of texts, a uint8 tensor (N, H, W, 3), or images read on access.
+        labels: (N,), int64, places in the task's classes.
+    """
+
+    inputs: Sequence[Any]
+    labels: "Tensor"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, places: "Tensor") -> list[Any]:
+        """The inputs at some places, in the order given."""
+        return [self.inputs[place] for place in places.tolist()]
+
+    def first(self, limit: int | None) -> "Split":
+        """The first ``limit`` examples; all for none."""
+        if limit is None or limit >= len(self):
+            return self
+        return Split(self.inputs[:limit], self.labels[:limit])
+
+
+class Task(Config):
+    """One classification task, as a suite file declares it. Data are read when a split is asked for."""
+
+    name: str
+    version: PositiveInt = 1
+    """Raised when data, classes, prompts or splits change: figures of two versions do not compare."""
+    description: str = ""
+    modality: Literal["text", "image"] = "text"
+    data: SerializeAsAny[Source]
+    names: tuple[str, ...] | Literal["from-data"] = Field(alias="classes")
+    """Class names by label, or ``from-data`` where the data carry them."""
+    templates: tuple[str, ...] = ("{}",)
+    """Prompts of a zero-shot head, ``{}`` standing for the class."""
+    wordings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """What stands in a prompt for a class, where its name does not describe it well."""
+    labels: dict[int | str, str | None] | None = None
+    """Class of each label found in the data; none drops its rows. Needed when the two differ."""
+    head: Literal["zero-shot", "linear-probe"] = "zero-shot"
+    metric: Literal["accuracy", "macro_f1", "matthews"] = "accuracy"
+    max_length: PositiveInt | None = None
+    """Tokens that a text is cut to."""
+    epochs: PositiveInt | None = None
+    """Epochs of the usual fine-tuning recipe, where one is established."""
+
+    _loaded: dict[str, Split] = PrivateAttr(default_factory=dict)
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _typed_source(cls, value: object) -> object:
+        if not isinstance(value, Mapping):
+            return value
+        name = str(value.get("source"))
+        return SOURCES[name].parse(name, value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Task":
+        for template in self.templates:
+            if "{}" not in template:
+                raise ValueError(f"template {template!r} has no '{{}}' for the name of the class")
+        if isinstance(self.names, str):
+            return self
+        if len(set(self.names)) != len(self.names) or len(self.names) < 2:
+            raise ValueError(f"classes {list(self.names)}, expected two or more, each once")
+        for name in (*self.wordings, *filter(None, (self.labels or {}).values())):
+            if name not in self.names:
+                raise ValueError(f"no class called {name!r}; {nearest(name, self.names)}")
+        return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; reads the data if they alone carry them."""
+        if not isinstance(self.names, str):
+            return self.names
+        found = self.data.class_names()
+        if found is None:
+            raise InputError(f"{self.name}: the data carry no class names; list them under 'classes'")
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that decides what a figure on this task means, data included."""
+        fields = self.model_dump(mode="json", exclude={"description", "data", "epochs"})
+        digest = xxhash.xxh3_128(json.dumps([fields, self.data.digest()], sort_keys=True).encode())
+        return digest.hexdigest()
+
+    def split(self, split: SplitName, limit: int | None = None) -> Split:
+        """Examples of ``train``, ``validation`` or ``test``; the first ``limit`` of them.
+
+        Data without a validation split lend a tenth of the training rows, at most 5000, drawn with seed 0, to
+        it; ``train`` is then the rest.
+
+        Raises: InputError for an empty or missing split, a missing file, a row without a field, or a label
+            that is no class.
+        """
+        if split not in SPLITS:
+            raise InputError(f"{self.name}: no split called {split!r}; {nearest(split, SPLITS)}")
+        if split not in self._loaded:
+            self._loaded.update(self._load(split))
+        return self._loaded[split].first(limit)
+
+    def _load(self, split: SplitName) -> dict[str, Split]:
+        if split == "test":
+            return {"test": self._labelled("test", self.data.rows("test"))}
+        train = self._labelled("train", self.data.rows("train"))
+        held_out = self.data.rows("validation")
+        if held_out is not None:
+            return {"train": train, "validation": self._labelled("validation", held_out)}
+        return dict(zip(("train", "validation"), held_out_split(train), strict=True))
+
+    def _labelled(self, split: str, rows: Rows | None) -> Split:
+        """Rows with their labels as places in the classes; dropped ones left out."""
+        import torch
+
+        if rows is None or not len(rows.inputs):
+            raise InputError(f"{self.name}: the {split} split is empty")
+        classes = self.classes
+        places = {name: place for place, name in enumerate(classes)}
+        kept: list[int] = []
+        labels: list[int] = []
+        for row, found in enumerate(rows.labels):
+            name = self._class_of(found, classes, rows, row)
+            if name is not None:
+                kept.append(row)
+                labels.append(places[name])
+        if not kept:
+            raise InputError(f"{self.name}: the {split} split is empty after dropping labels")
+        inputs = rows.inputs if len(kept) == len(rows.inputs) else taken(rows.inputs, kept)
+        return Split(inputs, torch.tensor(labels))
+
+    def _class_of(self, label: int | str, classes: Sequence[str], rows: Rows, row: int) -> str | None:
+        if self.labels is not None:
+            if label in self.labels:
+                return self.labels[label]
+            known = ", ".join(map(repr, self.labels))
+            raise InputError(f"{rows.where(row)}: label {label!r}, expected one of 'labels' ({known})")
+        if isinstance(label, int) and 0 <= label < len(classes):
+            return classes[label]
+        if label in classes:
+            return str(label)
+        raise InputError(
+            f"{rows.where(row)}: label {label!r} is outside the {len(classes)} classes of {self.name!r}"
+        )
+
+
+def held_out_split(train: Split, share: float = 0.1, most: int = 5000) -> tuple[Split, Split]:
+    """A training split cut into train and validation by a permutation of seed 0.
+
+    Source: the ``...Val`` data sets of the task-arithmetic code, arXiv:2212.04089.
+    """
+    import torch
+
+    count = min(int(share * len(train)), most)
+    if count == 0:
+        raise InputError(f"{len(train)} training rows are too few to hold out a validation split; give one")
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    return _part(train, order[:-count]), _part(train, order[-count:])
+
+
+def _part(split: Split, places: "Tensor") -> Split:
+    return Split(taken(split.inputs, places.tolist()), split.labels[places])
+
+
+def taken(inputs: Sequence[Any], places: Sequence[int]) -> Sequence[Any]:
+    """Inputs at some places, of the same kind as given: a list of a list, an array of an array."""
+    if isinstance(inputs, list):
+        return [inputs[place] for place in places]
+    return inputs[list(places)]  # type: ignore[call-overload, no-any-return]
