@@ -1,0 +1,47 @@
+"""References to models on the Hugging Face hub, turned into local folders."""
+
+import re
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from taskvec.errors import InputError, MissingExtra
+
+_REFERENCE = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_SIDE_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+
+
+def is_reference(text: str) -> bool:
+    """Whether ``text`` has the form ``org/name`` or ``org/name@revision``."""
+    return _REFERENCE.fullmatch(text) is not None
+
+
+def resolve(reference: str) -> Path:
+    """The local folder of a hub model, downloaded unless the cache has it.
+
+    Honours what ``huggingface_hub`` reads from the environment: ``HF_HUB_OFFLINE``, ``HF_HOME``, mirrors.
+    Takes safetensors; ``.bin`` files only where there are none.
+
+    Raises: MissingExtra without ``huggingface_hub``; InputError if the model cannot be had.
+    """
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise InputError(f"{reference}: expected a hub reference of the form org/name or org/name@revision")
+    if find_spec("huggingface_hub") is None:
+        raise MissingExtra(
+            f"{reference}: no such file or folder; for models of the hub: pip install 'taskvec[hf]'"
+        )
+    folder = _snapshot(reference, match, "*.safetensors")
+    return folder if any(folder.glob("*.safetensors")) else _snapshot(reference, match, "*.bin")
+
+
+def _snapshot(reference: str, match: re.Match[str], weights: str) -> Path:
+    download = import_module("huggingface_hub").snapshot_download
+    try:
+        folder = download(match["name"], revision=match["revision"], allow_patterns=[weights, *_SIDE_FILES])
+    except Exception as error:  # the hub client raises many kinds, from HTTP errors to value errors
+        what = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise InputError(
+            f"{reference}: no such file or folder, and not to be had from the hub ({what})"
+        ) from None
+    return Path(folder)

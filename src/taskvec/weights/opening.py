@@ -1,0 +1,87 @@
+"""One door to every kind of weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from taskvec.errors import InputError
+from taskvec.weights import hub
+from taskvec.weights.pickled import PickledWeights
+from taskvec.weights.sharded import ShardedWeights, index_kind
+from taskvec.weights.source import Direction, MemoryWeights, Weights
+from taskvec.weights.stored import StoredWeights
+
+WeightsLike = str | Path | Mapping[str, Tensor] | nn.Module | Weights
+
+PICKLES = (".bin", ".pt", ".pth")
+_IN_A_FOLDER = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def open_weights(ref: WeightsLike) -> Weights:
+    """Open weights of any kind for reading; only headers are read.
+
+    Args:
+        ref: a folder, a ``.safetensors`` file, a ``*.index.json``, a ``.bin``/``.pt``/``.pth`` state
+            dict, a hub id ``org/name[@revision]`` (a path that exists wins), a module, a mapping of
+            tensors, or weights that are open already (given back as they are).
+
+    Raises: InputError if there is nothing of that name; CorruptFile, UnsafeFile for files that lie.
+
+    >>> open_weights({"w": torch.zeros(2, 3)}).spec("w").shape
+    (2, 3)
+    """
+    if isinstance(ref, Weights):
+        return ref
+    if isinstance(ref, Direction):
+        raise TypeError("a task vector is a direction, not weights; add it to a base first")
+    if isinstance(ref, nn.Module):
+        return MemoryWeights(type(ref).__name__, ref.state_dict())
+    if isinstance(ref, Mapping):
+        return MemoryWeights("weights in memory", dict(ref))
+    if not isinstance(ref, str | Path):
+        raise TypeError(f"weights are a path, a hub id, a module or a mapping, not {type(ref).__name__}")
+    return _open_path(str(ref))
+
+
+def _open_path(ref: str) -> Weights:
+    path = Path(ref).expanduser()
+    if not path.exists():
+        if not hub.is_reference(ref):
+            raise InputError(f"{ref}: no such file or folder")
+        path = hub.resolve(ref)
+    return _open_file(_find_in(path) if path.is_dir() else path, ref, path if path.is_dir() else None)
+
+
+def _open_file(path: Path, ref: str, folder: Path | None) -> Weights:
+    if folder is None and (path.parent / "config.json").is_file():
+        folder = path.parent
+    if path.name.endswith(".index.json"):
+        shard = StoredWeights if index_kind(path) == "safetensors" else PickledWeights
+        return ShardedWeights(path, shard, ref=ref)
+    if path.suffix == ".safetensors":
+        return StoredWeights(path, ref=ref, folder=folder)
+    if path.suffix in PICKLES:
+        return PickledWeights(path, ref=ref, folder=folder)
+    raise InputError(
+        f"{ref}: unknown kind of file, expected .safetensors, *.index.json, {', '.join(PICKLES)}"
+    )
+
+
+def _find_in(folder: Path) -> Path:
+    for name in _IN_A_FOLDER:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(folder.glob("*.safetensors"))
+    if len(others) == 1:
+        return others[0]
+    if others:
+        raise InputError(
+            f"{folder}: {len(others)} safetensors files and no index, expected one; name the file"
+        )
+    raise InputError(f"{folder}: no weights in this folder, expected one of {', '.join(_IN_A_FOLDER)}")
