@@ -10,7 +10,7 @@ from taskvec.registry import nearest
 _PROJECTION = "|".join(
     (
         r"attention\.self\.(query|key|value)",  # BERT, RoBERTa
-        r"attention\.(attention\.)?(query|key|value)",  # ViT
+        r"attention\.(attention\.)?(query|key|value|output)",  # ViT
         r"attention\.output\.dense",  # BERT, ViT
         r"(self_attn|encoder_attn)\.([qkv]|out|o)_proj",  # CLIP, BART, Llama
         r"attention\.([qkvo]|out)_(proj|lin)",  # DistilBERT and ViT variants

@@ -128,10 +128,12 @@ class Task(Config):
     def _load(self, split: SplitName) -> dict[str, Split]:
         if split == "test":
             return {"test": self._labelled("test", self.data.rows("test"))}
-        train = self._labelled("train", self.data.rows("train"))
         held_out = self.data.rows("validation")
+        if held_out is not None and split == "validation":
+            return {"validation": self._labelled("validation", held_out)}
+        train = self._labelled("train", self.data.rows("train"))
         if held_out is not None:
-            return {"train": train, "validation": self._labelled("validation", held_out)}
+            return {"train": train}
         return dict(zip(("train", "validation"), held_out_split(train), strict=True))
 
     def _labelled(self, split: str, rows: Rows | None) -> Split:
