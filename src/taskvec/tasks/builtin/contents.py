@@ -1,0 +1,301 @@
+"""What the built-in world can show: domains of contents, each with the masks that draw it.
+
+A mask is a 64 x 64 grey image, 255 where there is ink. Masks are drawn once, enlarged and without
+anti-aliasing, then averaged down: that leaves nothing to the rounding of a machine or of a font renderer.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from math import cos, pi, sin
+from pathlib import Path
+
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+
+from taskvec.errors import InputError, MissingExtra
+
+SIDE = 64
+_LARGE = 4 * SIDE
+
+SEEN_FONTS = (
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSerif",
+    "DejaVuSerif-Bold", "STIXGeneral", "STIXGeneralBol", "cmr10", "cmb10", "cmss10", "cmtt10",
+)  # fmt: skip
+"""Upright fonts, for pre-training and the control task."""
+
+UNSEEN_FONTS = (
+    "DejaVuSans-Oblique", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic",
+    "STIXGeneralItalic", "STIXGeneralBolIta", "cmti10",
+)  # fmt: skip
+"""Slanted fonts, for the tasks alone."""
+
+ICON_FONTS = ("DejaVuSans", "DejaVuSans-Bold")
+GREEK_FONTS = tuple(font for font in SEEN_FONTS if not font.startswith("cm"))
+UNSEEN_GREEK_FONTS = tuple(font for font in UNSEEN_FONTS if not font.startswith("cm"))
+
+LETTERS = tuple("abcdefghijklmnopqrstuvwxyz")
+CAPITALS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+DIGITS = tuple("0123456789")
+GREEK = {
+    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "zeta": "ζ", "eta": "η",
+    "theta": "θ", "lambda": "λ", "mu": "μ", "xi": "ξ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ",
+    "phi": "φ", "chi": "χ", "psi": "ψ", "omega": "ω", "Omega": "Ω",
+}  # fmt: skip
+ICONS = {
+    "sun": "☀", "cloud": "☁", "umbrella": "☂", "snowman": "☃", "telephone": "☎", "cup": "☕", "skull": "☠",
+    "radiation": "☢", "biohazard": "☣", "peace": "☮", "balance": "☯", "frown": "☹", "smile": "☺",
+    "venus": "♀", "mars": "♂", "king": "♔", "queen": "♕", "rook": "♖", "bishop": "♗", "knight": "♘",
+    "pawn": "♙", "spade": "♠", "club": "♣", "heart": "♥", "spring": "♨", "note": "♪", "melody": "♫",
+    "flat": "♭", "sharp": "♯", "recycling": "♻", "anchor": "⚓", "swords": "⚔", "weights": "⚖",
+    "gear": "⚙", "atom": "⚛", "warning": "⚠", "lightning": "⚡", "scissors": "✂", "airplane": "✈",
+    "envelope": "✉", "victory": "✌", "pencil": "✎", "check": "✓", "snowflake": "❄", "ampersand": "&",
+    "percent": "%", "at": "@", "paragraph": "¶",
+}  # fmt: skip
+SHAPES = (
+    "circle", "ring", "square", "frame", "triangle", "diamond", "pentagon", "hexagon", "star", "cross",
+    "crescent", "drop",
+)  # fmt: skip
+DIRECTIONS = ("right", "up right", "up", "up left", "left", "down left", "down", "down right")
+"""Counter-clockwise from the right, 45 degrees apart."""
+
+ORIENTATIONS = (
+    "horizontal", "shallow rising", "rising", "steep rising",
+    "vertical", "steep falling", "falling", "shallow falling",
+)  # fmt: skip
+"""Counter-clockwise from the horizontal, 22.5 degrees apart."""
+
+PLACES = (
+    "top left", "top", "top right", "middle left", "middle", "middle right",
+    "bottom left", "bottom", "bottom right",
+)  # fmt: skip
+COUNTS = ("one", "two", "three", "four", "five", "six")
+PATTERNS = (
+    "checkerboard", "grid", "polka", "brick", "zigzag", "wave", "ripple", "plus", "sawtooth", "lattice",
+    "scale",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One kind of content: the names in it, how a caption says one of them, and how it says only the kind."""
+
+    names: tuple[str, ...]
+    phrase: str
+    kind: str
+
+
+DOMAINS = {
+    "letter": Domain(LETTERS, "letter {}", "letter"),
+    "capital": Domain(CAPITALS, "capital {}", "capital"),
+    "digit": Domain(DIGITS, "digit {}", "digit"),
+    "greek": Domain(tuple(GREEK), "greek {}", "greek letter"),
+    "icon": Domain(tuple(ICONS), "{} icon", "icon"),
+    "shape": Domain(SHAPES, "{}", "shape"),
+    "arrow": Domain(DIRECTIONS, "arrow pointing {}", "arrow"),
+    "place": Domain(PLACES, "thing at the {}", "thing"),
+    "count": Domain(COUNTS, "{} dots", "dots"),
+    "stripes": Domain(ORIENTATIONS, "{} stripes", "stripes"),
+    "pattern": Domain(PATTERNS, "{} pattern", "pattern"),
+}
+
+
+@cache
+def _font_folder() -> Path:
+    try:
+        import matplotlib
+    except ImportError as missing:
+        raise MissingExtra(
+            "built-in world: matplotlib is not installed, expected for fonts; pip install 'taskvec[plots]'"
+        ) from missing
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
+@cache
+def characters(font: str) -> frozenset[str]:
+    """The characters that a font of matplotlib's really holds; others would silently draw a box."""
+    folder = _font_folder()
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(map(chr, FT2Font(str(folder / f"{font}.ttf")).get_charmap()))
+
+
+@lru_cache(maxsize=64)
+def _typeface(font: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(_font_folder() / f"{font}.ttf"), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@cache
+def glyph(char: str, font: str) -> Image.Image:
+    """One printed character, centred.
+
+    Raises: InputError if the font lacks it.
+    """
+    if char not in characters(font):
+        raise InputError(
+            f"built-in world: font {font!r} has no {char!r}, expected one that has it; choose another"
+        )
+    icon = char in ICONS.values() and not char.isascii()
+    face = _typeface(font, 225 if icon else 205)
+    left, top, right, bottom = face.getbbox(char)
+    canvas = Image.new("L", (_LARGE, _LARGE))
+    corner = (round((_LARGE - left - right) / 2), round((_LARGE - top - bottom) / 2))
+    ImageDraw.Draw(canvas).text(corner, char, fill=255, font=face)
+    return canvas.point(lambda v: 255 if v > 127 else 0).reduce(4)
+
+
+Point = tuple[float, float]
+
+
+def _around(angles: Sequence[float], radii: Sequence[float]) -> list[Point]:
+    """Corners round the middle of the large canvas; angles in turns, counter-clockwise."""
+    middle = _LARGE / 2
+    return [
+        (middle + r * cos(2 * pi * a), middle - r * sin(2 * pi * a))
+        for a, r in zip(angles, radii, strict=True)
+    ]
+
+
+def _regular(corners: int, radius: float, first: float) -> list[Point]:
+    return _around([first + k / corners for k in range(corners)], [radius] * corners)
+
+
+def outline_of(shape: str) -> list[Point]:
+    """The closed contour of a shape, as corners on a 256 x 256 canvas; of a ring or frame the outer one."""
+    match shape:
+        case "circle" | "ring":
+            return _regular(48, 84, 0.0)
+        case "square" | "frame":
+            return _regular(4, 108, 0.125)
+        case "triangle":
+            return _regular(3, 104, 0.25)
+        case "diamond":
+            return _around([0, 0.25, 0.5, 0.75], [62, 108, 62, 108])
+        case "pentagon":
+            return _regular(5, 96, 0.25)
+        case "hexagon":
+            return _regular(6, 96, 0.0)
+        case "star":
+            return _around([0.25 + k / 10 for k in range(10)], [108, 44] * 5)
+        case "cross":
+            arm = [0.05, 0.125, 0.2]
+            return _around([q / 4 + a for q in range(4) for a in arm], [102, 46, 102] * 4)
+        case "crescent":
+            outer = _around([0.11 + 0.78 * k / 30 for k in range(31)], [90] * 31)
+            return outer + [(x * 0.55 + 84, y) for x, y in reversed(outer[4:-4])]
+        case "drop":
+            round_part = [
+                (x, y + 26) for x, y in _around([0.58 + 0.84 * k / 30 - 0.25 for k in range(31)], [62] * 31)
+            ]
+            return [*round_part[:-1], (128, 22)]
+    raise InputError(
+        f"built-in world: shape {shape!r}, expected one of {', '.join(SHAPES)}; choose one of them"
+    )
+
+
+@cache
+def shape(name: str) -> Image.Image:
+    """A filled shape (a ring and a frame keep their hole)."""
+    canvas = Image.new("L", (_LARGE, _LARGE))
+    pen = ImageDraw.Draw(canvas)
+    contour = outline_of(name)
+    pen.polygon(contour, fill=255)
+    if name in ("ring", "frame"):
+        pen.polygon([(128 + 0.6 * (x - 128), 128 + 0.6 * (y - 128)) for x, y in contour], fill=0)
+    return canvas.reduce(4)
+
+
+def _drawn(draw: Callable[[ImageDraw.ImageDraw], None]) -> Image.Image:
+    canvas = Image.new("L", (_LARGE, _LARGE))
+    draw(ImageDraw.Draw(canvas))
+    return canvas.reduce(4)
+
+
+_ARROWS: dict[str, list[list[Point]]] = {
+    "thin": [[(36, 120), (220, 120), (220, 136), (36, 136)],
+             [(220, 128), (160, 72), (150, 84), (198, 128), (150, 172), (160, 184)]],
+    "block": [[(30, 96), (130, 96), (130, 48), (226, 128), (130, 208), (130, 160), (30, 160)]],
+    "solid": [[(34, 114), (150, 114), (150, 68), (224, 128), (150, 188), (150, 142), (34, 142)]],
+    "double": [[(36, 98), (170, 98), (170, 112), (36, 112)], [(36, 144), (170, 144), (170, 158), (36, 158)],
+               [(150, 56), (226, 128), (150, 200), (150, 172), (190, 128), (150, 84)]],
+}  # fmt: skip
+_POINTERS: dict[str, list[list[Point]]] = {
+    "chevron": [[(84, 40), (124, 40), (204, 128), (124, 216), (84, 216), (164, 128)]],
+    "dart": [[(40, 52), (224, 128), (40, 204), (88, 128)]],
+    "wedge": [[(44, 84), (224, 128), (44, 172)]],
+    "pin": [[*_around([0.12 + 0.76 * k / 20 for k in range(21)], [56] * 21), (236, 128)]],
+    "pennant": [[(36, 40), (54, 40), (54, 216), (36, 216)], [(54, 70), (220, 128), (54, 186)]],
+}  # fmt: skip
+ARROWS, POINTERS = tuple(_ARROWS), tuple(_POINTERS)
+
+
+@cache
+def pointer(name: str) -> Image.Image:
+    """An arrow (seen in pre-training) or another pointer (unseen), pointing right."""
+    parts = {**_ARROWS, **_POINTERS}[name]
+
+    def draw(pen: ImageDraw.ImageDraw) -> None:
+        for part in parts:
+            pen.polygon(part, fill=255)
+
+    mask = _drawn(draw)
+    if name == "pin":
+        mask = ImageChops.offset(mask, -8, 0)
+    return mask
+
+
+@cache
+def dot() -> Image.Image:
+    """A small disc in the middle."""
+    return _drawn(lambda pen: pen.ellipse((98, 98, 158, 158), fill=255))
+
+
+def outlined(mask: Image.Image, width: int = 5) -> Image.Image:
+    """Only the rim of a mask, ``width`` pixels of the 64 wide (odd)."""
+    return ImageChops.subtract(
+        mask.filter(ImageFilter.MaxFilter(width)), mask.filter(ImageFilter.MinFilter(3))
+    )
+
+
+@cache
+def _screen(kind: str) -> Image.Image:
+    """The grid of dots, or the hatching, that a filled mask is seen through."""
+    screen = Image.new("L", (SIDE, SIDE))
+    pen = ImageDraw.Draw(screen)
+    if kind == "dotted":
+        for y in range(0, SIDE, 6):
+            for x in range(0, SIDE, 6):
+                pen.rectangle((x + 1, y + 1, x + 4, y + 4), fill=255)
+    else:
+        for x in range(-SIDE, SIDE, 8):
+            pen.line((x, SIDE, x + SIDE, 0), fill=255, width=4)
+    return screen
+
+
+@lru_cache(maxsize=20_000)
+def _styled(key: tuple[str, str, str], style: str) -> Image.Image:
+    maker, name, font = key
+    mask = {
+        "glyph": lambda: glyph(name, font),
+        "shape": lambda: shape(name),
+        "pointer": lambda: pointer(name),
+    }[maker]()
+    if style == "plain":
+        return mask
+    return outlined(mask) if style == "outlined" else ImageChops.multiply(mask, _screen(style))
+
+
+def content_mask(domain: str, name: str, variant: str, style: str = "plain") -> Image.Image:
+    """The mask of one content.
+
+    Args:
+        domain: one of the domains that are drawn from a mask (not counts, stripes, patterns).
+        name: a name of that domain; for arrows ignored, since a direction is a rotation.
+        variant: the font of a character, the kind of an arrow, ignored for shapes.
+        style: ``plain``, ``outlined``, ``hatched`` or ``dotted``.
+    """
+    if domain == "shape":
+        return _styled(("shape", name, ""), style)
+    if domain == "arrow":
+        return _styled(("pointer", variant, ""), style)
+    char = GREEK.get(name, name) if domain == "greek" else ICONS.get(name, name)
+    return _styled(("glyph", char, variant), style)
