@@ -41,6 +41,17 @@ class TensorSpec:
         return self.numel * self.dtype.itemsize
 
 
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice | None]:
+    """Slices of the first axis of about ``BLOCK`` elements; ``None`` where one is enough."""
+    numel = math.prod(shape)
+    if numel <= BLOCK:
+        yield None
+        return
+    step = max(1, BLOCK * shape[0] // numel)
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
 class Direction:
     """A mapping of tensors that is a direction, not a point: ``open_weights`` refuses it."""
 
@@ -103,13 +114,7 @@ class Weights(Mapping[str, Tensor], ABC):
 
     def row_blocks(self, name: str) -> Iterator[slice | None]:
         """Slices of the first axis that cover ``name`` in order; ``None`` stands for the whole."""
-        spec = self.spec(name)
-        if not self.by_rows or spec.numel <= BLOCK or not spec.shape:
-            yield None
-            return
-        step = max(1, BLOCK * spec.shape[0] // spec.numel)
-        for start in range(0, spec.shape[0], step):
-            yield slice(start, min(start + step, spec.shape[0]))
+        return row_blocks(self.spec(name).shape) if self.by_rows else iter((None,))
 
     def fingerprint(self) -> str:
         """Digest (xxh3-128) of names, shapes, dtypes and content; sharding and kind of file do not matter.

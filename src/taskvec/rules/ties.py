@@ -1,0 +1,97 @@
+"""TIES: trim, elect sign, merge what agrees."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from taskvec.rules import sum as addition
+from taskvec.rules.magnitude import Cut, count_equal, find_cuts
+from taskvec.rules.magnitude import trim as trim_at
+from taskvec.rules.rule import Rule, Stacks
+
+
+def ties(
+    deltas: Tensor,
+    *,
+    keep: Annotated[float, Field(ge=0, le=1)] = 0.2,
+    trim: Literal["tensor", "global"] = "tensor",
+    elect: Literal["mass", "count"] = "mass",
+    merge: Literal["mean", "sum", "max"] = "mean",
+    weights: Sequence[float] | None = None,
+    weigh: Literal["before", "after"] = "before",
+    _cuts: Sequence[Cut] | None = None,
+) -> Tensor:
+    """Keep the largest entries of each task, elect a sign, merge those that agree with it.
+
+        trimmed_t = tau_t where |tau_t| is among the largest, else 0
+        sign      = sgn(sum_t w_t trimmed_t)
+        merged    = mean of w_t trimmed_t over the tasks whose entry has that sign
+
+    Args:
+        deltas: (task, *shape).
+        keep: fraction of entries kept of each task, 0 to 1. Of n entries exactly max(1, round(keep n)),
+            equal magnitudes in row-major order; none for 0.
+        trim: whether a fraction of each ``tensor``, or of the whole task vector (``global``, as in the
+            paper). The same when there is only one tensor.
+        elect: the sign of the sum (``mass``), or of the number of positive minus negative (``count``).
+        merge: ``mean``, ``sum``, or the entry of largest magnitude (``max``).
+        weights: one for each task, 1 by default.
+        weigh: multiply by the weights ``before`` the election, and divide by the weights that agree; or
+            ``after`` it, and divide by their number.
+
+    A sum of exactly zero elects plus. The authors' code elects the majority sign of the whole vector there,
+    and keeps one entry more.
+    Source: Yadav et al. 2023, arXiv:2306.01708; ``weigh``: mergekit (before), PEFT (after).
+    """
+    factors = torch.tensor(addition.coefficients(len(deltas), weights=weights), dtype=deltas.dtype)
+    factors = factors.reshape(-1, *[1] * (deltas.ndim - 1))
+    cuts = _cuts_within(deltas, keep) if _cuts is None else _cuts
+    if not cuts:
+        return torch.zeros_like(deltas[0])
+    trimmed = torch.stack([trim_at(delta, cut) for delta, cut in zip(deltas, cuts, strict=True)])
+    weighted = trimmed * factors
+    ballots = weighted if weigh == "before" else trimmed
+    votes = (ballots if elect == "mass" else ballots.sign()).sum(0)
+    sign = torch.where(votes < 0, -1.0, 1.0).to(deltas.dtype)
+    agree = ballots.sign() == sign
+    chosen = torch.where(agree, weighted, torch.zeros_like(weighted))
+    if merge == "max":
+        largest = chosen.abs().argmax(0, keepdim=True)
+        return chosen.gather(0, largest)[0]
+    if merge == "sum":
+        return chosen.sum(0)
+    shares = agree * factors if weigh == "before" else agree.to(deltas.dtype)
+    total = shares.sum(0)
+    return chosen.sum(0) / torch.where(total == 0, torch.ones_like(total), total)
+
+
+def prepare(stacks: Stacks, *, keep: float, trim: str, **_: Any) -> dict[str, dict[str, list[Cut]]] | None:
+    """One cut for each task over all tensors, its ties dealt out in the order of the tensors."""
+    if trim == "tensor":
+        return None
+    kept = _kept(sum(stack[0].numel() for _, stack in stacks()), keep)
+    if not kept:
+        return {name: {"_cuts": []} for name, _ in stacks()}
+    whole = find_cuts(lambda: (stack for _, stack in stacks()), kept)
+    left = [cut.ties for cut in whole]
+    dealt: dict[str, dict[str, list[Cut]]] = {}
+    for name, stack in stacks():
+        here = [min(n, count_equal(d, cut)) for n, d, cut in zip(left, stack, whole, strict=True)]
+        left = [n - used for n, used in zip(left, here, strict=True)]
+        dealt[name] = {"_cuts": [Cut(cut.threshold, n) for cut, n in zip(whole, here, strict=True)]}
+    return dealt
+
+
+def _cuts_within(deltas: Tensor, keep: float) -> list[Cut]:
+    kept = _kept(deltas[0].numel(), keep)
+    return find_cuts(lambda: [deltas], kept) if kept else []
+
+
+def _kept(entries: int, keep: float) -> int:
+    return min(entries, max(1, round(keep * entries))) if keep > 0 and entries else 0
+
+
+TIES = Rule("ties", ties, "tensor", prepare=prepare)

@@ -1,0 +1,53 @@
+"""Which base a direction belongs to. Directions of different bases do not mix."""
+
+from dataclasses import dataclass
+
+from taskvec.errors import BaseMismatch
+from taskvec.weights import Weights
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A base by its weights, or by what a file recorded of it.
+
+    Attributes:
+        ref: what it was called; for messages and provenance.
+        recorded: the fingerprint from a file; ``None`` if the file has none.
+        weights: the weights themselves where they are at hand.
+    """
+
+    ref: str | None
+    recorded: str | None = None
+    weights: Weights | None = None
+
+    @classmethod
+    def of(cls, weights: Weights | None) -> "Base":
+        """The base that ``weights`` are; an unknown one for ``None``."""
+        return cls(None) if weights is None else cls(weights.ref, weights=weights)
+
+    def fingerprint(self) -> str | None:
+        """As recorded, or computed from the weights; ``None`` for an unknown base."""
+        return self.weights.fingerprint() if self.weights is not None else self.recorded
+
+    def same_as(self, other: "Base") -> bool:
+        """Whether both are equal, or both unknown. Reads data only if it must."""
+        mine, others = self.weights, other.weights
+        if mine is not None and others is not None and mine.identity == others.identity:
+            return True
+        return self.fingerprint() == other.fingerprint()
+
+    def __str__(self) -> str:
+        return f"{self.ref or 'unknown'} (fingerprint {self.fingerprint() or 'unknown'})"
+
+
+def shared_base(where: str, first: Base, other: Base) -> Base:
+    """The base of both, with its weights if either has them.
+
+    Raises: BaseMismatch, with both fingerprints.
+    """
+    if first is not other and not first.same_as(other):
+        raise BaseMismatch(
+            f"{where}: base {other}, expected {first}; vectors of different bases do not mix unless "
+            "allow_other_base (--allow-other-base) says so"
+        )
+    return first if first.weights is not None else other

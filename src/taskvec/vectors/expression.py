@@ -1,0 +1,122 @@
+"""Expressions over named task vectors: ``0.4*a + 0.4*b - 0.3*c``. Parsed, never evaluated as Python."""
+
+import ast
+import math
+from collections.abc import Mapping
+
+from taskvec.errors import InputError, UnknownName
+from taskvec.registry import nearest
+from taskvec.vectors.vector import TaskVector
+
+
+def parse_expression(text: str, vectors: Mapping[str, TaskVector]) -> TaskVector:
+    """The vector that an expression of numbers, names, ``+ - * /`` and parentheses stands for.
+
+    Each name may stand once: a second one is more likely a slip than a sum.
+
+    Raises: UnknownName with the nearest name; InputError for anything that is no linear expression.
+
+    >>> parse_expression("a + 0.5 * (b - c)", {"a": a, "b": b, "c": c}) == a + 0.5 * b - 0.5 * c
+    True
+    """
+    value = _value(_parsed(text), text, vectors)
+    if not isinstance(value, TaskVector):
+        raise InputError(f"expression {_shown(text)}: comes to the number {value:g}, expected a task vector")
+    return value
+
+
+def names_in(text: str) -> list[str]:
+    """The names in an expression, in order.
+
+    Raises: InputError if it does not parse, or a name stands twice.
+    """
+    found = sorted(
+        (node for node in ast.walk(_parsed(text)) if isinstance(node, ast.Name)),
+        key=lambda node: (node.lineno, node.col_offset),
+    )
+    names = [node.id for node in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"expression {_shown(text)}: {name!r} stands {names.count(name)} times, expected once"
+            )
+    return names
+
+
+def _parsed(text: str) -> ast.expr:
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise InputError(f"expression {_shown(text)}: {error.msg} at column {error.offset}") from None
+    except (ValueError, RecursionError, MemoryError):
+        raise InputError(f"expression {_shown(text)}: cannot be parsed; is it nested too deeply?") from None
+
+
+def _value(node: ast.expr, text: str, vectors: Mapping[str, TaskVector]) -> TaskVector | float:
+    names = names_in(text)
+    for name in names:
+        if name not in vectors:
+            raise UnknownName(
+                f"expression {_shown(text)}: no vector called {name!r}; {nearest(name, vectors)}"
+            )
+    try:
+        return _evaluated(node, vectors)
+    except _NotLinear as problem:
+        raise InputError(f"expression {_shown(text)}: {problem}") from None
+    except RecursionError:
+        raise InputError(f"expression {_shown(text)}: nested too deeply") from None
+
+
+class _NotLinear(Exception):
+    """The part of an expression that has no meaning here."""
+
+
+def _evaluated(node: ast.expr, vectors: Mapping[str, TaskVector]) -> TaskVector | float:
+    match node:
+        case ast.Name(id=name):
+            return vectors[name]
+        case ast.Constant(value=bool()):
+            pass
+        case ast.Constant(value=int() | float() as number):
+            return _finite(number)
+        case ast.UnaryOp(op=ast.USub(), operand=inner):
+            return -_evaluated(inner, vectors)
+        case ast.UnaryOp(op=ast.UAdd(), operand=inner):
+            return _evaluated(inner, vectors)
+        case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div() as op, right=right):
+            return _joined(op, _evaluated(left, vectors), _evaluated(right, vectors))
+    raise _NotLinear(f"{ast.unparse(node)!r} found, expected numbers, names, + - * / and parentheses")
+
+
+def _joined(op: ast.operator, left: TaskVector | float, right: TaskVector | float) -> TaskVector | float:
+    if isinstance(op, ast.Mult):
+        if not isinstance(left, TaskVector):
+            return right * left
+        if not isinstance(right, TaskVector):
+            return left * right
+        raise _NotLinear("a vector times a vector, expected a number on one side")
+    if isinstance(op, ast.Div):
+        if isinstance(right, TaskVector):
+            raise _NotLinear("division by a vector, expected a number")
+        if right == 0:
+            raise _NotLinear("division by zero")
+        return left / right
+    if isinstance(left, TaskVector) and isinstance(right, TaskVector):
+        return left + right if isinstance(op, ast.Add) else left - right
+    if isinstance(left, TaskVector) or isinstance(right, TaskVector):
+        raise _NotLinear("a number plus or minus a vector, expected two vectors")
+    return left + right if isinstance(op, ast.Add) else left - right
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _finite(number: float) -> float:
+    try:
+        value = float(number)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise _NotLinear("a number too large, expected a finite coefficient")
+    return value

@@ -1,0 +1,72 @@
+"""Lengths and angles of task vectors, streamed tensor by tensor, accumulated in float64."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from taskvec.vectors.base import shared_base
+from taskvec.weights.source import row_blocks
+
+if TYPE_CHECKING:
+    from taskvec.vectors.vector import TaskVector
+
+
+def norms(vector: "TaskVector") -> dict[str, float]:
+    """The Euclidean norm of each tensor."""
+    return {name: math.sqrt(float(_gram_of(name, [vector])[0, 0])) for name in vector}
+
+
+def norm(vector: "TaskVector") -> float:
+    """The Euclidean norm over all tensors."""
+    return math.sqrt(float(gram([vector])[0, 0]))
+
+
+def dot(first: "TaskVector", other: "TaskVector") -> float:
+    """The inner product over all tensors."""
+    return float(gram([first, other])[0, 1])
+
+
+def cosine(first: "TaskVector", other: "TaskVector") -> float:
+    """The cosine of the angle between two vectors; NaN if either is zero."""
+    return float(similarity([first, other])[0, 1])
+
+
+def gram(vectors: Sequence["TaskVector"]) -> Tensor:
+    """All inner products, (n, n) float64.
+
+    Raises: BaseMismatch unless all vectors have the same base.
+    Cost: every source is read once for each vector it is in.
+    """
+    base = vectors[0].base
+    for vector in vectors[1:]:
+        base = shared_base(vector.ref, base, vector.base)
+    names = dict.fromkeys(name for vector in vectors for name in vector)
+    total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+    for name in names:
+        total += _gram_of(name, vectors)
+    return total
+
+
+def similarity(vectors: Sequence["TaskVector"]) -> Tensor:
+    """The cosine matrix, (n, n) float64, ones on the diagonal; NaN in the rows of a zero vector."""
+    products = gram(vectors)
+    lengths = products.diagonal().sqrt()
+    cosines = (products / lengths.outer(lengths)).clamp(-1, 1)
+    return cosines.fill_diagonal_(1.0).masked_fill((lengths == 0)[:, None] | (lengths == 0), math.nan)
+
+
+def _gram_of(name: str, vectors: Sequence["TaskVector"]) -> Tensor:
+    """Inner products of one tensor of each vector, (n, n) float64."""
+    total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
+    places = [place for place, vector in enumerate(vectors) if name in vector and vector.terms_at(name)]
+    if not places:
+        return total
+    pieces = all(vectors[place].by_rows for place in places)
+    shape = vectors[places[0]].specs[name].shape
+    for rows in row_blocks(shape) if pieces else [None]:
+        block = torch.stack([vectors[place].read(name, rows).double().reshape(-1) for place in places])
+        total[torch.tensor(places)[:, None], torch.tensor(places)] += block @ block.T
+    return total

@@ -1,0 +1,95 @@
+"""What a task-vector file says about itself."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from taskvec._version import __version__
+from taskvec.errors import CorruptFile, InputError
+from taskvec.registry import nearest
+from taskvec.weights import Weights
+
+FORMAT = 1
+KEY = "taskvec"
+
+
+class BaseInfo(BaseModel):
+    """The base that a vector was taken from. A fingerprint that is not known is ``None``, never guessed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ref: str | None = None
+    fingerprint: str | None = None
+
+
+class VectorInfo(BaseModel):
+    """Provenance of a task vector, stored in the header of its file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[1] = 1
+    base: BaseInfo = BaseInfo()
+    tuned: str | None = None
+    """The fine-tuned weights, or the expression over vectors."""
+    task: str | None = None
+    regime: str | None = None
+    dtype: str | None = None
+    """The element type of the stored deltas, where it is one for all."""
+    created_by: str = f"taskvec {__version__}"
+    rule: dict[str, Any] | None = None
+    """The combination rule that made it, with every parameter."""
+    training: dict[str, Any] | None = None
+    metrics: dict[str, Any] | None = None
+    unchanged: dict[str, tuple[int, ...]] = {}
+    """Tensors that fine-tuning left alone, with their shapes; no zeros are stored for them."""
+
+    def header(self) -> dict[str, str]:
+        """The entry for the metadata of a safetensors header."""
+        return {KEY: self.model_dump_json(exclude_none=True)}
+
+
+OPEN_FIELDS = frozenset({"tuned", "task", "regime", "training", "metrics"})
+"""What whoever makes a vector may say of it; the rest is known."""
+
+
+def check_fields(fields: Mapping[str, object]) -> None:
+    """Refuse keyword arguments that are no fields of the provenance.
+
+    Raises: TypeError with the nearest name.
+    """
+    for name in fields:
+        if name not in OPEN_FIELDS:
+            raise TypeError(f"unexpected keyword argument {name!r}; {nearest(name, OPEN_FIELDS)}")
+
+
+def has_info(weights: Weights) -> bool:
+    """Whether the file says that it holds a task vector."""
+    return KEY in weights.metadata
+
+
+def read_info(weights: Weights) -> VectorInfo:
+    """The provenance in the header of an open file.
+
+    Raises: InputError if it is no task vector, or of a later format; CorruptFile if it cannot be read.
+    """
+    if not has_info(weights):
+        raise InputError(
+            f"{weights.ref}: holds weights, expected a task vector (no {KEY!r} in its header); "
+            "extract one with: taskvec diff BASE TUNED -o VECTOR"
+        )
+    try:
+        content = json.loads(weights.metadata[KEY])
+    except ValueError as error:
+        raise CorruptFile(f"{weights.ref}: {KEY!r} in the header is not valid JSON ({error})") from None
+    if isinstance(content, Mapping) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
+        raise InputError(
+            f"{weights.ref}: format {content['format']}, expected {FORMAT}; a later taskvec wrote it, upgrade"
+        )
+    try:
+        return VectorInfo.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or KEY
+        raise CorruptFile(f"{weights.ref}: {field!r} in the header: {first['msg'].lower()}") from None

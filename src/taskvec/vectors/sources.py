@@ -1,0 +1,125 @@
+"""The directions that task vectors are linear combinations of."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from taskvec.vectors.info import VectorInfo
+from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.dtypes import compute_dtype
+
+_serial = count()
+
+
+class Source(ABC):
+    """One direction, read tensor by tensor. Equal to another if it is known to be the same direction.
+
+    Attributes:
+        ref: opens error messages.
+        identity: what equality goes by.
+        specs: shape, and dtype of computing, of every tensor, changed or not.
+        info: provenance where it was recorded.
+        by_rows: whether some rows cost less than the whole tensor.
+        files: what is read from disk.
+        frozen: whether the content cannot change behind our back.
+    """
+
+    by_rows = True
+    info: VectorInfo | None = None
+
+    def __init__(
+        self,
+        ref: str,
+        identity: Hashable,
+        specs: Mapping[str, TensorSpec],
+        *,
+        files: tuple[Path, ...] = (),
+        frozen: bool = True,
+    ) -> None:
+        self.ref = ref
+        self.identity = identity
+        self.specs = specs
+        self.files = files
+        self.frozen = frozen
+        # Sums run over sources in this order, however the expression was written: a + b is b + a to the bit.
+        self.order = (ref, next(_serial))
+
+    @abstractmethod
+    def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        """The direction of one tensor. Not to be written into: it may be memory of a file."""
+
+    def touches(self, name: str) -> bool:
+        """Whether the direction of ``name`` can be other than zero."""
+        return name in self.specs
+
+    def endpoint(self, base: Weights) -> Weights | None:
+        """The weights that a step of exactly 1 from ``base`` leads to, if they are at hand."""
+        return None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Source) and self.identity == other.identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+
+class Difference(Source):
+    """From a base to its fine-tuned weights; ``names`` are the tensors that take part."""
+
+    def __init__(self, base: Weights, tuned: Weights, names: list[str]) -> None:
+        super().__init__(
+            f"{tuned.ref} - {base.ref}",
+            ("difference", base.identity, tuned.identity, tuple(names)),
+            {name: computing(base.spec(name)) for name in names},
+            files=(*base.files, *tuned.files),
+            frozen=base.frozen and tuned.frozen,
+        )
+        self.by_rows = base.by_rows and tuned.by_rows
+        self.base, self.tuned = base, tuned
+
+    def touches(self, name: str) -> bool:
+        """Whether both models hold ``name``."""
+        return name in self.specs and name in self.tuned
+
+    def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        """``tuned - base``, exact where the two are within a factor of two of each other."""
+        return self.tuned.read(name, rows).to(dtype) - self.base.read(name, rows).to(dtype)
+
+    def endpoint(self, base: Weights) -> Weights | None:
+        """The fine-tuned weights, seen from their own base."""
+        return self.tuned if base.identity == self.base.identity else None
+
+
+class Stored(Source):
+    """Deltas in a file or in memory; ``unchanged`` tensors are known to be zero and not stored."""
+
+    def __init__(
+        self, weights: Weights, info: VectorInfo | None, unchanged: Mapping[str, TensorSpec] | None = None
+    ) -> None:
+        specs = {name: computing(weights.spec(name)) for name in weights}
+        super().__init__(
+            weights.ref,
+            ("stored", weights.identity),
+            {**specs, **(unchanged or {})},
+            files=weights.files,
+            frozen=weights.frozen,
+        )
+        self.weights = weights
+        self.info = info
+
+    def touches(self, name: str) -> bool:
+        """Whether a delta is stored for ``name``."""
+        return name in self.weights
+
+    def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        """The stored delta."""
+        return self.weights.read(name, rows).to(dtype)
+
+
+def computing(spec: TensorSpec) -> TensorSpec:
+    """The same shape in the precision that arithmetic is done in."""
+    return TensorSpec(spec.shape, compute_dtype(spec.dtype))

@@ -1,0 +1,323 @@
+"""Task vectors: linear forms over directions, simplified as they are built, evaluated tensor by tensor."""
+
+import math
+from collections.abc import Iterator, Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from taskvec.errors import KeyMismatch, NonFinite
+from taskvec.vectors import files, geometry
+from taskvec.vectors.base import Base, shared_base
+from taskvec.vectors.checks import OnExtra, OnMissing, check_fits, check_point, editable_names
+from taskvec.vectors.edited import EditedWeights, apply
+from taskvec.vectors.info import BaseInfo, VectorInfo, check_fields
+from taskvec.vectors.noise import Noise
+from taskvec.vectors.sources import Difference, Source, Stored, computing
+from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, open_weights
+from taskvec.weights.dtypes import EDITABLE, short
+from taskvec.weights.source import MemoryWeights
+
+
+class TaskVector(Direction, Mapping[str, Tensor]):
+    """A direction in weight space, as a linear form ``{source: coefficient}``.
+
+    A read-only mapping from tensor names to deltas, float32 (float64 for float64 models), made anew each
+    time one is read. Sums, differences and multiples cost nothing: equal sources merge, coefficients that
+    cancel vanish, and only reading, saving or applying touches data.
+
+    >>> vector = TaskVector.between({"w": torch.zeros(2)}, {"w": torch.ones(2)})
+    >>> (0.5 * vector - vector)["w"]
+    tensor([-0.5000, -0.5000])
+    """
+
+    def __init__(self, terms: Mapping[Source, float], base: Base, specs: Mapping[str, TensorSpec]) -> None:
+        for source, coefficient in terms.items():
+            if not math.isfinite(coefficient):
+                raise NonFinite(f"{source.ref}: coefficient {coefficient}, expected a finite number")
+        kept = [(source, float(c)) for source, c in terms.items() if c != 0]
+        self.terms: Mapping[Source, float] = dict(sorted(kept, key=lambda term: term[0].order))
+        self.base = base
+        self.specs = specs
+
+    @classmethod
+    def between(
+        cls,
+        base: WeightsLike,
+        tuned: WeightsLike,
+        *,
+        on_extra: OnExtra = "error",
+        on_missing: OnMissing = "error",
+    ) -> "TaskVector":
+        """``tuned - base``, over the floating-point tensors of the base. Reads no data.
+
+        Applied to ``base`` with coefficient 1 it gives ``tuned`` bit for bit; integer and boolean tensors
+        are no part of it, an edit keeps those of the base.
+
+        Args:
+            on_extra: ``drop`` leaves out tensors that only ``tuned`` has.
+            on_missing: ``zero`` takes tensors that ``tuned`` lacks as unchanged.
+
+        Raises: KeyMismatch if names, shapes or dtypes differ.
+        """
+        start, end = open_weights(base), open_weights(tuned)
+        check_point(start)
+        check_point(end)
+        names = editable_names(start, end, on_extra=on_extra, on_missing=on_missing)
+        source = Difference(start, end, names)
+        return cls({source: 1.0}, Base.of(start), source.specs)
+
+    @classmethod
+    def from_tensors(
+        cls, deltas: Mapping[str, Tensor], base: WeightsLike | None, **info: Any
+    ) -> "TaskVector":
+        """A vector of deltas that are at hand; they are not copied, so leave them as they are.
+
+        Args:
+            deltas: float tensors under the model's own names. Those that the base has beyond them are zero.
+            base: what they are to be added to; ``None`` if unknown, and then nothing but
+                ``allow_other_base`` applies them.
+            **info: fields of ``VectorInfo``: task, regime, tuned, training, metrics.
+
+        Raises: KeyMismatch if they do not fit the base; InputError for tensors that are not float.
+        """
+        check_fields(info)
+        held = open_weights(deltas) if isinstance(deltas, Weights) else MemoryWeights("deltas", dict(deltas))
+        for name in held:
+            if held.spec(name).dtype not in EDITABLE:
+                raise KeyMismatch(
+                    f"deltas: {name!r} has dtype {short(held.spec(name).dtype)}, expected floating point"
+                )
+        start = None if base is None else open_weights(base)
+        unchanged: dict[str, TensorSpec] = {}
+        if start is not None:
+            check_fits("deltas", {name: held.spec(name) for name in held}, start)
+            rest = (name for name in start if name not in held and start.spec(name).dtype in EDITABLE)
+            unchanged = {name: computing(start.spec(name)) for name in rest}
+        source = Stored(held, VectorInfo(**info), unchanged)
+        return cls({source: 1.0}, Base.of(start), source.specs)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TaskVector":
+        """Open a task-vector file or folder; reads its headers only.
+
+        Raises: InputError if it holds no task vector; CorruptFile.
+        """
+        weights, info = files.open_vector(path)
+        shapes = {name: TensorSpec(shape, files.widest(weights)) for name, shape in info.unchanged.items()}
+        source = Stored(weights, info, shapes)
+        return cls({source: 1.0}, Base(info.base.ref, info.base.fingerprint), source.specs)
+
+    @classmethod
+    def random_like(cls, vector: "TaskVector", seed: int) -> "TaskVector":
+        """Gaussian noise with the norm of ``vector`` in every tensor: the baseline for any edit.
+
+        A tensor's noise depends on the seed and its name alone.
+        """
+        source = Noise(vector, seed)
+        return cls({source: 1.0}, vector.base, vector.specs)
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        force: bool = False,
+        **options: Any,
+    ) -> Path:
+        """Write the vector: a ``.safetensors`` file, or else a folder.
+
+        Args:
+            dtype: element type of the deltas; float32 by default, float64 for float64 models.
+            force: replace an output that exists.
+            **options: ``max_shard_size``, ``watch`` as for ``save_weights``; ``name`` or other fields of
+                ``VectorInfo`` (task, regime, tuned, training, metrics), which replace those it has.
+
+        Returns: the path written.
+        Raises: OutputExists; DiskFull; NonFinite if a delta is NaN or infinite.
+        Cost: reads the base and the sources about twice; memory of a few MiB.
+        """
+        return files.save_vector(self, path, dtype=dtype, force=force, **options)
+
+    @property
+    def info(self) -> VectorInfo:
+        """Provenance. A combination records what it is made of. Fingerprints an unread base."""
+        base = BaseInfo(ref=self.base.ref, fingerprint=self.base.fingerprint())
+        if len(self.terms) == 1:
+            [(source, coefficient)] = self.terms.items()
+            if coefficient == 1.0 and source.info is not None:
+                return source.info.model_copy(update={"base": base})
+            if coefficient == 1.0 and isinstance(source, Difference):
+                return VectorInfo(base=base, tuned=source.tuned.ref)
+        return VectorInfo(base=base, tuned=self.ref)
+
+    @property
+    def ref(self) -> str:
+        """The expression, for messages."""
+        return " + ".join(_times(c, source.ref) for source, c in self.terms.items()) or "zero vector"
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether some rows of a tensor cost less than the whole."""
+        return all(source.by_rows for source in self.terms)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Everything that is read from disk, the base included."""
+        own = self.base.weights.files if self.base.weights is not None else ()
+        return (*own, *(file for source in self.terms for file in source.files))
+
+    def terms_at(self, name: str) -> list[tuple[Source, float]]:
+        """The terms that can change ``name``."""
+        return [(source, c) for source, c in self.terms.items() if source.touches(name)]
+
+    def read(self, name: str, rows: slice | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """The delta of one tensor, or of some of its rows, as a new tensor.
+
+        Raises: KeyError for a name that is not there.
+        """
+        if name not in self.specs:
+            raise KeyError(name)
+        dtype = dtype or self.specs[name].dtype
+        terms = self.terms_at(name)
+        if not terms:
+            zeros = torch.zeros((), dtype=dtype).expand(self.specs[name].shape)
+            return (zeros if rows is None else zeros[rows]).clone()
+        (first, coefficient), *others = terms
+        total = first.delta(name, rows, dtype) * coefficient
+        for source, factor in others:
+            total.add_(source.delta(name, rows, dtype), alpha=factor)
+        return total
+
+    def with_base(self, base: WeightsLike) -> "TaskVector":
+        """The same form, taken to be one of ``base``: the explicit way past the check of fingerprints.
+
+        Raises: KeyMismatch if it does not fit.
+        """
+        weights = open_weights(base)
+        check_fits(self.ref, self.specs, weights)
+        return TaskVector(self.terms, Base.of(weights), self.specs)
+
+    def norm(self) -> float:
+        """The Euclidean norm over all tensors."""
+        return geometry.norm(self)
+
+    def norms(self) -> dict[str, float]:
+        """The Euclidean norm of every tensor."""
+        return geometry.norms(self)
+
+    def dot(self, other: "TaskVector") -> float:
+        """The inner product."""
+        return geometry.dot(self, other)
+
+    def cosine(self, other: "TaskVector") -> float:
+        """The cosine of the angle; NaN if either vector is zero."""
+        return geometry.cosine(self, other)
+
+    def _plus(self, other: "TaskVector", sign: float) -> "TaskVector":
+        base = shared_base(other.ref, self.base, other.base)
+        terms = dict(self.terms)
+        for source, coefficient in other.terms.items():
+            terms[source] = terms.get(source, 0.0) + sign * coefficient
+        return TaskVector(terms, base, joined_specs(self, other))
+
+    @overload
+    def __add__(self, other: "TaskVector") -> "TaskVector": ...
+    @overload
+    def __add__(self, other: Weights) -> EditedWeights: ...
+    def __add__(self, other: "TaskVector | Weights") -> "TaskVector | EditedWeights":
+        if isinstance(other, TaskVector):
+            return self._plus(other, 1.0)
+        return apply(other, self) if isinstance(other, Weights) else NotImplemented
+
+    @overload
+    def __radd__(self, other: int) -> "TaskVector": ...
+    @overload
+    def __radd__(self, other: Weights) -> EditedWeights: ...  # type: ignore[misc]  # left to us by weights
+    def __radd__(self, other: int | Weights) -> "TaskVector | EditedWeights":
+        if isinstance(other, Weights):
+            return apply(other, self)
+        return self if other == 0 else NotImplemented  # 0 is what sum() starts from
+
+    def __sub__(self, other: "TaskVector") -> "TaskVector":
+        return self._plus(other, -1.0) if isinstance(other, TaskVector) else NotImplemented
+
+    def __rsub__(self, other: Weights) -> EditedWeights:  # type: ignore[misc]  # weights leave this to us
+        return apply(other, -self) if isinstance(other, Weights) else NotImplemented
+
+    def __mul__(self, factor: float) -> "TaskVector":
+        if not _is_number(factor):
+            return NotImplemented
+        if not math.isfinite(factor):
+            raise NonFinite(f"{self.ref}: coefficient {factor}, expected a finite number")
+        return TaskVector({s: float(factor) * c for s, c in self.terms.items()}, self.base, self.specs)
+
+    __rmul__ = __mul__
+
+    # Without this, a numpy number on the left would take the vector for an array of objects.
+    __array_ufunc__ = None
+
+    def __truediv__(self, divisor: float) -> "TaskVector":
+        if not _is_number(divisor):
+            return NotImplemented
+        return TaskVector({s: c / float(divisor) for s, c in self.terms.items()}, self.base, self.specs)
+
+    def __neg__(self) -> "TaskVector":
+        return self * -1.0
+
+    def __pos__(self) -> "TaskVector":
+        return self
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same linear form; then they hold the same tensors."""
+        return isinstance(other, TaskVector) and self.terms == other.terms and self.specs == other.specs
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self.terms.items()))
+
+    def __repr__(self) -> str:
+        return f"<task vector {self.ref}: {len(self)} tensors>"
+
+
+def _times(coefficient: float, ref: str) -> str:
+    if coefficient == 1.0:
+        return ref
+    return f"{coefficient:g}*({ref})" if " " in ref else f"{coefficient:g}*{ref}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)
+
+
+def joined_specs(first: TaskVector, other: TaskVector) -> Mapping[str, TensorSpec]:
+    """The tensors of both.
+
+    Raises: KeyMismatch if one has another shape in the two.
+    """
+    if first.specs is other.specs:
+        return first.specs
+    joined = dict(first.specs)
+    for name, spec in other.specs.items():
+        known = joined.setdefault(name, spec)
+        if known.shape != spec.shape:
+            raise KeyMismatch(
+                f"{other.ref}: {name!r} has shape {spec.shape}, expected {known.shape} as in {first.ref}"
+            )
+        if spec.dtype == torch.float64:
+            joined[name] = spec
+    return joined
