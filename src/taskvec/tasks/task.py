@@ -1,22 +1,20 @@
 """A task: splits of labelled examples, the recipe of its frozen head, its metric."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import xxhash
 from pydantic import Field, PositiveInt, PrivateAttr, SerializeAsAny, field_validator, model_validator
 
 from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.registry import nearest
-from taskvec.tasks.source import SOURCES, SPLITS, Rows, Source
+from taskvec.tasks.source import SOURCES, SPLITS, Rows, Source, SplitName
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SplitName = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,8 @@ class Task(Config):
     """What stands in a prompt for a class, where its name does not describe it well."""
     labels: dict[int | str, str | None] | None = None
     """Class of each label found in the data; none drops its rows. Needed when the two differ."""
+    keep: tuple[str, ...] | None = None
+    """Classes whose rows make up the task; the head keeps all classes. None keeps every row."""
     head: Literal["zero-shot", "linear-probe"] = "zero-shot"
     metric: Literal["accuracy", "macro_f1", "matthews"] = "accuracy"
     max_length: PositiveInt | None = None
@@ -88,7 +88,7 @@ class Task(Config):
             return self
         if len(set(self.names)) != len(self.names) or len(self.names) < 2:
             raise ValueError(f"classes {list(self.names)}, expected two or more, each once")
-        for name in (*self.wordings, *filter(None, (self.labels or {}).values())):
+        for name in (*self.wordings, *(self.keep or ()), *filter(None, (self.labels or {}).values())):
             if name not in self.names:
                 raise ValueError(f"no class called {name!r}; {nearest(name, self.names)}")
         return self
@@ -106,9 +106,8 @@ class Task(Config):
     @property
     def fingerprint(self) -> str:
         """Digest of everything that decides what a figure on this task means, data included."""
-        fields = self.model_dump(mode="json", exclude={"description", "data", "epochs"})
-        digest = xxhash.xxh3_128(json.dumps([fields, self.data.digest()], sort_keys=True).encode())
-        return digest.hexdigest()
+        fields = self.model_dump_json(exclude={"description", "data", "epochs"})
+        return xxhash.xxh3_128(f"{fields}{self.data.digest()}".encode()).hexdigest()
 
     def split(self, split: SplitName, limit: int | None = None) -> Split:
         """Examples of ``train``, ``validation`` or ``test``; the first ``limit`` of them.
@@ -136,7 +135,7 @@ class Task(Config):
             return {"train": train}
         return dict(zip(("train", "validation"), held_out_split(train), strict=True))
 
-    def _labelled(self, split: str, rows: Rows | None) -> Split:
+    def _labelled(self, split: SplitName, rows: Rows | None) -> Split:
         """Rows with their labels as places in the classes; dropped ones left out."""
         import torch
 
@@ -148,13 +147,14 @@ class Task(Config):
         labels: list[int] = []
         for row, found in enumerate(rows.labels):
             name = self._class_of(found, classes, rows, row)
-            if name is not None:
+            if name is not None and (self.keep is None or name in self.keep):
                 kept.append(row)
                 labels.append(places[name])
         if not kept:
             raise InputError(f"{self.name}: the {split} split is empty after dropping labels")
         inputs = rows.inputs if len(kept) == len(rows.inputs) else taken(rows.inputs, kept)
-        return Split(inputs, torch.tensor(labels))
+        examples: Any = torch.from_numpy(inputs) if isinstance(inputs, np.ndarray) else inputs
+        return Split(examples, torch.tensor(labels))
 
     def _class_of(self, label: int | str, classes: Sequence[str], rows: Rows, row: int) -> str | None:
         if self.labels is not None:
@@ -193,4 +193,5 @@ def taken(inputs: Sequence[Any], places: Sequence[int]) -> Sequence[Any]:
     """Inputs at some places, of the same kind as given: a list of a list, an array of an array."""
     if isinstance(inputs, list):
         return [inputs[place] for place in places]
-    return inputs[list(places)]  # type: ignore[call-overload, no-any-return]
+    several: Any = inputs
+    return several[list(places)]  # type: ignore[no-any-return]

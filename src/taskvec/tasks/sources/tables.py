@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from taskvec.errors import InputError, MissingExtra
 from taskvec.registry import nearest
-from taskvec.tasks.source import SPLITS, Rows, Source, chunks, numbered
+from taskvec.tasks.source import SPLITS, Rows, Source, SplitName, chunks, numbered
 
 Row = Mapping[str, Any]
 
@@ -24,7 +24,7 @@ class Table(Source):
 
     path: str | None = None
     """One file for all splits."""
-    files: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict)
+    files: dict[SplitName, str] = Field(default_factory=dict)
     """A file for each split, instead of ``path``."""
     text: str = "text"
     """Field of the text."""
@@ -34,7 +34,7 @@ class Table(Source):
     """Field of the label: an index into the classes, or a class name."""
     split: str = "split"
     """Field that tells the split, when all are in one file."""
-    splits: dict[Literal["train", "validation", "test"], str] = Field(default_factory=dict)
+    splits: dict[SplitName, str] = Field(default_factory=dict)
     """What that field holds for each split, where it is not the split's own name."""
     skip: NonNegativeInt = 0
     """Leading rows that hold no example."""
@@ -45,15 +45,14 @@ class Table(Source):
             raise ValueError("expected either 'path' (one file) or 'files' (one for each split)")
         return self
 
-    def rows(self, split: str) -> Rows | None:
+    def rows(self, split: SplitName) -> Rows | None:
         """The rows of a split, in file order."""
         if self.path is None:
-            given = {str(name): path for name, path in self.files.items()}
-            return self._examples(self.existing(given[split]), None) if split in given else None
-        values = {str(name): value for name, value in self.splits.items()}
-        if self.splits and split not in values:
+            path = self.files.get(split)
+            return None if path is None else self._examples(self.existing(path), None)
+        if self.splits and split not in self.splits:
             return None
-        found = self._examples(self.existing(self.path), values.get(split, split))
+        found = self._examples(self.existing(self.path), self.splits.get(split, split))
         return found if len(found.inputs) or split != "validation" else None
 
     def digest(self) -> str:

@@ -1,0 +1,161 @@
+"""CLIP of transformers: an image encoder with a text encoder for zero-shot heads."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from taskvec.errors import InputError
+from taskvec.models.backbone import Backbone
+from taskvec.models.checkpoint import config_file, load_pretrained, tensor_names, transformers
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the input of the encoder: shortest edge, centre crop, mean and deviation."""
+
+    edge: int = 224
+    crop: int = 224
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    deviation: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+    @classmethod
+    def read(cls, folder: Path, size: int) -> "Preprocessing":
+        """From the processor's configuration in a checkpoint folder; CLIP's own without one."""
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            if (folder / name).is_file():
+                found = json.loads((folder / name).read_text(encoding="utf-8"))
+                return cls._from(found.get("image_processor", found), size, folder / name)
+        return cls(size, size)
+
+    @classmethod
+    def _from(cls, found: Mapping[str, Any], size: int, path: Path) -> "Preprocessing":
+        try:
+            return cls(
+                _edge(found.get("size", size)),
+                _edge(found.get("crop_size", size)),
+                tuple(map(float, found.get("image_mean", cls.mean))),
+                tuple(map(float, found.get("image_std", cls.deviation))),
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path}: image preprocessing not understood ({error})") from None
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Resize the shortest edge (bicubic, antialiased) and crop the centre.
+
+        Args:
+            image: (N, H, W, 3), uint8.
+
+        Returns: (N, 3, crop, crop), uint8, within one grey level of what Pillow gives.
+        """
+        pixels = image.permute(0, 3, 1, 2).float()
+        height, width = pixels.shape[-2:]
+        scale = self.edge / min(height, width)
+        size = [max(self.edge, int(height * scale)), max(self.edge, int(width * scale))]
+        if size != [height, width]:
+            pixels = interpolate(pixels, size=size, mode="bicubic", antialias=True)
+        return self._cropped(pixels).clamp(0, 255).round().to(torch.uint8)
+
+    def _cropped(self, pixels: Tensor) -> Tensor:
+        """The centre; images smaller than the crop are padded with black."""
+        height, width = pixels.shape[-2:]
+        if min(height, width) < self.crop:
+            canvas = pixels.new_zeros(*pixels.shape[:2], max(height, self.crop), max(width, self.crop))
+            top, left = (canvas.shape[-2] - height) // 2, (canvas.shape[-1] - width) // 2
+            canvas[..., top : top + height, left : left + width] = pixels
+            return self._cropped(canvas)
+        top, left = (height - self.crop) // 2, (width - self.crop) // 2
+        return pixels[..., top : top + self.crop, left : left + self.crop]
+
+
+class ClipBackbone(Backbone):
+    """The projected image embedding of CLIP; the text tower makes heads and is not fine-tuned."""
+
+    modality = "image"
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        tokenizer: Any,
+        preprocessing: Preprocessing,
+        *,
+        ref: str,
+        checkpoint: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(
+            network,
+            ref=ref,
+            dim=int(network.config.projection_dim),  # type: ignore[union-attr, arg-type]
+            logit_scale=float(network.logit_scale.detach().exp()),  # type: ignore[operator]
+            checkpoint=checkpoint,
+        )
+        self.tokenizer = tokenizer
+        self.preprocessing = preprocessing
+        for name, values in (("mean", preprocessing.mean), ("deviation", preprocessing.deviation)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        """Image embeddings (N, d); ``pixel_values`` are (N, 3, S, S), uint8, and are normalised here."""
+        network: Any = self.network
+        pixels = (batch["pixel_values"].to(self.mean.dtype) / 255 - self.mean) / self.deviation
+        embedded: Tensor = network.visual_projection(network.vision_model(pixel_values=pixels).pooler_output)
+        return embedded
+
+    def prepare(self, inputs: Sequence[Any], max_length: int | None = None) -> Sequence[Any]:
+        """Images as they are: decoded and resized ones would not fit in memory."""
+        return inputs
+
+    def stack(self, prepared: Sequence[Any]) -> dict[str, Tensor]:
+        """Images (H, W, 3), uint8, of any sizes, as ``pixel_values`` (N, 3, S, S), uint8."""
+        images = [torch.as_tensor(image) for image in prepared]
+        if len({image.shape for image in images}) == 1:
+            return {"pixel_values": self.preprocessing(torch.stack(images))}
+        return {"pixel_values": torch.cat([self.preprocessing(image[None]) for image in images])}
+
+    @torch.no_grad()
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """Projected text embeddings (P, d), in batches of 64."""
+        network: Any = self.network
+        was_training = self.training
+        self.eval()
+        parts = []
+        for start in range(0, len(texts), 64):
+            tokens = self.tokenizer(
+                list(texts[start : start + 64]), padding=True, truncation=True, return_tensors="pt"
+            )
+            pooled = network.text_model(
+                input_ids=tokens["input_ids"].to(self.device),
+                attention_mask=tokens["attention_mask"].to(self.device),
+            ).pooler_output
+            parts.append(network.text_projection(pooled))
+        self.train(was_training)
+        return torch.cat(parts)
+
+    def example(self) -> dict[str, Tensor]:
+        """One black image."""
+        crop = self.preprocessing.crop
+        return {"pixel_values": torch.zeros(1, 3, crop, crop, dtype=torch.uint8)}
+
+
+def load(ref: str) -> ClipBackbone:
+    """The CLIP model in a checkpoint folder or on the hub, in float32."""
+    package = transformers()
+    folder = config_file(ref).parent
+    network = load_pretrained(package.CLIPModel, ref, dtype=torch.float32)
+    tokenizer = load_pretrained(package.AutoTokenizer, ref)
+    preprocessing = Preprocessing.read(folder, int(network.config.vision_config.image_size))
+    return ClipBackbone(network, tokenizer, preprocessing, ref=ref, checkpoint=tensor_names(folder))
+
+
+def _edge(size: Any) -> int:
+    """A side in pixels, from the three ways in which configurations write it."""
+    if isinstance(size, Mapping):
+        return int(size["shortest_edge"] if "shortest_edge" in size else size["height"])
+    return int(size)
