@@ -14,6 +14,7 @@ from torch import Tensor
 
 _DIGIT = 16
 _RADIX = 1 << _DIGIT
+_PIECE = 1 << 20  # entries at a time: what is made on the way stays in cache
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,19 @@ def find_cuts(parts: Callable[[], Iterable[Tensor]], keep: int) -> list[Cut]:
     return [Cut(size, rank) for size, rank in zip(bits.view(first.dtype).tolist(), ranks, strict=True)]
 
 
-def trim(tensor: Tensor, cut: Cut) -> Tensor:
-    """``tensor`` with everything below the cut set to zero; equal magnitudes are kept in row-major order."""
+def trim(tensor: Tensor, cut: Cut) -> tuple[Tensor, Cut]:
+    """``tensor`` with everything below the cut set to zero, and the cut for what follows it.
+
+    Of entries of exactly the threshold the first ``cut.ties`` are kept, in row-major order; the cut that is
+    given back allows what is left of them, so that a tensor can be trimmed piece by piece.
+    """
     size = tensor.abs()
     kept = size >= cut.threshold
     equal = size == cut.threshold
-    if int(equal.sum()) > cut.ties:
+    found = int(equal.sum())
+    if found > cut.ties:
         kept &= ~equal | (equal.reshape(-1).cumsum(0).reshape(equal.shape) <= cut.ties)
-    return tensor * kept
+    return tensor * kept, Cut(cut.threshold, max(0, cut.ties - found))
 
 
 def count_equal(tensor: Tensor, cut: Cut) -> int:
@@ -66,11 +72,13 @@ def count_equal(tensor: Tensor, cut: Cut) -> int:
 
 def _histogram(tensor: Tensor, prefix: int, shift: int) -> Tensor:
     """Counts of the digit at ``shift`` among the entries whose higher digits are ``prefix``."""
-    bits = tensor.abs().reshape(-1).view(_integer(tensor.dtype))
-    digits = bits >> shift
-    if shift + _DIGIT < tensor.element_size() * 8:
-        digits = digits[(digits >> _DIGIT) == prefix]
-    return torch.bincount(digits & (_RADIX - 1), minlength=_RADIX)
+    counts = torch.zeros(_RADIX, dtype=torch.int64)
+    for piece in torch.split(tensor.reshape(-1), _PIECE):
+        digits = piece.abs().view(_integer(tensor.dtype)) >> shift
+        if shift + _DIGIT < tensor.element_size() * 8:
+            digits = digits[(digits >> _DIGIT) == prefix] & (_RADIX - 1)
+        counts += torch.bincount(digits, minlength=_RADIX)
+    return counts
 
 
 def _integer(dtype: torch.dtype) -> torch.dtype:

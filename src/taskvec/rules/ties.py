@@ -12,6 +12,8 @@ from taskvec.rules.magnitude import Cut, count_equal, find_cuts
 from taskvec.rules.magnitude import trim as trim_at
 from taskvec.rules.rule import Rule, Stacks
 
+_PIECE = 1 << 17  # entries at a time: what is made on the way stays in cache
+
 
 def ties(
     deltas: Tensor,
@@ -47,25 +49,31 @@ def ties(
     Source: Yadav et al. 2023, arXiv:2306.01708; ``weigh``: mergekit (before), PEFT (after).
     """
     factors = torch.tensor(addition.coefficients(len(deltas), weights=weights), dtype=deltas.dtype)
-    factors = factors.reshape(-1, *[1] * (deltas.ndim - 1))
     cuts = _cuts_within(deltas, keep) if _cuts is None else _cuts
+    merged = torch.zeros_like(deltas[0]).reshape(-1)
     if not cuts:
-        return torch.zeros_like(deltas[0])
-    trimmed = torch.stack([trim_at(delta, cut) for delta, cut in zip(deltas, cuts, strict=True)])
+        return merged.reshape(deltas[0].shape)
+    flat = deltas.reshape(len(deltas), -1)
+    for piece, target in zip(torch.split(flat, _PIECE, dim=1), torch.split(merged, _PIECE), strict=True):
+        trimmed, cuts = zip(*map(trim_at, piece, cuts), strict=True)
+        target.copy_(_merge(torch.stack(trimmed), factors[:, None], elect, merge, weigh))
+    return merged.reshape(deltas[0].shape)
+
+
+def _merge(trimmed: Tensor, factors: Tensor, elect: str, merge: str, weigh: str) -> Tensor:
+    """Elect signs and merge what agrees, (task, n) -> (n,); ``factors`` are (task, 1)."""
     weighted = trimmed * factors
     ballots = weighted if weigh == "before" else trimmed
-    votes = (ballots if elect == "mass" else ballots.sign()).sum(0)
-    sign = torch.where(votes < 0, -1.0, 1.0).to(deltas.dtype)
-    agree = ballots.sign() == sign
-    chosen = torch.where(agree, weighted, torch.zeros_like(weighted))
+    signs = ballots.sign()
+    votes = (ballots if elect == "mass" else signs).sum(0)
+    agree = signs == torch.where(votes < 0, -1.0, 1.0)
+    chosen = weighted * agree
     if merge == "max":
-        largest = chosen.abs().argmax(0, keepdim=True)
-        return chosen.gather(0, largest)[0]
+        return chosen.gather(0, chosen.abs().argmax(0, keepdim=True))[0]
     if merge == "sum":
         return chosen.sum(0)
-    shares = agree * factors if weigh == "before" else agree.to(deltas.dtype)
-    total = shares.sum(0)
-    return chosen.sum(0) / torch.where(total == 0, torch.ones_like(total), total)
+    total = (agree * factors if weigh == "before" else agree.to(trimmed.dtype)).sum(0)
+    return chosen.sum(0) / torch.where(total == 0, 1.0, total)
 
 
 def prepare(stacks: Stacks, *, keep: float, trim: str, **_: Any) -> dict[str, dict[str, list[Cut]]] | None:
