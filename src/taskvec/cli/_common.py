@@ -25,9 +25,13 @@ def print_json(payload: object) -> None:
     sys.stdout.write(json.dumps(payload, indent=2, default=str) + "\n")
 
 
-def print_table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def print_table(
+    title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = ""
+) -> None:
     """A table on standard output; every column but the first is aligned right if it holds numbers."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(
+        title=title, caption=note or None, title_justify="left", caption_justify="left", header_style="bold"
+    )
     for place, column in enumerate(columns):
         numeric = place > 0 and all(_numeric(row[place]) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")

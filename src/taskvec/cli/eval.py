@@ -1,0 +1,112 @@
+"""``taskvec eval``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from taskvec.cli._common import Json, Quiet, assignments, print_json, print_table, watching
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def eval(
+    model: str,
+    *,
+    suite: Annotated[str, Parameter(name=["--suite", "-s"])],
+    task: Annotated[
+        tuple[str, ...], Parameter(name=["--task", "-t"], consume_multiple=True, negative=())
+    ] = (),
+    vector: Annotated[tuple[str, ...], Parameter(name=["--vector", "-v"], negative=())] = (),
+    expression: Annotated[
+        str | None, Parameter(name=["--expression", "-e"], allow_leading_hyphen=True)
+    ] = None,
+    heads_from: str | None = None,
+    split: Literal["train", "validation", "test"] = "test",
+    limit: int | None = None,
+    batch_size: int = 64,
+    precision: Literal["float32", "bf16"] = "float32",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a model, edited or not, on the tasks of a suite.
+
+    Examples: `taskvec eval minilm -s text8 -t sst2 trec6`, an edit without writing it
+    `taskvec eval minilm -s text8 -v a=sst2.safetensors -e "0.8*a"`, and a written one
+    `taskvec eval ./edited -s text8 --heads-from minilm`.
+
+    Parameters
+    ----------
+    model
+        A known name (`taskvec models`), a folder, or a hub id.
+    suite
+        A shipped suite (`taskvec suites`) or a suite file.
+    task
+        Some tasks of the suite; all by default.
+    vector
+        `name=PATH` of a task vector, for the expression.
+    expression
+        What to add to the model, such as `"0.4*a - 0.3*b"`. One vector needs none.
+    heads_from
+        The model whose text tower makes the frozen heads: the pre-trained one, when MODEL is an edited copy
+        of it. By default the heads are MODEL's own.
+    split
+        Which split to measure on. Choose coefficients on validation, report test.
+    limit
+        Only the first so many examples.
+    batch_size
+        Examples a forward pass.
+    precision
+        `bf16` computes matrix products in bfloat16.
+    """
+    from taskvec.errors import InputError
+    from taskvec.evaluation.evaluator import Evaluator
+    from taskvec.evaluation.metrics import absolute
+    from taskvec.models import load_backbone
+    from taskvec.tasks.suite import load_suite
+    from taskvec.vectors import TaskVector, parse_expression
+
+    paths = assignments(vector, "--vector")
+    if expression is None and len(paths) > 1:
+        raise InputError('several vectors need an expression, such as -e "0.5*a + 0.5*b"')
+    chosen = load_suite(suite)
+    names = list(task) or list(chosen.tasks)
+    tasks = [chosen.task(name) for name in names]
+    backbone = load_backbone(heads_from or model)
+    evaluator = Evaluator(
+        backbone, tasks, limits={split: limit} if limit else {}, batch_size=batch_size, precision=precision
+    )
+    params: Mapping[str, Tensor] = evaluator.pretrained
+    if heads_from is not None:
+        params = {name: value.detach() for name, value in load_backbone(model).encoder_parameters().items()}
+        if params.keys() != evaluator.pretrained.keys():
+            raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")
+    if paths:
+        loaded = {name: TaskVector.load(Path(path)) for name, path in paths.items()}
+        edit = parse_expression(expression or next(iter(loaded)), loaded)
+        params = evaluator.points({"edit": edit}, start=params).at({"edit": 1.0})
+    scores = {}
+    with watching(quiet) as watch:
+        for done, name in enumerate(names, start=1):
+            scores[name] = evaluator.score(params, name, split)
+            watch("evaluating", done, len(names))
+    if json:
+        print_json({"split": split, "scores": {name: found.record() for name, found in scores.items()}})
+        return
+    rows = [
+        [
+            name,
+            found.metric,
+            f"{100 * found.value:.1f}",
+            f"{100 * found.accuracy:.1f}",
+            f"{100 * found.interval[0]:.1f}–{100 * found.interval[1]:.1f}",
+            f"{100 * found.macro_f1:.1f}",
+            found.examples,
+        ]
+        for name, found in scores.items()
+    ]
+    columns = ["task", "metric", "value", "accuracy", "95 % interval", "macro-F1", "examples"]
+    mean = absolute({name: found.value for name, found in scores.items()})
+    print_table(f"{model}, {split}", columns, [*rows, ["mean", "", f"{100 * mean:.1f}", "", "", "", ""]])

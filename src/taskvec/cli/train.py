@@ -1,0 +1,145 @@
+"""``taskvec train``."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from taskvec.cli._common import Force, Json, Quiet, print_json, print_table, watching
+
+
+def train(
+    *,
+    model: Annotated[str, Parameter(name=["--model", "-m"])],
+    task: Annotated[tuple[str, ...], Parameter(name=["--task", "-t"], consume_multiple=True, negative=())],
+    output: Annotated[Path, Parameter(name=["--output", "-o"])],
+    suite: Annotated[str | None, Parameter(name=["--suite", "-s"])] = None,
+    regime: Literal["full", "attention", "ascent", "random"] = "full",
+    lr: float = 1e-5,
+    epochs: int = 1,
+    steps: int | None = None,
+    batch_size: int = 128,
+    accumulation: int = 1,
+    weight_decay: float = 0.1,
+    warmup: float = 0.1,
+    schedule: Literal["cosine", "constant"] = "cosine",
+    clip: float = 1.0,
+    precision: Literal["float32", "bf16"] = "float32",
+    seed: int = 0,
+    limit: int | None = None,
+    like: Path | None = None,
+    resume: Annotated[bool, Parameter(negative=())] = False,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a model on a task and store the task vector.
+
+    Example: `taskvec train -m minilm -t sst2 --lr 1e-4 --epochs 2 --batch-size 32 -o sst2.safetensors`
+
+    Parameters
+    ----------
+    model
+        A known name (`taskvec models`), a folder, or a hub id.
+    task
+        A task of the suite; several give one jointly trained vector.
+    output
+        The task vector, a `.safetensors` file or a folder.
+    suite
+        A shipped suite (`taskvec suites`) or a suite file. Default: the shipped suite that has the task.
+    regime
+        `full` trains every parameter of the encoder, `attention` the attention projections only. The
+        baselines: `ascent` climbs the loss, `random` draws a vector with the norms of the one in `--like`.
+    lr
+        Peak learning rate.
+    epochs
+        Passes over the training split.
+    steps
+        Optimizer steps, in place of epochs.
+    batch_size
+        Examples a step.
+    accumulation
+        Micro-batches that a step is cut into, to save memory.
+    weight_decay
+        Decoupled weight decay.
+    warmup
+        Share of the steps in which the learning rate rises.
+    schedule
+        What follows the warm-up.
+    clip
+        Largest global gradient norm; 0 leaves gradients alone.
+    precision
+        `bf16` computes matrix products in bfloat16; weights stay in float32.
+    seed
+        Order of the examples.
+    limit
+        Only the first so many training examples.
+    like
+        The task vector whose norms a random vector takes.
+    resume
+        Go on from the checkpoint that an interrupted training left beside the output.
+    """
+    from taskvec.errors import InputError, OutputExists
+    from taskvec.evaluation.evaluator import Evaluator
+    from taskvec.models import load_backbone
+    from taskvec.tasks.suite import load_suite, suite_with
+    from taskvec.training.finetune import finetune
+    from taskvec.training.settings import TrainSettings
+    from taskvec.vectors import TaskVector
+
+    if output.exists() and not force:
+        raise OutputExists(f"{output}: exists; give --force to replace it, or another name")
+    if (like is not None) != (regime == "random"):
+        raise InputError("--like and --regime random belong together: a random vector takes another's norms")
+    settings = TrainSettings.parse(
+        "train",
+        {
+            "lr": lr,
+            "epochs": epochs,
+            "steps": steps,
+            "batch_size": batch_size,
+            "accumulation": accumulation,
+            "weight_decay": weight_decay,
+            "warmup": warmup,
+            "schedule": schedule,
+            "clip": clip or None,
+            "precision": precision,
+            "seed": seed,
+        },
+    )
+    if len(set(task)) != len(task):
+        raise InputError(f"--task: {' '.join(task)} names a task twice")
+    chosen = load_suite(suite) if suite else suite_with(task[0])
+    limits = {"train": limit} if limit else {}
+    backbone = load_backbone(model)
+    evaluator = Evaluator(backbone, [chosen.task(name) for name in task], limits=limits, precision=precision)
+    checkpoint = output.with_name(f".{output.name}.training.pt")
+    if not resume:
+        checkpoint.unlink(missing_ok=True)
+    with watching(quiet) as watch:
+        if like is not None:
+            vector = TaskVector.random_like(TaskVector.load(like), seed=seed)
+        else:
+            vector = finetune(
+                backbone,
+                [evaluator.part(name) for name in task],
+                regime="full" if regime == "ascent" else regime,
+                settings=settings,
+                ascend=regime == "ascent",
+                checkpoint=checkpoint,
+                validate=lambda params: evaluator.values(params, task, "validation"),
+                watch=watch,
+            )
+        scores = evaluator.scores(evaluator.points({"vector": vector}).at({"vector": 1.0}), task, "test")
+    vector.save(output, force=force, metrics={name: found.record() for name, found in scores.items()})
+    if json:
+        print_json(
+            {"output": str(output), "norm": vector.norm(), "test": {n: s.record() for n, s in scores.items()}}
+        )
+        return
+    before = evaluator.scores(evaluator.pretrained, task, "test")
+    rows = [
+        [name, found.metric, f"{before[name].value:.3f}", f"{found.value:.3f}", f"{vector.norm():.3f}"]
+        for name, found in scores.items()
+    ]
+    print_table(str(output), ["task", "metric", "zero-shot", "fine-tuned", "‖τ‖"], rows)

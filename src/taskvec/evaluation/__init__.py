@@ -1,0 +1,1 @@
+"""Measuring edited models: metrics, coefficient search, and the protocols of the field."""

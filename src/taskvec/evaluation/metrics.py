@@ -1,0 +1,106 @@
+"""What a set of predictions is worth."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from statistics import fmean
+
+import torch
+from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from taskvec.errors import InputError
+
+METRICS = ("accuracy", "macro_f1", "matthews")
+
+
+@dataclass(frozen=True)
+class Score:
+    """All figures of one model on one split; fractions, not per cent."""
+
+    metric: str
+    """The task's own metric: the one that ``value`` holds and that protocols compare."""
+    value: float
+    accuracy: float
+    interval: tuple[float, float]
+    """95 % Wilson interval of the accuracy."""
+    macro_f1: float
+    matthews: float
+    perplexity: float
+    """exp of the mean cross entropy of the labels."""
+    recall: tuple[float, ...]
+    """Per class, in class order; nan for a class without examples."""
+    examples: int
+
+    def record(self) -> dict[str, object]:
+        """The figures as plain data."""
+        return asdict(self)
+
+
+def score(logits: Tensor, labels: Tensor, metric: str = "accuracy") -> Score:
+    """Compare ``logits`` (N, C), any float dtype, with ``labels`` (N,), int64.
+
+    Raises: InputError for no examples, or a metric that is not one of ``METRICS``.
+    """
+    if len(labels) == 0:
+        raise InputError("nothing to score: the split is empty")
+    if metric not in METRICS:
+        raise InputError(f"no metric called {metric!r}; known: {', '.join(METRICS)}")
+    classes = list(range(logits.shape[1]))
+    predicted = logits.argmax(dim=1).numpy()
+    truth = labels.numpy()
+    hits = int((predicted == truth).sum())
+    figures = {
+        "accuracy": hits / len(truth),
+        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
+        "matthews": float(matthews_corrcoef(truth, predicted)),
+    }
+    recall = recall_score(truth, predicted, labels=classes, average=None, zero_division=math.nan)
+    loss = cross_entropy(logits.float(), labels).item()
+    return Score(
+        metric=metric,
+        value=figures[metric],
+        interval=wilson(hits, len(truth)),
+        perplexity=math.exp(min(loss, 700.0)),
+        recall=tuple(float(r) for r in recall),
+        examples=len(truth),
+        **figures,
+    )
+
+
+def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval of a proportion; ``z`` standard deviations, 95 % by default."""
+    p = hits / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def majority(labels: Tensor) -> float:
+    """Share of the most frequent class: what a constant answer reaches at best."""
+    return float(torch.bincount(labels).max()) / len(labels)
+
+
+def absolute(values: Mapping[str, float]) -> float:
+    """Mean over tasks."""
+    return fmean(values.values())
+
+
+def normalized(values: Mapping[str, float], single: Mapping[str, float]) -> float:
+    """Mean over tasks of value / single-task value: a mean of ratios, not a ratio of means.
+
+    Args:
+        values: of the edited model.
+        single: of each task's own model, same regime, same split.
+
+    Raises: InputError for a single-task value that is not positive, for which no ratio exists.
+    Source: the protocol of Ilharco et al. 2022 (arXiv:2212.04089).
+    """
+    for task in values:
+        if single[task] <= 0:
+            raise InputError(
+                f"{task}: the single-task score is {single[task]:.3f}, so nothing can be normalized by it; "
+                "leave the task out or train it better"
+            )
+    return fmean(value / single[task] for task, value in values.items())

@@ -1,0 +1,158 @@
+"""Scaling coefficients chosen on validation data."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from taskvec.config import Config
+from taskvec.evaluation.metrics import absolute, normalized
+
+Values = Mapping[str, float]
+Measure = Callable[[float], Values]
+
+
+class Grid(Config):
+    """Equally spaced coefficients, both ends included, visited coarsely first.
+
+    A search measures every ``coarse``-th point, then all points around the best of these. When the best point
+    is the last, the grid is extended by its own step up to ``limit``. ``coarse=1`` visits every point.
+    """
+
+    start: float = 0.0
+    stop: float = 1.0
+    step: PositiveFloat = 0.05
+    limit: float = 2.0
+    coarse: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.start < self.stop <= self.limit:
+            raise ValueError("start < stop <= limit must hold")
+        return self
+
+    def point(self, index: int) -> float:
+        """The coefficient at ``index``; computed so that 1.0 is 1.0 and not 1.0000000000000002."""
+        return round(self.start + index * self.step, 10)
+
+    @property
+    def points(self) -> int:
+        """Points up to ``stop``."""
+        return round((self.stop - self.start) / self.step) + 1
+
+    @property
+    def last(self) -> int:
+        """The index that an extension never passes."""
+        return round((self.limit - self.start) / self.step)
+
+
+@dataclass(frozen=True)
+class Search:
+    """The coefficient chosen, and how."""
+
+    coefficient: float
+    values: dict[str, float]
+    """Validation values there, by task."""
+    trace: list[tuple[float, float]]
+    """(coefficient, objective) of every point measured, in order of coefficients."""
+    extended: bool
+    """The best point lay on the upper edge of the grid, which was extended."""
+    at_limit: bool
+    """It lies on the edge even so: a larger coefficient may be better."""
+    satisfied: bool = True
+    """Some coefficient other than zero met the constraint (negation only)."""
+
+    def record(self) -> dict[str, object]:
+        """Plain data, for a results record."""
+        return {
+            "coefficient": self.coefficient,
+            "validation": self.values,
+            "grid_extended": self.extended,
+            "at_grid_limit": self.at_limit,
+            "satisfied": self.satisfied,
+            "trace": self.trace,
+        }
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the table must know about this coefficient; empty if nothing."""
+        if not self.satisfied:
+            return "no coefficient keeps the control"
+        if self.at_limit:
+            return "at the limit of the grid"
+        return "grid extended" if self.extended else ""
+
+
+def search_addition(measure: Measure, single: Values, grid: Grid | None = None) -> Search:
+    """The coefficient of largest mean normalized validation accuracy; ties go to the smaller one.
+
+    Args:
+        measure: validation value of each task at a coefficient; a pass over the data.
+        single: validation value of each task's own model, the denominators.
+    """
+    return maximize(lambda values: normalized(values, single), measure, grid or Grid())
+
+
+def search_negation(
+    measure: Measure, target: str, before: Values, grid: Grid | None = None, keep: float = 0.95
+) -> Search:
+    """The coefficient of lowest target value that keeps the controls at ``keep`` of what they were.
+
+    Args:
+        measure: validation values of target and controls with the vector subtracted ``coefficient`` times.
+        target: the task to forget; all other tasks in ``before`` are controls, judged by their mean.
+        before: validation values of the pre-trained model.
+        keep: share of the controls' mean value that must remain.
+
+    Returns: coefficient 0 with ``satisfied=False`` when no other coefficient keeps the controls.
+    Source: Ilharco et al. 2022 (arXiv:2212.04089), section 3; the threshold of Ortiz-Jimenez et al. 2023.
+    """
+    controls = [task for task in before if task != target]
+    floor = keep * absolute({task: before[task] for task in controls})
+
+    def objective(values: Values) -> float:
+        kept = absolute({task: values[task] for task in controls}) >= floor
+        return -values[target] if kept else -1e3 - values[target]
+
+    found = maximize(objective, measure, grid or Grid())
+    forgets = found.coefficient != 0 and objective(found.values) > -1e3
+    if forgets:
+        return found
+    return Search(0.0, dict(before), found.trace, found.extended, found.at_limit, satisfied=False)
+
+
+def maximize(objective: Callable[[Values], float], measure: Measure, grid: Grid) -> Search:
+    """Coarse-to-fine search on ``grid``; every point is measured at most once."""
+    values: dict[int, Values] = {}
+    heights: dict[int, float] = {}
+
+    def visit(index: int) -> None:
+        if index not in heights:
+            values[index] = measure(grid.point(index))
+            heights[index] = objective(values[index])
+
+    def best() -> int:
+        return max(heights, key=lambda index: (heights[index], -index))
+
+    edge = grid.points - 1
+    for index in [*range(0, edge, grid.coarse), edge]:
+        visit(index)
+    extended = False
+    while True:
+        around = best()
+        for index in range(max(0, around - grid.coarse + 1), min(edge, around + grid.coarse - 1) + 1):
+            visit(index)
+        if best() < edge or edge >= grid.last:
+            break
+        extended = True
+        edge = min(edge + grid.coarse, grid.last)
+        visit(edge)
+    chosen = best()
+    return Search(
+        coefficient=grid.point(chosen),
+        values=dict(values[chosen]),
+        trace=[(grid.point(index), heights[index]) for index in sorted(heights)],
+        extended=extended,
+        at_limit=chosen == edge,
+    )

@@ -1,0 +1,174 @@
+"""What an experiment file says."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from taskvec.config import Config, read_yaml
+from taskvec.errors import InputError
+from taskvec.evaluation.search import Grid
+from taskvec.registry import nearest
+from taskvec.rules import RULES
+from taskvec.tasks.suite import Suite, load_suite
+from taskvec.training.finetune import REGIMES
+from taskvec.training.settings import TrainSettings
+
+
+class Addition(Config):
+    """Add vectors of several tasks, with one shared coefficient chosen on validation data."""
+
+    subsets: Literal["all", "pairs", "whole"] = "pairs"
+    """``all`` subsets of two or more; ``pairs`` and the whole; the ``whole`` only."""
+
+
+class Negation(Config):
+    """Subtract the vectors of some tasks; keep the controls."""
+
+    targets: tuple[str, ...] = Field(min_length=1)
+    controls: tuple[str, ...] | None = None
+    """Default: the suite's control task, or all other tasks of the experiment."""
+    keep: float = Field(default=0.95, gt=0, le=1)
+    """Share of the controls' mean validation value that must remain."""
+    baselines: tuple[Literal["random", "ascent"], ...] = ("random", "ascent")
+    regimes: tuple[str, ...] | None = None
+    """Default: all of the experiment."""
+
+
+class Atm(Config):
+    """Alternate tuning and merging at equal budget: more rounds, each shorter."""
+
+    rounds: tuple[PositiveInt, ...] = Field(min_length=1)
+    rule: str = "mean"
+    scale: PositiveFloat = 1.0
+    regimes: tuple[str, ...] | None = None
+    """Default: all of the experiment."""
+
+
+class Analogy(Config):
+    """``a`` is to ``b`` as ``c`` is to ``target``: predict the fourth vector from three."""
+
+    a: str
+    b: str
+    c: str
+    target: str
+    coefficients: Literal[1, 2] = 1
+    """2 scales ``c`` and ``b - a`` separately."""
+    reference: bool = True
+    """Also train on the target itself, as the upper reference."""
+
+
+class Experiment(Config):
+    """A whole experiment: a model, tasks, regimes, and the protocols to run on their vectors."""
+
+    name: str = Field(alias="experiment")
+    description: str = ""
+    model: str
+    suite: str
+    """A shipped suite, or the path of a suite file, relative to the experiment file."""
+    tasks: tuple[str, ...] | None = None
+    """Default: all tasks of the suite but its control."""
+    limits: dict[Literal["train", "validation", "test"], PositiveInt] = Field(default_factory=dict)
+    """Only the first so many examples of a split."""
+    seeds: tuple[NonNegativeInt, ...] = (0,)
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Settings shared by all regimes, see ``taskvec train --help``."""
+    regimes: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Regime -> settings that differ from ``training``."""
+    evaluation_batch: PositiveInt = 64
+    search: Grid = Grid()
+    addition: Addition | None = None
+    negation: Negation | None = None
+    atm: Atm | None = None
+    joint: bool = False
+    """Train one model on all tasks at once: the upper reference of addition."""
+    analogies: tuple[Analogy, ...] = ()
+
+    @field_validator("seeds", "tasks")
+    @classmethod
+    def _distinct(cls, values: tuple[object, ...] | None) -> tuple[object, ...] | None:
+        if values is not None and (not values or len(set(values)) != len(values)):
+            raise ValueError("needs one or more values, each once")
+        return values
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for regime in self.regimes:
+            if regime not in REGIMES:
+                raise ValueError(f"regimes: no regime called {regime!r}; {nearest(regime, REGIMES)}")
+        blocks = {"negation": self.negation, "atm": self.atm}
+        for block, part in blocks.items():
+            for regime in (part.regimes if part else None) or ():
+                if regime not in self.regimes:
+                    raise ValueError(
+                        f"{block}.regimes: {regime!r} is not among this experiment's regimes "
+                        f"({', '.join(self.regimes)})"
+                    )
+        if self.atm and self.atm.rule not in RULES:
+            raise ValueError(f"atm.rule: no rule called {self.atm.rule!r}; {nearest(self.atm.rule, RULES)}")
+        return self
+
+    def settings(self, regime: str, seed: int) -> TrainSettings:
+        """The full recipe of one regime.
+
+        Raises: InputError naming the setting at fault.
+        """
+        given = {**self.training, **self.regimes[regime], "seed": seed}
+        return TrainSettings.parse(f"regimes.{regime}", given)
+
+    def task_names(self, suite: Suite) -> list[str]:
+        """The tasks that addition and the tables are about, checked against the suite."""
+        names = list(self.tasks or (name for name in suite.tasks if name != suite.control))
+        for name in names:
+            suite.task(name)
+        return names
+
+    def controls(self, suite: Suite, target: str) -> list[str]:
+        """The tasks that negation of ``target`` must leave alone."""
+        assert self.negation is not None
+        if self.negation.controls is not None:
+            chosen = list(self.negation.controls)
+        elif suite.control is not None:
+            chosen = [suite.control]
+        else:
+            chosen = self.task_names(suite)
+        return [name for name in chosen if name != target]
+
+
+def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> tuple[Experiment, Suite]:
+    """An experiment file and its suite, both validated, every task name known.
+
+    Args:
+        changes: top-level keys to override, from the command line.
+
+    Raises: InputError naming the file and the key at fault.
+    """
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: {type(values).__name__}, expected keys such as 'experiment' and 'model'")
+    experiment = Experiment.parse(str(path), {**values, **(changes or {})})
+    named = experiment.suite
+    suite = load_suite(path.parent / named if named.endswith((".yaml", ".yml")) else named)
+    _check(path, experiment, suite)
+    return experiment, suite
+
+
+def _check(path: Path, experiment: Experiment, suite: Suite) -> None:
+    try:
+        names = experiment.task_names(suite)
+        for regime in experiment.regimes:
+            experiment.settings(regime, experiment.seeds[0])
+        if experiment.addition and len(names) < 2:
+            raise InputError(f"addition: needs two or more tasks, not {names}")
+        for target in experiment.negation.targets if experiment.negation else ():
+            suite.task(target)
+            for control in experiment.controls(suite, target):
+                suite.task(control)
+            if not experiment.controls(suite, target):
+                raise InputError(f"negation: no control task is left for the target {target!r}")
+        for analogy in experiment.analogies:
+            for name in (analogy.a, analogy.b, analogy.c, analogy.target):
+                suite.task(name)
+    except InputError as error:
+        raise type(error)(f"{path}: {error}") from None

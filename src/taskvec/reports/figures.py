@@ -1,0 +1,181 @@
+"""An experiment's results as PNG figures."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from taskvec.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Result = Mapping[str, Any]
+
+
+def figures(results: Result, folder: Path) -> list[tuple[Path, str]]:
+    """Draw what the results hold into ``folder``; the files and their captions.
+
+    Raises: MissingExtra if matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise MissingExtra(
+            "matplotlib is not installed, needed for figures; pip install 'taskvec[plots]'"
+        ) from None
+    matplotlib.use("agg")
+    folder.mkdir(parents=True, exist_ok=True)
+    seeds = list(results["seeds"].values())
+    drawings = {
+        "single": (_single(results, seeds), "Every task before and after its own fine-tuning."),
+        "addition": (_addition(seeds), "Adding more tasks: each dot is a subset, the line their mean."),
+        "atm": (_atm(seeds), "ATM: the same training steps, merged once or more often."),
+        "negation": (_negation(seeds), "Negation: the target falls, the control stays."),
+        "cosine": (_cosine(results, seeds), "Cosines between task vectors."),
+    }
+    drawn = []
+    for name, (figure, caption) in drawings.items():
+        if figure is not None:
+            path = folder / f"{name}.png"
+            figure.savefig(path, dpi=150, bbox_inches="tight")
+            drawn.append((path, caption))
+    return drawn
+
+
+def _axes(columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def _single(results: Result, seeds: Sequence[Result]) -> "Figure | None":
+    tasks = results["tasks"]
+    zero = [100 * results["zero_shot"][task]["test"]["value"] for task in tasks]
+    bars = {"zero-shot": zero}
+    for regime in seeds[0]:
+        bars[regime] = [100 * fmean(seed[regime]["single"]["test"][task] for seed in seeds) for task in tasks]
+    figure, [ax] = _axes(1, 1.2 + 1.1 * len(tasks), 3.2)
+    wide = 0.8 / len(bars)
+    for place, (label, values) in enumerate(bars.items()):
+        ax.bar(
+            [i + (place - (len(bars) - 1) / 2) * wide for i in range(len(tasks))], values, wide, label=label
+        )
+    ax.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
+    ax.set_ylabel("test metric, %")
+    ax.legend(frameon=False, ncols=len(bars), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def _addition(seeds: Sequence[Result]) -> "Figure | None":
+    if not next(iter(seeds[0].values()))["addition"]:
+        return None
+    figure, axes = _axes(2, 4.2, 3.2)
+    for ax, measure in zip(axes, ("absolute", "normalized"), strict=True):
+        for place, regime in enumerate(seeds[0]):
+            edits = [edit for seed in seeds for edit in seed[regime]["addition"]]
+            sizes = sorted({len(edit["tasks"]) for edit in edits})
+            by_size = {n: [100 * e[measure] for e in edits if len(e["tasks"]) == n] for n in sizes}
+            ax.plot(
+                sizes,
+                [fmean(values) for values in by_size.values()],
+                marker="o",
+                label=regime,
+                color=f"C{place}",
+            )
+            for n, values in by_size.items():
+                ax.plot([n] * len(values), values, ".", alpha=0.35, color=f"C{place}")
+        ax.set_xlabel("tasks added")
+        ax.set_ylabel(f"{measure}, %")
+        ax.set_xticks(sizes)
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def _atm(seeds: Sequence[Result]) -> "Figure | None":
+    regimes = [regime for regime in seeds[0] if seeds[0][regime].get("atm")]
+    if not regimes:
+        return None
+    figure, [ax] = _axes(1, 4.6, 3.2)
+    for place, regime in enumerate(regimes):
+        rounds = [run["rounds"] for run in seeds[0][regime]["atm"]]
+        for kind, style in (("plain", "-"), ("tuned", "--")):
+            runs = zip(*(seed[regime]["atm"] for seed in seeds), strict=True)
+            values = [100 * fmean(run[kind]["absolute"] for run in of_seeds) for of_seeds in runs]
+            named = "as it is" if kind == "plain" else "best factor"
+            ax.plot(rounds, values, style, marker="o", color=f"C{place}", label=f"{regime}, {named}")
+        if "joint" in seeds[0][regime]:
+            ceiling = 100 * fmean(seed[regime]["joint"]["absolute"] for seed in seeds)
+            ax.axhline(ceiling, color=f"C{place}", lw=1, ls=":", label=f"{regime}, joint training")
+    ax.set_xlabel("rounds, at equal training steps")
+    ax.set_xticks(rounds)
+    ax.set_ylabel("mean test metric, %")
+    ax.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _negation(seeds: Sequence[Result]) -> "Figure | None":
+    regimes = [regime for regime in seeds[0] if seeds[0][regime].get("negation")]
+    if not regimes:
+        return None
+    blocks = seeds[0][regimes[0]]["negation"]
+    columns = min(len(blocks), 4)
+    figure, axes = _axes(columns, 3.6, 3.2)
+    for place, (ax, block) in enumerate(zip(axes, blocks[:columns], strict=True)):
+        bars = {"pre-trained": [seed[regimes[0]]["negation"][place]["rows"]["pretrained"] for seed in seeds]}
+        for regime in regimes:
+            for label in seeds[0][regime]["negation"][place]["rows"]:
+                if label.startswith("negative"):
+                    named = "random" if "random" in label else "negated"
+                    bars[f"{regime}\n{named}"] = [
+                        seed[regime]["negation"][place]["rows"][label] for seed in seeds
+                    ]
+        for shift, kind in ((-0.2, "target"), (0.2, "control")):
+            heights = [100 * fmean(cell[kind] for cell in cells) for cells in bars.values()]
+            ax.bar([i + shift for i in range(len(bars))], heights, 0.4, label=kind)
+        ax.set_xticks(range(len(bars)), list(bars), fontsize="small")
+        ax.set_title(f"forget {block['target']}", fontsize="medium")
+    axes[0].set_ylabel("test metric, %")
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def _cosine(results: Result, seeds: Sequence[Result]) -> "Figure | None":
+    tasks = results["tasks"]
+    regimes = list(seeds[0])
+    mean = {
+        regime: [
+            [fmean(s[regime]["cosine"][i][j] for s in seeds) for j in range(len(tasks))]
+            for i in range(len(tasks))
+        ]
+        for regime in regimes
+    }
+    off = [
+        abs(m[i][j]) for m in mean.values() for i in range(len(tasks)) for j in range(len(tasks)) if i != j
+    ]
+    top = max([0.1, *off])
+    side = 1.6 + 0.45 * len(tasks)
+    figure, axes = _axes(len(regimes), side, side)
+    for ax, regime in zip(axes, regimes, strict=True):
+        image = ax.imshow(mean[regime], vmin=-top, vmax=top, cmap="RdBu_r")
+        for i, row in enumerate(mean[regime]):
+            for j, value in enumerate(row):
+                ax.text(
+                    j,
+                    i,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    color="white" if i == j else "black",
+                )
+        ax.set_xticks(range(len(tasks)), tasks, rotation=35, ha="right")
+        ax.set_yticks(range(len(tasks)), tasks)
+        ax.set_title(regime, fontsize="medium")
+    figure.colorbar(image, ax=axes, shrink=0.7)
+    return figure

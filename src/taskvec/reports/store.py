@@ -1,0 +1,124 @@
+"""A run folder: records of finished cells, one JSON line each, never computed twice."""
+
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from taskvec.errors import CorruptFile, InputError, OutputExists
+
+Record = dict[str, Any]
+
+
+class Store:
+    """The records of a run folder.
+
+    A *cell* is one result that can be computed on its own. Its key is a digest of everything that decides the
+    result, so a cell whose settings changed is another cell, and one that is there is taken as it is.
+
+    Raises: OutputExists if the folder is there and is no run folder; CorruptFile for a damaged record other
+        than a last line cut short, which a killed run leaves and which is dropped.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / "records.jsonl"
+        if folder.exists() and not self._path.exists() and any(folder.iterdir()):
+            raise OutputExists(f"{folder}: exists and holds no run (no records.jsonl); choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._records = {record["key"]: record for record in self._read()}
+
+    def _read(self) -> Iterator[Record]:
+        if not self._path.exists():
+            self._path.touch()
+            return
+        data = self._path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            with self._path.open("r+b") as file:
+                file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                record["key"], record["cell"], record["result"]
+            except (ValueError, KeyError, TypeError):
+                raise CorruptFile(
+                    f"{self._path}, line {number}: not a record of a run; remove the line to compute it again"
+                ) from None
+            yield record
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises: InputError if another process holds it.
+        """
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.folder}: another run is working in this folder") from None
+            yield
+
+    def has(self, cell: str, inputs: Mapping[str, object]) -> bool:
+        """Whether this cell is finished."""
+        return key_of(cell, inputs) in self._records
+
+    def result(
+        self, cell: str, inputs: Mapping[str, object], compute: Callable[[], Mapping[str, object]]
+    ) -> dict[str, Any]:
+        """The cell's result: the one on record, or a new one, which is put on record before it is returned.
+
+        Args:
+            cell: what kind of result, such as ``addition``.
+            inputs: everything that decides it, plain data.
+        """
+        key = key_of(cell, inputs)
+        if key not in self._records:
+            started = time.monotonic()
+            result = compute()
+            record = {
+                "cell": cell,
+                "key": key,
+                "inputs": dict(inputs),
+                "result": json.loads(json.dumps(result)),
+                "seconds": round(time.monotonic() - started, 2),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "versions": versions(),
+            }
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self._records[key] = record
+        found: dict[str, Any] = self._records[key]["result"]
+        return found
+
+    def record(self, cell: str, inputs: Mapping[str, object]) -> Record:
+        """The whole record of a finished cell."""
+        return self._records[key_of(cell, inputs)]
+
+
+def key_of(cell: str, inputs: Mapping[str, object]) -> str:
+    """Digest of a cell's kind and inputs."""
+    return xxhash.xxh3_128_hexdigest(json.dumps([cell, inputs], sort_keys=True).encode())
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes results."""
+    found = {"python": platform.python_version()}
+    for package in ("taskvec", "torch", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,254 @@
+"""An experiment's results as tables: the same content for a terminal, Markdown and HTML."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text already; ``note`` says how to read them."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def markdown(self) -> str:
+        """A GitHub table with its title and note."""
+        head = "| " + " | ".join(self.columns) + " |"
+        rule = "|" + " --- |" + " ---: |" * (len(self.columns) - 1)
+        body = ["| " + " | ".join(row) + " |" for row in self.rows]
+        note = [f"\n{self.note}"] if self.note else []
+        return "\n".join([f"**{self.title}**\n", head, rule, *body, *note]) + "\n"
+
+
+def tables(results: Result) -> list[Table]:
+    """Every table that the results fill, in the order a reader would ask for them."""
+    seeds = list(results["seeds"].values())
+    regimes = list(seeds[0])
+    by_regime = {regime: [seed[regime] for seed in seeds] for regime in regimes}
+    return [
+        _single(results, by_regime),
+        *_addition(results, by_regime),
+        *_subsets(by_regime),
+        *_atm(by_regime),
+        *_negation(results, by_regime),
+        *_analogies(by_regime),
+        *_cosines(results, by_regime),
+    ]
+
+
+def _single(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Table:
+    tasks: list[str] = results["tasks"]
+    zero = results["zero_shot"]
+    rows = [
+        ("zero-shot", *_values([[zero[t]["test"]["value"] for t in tasks]]), ""),
+        ("majority class", *_values([[zero[t]["majority"] for t in tasks]]), ""),
+    ]
+    for regime, seeds in by_regime.items():
+        norms = [seed["norms"][t] for seed in seeds for t in tasks]
+        spread = f"{min(norms):.1f}" if round(min(norms), 1) == round(max(norms), 1) else ""
+        rows.append(
+            (
+                regime,
+                *_values([[seed["single"]["test"][t] for t in tasks] for seed in seeds]),
+                spread or f"{min(norms):.1f}–{max(norms):.1f}",
+            )
+        )
+    metrics = {zero[t]["test"]["metric"] for t in tasks}
+    others = "" if metrics == {"accuracy"} else f" Metrics: {_metrics(zero, tasks)}."
+    examples = {zero[t]["test"]["examples"] for t in tasks}
+    sizes = "–".join(str(size) for size in sorted({min(examples), max(examples)}))
+    note = f"Per cent on {sizes} test examples a task{_seeds(by_regime)}.{others}"
+    return Table("Single tasks", ("", *tasks, "mean", "‖τ‖"), tuple(rows), note)
+
+
+def _metrics(zero: Result, tasks: Sequence[str]) -> str:
+    return ", ".join(
+        f"{t} {zero[t]['test']['metric']}" for t in tasks if zero[t]["test"]["metric"] != "accuracy"
+    )
+
+
+def _addition(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
+    tasks = results["tasks"]
+    rows = []
+    for regime, seeds in by_regime.items():
+        wholes = [_whole(seed, tasks) for seed in seeds]
+        if any(whole is None for whole in wholes):
+            return
+        known = [whole for whole in wholes if whole is not None]
+        rows.append(
+            (
+                regime,
+                _coefficients(known),
+                _both(known),
+                _both([whole["fixed"]["1"] for whole in known]),
+                _both([whole["fixed"]["1/T"] for whole in known]),
+                _pairs(seeds),
+                *([_both([seed["joint"] for seed in seeds])] if "joint" in seeds[0] else []),
+            )
+        )
+    columns = ["", "best α", "at best α", "α = 1", "α = 1/T", "pairs, normalized"]
+    if "joint" in next(iter(by_regime.values()))[0]:
+        columns.append("joint training")
+    note = (
+        "Absolute / normalized, per cent: mean over tasks of the metric / of its ratio to the single-task "
+        f"model of the same regime. α is chosen on validation data{_remarks(by_regime, tasks)}."
+    )
+    yield Table(f"Addition of all {len(tasks)} tasks", tuple(columns), tuple(rows), note)
+
+
+def _subsets(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
+    first = next(iter(by_regime.values()))[0]["addition"]
+    if not 2 <= len(first) <= 40:  # beyond that the figure says it better
+        return
+    rows = []
+    for place, edit in enumerate(first):
+        cells = []
+        for seeds in by_regime.values():
+            edits = [seed["addition"][place] for seed in seeds]
+            cells += [_coefficients(edits), _both(edits)]
+        rows.append((" + ".join(edit["tasks"]), *cells))
+    columns = ["tasks added"]
+    for regime in by_regime:
+        columns += [f"{regime}: α", f"{regime}: absolute / normalized"]
+    yield Table("Addition, every subset", tuple(columns), tuple(rows), "Measured on the added tasks.")
+
+
+def _atm(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
+    rows = []
+    for regime, seeds in by_regime.items():
+        for place, first in enumerate(seeds[0].get("atm", [])):
+            runs = [seed["atm"][place] for seed in seeds]
+            tuned = [run["tuned"] for run in runs]
+            rows.append(
+                (
+                    f"{regime}, {first['rounds']} round{'s' if first['rounds'] > 1 else ''}",
+                    _both([run["plain"] for run in runs]),
+                    _coefficients(tuned),
+                    _both(tuned),
+                )
+            )
+    if rows:
+        note = (
+            "Absolute / normalized, per cent. All rows spend the same training steps; the last columns scale "
+        )
+        note += "the whole displacement by a factor chosen on validation data."
+        yield Table("ATM", ("", "as it is", "best factor", "at best factor"), tuple(rows), note)
+
+
+def _negation(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
+    first = next(iter(by_regime.values()))[0].get("negation", [])
+    for place, block in enumerate(first):
+        rows: list[tuple[str, ...]] = []
+        remarks = []
+        for regime, seeds in by_regime.items():
+            if "negation" not in seeds[0]:
+                continue
+            runs = [seed["negation"][place]["rows"] for seed in seeds]
+            for label in runs[0]:
+                if label == "pretrained" and rows:
+                    continue
+                cells = [run[label] for run in runs]
+                alpha = _coefficients(cells) if "coefficient" in cells[0] else ""
+                name = "pre-trained" if label == "pretrained" else f"{regime}: {label}"
+                recalls = zip(*(cell["target_recall"] for cell in cells), strict=True)
+                classes = [fmean(recall) for recall in recalls]
+                shown = " ".join(f"{100 * r:.0f}" for r in classes) if len(classes) <= 6 else "–"
+                rows.append(
+                    (
+                        name,
+                        alpha,
+                        _percent([cell["target"] for cell in cells]),
+                        _percent([cell["control"] for cell in cells]),
+                        shown,
+                    )
+                )
+                remarks += [f"{name}: {cell['remark']}" for cell in cells if cell.get("remark")]
+        said = f" {'; '.join(dict.fromkeys(remarks))}." if remarks else ""
+        note = (
+            f"Per cent, test. Control: mean of {', '.join(block['controls'])}. α is the one of lowest target "
+            f"value on validation data that keeps {100 * block['keep']:.0f} % of the control.{said}"
+        )
+        columns = ("", "α", f"{block['target']} ↓", "control", "recall by class")
+        yield Table(f"Negation of {block['target']}", columns, tuple(rows), note)
+
+
+def _analogies(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
+    first = next(iter(by_regime.values()))[0].get("analogies", [])
+    for place, block in enumerate(first):
+        columns = ["", *by_regime]
+        rows = [
+            (
+                label.replace("pretrained", "zero-shot"),
+                *(
+                    _percent([seed["analogies"][place]["rows"][label]["value"] for seed in seeds])
+                    for seeds in by_regime.values()
+                ),
+            )
+            for label in block["rows"]
+        ]
+        note = (
+            f"Per cent on the test split of {block['target']}, which no vector but the last was trained on."
+        )
+        title = f"Analogy: {block['a']} is to {block['b']} as {block['c']} is to {block['target']}"
+        yield Table(title, tuple(columns), tuple(rows), note)
+
+
+def _cosines(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
+    tasks = results["tasks"]
+    for regime, seeds in by_regime.items():
+        rows = tuple(
+            (task, *(f"{fmean(seed['cosine'][i][j] for seed in seeds):.3f}" for j in range(len(tasks))))
+            for i, task in enumerate(tasks)
+        )
+        yield Table(f"Cosine of task vectors, {regime}", ("", *tasks), rows)
+
+
+def _pairs(seeds: Sequence[Result]) -> str:
+    pairs = [[edit for edit in seed["addition"] if len(edit["tasks"]) == 2] for seed in seeds]
+    return _percent([fmean(edit["normalized"] for edit in edits) for edits in pairs]) if pairs[0] else "–"
+
+
+def _whole(seed: Result, tasks: Sequence[str]) -> Result | None:
+    return next((edit for edit in seed["addition"] if len(edit["tasks"]) == len(tasks)), None)
+
+
+def _values(seeds: Sequence[Sequence[float]]) -> list[str]:
+    """One cell a task and one for their mean, each over seeds."""
+    return [_percent(column) for column in zip(*seeds, strict=True)] + [_percent([fmean(s) for s in seeds])]
+
+
+def _percent(values: Sequence[float]) -> str:
+    """Mean over seeds, with the standard deviation where there are several."""
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * fmean(values):.1f}{spread}"
+
+
+def _both(cells: Sequence[Result]) -> str:
+    absolute, normalized = ([cell[which] for cell in cells] for which in ("absolute", "normalized"))
+    return f"{_percent(absolute)} / {_percent(normalized)}"
+
+
+def _coefficients(cells: Sequence[Result]) -> str:
+    values = sorted({cell["coefficient"] for cell in cells})
+    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g}–{values[-1]:g}"
+
+
+def _remarks(by_regime: Mapping[str, Sequence[Result]], tasks: Sequence[str]) -> str:
+    said = [
+        f"{regime}: {whole['remark']}"
+        for regime, seeds in by_regime.items()
+        for seed in seeds
+        if (whole := _whole(seed, tasks)) and whole["remark"]
+    ]
+    return f" ({'; '.join(dict.fromkeys(said))})" if said else ""
+
+
+def _seeds(by_regime: Mapping[str, Sequence[Result]]) -> str:
+    count = len(next(iter(by_regime.values())))
+    return f"; mean ± standard deviation over {count} seeds" if count > 1 else ""

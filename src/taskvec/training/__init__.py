@@ -1,0 +1,1 @@
+"""One training loop; regimes select what it trains, baselines and ATM are ways of calling it."""

@@ -1,0 +1,90 @@
+"""ATM: alternate tuning and merging."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from taskvec.errors import InputError
+from taskvec.models.backbone import Backbone
+from taskvec.models.selection import select
+from taskvec.progress import Watch, unwatched
+from taskvec.training.finetune import as_vector
+from taskvec.training.loop import total_steps, train
+from taskvec.training.parts import Part
+from taskvec.training.settings import TrainSettings
+from taskvec.vectors import TaskVector, apply, combine
+
+
+def atm(
+    backbone: Backbone,
+    parts: Sequence[Part],
+    *,
+    rounds: int,
+    regime: str = "full",
+    settings: TrainSettings | None = None,
+    rule: str = "mean",
+    scale: float = 1.0,
+    checkpoint: Path | None = None,
+    watch: Watch = unwatched,
+    **params: object,
+) -> TaskVector:
+    """Fine-tune every task from the current model, merge the vectors into it, repeat.
+
+        theta_{k+1} = theta_k + scale * rule(theta_t - theta_k  for t in tasks)
+
+    Args:
+        rounds: how often.
+        settings: ``epochs`` or ``steps`` are a task's whole budget, spread evenly over the rounds, so that
+            numbers of rounds compare at equal cost. Schedule and optimizer state start anew in each round.
+        rule: any combination rule, with its parameters in ``params``; ``mean`` with ``scale=1`` is the
+            method's default.
+        checkpoint: kept while a task trains, one file a round and task beside this path.
+
+    Returns: the whole displacement ``theta_K - theta_0`` as a task vector.
+    Source: Zhou et al. 2024 (arXiv:2411.03055). One round is mean merging of independent fine-tunings; one
+        full-batch gradient step a round is multi-task gradient descent.
+    """
+    if rounds < 1:
+        raise InputError(f"rounds: {rounds} is not a number of rounds; give 1 or more")
+    recipe = settings or TrainSettings()
+    names = select(backbone, regime)
+    everything = backbone.encoder_parameters()
+    start = {name: everything[name].detach().float() for name in names}
+    theta: dict[str, Tensor] = start
+    for turn in range(rounds):
+        moved = []
+        for part in parts:
+            tuned = train(
+                backbone,
+                theta,
+                [part],
+                _of_one_round(recipe, len(part.split), rounds, turn),
+                checkpoint=_beside(checkpoint, turn, part.name),
+                watch=watch,
+                label=f"atm round {turn + 1}/{rounds} {part.name}",
+            )
+            moved.append(TaskVector.between(theta, tuned))
+        theta = dict(apply(theta, scale * combine(rule, moved, **params)))
+    return as_vector(
+        backbone,
+        {name: theta[name] - start[name] for name in names},
+        task="+".join(part.name for part in parts),
+        regime=f"{regime} (atm)",
+        settings=recipe,
+        parts=parts,
+        rounds=rounds,
+        rule=rule,
+        scale=scale,
+    )
+
+
+def _of_one_round(settings: TrainSettings, examples: int, rounds: int, turn: int) -> TrainSettings:
+    """A round's share of a task's budget; rounds see the examples in orders of their own."""
+    steps = math.ceil(total_steps([examples], settings) / rounds)
+    return settings.model_copy(update={"steps": steps, "seed": settings.seed + turn})
+
+
+def _beside(checkpoint: Path | None, turn: int, task: str) -> Path | None:
+    return checkpoint and checkpoint.with_name(f"{checkpoint.stem}-{turn + 1}-{task}{checkpoint.suffix}")

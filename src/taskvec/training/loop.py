@@ -1,0 +1,179 @@
+"""The loop: parameters and a stream of batches in, trained parameters out."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from taskvec.errors import TaskvecError
+from taskvec.models.backbone import Backbone
+from taskvec.models.functional import encode
+from taskvec.progress import Watch, unwatched
+from taskvec.training.checkpoint import Checkpoint
+from taskvec.training.parts import Part, check_parts
+from taskvec.training.settings import TrainSettings
+
+Params = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Examples of one part, named by their places in its split."""
+
+    part: int
+    places: Tensor
+
+
+def train(
+    backbone: Backbone,
+    start: Params,
+    parts: Sequence[Part],
+    settings: TrainSettings,
+    *,
+    sign: float = 1.0,
+    checkpoint: Path | None = None,
+    validate: Callable[[Params], Mapping[str, float]] | None = None,
+    watch: Watch = unwatched,
+    label: str = "training",
+) -> dict[str, Tensor]:
+    """Fine-tune ``start`` on the union of ``parts``; every step mixes one task's examples only.
+
+    Args:
+        backbone: the network; weights outside ``start`` are its own, frozen. Not modified.
+        start: the parameters to train, by checkpoint name; copied, never written.
+        sign: +1 descends the loss, -1 ascends it (the gradient-ascent baseline).
+        checkpoint: where the state is kept every 20 seconds or so, for resuming after a kill; the file is
+            removed when training ends. Resuming gives the same bits as never having stopped.
+        validate: figures to report on the way, called ``settings.validations`` times.
+
+    Returns: the trained parameters, float32, same names as ``start``.
+    Raises: InputError for an empty split or a label outside the head's classes; TaskvecError when the loss
+        is no longer finite.
+    """
+    check_parts(parts)
+    leaves = {name: value.detach().float().clone().requires_grad_() for name, value in start.items()}
+    optimizer = _optimizer(settings, list(leaves.values()))
+    inputs = [backbone.prepare(part.split.inputs, part.max_length) for part in parts]
+    sizes = [torch.tensor([backbone.size(one) for one in of_part]) for of_part in inputs]
+    chunks = list(_stream(sizes, settings))
+    state = Checkpoint(checkpoint, leaves, optimizer, _signature(parts, settings, sign, start))
+    due = {math.ceil(len(chunks) * k / settings.validations) for k in range(1, settings.validations + 1)}
+    loss = math.nan
+    for step in range(state.restore(), len(chunks)):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * _schedule(step, len(chunks), settings)
+        chunk = chunks[step]
+        loss = _accumulate(
+            backbone, leaves, parts[chunk.part], inputs[chunk.part], chunk.places, settings, sign
+        )
+        if not math.isfinite(loss):
+            if sign < 0:
+                break  # ascent may diverge: the last finite weights are its result
+            raise TaskvecError(
+                f"{label}: the loss is {loss} at step {step + 1} of {len(chunks)}; lower the learning rate "
+                f"(now {settings.lr:g}) or train in float32"
+            )
+        if settings.clip is not None:
+            torch.nn.utils.clip_grad_norm_(leaves.values(), settings.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state.save_if_due(step + 1)
+        facts = validate(leaves) if validate and step + 1 in due else {}
+        watch(label, step + 1, len(chunks), loss=loss, **facts)
+    state.remove()
+    return {name: leaf.detach() for name, leaf in leaves.items()}
+
+
+def autocast(precision: str) -> AbstractContextManager[object]:
+    """Matrix products in bfloat16 for ``"bf16"``, as they are for ``"float32"``."""
+    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def total_steps(sizes: Sequence[int], settings: TrainSettings) -> int:
+    """Optimizer steps that ``settings`` ask for on splits of these sizes."""
+    return settings.steps or settings.epochs * sum(math.ceil(size / settings.batch_size) for size in sizes)
+
+
+def _stream(sizes: Sequence[Tensor], settings: TrainSettings) -> Iterator[Chunk]:
+    """Every example once an epoch, in an order that depends on the seed and the epoch alone.
+
+    ``sizes`` holds, for each part, what every input costs.
+    """
+    wanted, epoch = total_steps([len(of_part) for of_part in sizes], settings), 0
+    while wanted > 0:
+        order = torch.Generator().manual_seed((settings.seed << 20) + epoch)
+        chunks = [
+            Chunk(part, places)
+            for part, of_part in enumerate(sizes)
+            for places in _shuffled(of_part, settings.batch_size, order)
+        ]
+        mixed = torch.randperm(len(chunks), generator=order).tolist()
+        yield from (chunks[i] for i in mixed[:wanted])
+        wanted, epoch = wanted - len(chunks), epoch + 1
+
+
+def _shuffled(sizes: Tensor, batch: int, order: torch.Generator) -> Sequence[Tensor]:
+    """Random batches of places whose inputs are of similar size, so that little is padded.
+
+    Inputs are shuffled, then sorted by size inside windows of eight batches.
+    """
+    windows = torch.split(torch.randperm(len(sizes), generator=order), 8 * batch)
+    return torch.split(torch.cat([window[sizes[window].argsort(stable=True)] for window in windows]), batch)
+
+
+def _accumulate(
+    backbone: Backbone,
+    leaves: Params,
+    part: Part,
+    inputs: Sequence[Any],
+    places: Tensor,
+    settings: TrainSettings,
+    sign: float,
+) -> float:
+    """Leave the gradient of the mean loss at ``places`` in the leaves; return that loss."""
+    total = 0.0
+    for micro in torch.split(places, math.ceil(len(places) / settings.accumulation)):
+        batch = backbone.stack([inputs[place] for place in micro.tolist()])
+        with autocast(settings.precision):
+            features = encode(backbone, leaves, batch)
+        logits = part.head(features.float())
+        loss = cross_entropy(logits, part.split.labels[micro]) * (len(micro) / len(places))
+        torch.autograd.backward(sign * loss)
+        total += loss.item()
+    return total
+
+
+def _schedule(step: int, steps: int, settings: TrainSettings) -> float:
+    """The learning rate's factor: linear warm-up, then cosine to zero or constant."""
+    warm = round(settings.warmup * steps)
+    if step < warm:
+        return (step + 1) / warm
+    if settings.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _optimizer(settings: TrainSettings, leaves: list[Tensor]) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(leaves, lr=settings.lr)
+    return torch.optim.AdamW(leaves, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def _signature(parts: Sequence[Part], settings: TrainSettings, sign: float, start: Params) -> str:
+    """What a checkpoint must agree with to be resumed: every setting, the data's shape, the start."""
+    return json.dumps(
+        {
+            "settings": settings.model_dump(exclude={"validations"}),
+            "parts": [[part.name, len(part.split), part.head.fingerprint()] for part in parts],
+            "sign": sign,
+            "start": {name: float(value.double().sum()) for name, value in start.items()},
+        },
+        sort_keys=True,
+    )
