@@ -53,4 +53,4 @@ def _shown(task: Task) -> dict[str, object]:
 
 def _count(task: Task) -> str:
     """How many classes, without opening the data."""
-    return task.names if isinstance(task.names, str) else str(len(task.keep or task.names))
+    return "from-data" if task.names is None else str(len(task.keep or task.names))

@@ -62,7 +62,7 @@ def load_pretrained(kind: Any, ref: str, **options: Any) -> Any:
     try:
         with quiet():
             return kind.from_pretrained(where, **place, **options, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # a damaged or foreign file surfaces as any of a dozen types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{ref}: cannot be loaded as {kind.__name__} ({reason})") from None
 

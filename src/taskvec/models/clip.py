@@ -51,15 +51,15 @@ class Preprocessing:
         Args:
             image: (N, H, W, 3), uint8.
 
-        Returns: (N, 3, crop, crop), uint8, within one grey level of what Pillow gives.
+        Returns: (N, 3, crop, crop), uint8, within one grey level of Pillow's on photographs.
         """
-        pixels = image.permute(0, 3, 1, 2).float()
-        height, width = pixels.shape[-2:]
-        scale = self.edge / min(height, width)
-        size = [max(self.edge, int(height * scale)), max(self.edge, int(width * scale))]
-        if size != [height, width]:
+        pixels = image.permute(0, 3, 1, 2)
+        sides = list(pixels.shape[-2:])
+        size = [self.edge * side // min(sides) for side in sides]
+        if size != sides:
+            # On bytes, as Pillow does: it rounds and clips after each of the two passes.
             pixels = interpolate(pixels, size=size, mode="bicubic", antialias=True)
-        return self._cropped(pixels).clamp(0, 255).round().to(torch.uint8)
+        return self._cropped(pixels)
 
     def _cropped(self, pixels: Tensor) -> Tensor:
         """The centre; images smaller than the crop are padded with black."""

@@ -100,9 +100,12 @@ def linear_probe(features: Tensor, labels: Tensor, classes: Sequence[str], *, st
         strength: inverse of the L2 penalty.
 
     Deterministic: full-batch L-BFGS from zero.
+    Raises: InputError when the labels are all of one class.
     """
     from sklearn.linear_model import LogisticRegression
 
+    if len(set(labels.tolist())) < 2:
+        raise InputError(f"linear probe: {len(labels)} examples of one class, expected two classes or more")
     x = normalize(features.detach().double(), dim=-1).cpu().numpy()
     fitted = LogisticRegression(C=strength, max_iter=1000).fit(x, labels.cpu().numpy())
     coef, intercept = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)

@@ -93,6 +93,7 @@ def expanded(path: str) -> Path:
 SOURCES: Registry[type[Source]] = Registry(
     "data source",
     {
+        "builtin": "taskvec.tasks.builtin.source:BuiltinWorld",
         "jsonl": "taskvec.tasks.sources.tables:Jsonl",
         "csv": "taskvec.tasks.sources.tables:Csv",
         "parquet": "taskvec.tasks.sources.tables:Parquet",

@@ -2,11 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import xxhash
-from pydantic import Field, PositiveInt, PrivateAttr, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveInt,
+    PrivateAttr,
+    SerializeAsAny,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from taskvec.config import Config
 from taskvec.errors import InputError
@@ -15,6 +23,12 @@ from taskvec.tasks.source import SOURCES, SPLITS, Rows, Source, SplitName
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+
+WHERE = {"path", "files", "local"}
+"""Options of a source that say where data lie and not what they are."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +66,15 @@ class Task(Config):
     description: str = ""
     modality: Literal["text", "image"] = "text"
     data: SerializeAsAny[Source]
-    names: tuple[str, ...] | Literal["from-data"] = Field(alias="classes")
-    """Class names by label, or ``from-data`` where the data carry them."""
-    templates: tuple[str, ...] = ("{}",)
+    names: Words | None = Field(alias="classes")
+    """Class names by label; ``from-data`` in a suite file, none here, where the data carry them."""
+    templates: Words = ("{}",)
     """Prompts of a zero-shot head, ``{}`` standing for the class."""
-    wordings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    wordings: dict[str, Words] = Field(default_factory=dict)
     """What stands in a prompt for a class, where its name does not describe it well."""
     labels: dict[int | str, str | None] | None = None
     """Class of each label found in the data; none drops its rows. Needed when the two differ."""
-    keep: tuple[str, ...] | None = None
+    keep: Words | None = None
     """Classes whose rows make up the task; the head keeps all classes. None keeps every row."""
     head: Literal["zero-shot", "linear-probe"] = "zero-shot"
     metric: Literal["accuracy", "macro_f1", "matthews"] = "accuracy"
@@ -70,6 +84,15 @@ class Task(Config):
     """Epochs of the usual fine-tuning recipe, where one is established."""
 
     _loaded: dict[str, Split] = PrivateAttr(default_factory=dict)
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _names_from_data(cls, value: object) -> object:
+        return None if value == "from-data" else value
+
+    @field_serializer("names")
+    def _as_in_a_file(self, names: Words | None) -> Words | str:
+        return "from-data" if names is None else names
 
     @field_validator("data", mode="before")
     @classmethod
@@ -84,7 +107,7 @@ class Task(Config):
         for template in self.templates:
             if "{}" not in template:
                 raise ValueError(f"template {template!r} has no '{{}}' for the name of the class")
-        if isinstance(self.names, str):
+        if self.names is None:
             return self
         if len(set(self.names)) != len(self.names) or len(self.names) < 2:
             raise ValueError(f"classes {list(self.names)}, expected two or more, each once")
@@ -96,7 +119,7 @@ class Task(Config):
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; reads the data if they alone carry them."""
-        if not isinstance(self.names, str):
+        if self.names is not None:
             return self.names
         found = self.data.class_names()
         if found is None:
@@ -107,7 +130,8 @@ class Task(Config):
     def fingerprint(self) -> str:
         """Digest of everything that decides what a figure on this task means, data included."""
         fields = self.model_dump_json(exclude={"description", "data", "epochs"})
-        return xxhash.xxh3_128(f"{fields}{self.data.digest()}".encode()).hexdigest()
+        options = self.data.model_dump_json(exclude=WHERE)
+        return xxhash.xxh3_128(f"{fields}{options}{self.data.digest()}".encode()).hexdigest()
 
     def split(self, split: SplitName, limit: int | None = None) -> Split:
         """Examples of ``train``, ``validation`` or ``test``; the first ``limit`` of them.

@@ -1,0 +1,118 @@
+"""What each selection means on real architectures."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    DistilBertConfig,
+    DistilBertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5Model,
+    ViTConfig,
+    ViTModel,
+)
+
+from taskvec.errors import InputError
+from taskvec.models.selection import matching
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+SMALL: dict[str, Any] = {"vocab_size": 30, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+# Model, attention weights a block, attention biases a block, MLP tensors a block.
+ARCHITECTURES: dict[str, tuple[Callable[[], PreTrainedModel], int, int, int]] = {
+    "bert": (lambda: BertModel(BertConfig(**SHAPE, **SMALL)), 4, 4, 4),
+    "roberta": (lambda: RobertaModel(RobertaConfig(**SHAPE, **SMALL)), 4, 4, 4),
+    "distilbert": (
+        lambda: DistilBertModel(DistilBertConfig(dim=16, n_layers=2, n_heads=2, hidden_dim=32, **SMALL)),
+        4,
+        4,
+        4,
+    ),
+    "vit": (lambda: ViTModel(ViTConfig(**SHAPE, image_size=16, patch_size=8)), 4, 4, 4),
+    "clip": (lambda: CLIPVisionModel(CLIPVisionConfig(**SHAPE, image_size=16, patch_size=8)), 4, 4, 4),
+    "gpt2": (lambda: GPT2Model(GPT2Config(n_embd=16, n_layer=2, n_head=2, **SMALL)), 2, 2, 4),
+    "llama": (lambda: LlamaModel(LlamaConfig(**SHAPE, **SMALL, num_key_value_heads=1)), 4, 0, 3),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_selections_take_what_they_say_from_every_block(name: str) -> None:
+    build, weights, biases, mlp = ARCHITECTURES[name]
+    names = [parameter for parameter, _ in build().named_parameters()]
+    for selection, count in {"attention": weights, "attention-biases": biases, "mlp": mlp}.items():
+        if count:
+            assert len(matching(names, selection, name)) == 2 * count, selection
+    assert matching(names, "full", name) == names
+    both = matching(names, "attention-with-biases", name)
+    assert len(both) == 2 * (weights + biases)
+    assert set(matching(names, "attention", name)) <= set(both)
+
+
+def test_t5_has_cross_attention_too() -> None:
+    model = T5Model(T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, **SMALL))
+    names = [name for name, _ in model.named_parameters()]
+    assert len(matching(names, "attention", "t5")) == 4 * (2 + 2 + 2)
+    assert len(matching(names, "mlp", "t5")) == 2 * 4
+
+
+def test_fused_projections_of_torch_are_attention() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    names = [f"layers.{n}.{name}" for n in range(2) for name, _ in layer.named_parameters()]
+    assert matching(names, "attention", "torch")[:2] == [
+        "layers.0.self_attn.in_proj_weight",
+        "layers.0.self_attn.out_proj.weight",
+    ]
+    assert len(matching(names, "attention-biases", "torch")) == 4
+    assert len(matching(names, "mlp", "torch")) == 8
+
+
+def test_open_clip_names_are_known() -> None:
+    block = "visual.transformer.resblocks.0"
+    attention = [f"{block}.attn.in_proj_weight", f"{block}.attn.out_proj.weight"]
+    others = [f"{block}.attn.in_proj_bias", f"{block}.mlp.c_fc.weight", f"{block}.ln_1.weight", "visual.proj"]
+    assert matching([*others, *attention], "attention", "open_clip") == attention
+
+
+@pytest.mark.parametrize(
+    "other", ["self_attn.q_norm.weight", "attention.output.LayerNorm.weight", "attn.ln.weight"]
+)
+def test_norms_inside_attention_are_not_projections(other: str) -> None:
+    with pytest.raises(InputError):
+        matching([f"layers.0.{other}"], "attention", "model")
+
+
+def test_a_pattern_matches_whole_names() -> None:
+    assert matching(["a.weight", "a.weight.more", "b.weight"], r"re:a\..*ght", "model") == ["a.weight"]
+
+
+def test_a_selection_that_trains_nothing_is_an_error() -> None:
+    with pytest.raises(InputError, match="nothing to train of 1 parameters"):
+        matching(["conv.weight"], "attention", "model")
+
+
+def test_an_unknown_selection_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'attention'"):
+        matching(["conv.weight"], "atention", "model")
+
+
+def test_a_broken_pattern_is_an_error() -> None:
+    with pytest.raises(InputError, match="not a regular expression"):
+        matching(["conv.weight"], "re:(", "model")

