@@ -31,6 +31,13 @@ def test_texts_are_cut_to_the_length_given(backbone: Backbone) -> None:
     assert backbone.collate(["one two three four five"], 4)["input_ids"].shape == (1, 4)
 
 
+def test_texts_never_outgrow_the_positions_of_the_model(backbone: Backbone) -> None:
+    for limit in (None, 100):
+        batch = backbone.collate(["one two " * 50], limit)
+        assert batch["input_ids"].shape == (1, 32)
+        assert backbone(**batch).shape == (1, 16)
+
+
 def test_pairs_of_texts_are_one_sequence_with_two_types(backbone: Backbone) -> None:
     batch = backbone.collate([("one", "two three"), ("four", "five")])
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0]]
@@ -54,6 +61,13 @@ def test_parameters_carry_the_names_of_the_checkpoint(backbone: Backbone, bert_f
 def test_what_no_feature_depends_on_is_not_trained(backbone: Backbone) -> None:
     assert any(name.startswith("pooler") for name, _ in backbone.network.named_parameters())
     assert not any(name.startswith("pooler") for name in backbone.encoder_parameters())
+
+
+def test_finding_the_parameters_draws_no_random_number(bert_folder: Path) -> None:
+    backbone = load_backbone(bert_folder).train()
+    before = torch.get_rng_state()
+    backbone.encoder_parameters()
+    assert backbone.training and torch.equal(torch.get_rng_state(), before)
 
 
 def test_finding_the_parameters_leaves_no_gradient_behind(backbone: Backbone) -> None:

@@ -86,6 +86,13 @@ def test_kept_classes_narrow_the_rows_and_not_the_head(path: Path) -> None:
     assert set(demo.split("test").labels.tolist()) == {2}
 
 
+def test_a_changed_copy_reads_its_own_rows(path: Path) -> None:
+    demo = task(path)
+    assert len(demo.split("test")) == 60
+    assert len(demo.model_copy(update={"keep": ("c",)}).split("test")) == 20
+    assert len(demo.split("test")) == 60
+
+
 def test_dropping_every_row_is_an_empty_split(path: Path) -> None:
     with pytest.raises(InputError, match="the test split is empty"):
         task(path, labels={0: None, 1: None, 2: None}).split("test")

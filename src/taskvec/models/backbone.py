@@ -1,7 +1,8 @@
 """What every encoder offers to training and evaluation, whatever its modality."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
 
@@ -105,6 +106,17 @@ class Backbone(nn.Module, ABC):
         return next(self.network.parameters()).device
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for a while: no dropout, and the mode it had afterwards."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
 def _reached(backbone: Backbone) -> list[str]:
     """Names of the network's floating-point parameters that a feature depends on, in the network's order."""
     named = {name: p for name, p in backbone.network.named_parameters() if p.is_floating_point()}
@@ -112,7 +124,7 @@ def _reached(backbone: Backbone) -> list[str]:
     for p in frozen:
         p.requires_grad_(True)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), evaluating(backbone):
             batch = {key: value.to(backbone.device) for key, value in backbone.example().items()}
             total = backbone(**batch).sum()
         slopes = torch.autograd.grad(total, list(named.values()), allow_unused=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from taskvec.errors import InputError
-from taskvec.models.backbone import Backbone
+from taskvec.models.backbone import Backbone, evaluating
 from taskvec.models.checkpoint import config_file, load_pretrained, tensor_names, transformers
 
 
@@ -122,21 +122,17 @@ class ClipBackbone(Backbone):
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Projected text embeddings (P, d), in batches of 64."""
+        with evaluating(self):
+            return torch.cat([self._texts(texts[start : start + 64]) for start in range(0, len(texts), 64)])
+
+    def _texts(self, texts: Sequence[str]) -> Tensor:
         network: Any = self.network
-        was_training = self.training
-        self.eval()
-        parts = []
-        for start in range(0, len(texts), 64):
-            tokens = self.tokenizer(
-                list(texts[start : start + 64]), padding=True, truncation=True, return_tensors="pt"
-            )
-            pooled = network.text_model(
-                input_ids=tokens["input_ids"].to(self.device),
-                attention_mask=tokens["attention_mask"].to(self.device),
-            ).pooler_output
-            parts.append(network.text_projection(pooled))
-        self.train(was_training)
-        return torch.cat(parts)
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        pooled = network.text_model(
+            input_ids=tokens["input_ids"].to(self.device),
+            attention_mask=tokens["attention_mask"].to(self.device),
+        ).pooler_output
+        return network.text_projection(pooled)  # type: ignore[no-any-return]
 
     def example(self) -> dict[str, Tensor]:
         """One black image."""

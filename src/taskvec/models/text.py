@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from taskvec.models.backbone import Backbone
+from taskvec.models.backbone import Backbone, evaluating
 from taskvec.models.checkpoint import config_file, load_pretrained, tensor_names, transformers
 
 Text = str | tuple[str, str]
@@ -17,7 +17,7 @@ LOGIT_SCALE = 20.0
 """Of zero-shot heads: the inverse temperature 1 / 0.05 that sentence encoders are trained with."""
 
 LONGEST = 512
-"""Tokens of a text when neither the caller nor the tokenizer sets a limit."""
+"""Tokens of a text when the caller sets no limit."""
 
 
 class TextBackbone(Backbone):
@@ -36,7 +36,8 @@ class TextBackbone(Backbone):
             checkpoint=checkpoint,
         )
         self.tokenizer = tokenizer
-        self._longest = min(int(tokenizer.model_max_length), LONGEST)
+        positions = getattr(network.config, "max_position_embeddings", tokenizer.model_max_length)
+        self._most = min(int(tokenizer.model_max_length), int(positions))
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Masked mean (N, d) of the last hidden states."""
@@ -50,7 +51,8 @@ class TextBackbone(Backbone):
             return []
         pairs = [text for text in inputs if isinstance(text, tuple)]
         texts = [list(column) for column in zip(*pairs, strict=True)] if pairs else [list(inputs)]
-        table = self.tokenizer(*texts, truncation=True, max_length=max_length or self._longest)
+        limit = min(max_length or LONGEST, self._most)
+        table = self.tokenizer(*texts, truncation=True, max_length=limit)
         return [{key: table[key][row] for key in table} for row in range(len(inputs))]
 
     def stack(self, prepared: Sequence[Tokens]) -> dict[str, Tensor]:
@@ -73,11 +75,8 @@ class TextBackbone(Backbone):
         """Features (P, d) of the texts, in batches of 64."""
         rows = self.prepare(texts)
         chunks = [self.stack(rows[start : start + 64]) for start in range(0, len(rows), 64)]
-        was_training = self.training
-        self.eval()
-        features = [self(**{k: v.to(self.device) for k, v in chunk.items()}) for chunk in chunks]
-        self.train(was_training)
-        return torch.cat(features)
+        with evaluating(self):
+            return torch.cat([self(**{k: v.to(self.device) for k, v in chunk.items()}) for chunk in chunks])
 
     def example(self) -> dict[str, Tensor]:
         """One short text."""

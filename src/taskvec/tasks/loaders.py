@@ -7,7 +7,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from taskvec.models.backbone import Backbone
+from taskvec.models.backbone import Backbone, evaluating
 from taskvec.models.heads import Head, linear_probe, zero_shot_head
 from taskvec.tasks.task import Split, Task
 
@@ -74,10 +74,10 @@ def batches(
 @torch.no_grad()
 def features(backbone: Backbone, of: Sequence[Batch]) -> Tensor:
     """Features (N, d) of all batches, in the order of the split, on the CPU."""
-    was_training = backbone.training
-    backbone.eval()
-    parts = [backbone(**{k: v.to(backbone.device) for k, v in batch.inputs.items()}).cpu() for batch in of]
-    backbone.train(was_training)
+    with evaluating(backbone):
+        parts = [
+            backbone(**{k: v.to(backbone.device) for k, v in batch.inputs.items()}).cpu() for batch in of
+        ]
     result = torch.empty(sum(map(len, parts)), backbone.dim)
     result[torch.cat([batch.index for batch in of])] = torch.cat(parts).float()
     return result

@@ -116,6 +116,12 @@ class Task(Config):
                 raise ValueError(f"no class called {name!r}; {nearest(name, self.names)}")
         return self
 
+    def __copy__(self) -> "Task":
+        # A copy with other fields (``model_copy``) must not answer with rows read under the old ones.
+        copied = super().__copy__()
+        copied._loaded = {}
+        return copied
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; reads the data if they alone carry them."""
