@@ -53,6 +53,10 @@ class Rule:
         """The docstring: equation, parameters, source."""
         return inspect.getdoc(self.function) or ""
 
+    def parameters(self) -> dict[str, Any]:
+        """The names of all parameters and their defaults."""
+        return {name: field.get_default() for name, field in self._schema.model_fields.items()}
+
     def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Every parameter with its value, defaults included; what is recorded with a result.
 

@@ -8,23 +8,14 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
-from taskvec.vectors.info import VectorInfo, check_fields, read_info
-from taskvec.weights import TensorSpec, Weights, open_weights, save_weights
+from taskvec.vectors.info import VectorInfo, check_fields
+from taskvec.weights import TensorSpec, Weights, save_weights
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
 from taskvec.weights.source import row_blocks
 from taskvec.weights.staging import check_target
 
 if TYPE_CHECKING:
     from taskvec.vectors.vector import TaskVector
-
-
-def open_vector(path: str | Path) -> tuple[Weights, VectorInfo]:
-    """Open a task-vector file or folder.
-
-    Raises: InputError if it holds no task vector; CorruptFile.
-    """
-    weights = open_weights(path)
-    return weights, read_info(weights)
 
 
 def save_vector(

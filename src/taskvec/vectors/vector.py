@@ -14,7 +14,7 @@ from taskvec.vectors import files, geometry
 from taskvec.vectors.base import Base, shared_base
 from taskvec.vectors.checks import OnExtra, OnMissing, check_fits, check_point, editable_names
 from taskvec.vectors.edited import EditedWeights, apply
-from taskvec.vectors.info import BaseInfo, VectorInfo, check_fields
+from taskvec.vectors.info import BaseInfo, VectorInfo, check_fields, read_info
 from taskvec.vectors.noise import Noise
 from taskvec.vectors.sources import Difference, Source, Stored, computing
 from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, open_weights
@@ -106,7 +106,15 @@ class TaskVector(Direction, Mapping[str, Tensor]):
 
         Raises: InputError if it holds no task vector; CorruptFile.
         """
-        weights, info = files.open_vector(path)
+        return cls.opened(open_weights(path))
+
+    @classmethod
+    def opened(cls, weights: Weights) -> "TaskVector":
+        """The vector in a file that is open already.
+
+        Raises: InputError if it holds no task vector; CorruptFile.
+        """
+        info = read_info(weights)
         shapes = {name: TensorSpec(shape, files.widest(weights)) for name, shape in info.unchanged.items()}
         source = Stored(weights, info, shapes)
         return cls({source: 1.0}, Base(info.base.ref, info.base.fingerprint), source.specs)
@@ -200,6 +208,10 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         weights = open_weights(base)
         check_fits(self.ref, self.specs, weights)
         return TaskVector(self.terms, Base.of(weights), self.specs)
+
+    def rebased(self, base: Base) -> "TaskVector":
+        """The same form, taken to be one of ``base``, unchecked; for comparing vectors of different bases."""
+        return TaskVector(self.terms, base, self.specs)
 
     def norm(self) -> float:
         """The Euclidean norm over all tensors."""

@@ -138,7 +138,8 @@ def _write_shards(
                 if count and not allow_nonfinite:
                     bad[name] = count
                 done += 1
-                watch(done, total)
+                if not bad:
+                    watch(done, total)
             file.flush()
             os.fsync(file.fileno())
     if bad:

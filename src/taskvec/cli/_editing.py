@@ -1,0 +1,57 @@
+"""What the commands on files share: models by name, task vectors by name."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from taskvec.cli._common import assignments
+from taskvec.errors import InputError
+
+if TYPE_CHECKING:
+    from taskvec.vectors import TaskVector
+    from taskvec.weights import Weights
+
+Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+Vectors = Annotated[tuple[str, ...], Parameter(name=["--vector", "-v"], negative=())]
+Expression = Annotated[str | None, Parameter(name=["--expression", "-e"], allow_leading_hyphen=True)]
+AllowOther = Annotated[bool, Parameter(name="--allow-other-base", negative=())]
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+
+
+def open_model(ref: str) -> "Weights":
+    """Weights by path, hub id, or a known name such as ``minilm``; what exists on the disk wins."""
+    from taskvec.models.known import MODELS, known_model
+    from taskvec.weights import open_weights
+
+    known = not Path(ref).exists() and ref in MODELS
+    return open_weights(known_model(ref).ref() if known else ref)
+
+
+def load_vectors(pairs: Sequence[str], base: "Weights | None" = None) -> dict[str, "TaskVector"]:
+    """The vectors of ``name=PATH`` arguments; taken to be vectors of ``base`` if one is given.
+
+    Raises: InputError for no vector, a name that no expression could hold, or the same vector twice.
+    """
+    from taskvec.vectors import TaskVector
+
+    paths = assignments(pairs, "--vector")
+    if not paths:
+        raise InputError("--vector: none given, expected at least one name=PATH")
+    for name in paths:
+        if not name.isidentifier():
+            raise InputError(f"--vector: the name {name!r} is not one word of letters, digits and _")
+    loaded = {name: TaskVector.load(path) for name, path in paths.items()}
+    _check_distinct(loaded, paths)
+    return {name: vector.with_base(base) if base is not None else vector for name, vector in loaded.items()}
+
+
+def _check_distinct(vectors: Mapping[str, "TaskVector"], paths: Mapping[str, str]) -> None:
+    names = list(vectors)
+    for place, name in enumerate(names):
+        for earlier in names[:place]:
+            if vectors[name].terms == vectors[earlier].terms:
+                raise InputError(
+                    f"--vector: {name!r} and {earlier!r} are the same vector, {paths[name]}; give it once"
+                )

@@ -1,0 +1,137 @@
+"""``taskvec apply``."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from taskvec.cli._common import Force, Json, Quiet, assignments, print_json, print_table, watching
+from taskvec.cli._editing import AllowOther, Expression, Output, Vectors
+from taskvec.errors import InputError
+
+if TYPE_CHECKING:
+    from taskvec.vectors import TaskVector
+
+
+def apply(
+    base: str,
+    /,
+    *,
+    vector: Vectors,
+    output: Output,
+    expression: Expression = None,
+    rule: str | None = None,
+    param: Annotated[tuple[str, ...], Parameter(name=["--param", "-p"], negative=())] = (),
+    scale: float = 1.0,
+    allow_other_base: AllowOther = False,
+    allow_nonfinite: Annotated[bool, Parameter(name="--allow-nonfinite", negative=())] = False,
+    max_shard_gb: Annotated[float, Parameter(name="--max-shard-gb")] = 5.0,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the model that a base and task vectors make.
+
+    Examples: `taskvec apply BASE -v a=A -v b=B -e "0.4*a + 0.4*b" -o OUT`, forgetting with
+    `taskvec apply BASE -v toxic=A -e "-0.5*toxic" -o OUT`, and a rule with
+    `taskvec apply BASE -v a=A -v b=B --rule ties --param keep=0.2 --scale 0.5 -o OUT`.
+
+    Parameters
+    ----------
+    base
+        The weights that the vectors were taken from: a folder, a file, a hub id, a known name.
+    vector
+        `name=PATH` of a task vector, once for each.
+    output
+        A folder, which also gets the config and tokenizer files of BASE, or a .safetensors file.
+    expression
+        A linear expression over the names, with + - * / and parentheses. One vector needs none.
+    rule
+        A combination rule instead of an expression (`taskvec rules`), over all vectors.
+    param
+        `name=value` for the rule.
+    scale
+        The scaling coefficient of the whole edit.
+    allow_other_base
+        Apply vectors that were taken from another base, or from an unknown one.
+    allow_nonfinite
+        Write NaN and infinities instead of refusing them.
+    max_shard_gb
+        Size of a shard of a folder, in GB.
+    """
+    from taskvec import vectors as editing
+    from taskvec.cli._editing import load_vectors, open_model
+    from taskvec.rules import RULES
+    from taskvec.weights import save_weights
+
+    start = open_model(base)
+    named = load_vectors(vector, start if allow_other_base else None)
+    params = _parameters(param, rule)
+    edit = _edit(named, expression, rule, params)
+    edited = editing.apply(start, edit, scale)
+    with watching(quiet) as watch:
+        path = save_weights(
+            edited,
+            output,
+            force=force,
+            max_shard_size=max_shard_gb * 1e9,
+            manifest={
+                "kind": "edited model",
+                "base": {"ref": start.ref, "fingerprint": start.fingerprint()},
+                "vectors": {name: _provenance(vector) for name, vector in named.items()},
+                "expression": expression,
+                "rule": {"name": rule, **RULES[rule].settings(params)} if rule else None,
+                "scale": scale,
+            },
+            watch=watch,
+            allow_nonfinite=allow_nonfinite,
+        )
+    changed = sum(bool(edit.terms_at(name)) for name in edit)
+    facts = {
+        "path": str(path),
+        "edit": expression or (f"{rule}({', '.join(named)})" if rule else next(iter(named))),
+        "scale": scale,
+        "edited tensors": changed,
+        "copied tensors": len(edited) - changed,
+        "bytes": sum(edited.spec(name).nbytes for name in edited),
+    }
+    if json:
+        print_json({key.replace(" ", "_"): value for key, value in facts.items()})
+    else:
+        print_table(None, ["edited model", str(facts.pop("path"))], list(facts.items()))
+
+
+def _edit(
+    named: Mapping[str, "TaskVector"], expression: str | None, rule: str | None, params: Mapping[str, Any]
+) -> "TaskVector":
+    from taskvec.vectors import combine, parse_expression
+    from taskvec.vectors.expression import names_in
+
+    if expression is not None and rule is not None:
+        raise InputError("--rule: given together with --expression, expected one of them")
+    if rule is not None:
+        return combine(rule, list(named.values()), **params)
+    if expression is None:
+        if len(named) > 1:
+            raise InputError('several vectors need an expression, such as -e "0.5*a + 0.5*b", or a --rule')
+        return next(iter(named.values()))
+    edit = parse_expression(expression, named)
+    unused = [name for name in named if name not in names_in(expression)]
+    if unused:
+        raise InputError(f"--vector: {unused[0]!r} is not in the expression {expression!r}; leave it out")
+    return edit
+
+
+def _parameters(pairs: tuple[str, ...], rule: str | None) -> dict[str, Any]:
+    import yaml
+
+    if pairs and rule is None:
+        raise InputError("--param: given without --rule")
+    try:
+        return {name: yaml.safe_load(text) for name, text in assignments(pairs, "--param").items()}
+    except yaml.YAMLError as error:
+        raise InputError(f"--param: a value is not valid YAML: {error}") from None
+
+
+def _provenance(vector: "TaskVector") -> dict[str, Any]:
+    return {"path": vector.ref, **vector.info.model_dump(mode="json", exclude={"unchanged"})}

@@ -1,0 +1,83 @@
+"""``taskvec diff``."""
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from taskvec.cli._common import Force, Json, Quiet, print_json, print_table, watching
+from taskvec.cli._editing import Dtype, Output
+
+
+def diff(
+    base: str,
+    tuned: str,
+    /,
+    *,
+    output: Output,
+    task: str | None = None,
+    dtype: Dtype | None = None,
+    on_extra: Literal["error", "drop"] = "error",
+    on_missing: Literal["error", "zero"] = "error",
+    max_shard_gb: Annotated[float, Parameter(name="--max-shard-gb")] = 5.0,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Extract a task vector: what fine-tuning changed.
+
+    Example: `taskvec diff ./bert-base ./bert-sst2 -o sst2.safetensors --task sst2`. Integer and boolean
+    tensors are no part of a task vector; an edit keeps those of its base.
+
+    Parameters
+    ----------
+    base
+        The pre-trained weights: a folder, a safetensors or .bin file, an index, a hub id, a known name.
+    tuned
+        The weights fine-tuned from them.
+    output
+        A .safetensors file, or a folder.
+    task
+        What the fine-tuning was for; kept in the file.
+    dtype
+        Element type of the stored deltas; float32 by default, float64 for float64 models.
+    on_extra
+        What to do with tensors that only TUNED has: refuse, or drop them.
+    on_missing
+        What to do with tensors that TUNED lacks: refuse, or take them as unchanged.
+    max_shard_gb
+        Size of a shard of a folder, in GB.
+    """
+    import torch
+
+    from taskvec.cli._editing import open_model
+    from taskvec.vectors import TaskVector
+    from taskvec.vectors.checks import differing_buffers
+    from taskvec.weights import open_weights
+
+    start, end = open_model(base), open_model(tuned)
+    vector = TaskVector.between(start, end, on_extra=on_extra, on_missing=on_missing)
+    with watching(quiet) as watch:
+        path = vector.save(
+            output,
+            dtype=getattr(torch, dtype) if dtype else None,
+            force=force,
+            task=task,
+            max_shard_size=max_shard_gb * 1e9,
+            watch=watch,
+        )
+    written = open_weights(path)
+    kept = differing_buffers(start, end)
+    facts = {
+        "path": str(path),
+        "changed tensors": len(written),
+        "unchanged tensors": len(vector) - len(written),
+        "norm": TaskVector.load(path).norm(),
+        "bytes": sum(written.spec(name).nbytes for name in written),
+        "base fingerprint": start.fingerprint(),
+        "integer tensors left to the base": kept,
+    }
+    if json:
+        print_json({key.replace(" ", "_"): value for key, value in facts.items()})
+    else:
+        shown = {**facts, "integer tensors left to the base": ", ".join(kept) or "none differ"}
+        print_table(None, ["task vector", str(shown.pop("path"))], list(shown.items()))

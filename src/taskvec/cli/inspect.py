@@ -1,0 +1,141 @@
+"""``taskvec inspect``."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from taskvec.cli._common import Json, print_json, print_table
+from taskvec.cli._editing import AllowOther
+
+if TYPE_CHECKING:
+    from taskvec.weights import Weights
+
+
+def inspect(
+    paths: Annotated[tuple[str, ...], Parameter(negative=(), allow_leading_hyphen=False)],
+    /,
+    *,
+    headers: Annotated[bool, Parameter(name="--headers", negative=())] = False,
+    allow_other_base: AllowOther = False,
+    json: Json = False,
+) -> None:
+    """Show what checkpoints and task vectors hold: sizes, origin, norms by layer, angles between vectors.
+
+    Parameters
+    ----------
+    paths
+        Models and task vectors, any number.
+    headers
+        Read headers only: no norms, fingerprints or angles.
+    allow_other_base
+        Compare vectors of different bases all the same.
+    """
+    from taskvec.cli._editing import open_model
+    from taskvec.vectors.info import has_info
+
+    opened = [open_model(path) for path in paths]
+    facts = [_vector_facts(w, headers) if has_info(w) else _weights_facts(w, headers) for w in opened]
+    vectors = [weights for weights in opened if has_info(weights)]
+    cosines = None
+    if len(vectors) > 1 and not headers:
+        cosines = _cosines(vectors, allow_other_base)
+    if json:
+        print_json({"files": facts, **({"cosines": _json_safe(cosines)} if cosines else {})})
+        return
+    for entry in facts:
+        layers = entry.pop("norms_by_layer", {})
+        shown = [(key.replace("_", " "), _said(value)) for key, value in entry.items() if value is not None]
+        print_table(None, ["path", str(dict(shown).pop("path"))], shown[1:])
+        if layers:
+            print_table(None, ["layer", "norm"], [(layer, f"{norm:.4g}") for layer, norm in layers.items()])
+    if cosines:
+        names = [f"{number}" for number in range(1, len(vectors) + 1)]
+        rows = [
+            [f"{name}: {weights.ref}", *(f"{value:.4f}" for value in row)]
+            for name, weights, row in zip(names, vectors, cosines, strict=True)
+        ]
+        print_table("cosines", ["vector", *names], rows)
+
+
+def _weights_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
+    from taskvec.weights.summary import by_layer, tensor_norms
+
+    facts = {**_sizes(weights, "weights"), "tied": dict(weights.tied) or None}
+    if headers:
+        return facts
+    norms = tensor_norms(weights)
+    return {
+        **facts,
+        "fingerprint": weights.fingerprint(),
+        "norm": _finite(math.hypot(*norms.values())),
+        "norms_by_layer": {layer: _finite(norm) for layer, norm in by_layer(norms).items()},
+    }
+
+
+def _vector_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
+    from taskvec.vectors import TaskVector
+    from taskvec.weights.summary import by_layer
+
+    vector = TaskVector.opened(weights)
+    info = vector.info.model_dump(mode="json", exclude={"unchanged", "format", "dtype"})
+    base = info.pop("base")
+    facts = {
+        **_sizes(weights, "task vector"),
+        "unchanged tensors": len(vector) - len(weights),
+        "base": base["ref"],
+        "base fingerprint": base["fingerprint"] or "not recorded",
+        **info,
+    }
+    if headers:
+        return facts
+    norms = vector.norms()
+    return {
+        **facts,
+        "norm": _finite(math.hypot(*norms.values())),
+        "norms_by_layer": {layer: _finite(norm) for layer, norm in by_layer(norms).items()},
+    }
+
+
+def _sizes(weights: "Weights", kind: str) -> dict[str, Any]:
+    from taskvec.weights.dtypes import short
+
+    specs = [weights.spec(name) for name in weights]
+    return {
+        "path": weights.ref,
+        "kind": kind,
+        "files": len(weights.files),
+        "tensors": len(specs),
+        "elements": sum(spec.numel for spec in specs),
+        "bytes": sum(spec.nbytes for spec in specs),
+        "dtypes": sorted({short(spec.dtype) for spec in specs}),
+    }
+
+
+def _cosines(opened: Sequence["Weights"], allow_other_base: bool) -> list[list[float]]:
+    from taskvec.vectors import TaskVector, similarity
+
+    vectors = [TaskVector.opened(weights) for weights in opened]
+    if allow_other_base:
+        vectors = [vector.rebased(vectors[0].base) for vector in vectors]
+    return [[float(value) for value in row] for row in similarity(vectors)]
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _json_safe(rows: Sequence[Sequence[float]]) -> list[list[float | None]]:
+    return [[_finite(value) for value in row] for row in rows]
+
+
+def _said(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} = {content}" for key, content in value.items())
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
+    )
