@@ -79,6 +79,13 @@ def test_leading_rows_are_skipped(tmp_path: Path) -> None:
         task(source="jsonl", path=str(path), splits=SPLITS).split("train")
 
 
+def test_a_split_that_nobody_named_is_not_left_out_in_silence(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "d.jsonl", ROWS)
+    with pytest.raises(InputError, match=r"row 21: split 'val', expected train, validation, test; name it"):
+        task(source="jsonl", path=str(path)).split("train")
+    assert len(task(source="jsonl", path=str(path), splits={"train": "train"}).split("train")) == 18
+
+
 def test_a_csv_without_a_header_is_given_its_columns(tmp_path: Path) -> None:
     (tmp_path / "d.tsv").write_text("0\tgood film\n1\tbad film\n" * 3)
     demo = task(

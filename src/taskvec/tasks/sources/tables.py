@@ -71,13 +71,22 @@ class Table(Source):
         numbers: list[int] = []
         for number, row in self._numbered(path):
             where = f"{path}, row {number}"
-            if split is not None and str(_field(row, self.split, where)) != split:
+            if split is not None and self._split_of(row, where) != split:
                 continue
             text = str(_field(row, self.text, where))
             inputs.append((text, str(_field(row, self.text2, where))) if self.text2 else text)
             labels.append(_label(_field(row, self.label, where), where, self.label))
             numbers.append(number)
         return Rows(inputs, labels, numbered(path, numbers))
+
+    def _split_of(self, row: Row, where: str) -> str:
+        """What the split field says; a name nobody declared would be left out without a word."""
+        found = str(_field(row, self.split, where))
+        if not self.splits and found not in SPLITS:
+            raise InputError(
+                f"{where}: {self.split} {found!r}, expected {', '.join(SPLITS)}; name it under 'splits'"
+            )
+        return found
 
     def _numbered(self, path: Path) -> Iterator[tuple[int, Row]]:
         """Rows after the skipped ones, counted from 1 with them."""
