@@ -1,1 +1,111 @@
-"""Task arithmetic."""
+"""Task arithmetic: train, store, combine, apply, evaluate and explain task vectors.
+
+Everything public is here and is imported when it is first used; importing the package does not import torch.
+
+>>> import taskvec as tv
+>>> edit = 0.5 * (tv.TaskVector.load("a.safetensors") + tv.TaskVector.load("b.safetensors"))  # doctest: +SKIP
+>>> tv.save_weights(tv.apply("base-model", edit), "edited-model")  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from taskvec._version import __version__
+
+if TYPE_CHECKING:
+    from taskvec.evaluation.addition import addition, single_task
+    from taskvec.evaluation.analogy import analogy
+    from taskvec.evaluation.evaluator import Evaluator
+    from taskvec.evaluation.metrics import score
+    from taskvec.evaluation.negation import negation
+    from taskvec.evaluation.points import Points
+    from taskvec.evaluation.search import Grid, search_addition, search_negation
+    from taskvec.models import Backbone, Head, load_backbone, select
+    from taskvec.rules import RULES
+    from taskvec.tasks.suite import Suite, load_suite
+    from taskvec.tasks.task import Split, Task
+    from taskvec.training.atm import atm
+    from taskvec.training.finetune import finetune
+    from taskvec.training.parts import Part, make_part
+    from taskvec.training.settings import TrainSettings
+    from taskvec.vectors import TaskVector, apply, combine, similarity
+    from taskvec.weights import Weights, open_weights, save_weights
+
+_HOME = {
+    "Weights": "weights",
+    "open_weights": "weights",
+    "save_weights": "weights",
+    "TaskVector": "vectors",
+    "apply": "vectors",
+    "combine": "vectors",
+    "similarity": "vectors",
+    "RULES": "rules",
+    "Backbone": "models",
+    "Head": "models",
+    "load_backbone": "models",
+    "select": "models",
+    "Suite": "tasks.suite",
+    "load_suite": "tasks.suite",
+    "Split": "tasks.task",
+    "Task": "tasks.task",
+    "Part": "training.parts",
+    "make_part": "training.parts",
+    "TrainSettings": "training.settings",
+    "finetune": "training.finetune",
+    "atm": "training.atm",
+    "Evaluator": "evaluation.evaluator",
+    "Points": "evaluation.points",
+    "Grid": "evaluation.search",
+    "search_addition": "evaluation.search",
+    "search_negation": "evaluation.search",
+    "score": "evaluation.metrics",
+    "single_task": "evaluation.addition",
+    "addition": "evaluation.addition",
+    "negation": "evaluation.negation",
+    "analogy": "evaluation.analogy",
+}
+
+__all__ = [
+    "RULES",
+    "Backbone",
+    "Evaluator",
+    "Grid",
+    "Head",
+    "Part",
+    "Points",
+    "Split",
+    "Suite",
+    "Task",
+    "TaskVector",
+    "TrainSettings",
+    "Weights",
+    "__version__",
+    "addition",
+    "analogy",
+    "apply",
+    "atm",
+    "combine",
+    "finetune",
+    "load_backbone",
+    "load_suite",
+    "make_part",
+    "negation",
+    "open_weights",
+    "save_weights",
+    "score",
+    "search_addition",
+    "search_negation",
+    "select",
+    "similarity",
+    "single_task",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"taskvec has no {name!r}; it offers {', '.join(sorted(_HOME))}")
+    return getattr(import_module(f"taskvec.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import Grid, Search, maximize
@@ -32,8 +33,11 @@ def analogy(
 
     Returns: the record: one row a model (pre-trained, each known neighbour ``b`` and ``c`` alone, their plain
         sum, the analogy, the reference), all but the first and last with coefficients searched alike.
+    Raises: InputError unless ``a``, ``b`` and ``c`` are three vectors.
     Source: Ilharco et al. 2022 (arXiv:2212.04089), section 5.
     """
+    if len({a, b, c}) < 3:
+        raise InputError(f"an analogy needs three different vectors, not a={a!r}, b={b!r}, c={c!r}")
     grid = grid or Grid()
 
     def validation(weights: Mapping[str, float]) -> dict[str, float]:

@@ -41,6 +41,13 @@ MODELS: dict[str, KnownModel] = {
     model.name: model
     for model in (
         KnownModel(
+            name="builtin",
+            modality="image",
+            about="small dual encoder of the built-in world (3 layers, width 256), inside the package",
+            parameters=2_671_008,
+            package="taskvec.models.builtin",
+        ),
+        KnownModel(
             name="minilm",
             modality="text",
             about="all-MiniLM-L6-v2: a small BERT (6 layers, width 384) trained for sentence similarity",
@@ -89,6 +96,7 @@ MODELS: dict[str, KnownModel] = {
 LOADERS: Registry[Any] = Registry(
     "kind of model",
     {
+        "builtin": "taskvec.models.builtin:load",
         "text": "taskvec.models.text:load",
         "clip": "taskvec.models.clip:load",
     },

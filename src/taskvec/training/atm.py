@@ -10,6 +10,7 @@ from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.selection import select
 from taskvec.progress import Watch, unwatched
+from taskvec.rules import RULES
 from taskvec.training.finetune import as_vector
 from taskvec.training.loop import total_steps, train
 from taskvec.training.parts import Part
@@ -48,6 +49,7 @@ def atm(
     """
     if rounds < 1:
         raise InputError(f"rounds: {rounds} is not a number of rounds; give 1 or more")
+    RULES[rule].settings(params)  # a bad parameter is an error before the first round, not after it
     recipe = settings or TrainSettings()
     names = select(backbone, regime)
     everything = backbone.encoder_parameters()

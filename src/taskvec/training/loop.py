@@ -59,6 +59,8 @@ def train(
     """
     check_parts(parts)
     leaves = {name: value.detach().float().clone().requires_grad_() for name, value in start.items()}
+    frozen = {name: value.detach() for name, value in backbone.encoder_parameters().items()}
+    params = {**frozen, **leaves}  # detached: no gradient is computed for, or left in, the backbone's own
     optimizer = _optimizer(settings, list(leaves.values()))
     inputs = [backbone.prepare(part.split.inputs, part.max_length) for part in parts]
     sizes = [torch.tensor([backbone.size(one) for one in of_part]) for of_part in inputs]
@@ -71,7 +73,7 @@ def train(
             group["lr"] = settings.lr * _schedule(step, len(chunks), settings)
         chunk = chunks[step]
         loss = _accumulate(
-            backbone, leaves, parts[chunk.part], inputs[chunk.part], chunk.places, settings, sign
+            backbone, params, parts[chunk.part], inputs[chunk.part], chunk.places, settings, sign
         )
         if not math.isfinite(loss):
             if sign < 0:
@@ -130,19 +132,19 @@ def _shuffled(sizes: Tensor, batch: int, order: torch.Generator) -> Sequence[Ten
 
 def _accumulate(
     backbone: Backbone,
-    leaves: Params,
+    params: Params,
     part: Part,
     inputs: Sequence[Any],
     places: Tensor,
     settings: TrainSettings,
     sign: float,
 ) -> float:
-    """Leave the gradient of the mean loss at ``places`` in the leaves; return that loss."""
+    """Add the gradient of the mean loss at ``places`` to the parameters that want one; return that loss."""
     total = 0.0
     for micro in torch.split(places, math.ceil(len(places) / settings.accumulation)):
         batch = backbone.stack([inputs[place] for place in micro.tolist()])
         with autocast(settings.precision):
-            features = encode(backbone, leaves, batch)
+            features = encode(backbone, params, batch)
         logits = part.head(features.float())
         loss = cross_entropy(logits, part.split.labels[micro]) * (len(micro) / len(places))
         torch.autograd.backward(sign * loss)

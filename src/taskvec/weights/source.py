@@ -60,8 +60,8 @@ class Weights(Mapping[str, Tensor], ABC):
     """A point in weight space: tensors by name, read when asked for.
 
     Iteration gives every tensor once, in file order, under its first name; reading an alias of a
-    tied tensor works too. Tensors that are read may share memory with the file: copy before writing
-    into one. All tensors are on the CPU.
+    tied tensor works too. All tensors are on the CPU. Those of a module or a mapping are the tensors
+    themselves, so copy before writing into one.
 
     Attributes:
         ref: what the user called it; opens error messages.

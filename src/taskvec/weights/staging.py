@@ -5,9 +5,9 @@ renamed into place; what failed, or was interrupted, is removed. A run that was 
 folder, and the next run to the same target clears it.
 """
 
+import fcntl
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,11 +82,6 @@ def check_space(target: Path, needed: int) -> None:
 def _locked(partial: Path, target: Path) -> Iterator[None]:
     """Hold the hidden folder; the lock dies with the process, so a killed run blocks nobody."""
     partial.mkdir(exist_ok=True)
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
     handle = os.open(partial, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

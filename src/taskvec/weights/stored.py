@@ -1,16 +1,22 @@
-"""Safetensors files: the header is parsed on opening, tensors are views of the mapped file."""
+"""Safetensors files: the header is parsed on opening, tensors are read from their place in the file.
+
+Files are read, not mapped: a writable private mapping of a file larger than the memory is refused by the
+kernel, and a file that is cut short while it is mapped kills the process instead of raising an error.
+"""
 
 import json
+import os
 import struct
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError
-from taskvec.weights.dtypes import CODES
+from taskvec.weights.dtypes import CODES, raw_bytes
 from taskvec.weights.source import TensorSpec, Weights
 
 
@@ -21,9 +27,11 @@ class StoredWeights(Weights):
     """
 
     def __init__(self, path: Path, *, ref: str | None = None, folder: Path | None = None) -> None:
-        header = _read_header(path)
-        metadata: Mapping[str, str] = header.pop("__metadata__", None) or {}
-        specs = {name: _spec(path, name, entry) for name, entry in _in_file_order(header)}
+        handle = os.open(path, os.O_RDONLY)
+        self._close = weakref.finalize(self, os.close, handle)
+        header, self._start = _read_header(path, handle)
+        metadata: Mapping[str, str] = header.pop("__metadata__")
+        specs = {name: _spec(path, name, entry) for name, entry in header.items()}
         # Where tensors were tied, the writer names the alias and what it stands for in the metadata.
         tied = {alias: kept for alias, kept in metadata.items() if kept in specs and alias not in specs}
         super().__init__(
@@ -35,18 +43,27 @@ class StoredWeights(Weights):
             metadata={key: text for key, text in metadata.items() if key not in tied},
             files=(path.resolve(),),
         )
-        self._file = _map(path)
+        self._offsets = {name: entry["data_offsets"][0] for name, entry in header.items()}
+        self._handle = handle
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
-        try:
-            tensor: Tensor = self._file.get_tensor(name)
-        except SafetensorError as error:
-            raise CorruptFile(f"{self.ref}: {name!r} cannot be read ({error})") from None
-        return tensor if rows is None else tensor[rows]
+        spec = self._specs[name]
+        first, shape = 0, spec.shape
+        if rows is not None:
+            first, last, step = rows.indices(shape[0])
+            if step != 1:
+                return self._read(name, None)[rows]
+            shape = (max(0, last - first), *shape[1:])
+        tensor = torch.empty(shape, dtype=spec.dtype)
+        row = spec.nbytes // spec.shape[0] if first else 0
+        place = self._start + self._offsets[name] + first * row
+        if not _fill(self._handle, raw_bytes(tensor), place):
+            raise CorruptFile(f"{self.ref}: ends inside {name!r}; was it written to since it was opened?")
+        return tensor
 
     def close(self) -> None:
         """Close the file. Tensors read before stay valid."""
-        self._file.__exit__(None, None, None)
+        self._close()
 
 
 def file_identity(path: Path) -> tuple[str, int, int]:
@@ -65,55 +82,62 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read_header(path: Path) -> dict[str, Any]:
-    damaged = "download or write it again"
+def _fill(handle: int, buffer: memoryview, place: int) -> bool:
+    """Read until the buffer is full; one call may give less. Whether the file was long enough."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(handle, [buffer[done:]], place + done)
+        if count == 0:
+            return False
+        done += count
+    return True
+
+
+def _read_header(path: Path, handle: int) -> tuple[dict[str, Any], int]:
+    """The parsed header, in file order, and where the data start.
+
+    Raises: CorruptFile if it is no header, or does not describe exactly the bytes that follow.
+    """
+    length = os.fstat(handle).st_size
+    prefix = os.pread(handle, 8, 0)
+    size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else length
+    if 8 + size > length:
+        raise CorruptFile(f"{path}: no safetensors file, or cut off in its header; {_AGAIN}")
     try:
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
-            left = path.stat().st_size - 8
-            if size is None or size > left:
-                raise CorruptFile(f"{path}: not a whole safetensors file, its header is cut off; {damaged}")
-            header = json.loads(file.read(size), object_pairs_hook=unique_keys)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        if isinstance(error, CorruptFile):
-            raise
-        raise CorruptFile(f"{path}: the safetensors header is not valid JSON ({error}); {damaged}") from None
-    if not isinstance(header, dict):
-        raise CorruptFile(f"{path}: the safetensors header is no mapping; {damaged}")
-    end = max(
-        (_end(path, name, entry) for name, entry in header.items() if name != "__metadata__"), default=0
-    )
-    if end != left - size:
-        raise CorruptFile(f"{path}: the header promises {end} bytes of data, found {left - size}; {damaged}")
-    return header
+        header = json.loads(os.pread(handle, size, 8), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{path}: the safetensors header is not valid JSON ({error}); {_AGAIN}") from None
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise CorruptFile(f"{path}: the safetensors header is no mapping of tensors; {_AGAIN}")
+    metadata = header.pop("__metadata__", {})
+    tensors = dict(sorted(header.items(), key=lambda item: _offsets(path, *item)))
+    end = 0
+    for name, entry in tensors.items():
+        start, stop = _offsets(path, name, entry)
+        if start != end or stop - start != _spec(path, name, entry).nbytes:
+            raise CorruptFile(
+                f"{path}: {name!r} lies at bytes {start} to {stop}, which does not fit; {_AGAIN}"
+            )
+        end = stop
+    if end != length - 8 - size:
+        raise CorruptFile(f"{path}: holds {length - 8 - size} bytes of data, expected {end}; {_AGAIN}")
+    return {"__metadata__": metadata, **tensors}, 8 + size
 
 
-def _end(path: Path, name: str, entry: Any) -> int:
-    try:
-        return int(entry["data_offsets"][1])
-    except (TypeError, KeyError, IndexError, ValueError):
-        raise CorruptFile(
-            f"{path}: {name!r} has no data offsets in the header; write the file again"
-        ) from None
+def _offsets(path: Path, name: str, entry: Any) -> tuple[int, int]:
+    match entry:
+        case {"data_offsets": [int() as start, int() as stop]}:
+            return start, stop
+    raise CorruptFile(f"{path}: {name!r} has no place in the file; {_AGAIN}")
 
 
-def _in_file_order(header: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return sorted(header.items(), key=lambda item: item[1]["data_offsets"][0])
-
-
-def _spec(path: Path, name: str, entry: Any) -> TensorSpec:
+def _spec(path: Path, name: str, entry: Mapping[str, Any]) -> TensorSpec:
     code, shape = entry.get("dtype"), entry.get("shape")
     if code not in CODES:
         raise InputError(f"{path}: {name!r} has dtype {code}, expected one of {', '.join(CODES)}")
-    if not isinstance(shape, list):
-        raise CorruptFile(f"{path}: {name!r} has no shape in the header; write the file again")
+    if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise CorruptFile(f"{path}: {name!r} has shape {shape}, expected a list of sizes; {_AGAIN}")
     return TensorSpec(tuple(shape), CODES[code])
 
 
-def _map(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt").__enter__()  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        what = str(error).removeprefix("Error while deserializing header: ")
-        raise CorruptFile(f"{path}: damaged safetensors file ({what}); download or write it again") from None
+_AGAIN = "download or write it again"

@@ -257,17 +257,11 @@ def outlined(mask: Image.Image, width: int = 5) -> Image.Image:
 
 
 @cache
-def _screen(kind: str) -> Image.Image:
-    """The grid of dots, or the hatching, that a filled mask is seen through."""
+def _hatching() -> Image.Image:
     screen = Image.new("L", (SIDE, SIDE))
     pen = ImageDraw.Draw(screen)
-    if kind == "dotted":
-        for y in range(0, SIDE, 6):
-            for x in range(0, SIDE, 6):
-                pen.rectangle((x + 1, y + 1, x + 4, y + 4), fill=255)
-    else:
-        for x in range(-SIDE, SIDE, 8):
-            pen.line((x, SIDE, x + SIDE, 0), fill=255, width=4)
+    for x in range(-SIDE, SIDE, 8):
+        pen.line((x, SIDE, x + SIDE, 0), fill=255, width=4)
     return screen
 
 
@@ -281,7 +275,7 @@ def _styled(key: tuple[str, str, str], style: str) -> Image.Image:
     }[maker]()
     if style == "plain":
         return mask
-    return outlined(mask) if style == "outlined" else ImageChops.multiply(mask, _screen(style))
+    return outlined(mask) if style == "outlined" else ImageChops.multiply(mask, _hatching())
 
 
 def content_mask(domain: str, name: str, variant: str, style: str = "plain") -> Image.Image:
@@ -291,7 +285,7 @@ def content_mask(domain: str, name: str, variant: str, style: str = "plain") -> 
         domain: one of the domains that are drawn from a mask (not counts, stripes, patterns).
         name: a name of that domain; for arrows ignored, since a direction is a rotation.
         variant: the font of a character, the kind of an arrow, ignored for shapes.
-        style: ``plain``, ``outlined``, ``hatched`` or ``dotted``.
+        style: ``plain``, ``outlined`` or ``hatched``.
     """
     if domain == "shape":
         return _styled(("shape", name, ""), style)
@@ -299,3 +293,42 @@ def content_mask(domain: str, name: str, variant: str, style: str = "plain") -> 
         return _styled(("pointer", variant, ""), style)
     char = GREEK.get(name, name) if domain == "greek" else ICONS.get(name, name)
     return _styled(("glyph", char, variant), style)
+
+
+_SEGMENTS = (
+    ((88, 40), (168, 40)), ((176, 48), (176, 120)), ((176, 136), (176, 208)), ((88, 216), (168, 216)),
+    ((80, 136), (80, 208)), ((80, 48), (80, 120)), ((88, 128), (168, 128)),
+)  # fmt: skip
+_LIT = ("012345", "12", "01643", "01623", "5612", "05623", "056234", "012", "0123456", "012356")
+
+
+@cache
+def segments(digit: int, width: int) -> Image.Image:
+    """A digit of seven segments, each ``width`` of 256 pixels wide."""
+
+    def draw(pen: ImageDraw.ImageDraw) -> None:
+        for number in _LIT[digit]:
+            pen.line(_SEGMENTS[int(number)], fill=255, width=width)
+
+    return _drawn(draw)
+
+
+_LAMPS = 10
+
+
+@cache
+def _lamp_screen() -> Image.Image:
+    screen = Image.new("L", (SIDE, SIDE))
+    pen = ImageDraw.Draw(screen)
+    for y in range(2, 62, 6):
+        for x in range(2, 62, 6):
+            pen.ellipse((x, y, x + 4, y + 4), fill=255)
+    return screen
+
+
+def lamps(mask: Image.Image) -> Image.Image:
+    """A mask shown by ten rows of ten lamps, each on or off."""
+    coarse = mask.resize((_LAMPS, _LAMPS), Image.Resampling.BOX).point(lambda v: 255 if v > 100 else 0)
+    canvas = Image.new("L", (SIDE, SIDE))
+    canvas.paste(coarse.resize((6 * _LAMPS, 6 * _LAMPS), Image.Resampling.NEAREST), (2, 2))
+    return ImageChops.multiply(canvas, _lamp_screen())

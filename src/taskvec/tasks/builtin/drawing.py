@@ -48,7 +48,6 @@ class Look:
     jitter: int = 22
     ramp: int = 35
     blotch: int = 0
-    rule: int = 0
     noise: int = 16
     soft: float = 0.2
     relief: int = 0
@@ -225,9 +224,6 @@ def paint(
     canvas = canvas + ramp[..., None]
     if look.blotch:
         canvas = canvas + _blotches(rng, n, look.blotch)
-    if look.rule:
-        lines = (np.arange(WIDTH, dtype=np.int64) + rng.integers(0, 8, (n, 1))) % 8 == 0
-        canvas = canvas - look.rule * lines[:, :, None, None].astype(np.int32)
     for shape, colour in clutter:
         canvas = _over(canvas, _jittered(rng, colour, look.jitter), shape)
     if look.relief:

