@@ -1,8 +1,8 @@
 """Pre-train the built-in dual encoder on the built-in world: contrastively, on one thread of a CPU.
 
-The weights that come with the package are those of ``python scripts/pretrain_builtin.py OUT`` with
-defaults. The run keeps a checkpoint in OUT and goes on from it when started again. ``model.safetensors`` and
-``config.json`` there are the running average of the weights, in float16: a model that can be used at any time.
+The weights that come with the package are those of ``python scripts/pretrain_builtin.py OUT`` with the
+defaults. The run keeps a checkpoint in OUT and goes on from it when started again. ``model.safetensors``
+and ``config.json`` there are the running average of the weights, in float16: a model to use at any time.
 """
 
 import argparse
@@ -170,7 +170,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("out", type=Path, help="folder for the weights and the checkpoint")
-    parser.add_argument("--steps", type=int, default=4000, help="batches")
+    parser.add_argument("--steps", type=int, default=3000, help="batches")
     parser.add_argument("--size", type=int, default=256, help="images in a batch; divides 1024")
     parser.add_argument(
         "--lr", type=float, default=3e-3, help="highest learning rate of Muon; AdamW has half of it"
