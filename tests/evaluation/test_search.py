@@ -83,6 +83,14 @@ def test_negation_without_a_coefficient_that_keeps_the_control_says_so() -> None
     assert found.remark == "no coefficient keeps the control"
 
 
+def test_negation_that_nothing_helps_stays_at_zero_and_says_so() -> None:
+    found = search_negation(
+        lambda alpha: {"target": 0.5 + alpha, "control": 0.8}, "target", {"target": 0.5, "control": 0.8}
+    )
+    assert (found.coefficient, found.satisfied) == (0.0, True)
+    assert found.remark == "no coefficient is better than none"
+
+
 @pytest.mark.parametrize("values", [{"start": 1.0}, {"stop": 3.0}, {"step": 0.0}, {"limit": float("nan")}])
 def test_grids_that_make_no_sense_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(InputError, match="search: "):

@@ -1,6 +1,7 @@
 """``taskvec run``."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 

@@ -1,13 +1,16 @@
 """Scaling coefficients chosen on validation data."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from taskvec.config import Config
 from taskvec.evaluation.metrics import absolute, normalized
+
+LOST = 1e3
+"""Objective of a coefficient that loses the controls: below that of any that keeps them."""
 
 Values = Mapping[str, float]
 Measure = Callable[[float], Values]
@@ -16,8 +19,9 @@ Measure = Callable[[float], Values]
 class Grid(Config):
     """Equally spaced coefficients, both ends included, visited coarsely first.
 
-    A search measures every ``coarse``-th point, then all points around the best of these. When the best point
-    is the last, the grid is extended by its own step up to ``limit``. ``coarse=1`` visits every point.
+    A search measures every ``coarse``-th point, then the neighbours of the best at half that distance, and so
+    on down to one step. When the best point is the last, the grid is extended by its own step up to
+    ``limit``. ``coarse=1`` visits every point.
     """
 
     start: float = 0.0
@@ -79,6 +83,8 @@ class Search:
         """What a reader of the table must know about this coefficient; empty if nothing."""
         if not self.satisfied:
             return "no coefficient keeps the control"
+        if self.coefficient == 0:
+            return "no coefficient is better than none"
         if self.at_limit:
             return "at the limit of the grid"
         return "grid extended" if self.extended else ""
@@ -105,7 +111,8 @@ def search_negation(
         before: validation values of the pre-trained model.
         keep: share of the controls' mean value that must remain.
 
-    Returns: coefficient 0 with ``satisfied=False`` when no other coefficient keeps the controls.
+    Returns: coefficient 0 when nothing else is better; with ``satisfied=False`` when no other coefficient
+        keeps the controls.
     Source: Ilharco et al. 2022 (arXiv:2212.04089), section 3; the threshold of Ortiz-Jimenez et al. 2023.
     """
     controls = [task for task in before if task != target]
@@ -113,13 +120,11 @@ def search_negation(
 
     def objective(values: Values) -> float:
         kept = absolute({task: values[task] for task in controls}) >= floor
-        return -values[target] if kept else -1e3 - values[target]
+        return -values[target] if kept else -LOST - values[target]
 
     found = maximize(objective, measure, grid or Grid())
-    forgets = found.coefficient != 0 and objective(found.values) > -1e3
-    if forgets:
-        return found
-    return Search(0.0, dict(before), found.trace, found.extended, found.at_limit, satisfied=False)
+    kept = [alpha for alpha, height in found.trace if alpha != 0 and height > -LOST / 2]
+    return replace(found, satisfied=bool(kept))
 
 
 def maximize(objective: Callable[[Values], float], measure: Measure, grid: Grid) -> Search:
@@ -140,9 +145,13 @@ def maximize(objective: Callable[[Values], float], measure: Measure, grid: Grid)
         visit(index)
     extended = False
     while True:
-        around = best()
-        for index in range(max(0, around - grid.coarse + 1), min(edge, around + grid.coarse - 1) + 1):
-            visit(index)
+        stride = grid.coarse
+        while stride > 1:
+            stride = (stride + 1) // 2
+            around = best()
+            for index in (around - stride, around + stride):
+                if 0 <= index <= edge:
+                    visit(index)
         if best() < edge or edge >= grid.last:
             break
         extended = True

@@ -79,7 +79,6 @@ class Runner:
         )
         found: Result = {
             "single": single,
-            "seconds": {task: self._seconds(regime, seed, (task,)) for task in self.tasks},
             "norms": {task: vector.norm() for task, vector in vectors.items()},
             "cosine": similarity(list(vectors.values())).tolist(),
             "addition": self._additions(regime, seed, points, single),
@@ -302,11 +301,6 @@ class Runner:
             make()  # the record outlived its file; training is deterministic, so the record still holds
         self.store.result("vector", inputs, make)
         return TaskVector.load(path)
-
-    def _seconds(self, regime: str, seed: int, tasks: tuple[str, ...]) -> float:
-        settings = self.experiment.settings(regime, seed)
-        record = self.store.record("vector", self._training_inputs(regime, tasks, settings, {}))
-        return float(record["seconds"])
 
     # Helpers
 

@@ -103,10 +103,6 @@ class Store:
         found: dict[str, Any] = self._records[key]["result"]
         return found
 
-    def record(self, cell: str, inputs: Mapping[str, object]) -> Record:
-        """The whole record of a finished cell."""
-        return self._records[key_of(cell, inputs)]
-
 
 def key_of(cell: str, inputs: Mapping[str, object]) -> str:
     """Digest of a cell's kind and inputs."""

@@ -1,0 +1,194 @@
+"""``taskvec run`` on a whole tiny experiment, through the command."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskvec.cli import main
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", *map(str, arguments), "--quiet"])
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_experiment: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that went through undisturbed. Not to be written to."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.yaml").write_text(tiny_experiment)
+    assert run(folder / "tiny.yaml", "-o", folder / "run") == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_a_run_leaves_records_vectors_tables_and_figures(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert run(experiment, "-o", folder) == 0
+    shown = capsys.readouterr().out
+    for title in ("Single tasks", "Addition of all 3 tasks", "ATM", "Negation of pets", "Analogy: number"):
+        assert title in shown
+        assert title in (folder / "report.md").read_text()
+        assert title in (folder / "report.html").read_text()
+    assert {path.stem for path in (folder / "figures").iterdir()} == {
+        "single",
+        "addition",
+        "atm",
+        "negation",
+        "cosine",
+    }
+    assert (
+        len(list(folder.glob("vectors/seed0/*/*.safetensors"))) == 10
+    )  # 2 x (3 tasks, joint, ascent), ATM - 1
+    assert not list(folder.glob("partial/*"))
+    cells = [record["cell"] for record in records(folder)]
+    assert cells.count("addition") == 2 * 4
+    assert all({"inputs", "result", "seconds", "versions"} <= record.keys() for record in records(folder))
+
+
+def test_running_again_computes_nothing(folder: Path, experiment: Path) -> None:
+    before = (folder / "records.jsonl").read_bytes()
+    results = (folder / "results.json").read_bytes()
+    assert run(experiment, "-o", folder) == 0
+    assert (folder / "records.jsonl").read_bytes() == before
+    assert (folder / "results.json").read_bytes() == results
+
+
+def test_a_changed_file_computes_only_what_changed(folder: Path, experiment: Path) -> None:
+    before = len(records(folder))
+    experiment.write_text(experiment.read_text().replace("keep: 0.5", "keep: 0.6"))
+    assert run(experiment, "-o", folder) == 0
+    assert [record["cell"] for record in records(folder)[before:]] == ["negation"] * 2
+
+
+def test_two_runs_with_the_same_seed_agree_and_another_seed_does_not(
+    folder: Path, experiment: Path, tmp_path: Path
+) -> None:
+    assert run(experiment, "-o", tmp_path / "again") == 0
+    assert (tmp_path / "again" / "results.json").read_bytes() == (folder / "results.json").read_bytes()
+    assert run(experiment, "-o", tmp_path / "other", "--seeds", 1) == 0
+    other = json.loads((tmp_path / "other" / "results.json").read_text())
+    first = json.loads((folder / "results.json").read_text())
+    assert list(other["seeds"]) == ["1"]
+    assert other["seeds"]["1"]["full"]["norms"] != first["seeds"]["0"]["full"]["norms"]
+
+
+def test_several_seeds_give_a_spread(experiment: Path, tmp_path: Path) -> None:
+    text = experiment.read_text()
+    short = text[: text.index("joint:")].replace(
+        "regimes: {full: {}, attention: {lr: 4e-3}}", "regimes: {full: {}}"
+    )
+    experiment.write_text(short)
+    assert run(experiment, "-o", tmp_path / "run", "--seeds", 0, 1) == 0
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "±" in report
+    assert "over 2 seeds" in report
+
+
+def test_a_killed_run_goes_on_to_the_same_results(folder: Path, experiment: Path, tmp_path: Path) -> None:
+    target = tmp_path / "killed"
+    command = [sys.executable, "-m", "taskvec", "run", str(experiment), "-o", str(target), "--quiet"]
+    process = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    path = target / "records.jsonl"
+    while time.monotonic() < deadline and process.poll() is None:
+        if path.exists() and path.read_bytes().count(b"\n") >= 7:
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = len(records(target))
+    assert 7 <= done < len(records(folder))
+    assert run(experiment, "-o", target) == 0
+    assert (target / "results.json").read_bytes() == (folder / "results.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("addition:", "additon:"), "unknown key 'additon'; did you mean 'addition'?"),
+        (("subsets: all", "subset: all"), "unknown key 'subset' in 'addition'; did you mean 'subsets'?"),
+        (("full: {}", "ful: {}"), "no regime called 'ful'; did you mean 'full'?"),
+        (("lr: 4e-3", "lr: -1"), "regimes.attention: lr: input should be greater than 0"),
+        (("steps: 6", "epochss: 6"), "unknown key 'epochss'; did you mean 'epochs'?"),
+        (
+            ("targets: [pets]", "targets: [petz]"),
+            "no task called 'petz' in suite 'tiny'; did you mean 'pets'?",
+        ),
+        (("rounds: [1, 2]", "rounds: [0]"), "atm.rounds.0: input should be greater than 0"),
+        (("rounds: [1, 2]", "rounds: [1], rule: meen"), "no rule called 'meen'; did you mean 'mean'?"),
+        (("limit: 1.5", "limit: .nan"), "search.limit: input should be a finite number"),
+        (("experiment: tiny", "experiment: tiny\nexperiment: two"), "key 'experiment' is given twice"),
+        (("experiment: tiny", "experiment: !!python/name:os.system"), "not valid YAML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line_and_exit_code_2(
+    experiment: Path,
+    tmp_path: Path,
+    change: tuple[str, str],
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert change[0] in experiment.read_text()
+    experiment.write_text(experiment.read_text().replace(*change, 1))
+    assert run(experiment, "-o", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "tiny.yaml" in error
+    assert complaint in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_files_and_foreign_folders_are_refused(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "nothing.yaml", "-o", tmp_path / "run") == 2
+    assert "nothing.yaml: no such file" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work")
+    assert run(experiment, "-o", tmp_path / "full") == 2
+    assert run(experiment, "-o", tmp_path / "full", "--force") == 2
+    assert (tmp_path / "full" / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_interrupt_leaves_a_folder_that_can_be_gone_on_with(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from taskvec.experiments import runner
+
+    real = runner.finetune
+    calls: list[int] = []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(runner, "finetune", interrupted)
+    assert run(experiment, "-o", tmp_path / "run") == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert run(experiment, "-o", tmp_path / "run") == 0

@@ -1,0 +1,83 @@
+"""The results store: a finished cell is never computed twice, a killed run never spoils the folder."""
+
+from pathlib import Path
+
+import pytest
+
+from taskvec.errors import CorruptFile, InputError, OutputExists
+from taskvec.reports.store import Store
+
+
+def test_a_cell_is_computed_once_and_survives_the_process(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def compute() -> dict[str, object]:
+        calls.append(1)
+        return {"value": 0.5, "pair": (1, 2)}
+
+    first = Store(tmp_path / "run").result("cell", {"seed": 0}, compute)
+    again = Store(tmp_path / "run").result("cell", {"seed": 0}, compute)
+    assert first == again == {"value": 0.5, "pair": [1, 2]}
+    assert len(calls) == 1
+
+
+def test_other_inputs_are_another_cell(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.result("cell", {"seed": 0}, lambda: {"v": 0}) == {"v": 0}
+    assert store.result("cell", {"seed": 1}, lambda: {"v": 1}) == {"v": 1}
+    assert store.result("other", {"seed": 0}, lambda: {"v": 2}) == {"v": 2}
+
+
+def test_the_order_of_inputs_does_not_matter(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.result("cell", {"a": 1, "b": 2}, lambda: {"v": 0})
+    assert store.has("cell", {"b": 2, "a": 1})
+
+
+def test_a_line_cut_short_by_a_kill_is_dropped_and_computed_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.result("cell", {"seed": 0}, lambda: {"v": 0})
+    store.result("cell", {"seed": 1}, lambda: {"v": 1})
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    resumed = Store(tmp_path)
+    assert resumed.has("cell", {"seed": 0})
+    assert not resumed.has("cell", {"seed": 1})
+    resumed.result("cell", {"seed": 1}, lambda: {"v": 1})
+    assert Store(tmp_path).has("cell", {"seed": 1})
+
+
+def test_a_failed_cell_leaves_no_record(tmp_path: Path) -> None:
+    def fail() -> dict[str, object]:
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        Store(tmp_path).result("cell", {}, fail)
+    assert not Store(tmp_path).has("cell", {})
+
+
+def test_damage_elsewhere_is_named_and_not_dropped(tmp_path: Path) -> None:
+    Store(tmp_path).result("cell", {}, lambda: {"v": 0})
+    path = tmp_path / "records.jsonl"
+    path.write_text("garbage\n" + path.read_text())
+    with pytest.raises(CorruptFile, match=r"records\.jsonl, line 1"):
+        Store(tmp_path)
+
+
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputExists, match="holds no run"):
+        Store(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with (
+        store.locked(),
+        pytest.raises(InputError, match="another run is working"),
+        Store(tmp_path).locked(),
+    ):
+        pass
+    with Store(tmp_path).locked():
+        pass
