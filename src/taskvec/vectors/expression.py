@@ -47,7 +47,8 @@ def _parsed(text: str) -> ast.expr:
     try:
         return ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
-        raise InputError(f"expression {_shown(text)}: {error.msg} at column {error.offset}") from None
+        what, place = error.msg.partition(":")[0], f" at column {error.offset}" if error.offset else ""
+        raise InputError(f"expression {_shown(text)}: {what}{place}") from None
     except (ValueError, RecursionError, MemoryError):
         raise InputError(f"expression {_shown(text)}: cannot be parsed; is it nested too deeply?") from None
 

@@ -82,7 +82,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
                 ``allow_other_base`` applies them.
             **info: fields of ``VectorInfo``: task, regime, tuned, training, metrics.
 
-        Raises: KeyMismatch if they do not fit the base; InputError for tensors that are not float.
+        Raises: KeyMismatch if they do not fit the base, or are not floating point.
         """
         check_fields(info)
         held = open_weights(deltas) if isinstance(deltas, Weights) else MemoryWeights("deltas", dict(deltas))
@@ -95,7 +95,8 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         unchanged: dict[str, TensorSpec] = {}
         if start is not None:
             check_fits("deltas", {name: held.spec(name) for name in held}, start)
-            rest = (name for name in start if name not in held and start.spec(name).dtype in EDITABLE)
+            given = {start.tied.get(name, name) for name in held}
+            rest = (name for name in start if name not in given and start.spec(name).dtype in EDITABLE)
             unchanged = {name: computing(start.spec(name)) for name in rest}
         source = Stored(held, VectorInfo(**info), unchanged)
         return cls({source: 1.0}, Base.of(start), source.specs)
