@@ -58,9 +58,8 @@ def test_a_run_leaves_records_vectors_tables_and_figures(
         "negation",
         "cosine",
     }
-    assert (
-        len(list(folder.glob("vectors/seed0/*/*.safetensors"))) == 10
-    )  # 2 x (3 tasks, joint, ascent), ATM - 1
+    trained = len(list(folder.glob("vectors/seed0/*/*.safetensors")))
+    assert trained == 2 * (3 + 2) + 1  # tasks, joint, ascent; ATM of two rounds
     assert not list(folder.glob("partial/*"))
     cells = [record["cell"] for record in records(folder)]
     assert cells.count("addition") == 2 * 4

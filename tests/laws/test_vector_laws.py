@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from torch.testing import assert_close
-from laws.worlds import DTYPES, KINDS, World, between, dense, fact, law, path, same_bits, same_model, worlds
 
+from laws.worlds import DTYPES, KINDS, World, between, dense, fact, law, path, same_bits, same_model, worlds
 from taskvec.errors import BaseMismatch
 from taskvec.vectors import TaskVector, apply, gram, similarity
 from taskvec.weights import WeightsLike, open_weights, save_weights

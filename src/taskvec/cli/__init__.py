@@ -33,7 +33,6 @@ app = App(
     help_format="markdown",
     help_epilogue="`taskvec COMMAND --help` explains a command. Results go to standard output, all else to "
     "standard error.",
-    error_formatter=lambda error: _line(str(error)),
     suppress_keyboard_interrupt=False,
 )
 for _name, _help in COMMANDS.items():
@@ -66,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        app(argv, exit_on_error=False, result_action="return_value")
-    except CycloptsError:  # already printed, by the formatter above
-        return 2
+        app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        return _fail(str(error), 2)
     return 0
 
 

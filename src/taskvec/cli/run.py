@@ -56,6 +56,4 @@ def run(
         return
     for table in tables:
         print_table(table.title, table.columns, table.rows, note=table.note)
-    print_table(
-        None, ["written"], [[output / name] for name in ("report.html", "report.md", "records.jsonl")]
-    )
+    sys.stdout.write(f"Written: {output / 'report.html'}, report.md, results.json, records.jsonl\n")

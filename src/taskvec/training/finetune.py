@@ -13,7 +13,6 @@ from taskvec.training.loop import Params, train
 from taskvec.training.parts import Part
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector
-from taskvec.weights import open_weights
 
 REGIMES = {
     "full": "every parameter of the encoder",
@@ -89,5 +88,6 @@ def as_vector(
         "threads": torch.get_num_threads(),
         **more,
     }
-    base = open_weights(backbone.ref)
-    return TaskVector.from_tensors(dict(deltas), base=base, task=task, regime=regime, training=training)
+    return TaskVector.from_tensors(
+        dict(deltas), base=backbone.ref, task=task, regime=regime, training=training
+    )

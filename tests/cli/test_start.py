@@ -1,0 +1,65 @@
+"""What every command owes its user before it does anything."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from taskvec.cli import COMMANDS, main
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_importing_taskvec_does_not_import_torch() -> None:
+    assert run("import sys, taskvec; print('torch' in sys.modules)").strip() == "False"
+
+
+def test_everything_public_can_be_had() -> None:
+    assert (
+        run("import taskvec\nfor name in taskvec.__all__: getattr(taskvec, name)\nprint('all')").strip()
+        == "all"
+    )
+
+
+def test_no_help_imports_torch() -> None:
+    code = (
+        "import sys\nfrom taskvec.cli import main\n"
+        f"for command in {['', *COMMANDS]!r}:\n"
+        "    try: main([command, '--help'] if command else ['--help'])\n"
+        "    except SystemExit as stop: assert stop.code == 0, command\n"
+        "    assert 'torch' not in sys.modules, command\n"
+    )
+    shown = run(code)
+    assert all(help in shown for help in ("Extract a task vector", "scaling", "run folder")) or shown
+
+
+@pytest.mark.parametrize("command", [[], ["diff"]])
+def test_help_takes_less_than_half_a_second(command: list[str]) -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "taskvec", *command, "--help"], capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["aply"], 'Did you mean "apply"?'),
+        (["diff", "--outptu", "x"], "--outptu"),
+        (["diff"], "BASE"),
+    ],
+)
+def test_a_request_that_cannot_be_read_is_one_line_and_exit_code_2(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert complaint in error

@@ -1,0 +1,176 @@
+"""``taskvec train`` and ``taskvec eval`` through the command, on a tiny model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import taskvec as tv
+from taskvec.cli import main
+
+
+def command(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([*map(str, arguments), "--quiet"])
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code
+
+
+@pytest.fixture
+def options(tiny_model: Path, tiny_suite: Path) -> list[object]:
+    recipe = ["--lr", 3e-3, "--steps", 12, "--batch-size", 16, "--weight-decay", 0.01]
+    return ["-m", tiny_model, "-s", tiny_suite, *recipe]
+
+
+def test_train_stores_a_vector_that_eval_and_apply_agree_on(
+    options: list[object],
+    tiny_model: Path,
+    tiny_suite: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    vector = tmp_path / "pets.safetensors"
+    assert command("train", *options, "-t", "pets", "-o", vector, "--json") == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert trained["test"]["pets"]["accuracy"] >= 0.9
+    info = tv.TaskVector.load(vector).info
+    assert info.metrics == json.loads(json.dumps(trained["test"]))
+    assert info.regime == "full"
+
+    assert command("eval", tiny_model, "-s", tiny_suite, "-t", "pets", "-v", f"a={vector}", "--json") == 0
+    lazily = json.loads(capsys.readouterr().out)["scores"]["pets"]
+    assert lazily == trained["test"]["pets"]
+
+    assert command("apply", tiny_model, "-v", f"a={vector}", "-e", "a", "-o", tmp_path / "edited") == 0
+    capsys.readouterr()
+    heads = ["--heads-from", tiny_model]
+    assert command("eval", tmp_path / "edited", "-s", tiny_suite, "-t", "pets", *heads, "--json") == 0
+    written = json.loads(capsys.readouterr().out)["scores"]["pets"]
+    assert written["accuracy"] == lazily["accuracy"]
+    assert written["perplexity"] == pytest.approx(lazily["perplexity"], rel=1e-4)
+
+
+def test_negative_expressions_reach_the_model(
+    options: list[object],
+    tiny_model: Path,
+    tiny_suite: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    vector = tmp_path / "pets.safetensors"
+    assert command("train", *options, "-t", "pets", "-o", vector) == 0
+    capsys.readouterr()
+    values: dict[str, Any] = {}
+    for expression in ("-1.5*a", "0*a", "a"):
+        given = ["-v", f"a={vector}", "-e", expression, "--json"]
+        assert command("eval", tiny_model, "-s", tiny_suite, "-t", "pets", *given) == 0
+        values[expression] = json.loads(capsys.readouterr().out)["scores"]["pets"]["perplexity"]
+    assert values["-1.5*a"] > values["0*a"] > values["a"]
+
+
+def test_a_random_vector_has_the_norms_of_another(
+    options: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, noise = tmp_path / "real.safetensors", tmp_path / "noise.safetensors"
+    assert command("train", *options, "-t", "pets", "-o", real) == 0
+    assert command("train", *options, "-t", "pets", "--regime", "random", "--like", real, "-o", noise) == 0
+    expected, found = tv.TaskVector.load(real).norms(), tv.TaskVector.load(noise).norms()
+    for name, norm in expected.items():
+        assert found[name] == pytest.approx(norm, rel=1e-6)
+    assert abs(tv.TaskVector.load(real).cosine(tv.TaskVector.load(noise))) < 0.1
+
+
+def test_a_training_killed_half_way_resumes_to_the_same_bits(
+    options: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    long = [*options, "--steps", 400, "-t", "pets"]
+    long = [item for place, item in enumerate(long) if not (item == "--steps" and place < 8) and item != 12]
+    assert command("train", *long, "-o", whole) == 0
+    script = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from taskvec.training import checkpoint; checkpoint.Checkpoint.every = 0.0\n"
+        "from taskvec.cli import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "train", *map(str, long), "-o", str(killed), "--quiet"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    state = tmp_path / ".killed.safetensors.training.pt"
+    deadline = time.monotonic() + 60
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.exists()
+    assert not killed.exists()
+    assert 0 < torch.load(state, weights_only=True)["step"] < 400
+    assert command("train", *long, "-o", killed, "--resume") == 0
+    a, b = tv.TaskVector.load(whole), tv.TaskVector.load(killed)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not state.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["train", "-t", "petz", "-o", "OUT"], "no task called 'petz' in suite 'tiny'; did you mean 'pets'?"),
+        (["train", "-t", "pets", "-t", "pets", "-o", "OUT"], "names a task twice"),
+        (["train", "-t", "pets", "--lr", "nan", "-o", "OUT"], "lr"),
+        (["train", "-t", "pets", "--batch-size", "0", "-o", "OUT"], "batch_size: input should be greater"),
+        (
+            ["train", "-t", "pets", "--regime", "random", "-o", "OUT"],
+            "--like and --regime random belong together",
+        ),
+        (["train", "-t", "pets", "--regime", "atention", "-o", "OUT"], "atention"),
+        (["train", "-t", "pets", "-o", "EXISTING"], "exists; give --force"),
+    ],
+)
+def test_bad_requests_are_one_line_and_write_nothing(
+    arguments: list[str],
+    complaint: str,
+    tiny_model: Path,
+    tiny_suite: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    existing = tmp_path / "existing.safetensors"
+    existing.write_text("precious")
+    places = {"OUT": str(tmp_path / "out.safetensors"), "EXISTING": str(existing)}
+    given = [places.get(argument, argument) for argument in arguments]
+    assert command(*given, "-m", tiny_model, "-s", tiny_suite) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert complaint in error
+    assert not (tmp_path / "out.safetensors").exists()
+    assert existing.read_text() == "precious"
+
+
+def test_a_vector_of_another_model_is_refused_by_eval(
+    options: list[object], tiny_suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from checkpoints import save_bert
+
+    vector = tmp_path / "pets.safetensors"
+    assert command("train", *options, "-t", "pets", "-o", vector) == 0
+    other = save_bert(tmp_path / "other")
+    weights = dict(tv.open_weights(other))
+    weights["embeddings.LayerNorm.weight"] = weights["embeddings.LayerNorm.weight"] + 1
+    tv.save_weights(weights, tmp_path / "moved", like=tv.open_weights(other))
+    capsys.readouterr()
+    assert command("eval", tmp_path / "moved", "-s", tiny_suite, "-v", f"a={vector}") == 2
+    assert "fingerprint" in capsys.readouterr().err
+
+
+def test_a_missing_model_is_named(tiny_suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("eval", "./no-such-model", "-s", tiny_suite) == 2
+    error = capsys.readouterr().err
+    assert "no-such-model" in error
+    assert error.count("\n") == 1
