@@ -83,9 +83,9 @@ def _vector_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
     base = info.pop("base")
     facts = {
         **_sizes(weights, "task vector"),
-        "unchanged tensors": len(vector) - len(weights),
+        "unchanged_tensors": len(vector) - len(weights),
         "base": base["ref"],
-        "base fingerprint": base["fingerprint"] or "not recorded",
+        "base_fingerprint": base["fingerprint"] or "not recorded",
         **info,
     }
     if headers:
