@@ -1,20 +1,16 @@
 """``taskvec run``."""
 
-import shutil
-import sys
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from taskvec.cli._common import Force, Json, Quiet, print_json, print_table, watching
+from taskvec.cli._common import Force, Json, Quiet
+from taskvec.cli._running import Output, Seeds, running
 
 
 def run(
     experiment: Path,
     *,
-    output: Annotated[Path, Parameter(name=["--output", "-o"])],
-    seeds: Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
+    output: Output,
+    seeds: Seeds = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -40,20 +36,7 @@ def run(
     """
     from taskvec.experiments.config import load_experiment
     from taskvec.experiments.runner import Runner
-    from taskvec.reports.report import write_report
-    from taskvec.reports.store import Store
 
-    changes = {"seeds": seeds} if seeds else {}
-    loaded, suite = load_experiment(experiment, changes)
-    if force and (output / "records.jsonl").exists():
-        shutil.rmtree(output)
-    store = Store(output)
-    with store.locked(), watching(quiet) as watch:
-        results = Runner(loaded, suite, store, watch).run()
-        tables = write_report(results, output)
-    if json:
-        print_json(results)
-        return
-    for table in tables:
-        print_table(table.title, table.columns, table.rows, note=table.note)
-    sys.stdout.write(f"Written: {output / 'report.html'}, report.md, results.json, records.jsonl\n")
+    loaded, suite = load_experiment(experiment, {"seeds": seeds} if seeds else {})
+    with running(output, force=force, json=json, quiet=quiet) as (store, watch, show):
+        show(Runner(loaded, suite, store, watch).run())

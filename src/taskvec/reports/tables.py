@@ -28,18 +28,22 @@ class Table:
 
 def tables(results: Result) -> list[Table]:
     """Every table that the results fill, in the order a reader would ask for them."""
-    seeds = list(results["seeds"].values())
-    regimes = list(seeds[0])
-    by_regime = {regime: [seed[regime] for seed in seeds] for regime in regimes}
+    by_regime = _by_regime(results)
     return [
         _single(results, by_regime),
         *_addition(results, by_regime),
+        *_untrained(results, by_regime),
         *_subsets(by_regime),
         *_atm(by_regime),
         *_negation(results, by_regime),
         *_analogies(by_regime),
         *_cosines(results, by_regime),
     ]
+
+
+def _by_regime(results: Result) -> dict[str, list[Result]]:
+    seeds = list(results["seeds"].values())
+    return {regime: [seed[regime] for seed in seeds] for regime in seeds[0]}
 
 
 def _single(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Table:
@@ -100,6 +104,28 @@ def _addition(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Ite
         f"model of the same regime. α is chosen on validation data{_remarks(by_regime, tasks)}."
     )
     yield Table(f"Addition of all {len(tasks)} tasks", tuple(columns), tuple(rows), note)
+
+
+def _untrained(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
+    """The counter-example: the same model, tasks and recipe without pre-training."""
+    if "untrained" not in results:
+        return
+    tasks = results["tasks"]
+    [(regime, random)] = _by_regime(results["untrained"]).items()
+    rows = []
+    models = {"pre-trained": (results, by_regime[regime]), "random": (results["untrained"], random)}
+    for name, (found, seeds) in models.items():
+        zero = fmean(found["zero_shot"][task]["test"]["value"] for task in tasks)
+        wholes = [whole for seed in seeds if (whole := _whole(seed, tasks)) is not None]
+        single = [fmean(seed["single"]["test"][task] for task in tasks) for seed in seeds]
+        cells = (_percent([zero]), _percent(single), _coefficients(wholes), _both(wholes))
+        rows.append((f"{name}, {regime}", *cells))
+    columns = ("", "zero-shot", "single tasks", "α", f"all {len(tasks)} added")
+    note = (
+        "Means over tasks; added: absolute / normalized, per cent. Without pre-training the normalized "
+        "figure is chance over chance: read the absolute one."
+    )
+    yield Table("What pre-training is for", columns, tuple(rows), note)
 
 
 def _subsets(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:

@@ -1,0 +1,34 @@
+"""``taskvec demo``."""
+
+from pathlib import Path
+
+from taskvec.cli._common import Force, Json, Quiet
+from taskvec.cli._running import Output, Seeds, running
+
+
+def demo(
+    *,
+    output: Output = Path("taskvec-demo"),
+    seeds: Seeds = None,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole life of a task vector in minutes, on a model and data inside the package.
+
+    Fine-tunes eight small image tasks, adds, negates and merges their vectors, and shows the same model
+    without pre-training beside it. Interrupt it and run it again: it goes on where it stopped.
+
+    Parameters
+    ----------
+    output
+        The run folder; open `report.html` in it.
+    seeds
+        Seeds to run; one by default.
+    force
+        Remove what an earlier run left in the folder and start anew.
+    """
+    with running(output, force=force, json=json, quiet=quiet) as (store, watch, show):
+        from taskvec.experiments.demo import run_demo
+
+        show(run_demo(store, seeds, watch))
