@@ -19,7 +19,7 @@ from taskvec.models.selection import select
 from taskvec.tasks.builtin.pretraining import vocabulary
 from taskvec.tasks.suite import load_suite
 
-WEIGHTS = "94dda330bebcef252f106f6b71fa13f72dface6a63fb7eafef466ccebcbb1da2"
+WEIGHTS = "db078233bf535f35129b0fd2d824f5ec060e3b7b0a9be2b101974ac33453d5dc"
 
 
 @pytest.fixture(scope="module")

@@ -157,3 +157,11 @@ def test_a_task_of_the_suite_gives_pictures_and_labels() -> None:
     assert len(split) == 7
     assert all(image.shape == (32, 32, 3) and image.dtype == torch.uint8 for image in split.inputs)
     assert task.fingerprint == load_suite("builtin8").task("pointing").fingerprint
+
+
+def test_analogy_tasks_hold_half_of_the_digits_each() -> None:
+    suite = load_suite("builtin-analogy")
+    for name, task in suite.tasks.items():
+        split = task.split("validation", limit=200)
+        half = set(range(5)) if name.endswith("low") else set(range(5, 10))
+        assert set(split.labels.tolist()) == half
