@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import taskvec as tv
 from taskvec.cli import main
 
 
@@ -176,18 +177,15 @@ def test_missing_files_and_foreign_folders_are_refused(
 def test_an_interrupt_leaves_a_folder_that_can_be_gone_on_with(
     experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from taskvec.experiments import runner
-
-    real = runner.finetune
     calls: list[int] = []
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*arguments, **options)
+        return tv.finetune(*arguments, **options)
 
-    monkeypatch.setattr(runner, "finetune", interrupted)
+    monkeypatch.setattr("taskvec.experiments.runner.finetune", interrupted)
     assert run(experiment, "-o", tmp_path / "run") == 130
     assert "interrupted" in capsys.readouterr().err
     assert run(experiment, "-o", tmp_path / "run") == 0

@@ -15,6 +15,9 @@ from rich.table import Table
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
 
+WIDE = 200
+"""Columns of a table that goes into a file or a pipe, where nothing needs to be folded."""
+
 Force = Annotated[bool, Parameter(name="--force", negative=(), help="Replace an output that exists.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print results as JSON.")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Show no progress.")]
@@ -37,7 +40,7 @@ def print_table(
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(str, row))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
 
 
 def _numeric(cell: object) -> bool:

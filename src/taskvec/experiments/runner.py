@@ -1,5 +1,6 @@
 """From an experiment to its results: every cell computed once, in an order that a reader would choose."""
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ class Runner:
             found["seeds"][str(seed)] = {
                 regime: self._regime(regime, seed) for regime in self.experiment.regimes
             }
+        shutil.rmtree(self.store.folder / "partial", ignore_errors=True)
         return found
 
     def _regime(self, regime: str, seed: int) -> Result:

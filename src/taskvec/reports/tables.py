@@ -223,6 +223,26 @@ def _analogies(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
         )
         title = f"Analogy: {block['a']} is to {block['b']} as {block['c']} is to {block['target']}"
         yield Table(title, tuple(columns), tuple(rows), note)
+    if len(first) > 1:
+        yield _mean_analogy(by_regime)
+
+
+def _mean_analogy(by_regime: Mapping[str, Sequence[Result]]) -> Table:
+    """The rows of all analogies by their roles, which stand in the same order in each."""
+    roles = ["zero-shot", "c", "b", "c + b", "c + (b - a)", "trained on the target"]
+
+    def mean(seed: Result, place: int) -> float:
+        return fmean(list(block["rows"].values())[place]["value"] for block in seed["analogies"])
+
+    blocks = [block for seeds in by_regime.values() for seed in seeds for block in seed["analogies"]]
+    places = range(min(len(block["rows"]) for block in blocks))
+    rows = [
+        (roles[place], *(_percent([mean(seed, place) for seed in seeds]) for seeds in by_regime.values()))
+        for place in places
+    ]
+    count = len(next(iter(by_regime.values()))[0]["analogies"])
+    note = "Per cent, test. Every coefficient is searched alike, on the target's validation rows."
+    return Table(f"Analogies a : b :: c : target, mean of {count}", ("", *by_regime), tuple(rows), note)
 
 
 def _cosines(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
