@@ -83,16 +83,17 @@ def assert_equal(
     ends: dict[float, NDArray[np.float32]],
     text: str,
 ) -> None:
-    """Within one float32 unit of the exact result.
+    """Within half a float32 unit of the exact result.
 
-    Beside it, a step is rounded three times at its own, smaller size: when it is stored, with its coefficient,
-    and in their product.
+    Beside it, a step is rounded at its own, smaller size: when it is stored, with its coefficient,
+    and in their product; and once when it is added to another.
     """
+    unit = float(np.finfo(np.float32).eps)
     exact = base.astype(np.float64)
-    room = np.zeros_like(exact)
+    room = np.full_like(exact, 1e-30)
     for coefficient, end in ends.items():
         step = coefficient * (end.astype(np.float64) - base)
         exact += step
-        room += 3 * np.spacing(np.abs(step).astype(np.float32))
-    room += np.spacing(np.maximum(np.abs(exact), np.abs(base)).astype(np.float32))
+        room += 2 * unit * np.abs(step, out=step)
+    room += 0.5 * unit * np.abs(exact)
     assert bool((np.abs(edited - exact) <= room).all()), text
