@@ -32,15 +32,18 @@ def print_table(
     title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = ""
 ) -> None:
     """A table on standard output; every column but the first is aligned right if it holds numbers."""
-    table = Table(
-        title=title, caption=note or None, title_justify="left", caption_justify="left", header_style="bold"
-    )
+    table = Table(title=title, title_justify="left", header_style="bold")
     for place, column in enumerate(columns):
         numeric = place > 0 and all(_numeric(row[place]) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(str, row))
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console.print(table)
+    if note:
+        console.print(note, highlight=False, style="dim")
+    if title:
+        console.print()
 
 
 def _numeric(cell: object) -> bool:

@@ -172,7 +172,7 @@ def _cosine(results: Result, seeds: Sequence[Result]) -> "Figure | None":
                     ha="center",
                     va="center",
                     fontsize=7,
-                    color="white" if i == j else "black",
+                    color="white" if abs(value) > 0.6 * top else "black",
                 )
         ax.set_xticks(range(len(tasks)), tasks, rotation=35, ha="right")
         ax.set_yticks(range(len(tasks)), tasks)

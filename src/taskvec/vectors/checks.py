@@ -26,7 +26,7 @@ def editable_names(base: Weights, tuned: Weights, *, on_extra: OnExtra, on_missi
     Raises: KeyMismatch for missing, extra or differing tensors, the first of which is named.
     """
     where = tuned.ref
-    extra = [name for name in tuned if name not in base and _counts(tuned.spec(name))]
+    extra = [name for name in tuned if not _known(name, tuned, base) and _counts(tuned.spec(name))]
     if extra and on_extra == "error":
         raise KeyMismatch(
             f"{where}: {extra[0]!r} found, expected no such tensor as the base lacks it{_more(extra)}; "
@@ -41,14 +41,15 @@ def editable_names(base: Weights, tuned: Weights, *, on_extra: OnExtra, on_missi
     shared = [name for name in base if name in tuned and _counts(base.spec(name))]
     check_specs(where, {name: tuned.spec(name) for name in shared}, base)
     _check_still_tied(base, tuned)
-    names = [name for name in shared if base.spec(name).dtype in EDITABLE]
-    for name in set(shared).difference(names):
-        if raw_bytes(base.read(name)) != raw_bytes(tuned.read(name)):
+    for name in shared:
+        if base.spec(name).dtype not in EDITABLE and raw_bytes(base.read(name)) != raw_bytes(
+            tuned.read(name)
+        ):
             raise KeyMismatch(
                 f"{where}: {name!r} has dtype {short(base.spec(name).dtype)} and differs from the base, "
                 f"expected {', '.join(sorted(map(short, EDITABLE)))}; convert both models first"
             )
-    return names
+    return [name for name in base if base.spec(name).dtype in EDITABLE]
 
 
 def check_point(weights: Weights) -> None:
@@ -112,6 +113,11 @@ def differing_buffers(base: Weights, tuned: Weights) -> list[str]:
 def _counts(spec: TensorSpec) -> bool:
     """Whether a tensor holds real or complex numbers, not integers or truth values."""
     return spec.dtype.is_floating_point or spec.dtype.is_complex
+
+
+def _known(name: str, tuned: Weights, base: Weights) -> bool:
+    """Whether the base has the tensor, under this name or one that it is tied to."""
+    return name in base or any(alias in base for alias, kept in tuned.tied.items() if kept == name)
 
 
 def _check_still_tied(base: Weights, tuned: Weights) -> None:

@@ -68,7 +68,7 @@ class Source(ABC):
 
 
 class Difference(Source):
-    """From a base to its fine-tuned weights; ``names`` are the tensors that take part."""
+    """From a base to its fine-tuned weights; ``names`` are the tensors of the base that take part."""
 
     def __init__(self, base: Weights, tuned: Weights, names: list[str]) -> None:
         super().__init__(
@@ -82,7 +82,7 @@ class Difference(Source):
         self.base, self.tuned = base, tuned
 
     def touches(self, name: str) -> bool:
-        """Whether both models hold ``name``."""
+        """Whether both models hold ``name``; what the fine-tuned one lacks counts as unchanged."""
         return name in self.specs and name in self.tuned
 
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:

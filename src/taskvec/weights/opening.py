@@ -52,7 +52,8 @@ def open_weights(ref: WeightsLike) -> Weights:
 def _open_path(ref: str) -> Weights:
     path = Path(ref).expanduser()
     if not path.exists():
-        if not hub.is_reference(ref):
+        # A path into a folder that exists is a slip of the pen, not a wish to download.
+        if not hub.is_reference(ref) or Path(path.parts[0]).exists():
             raise InputError(f"{ref}: no such file or folder")
         path = hub.resolve(ref)
     return _open_file(_find_in(path) if path.is_dir() else path, ref, path if path.is_dir() else None)
