@@ -183,6 +183,7 @@ def test_models_that_do_not_fit_are_refused_in_words(change: dict[str, Tensor | 
 def test_extra_and_missing_tensors_can_be_left_out_on_request() -> None:
     tuned = {"emb.weight": TUNED["emb.weight"], "head": torch.ones(4)}
     vector = TaskVector.between(BASE, tuned, on_extra="drop", on_missing="zero")
+    assert not vector["bias"].any()
     assert torch.equal((open_weights(BASE) + vector)["emb.weight"], TUNED["emb.weight"])
     assert torch.equal((open_weights(BASE) + vector)["bias"], BASE["bias"])
 
@@ -242,6 +243,17 @@ def test_a_copy_of_a_tied_tensor_counts_as_tied_and_an_untied_one_is_refused() -
     copied["head"] += 1
     with pytest.raises(KeyMismatch, match="'head' differs from 'wte', expected them tied"):
         TaskVector.between(base, copied)
+
+
+def test_ties_that_two_files_name_differently_are_the_same(tmp_path: Path) -> None:
+    base = tied_model()
+    listed_once = {"wte": base["wte"], "b": base["b"]}
+    path = save_weights(
+        {"head": base["wte"], "wte": base["wte"], "b": base["b"] + 1}, tmp_path / "x.safetensors"
+    )
+    assert open_weights(path).tied == {"wte": "head"}
+    vector = TaskVector.between(listed_once, path)
+    assert set(vector) == {"wte", "b"} and not vector["wte"].any()
 
 
 def test_a_vector_under_an_alias_finds_its_tensor() -> None:

@@ -338,6 +338,14 @@ def test_a_path_that_exists_wins_over_the_hub(tmp_path: Path, monkeypatch: pytes
     assert len(open_weights("org/model")) == len(STATE)
 
 
+def test_a_slip_in_a_local_path_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "resolve", lambda ref: pytest.fail("asked the hub"))
+    (tmp_path / "models").mkdir()
+    with pytest.raises(InputError, match=r"models/brt: no such file or folder$"):
+        open_weights("models/brt")
+
+
 def test_a_hub_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> str:
         raise OSError("connection refused\nand a long story")
