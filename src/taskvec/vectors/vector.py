@@ -116,7 +116,8 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         Raises: InputError if it holds no task vector; CorruptFile.
         """
         info = read_info(weights)
-        shapes = {name: TensorSpec(shape, files.widest(weights)) for name, shape in info.unchanged.items()}
+        dtype = files.widest(weights)
+        shapes = {name: TensorSpec(shape, dtype) for name, shape in info.unchanged.items()}
         source = Stored(weights, info, shapes)
         return cls({source: 1.0}, Base(info.base.ref, info.base.fingerprint), source.specs)
 
@@ -142,8 +143,8 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         Args:
             dtype: element type of the deltas; float32 by default, float64 for float64 models.
             force: replace an output that exists.
-            **options: ``max_shard_size``, ``watch`` as for ``save_weights``; ``name`` or other fields of
-                ``VectorInfo`` (task, regime, tuned, training, metrics), which replace those it has.
+            **options: ``max_shard_size`` and ``watch`` as for ``save_weights``; fields of ``VectorInfo``
+                (task, regime, tuned, training, metrics), which replace those it has.
 
         Returns: the path written.
         Raises: OutputExists; DiskFull; NonFinite if a delta is NaN or infinite.
