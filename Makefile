@@ -26,7 +26,10 @@ fix: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)
-	for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
+	mkdir -p benchmarks/results
+	for file in benchmarks/bench_*.py; do \
+	  $(BIN)/python $$file benchmarks/results/$$(basename $$file .py).json || exit 1; \
+	done
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -139,7 +139,7 @@ def train(
         return
     before = evaluator.scores(evaluator.pretrained, task, "test")
     rows = [
-        [name, found.metric, f"{before[name].value:.3f}", f"{found.value:.3f}", f"{vector.norm():.3f}"]
+        [name, found.metric, f"{100 * before[name].value:.1f}", f"{100 * found.value:.1f}", f"{vector.norm():.3f}"]
         for name, found in scores.items()
     ]
     print_table(str(output), ["task", "metric", "zero-shot", "fine-tuned", "‖τ‖"], rows)
