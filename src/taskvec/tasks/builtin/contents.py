@@ -326,9 +326,11 @@ def _lamp_screen() -> Image.Image:
     return screen
 
 
-def lamps(mask: Image.Image) -> Image.Image:
-    """A mask shown by ten rows of ten lamps, each on or off."""
-    coarse = mask.resize((_LAMPS, _LAMPS), Image.Resampling.BOX).point(lambda v: 255 if v > 100 else 0)
+@cache
+def lamps(char: str, font: str) -> Image.Image:
+    """One printed character shown by ten rows of ten lamps, each on or off."""
+    coarse = glyph(char, font).resize((_LAMPS, _LAMPS), Image.Resampling.BOX)
     canvas = Image.new("L", (SIDE, SIDE))
-    canvas.paste(coarse.resize((6 * _LAMPS, 6 * _LAMPS), Image.Resampling.NEAREST), (2, 2))
+    lit = coarse.point(lambda v: 255 if v > 100 else 0)
+    canvas.paste(lit.resize((6 * _LAMPS, 6 * _LAMPS), Image.Resampling.NEAREST), (2, 2))
     return ImageChops.multiply(canvas, _lamp_screen())

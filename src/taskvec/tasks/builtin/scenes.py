@@ -56,10 +56,11 @@ def _bytes(values: NDArray[Any]) -> Bytes:
 def letters(rng: np.random.Generator, labels: Integers) -> Bytes:
     """Small letters on a board of ten by ten lamps."""
     n = len(labels)
-    masks = contents_of(rng, "letter", [c.LETTERS[i] for i in labels], _LAMP_FONTS, ["plain"] * n)
+    fonts = pick(rng, _LAMP_FONTS, n)
+    masks = [c.lamps(c.LETTERS[i], font) for i, font in zip(labels, fonts, strict=True)]
     ink, ground = colours(rng, n, BOARD)
     pose = Pose(turn=4.0, zoom=(0.9, 1.2), shift=2.0)
-    return paint(rng, warp([c.lamps(mask) for mask in masks], affines(rng, n, pose)), ink, ground, BOARD)
+    return paint(rng, warp(masks, affines(rng, n, pose)), ink, ground, BOARD)
 
 
 def display(rng: np.random.Generator, labels: Integers) -> Bytes:
