@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from taskvec.evaluation.negation import negation
     from taskvec.evaluation.points import Points
     from taskvec.evaluation.search import Grid, search_addition, search_negation
-    from taskvec.models import Backbone, Head, load_backbone, select
+    from taskvec.models.backbone import Backbone
+    from taskvec.models.heads import Head
+    from taskvec.models.loading import load_backbone
+    from taskvec.models.selection import select
     from taskvec.rules import RULES
     from taskvec.tasks.suite import Suite, load_suite
     from taskvec.tasks.task import Split, Task
@@ -40,10 +43,10 @@ _HOME = {
     "combine": "vectors",
     "similarity": "vectors",
     "RULES": "rules",
-    "Backbone": "models",
-    "Head": "models",
-    "load_backbone": "models",
-    "select": "models",
+    "Backbone": "models.backbone",
+    "Head": "models.heads",
+    "load_backbone": "models.loading",
+    "select": "models.selection",
     "Suite": "tasks.suite",
     "load_suite": "tasks.suite",
     "Split": "tasks.task",

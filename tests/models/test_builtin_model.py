@@ -10,8 +10,14 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from taskvec.errors import CorruptFile, InputError
-from taskvec.models.builtin import BuiltinBackbone, load, load_builtin, random_initialised
-from taskvec.models.builtin.backbone import FOLDER, configuration
+from taskvec.models.builtin.backbone import (
+    FOLDER,
+    BuiltinBackbone,
+    configuration,
+    load,
+    load_builtin,
+    random_initialised,
+)
 from taskvec.models.builtin.network import Attention, pixels, word_numbers
 from taskvec.models.heads import zero_shot_head
 from taskvec.models.loading import load_backbone

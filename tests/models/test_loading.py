@@ -10,8 +10,8 @@ import torch
 from torch.testing import assert_close
 
 from taskvec.errors import InputError, UnknownName
-from taskvec.models import MODELS, known_model, load_backbone
-from taskvec.models.known import LOADERS
+from taskvec.models.known import LOADERS, MODELS, known_model
+from taskvec.models.loading import load_backbone
 
 
 def test_a_folder_is_loaded_in_float32_and_eval_mode(bert_folder: Path) -> None:

@@ -10,8 +10,10 @@ from torch.nn.functional import cosine_similarity
 from torch.testing import assert_close
 
 from taskvec.errors import InputError
-from taskvec.models import encode, load_backbone, select
 from taskvec.models.backbone import Backbone
+from taskvec.models.functional import encode
+from taskvec.models.loading import load_backbone
+from taskvec.models.selection import select
 
 
 @pytest.fixture(scope="module")

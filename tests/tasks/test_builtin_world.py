@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from taskvec.errors import InputError
-from taskvec.tasks import load_suite
 from taskvec.tasks.builtin import contents as c
 from taskvec.tasks.builtin import pretraining, scenes
 from taskvec.tasks.builtin.drawing import COLOURS
 from taskvec.tasks.builtin.source import SCENE_NAMES, BuiltinWorld
+from taskvec.tasks.suite import load_suite
 
 DIGESTS = {
     "letters": "4b1905bb80e00188",

@@ -9,7 +9,7 @@ import pytest
 from taskvec.errors import InputError, UnknownName
 from taskvec.models.heads import prompts
 from taskvec.models.known import MODELS
-from taskvec.tasks import load_suite, suite_names
+from taskvec.tasks.suite import load_suite, suite_names
 
 GOOD = """
 suite: mine
@@ -125,6 +125,6 @@ def test_the_cells_of_the_analogy_share_a_head_and_no_row() -> None:
 
 
 def test_reading_suites_does_not_import_torch() -> None:
-    code = "import sys; from taskvec.tasks import load_suite; load_suite('vision8')"
+    code = "import sys; from taskvec.tasks.suite import load_suite; load_suite('vision8')"
     code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

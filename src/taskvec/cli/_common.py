@@ -15,7 +15,7 @@ from rich.table import Table
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
 
-WIDE = 200
+WIDE = 140
 """Columns of a table that goes into a file or a pipe, where nothing needs to be folded."""
 
 Force = Annotated[bool, Parameter(name="--force", negative=(), help="Replace an output that exists.")]

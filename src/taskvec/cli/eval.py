@@ -64,7 +64,7 @@ def eval(
     from taskvec.errors import InputError
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.metrics import absolute
-    from taskvec.models import load_backbone
+    from taskvec.models.loading import load_backbone
     from taskvec.tasks.suite import load_suite
     from taskvec.vectors import TaskVector, parse_expression
 

@@ -81,7 +81,7 @@ def train(
     """
     from taskvec.errors import InputError, OutputExists
     from taskvec.evaluation.evaluator import Evaluator
-    from taskvec.models import load_backbone
+    from taskvec.models.loading import load_backbone
     from taskvec.tasks.suite import load_suite, suite_with
     from taskvec.training.finetune import finetune
     from taskvec.training.settings import TrainSettings
@@ -138,8 +138,9 @@ def train(
         )
         return
     before = evaluator.scores(evaluator.pretrained, task, "test")
+    norm = f"{vector.norm():.3f}"
     rows = [
-        [name, found.metric, f"{100 * before[name].value:.1f}", f"{100 * found.value:.1f}", f"{vector.norm():.3f}"]
+        [name, found.metric, f"{100 * before[name].value:.1f}", f"{100 * found.value:.1f}", norm]
         for name, found in scores.items()
     ]
     print_table(str(output), ["task", "metric", "zero-shot", "fine-tuned", "‖τ‖"], rows)

@@ -6,8 +6,7 @@ from typing import Any
 
 from taskvec.experiments.config import Addition, Experiment, load_experiment
 from taskvec.experiments.runner import Runner
-from taskvec.models.builtin import random_initialised
-from taskvec.models.builtin.backbone import configuration
+from taskvec.models.builtin.backbone import configuration, random_initialised
 from taskvec.progress import Watch, unwatched
 from taskvec.reports.store import Store
 from taskvec.weights import save_weights

@@ -13,7 +13,7 @@ from taskvec.evaluation.negation import negation
 from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import maximize
 from taskvec.experiments.config import Experiment
-from taskvec.models import load_backbone
+from taskvec.models.loading import load_backbone
 from taskvec.progress import Watch, unwatched
 from taskvec.reports.store import Store, key_of
 from taskvec.tasks.suite import Suite

@@ -96,7 +96,7 @@ MODELS: dict[str, KnownModel] = {
 LOADERS: Registry[Any] = Registry(
     "kind of model",
     {
-        "builtin": "taskvec.models.builtin:load",
+        "builtin": "taskvec.models.builtin.backbone:load",
         "text": "taskvec.models.text:load",
         "clip": "taskvec.models.clip:load",
     },
