@@ -84,7 +84,7 @@ class Hub(Source):
             import datasets
         except ImportError:
             raise MissingExtra(
-                f"{self.id}: the package datasets is not installed; pip install 'taskvec[hf]'"
+                f"{self.id}: the package datasets is not installed; pip install 'taskvec[data]'"
             ) from None
         folder = self.folder / self.id
         place = str(folder) if folder.is_dir() else self.id

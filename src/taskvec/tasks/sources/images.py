@@ -188,7 +188,7 @@ def _opened(file: Path) -> Pixels:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise MissingExtra(
-            "pillow is not installed, needed to read images; pip install 'taskvec[hf]'"
+            "pillow is not installed, needed to read images; pip install 'taskvec[data]'"
         ) from None
     try:
         with Image.open(file) as image:

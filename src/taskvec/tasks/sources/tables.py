@@ -143,7 +143,7 @@ class Parquet(Table):
             from pyarrow import parquet
         except ImportError:
             raise MissingExtra(
-                "pyarrow is not installed, needed for parquet; pip install 'taskvec[hf]'"
+                "pyarrow is not installed, needed for parquet; pip install 'taskvec[data]'"
             ) from None
         try:
             with parquet.ParquetFile(path) as file:
