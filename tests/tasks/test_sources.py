@@ -330,3 +330,39 @@ def test_a_local_folder_comes_before_the_hub(tmp_path: Path, monkeypatch: pytest
 
 def test_every_source_of_the_registry_is_named_after_its_key() -> None:
     assert all(SOURCES[name].model_fields["source"].default == name for name in SOURCES)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    path = table(tmp_path / "d.csv")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(task(source="csv", path=str(path), splits=SPLITS).split("test")) == 6
+
+
+def test_a_csv_field_that_never_ends_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text('split,label,text\ntest,0,"' + "x" * 200_000)
+    with pytest.raises(InputError, match=r"d\.csv: not a table of columns"):
+        task(source="csv", path=str(path)).split("test")
+
+
+def test_a_folder_in_place_of_a_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no file, expected a jsonl file"):
+        task(source="jsonl", path=str(tmp_path)).split("test")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"split": "test", "label": 0, "text": ["a"]}', "text is a list, expected text"),
+        ('{"split": "test", "label": 0, "text": "\\ud800"}', "half of a surrogate pair"),
+        ('{"split": "test", "label": 0, "text": null}', "the field 'text' is empty"),
+        ('{"split": "test", "label": "--5", "text": "a"}', "label '--5' is outside the 2 classes"),
+        ('{"split": "test", "label": "\u00b2", "text": "a"}', "is outside the 2 classes"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(tmp_path: Path, row: str, message: str) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(row + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match="row 1: .*" + message):
+        task(source="jsonl", path=str(path)).split("test")

@@ -56,6 +56,16 @@ class Source(Config, ABC):
             raise InputError(f"{found}: no such file or folder{variables}")
         return found
 
+    def existing_file(self, path: str) -> Path:
+        """The same for a file.
+
+        Raises: InputError if it is a folder, too.
+        """
+        found = self.existing(path)
+        if not found.is_file():
+            raise InputError(f"{found}: is no file, expected a {self.source} file")
+        return found
+
     @abstractmethod
     def rows(self, split: SplitName) -> Rows | None:
         """The rows of a split; none when the source has no such split.

@@ -72,7 +72,7 @@ class Npz(Source):
 
     def rows(self, split: SplitName) -> Rows | None:
         """Images (N, H, W, 3) and labels of a split."""
-        path = self.existing(self.path)
+        path = self.existing_file(self.path)
         if split not in self.splits:
             return None
         keys = [key.replace("{split}", self.splits[split]) for key in (self.images, self.labels)]
@@ -98,14 +98,14 @@ class Npz(Source):
 
     def class_names(self) -> tuple[str, ...] | None:
         """The names in the archive."""
-        path = self.existing(self.path)
+        path = self.existing_file(self.path)
         with _archive(path) as archive:
             return tuple(map(str, archive[self.names].tolist())) if self.names in archive else None
 
     def digest(self) -> str:
         """Of the bytes of the archive."""
         digest = xxhash.xxh3_128()
-        for piece in chunks(self.existing(self.path)):
+        for piece in chunks(self.existing_file(self.path)):
             digest.update(piece)
         return digest.hexdigest()
 

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -17,6 +18,8 @@ from taskvec.registry import nearest
 from taskvec.tasks.source import SPLITS, Rows, Source, SplitName, chunks, numbered
 
 Row = Mapping[str, Any]
+
+_WHOLE = re.compile(r"\s*-?[0-9]{1,18}\s*")
 
 
 class Table(Source):
@@ -49,10 +52,10 @@ class Table(Source):
         """The rows of a split, in file order."""
         if self.path is None:
             path = self.files.get(split)
-            return None if path is None else self._examples(self.existing(path), None)
+            return None if path is None else self._examples(self.existing_file(path), None)
         if self.splits and split not in self.splits:
             return None
-        found = self._examples(self.existing(self.path), self.splits.get(split, split))
+        found = self._examples(self.existing_file(self.path), self.splits.get(split, split))
         return found if len(found.inputs) or split != "validation" else None
 
     def digest(self) -> str:
@@ -60,7 +63,7 @@ class Table(Source):
         digest = xxhash.xxh3_128()
         for path in (self.path, *(self.files[name] for name in SPLITS if name in self.files)):
             if path is not None:
-                for piece in chunks(self.existing(path)):
+                for piece in chunks(self.existing_file(path)):
                     digest.update(piece)
         return digest.hexdigest()
 
@@ -73,8 +76,8 @@ class Table(Source):
             where = f"{path}, row {number}"
             if split is not None and self._split_of(row, where) != split:
                 continue
-            text = str(_field(row, self.text, where))
-            inputs.append((text, str(_field(row, self.text2, where))) if self.text2 else text)
+            text = _text(row, self.text, where)
+            inputs.append((text, _text(row, self.text2, where)) if self.text2 else text)
             labels.append(_label(_field(row, self.label, where), where, self.label))
             numbers.append(number)
         return Rows(inputs, labels, numbered(path, numbers))
@@ -108,7 +111,7 @@ class Jsonl(Table):
             for number, line in enumerate(_lines(file, path), start=1):
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise InputError(f"{path}, row {number}: not JSON ({error})") from None
                 if not isinstance(row, dict):
                     raise InputError(f"{path}, row {number}: {type(row).__name__}, expected an object")
@@ -127,8 +130,11 @@ class Csv(Table):
         """Records by column name."""
         with _opened(path) as file:
             lines = _lines(file, path)
-            for row in csv.DictReader(lines, fieldnames=self.columns, delimiter=self.delimiter):
-                yield {key: value for key, value in row.items() if value is not None}
+            try:
+                for row in csv.DictReader(lines, fieldnames=self.columns, delimiter=self.delimiter):
+                    yield {key: value for key, value in row.items() if value is not None}
+            except csv.Error as error:
+                raise InputError(f"{path}: not a table of columns ({error})") from None
 
 
 class Parquet(Table):
@@ -154,9 +160,10 @@ class Parquet(Table):
 
 
 def _opened(path: Path) -> TextIO:
+    # utf-8-sig: spreadsheets put a byte order mark before the first column.
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
@@ -167,16 +174,27 @@ def _lines(file: TextIO, path: Path) -> Iterator[str]:
 
 
 def _field(row: Row, name: str, where: str) -> object:
-    value = row.get(name)
-    if value is None:
+    if name not in row:
         raise InputError(f"{where}: no field {name!r}; {nearest(name, map(str, row))}")
-    return value
+    if row[name] is None:
+        raise InputError(f"{where}: the field {name!r} is empty")
+    return row[name]
+
+
+def _text(row: Row, name: str, where: str) -> str:
+    value = _field(row, name, where)
+    if not isinstance(value, str | int | float):
+        raise InputError(f"{where}: {name} is a {type(value).__name__}, expected text")
+    text = str(value)
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"{where}: {name} holds half of a surrogate pair, which is no text")
+    return text
 
 
 def _label(value: object, where: str, field: str) -> int | str:
     """Labels are whole numbers or names; a number in text (CSV) is a number."""
     if isinstance(value, str):
-        return int(value) if value.strip().lstrip("-").isdigit() else value
+        return int(value) if _WHOLE.fullmatch(value) else value
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     raise InputError(f"{where}: {field} {value!r}, expected a whole number or a class name")
