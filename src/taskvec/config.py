@@ -1,5 +1,7 @@
 """Settings read from files: frozen, and an unknown key is an error that names the nearest one."""
 
+import reprlib
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +31,8 @@ class Config(BaseModel):
 
 def _first(error: ValidationError, model: type[BaseModel]) -> str:
     """The first complaint, as ``field: what; hint``."""
-    found = error.errors()
+    # An unknown key first: what it hides is often the missing one.
+    found = sorted(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     complaint = found[0]
     path = [str(part) for part in complaint["loc"]]
     more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
@@ -39,8 +42,11 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
         inside = f" in {'.'.join(owner)!r}" if owner else ""
         return f"unknown key {name!r}{inside}; {nearest(name, fields)}{more}"
     value = complaint.get("input")
-    shown = "" if complaint["type"] == "missing" or isinstance(value, dict) else f" (found {value!r})"
-    return f"{'.'.join(path) or 'top level'}: {_lowered(complaint['msg'])}{shown}{more}"
+    shown = (
+        "" if complaint["type"] == "missing" or isinstance(value, dict) else f" (found {reprlib.repr(value)})"
+    )
+    where = f"{'.'.join(path)}: " if path else ""
+    return f"{where}{_lowered(complaint['msg'])}{shown}{more}"
 
 
 def _lowered(message: str) -> str:
@@ -73,8 +79,10 @@ class _UniqueKeys(yaml.SafeLoader):
         seen: set[object] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if not isinstance(key, Hashable):
+                raise yaml.MarkedYAMLError(problem=f"a {type(key).__name__} as a key, line {line}")
             if key in seen:
-                line = key_node.start_mark.line + 1
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice, line {line}")
             seen.add(key)
         return super().construct_mapping(node, deep)
@@ -91,6 +99,8 @@ def read_yaml(path: Path) -> object:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits, a list nested as deep
+        raise InputError(f"{path}: not valid YAML: {error}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f", line {mark.line + 1}" if mark else ""

@@ -128,3 +128,29 @@ def test_reading_suites_does_not_import_torch() -> None:
     code = "import sys; from taskvec.tasks.suite import load_suite; load_suite('vision8')"
     code += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("suite: x\ndefaults: [1]\ntasks: {a: {}}", "defaults: list, expected keys such as 'data'"),
+        ("suite: x\ntasks: {a: {}}", "no 'source'; known: builtin, csv"),
+        (
+            "suite: x\ntasks: {a/b: {classes: [c, d], data: {source: builtin, scene: gabor}}}",
+            "tasks.a/b.name",
+        ),
+        (
+            "suite: x\ntasks: {a: {clases: [c, d], data: {source: builtin, scene: gabor}}}",
+            "unknown key 'clases'",
+        ),
+        ("suite: x\n? {a: 1}\n: 2\n", "a dict as a key, line 2"),
+        ("suite: x\nversion: " + "9" * 5000, "not valid YAML"),
+        ("[" * 5000, "not valid YAML"),
+    ],
+)
+def test_shapes_that_no_suite_has_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_suite(tmp_path / "s.yaml")
+    assert str(caught.value).startswith(f"{tmp_path / 's.yaml'}: ")
+    assert message in str(caught.value)

@@ -79,18 +79,20 @@ def _read(path: Path, where: str) -> Suite:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{where}: {type(values).__name__}, expected keys such as 'suite' and 'tasks'")
-    return Suite.parse(where, _completed(values, path.parent))
+    return Suite.parse(where, _completed(values, path.parent, where))
 
 
-def _completed(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _completed(values: Mapping[str, Any], folder: Path, where: str) -> dict[str, Any]:
     """A suite file with its ``defaults`` filled into every task, and each task told its name and folder.
 
     What is not a mapping is left for validation to name.
     """
     rest = {key: value for key, value in values.items() if key != "defaults"}
     defaults, tasks = values.get("defaults") or {}, values.get("tasks")
-    if not isinstance(tasks, dict) or not isinstance(defaults, dict):
-        return dict(values)
+    if not isinstance(defaults, dict):
+        raise InputError(f"{where}: defaults: {type(defaults).__name__}, expected keys such as 'data'")
+    if not isinstance(tasks, dict):
+        return rest
     return {**rest, "tasks": {name: _task(str(name), task, defaults, folder) for name, task in tasks.items()}}
 
 

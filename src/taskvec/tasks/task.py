@@ -60,7 +60,8 @@ class Split:
 class Task(Config):
     """One classification task, as a suite file declares it. Data are read when a split is asked for."""
 
-    name: str
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Also the name of files: letters, digits and ``_ . -``."""
     version: PositiveInt = 1
     """Raised when data, classes, prompts or splits change: figures of two versions do not compare."""
     description: str = ""
@@ -99,7 +100,9 @@ class Task(Config):
     def _typed_source(cls, value: object) -> object:
         if not isinstance(value, Mapping):
             return value
-        name = str(value.get("source"))
+        if "source" not in value:
+            raise ValueError(f"no 'source'; known: {', '.join(sorted(SOURCES))}")
+        name = str(value["source"])
         return SOURCES[name].parse(name, value)
 
     @model_validator(mode="after")
