@@ -56,3 +56,16 @@ def test_no_rounds_and_unknown_rules_are_refused(evaluator: tv.Evaluator) -> Non
         tv.atm(evaluator.backbone, parts(evaluator), rounds=0)
     with pytest.raises(UnknownName, match="did you mean 'mean'"):
         tv.atm(evaluator.backbone, parts(evaluator), rounds=1, rule="meen", settings=RECIPE)
+
+
+def test_rounds_share_the_steps_that_there_are(evaluator: tv.Evaluator) -> None:
+    taken: list[int] = []
+
+    def count(label: str, done: int, total: int, **facts: float) -> None:
+        taken.append(1)
+
+    recipe = RECIPE.model_copy(update={"steps": 7})
+    tv.atm(evaluator.backbone, parts(evaluator)[:1], rounds=3, settings=recipe, watch=count)
+    assert len(taken) == 7
+    with pytest.raises(InputError, match="rounds: 8 is more than the 7 training steps"):
+        tv.atm(evaluator.backbone, parts(evaluator), rounds=8, settings=recipe)

@@ -1,6 +1,5 @@
 """ATM: alternate tuning and merging."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +42,8 @@ def atm(
             method's default.
         checkpoint: kept while a task trains, one file a round and task beside this path.
 
+    Raises: InputError for no round, or more rounds than a task has steps.
+
     Returns: the whole displacement ``theta_K - theta_0`` as a task vector.
     Source: Zhou et al. 2024 (arXiv:2411.03055). One round is mean merging of independent fine-tunings; one
         full-batch gradient step a round is multi-task gradient descent.
@@ -51,6 +52,12 @@ def atm(
         raise InputError(f"rounds: {rounds} is not a number of rounds; give 1 or more")
     RULES[rule].settings(params)  # a bad parameter is an error before the first round, not after it
     recipe = settings or TrainSettings()
+    for part in parts:
+        steps = total_steps([len(part.split)], recipe)
+        if steps < rounds:
+            raise InputError(
+                f"rounds: {rounds} is more than the {steps} training steps of {part.name!r} to share"
+            )
     names = select(backbone, regime)
     everything = backbone.encoder_parameters()
     start = {name: everything[name].detach().float() for name in names}
@@ -84,7 +91,8 @@ def atm(
 
 def _of_one_round(settings: TrainSettings, examples: int, rounds: int, turn: int) -> TrainSettings:
     """A round's share of a task's budget; rounds see the examples in orders of their own."""
-    steps = math.ceil(total_steps([examples], settings) / rounds)
+    total = total_steps([examples], settings)
+    steps = total * (turn + 1) // rounds - total * turn // rounds
     return settings.model_copy(update={"steps": steps, "seed": settings.seed + turn})
 
 

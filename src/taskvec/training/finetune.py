@@ -84,8 +84,10 @@ def as_vector(
     training = {
         **settings.model_dump(),
         "examples": {part.name: len(part.split) for part in parts},
+        "tasks": {part.name: part.fingerprint for part in parts},
         "heads": {part.name: part.head.fingerprint() for part in parts},
         "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
         **more,
     }
     return TaskVector.from_tensors(

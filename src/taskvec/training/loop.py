@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,13 @@ def train(
     optimizer = _optimizer(settings, list(leaves.values()))
     inputs = [backbone.prepare(part.split.inputs, part.max_length) for part in parts]
     sizes = [torch.tensor([backbone.size(one) for one in of_part]) for of_part in inputs]
-    chunks = list(_stream(sizes, settings))
+    steps = total_steps([len(of_part) for of_part in sizes], settings)
     state = Checkpoint(checkpoint, leaves, optimizer, _signature(parts, settings, sign, start))
-    due = {math.ceil(len(chunks) * k / settings.validations) for k in range(1, settings.validations + 1)}
     loss = math.nan
-    for step in range(state.restore(), len(chunks)):
+    done = state.restore()
+    for step, chunk in enumerate(islice(_stream(sizes, settings), done, None), start=done):
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * _schedule(step, len(chunks), settings)
-        chunk = chunks[step]
+            group["lr"] = settings.lr * _schedule(step, steps, settings)
         loss = _accumulate(
             backbone, params, parts[chunk.part], inputs[chunk.part], chunk.places, settings, sign
         )
@@ -79,7 +79,7 @@ def train(
             if sign < 0:
                 break  # ascent may diverge: the last finite weights are its result
             raise TaskvecError(
-                f"{label}: the loss is {loss} at step {step + 1} of {len(chunks)}; lower the learning rate "
+                f"{label}: the loss is {loss} at step {step + 1} of {steps}; lower the learning rate "
                 f"(now {settings.lr:g}) or train in float32"
             )
         if settings.clip is not None:
@@ -87,8 +87,9 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state.save_if_due(step + 1)
-        facts = validate(leaves) if validate and step + 1 in due else {}
-        watch(label, step + 1, len(chunks), loss=loss, **facts)
+        due = (step + 1) * settings.validations // steps > step * settings.validations // steps
+        facts = validate(leaves) if validate and due else {}
+        watch(label, step + 1, steps, loss=loss, **facts)
     state.remove()
     return {name: leaf.detach() for name, leaf in leaves.items()}
 
@@ -169,11 +170,13 @@ def _optimizer(settings: TrainSettings, leaves: list[Tensor]) -> torch.optim.Opt
 
 
 def _signature(parts: Sequence[Part], settings: TrainSettings, sign: float, start: Params) -> str:
-    """What a checkpoint must agree with to be resumed: every setting, the data's shape, the start."""
+    """What a checkpoint must agree with to be resumed: every setting, the data, the start."""
     return json.dumps(
         {
             "settings": settings.model_dump(exclude={"validations"}),
-            "parts": [[part.name, len(part.split), part.head.fingerprint()] for part in parts],
+            "parts": [
+                [part.name, part.fingerprint, len(part.split), part.head.fingerprint()] for part in parts
+            ],
             "sign": sign,
             "start": {name: float(value.double().sum()) for name, value in start.items()},
         },

@@ -18,6 +18,8 @@ class Part:
     split: Split
     head: Head
     max_length: int | None = None
+    fingerprint: str | None = None
+    """Of the task, data included, where it is known."""
 
 
 def make_part(
@@ -26,7 +28,7 @@ def make_part(
     """The training split of a task, cut to ``limits["train"]``; its head is made unless given."""
     limit = (limits or {}).get("train")
     frozen = head or head_for(backbone, task, limit=limit)
-    return Part(task.name, task.split("train", limit), frozen, task.max_length)
+    return Part(task.name, task.split("train", limit), frozen, task.max_length, task.fingerprint)
 
 
 def check_parts(parts: Sequence[Part]) -> None:

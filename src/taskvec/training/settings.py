@@ -37,7 +37,7 @@ class TrainSettings(Config):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     precision: Literal["float32", "bf16"] = "float32"
     """bf16 runs matrix products in bfloat16 (autocast); weights and optimizer stay in float32."""
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Order of the examples, and whatever a regime draws."""
     validations: NonNegativeInt = 2
     """How often the validation split is measured on the way; 0 for never."""
