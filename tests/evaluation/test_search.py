@@ -95,3 +95,9 @@ def test_negation_that_nothing_helps_stays_at_zero_and_says_so() -> None:
 def test_grids_that_make_no_sense_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(InputError, match="search: "):
         Grid.parse("search", values)
+
+
+@pytest.mark.parametrize("ends", [{"step": 0.3}, {"step": 0.6}, {"step": 5}, {"limit": 1.51}])
+def test_a_grid_holds_both_its_ends(ends: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="is not a whole number of steps"):
+        Grid.parse("grid", ends)

@@ -31,6 +31,8 @@ class Evaluator:
         limits: at most so many first examples of a split, by split name.
         batch_size: examples a forward pass.
         precision: "float32" or "bf16" (autocast).
+
+    Raises: InputError for a task of another modality than the backbone's.
     """
 
     def __init__(
@@ -42,6 +44,11 @@ class Evaluator:
         batch_size: int = 64,
         precision: str = "float32",
     ) -> None:
+        for task in tasks:
+            if task.modality != backbone.modality:
+                raise InputError(
+                    f"{task.name}: a task on {task.modality}s, and {backbone.ref} reads {backbone.modality}s"
+                )
         self.backbone = backbone
         self.tasks = {task.name: task for task in tasks}
         self.limits = dict(limits or {})

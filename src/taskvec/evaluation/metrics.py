@@ -29,8 +29,8 @@ class Score:
     matthews: float
     perplexity: float
     """exp of the mean cross entropy of the labels."""
-    recall: tuple[float, ...]
-    """Per class, in class order; nan for a class without examples."""
+    recall: tuple[float | None, ...]
+    """Per class, in class order; none for a class without examples."""
     examples: int
 
     def record(self) -> dict[str, object]:
@@ -63,7 +63,7 @@ def score(logits: Tensor, labels: Tensor, metric: str = "accuracy") -> Score:
         value=figures[metric],
         interval=wilson(hits, len(truth)),
         perplexity=math.exp(min(loss, 700.0)),
-        recall=tuple(float(r) for r in recall),
+        recall=tuple(None if math.isnan(r) else float(r) for r in recall),
         examples=len(truth),
         **figures,
     )

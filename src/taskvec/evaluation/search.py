@@ -21,7 +21,8 @@ class Grid(Config):
 
     A search measures every ``coarse``-th point, then the neighbours of the best at half that distance, and so
     on down to one step. When the best point is the last, the grid is extended by its own step up to
-    ``limit``. ``coarse=1`` visits every point.
+    ``limit``. ``coarse=1`` visits every point. ``stop`` and ``limit`` lie a whole number of steps from
+    ``start``.
     """
 
     start: float = 0.0
@@ -34,6 +35,12 @@ class Grid(Config):
     def _ordered(self) -> Self:
         if not self.start < self.stop <= self.limit:
             raise ValueError("start < stop <= limit must hold")
+        for name, end in {"stop": self.stop, "limit": self.limit}.items():
+            steps = (end - self.start) / self.step
+            if abs(steps - round(steps)) > 1e-6:
+                raise ValueError(
+                    f"{name} {end:g} is not a whole number of steps of {self.step:g} from {self.start:g}"
+                )
         return self
 
     def point(self, index: int) -> float:
