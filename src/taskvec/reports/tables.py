@@ -183,8 +183,8 @@ def _negation(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Ite
                 alpha = _coefficients(cells) if "coefficient" in cells[0] else ""
                 name = "pre-trained" if label == "pretrained" else f"{regime}: {label}"
                 recalls = zip(*(cell["target_recall"] for cell in cells), strict=True)
-                classes = [fmean(recall) for recall in recalls]
-                shown = " ".join(f"{100 * r:.0f}" for r in classes) if len(classes) <= 6 else "–"
+                classes = [_whole_percent(recall) for recall in recalls]
+                shown = " ".join(classes) if len(classes) <= 6 else "–"
                 rows.append(
                     (
                         name,
@@ -273,6 +273,11 @@ def _percent(values: Sequence[float]) -> str:
     """Mean over seeds, with the standard deviation where there are several."""
     spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * fmean(values):.1f}{spread}"
+
+
+def _whole_percent(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{100 * fmean(known):.0f}" if known else "–"
 
 
 def _both(cells: Sequence[Result]) -> str:
