@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +64,23 @@ def test_a_request_that_cannot_be_read_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert complaint in error
+
+
+def test_the_help_of_a_command_holds_its_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "eval", "run"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert (
+            f"taskvec {command} "
+            in capsys.readouterr().out.replace("taskvec COMMAND", "").split("Example", 1)[1]
+        )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_result_that_cannot_be_written_is_one_line_and_exit_code_1() -> None:
+    command = [sys.executable, "-m", "taskvec", "suites"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "No space left" in done.stderr

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 import taskvec as tv
 from taskvec.cli import main
+from taskvec.errors import InputError
 
 
 def command(*arguments: object) -> int:
@@ -122,7 +124,10 @@ def test_a_training_killed_half_way_resumes_to_the_same_bits(
     ("arguments", "complaint"),
     [
         (["train", "-t", "petz", "-o", "OUT"], "no task called 'petz' in suite 'tiny'; did you mean 'pets'?"),
-        (["train", "-t", "pets", "-t", "pets", "-o", "OUT"], "names a task twice"),
+        (
+            ["train", "-t", "pets", "-t", "pets", "-o", "OUT"],
+            "--task: pets pets given, expected one or more, each once",
+        ),
         (["train", "-t", "pets", "--lr", "nan", "-o", "OUT"], "lr"),
         (["train", "-t", "pets", "--batch-size", "0", "-o", "OUT"], "batch_size: input should be greater"),
         (
@@ -130,7 +135,12 @@ def test_a_training_killed_half_way_resumes_to_the_same_bits(
             "--like and --regime random belong together",
         ),
         (["train", "-t", "pets", "--regime", "atention", "-o", "OUT"], "atention"),
-        (["train", "-t", "pets", "-o", "EXISTING"], "exists; give --force"),
+        (["train", "-t", "pets", "-o", "EXISTING"], "--force"),
+        (["train", "-t", "-o", "OUT"], "--task: nothing given"),
+        (["train", "-t", "pets", "--limit", "0", "-o", "OUT"], "--limit"),
+        (["train", "-t", "pets", "--limit", "-3", "-o", "OUT"], "--limit"),
+        (["train", "-t", "pets", "--seed", str(2**60), "-o", "OUT"], "seed: input should be less than"),
+        (["train", "-t", "pets", "-o", "EXISTING/below.safetensors"], "Not a directory"),
     ],
 )
 def test_bad_requests_are_one_line_and_write_nothing(
@@ -143,8 +153,8 @@ def test_bad_requests_are_one_line_and_write_nothing(
 ) -> None:
     existing = tmp_path / "existing.safetensors"
     existing.write_text("precious")
-    places = {"OUT": str(tmp_path / "out.safetensors"), "EXISTING": str(existing)}
-    given = [places.get(argument, argument) for argument in arguments]
+    out = str(tmp_path / "out.safetensors")
+    given = [one.replace("EXISTING", str(existing)).replace("OUT", out) for one in arguments]
     assert command(*given, "-m", tiny_model, "-s", tiny_suite) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -174,3 +184,81 @@ def test_a_missing_model_is_named(tiny_suite: Path, capsys: pytest.CaptureFixtur
     error = capsys.readouterr().err
     assert "no-such-model" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--limit", "0"], "--limit"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["-t", "pets", "pets"], "--task: pets pets given"),
+        (["-e", "a"], "--expression: names vectors that no --vector gives"),
+        (["-v", "a=VECTOR", "-e", ""], "expression"),
+        (["-v", "a=VECTOR", "-v", "b=VECTOR", "-e", "a+b"], "same vector"),
+        (["-v", "1=VECTOR"], "the name '1' is not one word"),
+        (["-v", "a=VECTOR", "-e", "1e400*a"], "finite"),
+    ],
+)
+def test_bad_requests_of_eval_are_one_line(
+    arguments: list[str],
+    complaint: str,
+    options: list[object],
+    tiny_model: Path,
+    tiny_suite: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    vector = tmp_path / "pets.safetensors"
+    if "VECTOR" in " ".join(arguments):
+        assert command("train", *options, "-t", "pets", "-o", vector) == 0
+        capsys.readouterr()
+    given = [argument.replace("VECTOR", str(vector)) for argument in arguments]
+    assert command("eval", tiny_model, "-s", tiny_suite, *given) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert complaint in shown.err
+
+
+def test_a_task_of_another_modality_is_refused(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("eval", tiny_model, "-s", "builtin8", "-t", "gabor") == 2
+    assert "gabor: a task on images, and" in capsys.readouterr().err
+
+
+def test_names_with_brackets_are_shown_as_they_are(
+    options: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vector = tmp_path / "n[/b]:smile:.safetensors"
+    assert command("train", *options, "-t", "pets", "-o", vector) == 0
+    assert vector.name in capsys.readouterr().out
+
+
+def test_provenance_names_task_data_and_regime(
+    options: list[object], tiny_suite: Path, tmp_path: Path
+) -> None:
+    real, noise = tmp_path / "real.safetensors", tmp_path / "noise.safetensors"
+    assert command("train", *options, "-t", "pets", "-o", real) == 0
+    assert command("train", *options, "-t", "pets", "--regime", "random", "--like", real, "-o", noise) == 0
+    training = tv.TaskVector.load(real).info.training
+    assert training is not None
+    assert training["tasks"] == {"pets": tv.load_suite(tiny_suite).task("pets").fingerprint}
+    info = tv.TaskVector.load(noise).info
+    assert (info.task, info.regime) == ("pets", "random")
+
+
+def test_a_checkpoint_of_other_data_is_not_gone_on_with(evaluator: tv.Evaluator, tmp_path: Path) -> None:
+    part, state = evaluator.part("pets"), tmp_path / "state.pt"
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*_: object, **__: object) -> None:
+        raise Stopped
+
+    recipe = tv.TrainSettings(steps=2, batch_size=16)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("taskvec.training.checkpoint.Checkpoint.every", 0.0)
+        tv.finetune(evaluator.backbone, part, settings=recipe, checkpoint=state, watch=stop)
+    other = replace(part, fingerprint="of other rows")
+    with pytest.raises(InputError, match="of another training"):
+        tv.finetune(evaluator.backbone, other, settings=recipe, checkpoint=state)

@@ -27,18 +27,24 @@ COMMANDS = {
     "models": "List the models known by name, or show one.",
 }
 
-app = App(
-    name="taskvec",
-    help="Task arithmetic: edit pre-trained models directly in weight space.",
-    version=__version__,
-    help_format="markdown",
-    help_epilogue="`taskvec COMMAND --help` explains a command. Results go to standard output, all else to "
-    "standard error.",
-    suppress_keyboard_interrupt=False,
-)
-for _name, _help in COMMANDS.items():
-    app.command(f"taskvec.cli.{_name}:{_name}", name=_name, help=_help)
-app.register_install_completion_command(name="install-completion", help="Install completion for your shell.")
+
+def _app(command: str | None) -> App:
+    """The command line. ``command`` is helped by its docstring, the others by their line in the list."""
+    app = App(
+        name="taskvec",
+        help="Task arithmetic: edit pre-trained models directly in weight space.",
+        version=__version__,
+        help_format="markdown",
+        help_epilogue="`taskvec COMMAND --help` explains a command. Results go to standard output, all else "
+        "to standard error.",
+        suppress_keyboard_interrupt=False,
+    )
+    for name, line in COMMANDS.items():
+        app.command(f"taskvec.cli.{name}:{name}", name=name, help=None if name == command else line)
+    app.register_install_completion_command(
+        name="install-completion", help="Install completion for your shell."
+    )
+    return app
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,6 +63,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except (
+        FileNotFoundError,
+        FileExistsError,
+        NotADirectoryError,
+        IsADirectoryError,
+        PermissionError,
+    ) as error:
+        code = _fail(_os_error(error), 2)  # a path that was given cannot be what it was given for
     except OSError as error:
         code = _fail(_os_error(error), 1)
     except Exception as error:  # a defect of ours: say so in one line, with the way to see more
@@ -65,8 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    app = _app(arguments[0] if arguments else None)
     try:
-        app(argv, exit_on_error=False, print_error=False, result_action="return_value")
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()  # a full disk or a closed pipe is told here, not after the end
     except CycloptsError as error:
         return _fail(str(error), 2)
     return 0

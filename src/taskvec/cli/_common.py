@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -18,6 +19,7 @@ from taskvec.progress import Watch, unwatched
 WIDE = 140
 """Columns of a table that goes into a file or a pipe, where nothing needs to be folded."""
 
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Force = Annotated[bool, Parameter(name="--force", negative=(), help="Replace an output that exists.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print results as JSON.")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Show no progress.")]
@@ -38,7 +40,7 @@ def print_table(
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(str, row))
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console = Console(width=None if sys.stdout.isatty() else WIDE, markup=False, emoji=False)
     console.print(table)
     if note:
         console.print(note, highlight=False, style="dim")
@@ -70,6 +72,16 @@ def assignments(pairs: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
+def distinct(names: Sequence[str], option: str) -> list[str]:
+    """The values of an option that needs one or more, each once.
+
+    Raises: InputError.
+    """
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"{option}: {' '.join(names) or 'nothing'} given, expected one or more, each once")
+    return list(names)
+
+
 @contextmanager
 def watching(quiet: bool) -> Iterator[Watch]:
     """Progress on standard error: bars on a terminal, a plain line every ten seconds elsewhere."""
@@ -77,7 +89,7 @@ def watching(quiet: bool) -> Iterator[Watch]:
         yield unwatched
     elif sys.stderr.isatty():
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -100,7 +112,7 @@ class _Bars:
         self._bars.update(self._known[label], completed=done, total=total, facts=_said(facts))
         if done >= total:
             self._bars.remove_task(self._known.pop(label))
-            self._bars.console.print(f"{label}: done {_said(facts)}".rstrip(), highlight=False)
+            self._bars.console.print(f"{label}: done {_said(facts)}".rstrip(), markup=False, highlight=False)
 
 
 class _Lines:

@@ -1,12 +1,12 @@
 """``taskvec eval``."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Json, Quiet, assignments, print_json, print_table, watching
+from taskvec.cli._common import Count, Json, Quiet, distinct, print_json, print_table, watching
+from taskvec.cli._editing import load_vectors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +25,8 @@ def eval(
     ] = None,
     heads_from: str | None = None,
     split: Literal["train", "validation", "test"] = "test",
-    limit: int | None = None,
-    batch_size: int = 64,
+    limit: Count | None = None,
+    batch_size: Count = 64,
     precision: Literal["float32", "bf16"] = "float32",
     json: Json = False,
     quiet: Quiet = False,
@@ -66,13 +66,15 @@ def eval(
     from taskvec.evaluation.metrics import absolute
     from taskvec.models.loading import load_backbone
     from taskvec.tasks.suite import load_suite
-    from taskvec.vectors import TaskVector, parse_expression
+    from taskvec.vectors import parse_expression
 
-    paths = assignments(vector, "--vector")
-    if expression is None and len(paths) > 1:
+    if expression is None and len(vector) > 1:
         raise InputError('several vectors need an expression, such as -e "0.5*a + 0.5*b"')
+    if expression is not None and not vector:
+        raise InputError("--expression: names vectors that no --vector gives; give each as -v name=PATH")
+    loaded = load_vectors(vector) if vector else {}
     chosen = load_suite(suite)
-    names = list(task) or list(chosen.tasks)
+    names = distinct(task or list(chosen.tasks), "--task")
     tasks = [chosen.task(name) for name in names]
     backbone = load_backbone(heads_from or model)
     evaluator = Evaluator(
@@ -83,9 +85,8 @@ def eval(
         params = {name: value.detach() for name, value in load_backbone(model).encoder_parameters().items()}
         if params.keys() != evaluator.pretrained.keys():
             raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")
-    if paths:
-        loaded = {name: TaskVector.load(Path(path)) for name, path in paths.items()}
-        edit = parse_expression(expression or next(iter(loaded)), loaded)
+    if loaded:
+        edit = parse_expression(next(iter(loaded)) if expression is None else expression, loaded)
         params = evaluator.points({"edit": edit}, start=params).at({"edit": 1.0})
     scores = {}
     with watching(quiet) as watch:

@@ -1,11 +1,11 @@
 """``taskvec train``."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Force, Json, Quiet, print_json, print_table, watching
+from taskvec.cli._common import Count, Force, Json, Quiet, distinct, print_json, print_table, watching
 
 
 def train(
@@ -26,7 +26,7 @@ def train(
     clip: float = 1.0,
     precision: Literal["float32", "bf16"] = "float32",
     seed: int = 0,
-    limit: int | None = None,
+    limit: Count | None = None,
     like: Path | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
     force: Force = False,
@@ -79,16 +79,17 @@ def train(
     resume
         Go on from the checkpoint that an interrupted training left beside the output.
     """
-    from taskvec.errors import InputError, OutputExists
+    from taskvec.errors import InputError
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.models.loading import load_backbone
     from taskvec.tasks.suite import load_suite, suite_with
     from taskvec.training.finetune import finetune
     from taskvec.training.settings import TrainSettings
     from taskvec.vectors import TaskVector
+    from taskvec.weights.staging import check_space, check_target
 
-    if output.exists() and not force:
-        raise OutputExists(f"{output}: exists; give --force to replace it, or another name")
+    names = distinct(task, "--task")
+    check_target(output, force=force)
     if (like is not None) != (regime == "random"):
         raise InputError("--like and --regime random belong together: a random vector takes another's norms")
     settings = TrainSettings.parse(
@@ -107,12 +108,11 @@ def train(
             "seed": seed,
         },
     )
-    if len(set(task)) != len(task):
-        raise InputError(f"--task: {' '.join(task)} names a task twice")
-    chosen = load_suite(suite) if suite else suite_with(task[0])
+    chosen = load_suite(suite) if suite else suite_with(names[0])
     limits = {"train": limit} if limit else {}
     backbone = load_backbone(model)
-    evaluator = Evaluator(backbone, [chosen.task(name) for name in task], limits=limits, precision=precision)
+    evaluator = Evaluator(backbone, [chosen.task(name) for name in names], limits=limits, precision=precision)
+    check_space(output, sum(value.nbytes for value in evaluator.pretrained.values()))
     checkpoint = output.with_name(f".{output.name}.training.pt")
     if not resume:
         checkpoint.unlink(missing_ok=True)
@@ -122,22 +122,22 @@ def train(
         else:
             vector = finetune(
                 backbone,
-                [evaluator.part(name) for name in task],
+                [evaluator.part(name) for name in names],
                 regime="full" if regime == "ascent" else regime,
                 settings=settings,
                 ascend=regime == "ascent",
                 checkpoint=checkpoint,
-                validate=lambda params: evaluator.values(params, task, "validation"),
+                validate=lambda params: evaluator.values(params, names, "validation"),
                 watch=watch,
             )
-        scores = evaluator.scores(evaluator.points({"vector": vector}).at({"vector": 1.0}), task, "test")
-    vector.save(output, force=force, metrics={name: found.record() for name, found in scores.items()})
+        scores = evaluator.scores(evaluator.points({"vector": vector}).at({"vector": 1.0}), names, "test")
+    drawn: dict[str, Any] = {"task": "+".join(names), "regime": regime} if like is not None else {}
+    metrics = {name: found.record() for name, found in scores.items()}
+    vector.save(output, force=force, metrics=metrics, **drawn)
     if json:
-        print_json(
-            {"output": str(output), "norm": vector.norm(), "test": {n: s.record() for n, s in scores.items()}}
-        )
+        print_json({"output": str(output), "norm": vector.norm(), "test": metrics})
         return
-    before = evaluator.scores(evaluator.pretrained, task, "test")
+    before = evaluator.scores(evaluator.pretrained, names, "test")
     norm = f"{vector.norm():.3f}"
     rows = [
         [name, found.metric, f"{100 * before[name].value:.1f}", f"{100 * found.value:.1f}", norm]
