@@ -140,6 +140,8 @@ def test_a_killed_run_goes_on_to_the_same_results(folder: Path, experiment: Path
         ),
         (("rounds: [1, 2]", "rounds: [0]"), "atm.rounds.0: input should be greater than 0"),
         (("rounds: [1, 2]", "rounds: [1], rule: meen"), "no rule called 'meen'; did you mean 'mean'?"),
+        (("step: 0.25", "step: 0.3"), "search: stop 1 is not a whole number of steps of 0.3 from 0"),
+        (("{lr: 2e-3", "{seed: 3, lr: 2e-3"), "training: a seed is given under 'seeds'"),
         (("limit: 1.5", "limit: .nan"), "search.limit: input should be a finite number"),
         (("experiment: tiny", "experiment: tiny\nexperiment: two"), "key 'experiment' is given twice"),
         (("experiment: tiny", "experiment: !!python/name:os.system"), "not valid YAML"),
@@ -189,3 +191,32 @@ def test_an_interrupt_leaves_a_folder_that_can_be_gone_on_with(
     assert run(experiment, "-o", tmp_path / "run") == 130
     assert "interrupted" in capsys.readouterr().err
     assert run(experiment, "-o", tmp_path / "run") == 0
+
+
+@pytest.mark.parametrize("change", [("model: ", "model: nowhere #"), ("suite: ", "suite: gone.yaml #")])
+def test_what_is_missing_is_told_before_anything_is_removed(
+    folder: Path, experiment: Path, change: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (folder / "records.jsonl").read_bytes()
+    experiment.write_text(experiment.read_text().replace(*change))
+    assert run(experiment, "-o", folder, "--force") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (folder / "records.jsonl").read_bytes() == before
+    assert run(experiment, "-o", folder.parent / "new") == 2
+    assert not (folder.parent / "new").exists()
+
+
+def test_a_vector_that_was_lost_is_trained_again_and_a_damaged_one_is_named(
+    folder: Path, experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = (folder / "results.json").read_bytes()
+    lost, damaged = sorted(folder.glob("vectors/seed0/full/*.safetensors"))[:2]
+    content = lost.read_bytes()
+    lost.unlink()
+    assert run(experiment, "-o", folder) == 0
+    assert lost.read_bytes() == content
+    assert (folder / "results.json").read_bytes() == results
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    capsys.readouterr()
+    assert run(experiment, "-o", folder) == 2
+    assert str(damaged) in capsys.readouterr().err

@@ -61,7 +61,7 @@ def test_damage_elsewhere_is_named_and_not_dropped(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text("garbage\n" + path.read_text())
     with pytest.raises(CorruptFile, match=r"records\.jsonl, line 1"):
-        Store(tmp_path)
+        Store(tmp_path).has("cell", {})
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -81,3 +81,33 @@ def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
         pass
     with Store(tmp_path).locked():
         pass
+
+
+def test_nothing_is_touched_before_the_folder_is_held(tmp_path: Path) -> None:
+    Store(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputExists, match="is a file"):
+        Store(tmp_path / "thesis.tex")
+
+
+def test_starting_anew_removes_what_runs_made_and_nothing_else(tmp_path: Path) -> None:
+    Store(tmp_path).result("cell", {}, lambda: {"v": 0})
+    (tmp_path / "vectors").mkdir()
+    (tmp_path / "thesis.tex").write_text("years of work")
+    store = Store(tmp_path)
+    with store.locked(fresh=True):
+        assert not store.has("cell", {})
+        assert not (tmp_path / "vectors").exists()
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_run_that_is_working_is_not_removed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.result("cell", {}, lambda: {"v": 0})
+    with store.locked(), pytest.raises(InputError, match="another run"), Store(tmp_path).locked(fresh=True):
+        pass
+    assert Store(tmp_path).has("cell", {})

@@ -1,6 +1,5 @@
 """What ``run`` and ``demo`` share: the folder, progress, and showing results."""
 
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,22 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import print_json, print_table, watching
-from taskvec.progress import Watch
+from taskvec.cli._common import print_json, print_table
 
 if TYPE_CHECKING:
     from taskvec.reports.store import Store
 
+Fresh = Annotated[bool, Parameter(name="--force", negative=())]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 Seeds = Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True, negative=())]
 Show = Callable[[Mapping[str, Any]], None]
 
 
 @contextmanager
-def running(output: Path, *, force: bool, json: bool, quiet: bool) -> Iterator[tuple["Store", Watch, Show]]:
-    """A run folder, held for this process; ``show`` writes the report and prints the tables."""
+def running(store: "Store", *, force: bool, json: bool) -> Iterator[Show]:
+    """Hold a run folder for this process; what is given writes the report and prints the tables."""
     from taskvec.reports.report import write_report
-    from taskvec.reports.store import Store
+
+    output = store.folder
 
     def show(results: Mapping[str, Any]) -> None:
         tables = write_report(results, output)
@@ -35,8 +35,5 @@ def running(output: Path, *, force: bool, json: bool, quiet: bool) -> Iterator[t
             print_table(table.title, table.columns, table.rows, note=table.note)
         sys.stdout.write(f"Written: {output / 'report.html'}, report.md, results.json, records.jsonl\n")
 
-    if force and (output / "records.jsonl").exists():
-        shutil.rmtree(output)
-    store = Store(output)
-    with store.locked(), watching(quiet) as watch:
-        yield store, watch, show
+    with store.locked(fresh=force):
+        yield show

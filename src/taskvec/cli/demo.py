@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from taskvec.cli._common import Force, Json, Quiet
-from taskvec.cli._running import Output, Seeds, running
+from taskvec.cli._common import Json, Quiet, watching
+from taskvec.cli._running import Fresh, Output, Seeds, running
 
 
 def demo(
     *,
     output: Output = Path("taskvec-demo"),
     seeds: Seeds = None,
-    force: Force = False,
+    force: Fresh = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -28,7 +28,9 @@ def demo(
     force
         Remove what an earlier run left in the folder and start anew.
     """
-    with running(output, force=force, json=json, quiet=quiet) as (store, watch, show):
-        from taskvec.experiments.demo import run_demo
+    from taskvec.experiments.demo import run_demo
+    from taskvec.reports.store import Store
 
+    store = Store(output)
+    with watching(quiet) as watch, running(store, force=force, json=json) as show:
         show(run_demo(store, seeds, watch))

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from taskvec.cli._common import Force, Json, Quiet
-from taskvec.cli._running import Output, Seeds, running
+from taskvec.cli._common import Json, Quiet, watching
+from taskvec.cli._running import Fresh, Output, Seeds, running
 
 
 def run(
@@ -11,7 +11,7 @@ def run(
     *,
     output: Output,
     seeds: Seeds = None,
-    force: Force = False,
+    force: Fresh = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -36,7 +36,11 @@ def run(
     """
     from taskvec.experiments.config import load_experiment
     from taskvec.experiments.runner import Runner
+    from taskvec.reports.store import Store
 
     loaded, suite = load_experiment(experiment, {"seeds": seeds} if seeds else {})
-    with running(output, force=force, json=json, quiet=quiet) as (store, watch, show):
-        show(Runner(loaded, suite, store, watch).run())
+    store = Store(output)
+    with watching(quiet) as watch:
+        runner = Runner(loaded, suite, store, watch)
+        with running(store, force=force, json=json) as show:
+            show(runner.run())

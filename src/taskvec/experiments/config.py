@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from taskvec.config import Config, read_yaml
 from taskvec.errors import InputError
@@ -71,7 +71,7 @@ class Experiment(Config):
     """Default: all tasks of the suite but its control."""
     limits: dict[Literal["train", "validation", "test"], PositiveInt] = Field(default_factory=dict)
     """Only the first so many examples of a split."""
-    seeds: tuple[NonNegativeInt, ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0,)
     training: dict[str, Any] = Field(default_factory=dict)
     """Settings shared by all regimes, see ``taskvec train --help``."""
     regimes: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -94,6 +94,9 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        for where, given in {"training": self.training, **self.regimes}.items():
+            if "seed" in given:
+                raise ValueError(f"{where}: a seed is given under 'seeds', not here")
         for regime in self.regimes:
             if regime not in REGIMES:
                 raise ValueError(f"regimes: no regime called {regime!r}; {nearest(regime, REGIMES)}")
@@ -135,6 +138,15 @@ class Experiment(Config):
             chosen = self.task_names(suite)
         return [name for name in chosen if name != target]
 
+    def involved(self, suite: Suite) -> list[str]:
+        """Every task that something is trained or measured on, once, each checked against the suite."""
+        names = self.task_names(suite)
+        for target in self.negation.targets if self.negation else ():
+            names += [target, *self.controls(suite, target)]
+        for block in self.analogies:
+            names += [block.a, block.b, block.c, block.target]
+        return [suite.task(name).name for name in dict.fromkeys(names)]
+
 
 def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> tuple[Experiment, Suite]:
     """An experiment file and its suite, both validated, every task name known.
@@ -157,18 +169,13 @@ def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> 
 def _check(path: Path, experiment: Experiment, suite: Suite) -> None:
     try:
         names = experiment.task_names(suite)
+        experiment.involved(suite)
         for regime in experiment.regimes:
             experiment.settings(regime, experiment.seeds[0])
         if experiment.addition and len(names) < 2:
             raise InputError(f"addition: needs two or more tasks, not {names}")
         for target in experiment.negation.targets if experiment.negation else ():
-            suite.task(target)
-            for control in experiment.controls(suite, target):
-                suite.task(control)
             if not experiment.controls(suite, target):
                 raise InputError(f"negation: no control task is left for the target {target!r}")
-        for analogy in experiment.analogies:
-            for name in (analogy.a, analogy.b, analogy.c, analogy.target):
-                suite.task(name)
     except InputError as error:
         raise type(error)(f"{path}: {error}") from None

@@ -22,6 +22,7 @@ from taskvec.training.finetune import finetune
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector, combine, similarity
 from taskvec.weights import open_weights
+from taskvec.weights.staging import check_space
 
 Result = dict[str, Any]
 
@@ -31,16 +32,19 @@ class Runner:
 
     Args:
         store: of the run folder; cells on record there are taken from it.
+
+    Raises: InputError for a model, or the data of a task, that is not to be had; the folder is not touched.
     """
 
     def __init__(self, experiment: Experiment, suite: Suite, store: Store, watch: Watch = unwatched) -> None:
         self.experiment, self.suite, self.store, self.watch = experiment, suite, store, watch
         self.tasks = experiment.task_names(suite)
+        involved = experiment.involved(suite)
         self.backbone = load_backbone(experiment.model)
         precision = TrainSettings.parse("training", experiment.training).precision
         self.evaluator = Evaluator(
             self.backbone,
-            list(suite.tasks.values()),
+            [suite.task(name) for name in involved],
             limits={str(split): limit for split, limit in experiment.limits.items()},
             batch_size=experiment.evaluation_batch,
             precision=precision,
@@ -50,6 +54,7 @@ class Runner:
             "limits": {str(split): limit for split, limit in experiment.limits.items()},
             "precision": precision,
         }
+        self._digests = {task: suite.task(task).fingerprint for task in involved}
 
     def run(self) -> Result:
         """All results, nested as reports read them."""
@@ -295,6 +300,7 @@ class Runner:
         checkpoint = self.store.folder / "partial" / f"{name}-{key[:8]}.pt"
 
         def make() -> Result:
+            check_space(path, sum(value.nbytes for value in self.evaluator.pretrained.values()))
             path.parent.mkdir(parents=True, exist_ok=True)
             compute(checkpoint).save(path, force=True)
             return {"file": str(path.relative_to(self.store.folder))}
@@ -339,7 +345,7 @@ class Runner:
         return result
 
     def _fingerprints(self, tasks: Sequence[str]) -> dict[str, str]:
-        return {task: self.suite.task(task).fingerprint for task in tasks}
+        return {task: self._digests[task] for task in tasks}
 
     def _mentioned(self) -> list[str]:
         """Tasks whose zero-shot figures the tables show."""

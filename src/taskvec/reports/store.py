@@ -4,10 +4,12 @@ import fcntl
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,18 @@ from taskvec.errors import CorruptFile, InputError, OutputExists
 
 Record = dict[str, Any]
 
+MADE = (
+    "partial",
+    "vectors",
+    "untrained",
+    "figures",
+    "results.json",
+    "report.md",
+    "report.html",
+    "records.jsonl",
+)
+"""What runs leave in their folder; the records come last, so that a folder half removed is a run still."""
+
 
 class Store:
     """The records of a run folder.
@@ -25,21 +39,27 @@ class Store:
     A *cell* is one result that can be computed on its own. Its key is a digest of everything that decides the
     result, so a cell whose settings changed is another cell, and one that is there is taken as it is.
 
-    Raises: OutputExists if the folder is there and is no run folder; CorruptFile for a damaged record other
-        than a last line cut short, which a killed run leaves and which is dropped.
+    Nothing is read or written before it is asked for. Reading drops a last line cut short, which a killed run
+    leaves.
+
+    Raises: OutputExists if the folder is there and is no run folder; on first use, CorruptFile for any other
+        damaged record.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / "records.jsonl"
+        if folder.exists() and not folder.is_dir():
+            raise OutputExists(f"{folder}: is a file, expected a run folder; choose another name")
         if folder.exists() and not self._path.exists() and any(folder.iterdir()):
             raise OutputExists(f"{folder}: exists and holds no run (no records.jsonl); choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._records = {record["key"]: record for record in self._read()}
+
+    @cached_property
+    def _records(self) -> dict[str, Record]:
+        return {record["key"]: record for record in self._read()}
 
     def _read(self) -> Iterator[Record]:
         if not self._path.exists():
-            self._path.touch()
             return
         data = self._path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
@@ -57,16 +77,25 @@ class Store:
             yield record
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for this process.
+    def locked(self, fresh: bool = False) -> Iterator[None]:
+        """Make the folder and hold it for this process.
+
+        Args:
+            fresh: remove what earlier runs made, and nothing else.
 
         Raises: InputError if another process holds it.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._path.touch()
         with (self.folder / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(f"{self.folder}: another run is working in this folder") from None
+            if fresh:
+                for path in map(self.folder.joinpath, MADE):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                self._path.touch()
             yield
 
     def has(self, cell: str, inputs: Mapping[str, object]) -> bool:
@@ -95,6 +124,7 @@ class Store:
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "versions": versions(),
             }
+            self.folder.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
                 file.flush()
