@@ -21,6 +21,8 @@ class Addition(Config):
 
     subsets: Literal["all", "pairs", "whole"] = "pairs"
     """``all`` subsets of two or more; ``pairs`` and the whole; the ``whole`` only."""
+    regimes: tuple[str, ...] | None = None
+    """Regimes that add these subsets, default all; the others add the whole only."""
 
 
 class Negation(Config):
@@ -100,7 +102,7 @@ class Experiment(Config):
         for regime in self.regimes:
             if regime not in REGIMES:
                 raise ValueError(f"regimes: no regime called {regime!r}; {nearest(regime, REGIMES)}")
-        blocks = {"negation": self.negation, "atm": self.atm}
+        blocks = {"addition": self.addition, "negation": self.negation, "atm": self.atm}
         for block, part in blocks.items():
             for regime in (part.regimes if part else None) or ():
                 if regime not in self.regimes:

@@ -129,7 +129,9 @@ class Runner:
         if self.experiment.addition is None:
             return []
         found = []
-        for chosen in subsets(self.tasks, self.experiment.addition.subsets):
+        block = self.experiment.addition
+        which = block.subsets if regime in (block.regimes or self.experiment.regimes) else "whole"
+        for chosen in subsets(self.tasks, which):
             whole = len(chosen) == len(self.tasks)
             fixed = {"1": 1.0, "1/T": 1 / len(chosen)} if whole else {}
             settings = {"grid": self.experiment.search.model_dump(), "fixed": fixed}

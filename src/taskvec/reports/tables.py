@@ -132,6 +132,7 @@ def _subsets(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
     first = next(iter(by_regime.values()))[0]["addition"]
     if not 2 <= len(first) <= 40:  # beyond that the figure says it better
         return
+    by_regime = {r: seeds for r, seeds in by_regime.items() if len(seeds[0]["addition"]) == len(first)}
     rows = []
     for place, edit in enumerate(first):
         cells = []
@@ -204,45 +205,41 @@ def _negation(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Ite
         yield Table(f"Negation of {block['target']}", columns, tuple(rows), note)
 
 
+ROLES = ("zero-shot", "c", "b", "c + b", "c + (b − a)", "trained on it")
+"""The rows of every analogy record, in order."""
+
+
 def _analogies(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
-    first = next(iter(by_regime.values()))[0].get("analogies", [])
-    for place, block in enumerate(first):
-        columns = ["", *by_regime]
+    for regime, seeds in by_regime.items():
+        if "analogies" not in seeds[0]:
+            continue
+        blocks = list(zip(*(seed["analogies"] for seed in seeds), strict=True))
+        values = [[[row["value"] for row in run["rows"].values()] for run in runs] for runs in blocks]
+        columns = range(min(len(of_seed) for runs in values for of_seed in runs))
         rows = [
             (
-                label.replace("pretrained", "zero-shot"),
-                *(
-                    _percent([seed["analogies"][place]["rows"][label]["value"] for seed in seeds])
-                    for seeds in by_regime.values()
-                ),
+                f"{a} : {b} :: {c} : {target}",
+                *(_percent([of_seed[place] for of_seed in runs]) for place in columns),
             )
-            for label in block["rows"]
+            for runs, (a, b, c, target) in zip(values, map(_terms, blocks), strict=True)
         ]
+        if len(rows) > 1:
+            means = [
+                _percent([fmean(runs[seed][place] for runs in values) for seed in range(len(seeds))])
+                for place in columns
+            ]
+            rows.append(("mean", *means))
         note = (
-            f"Per cent on the test split of {block['target']}, which no vector but the last was trained on."
+            "Per cent on the test split of the fourth task. Every coefficient is chosen on its validation "
+            "rows; only the last column was trained on it."
         )
-        title = f"Analogy: {block['a']} is to {block['b']} as {block['c']} is to {block['target']}"
-        yield Table(title, tuple(columns), tuple(rows), note)
-    if len(first) > 1:
-        yield _mean_analogy(by_regime)
+        head = ("a : b :: c : target", *(ROLES[place] for place in columns))
+        yield Table(f"Analogies, {regime}", head, tuple(rows), note)
 
 
-def _mean_analogy(by_regime: Mapping[str, Sequence[Result]]) -> Table:
-    """The rows of all analogies by their roles, which stand in the same order in each."""
-    roles = ["zero-shot", "c", "b", "c + b", "c + (b - a)", "trained on the target"]
-
-    def mean(seed: Result, place: int) -> float:
-        return fmean(list(block["rows"].values())[place]["value"] for block in seed["analogies"])
-
-    blocks = [block for seeds in by_regime.values() for seed in seeds for block in seed["analogies"]]
-    places = range(min(len(block["rows"]) for block in blocks))
-    rows = [
-        (roles[place], *(_percent([mean(seed, place) for seed in seeds]) for seeds in by_regime.values()))
-        for place in places
-    ]
-    count = len(next(iter(by_regime.values()))[0]["analogies"])
-    note = "Per cent, test. Every coefficient is searched alike, on the target's validation rows."
-    return Table(f"Analogies a : b :: c : target, mean of {count}", ("", *by_regime), tuple(rows), note)
+def _terms(runs: Sequence[Result]) -> tuple[str, str, str, str]:
+    first = runs[0]
+    return first["a"], first["b"], first["c"], first["target"]
 
 
 def _cosines(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:

@@ -1,0 +1,43 @@
+"""``taskvec demo``: the experiment inside the package, cut to a few steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from taskvec.cli import main
+from taskvec.experiments import demo
+
+
+@pytest.fixture
+def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = yaml.safe_load(demo.FILE.read_text())
+    values["tasks"] = ["display", "gabor"]
+    values["limits"] = {"train": 64, "validation": 20, "test": 40}
+    values["training"] |= {"steps": 4}
+    values["negation"]["targets"] = ["gabor"]
+    path = tmp_path / "short.yaml"
+    path.write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(demo, "FILE", path)
+
+
+@pytest.mark.usefixtures("short")
+def test_the_demo_shows_the_whole_life_and_the_counter_example(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):  # the second time everything is there already
+        with pytest.raises(SystemExit) as stopped:
+            main(["demo", "-o", str(tmp_path / "run"), "--quiet"])
+        assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for title in ("Single tasks", "Addition of all 2 tasks", "What pre-training is for", "Negation of gabor"):
+        assert shown.count(title) == 2
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["untrained"]["model"] != results["model"]
+    assert "Analogies" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_the_demo_is_a_valid_experiment() -> None:
+    experiment, suite = demo.load_experiment(demo.FILE)
+    assert len(experiment.task_names(suite)) == 8
