@@ -164,3 +164,11 @@ def gradient(backbone: tv.Backbone, at: loop.Params, part: tv.Part) -> dict[str,
     logits = part.head(encode(backbone, leaves, backbone.collate(part.split.inputs)))
     loss = torch.nn.functional.cross_entropy(logits, part.split.labels)
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def test_a_limit_on_training_rows_does_not_change_the_head(tiny_model: Path, tiny_suite: Path) -> None:
+    backbone = tv.load_backbone(str(tiny_model))
+    task = tv.load_suite(tiny_suite).task("pets").model_copy(update={"head": "linear-probe"})
+    few, all_rows = tv.make_part(backbone, task, {"train": 12}), tv.make_part(backbone, task)
+    assert len(few.split) == 12
+    assert few.head.fingerprint() == all_rows.head.fingerprint()

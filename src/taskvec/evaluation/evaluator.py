@@ -88,7 +88,7 @@ class Evaluator:
     def head(self, name: str) -> Head:
         """The task's frozen head: class prompts in the text tower, or a probe on pre-trained features."""
         if name not in self._heads:
-            self._heads[name] = head_for(self.backbone, self.task(name), limit=self.limits.get("train"))
+            self._heads[name] = head_for(self.backbone, self.task(name))
         return self._heads[name]
 
     def part(self, name: str) -> Part:

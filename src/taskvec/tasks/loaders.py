@@ -83,14 +83,14 @@ def features(backbone: Backbone, of: Sequence[Batch]) -> Tensor:
     return result
 
 
-def head_for(backbone: Backbone, task: Task, *, limit: int | None = None, batch_size: int = 64) -> Head:
+def head_for(backbone: Backbone, task: Task, *, batch_size: int = 64) -> Head:
     """The frozen head that a task declares, made with the pre-trained backbone.
 
-    Args:
-        limit: training rows that a linear probe is fitted on; all for none.
+    A linear probe is fitted on the whole training split, however little of it a fine-tuning sees: all vectors
+    of a task share one head.
     """
     if task.head == "zero-shot":
         return zero_shot_head(backbone, task.classes, task.templates, task.wordings)
-    train = task.split("train", limit)
+    train = task.split("train")
     found = features(backbone, batches(backbone, train, batch_size, max_length=task.max_length))
     return linear_probe(found, train.labels, task.classes)

@@ -27,7 +27,7 @@ def make_part(
 ) -> Part:
     """The training split of a task, cut to ``limits["train"]``; its head is made unless given."""
     limit = (limits or {}).get("train")
-    frozen = head or head_for(backbone, task, limit=limit)
+    frozen = head or head_for(backbone, task)
     return Part(task.name, task.split("train", limit), frozen, task.max_length, task.fingerprint)
 
 
