@@ -111,3 +111,9 @@ def test_a_run_that_is_working_is_not_removed(tmp_path: Path) -> None:
     with store.locked(), pytest.raises(InputError, match="another run"), Store(tmp_path).locked(fresh=True):
         pass
     assert Store(tmp_path).has("cell", {})
+
+
+def test_a_result_that_is_no_table_of_figures_is_named(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text('{"key": "k", "cell": "single", "result": 5}\n')
+    with pytest.raises(CorruptFile, match=r"records\.jsonl, line 1"):
+        Store(tmp_path).has("cell", {})

@@ -69,7 +69,7 @@ class Store:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 record = json.loads(line)
-                record["key"], record["cell"], record["result"]
+                record["key"], record["cell"], {**record["result"]}
             except (ValueError, KeyError, TypeError):
                 raise CorruptFile(
                     f"{self._path}, line {number}: not a record of a run; remove the line to compute it again"
