@@ -40,7 +40,7 @@ def finetune(
         ascend: climb the loss instead (the gradient-ascent baseline of negation).
         checkpoint, validate, watch: see :func:`taskvec.training.loop.train`.
 
-    Returns: float32 deltas under the checkpoint's names; unselected tensors are absent.
+    Returns: float32 deltas under the checkpoint's names; unselected tensors read as zero and are not stored.
     Raises: InputError if the regime selects nothing, a split is empty or a label lies outside its head.
     """
     chosen = [parts] if isinstance(parts, Part) else list(parts)
