@@ -8,6 +8,7 @@ import yaml
 
 from taskvec.cli import main
 from taskvec.experiments import demo
+from taskvec.experiments.config import load_experiment
 
 
 @pytest.fixture
@@ -39,5 +40,5 @@ def test_the_demo_shows_the_whole_life_and_the_counter_example(
 
 
 def test_the_demo_is_a_valid_experiment() -> None:
-    experiment, suite = demo.load_experiment(demo.FILE)
+    experiment, suite = load_experiment(demo.FILE)
     assert len(experiment.task_names(suite)) == 8
