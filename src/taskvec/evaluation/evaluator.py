@@ -70,7 +70,7 @@ class Evaluator:
         base = open_weights(self.backbone.ref)
         deltas = {}
         for label, vector in vectors.items():
-            apply(base, vector)
+            apply(base, vector)  # lazy: only refuses a vector of another base
             moved = [name for name in vector if name in self.pretrained and vector.terms_at(name)]
             deltas[label] = {name: vector[name] for name in moved}
         return Points(start or self.pretrained, deltas)
