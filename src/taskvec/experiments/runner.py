@@ -154,19 +154,17 @@ class Runner:
         """ATM as it is, and with its whole displacement rescaled on validation data."""
         assert self.experiment.atm is not None
         rule, scale = self.experiment.atm.rule, self.experiment.atm.scale
-        settings = {
-            "rounds": rounds,
-            "rule": rule,
-            "scale": scale,
-            "grid": self.experiment.search.model_dump(),
-        }
+        # A mean of T vectors may have to be scaled back to their sum.
+        limit = max(self.experiment.search.limit, float(len(self.tasks)))
+        grid = self.experiment.search.model_copy(update={"limit": limit})
+        settings = {"rounds": rounds, "rule": rule, "scale": scale, "grid": grid.model_dump()}
 
         def compute() -> Result:
             points = self.evaluator.points({"atm": self._atm_vector(regime, seed, rounds)})
             found = maximize(
                 lambda values: normalized(values, single["validation"]),
                 lambda alpha: self.evaluator.values(points.at({"atm": alpha}), self.tasks, "validation"),
-                self.experiment.search,
+                grid,
             )
             plain = self.evaluator.values(points.at({"atm": 1.0}), self.tasks, "test")
             tuned = self.evaluator.values(points.at({"atm": found.coefficient}), self.tasks, "test")
