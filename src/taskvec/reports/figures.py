@@ -92,7 +92,9 @@ def _addition(seeds: Sequence[Result]) -> "Figure | None":
                 ax.plot([n] * len(values), values, ".", alpha=0.35, color=f"C{place}")
         ax.set_xlabel("tasks added")
         ax.set_ylabel(f"{measure}, %")
-        ax.set_xticks(sizes)
+        ax.set_xticks(
+            sorted({len(e["tasks"]) for seed in seeds for found in seed.values() for e in found["addition"]})
+        )
     axes[0].legend(frameon=False)
     return figure
 
@@ -140,8 +142,9 @@ def _negation(seeds: Sequence[Result]) -> "Figure | None":
             ax.bar([i + shift for i in range(len(bars))], heights, 0.4, label=kind)
         ax.set_xticks(range(len(bars)), list(bars), fontsize="small")
         ax.set_title(f"forget {block['target']}", fontsize="medium")
+        ax.set_ylim(0, 118)  # room for the legend
     axes[0].set_ylabel("test metric, %")
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, ncols=2, loc="upper left")
     return figure
 
 
