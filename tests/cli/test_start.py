@@ -34,7 +34,8 @@ def test_no_help_imports_torch() -> None:
         "    assert 'torch' not in sys.modules, command\n"
     )
     shown = run(code)
-    assert all(help in shown for help in ("Extract a task vector", "scaling", "run folder")) or shown
+    for purpose in ("what fine-tuning changed", "Fine-tune a model on a task", "List the tasks there are"):
+        assert purpose in shown
 
 
 @pytest.mark.parametrize("command", [[], ["diff"]])
