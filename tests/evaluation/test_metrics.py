@@ -64,8 +64,12 @@ def test_normalized_is_a_mean_of_ratios_and_not_a_ratio_of_means() -> None:
     values, single = {"a": 0.5, "b": 0.9}, {"a": 1.0, "b": 0.9}
     assert absolute(values) == pytest.approx(0.7)
     assert normalized(values, single) == pytest.approx((0.5 + 1.0) / 2)
-    with pytest.raises(InputError, match="a: the single-task score is 0"):
-        normalized(values, {"a": 0.0, "b": 0.9})
+
+
+def test_a_task_that_its_own_model_never_gets_right_has_no_ratio() -> None:
+    assert normalized({"a": 0.5, "b": 0.9}, {"a": 0.0, "b": 0.9}) == 1.0
+    with pytest.raises(InputError, match="a: no single-task score is positive"):
+        normalized({"a": 0.5}, {"a": -0.1})
 
 
 def test_majority_is_the_share_of_the_most_frequent_class() -> None:

@@ -94,13 +94,15 @@ def normalized(values: Mapping[str, float], single: Mapping[str, float]) -> floa
         values: of the edited model.
         single: of each task's own model, same regime, same split.
 
-    Raises: InputError for a single-task value that is not positive, for which no ratio exists.
+    A task whose single-task value is not positive has no ratio and is left out.
+
+    Raises: InputError if no task has a ratio.
     Source: the protocol of Ilharco et al. 2022 (arXiv:2212.04089).
     """
-    for task in values:
-        if single[task] <= 0:
-            raise InputError(
-                f"{task}: the single-task score is {single[task]:.3f}, so nothing can be normalized by it; "
-                "leave the task out or train it better"
-            )
-    return fmean(value / single[task] for task, value in values.items())
+    ratios = [value / single[task] for task, value in values.items() if single[task] > 0]
+    if not ratios:
+        raise InputError(
+            f"{', '.join(values)}: no single-task score is positive, so nothing can be normalized; "
+            "train the tasks better"
+        )
+    return fmean(ratios)
