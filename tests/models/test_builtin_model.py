@@ -15,7 +15,6 @@ from taskvec.models.builtin.backbone import (
     BuiltinBackbone,
     configuration,
     load,
-    load_builtin,
     random_initialised,
 )
 from taskvec.models.builtin.network import Attention, pixels, word_numbers
@@ -30,7 +29,7 @@ WEIGHTS = "db078233bf535f35129b0fd2d824f5ec060e3b7b0a9be2b101974ac33453d5dc"
 
 @pytest.fixture(scope="module")
 def backbone() -> BuiltinBackbone:
-    return load_builtin()
+    return load(FOLDER)
 
 
 def test_the_weight_file_is_the_one_that_the_tables_were_made_with() -> None:

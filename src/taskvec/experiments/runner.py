@@ -121,7 +121,7 @@ class Runner:
                 },
             }
 
-        return self._said("zero-shot", task, "zero_shot", inputs, compute)
+        return self._said("zero_shot", task, inputs, compute)
 
     def _additions(
         self, regime: str, seed: int, points: Points, single: Mapping[str, Mapping[str, float]]
@@ -328,20 +328,19 @@ class Runner:
             "tasks": self._fingerprints(tasks),
             **settings,
         }
-        return self._said(cell, f"{regime} {'+'.join(tasks)}", cell, inputs, compute)
+        return self._said(cell, f"{regime} {'+'.join(tasks)}", inputs, compute)
 
     def _said(
         self,
-        what: str,
-        label: str,
         cell: str,
+        label: str,
         inputs: Mapping[str, object],
         compute: Callable[[], Mapping[str, object]],
     ) -> Result:
         known = self.store.has(cell, inputs)
         result = self.store.result(cell, inputs, compute)
         if not known:
-            self.watch(f"{what} {label}", 1, 1)
+            self.watch(f"{cell.replace('_', '-')} {label}", 1, 1)
         return result
 
     def _fingerprints(self, tasks: Sequence[str]) -> dict[str, str]:

@@ -44,7 +44,7 @@ def train(
     watch: Watch = unwatched,
     label: str = "training",
 ) -> dict[str, Tensor]:
-    """Fine-tune ``start`` on the union of ``parts``; every step mixes one task's examples only.
+    """Fine-tune ``start`` on the union of ``parts``; every step holds one task's examples only.
 
     Args:
         backbone: the network; weights outside ``start`` are its own, frozen. Not modified.

@@ -95,11 +95,6 @@ def load(ref: str | Path) -> BuiltinBackbone:
     return BuiltinBackbone(network.eval(), config["vocabulary"], ref=str(ref))
 
 
-def load_builtin() -> BuiltinBackbone:
-    """The pre-trained dual encoder that comes with the package."""
-    return load(FOLDER)
-
-
 def random_initialised(seed: int) -> BuiltinBackbone:
     """The built-in model before its pre-training: the counter-example in which task arithmetic fails."""
     config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
