@@ -1,0 +1,175 @@
+"""Dual numbers whose primal is recorded by autograd while their tangents are not.
+
+``torch.func.jvp`` records both or neither. Here one run of a model yields the value with its graph, for the
+ordinary backward pass, and any number of tangents beside it, at the price of the tangents alone. Every torch
+function that meets a :class:`Dual` is run on the primal, and its derivative on the tangents: by a rule from
+:mod:`taskvec.tangent.derivatives`, or by forward mode for that one operation.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+from taskvec.tangent.forward import NoTangent, differentiable, forward_mode
+
+Tangent = Tensor | None
+
+_LEAVES = frozenset({"item", "tolist", "numpy", "__float__", "__int__", "__complex__", "__array__"})
+_CONSTANT = frozenset(
+    {"detach", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
+    | {"new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"}
+)
+_SHAPE = frozenset(
+    {"size", "dim", "numel", "ndimension", "stride", "__len__", "is_floating_point", "is_complex"}
+)
+_IN_PLACE = frozenset(
+    {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__iand__", "__ior__"}
+)
+_TRANSPOSED = frozenset({"T", "mT"})
+
+
+class Dual(Tensor):
+    """A value and its derivatives along several directions.
+
+    Args:
+        primal: any shape, floating point; may carry a graph.
+        tangents: one a direction, of the primal's shape; None where the value does not change.
+    """
+
+    primal: Tensor
+    tangents: tuple[Tangent, ...]
+
+    @staticmethod
+    def __new__(cls, primal: Tensor, tangents: Sequence[Tangent]) -> "Dual":
+        made: Dual = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, primal.shape, dtype=primal.dtype, device=primal.device, requires_grad=False
+        )
+        made.primal, made.tangents = primal, tuple(tangents)
+        return made
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        return f"Dual({tuple(self.primal.shape)}, {len(self.tangents)} directions)"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        from taskvec.tangent.derivatives import RULES
+
+        kwargs = kwargs or {}
+        name = func.__name__
+        if name == "__get__":
+            return _attribute(func, args[0])
+        if name in _CONSTANT or name in _SHAPE:
+            return func(*primals(args), **primals(kwargs))
+        _refuse(name, kwargs, args)
+        if name == "__iter__":
+            return iter(args[0].unbind(0))
+        rule = RULES.get(name)
+        return rule(func, args, kwargs) if rule else by_forward_mode(func, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        raise NoTangent(f"{func} was reached without its derivative")
+
+
+def primals(tree: Any) -> Any:
+    """The same nest of arguments with the primal of every dual."""
+    return tree_map_only(Dual, lambda dual: dual.primal, tree)
+
+
+def primal(value: Any) -> Any:
+    """The primal of a dual, and everything else as it is."""
+    return value.primal if isinstance(value, Dual) else value
+
+
+def each(derivative: Callable[..., Tangent], *values: Any) -> list[Tangent]:
+    """``derivative`` of the values' tangents, once a direction; None stays None if all are."""
+    directions = max(len(value.tangents) for value in values if isinstance(value, Dual))
+    found = []
+    with torch.no_grad():
+        for place in range(directions):
+            steps = [value.tangents[place] if isinstance(value, Dual) else None for value in values]
+            found.append(derivative(*steps) if any(step is not None for step in steps) else None)
+    return found
+
+
+def joined(out: Any, tangents: Sequence[Any]) -> Any:
+    """A dual of ``out``, a tensor or a sequence of them; a plain value where there is no tangent."""
+    if isinstance(out, Tensor):
+        return Dual(out, tangents) if any(tangent is not None for tangent in tangents) else out
+    return type(out)(
+        joined(one, [None if of is None else of[place] for of in tangents]) for place, one in enumerate(out)
+    )
+
+
+def by_forward_mode(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Any operation: recorded once on the primals, then run once a direction in forward mode."""
+    out = func(*primals(args), **primals(kwargs))
+    values, spec = tree_flatten(out)
+    if not any(map(differentiable, values)):
+        return out
+    leaves, form = tree_flatten((args, kwargs))
+    directions = max(len(leaf.tangents) for leaf in leaves if isinstance(leaf, Dual))
+
+    def run(moved: Sequence[Any]) -> list[Any]:
+        again, more = tree_unflatten(moved, form)
+        return tree_flatten(func(*again, **more))[0]
+
+    pushed = [
+        _pushed(run, leaves, place, func.__name__) or [None] * len(values) for place in range(directions)
+    ]
+    slopes = zip(*pushed, strict=True)
+    return tree_unflatten(
+        [
+            joined(value, of) if differentiable(value) else value
+            for value, of in zip(values, slopes, strict=True)
+        ],
+        spec,
+    )
+
+
+def _pushed(
+    run: Callable[[Sequence[Any]], list[Any]], leaves: Sequence[Any], place: int, name: str
+) -> list[Tangent] | None:
+    """The tangents of an operation's outputs along one direction; None if no input moves along it."""
+    steps = [leaf.tangents[place] if isinstance(leaf, Dual) else None for leaf in leaves]
+    if all(step is None for step in steps):
+        return None
+    with torch.no_grad(), forward_ad.dual_level(), forward_mode():
+        moved = [primal(leaf).detach() if isinstance(leaf, Dual) else leaf for leaf in leaves]
+        for at, step in enumerate(steps):
+            if step is not None:
+                moved[at] = forward_ad.make_dual(moved[at], step.to(moved[at].dtype))
+        try:
+            outs = run(moved)
+        except NotImplementedError as error:
+            raise NoTangent(f"{name!r} has no forward-mode derivative ({error})") from None
+        found = [forward_ad.unpack_dual(out).tangent if differentiable(out) else None for out in outs]
+        if any(differentiable(out) and slope is None for out, slope in zip(outs, found, strict=True)):
+            raise NoTangent(f"{name!r} returned no tangent")
+        return found
+
+
+def _attribute(getter: Any, dual: Dual) -> Any:
+    name = getter.__self__.__name__
+    if name in _TRANSPOSED:
+        return joined(getattr(dual.primal, name), each(lambda step: getattr(step, name), dual))
+    return getattr(dual.primal, name)
+
+
+def _refuse(name: str, kwargs: dict[str, Any], values: Sequence[Any]) -> None:
+    """What would lose a derivative, or overwrite a value that a derivative needs."""
+    in_place = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    if in_place or kwargs.get("inplace") or kwargs.get("out") is not None:
+        raise NoTangent(f"{name!r} works in place; write it without")
+    if name in _LEAVES:
+        raise NoTangent(f"{name!r} takes a value out of the tensors, and its derivative with it")
+    if not torch.is_grad_enabled() and any(v.primal.requires_grad for v in values if isinstance(v, Dual)):
+        raise NoTangent(f"{name!r} runs under no_grad inside the model, which cuts its gradient")

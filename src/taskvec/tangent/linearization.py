@@ -1,0 +1,180 @@
+"""A function of its parameters, to first order."""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from taskvec.errors import InputError
+from taskvec.tangent.dual import Dual
+from taskvec.tangent.forward import NoTangent, Params, differentiable, jvp
+from taskvec.tangent.verification import disagreement
+
+Route = Literal["auto", "rules", "lean", "func"]
+ROUTES = ("auto", "rules", "lean", "func")
+
+
+class Linearization:
+    """``f_lin(x; tau) = f(x; theta0) + J(x; theta0) tau``, with its exact gradient in tau.
+
+    The gradient of a loss in tau is ``J^T g``, with g the loss's gradient in f_lin, whatever tau is. The routes
+    give the same numbers at different costs (in matrix products, one forward pass = 1; fine-tuning is 3):
+
+    - ``rules``: one run on dual numbers gives value, graph and tangent; the backward pass is the ordinary one.
+      Cost 5, memory of ordinary fine-tuning.
+    - ``lean``: forward mode without a graph, then an ordinary forward pass. Cost 6, the same memory, and the
+      second pass may use any attention kernel.
+    - ``func``: backward through ``torch.func.jvp``. Cost 5, the memory of both graphs; may be differentiated
+      twice.
+    - ``auto``: ``rules`` if, on the first inputs, its values and gradients equal those of ``func``; else ``func``.
+
+    Args:
+        function: ``f(params, *args, **kwargs)``, any nest of tensors out. It must not be random.
+        theta0: tensors by name; those that a tau lacks are constant. Shared, not copied, never written.
+        example: arguments to check the rules on now, instead of on the first ones that come.
+
+    Source: Ortiz-Jimenez et al. 2023, arXiv:2305.12827, equation 3.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        theta0: Params,
+        *,
+        route: Route = "auto",
+        example: tuple[Any, ...] | None = None,
+    ) -> None:
+        if route not in ROUTES:
+            raise InputError(f"route: {route!r} is not one of {', '.join(ROUTES)}")
+        self._function = function
+        self.theta0 = {name: value.detach() for name, value in theta0.items()}
+        self.route: Route = route
+        if route == "auto" and example is not None:
+            self._settle(self.theta0, example, {})
+
+    def __call__(self, tau: Params, *args: Any, **kwargs: Any) -> Any:
+        """``f0 + J tau`` in the structure of f's output; differentiable in the tensors of ``tau``.
+
+        Args:
+            tau: a displacement by name, of theta0's shapes, any float dtype. A name that is not there has no
+                tangent, and costs none.
+
+        Raises: InputError for a tau that names none of theta0's tensors, or others; NoTangent when a derivative is
+            missing.
+        """
+        self._check(tau)
+        if self.route == "auto":
+            self._settle(tau, args, kwargs)
+        if self.route == "rules":
+            return self._by_rules(tau, args, kwargs)
+        if self.route == "lean":
+            return self._lean(tau, args, kwargs)
+        return _sum(*jvp(self._bound(args, kwargs), self.theta0, tau))
+
+    def jvps(self, taus: Sequence[Params], *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
+        """``f(theta0)`` and ``J tau_t`` for every t, without a graph, from one run where the route is ``rules``.
+
+        Returns: f0, and for each tau the same structure with None in place of what is no floating-point tensor.
+        Cost: 1 + 2T forward passes; 3T by the other routes.
+        """
+        for tau in taus:
+            self._check(tau)
+        with torch.no_grad():
+            if self.route == "auto":
+                self._settle(taus[0], args, kwargs)
+            if self.route == "rules":
+                return self._many(taus, args, kwargs)
+            found = [jvp(self._bound(args, kwargs), self.theta0, tau) for tau in taus]
+        return found[0][0], [slope for _, slope in found]
+
+    def _by_rules(self, tau: Params, args: Any, kwargs: Any) -> Any:
+        duals = {
+            name: Dual(_Anchor.apply(step, self.theta0[name]), [step.detach().to(self.theta0[name].dtype)])
+            for name, step in tau.items()
+        }
+        out = self._bound(args, kwargs)({**self.theta0, **duals})
+        _check_reached(out)
+        return tree_map(lambda leaf: leaf.primal + leaf.tangents[0] if isinstance(leaf, Dual) else leaf, out)
+
+    def _lean(self, tau: Params, args: Any, kwargs: Any) -> Any:
+        function = self._bound(args, kwargs)
+        with torch.no_grad():
+            _, slope = jvp(function, self.theta0, {name: step.detach() for name, step in tau.items()})
+        anchored = {name: _Anchor.apply(step, self.theta0[name]) for name, step in tau.items()}
+        return _sum(function({**self.theta0, **anchored}), slope)
+
+    def _many(self, taus: Sequence[Params], args: Any, kwargs: Any) -> tuple[Any, list[Any]]:
+        names = dict.fromkeys(name for tau in taus for name in tau)
+        duals = {
+            name: Dual(
+                self.theta0[name],
+                [tau[name].detach().to(self.theta0[name].dtype) if name in tau else None for tau in taus],
+            )
+            for name in names
+        }
+        out = self._bound(args, kwargs)({**self.theta0, **duals})
+        _check_reached(out)
+        value = tree_map(lambda leaf: leaf.primal if isinstance(leaf, Dual) else leaf, out)
+        return value, [tree_map(lambda leaf, at=place: _slope(leaf, at), out) for place in range(len(taus))]
+
+    def _bound(self, args: Any, kwargs: Any) -> Callable[[Params], Any]:
+        return lambda params: self._function(params, *args, **kwargs)
+
+    def _check(self, tau: Params) -> None:
+        unknown = [name for name in tau if name not in self.theta0]
+        if unknown or not tau:
+            shown = repr(unknown[0]) if unknown else "nothing"
+            raise InputError(
+                f"tau names {shown}, expected some of the {len(self.theta0)} parameters of theta0"
+            )
+
+    def _settle(self, names: Iterable[str], args: Any, kwargs: Any) -> None:
+        """Decide between ``rules`` and ``func`` on these inputs."""
+        routes = [Linearization(self._function, self.theta0, route=route) for route in ("rules", "func")]
+        try:
+            reason = disagreement(*routes, self.theta0, list(names), args, kwargs)
+        except NoTangent:
+            self.route = "func"
+            return
+        self.route = "func" if reason else "rules"
+        if reason:
+            warnings.warn(f"tangent rules are not used for this model: {reason}", stacklevel=4)
+
+
+class _Anchor(torch.autograd.Function):
+    """theta0 on the way forward; what comes back is the gradient in tau."""
+
+    @staticmethod
+    def forward(ctx: Any, tau: Tensor, theta0: Tensor) -> Tensor:
+        ctx.dtype = tau.dtype
+        return theta0.view_as(theta0)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        return slope.to(ctx.dtype), None
+
+
+def _sum(value: Any, slope: Any) -> Any:
+    """Value plus tangent, leaf by leaf; what has no tangent stays."""
+    leaves, spec = tree_flatten(value)
+    steps = tree_flatten(slope, is_leaf=lambda leaf: leaf is None)[0]
+    return tree_unflatten(
+        [leaf if step is None else leaf + step for leaf, step in zip(leaves, steps, strict=True)], spec
+    )
+
+
+def _slope(leaf: Any, direction: int) -> Tensor | None:
+    if not isinstance(leaf, Dual):
+        return torch.zeros_like(leaf) if differentiable(leaf) else None
+    step = leaf.tangents[direction]
+    return torch.zeros_like(leaf.primal) if step is None else step
+
+
+def _check_reached(out: Any) -> None:
+    if not any(isinstance(leaf, Dual) for leaf in tree_leaves(out)):
+        raise NoTangent("no output depends on the chosen parameters, or their derivative was lost on the way")

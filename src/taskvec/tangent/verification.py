@@ -1,0 +1,59 @@
+"""Do two routes to the same linearization agree?"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from taskvec.tangent.forward import Params, differentiable
+
+Route = Callable[..., Any]
+
+
+def disagreement(
+    one: Route, other: Route, theta0: Params, names: Iterable[str], args: Any, kwargs: Any
+) -> str:
+    """Where two linearizations differ in a value or in a gradient, on these inputs; empty if nowhere.
+
+    Both are taken at a random displacement and pulled back by a random cotangent. Equal means within ten times
+    the square root of the dtype's epsilon, relative to the largest entry of all: far above rounding, far below a wrong
+    derivative.
+    """
+    draw = torch.Generator().manual_seed(0)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=draw).to(device=like.device, dtype=like.dtype)
+
+    steps = {name: 0.01 * noise(theta0[name]) for name in names}
+    device = next(iter(steps.values())).device.type
+    with torch.enable_grad(), torch.autocast(device, enabled=False):
+        leaves = {name: step.requires_grad_() for name, step in steps.items()}
+        values = [
+            list(filter(differentiable, tree_leaves(run(leaves, *args, **kwargs)))) for run in (one, other)
+        ]
+        pulls = [noise(value) for value in values[0]]
+        slopes = [_pulled_back(outs, pulls, list(leaves.values())) for outs in values]
+    if not _close(*values):
+        return "its values differ from those of torch.func"
+    if not _close(*slopes):
+        return "its gradient differs from that of torch.func"
+    return ""
+
+
+def _pulled_back(outs: list[Tensor], pulls: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    moved = [(out, pull) for out, pull in zip(outs, pulls, strict=True) if out.requires_grad]
+    slopes = torch.autograd.grad(
+        [out for out, _ in moved], leaves, [pull for _, pull in moved], allow_unused=True
+    )
+    return [torch.zeros_like(leaf) if s is None else s for leaf, s in zip(leaves, slopes, strict=True)]
+
+
+def _close(found: list[Tensor], expected: list[Tensor]) -> bool:
+    largest = max(float(b.detach().abs().max()) for b in expected if b.numel())
+    tolerance = 10 * torch.finfo(expected[0].dtype).eps ** 0.5 * largest
+    return all(
+        a.shape == b.shape and (a.numel() == 0 or float((a - b).detach().abs().max()) <= tolerance)
+        for a, b in zip(found, expected, strict=True)
+    )
