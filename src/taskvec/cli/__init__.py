@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "Fine-tune a model on a task and store the task vector.",
     "eval": "Measure a model, edited or not, on the tasks of a suite.",
     "run": "Run an experiment file: train, edit, search, evaluate, report.",
+    "analyze": "Explain task vectors: disentanglement, linearity, similarity, gradients, kernel.",
     "demo": "Show the whole life of a task vector, offline, on built-in models and data.",
     "tasks": "List the tasks there are, or show one.",
     "suites": "List the suites there are, or show one.",

@@ -1,0 +1,292 @@
+"""Weight disentanglement: how far one task's vector disturbs the model on another task's data."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, log_softmax
+
+from taskvec.errors import InputError, TaskvecError
+from taskvec.evaluation.evaluator import Evaluator
+from taskvec.evaluation.points import Points
+from taskvec.models.heads import Head
+from taskvec.progress import Watch, unwatched
+from taskvec.tasks.source import SplitName
+from taskvec.training.loop import Params
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""Outputs (N, k) of two models on the same examples to a distance (N,) for each of them."""
+
+Visit = Callable[[float, float], tuple[Tensor, Tensor]]
+"""Coefficients (a1, a2) to features (N1, d), (N2, d) of the edited model on the data of both tasks."""
+
+
+def disagreement(first: Tensor, other: Tensor) -> Tensor:
+    """1 where two sets of logits (N, C) have different largest entries, 0 where not; float64 (N,)."""
+    return (first.argmax(-1) != other.argmax(-1)).double()
+
+
+def symmetric_kl(first: Tensor, other: Tensor) -> Tensor:
+    """(KL(p || q) + KL(q || p)) / 2 with p, q the softmax of each row; (N, k) twice to float64 (N,).
+
+    Source: the distance between representations of Jin et al. 2025 (arXiv:2407.07089).
+    """
+    p, q = log_softmax(first.double(), -1), log_softmax(other.double(), -1)
+    return ((p.exp() - q.exp()) * (p - q)).sum(-1) / 2
+
+
+def cosine_distance(first: Tensor, other: Tensor) -> Tensor:
+    """1 - cos of the angle between rows, 0 to 2; (N, k) twice to float64 (N,)."""
+    return (1 - cosine_similarity(first.double(), other.double(), dim=-1)).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Sums over both tasks of mean distances, at coefficients (row a1, column a2) of a grid; float64."""
+
+    error: Tensor
+    """Between the model with the task's own vector and the model with both: xi."""
+    movement: Tensor
+    """Between the model without any vector and the model with both."""
+
+
+def disentanglement_maps(
+    visit: Visit,
+    grid: Sequence[float],
+    distances: Mapping[str, tuple[Distance, Distance]],
+    watch: Watch = unwatched,
+    label: str = "heat map",
+) -> dict[str, Maps]:
+    """The disentanglement error of two tasks over a square grid of coefficients.
+
+        xi(a1, a2) = sum over t of E_{x in D_t} dist(f(x; theta_0 + a_t tau_t),
+                                                     f(x; theta_0 + a1 tau_1 + a2 tau_2))
+
+    Every mean is over the examples seen.
+
+    Args:
+        visit: called once a point; its answer must stay valid when the next point is visited.
+        grid: values of a1 and of a2.
+        distances: by name, one for the data of each task (they may hold its head).
+
+    Cost: n^2 visits if the grid holds 0, where the axes hold the single-task models; else 2n + 1 more.
+    Raises: InputError for an empty grid or a value twice.
+    Source: Ortiz-Jimenez et al. 2023 (arXiv:2305.12827), equation 5.
+    """
+    if not grid or len(set(grid)) < len(grid):
+        raise InputError(f"grid: {list(grid)}, expected one or more coefficients, each once")
+    place = {value: index for index, value in enumerate(grid)}
+    order = dict.fromkeys(
+        [(0.0, 0.0), *((a, 0.0) for a in grid), *((0.0, a) for a in grid)]
+        + [(a1, a2) for a1 in grid for a2 in grid]
+    )
+    alone: tuple[dict[float, Tensor], dict[float, Tensor]] = ({}, {})
+    size = len(grid)
+    maps = {name: Maps(*torch.zeros(2, size, size, dtype=torch.float64)) for name in distances}
+    for done, (a1, a2) in enumerate(order, start=1):
+        both = visit(a1, a2)
+        for known, own, other, outputs in zip(alone, (a1, a2), (a2, a1), both, strict=True):
+            if other == 0:
+                known[own] = outputs
+        if a1 in place and a2 in place:
+            at = place[a1], place[a2]
+            for name, of_tasks in distances.items():
+                for known, own, outputs, distance in zip(alone, (a1, a2), both, of_tasks, strict=True):
+                    maps[name].error[at] += distance(known[own], outputs).mean()
+                    maps[name].movement[at] += distance(known[0.0], outputs).mean()
+        watch(label, done, len(order))
+    return maps
+
+
+def square_grid(start: float = -3.0, stop: float = 3.0, points: int = 21) -> list[float]:
+    """Equally spaced coefficients, both ends included; an odd number around 0 holds 0 exactly.
+
+    >>> square_grid(-1, 1, 5)
+    [-1.0, -0.5, 0.0, 0.5, 1.0]
+
+    Raises: InputError for fewer than two points, or a start that is not below the stop.
+    """
+    if points < 2 or not start < stop:
+        raise InputError(f"grid: {start:g} to {stop:g} in {points} points, expected START < STOP, 2 or more")
+    return [round(start + (stop - start) * i / (points - 1), 10) + 0.0 for i in range(points)]
+
+
+def over(grid: Sequence[float], values: Tensor, inside: Callable[[float, float], bool]) -> float | None:
+    """Mean of a map (n, n) over the grid points inside a region; none where no point is."""
+    picked = [values[i, j] for i, a1 in enumerate(grid) for j, a2 in enumerate(grid) if inside(a1, a2)]
+    return fmean(map(float, picked)) if picked else None
+
+
+def in_box(a1: float, a2: float) -> bool:
+    """The square [-1, 1]^2, where coefficients are searched."""
+    return max(abs(a1), abs(a2)) <= 1
+
+
+def in_quadrant(a1: float, a2: float) -> bool:
+    """(0, 1]^2, where tasks are added."""
+    return min(a1, a2) > 0 and max(a1, a2) <= 1
+
+
+PREDICTION, OUTPUTS, FEATURES, ANGLE = "prediction", "output_kl", "feature_kl", "feature_cosine"
+DISTANCES = {
+    PREDICTION: "share of predictions that differ",
+    OUTPUTS: "symmetric KL of softmaxed logits",
+    FEATURES: "symmetric KL of softmaxed features",
+    ANGLE: "1 - cosine of features",
+}
+"""The first two are behind the head, the last two before it."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One way to make and evaluate vectors: a map of its own for every pair of tasks.
+
+    Args:
+        label: such as ``full, post hoc``.
+        points: edits by vectors under the names of their tasks, in one space.
+    """
+
+    label: str
+    regime: str
+    space: str
+    points: Points
+
+
+def disentangle(
+    evaluator: Evaluator,
+    points: Points,
+    pair: tuple[str, str],
+    *,
+    split: SplitName = "test",
+    grid: Sequence[float] | None = None,
+    watch: Watch = unwatched,
+    label: str = "heat map",
+) -> dict[str, Maps]:
+    """:func:`disentanglement_maps` of two tasks for every distance of ``DISTANCES``; labels are never read.
+
+    Args:
+        points: of either space, with the vectors under the names of the tasks.
+        pair: two tasks of the evaluator.
+
+    Raises: InputError for a task that comes twice; TaskvecError where a model's outputs are not finite.
+    """
+    if pair[0] == pair[1]:
+        raise InputError(f"pair: {pair[0]!r} twice, expected two different tasks")
+
+    def visit(a1: float, a2: float) -> tuple[Tensor, Tensor]:
+        point = points.at({pair[0]: a1, pair[1]: a2})
+        one, other = (_features(evaluator, point, task, split) for task in pair)
+        if not bool(one.isfinite().all() and other.isfinite().all()):
+            raise TaskvecError(
+                f"{' + '.join(pair)}: the model's features at ({a1:g}, {a2:g}) are not finite; "
+                "choose a smaller grid"
+            )
+        return one, other
+
+    heads = evaluator.head(pair[0]), evaluator.head(pair[1])
+    return disentanglement_maps(visit, grid or square_grid(), _distances(heads), watch, label)
+
+
+def _distances(heads: tuple[Head, Head]) -> dict[str, tuple[Distance, Distance]]:
+    def behind(distance: Distance) -> tuple[Distance, Distance]:
+        one, other = (partial(_behind, head, distance) for head in heads)
+        return one, other
+
+    return {
+        PREDICTION: behind(disagreement),
+        OUTPUTS: behind(symmetric_kl),
+        FEATURES: (symmetric_kl, symmetric_kl),
+        ANGLE: (cosine_distance, cosine_distance),
+    }
+
+
+def _behind(head: Head, distance: Distance, first: Tensor, other: Tensor) -> Tensor:
+    return distance(head(first), head(other))
+
+
+def summary(grid: Sequence[float], maps: Mapping[str, Maps]) -> dict[str, float | None]:
+    """What a pair's maps come to, one number each.
+
+        share = mean over (0, 1]^2 of error / mean over (0, 1]^2 of movement
+
+    ``box`` and ``quadrant`` are means of xi. The share has no unit, so that shares before the head (of
+    features) and behind it (of logits) compare, both with the KL divergence: ``head_effect`` is the second
+    less the first, and positive where the head adds interference that the representation does not have.
+    """
+    xi = maps[PREDICTION].error
+    shares = [
+        _ratio(over(grid, maps[name].error, in_quadrant), over(grid, maps[name].movement, in_quadrant))
+        for name in (FEATURES, OUTPUTS)
+    ]
+    before, behind = shares
+    return {
+        "box": over(grid, xi, in_box),
+        "quadrant": over(grid, xi, in_quadrant),
+        "features": over(grid, maps[FEATURES].error, in_quadrant),
+        "outputs": over(grid, maps[OUTPUTS].error, in_quadrant),
+        "share_before_head": before,
+        "share_behind_head": behind,
+        "head_effect": None if before is None or behind is None else behind - before,
+    }
+
+
+def _ratio(error: float | None, movement: float | None) -> float | None:
+    return error / movement if error is not None and movement else None
+
+
+def disentanglement(
+    evaluator: Evaluator,
+    panels: Sequence[Panel],
+    tasks: Sequence[str],
+    *,
+    pairs: Sequence[tuple[str, str]] | None = None,
+    split: SplitName = "test",
+    grid: Sequence[float] | None = None,
+    watch: Watch = unwatched,
+) -> dict[str, Any]:
+    """Maps and their summaries for pairs of tasks, in every panel; all pairs by default.
+
+    Returns: a record of plain data: what was measured how, and for each pair and panel the maps by distance
+        (rows are values of the first task's coefficient) and their summary.
+    Raises: InputError for fewer than two tasks.
+    """
+    if len(tasks) < 2:
+        raise InputError(f"disentanglement: {' '.join(tasks) or 'no task'} given, expected two or more tasks")
+    values = list(grid or square_grid())
+    found = []
+    for pair in pairs or list(combinations(tasks, 2)):
+        by_panel = {}
+        for panel in panels:
+            name = f"{' + '.join(pair)}, {panel.label}"
+            maps = disentangle(
+                evaluator, panel.points, pair, split=split, grid=values, watch=watch, label=name
+            )
+            by_panel[panel.label] = {
+                "summary": summary(values, maps),
+                "maps": {name: one.error.tolist() for name, one in maps.items()},
+                "movement": {name: one.movement.tolist() for name, one in maps.items()},
+            }
+        found.append({"tasks": list(pair), "panels": by_panel})
+    return {
+        "analysis": "disentanglement",
+        "model": evaluator.backbone.ref,
+        "split": split,
+        "examples": {task: len(evaluator.split(task, split)) for task in tasks},
+        "heads": {task: evaluator.head(task).kind for task in tasks},
+        "precision": evaluator.precision,
+        "tasks": list(tasks),
+        "grid": values,
+        "distances": DISTANCES,
+        "reduction": "sum over the two tasks of means over examples; 0 to 2 for predictions",
+        "panels": {panel.label: {"regime": panel.regime, "space": panel.space} for panel in panels},
+        "pairs": found,
+    }
+
+
+def _features(evaluator: Evaluator, point: Params, task: str, split: SplitName) -> Tensor:
+    return evaluator._features(point, evaluator._prepared(task, split))

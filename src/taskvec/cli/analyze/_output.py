@@ -1,0 +1,31 @@
+"""How every analysis ends: files in a folder, and the table or the record on standard output."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from taskvec.cli._common import print_json, print_table
+
+if TYPE_CHECKING:
+    from taskvec.reports.analyses import Draw, Record
+    from taskvec.reports.tables import Table
+
+Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+
+
+def finish(
+    record: "Record", tables: "Sequence[Table]", draw: "Draw", folder: Path, *, force: bool, json: bool
+) -> None:
+    """Write the analysis, then print its tables, or the record for ``json``."""
+    from taskvec.reports.analyses import write_analysis
+
+    written = write_analysis(record, tables, draw, folder, force=force)
+    if json:
+        print_json(record)
+        return
+    for table in tables:
+        print_table(table.title, table.columns, table.rows, note=table.note)
+    sys.stdout.write(f"Written: {', '.join(map(str, written))}\n")

@@ -1,0 +1,80 @@
+"""The folder of an analysis: record.json, table.md and figures."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taskvec.errors import OutputExists
+from taskvec.reports.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+Draw = Callable[[Record], "Mapping[str, Figure]"]
+"""From a record to figures by name; ``figure`` is the main one, others go into the folder ``figures``."""
+
+RECORD = "record.json"
+
+
+def check_folder(folder: Path, *, force: bool) -> None:
+    """Refuse a folder that must not be written; cheap, so that it can come before any work.
+
+    Raises: OutputExists if it is there and not to be replaced, or holds no analysis.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / RECORD).is_file():
+        raise OutputExists(f"{folder}: exists and holds no analysis (no {RECORD}); choose another folder")
+    if not force:
+        raise OutputExists(f"{folder}: holds an analysis already; --force replaces it")
+
+
+def write_analysis(
+    record: Record, tables: Sequence[Table], draw: Draw, folder: Path, *, force: bool = False
+) -> list[Path]:
+    """Write an analysis into ``folder``; the files written. Nothing is touched before all is drawn.
+
+    Without matplotlib the figures are left out.
+
+    Args:
+        record: plain data: everything that decides the result, and the result.
+        force: replace an analysis that is there.
+
+    Raises: OutputExists.
+    """
+    check_folder(folder, force=force)
+    figures = _drawn(record, draw)
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / RECORD, text)
+    for path in (folder / "table.md", folder / "figure.png"):
+        path.unlink(missing_ok=True)
+    if (folder / "figures").is_dir():
+        shutil.rmtree(folder / "figures")
+    _write(folder / "table.md", "\n".join(table.markdown() for table in tables))
+    written = [folder / RECORD, folder / "table.md"]
+    for name, figure in figures.items():
+        path = folder / ("figure.png" if name == "figure" else f"figures/{name}.png")
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path, dpi=150, bbox_inches="tight")
+        written.append(path)
+    return written
+
+
+def _drawn(record: Record, draw: Draw) -> "Mapping[str, Figure]":
+    try:
+        import matplotlib
+    except ImportError:
+        return {}
+    matplotlib.use("agg")
+    return draw(record)
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or none of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

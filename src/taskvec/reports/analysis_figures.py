@@ -1,0 +1,109 @@
+"""Records of analyses as figures."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+Record = Mapping[str, Any]
+Rows = Sequence[Sequence[float]]
+
+
+def disentanglement_figures(record: Record) -> "dict[str, Figure]":
+    """One pair: its maps. Several: a matrix of pairs, and the maps of each in a figure of its own."""
+    maps = {"-".join(pair["tasks"]): _maps(record, pair) for pair in record["pairs"]}
+    if len(maps) == 1:
+        return {"figure": next(iter(maps.values()))}
+    return {"figure": _matrices(record), **maps}
+
+
+def _maps(record: Record, pair: Record) -> "Figure":
+    """Prediction error above, distance of representations below; a column a panel, one scale a row."""
+    figure, axes = _grid(2, len(pair["panels"]), 3.3, 3.2)
+    kinds = {
+        "prediction": ("ξ (0 to 2)", 2.0),
+        "feature_kl": ("representations: KL", None),
+    }
+    for row, (kind, (label, ceiling)) in zip(axes, kinds.items(), strict=True):
+        drawn = {name: panel["maps"][kind] for name, panel in pair["panels"].items()}
+        top = max(max(map(max, values)) for values in drawn.values()) or 1.0
+        for ax, (name, values) in zip(row, drawn.items(), strict=True):
+            image = _map(ax, values, record["grid"], pair["tasks"], min(top, ceiling or top))
+            ax.set_title(name, fontsize="medium")
+        row[0].set_ylabel(_coefficient(pair["tasks"][1]))
+        figure.colorbar(image, ax=row, label=label, shrink=0.9)
+    return figure
+
+
+def _map(ax: "Axes", values: Rows, grid: Sequence[float], tasks: Sequence[str], top: float) -> "AxesImage":
+    """The first task's coefficient runs to the right, the second's upwards; cells are centred on points."""
+    step = grid[1] - grid[0]
+    edges = (grid[0] - step / 2, grid[-1] + step / 2)
+    upwards = list(zip(*values, strict=True))
+    image = ax.imshow(
+        upwards, origin="lower", extent=(*edges, *edges), vmin=0, vmax=top, cmap="viridis", aspect="equal"
+    )
+    ax.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color="red", lw=1.5)
+    ax.set_xlim(*edges)
+    ax.set_ylim(*edges)
+    ax.set_xlabel(_coefficient(tasks[0]))
+    return image
+
+
+def _coefficient(task: str) -> str:
+    """Alpha with the task as its index."""
+    escaped = task.replace("_", r"\_").replace("-", "\N{HYPHEN}")
+    return rf"$\alpha_\mathrm{{{escaped}}}$"
+
+
+def _matrices(record: Record) -> "Figure":
+    """Mean prediction error of every pair of tasks: in (0, 1]² above the diagonal, in [-1, 1]² below."""
+    tasks = record["tasks"]
+    panels = list(record["panels"])
+    values = {name: _by_pair(record, name) for name in panels}
+    known = [value for rows in values.values() for row in rows for value in row if value == value]
+    figure, axes = _grid(1, len(panels), 1.6 + 0.55 * len(tasks), 1.3 + 0.55 * len(tasks))
+    for ax, name in zip(axes[0], panels, strict=True):
+        image = ax.imshow(values[name], vmin=0, vmax=max([*known, 1e-9]), cmap="viridis")
+        _write_cells(ax, values[name], "{:.2f}", max([*known, 1e-9]))
+        _names(ax, tasks)
+        ax.set_title(name, fontsize="medium")
+    figure.colorbar(image, ax=axes, label="mean ξ (0 to 2)", shrink=0.8)
+    figure.supxlabel("above the diagonal: over (0, 1]²; below: over [−1, 1]²", fontsize="small")
+    return figure
+
+
+def _by_pair(record: Record, panel: str) -> list[list[float]]:
+    place = {task: index for index, task in enumerate(record["tasks"])}
+    values = [[float("nan")] * len(place) for _ in place]
+    for pair in record["pairs"]:
+        i, j = sorted(place[task] for task in pair["tasks"])
+        found = pair["panels"][panel]["summary"]
+        for row, column, key in ((i, j, "quadrant"), (j, i, "box")):
+            if found[key] is not None:
+                values[row][column] = found[key]
+    return values
+
+
+def _grid(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, list[list[Axes]]]":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns + 0.6, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
+
+
+def _names(ax: "Axes", names: Sequence[str]) -> None:
+    ax.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize="small")
+    ax.set_yticks(range(len(names)), names, fontsize="small")
+
+
+def _write_cells(ax: "Axes", values: Rows, form: str, top: float) -> None:
+    """Numbers on the cells of a viridis matrix from 0 to ``top``, light on dark."""
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            if value == value:
+                color = "white" if value < 0.6 * top else "black"
+                ax.text(j, i, form.format(value), ha="center", va="center", fontsize=7, color=color)
