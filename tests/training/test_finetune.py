@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 import taskvec as tv
@@ -13,6 +14,7 @@ from taskvec.errors import InputError, TaskvecError
 from taskvec.models.functional import encode
 from taskvec.training import checkpoint, loop
 from taskvec.training.loop import train
+from taskvec.training.space import Space, linearized
 
 RECIPE = tv.TrainSettings(lr=3e-3, steps=12, batch_size=16, weight_decay=0.01, validations=0)
 
@@ -147,15 +149,75 @@ def test_labels_outside_the_head_and_empty_splits_are_refused(evaluator: tv.Eval
         tv.finetune(evaluator.backbone, tv.Part("pets", part.split.first(0), part.head))
 
 
-def test_a_full_batch_step_of_sgd_is_a_gradient_step(evaluator: tv.Evaluator) -> None:
+SGD = tv.TrainSettings(
+    lr=0.1, steps=1, batch_size=10**6, optimizer="sgd", schedule="constant", warmup=0, clip=None
+)
+
+
+@pytest.mark.parametrize("space", ["ordinary", "tangent"])
+def test_a_full_batch_step_of_sgd_is_a_gradient_step(evaluator: tv.Evaluator, space: Space) -> None:
     backbone, part = evaluator.backbone, evaluator.part("pets")
-    sgd = tv.TrainSettings(
-        lr=0.1, steps=1, batch_size=10**6, optimizer="sgd", schedule="constant", warmup=0, clip=None
-    )
-    step = train(backbone, evaluator.pretrained, [part], sgd)
+    step = train(backbone, evaluator.pretrained, [part], SGD, space=space)
     slopes = gradient(backbone, evaluator.pretrained, part)
-    expected = {name: value - 0.1 * slopes[name] for name, value in evaluator.pretrained.items()}
-    assert_close(step, expected, rtol=1e-5, atol=1e-6)
+    assert_close(step, {name: -0.1 * slope for name, slope in slopes.items()}, rtol=1e-4, atol=1e-6)
+
+
+def test_tangent_training_is_gradient_descent_on_the_linearized_loss(evaluator: tv.Evaluator) -> None:
+    """The oracle walks the loss of ``f0 + J tau`` by torch.func, in float32 as the loop does."""
+    backbone, part = evaluator.backbone, evaluator.part("pets")
+    theta0, batch = evaluator.pretrained, backbone.collate(part.split.inputs)
+
+    def loss(tau: loop.Params) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            f0, slope = torch.func.jvp(lambda p: encode(backbone, p, batch), (theta0,), (tau,))  # type: ignore[misc]
+        return torch.nn.functional.cross_entropy(part.head(f0 + slope), part.split.labels)
+
+    tau = {name: torch.zeros_like(value) for name, value in theta0.items()}
+    for _ in range(3):
+        slopes = torch.func.grad(loss)(tau)
+        tau = {name: value - 0.1 * slopes[name] for name, value in tau.items()}
+    steps = SGD.model_copy(update={"steps": 3})
+    assert_close(train(backbone, theta0, [part], steps, space="tangent"), tau, rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("space", ["ordinary", "tangent"])
+@pytest.mark.parametrize("towards", ["zero", "pretrained"])
+def test_weight_decay_shrinks_the_weights_or_the_vector(
+    evaluator: tv.Evaluator, space: Space, towards: str
+) -> None:
+    """Two steps by hand: AdamW's decoupled decay of theta0 + tau, or of tau."""
+    part, theta0 = evaluator.part("pets"), evaluator.pretrained
+    bare = SGD.model_copy(update={"optimizer": "adamw", "weight_decay": 0.0, "lr": 1e-3})
+    decayed = bare.model_copy(update={"weight_decay": 0.5, "decay_towards": towards})
+    plain = train(evaluator.backbone, theta0, [part], bare, space=space)
+    found = train(evaluator.backbone, theta0, [part], decayed, space=space)
+    for name, step in plain.items():
+        pull = 1e-3 * 0.5 * theta0[name] if towards == "zero" else 0.0
+        assert_close(found[name], step - pull, rtol=1e-3, atol=1e-7)
+
+
+def test_a_tangent_vector_says_so_and_starts_where_the_model_is(evaluator: tv.Evaluator) -> None:
+    for regime, moved in (("tangent", 37), ("tangent-attention", 8)):
+        vector = tuned(evaluator, "pets", regime=regime)
+        assert (vector.info.regime, vector.info.space) == (regime, "tangent")
+        assert sum(bool(vector[name].any()) for name in vector) == moved
+    assert tuned(evaluator, "pets").info.space == "ordinary"
+
+
+def test_tangent_training_lowers_the_linearized_loss_and_leaves_the_model_alone(
+    evaluator: tv.Evaluator,
+) -> None:
+    backbone, part = evaluator.backbone, evaluator.part("pets")
+    before = {name: value.clone() for name, value in evaluator.pretrained.items()}
+    steps = RECIPE.model_copy(update={"steps": 60})
+    tau = train(backbone, before, [part], steps, space="tangent")
+    lin, batch = linearized(backbone), backbone.collate(part.split.inputs)
+    hits = [
+        (part.head(f).argmax(1) == part.split.labels).float().mean()
+        for f in (encode(backbone, before, batch), lin(tau, batch))
+    ]
+    assert hits[1] > hits[0] + 0.2
+    assert_close(dict(evaluator.pretrained), before, rtol=0, atol=0)
 
 
 def gradient(backbone: tv.Backbone, at: loop.Params, part: tv.Part) -> dict[str, Tensor]:

@@ -1,11 +1,16 @@
 """``taskvec train``."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from taskvec.cli._common import Count, Force, Json, Quiet, distinct, print_json, print_table, watching
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
 
 
 def train(
@@ -14,13 +19,14 @@ def train(
     task: Annotated[tuple[str, ...], Parameter(name=["--task", "-t"], consume_multiple=True, negative=())],
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     suite: Annotated[str | None, Parameter(name=["--suite", "-s"])] = None,
-    regime: Literal["full", "attention", "ascent", "random"] = "full",
+    regime: Literal["full", "attention", "tangent", "tangent-attention", "ascent", "random"] = "full",
     lr: float = 1e-5,
     epochs: int = 1,
     steps: int | None = None,
     batch_size: int = 128,
     accumulation: int = 1,
     weight_decay: float = 0.1,
+    decay_towards: Literal["zero", "pretrained"] = "zero",
     warmup: float = 0.1,
     schedule: Literal["cosine", "constant"] = "cosine",
     clip: float = 1.0,
@@ -101,6 +107,7 @@ def train(
             "batch_size": batch_size,
             "accumulation": accumulation,
             "weight_decay": weight_decay,
+            "decay_towards": decay_towards,
             "warmup": warmup,
             "schedule": schedule,
             "clip": clip or None,
@@ -113,6 +120,11 @@ def train(
     backbone = load_backbone(model)
     evaluator = Evaluator(backbone, [chosen.task(name) for name in names], limits=limits, precision=precision)
     check_space(output, sum(value.nbytes for value in evaluator.pretrained.values()))
+
+    def at_one(vector: TaskVector) -> "Mapping[str, Tensor]":
+        """The model that the vector makes."""
+        return evaluator.points({"vector": vector}).at({"vector": 1.0})
+
     checkpoint = output.with_name(f".{output.name}.training.pt")
     if not resume:
         checkpoint.unlink(missing_ok=True)
@@ -127,10 +139,10 @@ def train(
                 settings=settings,
                 ascend=regime == "ascent",
                 checkpoint=checkpoint,
-                validate=lambda params: evaluator.values(params, names, "validation"),
+                validate=lambda vector: evaluator.values(at_one(vector), names, "validation"),
                 watch=watch,
             )
-        scores = evaluator.scores(evaluator.points({"vector": vector}).at({"vector": 1.0}), names, "test")
+        scores = evaluator.scores(at_one(vector), names, "test")
     drawn: dict[str, Any] = {"task": "+".join(names), "regime": regime} if like is not None else {}
     metrics = {name: found.record() for name, found in scores.items()}
     vector.save(output, force=force, metrics=metrics, **drawn)

@@ -242,8 +242,12 @@ class Runner:
                 settings=settings,
                 ascend=ascend,
                 checkpoint=checkpoint,
-                validate=lambda params: {
-                    "validation": absolute(self.evaluator.values(params, tasks, "validation"))
+                validate=lambda vector: {
+                    "validation": absolute(
+                        self.evaluator.values(
+                            self.evaluator.points({"tau": vector}).at({"tau": 1.0}), tasks, "validation"
+                        )
+                    )
                 },
                 watch=self.watch,
             )

@@ -1,8 +1,8 @@
 """Derivatives of the operations that transformers are made of.
 
-A rule takes a torch function and its arguments, some of them dual, runs the function on the primals and forms
-the tangents without a graph. The Jacobians of GELU, softmax and the plain part of layer norm are symmetric, so
-their tangent is the fused backward kernel. Anything without a rule here goes through forward mode.
+A rule takes a torch function and its arguments, some of them dual, runs the function on the primals and
+forms the tangents without a graph. The Jacobians of GELU, softmax and the plain part of layer norm are
+symmetric, so their tangent is the fused backward kernel. What has no rule here goes through forward mode.
 """
 
 import math
@@ -279,12 +279,15 @@ def _autocast(value: Any) -> Any:
     return value.to(torch.get_autocast_dtype(device))
 
 
+# fmt: off
 _LINEAR_MAPS = (
-    "view reshape transpose permute flatten unflatten squeeze unsqueeze expand expand_as view_as contiguous clone "
-    "to float double half bfloat16 type type_as __getitem__ split chunk unbind select narrow index_select gather "
-    "mean sum neg __neg__ repeat repeat_interleave roll flip swapaxes swapdims movedim tile diagonal triu tril "
-    "broadcast_to t cumsum unfold"
-).split()
+    "view", "reshape", "transpose", "permute", "flatten", "unflatten", "squeeze", "unsqueeze", "expand",
+    "expand_as", "view_as", "contiguous", "clone", "to", "float", "double", "half", "bfloat16", "type",
+    "type_as", "__getitem__", "split", "chunk", "unbind", "select", "narrow", "index_select", "gather",
+    "mean", "sum", "neg", "__neg__", "repeat", "repeat_interleave", "roll", "flip", "swapaxes",
+    "swapdims", "movedim", "tile", "diagonal", "triu", "tril", "broadcast_to", "t", "cumsum", "unfold",
+)
+# fmt: on
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_LINEAR_MAPS, _linear_map),

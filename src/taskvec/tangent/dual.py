@@ -44,14 +44,14 @@ class Dual(Tensor):
     tangents: tuple[Tangent, ...]
 
     @staticmethod
-    def __new__(cls, primal: Tensor, tangents: Sequence[Tangent]) -> "Dual":
-        made: Dual = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    def __new__(cls, primal: Tensor, tangents: Sequence[Tangent]) -> "Dual":  # noqa: D102
+        made: Dual = Tensor._make_wrapper_subclass(
             cls, primal.shape, dtype=primal.dtype, device=primal.device, requires_grad=False
         )
         made.primal, made.tangents = primal, tuple(tangents)
         return made
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, **options: Any) -> str:  # type: ignore[override]
         return f"Dual({tuple(self.primal.shape)}, {len(self.tangents)} directions)"
 
     @classmethod
@@ -73,9 +73,7 @@ class Dual(Tensor):
         return rule(func, args, kwargs) if rule else by_forward_mode(func, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(cls, func: Any, *rest: Any, **more: Any) -> Any:  # type: ignore[override]
         raise NoTangent(f"{func} was reached without its derivative")
 
 
@@ -146,15 +144,22 @@ def _pushed(
         moved = [primal(leaf).detach() if isinstance(leaf, Dual) else leaf for leaf in leaves]
         for at, step in enumerate(steps):
             if step is not None:
-                moved[at] = forward_ad.make_dual(moved[at], step.to(moved[at].dtype))
+                moved[at] = forward_ad.make_dual(moved[at], step.to(moved[at].dtype))  # type: ignore[no-untyped-call]
         try:
             outs = run(moved)
         except NotImplementedError as error:
             raise NoTangent(f"{name!r} has no forward-mode derivative ({error})") from None
-        found = [forward_ad.unpack_dual(out).tangent if differentiable(out) else None for out in outs]
+        found = [_tangent(out) for out in outs]
         if any(differentiable(out) and slope is None for out, slope in zip(outs, found, strict=True)):
             raise NoTangent(f"{name!r} returned no tangent")
         return found
+
+
+def _tangent(out: Any) -> Tangent:
+    if not differentiable(out):
+        return None
+    found: Tangent = forward_ad.unpack_dual(out).tangent  # type: ignore[no-untyped-call]
+    return found
 
 
 def _attribute(getter: Any, dual: Dual) -> Any:

@@ -18,7 +18,7 @@ Params = Mapping[str, Tensor]
 with warnings.catch_warnings(), forward_ad.dual_level():
     # The first dual number of a process makes torch compile its decompositions, which warns of its own doing.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
-    forward_ad.make_dual(torch.zeros(()), torch.zeros(()))
+    forward_ad.make_dual(torch.zeros(()), torch.zeros(()))  # type: ignore[no-untyped-call]
 
 
 class NoTangent(InputError):
@@ -29,8 +29,8 @@ class NoTangent(InputError):
 def forward_mode() -> Iterator[None]:
     """Kernels with a forward-mode rule, for a while.
 
-    Fused attention has none, and neither has the fast path of ``nn.MultiheadAttention``: the math kernel takes
-    their place. Settings are as they were afterwards.
+    Fused attention has none, and neither has the fast path of ``nn.MultiheadAttention``: the math kernel
+    takes their place. Settings are as they were afterwards.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -59,7 +59,7 @@ def jvp(function: Callable[[Params], Any], theta0: Params, tau: Params) -> tuple
     step = {name: tau[name].to(value.dtype) for name, value in at.items()}
     try:
         with forward_mode():
-            values, slopes = torch.func.jvp(flat, (at,), (step,))
+            values, slopes = torch.func.jvp(flat, (at,), (step,))  # type: ignore[misc]
     except NotImplementedError as error:
         raise NoTangent(
             f"no forward-mode derivative ({_first_line(error)}); use a plain implementation of this layer"

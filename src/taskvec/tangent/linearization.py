@@ -7,10 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 
 from taskvec.errors import InputError
-from taskvec.tangent.dual import Dual
+from taskvec.tangent.dual import Dual, primals
 from taskvec.tangent.forward import NoTangent, Params, differentiable, jvp
 from taskvec.tangent.verification import disagreement
 
@@ -21,16 +21,17 @@ ROUTES = ("auto", "rules", "lean", "func")
 class Linearization:
     """``f_lin(x; tau) = f(x; theta0) + J(x; theta0) tau``, with its exact gradient in tau.
 
-    The gradient of a loss in tau is ``J^T g``, with g the loss's gradient in f_lin, whatever tau is. The routes
-    give the same numbers at different costs (in matrix products, one forward pass = 1; fine-tuning is 3):
+    The gradient of a loss in tau is ``J^T g``, with g the loss's gradient in f_lin, whatever tau is. The
+    routes give the same numbers at different costs (a forward pass is 1, a step of fine-tuning 3):
 
-    - ``rules``: one run on dual numbers gives value, graph and tangent; the backward pass is the ordinary one.
-      Cost 5, memory of ordinary fine-tuning.
+    - ``rules``: one run on dual numbers gives value, graph and tangent; the backward pass is the ordinary
+      one. Cost 5, memory of ordinary fine-tuning.
     - ``lean``: forward mode without a graph, then an ordinary forward pass. Cost 6, the same memory, and the
       second pass may use any attention kernel.
     - ``func``: backward through ``torch.func.jvp``. Cost 5, the memory of both graphs; may be differentiated
       twice.
-    - ``auto``: ``rules`` if, on the first inputs, its values and gradients equal those of ``func``; else ``func``.
+    - ``auto``: ``rules`` if its values and gradients equal those of ``func`` on the first inputs, else
+      ``func``.
 
     Args:
         function: ``f(params, *args, **kwargs)``, any nest of tensors out. It must not be random.
@@ -63,8 +64,8 @@ class Linearization:
             tau: a displacement by name, of theta0's shapes, any float dtype. A name that is not there has no
                 tangent, and costs none.
 
-        Raises: InputError for a tau that names none of theta0's tensors, or others; NoTangent when a derivative is
-            missing.
+        Raises: InputError for a tau that names none of theta0's tensors, or others; NoTangent when a
+            derivative is missing.
         """
         self._check(tau)
         if self.route == "auto":
@@ -76,9 +77,9 @@ class Linearization:
         return _sum(*jvp(self._bound(args, kwargs), self.theta0, tau))
 
     def jvps(self, taus: Sequence[Params], *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
-        """``f(theta0)`` and ``J tau_t`` for every t, without a graph, from one run where the route is ``rules``.
+        """``f(theta0)`` and ``J tau_t`` for every t, without a graph; in one run by ``rules``.
 
-        Returns: f0, and for each tau the same structure with None in place of what is no floating-point tensor.
+        Returns: f0, and for each tau the same structure, None where f0 holds no floating-point tensor.
         Cost: 1 + 2T forward passes; 3T by the other routes.
         """
         for tau in taus:
@@ -93,18 +94,18 @@ class Linearization:
 
     def _by_rules(self, tau: Params, args: Any, kwargs: Any) -> Any:
         duals = {
-            name: Dual(_Anchor.apply(step, self.theta0[name]), [step.detach().to(self.theta0[name].dtype)])
+            name: Dual(_anchored(step, self.theta0[name]), [step.detach().to(self.theta0[name].dtype)])
             for name, step in tau.items()
         }
         out = self._bound(args, kwargs)({**self.theta0, **duals})
         _check_reached(out)
-        return tree_map(lambda leaf: leaf.primal + leaf.tangents[0] if isinstance(leaf, Dual) else leaf, out)
+        return tree_map_only(Dual, lambda leaf: leaf.primal + _slope(leaf, 0), out)
 
     def _lean(self, tau: Params, args: Any, kwargs: Any) -> Any:
         function = self._bound(args, kwargs)
         with torch.no_grad():
             _, slope = jvp(function, self.theta0, {name: step.detach() for name, step in tau.items()})
-        anchored = {name: _Anchor.apply(step, self.theta0[name]) for name, step in tau.items()}
+        anchored = {name: _anchored(step, self.theta0[name]) for name, step in tau.items()}
         return _sum(function({**self.theta0, **anchored}), slope)
 
     def _many(self, taus: Sequence[Params], args: Any, kwargs: Any) -> tuple[Any, list[Any]]:
@@ -118,8 +119,9 @@ class Linearization:
         }
         out = self._bound(args, kwargs)({**self.theta0, **duals})
         _check_reached(out)
-        value = tree_map(lambda leaf: leaf.primal if isinstance(leaf, Dual) else leaf, out)
-        return value, [tree_map(lambda leaf, at=place: _slope(leaf, at), out) for place in range(len(taus))]
+        return primals(out), [
+            tree_map(lambda leaf, at=place: _slope(leaf, at), out) for place in range(len(taus))
+        ]
 
     def _bound(self, args: Any, kwargs: Any) -> Callable[[Params], Any]:
         return lambda params: self._function(params, *args, **kwargs)
@@ -134,9 +136,10 @@ class Linearization:
 
     def _settle(self, names: Iterable[str], args: Any, kwargs: Any) -> None:
         """Decide between ``rules`` and ``func`` on these inputs."""
-        routes = [Linearization(self._function, self.theta0, route=route) for route in ("rules", "func")]
+        by_rules = Linearization(self._function, self.theta0, route="rules")
+        by_func = Linearization(self._function, self.theta0, route="func")
         try:
-            reason = disagreement(*routes, self.theta0, list(names), args, kwargs)
+            reason = disagreement(by_rules, by_func, self.theta0, names, args, kwargs)
         except NoTangent:
             self.route = "func"
             return
@@ -154,9 +157,14 @@ class _Anchor(torch.autograd.Function):
         return theta0.view_as(theta0)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
         return slope.to(ctx.dtype), None
+
+
+def _anchored(tau: Tensor, theta0: Tensor) -> Tensor:
+    anchored: Tensor = _Anchor.apply(tau, theta0)  # type: ignore[no-untyped-call]
+    return anchored
 
 
 def _sum(value: Any, slope: Any) -> Any:

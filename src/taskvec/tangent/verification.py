@@ -17,9 +17,9 @@ def disagreement(
 ) -> str:
     """Where two linearizations differ in a value or in a gradient, on these inputs; empty if nowhere.
 
-    Both are taken at a random displacement and pulled back by a random cotangent. Equal means within ten times
-    the square root of the dtype's epsilon, relative to the largest entry of all: far above rounding, far below a wrong
-    derivative.
+    Both are taken at a random displacement and pulled back by a random cotangent. Equal means within ten
+    times the square root of the dtype's epsilon, relative to the largest entry of all: far above rounding,
+    far below a wrong derivative.
     """
     draw = torch.Generator().manual_seed(0)
 

@@ -10,7 +10,7 @@ from taskvec.models.backbone import Backbone
 from taskvec.models.selection import select
 from taskvec.progress import Watch, unwatched
 from taskvec.rules import RULES
-from taskvec.training.finetune import as_vector
+from taskvec.training.finetune import as_vector, regime_called
 from taskvec.training.loop import total_steps, train
 from taskvec.training.parts import Part
 from taskvec.training.settings import TrainSettings
@@ -58,14 +58,14 @@ def atm(
             raise InputError(
                 f"rounds: {rounds} is more than the {steps} training steps of {part.name!r} to share"
             )
-    names = select(backbone, regime)
+    kind = regime_called(regime)
     everything = backbone.encoder_parameters()
-    start = {name: everything[name].detach().float() for name in names}
+    start = {name: everything[name].detach().float() for name in select(backbone, kind.selection)}
     theta: dict[str, Tensor] = start
     for turn in range(rounds):
         moved = []
         for part in parts:
-            tuned = train(
+            deltas = train(
                 backbone,
                 theta,
                 [part],
@@ -74,13 +74,14 @@ def atm(
                 watch=watch,
                 label=f"atm round {turn + 1}/{rounds} {part.name}",
             )
-            moved.append(TaskVector.between(theta, tuned))
+            moved.append(TaskVector.from_tensors(deltas, base=theta))
         theta = dict(apply(theta, scale * combine(rule, moved, **params)))
     return as_vector(
         backbone,
-        {name: theta[name] - start[name] for name in names},
+        {name: value - start[name] for name, value in theta.items()},
         task="+".join(part.name for part in parts),
-        regime=f"{regime} (atm)",
+        regime=regime,
+        variant="atm",
         settings=recipe,
         parts=parts,
         rounds=rounds,

@@ -1,24 +1,40 @@
 """Task vectors from training: single-task regimes and the baselines they are compared with."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.selection import select
 from taskvec.progress import Watch, unwatched
-from taskvec.training.loop import Params, train
+from taskvec.registry import nearest
+from taskvec.training.loop import train
 from taskvec.training.parts import Part
 from taskvec.training.settings import TrainSettings
+from taskvec.training.space import Space
 from taskvec.vectors import TaskVector
 
+
+@dataclass(frozen=True)
+class Regime:
+    """Which parameters are trained, and in which space."""
+
+    selection: str
+    space: Space
+    about: str
+
+
 REGIMES = {
-    "full": "every parameter of the encoder",
-    "attention": "the weights of the attention projections q, k, v, o; all else frozen",
+    "full": Regime("full", "ordinary", "every parameter of the encoder"),
+    "attention": Regime("attention", "ordinary", "the weights of the attention projections q, k, v, o"),
+    "tangent": Regime("full", "tangent", "every parameter, in the tangent space of the pre-trained model"),
+    "tangent-attention": Regime("attention", "tangent", "the attention projections, in tangent space"),
 }
-"""What each regime trains. A regime is a selection of parameters, not a code path."""
+"""Regimes are data: a selection of parameters and a space."""
 
 
 def finetune(
@@ -29,7 +45,7 @@ def finetune(
     settings: TrainSettings | None = None,
     ascend: bool = False,
     checkpoint: Path | None = None,
-    validate: Callable[[Params], Mapping[str, float]] | None = None,
+    validate: Callable[[TaskVector], Mapping[str, float]] | None = None,
     watch: Watch = unwatched,
 ) -> TaskVector:
     """Fine-tune the backbone's encoder and return what changed, a vector on the backbone's own checkpoint.
@@ -38,36 +54,50 @@ def finetune(
         parts: one task; or several, for the joint multi-task baseline (each step holds one task's examples).
         regime: a key of ``REGIMES``.
         ascend: climb the loss instead (the gradient-ascent baseline of negation).
-        checkpoint, validate, watch: see :func:`taskvec.training.loop.train`.
+        validate: figures to report on the way, of the task vector as it is then.
+        checkpoint, watch: see :func:`taskvec.training.loop.train`.
 
     Returns: float32 deltas under the checkpoint's names; unselected tensors read as zero and are not stored.
     Raises: InputError if the regime selects nothing, a split is empty or a label lies outside its head.
     """
     chosen = [parts] if isinstance(parts, Part) else list(parts)
     recipe = settings or TrainSettings()
-    names = select(backbone, regime)
     everything = backbone.encoder_parameters()
-    start = {name: everything[name].detach().float() for name in names}
-    label = f"{'ascent' if ascend else regime} {'+'.join(part.name for part in chosen)}"
-    tuned = train(
+    start = {
+        name: everything[name].detach().float() for name in select(backbone, regime_called(regime).selection)
+    }
+
+    def vector(deltas: Mapping[str, Tensor]) -> TaskVector:
+        return as_vector(
+            backbone,
+            deltas,
+            task="+".join(part.name for part in chosen),
+            regime=regime,
+            variant="gradient ascent" if ascend else None,
+            settings=recipe,
+            parts=chosen,
+        )
+
+    deltas = train(
         backbone,
         start,
         chosen,
         recipe,
+        space=regime_called(regime).space,
         sign=-1.0 if ascend else 1.0,
         checkpoint=checkpoint,
-        validate=validate,
+        validate=None if validate is None else lambda deltas: validate(vector(deltas)),
         watch=watch,
-        label=label,
+        label=f"{'ascent' if ascend else regime} {'+'.join(part.name for part in chosen)}",
     )
-    return as_vector(
-        backbone,
-        {name: tuned[name] - start[name] for name in names},
-        task="+".join(part.name for part in chosen),
-        regime=f"{regime} (gradient ascent)" if ascend else regime,
-        settings=recipe,
-        parts=chosen,
-    )
+    return vector(deltas)
+
+
+def regime_called(name: str) -> Regime:
+    """The regime of that name. Raises: InputError with the nearest one."""
+    if name not in REGIMES:
+        raise InputError(f"no regime called {name!r}; {nearest(name, REGIMES)}")
+    return REGIMES[name]
 
 
 def as_vector(
@@ -78,6 +108,7 @@ def as_vector(
     regime: str,
     settings: TrainSettings,
     parts: Sequence[Part],
+    variant: str | None = None,
     **more: object,
 ) -> TaskVector:
     """Deltas as a task vector of the backbone's checkpoint, with the settings that made them."""
@@ -91,5 +122,10 @@ def as_vector(
         **more,
     }
     return TaskVector.from_tensors(
-        dict(deltas), base=backbone.ref, task=task, regime=regime, training=training
+        dict(deltas),
+        base=backbone.ref,
+        task=task,
+        regime=f"{regime} ({variant})" if variant else regime,
+        space=regime_called(regime).space,
+        training=training,
     )

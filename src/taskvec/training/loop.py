@@ -1,4 +1,4 @@
-"""The loop: parameters and a stream of batches in, trained parameters out."""
+"""The loop: parameters and a stream of batches in, a displacement out."""
 
 import json
 import math
@@ -20,6 +20,7 @@ from taskvec.progress import Watch, unwatched
 from taskvec.training.checkpoint import Checkpoint
 from taskvec.training.parts import Part, check_parts
 from taskvec.training.settings import TrainSettings
+from taskvec.training.space import Space, linearized
 
 Params = Mapping[str, Tensor]
 
@@ -38,9 +39,10 @@ def train(
     parts: Sequence[Part],
     settings: TrainSettings,
     *,
+    space: Space = "ordinary",
     sign: float = 1.0,
     checkpoint: Path | None = None,
-    validate: Callable[[Params], Mapping[str, float]] | None = None,
+    validate: Callable[[dict[str, Tensor]], Mapping[str, float]] | None = None,
     watch: Watch = unwatched,
     label: str = "training",
 ) -> dict[str, Tensor]:
@@ -49,32 +51,30 @@ def train(
     Args:
         backbone: the network; weights outside ``start`` are its own, frozen. Not modified.
         start: the parameters to train, by checkpoint name; copied, never written.
+        space: ``tangent`` trains tau in ``f(start) + J(start) tau``; start stays where it is.
         sign: +1 descends the loss, -1 ascends it (the gradient-ascent baseline).
         checkpoint: where the state is kept every 20 seconds or so, for resuming after a kill; the file is
             removed when training ends. Resuming gives the same bits as never having stopped.
-        validate: figures to report on the way, called ``settings.validations`` times.
+        validate: figures to report on the way, called with the displacement ``settings.validations`` times.
 
-    Returns: the trained parameters, float32, same names as ``start``.
+    Returns: the displacement from ``start``, float32, same names.
     Raises: InputError for an empty split or a label outside the head's classes; TaskvecError when the loss
         is no longer finite.
     """
     check_parts(parts)
-    leaves = {name: value.detach().float().clone().requires_grad_() for name, value in start.items()}
-    frozen = {name: value.detach() for name, value in backbone.encoder_parameters().items()}
-    params = {**frozen, **leaves}  # detached: no gradient is computed for, or left in, the backbone's own
+    moved = _Moved(backbone, start, space)
+    leaves = moved.leaves
     optimizer = _optimizer(settings, list(leaves.values()))
     inputs = [backbone.prepare(part.split.inputs, part.max_length) for part in parts]
     sizes = [torch.tensor([backbone.size(one) for one in of_part]) for of_part in inputs]
     steps = total_steps([len(of_part) for of_part in sizes], settings)
-    state = Checkpoint(checkpoint, leaves, optimizer, _signature(parts, settings, sign, start))
+    state = Checkpoint(checkpoint, leaves, optimizer, _signature(parts, settings, space, sign, start))
     loss = math.nan
     done = state.restore()
     for step, chunk in enumerate(islice(_stream(sizes, settings), done, None), start=done):
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * _schedule(step, steps, settings)
-        loss = _accumulate(
-            backbone, params, parts[chunk.part], inputs[chunk.part], chunk.places, settings, sign
-        )
+        loss = _accumulate(moved, parts[chunk.part], inputs[chunk.part], chunk.places, settings, sign)
         if not math.isfinite(loss):
             if sign < 0:
                 break  # ascent may diverge: the last finite weights are its result
@@ -84,14 +84,54 @@ def train(
             )
         if settings.clip is not None:
             torch.nn.utils.clip_grad_norm_(leaves.values(), settings.clip)
+        if settings.optimizer == "adamw":
+            moved.decay(settings, settings.lr * _schedule(step, steps, settings))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state.save_if_due(step + 1)
         due = (step + 1) * settings.validations // steps > step * settings.validations // steps
-        facts = validate(leaves) if validate and due else {}
+        facts = validate(moved.displacement()) if validate and due else {}
         watch(label, step + 1, steps, loss=loss, **facts)
     state.remove()
-    return {name: leaf.detach() for name, leaf in leaves.items()}
+    return moved.displacement()
+
+
+class _Moved:
+    """An encoder at ``start`` plus what is being learned, in either space."""
+
+    def __init__(self, backbone: Backbone, start: Params, space: Space) -> None:
+        self.backbone, self.space = backbone, space
+        self._start = {name: value.detach().float() for name, value in start.items()}
+        # Detached: no gradient is computed for, or left in, the backbone's own.
+        self._rest = {name: value.detach() for name, value in backbone.encoder_parameters().items()}
+        if space == "tangent":
+            self._lin = linearized(backbone, self._start)
+            self.leaves = {name: torch.zeros_like(v).requires_grad_() for name, v in self._start.items()}
+        else:
+            self.leaves = {name: value.clone().requires_grad_() for name, value in self._start.items()}
+
+    def features(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(n, d), differentiable in the leaves."""
+        if self.space == "tangent":
+            return self._lin(self.leaves, batch)  # type: ignore[no-any-return]
+        return encode(self.backbone, {**self._rest, **self.leaves}, batch)
+
+    def displacement(self) -> dict[str, Tensor]:
+        """How far the leaves are from ``start``; a copy."""
+        if self.space == "tangent":
+            return {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
+        return {name: leaf.detach() - self._start[name] for name, leaf in self.leaves.items()}
+
+    @torch.no_grad()
+    def decay(self, settings: TrainSettings, lr: float) -> None:
+        """Decoupled weight decay, before the optimizer's step as in AdamW."""
+        amount, leaves = lr * settings.weight_decay, list(self.leaves.values())
+        torch._foreach_mul_(leaves, 1 - amount)
+        sign = {("tangent", "zero"): -1, ("ordinary", "pretrained"): 1}.get(
+            (self.space, settings.decay_towards)
+        )
+        if sign is not None:
+            torch._foreach_add_(leaves, list(self._start.values()), alpha=sign * amount)
 
 
 def autocast(precision: str) -> AbstractContextManager[object]:
@@ -132,8 +172,7 @@ def _shuffled(sizes: Tensor, batch: int, order: torch.Generator) -> Sequence[Ten
 
 
 def _accumulate(
-    backbone: Backbone,
-    params: Params,
+    moved: _Moved,
     part: Part,
     inputs: Sequence[Any],
     places: Tensor,
@@ -143,9 +182,9 @@ def _accumulate(
     """Add the gradient of the mean loss at ``places`` to the parameters that want one; return that loss."""
     total = 0.0
     for micro in torch.split(places, math.ceil(len(places) / settings.accumulation)):
-        batch = backbone.stack([inputs[place] for place in micro.tolist()])
+        batch = moved.backbone.stack([inputs[place] for place in micro.tolist()])
         with autocast(settings.precision):
-            features = encode(backbone, params, batch)
+            features = moved.features(batch)
         logits = part.head(features.float())
         loss = cross_entropy(logits, part.split.labels[micro]) * (len(micro) / len(places))
         torch.autograd.backward(sign * loss)
@@ -166,10 +205,12 @@ def _schedule(step: int, steps: int, settings: TrainSettings) -> float:
 def _optimizer(settings: TrainSettings, leaves: list[Tensor]) -> torch.optim.Optimizer:
     if settings.optimizer == "sgd":
         return torch.optim.SGD(leaves, lr=settings.lr)
-    return torch.optim.AdamW(leaves, lr=settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(leaves, lr=settings.lr, weight_decay=0.0)  # the decay is _Moved's
 
 
-def _signature(parts: Sequence[Part], settings: TrainSettings, sign: float, start: Params) -> str:
+def _signature(
+    parts: Sequence[Part], settings: TrainSettings, space: Space, sign: float, start: Params
+) -> str:
     """What a checkpoint must agree with to be resumed: every setting, the data, the start."""
     return json.dumps(
         {
@@ -177,6 +218,7 @@ def _signature(parts: Sequence[Part], settings: TrainSettings, sign: float, star
             "parts": [
                 [part.name, part.fingerprint, len(part.split), part.head.fingerprint()] for part in parts
             ],
+            "space": space,
             "sign": sign,
             "start": {name: float(value.double().sum()) for name, value in start.items()},
         },

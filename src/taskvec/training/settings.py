@@ -28,6 +28,9 @@ class TrainSettings(Config):
     """Micro-batches that one step is cut into; changes memory, not the step (the loss is averaged)."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled decay (AdamW); ignored by sgd."""
+    decay_towards: Literal["zero", "pretrained"] = "zero"
+    """Where the decay pulls the weights: to zero as AdamW does (in tangent space too, where it shrinks
+    theta0 + tau); or to where training started, which shrinks the task vector alone."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly."""
     schedule: Literal["cosine", "constant"] = "cosine"

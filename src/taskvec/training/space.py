@@ -1,7 +1,10 @@
 """The two spaces in which a task vector displaces an encoder."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
+
+from torch import Tensor
 
 from taskvec.models.backbone import Backbone
 from taskvec.models.functional import encode
@@ -10,10 +13,15 @@ from taskvec.tangent.linearization import Linearization
 Space = Literal["ordinary", "tangent"]
 
 
-def linearized(backbone: Backbone) -> Linearization:
+def linearized(backbone: Backbone, start: Mapping[str, Tensor] | None = None) -> Linearization:
     """The encoder in its tangent space: ``lin(tau, batch)`` gives features (N, d), affine in tau.
 
-    tau is by checkpoint name. Only the encoder is linear: a head that normalises the feature is applied after.
+    Only the encoder is linear; a head that normalises the feature comes after it.
+
+    Args:
+        start: where the tangent space is taken, for parameters that are not as the backbone has them.
     """
     theta0 = {name: value.detach() for name, value in backbone.encoder_parameters().items()}
-    return Linearization(partial(encode, backbone), theta0, example=(backbone.example(),))
+    return Linearization(
+        partial(encode, backbone), {**theta0, **(start or {})}, example=(backbone.example(),)
+    )

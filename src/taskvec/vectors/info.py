@@ -35,6 +35,8 @@ class VectorInfo(BaseModel):
     """The fine-tuned weights, or the expression over vectors."""
     task: str | None = None
     regime: str | None = None
+    space: Literal["ordinary", "tangent"] | None = None
+    """The space it was trained in, where that is known: of the model itself, or of its linearization."""
     dtype: str | None = None
     """The element type of the stored deltas, where it is one for all."""
     created_by: str = f"taskvec {__version__}"
@@ -50,7 +52,7 @@ class VectorInfo(BaseModel):
         return {KEY: self.model_dump_json(exclude_none=True)}
 
 
-OPEN_FIELDS = frozenset({"tuned", "task", "regime", "training", "metrics"})
+OPEN_FIELDS = frozenset({"tuned", "task", "regime", "space", "training", "metrics"})
 """What whoever makes a vector may say of it; the rest is known."""
 
 
