@@ -1,6 +1,6 @@
 """Records of analyses as figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 Record = Mapping[str, Any]
 Rows = Sequence[Sequence[float]]
+
+_NONE = float("nan")
 
 
 def disentanglement_figures(record: Record) -> "dict[str, Figure]":
@@ -64,21 +66,21 @@ def _matrices(record: Record) -> "Figure":
     tasks = record["tasks"]
     panels = list(record["panels"])
     values = {name: _by_pair(record, name) for name in panels}
-    known = [value for rows in values.values() for row in rows for value in row if value == value]
+    top = max([1e-9, *(value for rows in values.values() for row in rows for value in row if value == value)])
     figure, axes = _grid(1, len(panels), 1.6 + 0.55 * len(tasks), 1.3 + 0.55 * len(tasks))
     for ax, name in zip(axes[0], panels, strict=True):
-        image = ax.imshow(values[name], vmin=0, vmax=max([*known, 1e-9]), cmap="viridis")
-        _write_cells(ax, values[name], "{:.2f}", max([*known, 1e-9]))
+        image = ax.imshow(values[name], vmin=0, vmax=top, cmap="viridis")
+        _write_cells(ax, values[name], "{:.2f}", lambda value: value < 0.6 * top)
         _names(ax, tasks)
         ax.set_title(name, fontsize="medium")
-    figure.colorbar(image, ax=axes, label="mean ξ (0 to 2)", shrink=0.8)
+    figure.colorbar(image, ax=axes[0], label="mean ξ (0 to 2)", shrink=0.8)
     figure.supxlabel("above the diagonal: over (0, 1]²; below: over [−1, 1]²", fontsize="small")
     return figure
 
 
 def _by_pair(record: Record, panel: str) -> list[list[float]]:
     place = {task: index for index, task in enumerate(record["tasks"])}
-    values = [[float("nan")] * len(place) for _ in place]
+    values = [[_NONE] * len(place) for _ in place]
     for pair in record["pairs"]:
         i, j = sorted(place[task] for task in pair["tasks"])
         found = pair["panels"][panel]["summary"]
@@ -86,6 +88,57 @@ def _by_pair(record: Record, panel: str) -> list[list[float]]:
             if found[key] is not None:
                 values[row][column] = found[key]
     return values
+
+
+def similarity_figures(record: Record) -> "dict[str, Figure]":
+    """Cosines and sign conflicts of pairs above; norms, ranks and cosines by layer below."""
+    from matplotlib.figure import Figure
+
+    names, layers = record["vectors"], record["layers"]
+    label, tick = (0.09 * max(map(len, words)) for words in (names, layers))
+    side = 0.42 * len(names) + label
+    width, below = max(2 * side + 3.5, 3 * (0.24 * len(layers) + 1.2), 9), 3.4 + tick
+    figure = Figure(figsize=(width, side + below), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[side, below])
+    axes = {**upper.subplot_mosaic("AB"), **lower.subplot_mosaic("CDE")}
+    _cosines(axes["A"], names, record["cosine"])
+    _conflicts(axes["B"], names, [[100 * value for value in row] for row in record["conflict"]])
+    for index, name in enumerate(names):
+        style = {"marker": "o", "ms": 3.5, "lw": 0.5, "label": name, "color": f"C{index % 10}"}
+        norms = [layer["norms"][index] or _NONE for layer in layers.values()]
+        ranks = [layer["effective_rank"][index] for layer in layers.values()]
+        axes["C"].plot(norms, **style)
+        axes["D"].plot([_NONE if rank is None else 100 * rank for rank in ranks], **style)
+    for place, layer in enumerate(layers.values()):
+        pairs = [value for i, row in enumerate(layer["cosine"]) for value in row[:i]]
+        axes["E"].plot([place] * len(pairs), pairs, "o", ms=3.5, color="black", alpha=0.35)
+    axes["E"].axhline(0, lw=0.8, color="grey")
+    for key, label in {"C": "norm", "D": "effective rank, % of full", "E": "cosine of every pair"}.items():
+        axes[key].set_ylabel(label)
+        axes[key].set_xticks(range(len(layers)), list(layers), rotation=60, ha="right", fontsize="small")
+        axes[key].spines[["top", "right"]].set_visible(False)
+        if key != "E":
+            axes[key].set_ylim(bottom=0)
+    handles = axes["C"].get_legend_handles_labels()
+    lower.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+    return {"figure": figure}
+
+
+def _cosines(ax: "Axes", names: Sequence[str], values: Rows) -> None:
+    top = max([0.1, *(abs(value) for i, row in enumerate(values) for value in row[:i])])
+    image = ax.imshow(values, vmin=-top, vmax=top, cmap="RdBu_r")
+    _write_cells(ax, values, "{:.2f}", lambda value: abs(value) > 0.6 * top)
+    _names(ax, names)
+    ax.figure.colorbar(image, ax=ax, label="cosine", shrink=0.8)
+
+
+def _conflicts(ax: "Axes", names: Sequence[str], values: Rows) -> None:
+    """White at 50 %, where signs are unrelated."""
+    reach = max([5.0, *(abs(value - 50) for i, row in enumerate(values) for value in row[:i])])
+    image = ax.imshow(values, vmin=50 - reach, vmax=50 + reach, cmap="PuOr_r")
+    _write_cells(ax, values, "{:.0f}", lambda value: abs(value - 50) > 0.6 * reach)
+    _names(ax, names)
+    ax.figure.colorbar(image, ax=ax, label="opposite signs, %", shrink=0.8)
 
 
 def _grid(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, list[list[Axes]]]":
@@ -100,10 +153,10 @@ def _names(ax: "Axes", names: Sequence[str]) -> None:
     ax.set_yticks(range(len(names)), names, fontsize="small")
 
 
-def _write_cells(ax: "Axes", values: Rows, form: str, top: float) -> None:
-    """Numbers on the cells of a viridis matrix from 0 to ``top``, light on dark."""
+def _write_cells(ax: "Axes", values: Rows, form: str, dark: Callable[[float], bool]) -> None:
+    """Numbers on the cells of a matrix, in white where the cell is dark."""
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             if value == value:
-                color = "white" if value < 0.6 * top else "black"
+                color = "white" if dark(value) else "black"
                 ax.text(j, i, form.format(value), ha="center", va="center", fontsize=7, color=color)

@@ -1,6 +1,7 @@
 """Records of analyses as tables."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from taskvec.reports.tables import Table
@@ -32,12 +33,73 @@ def disentanglement_tables(record: Record) -> list[Table]:
             rows.append((f"{' + '.join(pair['tasks'])}, {label}", *cells))
     sizes = sorted(set(record["examples"].values()))
     note = (
-        f"ξ: mean over a region of the predictions on {'–'.join(map(str, sizes))} {record['split']} examples a "
-        "task that the other task's vector changes, per cent, summed over both tasks (0 to 200). KL: the same "
-        "with a divergence over (0, 1]², of features (before the head) and outputs (behind it). Share: that "
-        "divergence in per cent of the one from the pre-trained model; head effect: outputs less features."
+        "ξ: mean over a region of the share of predictions that the other task's vector changes, per cent, "
+        f"summed over both tasks (0 to 200); {'–'.join(map(str, sizes))} {record['split']} examples a task. "
+        "KL: the same with a divergence over (0, 1]², of features (before the head) and outputs (behind it). "
+        "Share: that divergence in per cent of the one from the pre-trained model; head effect: outputs less "
+        "features."
     )
     return [Table("Weight disentanglement", columns, tuple(rows), note)]
+
+
+def similarity_tables(record: Record) -> list[Table]:
+    """Cosines with norms; sign conflicts; layers."""
+    names = record["vectors"]
+    numbers = [str(place + 1) for place in range(len(names))]
+    labels = [f"{number}: {name}" for number, name in zip(numbers, names, strict=True)]
+    cosines = [
+        (label, f"{norm:.3g}", _percent(rank), *(f"{value:.3f}" for value in row))
+        for label, norm, rank, row in zip(
+            labels, record["norms"], record["effective_rank"], record["cosine"], strict=True
+        )
+    ]
+    conflicts = [
+        (label, *(_percent(value) for value in row))
+        for label, row in zip(labels, record["conflict"], strict=True)
+    ]
+    layers = [
+        (
+            name,
+            _percent(_mean(layer["share"])),
+            f"{_off_diagonal(layer['cosine']):.3f}",
+            _percent(_off_diagonal(layer["conflict"])),
+            _percent(layer["agreement"]),
+            _percent(_mean(layer["effective_rank"])),
+        )
+        for name, layer in record["layers"].items()
+    ]
+    set_rank = f"As many directions as {record['rank_of_set']:.2f} orthogonal vectors of equal length."
+    return [
+        Table(
+            "Cosines",
+            ("vector", "‖τ‖", "rank %", *numbers),
+            tuple(cosines),
+            f"Rank: mean over matrices of effective / full rank. {set_rank}",
+        ),
+        Table(
+            "Sign conflicts",
+            ("vector", *numbers),
+            tuple(conflicts),
+            "Per cent of the entries that both vectors move, in opposite directions; 50 for unrelated ones. "
+            f"Of entries that two or more move, {_percent(record['agreement'])} % go the same way in all.",
+        ),
+        Table(
+            "Layers",
+            ("layer", "share %", "cosine", "conflict %", "agreement %", "rank %"),
+            tuple(layers),
+            "Means over vectors, or pairs of them. Share: of the squared norm. Agreement: entries that two "
+            "or more vectors move, all in one direction.",
+        ),
+    ]
+
+
+def _off_diagonal(matrix: Sequence[Sequence[float]]) -> float:
+    return fmean(value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def _percent(value: float | None) -> str:
@@ -46,7 +108,3 @@ def _percent(value: float | None) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else form.format(value)
-
-
-def _cells(values: Sequence[float | None]) -> tuple[str, ...]:
-    return tuple(map(_percent, values))

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from taskvec.cli._common import distinct
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,3 +66,23 @@ def tasks_of(regimes: "Regimes", only: Sequence[str] = ()) -> list[str]:
 def files_of(regimes: "Regimes", tasks: Sequence[str]) -> dict[str, dict[str, str]]:
     """The file behind each vector, for the record."""
     return {regime: {task: vectors[task].ref for task in tasks} for regime, vectors in regimes.items()}
+
+
+def labelled(paths: Sequence[str]) -> "dict[str, TaskVector]":
+    """Vectors of any kind under the shortest labels that tell them apart: task, task and regime, or path.
+
+    Raises: InputError for a path given twice.
+    """
+    from taskvec.vectors import TaskVector
+
+    loaded = {path: TaskVector.load(path) for path in distinct(paths, "vectors")}
+    infos = [vector.info for vector in loaded.values()]
+    for labels in (
+        [info.task for info in infos],
+        [f"{info.task} ({info.regime})" for info in infos if info.task],
+        list(loaded),
+    ):
+        known = [label for label in labels if label]
+        if len(set(known)) == len(loaded):
+            return dict(zip(known, loaded.values(), strict=True))
+    raise AssertionError("paths are distinct")
