@@ -59,6 +59,40 @@ def test_train_stores_a_vector_that_eval_and_apply_agree_on(
     assert written["perplexity"] == pytest.approx(lazily["perplexity"], rel=1e-4)
 
 
+def test_eval_takes_the_space_of_the_vectors_or_the_one_it_is_told(
+    options: list[object],
+    tiny_model: Path,
+    tiny_suite: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = {regime: tmp_path / f"{regime}.safetensors" for regime in ("full", "tangent")}
+    for regime, path in place.items():
+        assert command("train", *options, "-t", "pets", "--regime", regime, "-o", path) == 0
+
+    def evaluated(*more: object) -> dict[str, Any]:
+        capsys.readouterr()
+        assert command("eval", tiny_model, "-s", tiny_suite, "-t", "pets", *more, "--json") == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    for regime, own, other in (("full", "ordinary", "tangent"), ("tangent", "tangent", "ordinary")):
+        given = ["-v", f"a={place[regime]}"]
+        found = evaluated(*given)
+        assert found["space"] == own
+        assert found == evaluated(*given, "--space", own)
+        assert evaluated(*given, "--space", other)["scores"] != found["scores"]
+        stored = tv.TaskVector.load(place[regime]).info.metrics
+        assert stored is not None
+        assert found["scores"]["pets"]["accuracy"] == stored["pets"]["accuracy"]
+    assert command("eval", tiny_model, "-s", tiny_suite, "-v", f"a={place['tangent']}") == 0
+    assert "edited in tangent space" in capsys.readouterr().out
+    both = ["-v", f"a={place['full']}", "-v", f"b={place['tangent']}", "-e", "a+b"]
+    assert command("eval", tiny_model, "-s", tiny_suite, *both) == 2
+    assert "'b' was trained in tangent space and 'a' in ordinary" in capsys.readouterr().err
+    assert evaluated(*both, "--space", "tangent")["space"] == "tangent"
+
+
 def test_negative_expressions_reach_the_model(
     options: list[object],
     tiny_model: Path,
@@ -192,6 +226,7 @@ def test_a_missing_model_is_named(tiny_suite: Path, capsys: pytest.CaptureFixtur
         (["--limit", "0"], "--limit"),
         (["--batch-size", "0"], "--batch-size"),
         (["-t", "pets", "pets"], "--task: pets pets given"),
+        (["--space", "tangent"], "--space: without a --vector"),
         (["-e", "a"], "--expression: names vectors that no --vector gives"),
         (["-v", "a=VECTOR", "-e", ""], "expression"),
         (["-v", "a=VECTOR", "-v", "b=VECTOR", "-e", "a+b"], "same vector"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from taskvec.errors import InputError, KeyMismatch
-from taskvec.evaluation.points import Points
+from taskvec.evaluation.points import OrdinaryPoints as Points
 
 coefficients = st.floats(-3, 3, width=32)
 

@@ -1,6 +1,5 @@
 """``taskvec eval``."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -9,7 +8,7 @@ from taskvec.cli._common import Count, Json, Quiet, distinct, print_json, print_
 from taskvec.cli._editing import load_vectors
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from taskvec.evaluation.points import Point
 
 
 def eval(
@@ -23,6 +22,7 @@ def eval(
     expression: Annotated[
         str | None, Parameter(name=["--expression", "-e"], allow_leading_hyphen=True)
     ] = None,
+    space: Literal["ordinary", "tangent"] | None = None,
     heads_from: str | None = None,
     split: Literal["train", "validation", "test"] = "test",
     limit: Count | None = None,
@@ -49,6 +49,9 @@ def eval(
         `name=PATH` of a task vector, for the expression.
     expression
         What to add to the model, such as `"0.4*a - 0.3*b"`. One vector needs none.
+    space
+        `ordinary` adds the edit to the weights, `tangent` evaluates the model linearized at it; a vector of
+        one space may be looked at in the other. By default the space that the vectors were trained in.
     heads_from
         The model whose text tower makes the frozen heads: the pre-trained one, when MODEL is an edited copy
         of it. By default the heads are MODEL's own.
@@ -64,6 +67,7 @@ def eval(
     from taskvec.errors import InputError
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.metrics import absolute
+    from taskvec.evaluation.points import own_space
     from taskvec.models.loading import load_backbone
     from taskvec.tasks.suite import load_suite
     from taskvec.vectors import parse_expression
@@ -72,7 +76,10 @@ def eval(
         raise InputError('several vectors need an expression, such as -e "0.5*a + 0.5*b"')
     if expression is not None and not vector:
         raise InputError("--expression: names vectors that no --vector gives; give each as -v name=PATH")
+    if space is not None and not vector:
+        raise InputError("--space: without a --vector there is one model in both spaces; leave it out")
     loaded = load_vectors(vector) if vector else {}
+    chosen_space = space or own_space(loaded)
     chosen = load_suite(suite)
     names = distinct(task or list(chosen.tasks), "--task")
     tasks = [chosen.task(name) for name in names]
@@ -80,21 +87,23 @@ def eval(
     evaluator = Evaluator(
         backbone, tasks, limits={split: limit} if limit else {}, batch_size=batch_size, precision=precision
     )
-    params: Mapping[str, Tensor] = evaluator.pretrained
+    params = evaluator.pretrained
     if heads_from is not None:
         params = {name: value.detach() for name, value in load_backbone(model).encoder_parameters().items()}
         if params.keys() != evaluator.pretrained.keys():
             raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")
+    point: Point = params
     if loaded:
         edit = parse_expression(next(iter(loaded)) if expression is None else expression, loaded)
-        params = evaluator.points({"edit": edit}, start=params).at({"edit": 1.0})
+        point = evaluator.points({"edit": edit}, start=params, space=chosen_space).at({"edit": 1.0})
     scores = {}
     with watching(quiet) as watch:
         for done, name in enumerate(names, start=1):
-            scores[name] = evaluator.score(params, name, split)
+            scores[name] = evaluator.score(point, name, split)
             watch("evaluating", done, len(names))
     if json:
-        print_json({"split": split, "scores": {name: found.record() for name, found in scores.items()}})
+        figures = {name: found.record() for name, found in scores.items()}
+        print_json({"split": split, **({"space": chosen_space} if loaded else {}), "scores": figures})
         return
     rows = [
         [
@@ -110,4 +119,5 @@ def eval(
     ]
     columns = ["task", "metric", "value", "accuracy", "95 % interval", "macro-F1", "examples"]
     mean = absolute({name: found.value for name, found in scores.items()})
-    print_table(f"{model}, {split}", columns, [*rows, ["mean", "", f"{100 * mean:.1f}", "", "", "", ""]])
+    title = f"{model}, {split}{f', edited in {chosen_space} space' if loaded else ''}"
+    print_table(title, columns, [*rows, ["mean", "", f"{100 * mean:.1f}", "", "", "", ""]])

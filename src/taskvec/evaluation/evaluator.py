@@ -2,28 +2,33 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from taskvec.errors import InputError, TaskvecError
-from taskvec.evaluation.metrics import Score, score
-from taskvec.evaluation.points import Points
+from taskvec.evaluation.metrics import Score, score, value
+from taskvec.evaluation.points import OrdinaryPoints, Point, Points, TangentPoint, TangentPoints
 from taskvec.models.backbone import Backbone
 from taskvec.models.functional import encode
 from taskvec.models.heads import Head
 from taskvec.registry import nearest
-from taskvec.tasks.loaders import Batch, batches, head_for
+from taskvec.tangent.linearization import Linearization
+from taskvec.tasks.loaders import Batch, Batches, batches, head_for
 from taskvec.tasks.source import SplitName
 from taskvec.tasks.task import Split, Task
 from taskvec.training.loop import Params, autocast
 from taskvec.training.parts import Part, make_part
+from taskvec.training.space import Space, linearized
 from taskvec.vectors import TaskVector, apply
 from taskvec.weights import open_weights
 
 
 class Evaluator:
-    """Scores parameters on tasks. Data is prepared once, heads are made once from the pre-trained model.
+    """Scores edited models on tasks. Data is prepared once, heads are made once from the pre-trained model.
+
+    A model is a *point*: parameters, or a place in the tangent space of the pre-trained ones.
 
     Args:
         backbone: not modified.
@@ -55,15 +60,44 @@ class Evaluator:
         self.precision = precision
         self._batch_size = batch_size
         self._heads: dict[str, Head] = {}
-        self._batches: dict[tuple[str, SplitName], Sequence[Batch]] = {}
+        self._batches: dict[tuple[str, SplitName], Batches] = {}
 
     @cached_property
     def pretrained(self) -> dict[str, Tensor]:
         """The parameters that fine-tuning may move, as they were before it."""
         return {name: value.detach() for name, value in self.backbone.encoder_parameters().items()}
 
-    def points(self, vectors: Mapping[str, TaskVector], start: Params | None = None) -> Points:
+    @cached_property
+    def linearized(self) -> Linearization:
+        """The encoder in the tangent space of its pre-trained parameters."""
+        return linearized(self.backbone)
+
+    @overload
+    def points(
+        self,
+        vectors: Mapping[str, TaskVector],
+        start: Params | None = None,
+        space: Literal["ordinary"] = "ordinary",
+    ) -> OrdinaryPoints: ...
+
+    @overload
+    def points(
+        self, vectors: Mapping[str, TaskVector], start: Params | None = None, *, space: Literal["tangent"]
+    ) -> TangentPoints: ...
+
+    @overload
+    def points(
+        self, vectors: Mapping[str, TaskVector], start: Params | None = None, *, space: Space
+    ) -> Points: ...
+
+    def points(
+        self, vectors: Mapping[str, TaskVector], start: Params | None = None, space: Space = "ordinary"
+    ) -> Points:
         """Edits of the pre-trained parameters, or of ``start``, by vectors under labels of the caller's.
+
+        Args:
+            space: ``ordinary`` adds vectors to the weights, ``tangent`` evaluates the linearized model there.
+                Any vector goes into either: one trained in ordinary space is *post hoc* in tangent space.
 
         Tensors that no feature depends on are left out. Raises: BaseMismatch if a vector is of another model.
         """
@@ -73,7 +107,10 @@ class Evaluator:
             apply(base, vector)  # lazy: only refuses a vector of another base
             moved = [name for name in vector if name in self.pretrained and vector.terms_at(name)]
             deltas[label] = {name: vector[name] for name in moved}
-        return Points(start or self.pretrained, deltas)
+        if space == "tangent":
+            lin = self.linearized if start is None else linearized(self.backbone, start)
+            return TangentPoints(lin, deltas, precision=self.precision)
+        return OrdinaryPoints(start or self.pretrained, deltas)
 
     def task(self, name: str) -> Task:
         """The task of that name."""
@@ -95,42 +132,48 @@ class Evaluator:
         """What the task brings to training."""
         return make_part(self.backbone, self.task(name), self.limits, self.head(name))
 
-    def logits(self, params: Params, name: str, split: SplitName) -> tuple[Tensor, Tensor]:
-        """Logits (N, C) float32 and labels (N,) of a split, in an order of this evaluator's own."""
+    def features(self, point: Point, name: str, split: SplitName) -> tuple[Tensor, Tensor]:
+        """Features (N, d) float32 and labels (N,) of a split, in an order of this evaluator's own."""
         prepared = self._prepared(name, split)
-        with torch.no_grad():
-            logits: Tensor = self.head(name)(self._features(params, prepared))
-        return logits, _labels(prepared)
+        return self._features(point, prepared), _labels(prepared)
 
-    def score(self, params: Params, name: str, split: SplitName) -> Score:
-        """All figures of ``params`` on one split of one task.
+    def logits(self, point: Point, name: str, split: SplitName) -> tuple[Tensor, Tensor]:
+        """Logits (N, C) float32 and labels (N,), in the order of :meth:`features`.
 
         Raises: TaskvecError when the model's outputs are no longer finite.
         """
-        logits, labels = self.logits(params, name, split)
+        found, labels = self.features(point, name, split)
+        with torch.no_grad():
+            logits: Tensor = self.head(name)(found)
         if not bool(logits.isfinite().all()):
             raise TaskvecError(
                 f"{name}: the model's {split} outputs are not finite; the coefficient is too large"
             )
-        return score(logits, labels, self.task(name).metric)
+        return logits, labels
 
-    def values(self, params: Params, names: Iterable[str], split: SplitName) -> dict[str, float]:
+    def score(self, point: Point, name: str, split: SplitName) -> Score:
+        """All figures of a model on one split of one task."""
+        return score(*self.logits(point, name, split), self.task(name).metric)
+
+    def values(self, point: Point, names: Iterable[str], split: SplitName) -> dict[str, float]:
         """The tasks' own metrics, by task."""
-        return {name: self.score(params, name, split).value for name in names}
+        return {name: value(*self.logits(point, name, split), self.task(name).metric) for name in names}
 
-    def scores(self, params: Params, names: Iterable[str], split: SplitName) -> dict[str, Score]:
+    def scores(self, point: Point, names: Iterable[str], split: SplitName) -> dict[str, Score]:
         """All figures, by task."""
-        return {name: self.score(params, name, split) for name in names}
+        return {name: self.score(point, name, split) for name in names}
 
-    def _prepared(self, name: str, split: SplitName) -> Sequence[Batch]:
+    def _prepared(self, name: str, split: SplitName) -> Batches:
         if (name, split) not in self._batches:
             rows, longest = self.split(name, split), self.task(name).max_length
             self._batches[name, split] = batches(self.backbone, rows, self._batch_size, max_length=longest)
         return self._batches[name, split]
 
-    def _features(self, params: Params, prepared: Sequence[Batch]) -> Tensor:
+    def _features(self, point: Point, prepared: Batches) -> Tensor:
+        if isinstance(point, TangentPoint):
+            return point.features(prepared)
         with torch.no_grad(), autocast(self.precision):
-            return torch.cat([encode(self.backbone, params, batch.inputs).float() for batch in prepared])
+            return torch.cat([encode(self.backbone, point, batch.inputs).float() for batch in prepared])
 
 
 def _labels(prepared: Sequence[Batch]) -> Tensor:

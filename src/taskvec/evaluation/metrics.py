@@ -1,7 +1,7 @@
 """What a set of predictions is worth."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
@@ -12,7 +12,25 @@ from torch.nn.functional import cross_entropy
 
 from taskvec.errors import InputError
 
-METRICS = ("accuracy", "macro_f1", "matthews")
+
+def _accuracy(labels: Tensor, predicted: Tensor) -> float:
+    return int((predicted == labels).sum()) / len(labels)
+
+
+def _macro_f1(labels: Tensor, predicted: Tensor) -> float:
+    return float(f1_score(labels.numpy(), predicted.numpy(), average="macro", zero_division=0.0))
+
+
+def _matthews(labels: Tensor, predicted: Tensor) -> float:
+    return float(matthews_corrcoef(labels.numpy(), predicted.numpy()))
+
+
+METRICS: Mapping[str, Callable[[Tensor, Tensor], float]] = {
+    "accuracy": _accuracy,
+    "macro_f1": _macro_f1,
+    "matthews": _matthews,
+}
+"""From labels (N,) and predicted classes (N,) to a figure."""
 
 
 @dataclass(frozen=True)
@@ -43,30 +61,36 @@ def score(logits: Tensor, labels: Tensor, metric: str = "accuracy") -> Score:
 
     Raises: InputError for no examples, or a metric that is not one of ``METRICS``.
     """
-    if len(labels) == 0:
-        raise InputError("nothing to score: the split is empty")
-    if metric not in METRICS:
-        raise InputError(f"no metric called {metric!r}; known: {', '.join(METRICS)}")
-    classes = list(range(logits.shape[1]))
-    predicted = logits.argmax(dim=1).numpy()
-    truth = labels.numpy()
-    hits = int((predicted == truth).sum())
-    figures = {
-        "accuracy": hits / len(truth),
-        "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
-        "matthews": float(matthews_corrcoef(truth, predicted)),
-    }
-    recall = recall_score(truth, predicted, labels=classes, average=None, zero_division=math.nan)
+    figures = {name: value(logits, labels, name) for name in {metric: None, **METRICS}}
+    recall = recall_score(
+        labels.numpy(),
+        logits.argmax(dim=1).numpy(),
+        labels=list(range(logits.shape[1])),
+        average=None,
+        zero_division=math.nan,
+    )
     loss = cross_entropy(logits.float(), labels).item()
     return Score(
         metric=metric,
         value=figures[metric],
-        interval=wilson(hits, len(truth)),
+        interval=wilson(round(figures["accuracy"] * len(labels)), len(labels)),
         perplexity=math.exp(min(loss, 700.0)),
         recall=tuple(None if math.isnan(r) else float(r) for r in recall),
-        examples=len(truth),
+        examples=len(labels),
         **figures,
     )
+
+
+def value(logits: Tensor, labels: Tensor, metric: str) -> float:
+    """One metric of ``logits`` (N, C) against ``labels`` (N,), int64.
+
+    Raises: InputError for no examples, or a metric that is not one of ``METRICS``.
+    """
+    if len(labels) == 0:
+        raise InputError("nothing to score: the split is empty")
+    if metric not in METRICS:
+        raise InputError(f"no metric called {metric!r}; known: {', '.join(METRICS)}")
+    return METRICS[metric](labels, logits.argmax(dim=1))
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:

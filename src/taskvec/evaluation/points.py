@@ -1,15 +1,53 @@
-"""One set of parameters, moved from coefficient to coefficient in place."""
+"""Edited models at one set of coefficients after another, in either space."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from taskvec.errors import InputError, KeyMismatch
+from taskvec.evaluation.linear import LinearFeatures, linear_features
+from taskvec.tangent.linearization import Linearization
+from taskvec.tasks.loaders import Batches
+from taskvec.training.loop import Params
+from taskvec.training.space import Space
+from taskvec.vectors import TaskVector
+
+Direction = frozenset[str]
+"""Labels of vectors that are added up: one for a vector by itself."""
 
 
-class Points:
-    """``base + sum_t coefficient_t * vector_t``, evaluated at one point after another.
+@dataclass(frozen=True)
+class TangentPoint:
+    """``theta_0 + sum_t a_t tau_t`` in tangent space: a model that is never built. Any number may coexist."""
+
+    points: "TangentPoints"
+    coefficients: Mapping[Direction, float]
+
+    def features(self, prepared: Batches) -> Tensor:
+        """Features (N, d) of prepared batches."""
+        return self.points.linear_features(prepared, self.coefficients).at(self.coefficients)
+
+
+Point = Params | TangentPoint
+"""A model that can be evaluated: parameters, or a place in tangent space."""
+
+
+class Points(Protocol):
+    """Edits ``theta_0 + sum_t a_t tau_t`` of one model by vectors under labels."""
+
+    def at(self, coefficients: Mapping[str, float]) -> Point:
+        """The model at a point. In ordinary space it is valid until the next call, and read-only."""
+
+    def shared(self, labels: Sequence[str], coefficient: float) -> Point:
+        """The model with the same coefficient on every vector in ``labels``."""
+
+
+class OrdinaryPoints:
+    """One set of parameters, moved from point to point in place.
 
     Deltas are held dense in float32, one copy of the edited parameters is reused: a move costs a copy and a
     fused multiply-add a vector. Every move starts from the base, so rounding does not accumulate.
@@ -21,32 +59,14 @@ class Points:
     Raises: KeyMismatch if a vector names a tensor that the base lacks, or of another shape.
     """
 
-    def __init__(self, base: Mapping[str, Tensor], vectors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def __init__(self, base: Params, vectors: Mapping[str, Params]) -> None:
         self._base = {name: value.detach().float() for name, value in base.items()}
-        self._deltas = {label: self._dense(label, vector) for label, vector in vectors.items()}
+        self._deltas = _fitting(self._base, vectors)
         self._params = {name: value.clone() for name, value in self._base.items()}
 
-    def _dense(self, label: str, vector: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        for name in vector:
-            if name not in self._base:
-                raise KeyMismatch(
-                    f"vector {label!r}: {name!r} is not among the parameters of the model's encoder; "
-                    "was the vector made from another model?"
-                )
-        deltas = {name: vector[name].detach().float() for name in vector}
-        for name, delta in deltas.items():
-            if delta.shape != self._base[name].shape:
-                raise KeyMismatch(
-                    f"vector {label!r}: {name!r} has shape {tuple(delta.shape)}, expected "
-                    f"{tuple(self._base[name].shape)} as in the model"
-                )
-        return deltas
-
-    def at(self, coefficients: Mapping[str, float]) -> Mapping[str, Tensor]:
+    def at(self, coefficients: Mapping[str, float]) -> Params:
         """The parameters at a point; valid until the next call, read-only for the caller."""
-        for label in coefficients:
-            if label not in self._deltas:
-                raise InputError(f"no vector called {label!r} among {', '.join(self._deltas)}")
+        _check_labels(coefficients, self._deltas)
         names = list(self._params)
         torch._foreach_copy_([self._params[n] for n in names], [self._base[n] for n in names])
         for label, coefficient in coefficients.items():
@@ -59,6 +79,120 @@ class Points:
                 )
         return self._params
 
-    def shared(self, labels: Sequence[str], coefficient: float) -> Mapping[str, Tensor]:
+    def shared(self, labels: Sequence[str], coefficient: float) -> Params:
         """The parameters with the same coefficient on every vector in ``labels``."""
         return self.at(dict.fromkeys(labels, coefficient))
+
+
+class TangentPoints:
+    """The tangent space of a model, and everything computed in it so far.
+
+    The first point on a set of examples costs one pass, 1 + 2T forward passes for its T directions; further
+    points on them are sums of what is kept, N x d numbers a direction, for as long as this object lives.
+
+    Args:
+        lin: the linearized encoder, of ``(params, inputs of a batch) -> features (n, d)``.
+        vectors: deltas by label.
+        precision: "float32" or "bf16" (autocast).
+
+    Raises: KeyMismatch if a vector names a tensor that theta_0 lacks, or of another shape.
+    """
+
+    def __init__(
+        self, lin: Linearization, vectors: Mapping[str, Params], *, precision: str = "float32"
+    ) -> None:
+        self._lin = lin
+        self._deltas = _fitting(lin.theta0, vectors)
+        self._precision = precision
+        self._known: WeakKeyDictionary[Batches, LinearFeatures] = WeakKeyDictionary()
+
+    def at(self, coefficients: Mapping[str, float]) -> TangentPoint:
+        """The point with these coefficients; a vector that is not named has coefficient 0."""
+        _check_labels(coefficients, self._deltas)
+        moved = {frozenset({label}): float(c) for label, c in coefficients.items() if self._deltas[label]}
+        return TangentPoint(self, moved)
+
+    def shared(self, labels: Sequence[str], coefficient: float) -> TangentPoint:
+        """The point with the same coefficient on every vector in ``labels``.
+
+        All vectors together are one direction, their sum: two forward passes in place of two a vector.
+        Always, and not only when it saves something, so that no figure depends on what came before it.
+        """
+        _check_labels(labels, self._deltas)
+        if len(labels) > 1 and set(labels) == self._deltas.keys() and any(self._deltas.values()):
+            return TangentPoint(self, {frozenset(labels): float(coefficient)})
+        return self.at(dict.fromkeys(labels, coefficient))
+
+    def linear_features(
+        self, prepared: Batches, directions: Iterable[Direction] | None = None
+    ) -> LinearFeatures:
+        """f0 and J tau on prepared batches; what is not known yet is computed in one pass and kept.
+
+        Args:
+            directions: those that are needed; by default every vector by itself.
+        """
+        known = self._known.get(prepared)
+        every = [frozenset({label}) for label, delta in self._deltas.items() if delta]
+        wanted = list(every if directions is None else directions)
+        if known is None:
+            taus = {one: self._tau(one) for one in wanted or every[:1]}
+            known = linear_features(self._lin, taus or self._nowhere(), prepared, precision=self._precision)
+        elif missing := [one for one in wanted if one not in known.slopes]:
+            taus = {one: self._tau(one) for one in missing}
+            known = known.joined(linear_features(self._lin, taus, prepared, precision=self._precision))
+        self._known[prepared] = known
+        return known
+
+    def _tau(self, direction: Direction) -> Params:
+        tau: dict[str, Tensor] = {}
+        for label in self._deltas:  # in this order, whatever the set's
+            if label in direction:
+                for name, delta in self._deltas[label].items():
+                    tau[name] = tau[name] + delta if name in tau else delta
+        return tau
+
+    def _nowhere(self) -> Mapping[Direction, Params]:
+        name, value = next(iter(self._lin.theta0.items()))
+        return {frozenset(): {name: torch.zeros_like(value)}}
+
+
+def own_space(vectors: Mapping[str, TaskVector]) -> Space:
+    """The space that vectors were trained in; a vector that does not say was trained in ordinary space.
+
+    Raises: InputError if they differ, naming two of them.
+    """
+    spaces = {label: vector.info.space or "ordinary" for label, vector in vectors.items()}
+    first: dict[Space, str] = {}
+    for label, space in spaces.items():
+        first.setdefault(space, label)
+    if len(first) > 1:
+        raise InputError(
+            f"vector {first['tangent']!r} was trained in tangent space and {first['ordinary']!r} in ordinary "
+            "space; choose where to evaluate them, --space ordinary or tangent"
+        )
+    return next(iter(first), "ordinary")
+
+
+def _fitting(base: Params, vectors: Mapping[str, Params]) -> dict[str, dict[str, Tensor]]:
+    """The vectors' deltas in float32, every one checked against the base."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for label, vector in vectors.items():
+        for name, delta in vector.items():
+            if name not in base:
+                raise KeyMismatch(
+                    f"vector {label!r}: {name!r} is not among the parameters of the model's encoder; "
+                    "was the vector made from another model?"
+                )
+            if delta.shape != base[name].shape:
+                raise KeyMismatch(
+                    f"vector {label!r}: {name!r} has shape {tuple(delta.shape)}, expected "
+                    f"{tuple(base[name].shape)} as in the model"
+                )
+        found[label] = {name: delta.detach().float() for name, delta in vector.items()}
+    return found
+
+
+def _check_labels(labels: Iterable[str], known: Mapping[str, object]) -> None:
+    for label in labels:
+        if label not in known:
+            raise InputError(f"no vector called {label!r} among {', '.join(known)}")
