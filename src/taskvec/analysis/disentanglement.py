@@ -1,6 +1,6 @@
 """Weight disentanglement: how far one task's vector disturbs the model on another task's data."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -17,7 +17,7 @@ from taskvec.evaluation.points import Points
 from taskvec.models.heads import Head
 from taskvec.progress import Watch, unwatched
 from taskvec.tasks.source import SplitName
-from taskvec.training.loop import Params
+from taskvec.training.space import Space
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Outputs (N, k) of two models on the same examples to a distance (N,) for each of them."""
@@ -153,7 +153,7 @@ class Panel:
 
     label: str
     regime: str
-    space: str
+    space: Space
     points: Points
 
 
@@ -180,7 +180,7 @@ def disentangle(
 
     def visit(a1: float, a2: float) -> tuple[Tensor, Tensor]:
         point = points.at({pair[0]: a1, pair[1]: a2})
-        one, other = (_features(evaluator, point, task, split) for task in pair)
+        one, other = (evaluator.features(point, task, split)[0] for task in pair)
         if not bool(one.isfinite().all() and other.isfinite().all()):
             raise TaskvecError(
                 f"{' + '.join(pair)}: the model's features at ({a1:g}, {a2:g}) are not finite; "
@@ -241,7 +241,7 @@ def _ratio(error: float | None, movement: float | None) -> float | None:
 
 def disentanglement(
     evaluator: Evaluator,
-    panels: Sequence[Panel],
+    panels: Iterable[Panel],
     tasks: Sequence[str],
     *,
     pairs: Sequence[tuple[str, str]] | None = None,
@@ -251,6 +251,9 @@ def disentanglement(
 ) -> dict[str, Any]:
     """Maps and their summaries for pairs of tasks, in every panel; all pairs by default.
 
+    Args:
+        panels: taken one after another, so that a generator holds the vectors of one panel at a time.
+
     Returns: a record of plain data: what was measured how, and for each pair and panel the maps by distance
         (rows are values of the first task's coefficient) and their summary.
     Raises: InputError for fewer than two tasks.
@@ -258,35 +261,33 @@ def disentanglement(
     if len(tasks) < 2:
         raise InputError(f"disentanglement: {' '.join(tasks) or 'no task'} given, expected two or more tasks")
     values = list(grid or square_grid())
-    found = []
-    for pair in pairs or list(combinations(tasks, 2)):
-        by_panel = {}
-        for panel in panels:
+    chosen = list(pairs or combinations(tasks, 2))
+    seen: dict[str, dict[str, str]] = {}
+    found: list[dict[str, Any]] = [{"tasks": list(pair), "panels": {}} for pair in chosen]
+    for panel in panels:
+        seen[panel.label] = {"regime": panel.regime, "space": panel.space}
+        for pair, of_pair in zip(chosen, found, strict=True):
             name = f"{' + '.join(pair)}, {panel.label}"
             maps = disentangle(
                 evaluator, panel.points, pair, split=split, grid=values, watch=watch, label=name
             )
-            by_panel[panel.label] = {
+            of_pair["panels"][panel.label] = {
                 "summary": summary(values, maps),
-                "maps": {name: one.error.tolist() for name, one in maps.items()},
-                "movement": {name: one.movement.tolist() for name, one in maps.items()},
+                "maps": {distance: one.error.tolist() for distance, one in maps.items()},
+                "movement": {distance: one.movement.tolist() for distance, one in maps.items()},
             }
-        found.append({"tasks": list(pair), "panels": by_panel})
     return {
         "analysis": "disentanglement",
         "model": evaluator.backbone.ref,
         "split": split,
         "examples": {task: len(evaluator.split(task, split)) for task in tasks},
         "heads": {task: evaluator.head(task).kind for task in tasks},
+        "data": {task: evaluator.task(task).fingerprint for task in tasks},
         "precision": evaluator.precision,
         "tasks": list(tasks),
         "grid": values,
         "distances": DISTANCES,
         "reduction": "sum over the two tasks of means over examples; 0 to 2 for predictions",
-        "panels": {panel.label: {"regime": panel.regime, "space": panel.space} for panel in panels},
+        "panels": seen,
         "pairs": found,
     }
-
-
-def _features(evaluator: Evaluator, point: Params, task: str, split: SplitName) -> Tensor:
-    return evaluator._features(point, evaluator._prepared(task, split))

@@ -1,6 +1,7 @@
 """Records of analyses as figures."""
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -88,6 +89,45 @@ def _by_pair(record: Record, panel: str) -> list[list[float]]:
             if found[key] is not None:
                 values[row][column] = found[key]
     return values
+
+
+def linearity_figures(record: Record) -> "dict[str, Figure]":
+    """The gap of every regime, then the accuracies in both spaces, a panel a regime."""
+    regimes, values = record["regimes"], record["coefficients"]
+    figure, [(gap, *accuracies)] = _grid(1, 1 + len(regimes), 3.6, 3.4)
+    for index, (name, regime) in enumerate(regimes.items()):
+        lines = [[100 * (one or 0) for one in found["gap"]] for found in regime["tasks"].values()]
+        _lines_and_mean(gap, [0.0, *values], [[0.0, *line] for line in lines], f"C{index}", name)
+    gap.set_xlabel("coefficient α")
+    gap.set_ylabel("distance from the linearization, %\nof the distance moved")
+    gap.set_ylim(bottom=0)
+    gap.set_title("features", fontsize="medium")
+    gap.legend(frameon=False, fontsize="small")
+    start = [100 * value for value in record["pretrained"].values()]
+    for index, (ax, (name, regime)) in enumerate(zip(accuracies, regimes.items(), strict=True)):
+        for key, style, label in (("accuracy", "-", "f"), ("accuracy_linear", "--", "linearized")):
+            lines = [
+                [before, *(100 * one for one in found[key])]
+                for before, found in zip(start, regime["tasks"].values(), strict=True)
+            ]
+            _lines_and_mean(ax, [0.0, *values], lines, f"C{index}", label, style)
+        ax.set_xlabel("coefficient α")
+        ax.set_title(f"{name}: mean of tasks", fontsize="medium")
+        ax.legend(frameon=False, fontsize="small")
+        ax.sharey(accuracies[0])
+    accuracies[0].set_ylabel("accuracy, %")
+    return {"figure": figure}
+
+
+def _lines_and_mean(
+    ax: "Axes", at: Sequence[float], lines: Rows, color: str, label: str, style: str = "-"
+) -> None:
+    """Every line thin, their mean thick."""
+    if len(lines) > 1:
+        for line in lines:
+            ax.plot(at, line, style, color=color, lw=0.6, alpha=0.5)
+    ax.plot(at, [fmean(column) for column in zip(*lines, strict=True)], style, color=color, lw=2, label=label)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def similarity_figures(record: Record) -> "dict[str, Figure]":

@@ -93,6 +93,44 @@ def similarity_tables(record: Record) -> list[Table]:
     ]
 
 
+def linearity_tables(record: Record) -> list[Table]:
+    """One row a regime and task; then the non-linear advantage."""
+    values = record["coefficients"]
+    last = values.index(1.0)
+    rows = []
+    for name, regime in record["regimes"].items():
+        for task, found in regime["tasks"].items():
+            f, linear = found["accuracy"][last], found["accuracy_linear"][last]
+            cells = map(_percent, (found["gap"][0], found["gap"][last], f, linear, f - linear))
+            rows.append((f"{task}, {name}", _percent(record["pretrained"][task]), *cells))
+    sizes = sorted(set(record["examples"].values()))
+    first = f"gap at {values[0]:g}"
+    advantage = [
+        (label, *(_percent(found["tasks"][task]) for task in record["tasks"]), _percent(found["mean"]))
+        for label, found in record["advantage"].items()
+    ]
+    tables = [
+        Table(
+            "Linearity",
+            ("task, regime", "pre-trained", first, "gap at 1", "f", "linearized", "difference"),
+            tuple(rows),
+            "Per cent. Gap: distance of a model's features from those of its linearization, over their "
+            "distance from the pre-trained ones. f and linearized: accuracy of the same vector at coefficient 1 in "
+            f"ordinary and in tangent space, {'–'.join(map(str, sizes))} {record['split']} examples a task.",
+        )
+    ]
+    if advantage:
+        tables.append(
+            Table(
+                "Non-linear advantage",
+                ("", *record["tasks"], "mean"),
+                tuple(advantage),
+                "Accuracy of f less that of the linear model, in per cent of the range above chance.",
+            )
+        )
+    return tables
+
+
 def _off_diagonal(matrix: Sequence[Sequence[float]]) -> float:
     return fmean(value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j)
 

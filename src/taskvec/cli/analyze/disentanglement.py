@@ -85,7 +85,7 @@ def disentanglement(
         batch_size=batch_size,
         precision=precision,
     )
-    panels = list(_panels(evaluator, regimes, tasks, post_hoc))
+    panels = _panels(evaluator, regimes, tasks, post_hoc)
     with watching(quiet) as watch:
         record = analysis(evaluator, panels, tasks, pairs=pair or None, split=split, grid=values, watch=watch)
     record["vectors"] = files_of(regimes, tasks)
@@ -97,10 +97,11 @@ def _panels(
 ) -> "Iterator[Panel]":
     """Every regime in its own space; ordinary ones in tangent space too if ``post_hoc``."""
     from taskvec.analysis.disentanglement import Panel
+    from taskvec.evaluation.points import own_space
 
     for regime, vectors in regimes.items():
         own = {task: vectors[task] for task in tasks}
-        space = next(iter(own.values())).info.space or "ordinary"
-        yield Panel(regime, regime, space, evaluator.points(own))
+        space = own_space(own)
+        yield Panel(regime, regime, space, evaluator.points(own, space=space))
         if post_hoc and space == "ordinary":
             yield Panel(f"{regime}, post hoc", regime, "tangent", evaluator.points(own, space="tangent"))
