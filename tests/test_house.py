@@ -12,7 +12,7 @@ import pytest
 import taskvec
 
 SOURCE = Path(taskvec.__file__).parent
-GROUND = {"_version", "config", "errors", "progress", "registry"}
+GROUND = {"_version", "config", "errors", "progress", "registry", "selection"}
 EDITING = {"weights", "rules", "vectors", "edits"}
 LEARNING = {"models", "tangent", "tasks", "training"}
 ABOVE = {"evaluation", "analysis", "experiments"}

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from taskvec.errors import InputError
-from taskvec.models.selection import matching
+from taskvec.selection import matching
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 16,

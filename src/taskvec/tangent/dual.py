@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from taskvec.tangent.forward import NoTangent, differentiable, forward_mode
+from taskvec.tangent.forward import NoTangent, differentiable, forward_mode, missing
 
 Tangent = Tensor | None
 
@@ -147,8 +147,8 @@ def _pushed(
                 moved[at] = forward_ad.make_dual(moved[at], step.to(moved[at].dtype))  # type: ignore[no-untyped-call]
         try:
             outs = run(moved)
-        except NotImplementedError as error:
-            raise NoTangent(f"{name!r} has no forward-mode derivative ({error})") from None
+        except (NotImplementedError, RuntimeError) as error:
+            raise missing(error, repr(name)) from None
         found = [_tangent(out) for out in outs]
         if any(differentiable(out) and slope is None for out, slope in zip(outs, found, strict=True)):
             raise NoTangent(f"{name!r} returned no tangent")

@@ -2,11 +2,11 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -44,8 +44,8 @@ def forward_mode() -> Iterator[None]:
 def jvp(function: Callable[[Params], Any], theta0: Params, tau: Params) -> tuple[Any, Any]:
     """``(f(theta0), J(theta0) tau)`` by ``torch.func``; tensors of ``theta0`` without a tangent get none.
 
-    Returns: twice the structure that ``function`` returns; in the second, what is no floating-point tensor
-        is None.
+    Returns: twice the structure that ``function`` returns; what is no floating-point tensor is the same in
+        both.
     Raises: NoTangent for an operation without a forward-mode rule.
     """
     structure: list[Any] = []
@@ -60,12 +60,12 @@ def jvp(function: Callable[[Params], Any], theta0: Params, tau: Params) -> tuple
     try:
         with forward_mode():
             values, slopes = torch.func.jvp(flat, (at,), (step,))  # type: ignore[misc]
-    except NotImplementedError as error:
-        raise NoTangent(
-            f"no forward-mode derivative ({_first_line(error)}); use a plain implementation of this layer"
-        ) from None
+    except NoTangent:
+        raise
+    except (NotImplementedError, RuntimeError) as error:
+        raise missing(error) from None
     leaves, spec = structure
-    out, tangent = list(leaves), [None] * len(leaves)
+    out, tangent = list(leaves), list(leaves)
     places = [place for place, leaf in enumerate(leaves) if differentiable(leaf)]
     for place, value, slope in zip(places, values, slopes, strict=True):
         out[place], tangent[place] = value, slope
@@ -77,5 +77,47 @@ def differentiable(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160]
+_SIGNS = ("forward ad", "forward mode", "forward-mode", "jvp", "functorch", "vmap")
+
+
+def missing(error: Exception, what: str = "an operation") -> Exception:
+    """The error, or NoTangent in its place if it says that a derivative is missing."""
+    said = str(error).strip().splitlines()[0]
+    if not any(sign in said.lower() for sign in _SIGNS):
+        return error
+    return NoTangent(
+        f"{what} has no forward-mode derivative ({said[:160]}); write it in plain torch operations"
+    )
+
+
+def named_in(module: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, which runs ``module``; when a derivative is missing, the part at fault is named."""
+
+    def named(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except (NotImplementedError, RuntimeError, NoTangent) as error:
+            found = error if isinstance(error, NoTangent) else missing(error)
+            if not isinstance(found, NoTangent):
+                raise
+            with _tracing(module) as running, suppress(NotImplementedError, RuntimeError, NoTangent):
+                function(*args, **kwargs)
+            raise NoTangent(f"{running[-1]}: {found}" if running else str(found)) from None
+
+    return named
+
+
+@contextmanager
+def _tracing(module: nn.Module) -> Iterator[list[str]]:
+    """The names and types of the modules that are running, innermost last; a failed one stays in the list."""
+    running: list[str] = []
+    handles = []
+    for name, part in module.named_modules():
+        label = f"{name or 'the model'!r} ({type(part).__name__})"
+        handles.append(part.register_forward_pre_hook(lambda _, __, label=label: running.append(label)))
+        handles.append(part.register_forward_hook(lambda *_: running.pop() and None))
+    try:
+        yield running
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 
 from taskvec.errors import InputError
 from taskvec.tangent.dual import Dual, primals
-from taskvec.tangent.forward import NoTangent, Params, differentiable, jvp
+from taskvec.tangent.forward import NoTangent, Params, differentiable, jvp, named_in
 from taskvec.tangent.verification import disagreement
 
 Route = Literal["auto", "rules", "lean", "func"]
@@ -37,6 +37,7 @@ class Linearization:
         function: ``f(params, *args, **kwargs)``, any nest of tensors out. It must not be random.
         theta0: tensors by name; those that a tau lacks are constant. Shared, not copied, never written.
         example: arguments to check the rules on now, instead of on the first ones that come.
+        module: what the function runs; a message about a missing derivative names the part of it at fault.
 
     Source: Ortiz-Jimenez et al. 2023, arXiv:2305.12827, equation 3.
     """
@@ -48,10 +49,11 @@ class Linearization:
         *,
         route: Route = "auto",
         example: tuple[Any, ...] | None = None,
+        module: nn.Module | None = None,
     ) -> None:
         if route not in ROUTES:
             raise InputError(f"route: {route!r} is not one of {', '.join(ROUTES)}")
-        self._function = function
+        self._function = named_in(module, function) if module is not None else function
         self.theta0 = {name: value.detach() for name, value in theta0.items()}
         self.route: Route = route
         if route == "auto" and example is not None:
@@ -71,15 +73,19 @@ class Linearization:
         if self.route == "auto":
             self._settle(tau, args, kwargs)
         if self.route == "rules":
-            return self._by_rules(tau, args, kwargs)
-        if self.route == "lean":
-            return self._lean(tau, args, kwargs)
-        return _sum(*jvp(self._bound(args, kwargs), self.theta0, tau))
+            out = self._by_rules(tau, args, kwargs)
+        elif self.route == "lean":
+            out = self._lean(tau, args, kwargs)
+        else:
+            out = _sum(*jvp(self._bound(args, kwargs), self.theta0, tau))
+        if torch.is_grad_enabled() and any(step.requires_grad for step in tau.values()):
+            _check_reached(out, lambda leaf: isinstance(leaf, Tensor) and leaf.requires_grad)
+        return out
 
     def jvps(self, taus: Sequence[Params], *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         """``f(theta0)`` and ``J tau_t`` for every t, without a graph; in one run by ``rules``.
 
-        Returns: f0, and for each tau the same structure, None where f0 holds no floating-point tensor.
+        Returns: f0, and for each tau the same structure; what is no floating-point tensor is as in f0.
         Cost: 1 + 2T forward passes; 3T by the other routes.
         """
         for tau in taus:
@@ -98,7 +104,6 @@ class Linearization:
             for name, step in tau.items()
         }
         out = self._bound(args, kwargs)({**self.theta0, **duals})
-        _check_reached(out)
         return tree_map_only(Dual, lambda leaf: leaf.primal + _slope(leaf, 0), out)
 
     def _lean(self, tau: Params, args: Any, kwargs: Any) -> Any:
@@ -118,7 +123,7 @@ class Linearization:
             for name in names
         }
         out = self._bound(args, kwargs)({**self.theta0, **duals})
-        _check_reached(out)
+        _check_reached(out, lambda leaf: isinstance(leaf, Dual))
         return primals(out), [
             tree_map(lambda leaf, at=place: _slope(leaf, at), out) for place in range(len(taus))
         ]
@@ -168,21 +173,24 @@ def _anchored(tau: Tensor, theta0: Tensor) -> Tensor:
 
 
 def _sum(value: Any, slope: Any) -> Any:
-    """Value plus tangent, leaf by leaf; what has no tangent stays."""
+    """Value plus tangent, leaf by leaf; what can have no tangent stays."""
     leaves, spec = tree_flatten(value)
-    steps = tree_flatten(slope, is_leaf=lambda leaf: leaf is None)[0]
     return tree_unflatten(
-        [leaf if step is None else leaf + step for leaf, step in zip(leaves, steps, strict=True)], spec
+        [
+            leaf + step if differentiable(leaf) else leaf
+            for leaf, step in zip(leaves, tree_leaves(slope), strict=True)
+        ],
+        spec,
     )
 
 
-def _slope(leaf: Any, direction: int) -> Tensor | None:
+def _slope(leaf: Any, direction: int) -> Any:
     if not isinstance(leaf, Dual):
-        return torch.zeros_like(leaf) if differentiable(leaf) else None
+        return torch.zeros_like(leaf) if differentiable(leaf) else leaf
     step = leaf.tangents[direction]
     return torch.zeros_like(leaf.primal) if step is None else step
 
 
-def _check_reached(out: Any) -> None:
-    if not any(isinstance(leaf, Dual) for leaf in tree_leaves(out)):
+def _check_reached(out: Any, moves: Callable[[Any], bool]) -> None:
+    if not any(map(moves, tree_leaves(out))):
         raise NoTangent("no output depends on the chosen parameters, or their derivative was lost on the way")
