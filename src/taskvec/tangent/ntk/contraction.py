@@ -1,0 +1,169 @@
+"""Inner products of per-sample gradients: small slices, matrix products, and the symmetric half only."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from taskvec.tangent.ntk.terms import Outer, Rows, Scatter, Term, matrix_shape
+
+Mode = Literal["full", "class", "trace"]
+"""All pairs of classes; equal classes; the sum over equal classes."""
+
+Chunk = tuple[slice, list[Term]]
+"""Places of samples among their block, and the terms of one parameter for them."""
+
+SMALLEST = 48
+"""Rows below which a symmetric product is not split further."""
+
+
+class Block:
+    """A rectangle of the kernel: samples of one block against samples of another, or of the same.
+
+    Args:
+        kernel: (N1 C, N2 C) in mode full, (C, N1, N2) in mode class, (N1, N2) in mode trace.
+        rows, columns: the samples.
+        symmetric: the two are the same; only the upper half is filled.
+        floats: numbers that a slice may hold.
+    """
+
+    def __init__(
+        self,
+        kernel: Tensor,
+        rows: slice,
+        columns: slice,
+        classes: int,
+        mode: Mode,
+        *,
+        symmetric: bool,
+        floats: int,
+    ) -> None:
+        self.classes, self.mode, self.symmetric, self.floats = classes, mode, symmetric, floats
+        self.n1, self.n2 = rows.stop - rows.start, columns.stop - columns.start
+        factor = classes if mode == "full" else 1
+        self.view = kernel[
+            ..., rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor
+        ]
+
+    def add(self, shape: torch.Size, first: list[Chunk], second: list[Chunk] | None) -> None:
+        """Add the contribution of one parameter of ``shape``."""
+        other = first if second is None else second
+        if self._pairwise(first, other):
+            for at, [left] in first:
+                for to, [right] in other:
+                    if not self.symmetric or to.stop > at.start:
+                        self._add_pairs(at, left, to, right)  # type: ignore[arg-type]
+            return
+        samples = self.n1 + (0 if second is None else self.n2)
+        count, columns = matrix_shape(shape)
+        if samples and first and other:
+            height = max(1, self.floats // (samples * self.classes * columns))
+            for rows in _slices(count, height, first, other):
+                here = self._written(first, self.n1, rows, columns)
+                there = None if second is None else self._written(second, self.n2, rows, columns)
+                self._multiply(here, there)
+
+    def _written(self, chunks: list[Chunk], n: int, rows: Rows, columns: int) -> Tensor:
+        size = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        example = chunks[0][1][0].tensors()[0]
+        into = example.new_zeros(n, self.classes, size, columns)
+        for at, terms in chunks:
+            for term in terms:
+                term.write(into[at], rows)
+        return into.view(n, self.classes, -1)
+
+    def _multiply(self, left: Tensor, right: Tensor | None) -> None:
+        n1, classes, width = left.shape
+        if self.mode == "class":
+            for c in range(classes):
+                _gemm(self.view[c], left[:, c], None if right is None else right[:, c])
+        else:
+            size = (-1, width) if self.mode == "full" else (n1, -1)
+            other = (
+                None
+                if right is None
+                else right.reshape(
+                    -1 if self.mode == "full" else len(right),
+                    width if self.mode == "full" else classes * width,
+                )
+            )
+            _gemm(self.view, left.reshape(size), other)
+
+    def _pairwise(self, first: list[Chunk], second: list[Chunk]) -> bool:
+        """Whether comparing tokens costs less than writing out the gradients of a matrix product.
+
+        S^2 (in / m + out) against in * out multiplications a pair of outputs, with m outputs of a pair of
+        samples that share the comparison of their inputs; a token comparison is also written and read.
+        """
+        for _, terms in (*first, *second):
+            if len(terms) != 1 or not isinstance(terms[0], Outer):
+                return False
+        if not first or not second:
+            return False
+        term = first[0][1][0]
+        assert isinstance(term, Outer)
+        fan_in, tokens, fan_out = term.tokens().shape[2], *term.slope.shape[2:]
+        shared = self.classes**2 if self.mode == "full" else self.classes
+        return bool(tokens**2 * (fan_in / shared + fan_out + 16) < fan_in * fan_out)
+
+    def _add_pairs(self, at: slice, left: Outer, to: slice, right: Outer) -> None:
+        """sum_st (x_is . x'_jt) (g_ics . g'_jdt), a few samples i at a time."""
+        x, y = left.tokens(), right.tokens()
+        tokens, classes = x.shape[1], self.classes
+        pairs = classes * classes if self.mode == "full" else classes
+        step = max(1, self.floats // (len(y) * tokens * tokens * (pairs + 1)))
+        for start in range(0, len(x), step):
+            some = slice(start, min(start + step, len(x)))
+            here = slice(at.start + some.start, at.start + some.stop)
+            skip = max(0, here.start - to.start) if self.symmetric else 0
+            if skip >= len(y):
+                continue
+            there = slice(to.start + skip, to.stop)
+            inputs = torch.einsum("isk,jtk->isjt", x[some], y[skip:])
+            g, h = left.slope[some], right.slope[skip:]
+            if self.mode == "full":
+                slopes = torch.einsum("icso,jdto->icsjdt", g, h)
+                found = torch.einsum("icsjdt,isjt->icjd", slopes, inputs).flatten(2).flatten(0, 1)
+                rows = slice(here.start * classes, here.stop * classes)
+                self.view[rows, there.start * classes : there.stop * classes] += found
+            else:
+                slopes = torch.einsum("icso,jcto->cisjt", g, h)
+                found = torch.einsum("cisjt,isjt->cij", slopes, inputs)
+                self.view[..., here, there] += found if self.mode == "class" else found.sum(0)
+
+
+def _slices(count: int, height: int, first: list[Chunk], second: list[Chunk]) -> Iterator[Rows]:
+    """Rows of a parameter, some at a time; of a table only those that both sides read."""
+    terms = [[term for _, some in side for term in some] for side in (first, second)]
+    tables = [[term for term in side if isinstance(term, Scatter)] for side in terms]
+    if tables == terms:
+        read = [torch.unique(torch.cat([table.read() for table in side])) for side in tables]
+        both = read[0][torch.isin(read[0], read[1])]
+        yield from (part for part in both.split(height) if len(part))
+        return
+    for start in range(0, count, height):
+        yield slice(start, min(start + height, count))
+
+
+def _gemm(into: Tensor, left: Tensor, right: Tensor | None) -> None:
+    """into += left right^T; without ``right`` the upper half of left left^T, by halves of halves."""
+    if right is not None:
+        into.addmm_(left, right.T)
+    elif len(left) <= SMALLEST:
+        into.addmm_(left, left.T)
+    else:
+        half = len(left) // 2
+        into[:half, half:].addmm_(left[:half], left[half:].T)
+        _gemm(into[:half, :half], left[:half], None)
+        _gemm(into[half:, half:], left[half:], None)
+
+
+def mirror(kernel: Tensor) -> None:
+    """Copy the upper half of the last two dimensions to the lower one, in place."""
+    n = kernel.shape[-1]
+    for start in range(0, n, 512):
+        stop = min(start + 512, n)
+        kernel[..., start:stop, :start] = kernel[..., :start, start:stop].mT
+        square = kernel[..., start:stop, start:stop]
+        square.copy_(square.triu() + square.triu(1).mT)

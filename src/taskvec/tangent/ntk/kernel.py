@@ -1,0 +1,111 @@
+"""The empirical neural tangent kernel, one parameter after another."""
+
+import torch
+from torch import Tensor, nn
+
+from taskvec.errors import InputError
+from taskvec.tangent.ntk.contraction import Block, Chunk, Mode, mirror
+from taskvec.tangent.ntk.features import Plan
+from taskvec.tangent.ntk.planning import Sizes, planned
+from taskvec.tangent.ntk.samples import Inputs, Samples, Selection, selected
+
+
+def ntk(
+    model: nn.Module,
+    x1: Inputs,
+    x2: Inputs | None = None,
+    *,
+    params: Selection = "all",
+    mode: Mode = "full",
+    memory: float = 2e9,
+    batch: int | None = None,
+) -> Tensor:
+    """Inner products of the gradients of a model's outputs, at the parameters it has.
+
+        K[i, c, j, d] = < d f_c(x1_i) / d theta, d f_d(x2_j) / d theta >
+
+    Args:
+        model: any module with outputs (N, C); neither it nor its gradients change. Dropout must be off and
+            batch norms must use running statistics.
+        x1, x2: a tensor, a mapping of keyword arguments or a tuple of positional ones, samples first.
+            Without ``x2`` the samples are compared with themselves and half of the work is done.
+        params: ``all``, ``attention`` or another selection of :mod:`taskvec.selection`, ``re:PATTERN`` that
+            whole names match, names, or a predicate on names.
+        mode: ``full``; ``class``, only pairs of equal classes; ``trace``, their sum.
+        memory: bytes to work with beside the kernel itself and the model. Less means that samples are
+            differentiated again for every block of samples they are compared with. Two samples must fit.
+        batch: samples a forward pass, at most; chosen by memory without it.
+
+    Returns: (N1, C, N2, C), (N1, N2, C) or (N1, N2), of the model's dtype and device.
+    Raises: InputError for a random model, outputs other than (N, C), nothing selected.
+    Cost: a forward and C backward passes to the activations, without parameter gradients; N1 N2 C^2 P
+        multiplications for P parameters (half of them without ``x2``, 1/C of them in the other modes). A
+        parameter whose use no rule covers costs a backward pass for each sample and class.
+    Source: Jacot et al. 2018, arXiv:1806.07572; contraction by tokens, Novak et al. 2022, arXiv:2206.08720.
+    """
+    if mode not in ("full", "class", "trace"):
+        raise InputError(f"ntk: mode {mode!r}, expected 'full', 'class' or 'trace'")
+    first = Samples.of(x1, "x1")
+    second = None if x2 is None else Samples.of(x2, "x2")
+    plan, sizes = planned(model, selected(model, params), first)
+    with torch.no_grad():
+        return _filled(plan, sizes, first, second, mode, memory, batch)
+
+
+def _filled(
+    plan: Plan,
+    sizes: Sizes,
+    first: Samples,
+    second: Samples | None,
+    mode: Mode,
+    memory: float,
+    batch: int | None,
+) -> Tensor:
+    n1, n2, classes = len(first), len(first if second is None else second), sizes.classes
+    shape = {
+        "full": (n1 * classes, n2 * classes),
+        "class": (classes, n1, n2),
+        "trace": (n1, n2),
+    }[mode]
+    kernel = torch.zeros(shape, dtype=sizes.dtype, device=sizes.device)
+    size, step, floats = _shares(sizes, n1 if second is None else n1 + n2, memory, batch)
+    for rows in _pieces(0, n1, size):
+        mine = _block(plan, first, rows, step)
+        for columns in _pieces(rows.start if second is None else 0, n2, size):
+            same = second is None and columns == rows
+            theirs = None if same else _block(plan, first if second is None else second, columns, step)
+            block = Block(kernel, rows, columns, classes, mode, symmetric=same, floats=floats)
+            for name, leaf in plan.leaves.items():
+                block.add(leaf.shape, mine.get(name, []), None if theirs is None else theirs.get(name, []))
+    if second is None:
+        mirror(kernel)
+    if mode == "full":
+        return kernel.view(n1, classes, n2, classes)
+    return kernel.permute(1, 2, 0).contiguous() if mode == "class" else kernel
+
+
+def _shares(sizes: Sizes, samples: int, memory: float, batch: int | None) -> tuple[int, int, int]:
+    """Samples a block, samples a pass, and numbers a slice: half of the memory is for features.
+
+    A pass needs its graph and about as much again for the gradients that run through it.
+    """
+    itemsize = torch.finfo(sizes.dtype).bits // 8
+    whole = sizes.features * samples <= memory / 2
+    size = samples if whole else max(1, int(memory / 4 / max(sizes.features, 1)))
+    step = max(1, min(size, batch or size, int(memory / 4 / max(2 * sizes.graph, 1))))
+    return size, step, max(1, int(memory / 4 / itemsize))
+
+
+def _pieces(start: int, stop: int, size: int) -> list[slice]:
+    return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
+
+
+def _block(plan: Plan, samples: Samples, block: slice, step: int) -> dict[str, list[Chunk]]:
+    """Features of a block of samples, in chunks."""
+    found: dict[str, list[Chunk]] = {}
+    for piece in _pieces(block.start, block.stop, step):
+        features, _ = plan.features(samples[piece])
+        at = slice(piece.start - block.start, piece.stop - block.start)
+        for name, terms in features.items():
+            found.setdefault(name, []).append((at, terms))
+    return found

@@ -1,0 +1,118 @@
+"""The kernel's products with vectors, without the kernel."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
+from torch import Tensor, nn
+
+from taskvec.errors import InputError
+from taskvec.tangent.forward import jvp
+from taskvec.tangent.ntk.features import check_outputs
+from taskvec.tangent.ntk.samples import Inputs, Samples, Selection, selected, substituted
+
+
+def ntk_product(
+    model: nn.Module,
+    x1: Inputs,
+    x2: Inputs | None,
+    v: Tensor,
+    *,
+    params: Selection = "all",
+    batch: int = 64,
+) -> Tensor:
+    """The kernel times a vector, matrix-free.
+
+        (K v)[i, c] = sum_jd K[i, c, j, d] v[j, d] = (J(x1) J(x2)^T v)[i, c]
+
+    Args:
+        model, x1, x2, params: as for :func:`ntk`; without ``x2`` the samples of ``x1`` take its place.
+        v: (N2, C).
+        batch: samples a pass.
+
+    Returns: (N1, C).
+    Raises: InputError for a ``v`` of another shape, outputs other than (N, C), nothing selected; NoTangent
+        for an operation without a forward-mode derivative.
+    Cost: a forward and a backward pass over ``x2``, a forward-mode pass over ``x1``; memory of two copies of
+        the parameters.
+    """
+    first = Samples.of(x1, "x1")
+    second = first if x2 is None else Samples.of(x2, "x2")
+    parameters = selected(model, params)
+    step = _pulled(model, parameters, second, v, batch)
+    return _pushed(model, parameters, first, step, batch)
+
+
+def ntk_operator(
+    model: nn.Module, x: Inputs, *, params: Selection = "all", ridge: float = 0.0, batch: int = 64
+) -> LinearOperator:
+    """K(x, x) + ridge as a symmetric SciPy operator on vectors (N C,), samples first: for CG and eigenpairs.
+
+    >>> from scipy.sparse.linalg import eigsh
+    >>> model = nn.Linear(3, 2).double()
+    >>> operator = ntk_operator(model, torch.eye(3, dtype=torch.float64))
+    >>> eigsh(operator, k=1)[0].round(6)  # x_i . x_j + 1
+    array([4.])
+    """
+    samples = Samples.of(x, "x")
+    with torch.no_grad():
+        out: Tensor = samples[:1].through(model)
+    check_outputs(out, 1)
+    shape = (len(samples), out.shape[1])
+
+    def times(vector: Any) -> Any:
+        v = torch.from_numpy(np.ascontiguousarray(vector)).to(out).view(shape)
+        product = ntk_product(model, x, None, v, params=params, batch=batch)
+        return product.flatten().double().cpu().numpy() + ridge * vector.reshape(-1)
+
+    side = shape[0] * shape[1]
+    return LinearOperator((side, side), matvec=times, rmatvec=times, dtype=np.float64)
+
+
+def _pulled(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], samples: Samples, v: Tensor, batch: int
+) -> dict[str, Tensor]:
+    """J^T v, by parameter."""
+    leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+    total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    for start in range(0, len(samples), batch):
+        piece = samples[start : start + batch]
+        with torch.enable_grad(), substituted(model, parameters, leaves):
+            out: Tensor = piece.through(model)
+        check_outputs(out, len(piece))
+        if v.shape != (len(samples), out.shape[1]):
+            raise InputError(
+                f"ntk_product: v is {tuple(v.shape)}, expected {(len(samples), out.shape[1])} as the outputs"
+            )
+        if out.requires_grad:
+            slopes = torch.autograd.grad(
+                out, list(leaves.values()), v[start : start + batch].to(out), allow_unused=True
+            )
+            for name, slope in zip(leaves, slopes, strict=True):
+                if slope is not None:
+                    total[name] += slope
+    return total
+
+
+def _pushed(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    samples: Samples,
+    step: Mapping[str, Tensor],
+    batch: int,
+) -> Tensor:
+    """J times a displacement."""
+    at = {name: p.detach() for name, p in parameters.items()}
+
+    def outputs(values: Mapping[str, Tensor]) -> Tensor:
+        with substituted(model, parameters, values):
+            return piece.through(model)  # type: ignore[no-any-return]
+
+    found = []
+    for start in range(0, len(samples), batch):
+        piece = samples[start : start + batch]
+        with torch.no_grad():
+            found.append(jvp(outputs, at, step)[1])
+    return torch.cat(found)

@@ -1,0 +1,123 @@
+"""The inputs of a model, cut into pieces; the parameters of a model, chosen by name."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from taskvec.errors import InputError
+from taskvec.registry import nearest
+from taskvec.selection import matching
+
+Inputs = Tensor | Mapping[str, Any] | tuple[Any, ...]
+"""What a model is called with: one tensor, keyword arguments, or positional ones."""
+Selection = str | Sequence[str] | Callable[[str], bool]
+"""A selection of :mod:`taskvec.selection` (``all``, ``attention``, ``re:PATTERN``), names, or a predicate."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs whose tensors all have the samples first; what is no tensor goes to every piece."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, inputs: Inputs, name: str) -> "Samples":
+        """Wrap what the caller gave.
+
+        Raises: InputError for inputs without a tensor, without a sample, or of different lengths.
+        """
+        if isinstance(inputs, Mapping):
+            found = cls((), dict(inputs))
+        else:
+            found = cls(inputs if isinstance(inputs, tuple) else (inputs,), {})
+        sizes = [len(tensor) if tensor.ndim else 0 for tensor in found.tensors()]
+        if not sizes or len(set(sizes)) > 1 or sizes[0] == 0:
+            raise InputError(
+                f"ntk: the tensors of {name} hold {sorted(set(sizes))} samples, expected the same number, "
+                "one or more, in the first dimension of each"
+            )
+        return found
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors."""
+        return (value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor))
+
+    def __len__(self) -> int:
+        return len(next(self.tensors()))
+
+    def through(self, model: nn.Module) -> Any:
+        """What the model returns for them."""
+        return model(*self.args, **self.kwargs)
+
+    def __getitem__(self, piece: slice) -> "Samples":
+        """Some samples; the tensors are new objects that share memory, so notes on them stay private."""
+
+        def cut(value: Any) -> Any:
+            return value[piece].detach() if isinstance(value, Tensor) else value
+
+        return Samples(tuple(map(cut, self.args)), {key: cut(value) for key, value in self.kwargs.items()})
+
+
+def selected(model: nn.Module, params: Selection) -> dict[str, nn.Parameter]:
+    """The chosen floating-point parameters, by their first name; a tied one is chosen by any of its names.
+
+    Raises: InputError when nothing is chosen, or a name is unknown.
+    """
+    every = [(n, p) for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()]
+    first: dict[int, str] = {}
+    for name, parameter in every:
+        first.setdefault(id(parameter), name)
+    chosen = _chosen(model, params, [name for name, _ in every])
+    wanted = {id(parameter) for name, parameter in every if name in chosen}
+    return {name: p for name, p in model.named_parameters() if id(p) in wanted and p.numel()}
+
+
+def _chosen(model: nn.Module, params: Selection, names: Sequence[str]) -> set[str]:
+    where = f"ntk of {type(model).__name__}"
+    if isinstance(params, str):
+        return set(matching(names, params, where))
+    if callable(params):
+        found = set(filter(params, names))
+    else:
+        found = set(params)
+        for name in sorted(found - set(names)):
+            raise InputError(f"{where}: no parameter called {name!r}; {nearest(name, names)}")
+    if not found:
+        raise InputError(f"{where}: params {params!r} selects none of {len(names)} parameters")
+    return found
+
+
+@contextmanager
+def substituted(
+    model: nn.Module, parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Other values in the place of some parameters, for a while.
+
+    ``torch.func.functional_call`` does not give a module back its parameters if it is reachable by two names
+    (pytorch issue 164759), so the places are found by what they hold.
+    """
+    value_of = {id(parameters[name]): value for name, value in values.items()}
+    places = [
+        (module._parameters, key, parameter)
+        for module in model.modules()
+        for key, parameter in module._parameters.items()
+        if id(parameter) in value_of
+    ]
+    flat = [
+        (module, list(module._flat_weights)) for module in model.modules() if isinstance(module, nn.RNNBase)
+    ]
+    try:
+        for table, key, parameter in places:
+            table[key] = value_of[id(parameter)]  # type: ignore[assignment]
+        for module, weights in flat:
+            module._flat_weights = [value_of.get(id(weight), weight) for weight in weights]
+        yield
+    finally:
+        for table, key, parameter in places:
+            table[key] = parameter
+        for module, weights in flat:
+            module._flat_weights = weights

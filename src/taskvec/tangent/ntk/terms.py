@@ -1,0 +1,134 @@
+"""Per-sample gradients of one parameter, kept in the form that costs least and written out in slices.
+
+Every class here holds what one use of a parameter by a chunk of n samples contributes to its Jacobian
+
+    J[i, c, ...] = d f_c(x_i) / d parameter,
+
+with the parameter seen as a matrix of rows. ``write`` puts some rows of it into a buffer.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Rows = slice | Tensor
+"""Some rows of a parameter: a range, or sorted row numbers."""
+
+
+class Term(Protocol):
+    """One use of a parameter by n samples."""
+
+    def write(self, into: Tensor, rows: Rows) -> None:
+        """Add rows of the Jacobian to ``into``, (n, C, rows, columns)."""
+
+    def tensors(self) -> list[Tensor]:
+        """What is held in memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A Jacobian as it is, (n, C, rows, columns)."""
+
+    jacobian: Tensor
+
+    def write(self, into: Tensor, rows: Rows) -> None:
+        """Add some rows."""
+        into += self.jacobian[:, :, rows]
+
+    def tensors(self) -> list[Tensor]:
+        """The Jacobian."""
+        return [self.jacobian]
+
+
+@dataclass(frozen=True, eq=False)
+class Outer:
+    """Of a matrix product of S tokens a sample: sum_s slope[i, c, s, out] x[i, s, in].
+
+    Args:
+        x: (n, S, in), or what unfolds to it.
+        slope: (n, C, S, out), the gradient at the product.
+        flipped: the weight is stored (in, out), not (out, in).
+        unfold: makes tokens of ``x`` when they are needed; a convolution's tokens are its patches.
+    """
+
+    x: Tensor
+    slope: Tensor
+    flipped: bool = False
+    unfold: Callable[[Tensor], Tensor] | None = None
+
+    def tokens(self) -> Tensor:
+        """(n, S, in)."""
+        return self.x if self.unfold is None else self.unfold(self.x)
+
+    def write(self, into: Tensor, rows: Rows) -> None:
+        """Multiply the rows that are asked for."""
+        n, classes, count, columns = into.shape
+        x, slope = self.tokens(), self.slope
+        if self.flipped:
+            left = x[:, :, rows].transpose(1, 2).unsqueeze(1).expand(n, classes, count, -1)
+            into.view(n * classes, count, columns).baddbmm_(
+                left.reshape(n * classes, count, -1), slope.reshape(n * classes, -1, columns)
+            )
+        else:
+            left = slope[..., rows].transpose(2, 3).reshape(n, classes * count, -1)
+            into.view(n, classes * count, columns).baddbmm_(left, x)
+
+    def tensors(self) -> list[Tensor]:
+        """Inputs and gradients of the product."""
+        return [self.x, self.slope]
+
+
+@dataclass(frozen=True, eq=False)
+class Scatter:
+    """Of a table that samples look up: the slopes of every place go to the row that was read there.
+
+    Args:
+        index: (n, S), rows read; -1 where no gradient flows.
+        slope: (n, C, S, columns).
+    """
+
+    index: Tensor
+    slope: Tensor
+
+    def write(self, into: Tensor, rows: Rows) -> None:
+        """Add the slopes of the places that read one of the rows."""
+        if isinstance(rows, slice):
+            place = self.index - rows.start
+            hit = (self.index >= rows.start) & (self.index < rows.stop)
+        else:
+            place = torch.searchsorted(rows, self.index.contiguous()).clamp(max=len(rows) - 1)
+            hit = rows[place] == self.index
+        sample, token = hit.nonzero(as_tuple=True)
+        classes = torch.arange(into.shape[1], device=into.device)
+        into.index_put_(
+            (sample[:, None], classes[None], place[sample, token][:, None]),
+            self.slope[sample, :, token],
+            accumulate=True,
+        )
+
+    def read(self) -> Tensor:
+        """Sorted numbers of the rows that were read."""
+        rows = torch.unique(self.index)
+        found: Tensor = rows[rows >= 0]
+        return found
+
+    def tensors(self) -> list[Tensor]:
+        """The slopes; the index is small."""
+        return [self.slope]
+
+
+def jacobian(terms: list[Term], n: int, classes: int, shape: torch.Size) -> Tensor:
+    """The whole Jacobian (n, C, *shape) of a parameter, the sum of its uses."""
+    rows, columns = matrix_shape(shape)
+    into = terms[0].tensors()[0].new_zeros(n, classes, rows, columns)
+    for term in terms:
+        term.write(into, slice(0, rows))
+    return into.view(n, classes, *shape)
+
+
+def matrix_shape(shape: torch.Size) -> tuple[int, int]:
+    """Rows and columns of a parameter: vectors and numbers are one row."""
+    return (1, shape.numel()) if len(shape) < 2 else (shape[0], shape.numel() // max(shape[0], 1))
