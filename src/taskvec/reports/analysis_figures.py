@@ -130,6 +130,29 @@ def _lines_and_mean(
     ax.spines[["top", "right"]].set_visible(False)
 
 
+def gradients_figures(record: Record) -> "dict[str, Figure]":
+    """What multi-task gradients leave of the sum of task vectors, against the learning rate."""
+    figure, [[ax]] = _grid(1, 1, 5.0, 4.0)
+    exact = [k for k, found in record["steps"].items() if found["exact"]]
+    for index, (k, found) in enumerate(record["steps"].items()):
+        if k in exact:
+            continue
+        for kind, style, named in (("first", "o-", "gradients"), ("second", "s--", "and Hessian term")):
+            order = found["slopes"][kind]
+            label = f"k = {k}, {named}" + ("" if order is None else f": slope {order:.2f}")
+            ax.loglog(found["rates"], found[kind], style, ms=4, color=f"C{index}", label=label)
+    ax.set_xlabel("learning rate η")
+    ax.set_ylabel("‖ Σ τ − multi-task steps ‖")
+    ax.set_xticks(record["rates"], [f"{rate:g}" for rate in record["rates"]])
+    ax.minorticks_off()
+    ax.spines[["top", "right"]].set_visible(False)
+    if exact:
+        ax.set_title(f"nothing but rounding is left at k = {', '.join(exact)}", fontsize="medium")
+    if len(exact) < len(record["steps"]):
+        ax.legend(frameon=False, fontsize="small", loc="lower right")
+    return {"figure": figure}
+
+
 def similarity_figures(record: Record) -> "dict[str, Figure]":
     """Cosines and sign conflicts of pairs above; norms, ranks and cosines by layer below."""
     from matplotlib.figure import Figure

@@ -115,8 +115,8 @@ def linearity_tables(record: Record) -> list[Table]:
             ("task, regime", "pre-trained", first, "gap at 1", "f", "linearized", "difference"),
             tuple(rows),
             "Per cent. Gap: distance of a model's features from those of its linearization, over their "
-            "distance from the pre-trained ones. f and linearized: accuracy of the same vector at coefficient 1 in "
-            f"ordinary and in tangent space, {'–'.join(map(str, sizes))} {record['split']} examples a task.",
+            "distance from the pre-trained ones. f and linearized: accuracy of the same vector at coefficient"
+            f" 1 in both spaces, {'–'.join(map(str, sizes))} {record['split']} examples a task.",
         )
     ]
     if advantage:
@@ -129,6 +129,24 @@ def linearity_tables(record: Record) -> list[Table]:
             )
         )
     return tables
+
+
+def gradients_tables(record: Record) -> list[Table]:
+    """One row a number of steps: what is left at the smallest rate, and the order in the rate."""
+    rows = []
+    for k, found in record["steps"].items():
+        at = found["rates"].index(min(found["rates"]))
+        slopes = (_number(found["slopes"][kind], "{:.2f}") for kind in ("first", "second"))
+        left = (found[kind][at] / (found["vector"][at] or 1) for kind in ("first", "second"))
+        rows.append((k, *(f"{value:.1e}" for value in left), *slopes))
+    note = (
+        f"Residual of Σ τ of {', '.join(record['tasks'])} over its norm, at learning rate "
+        f"{min(record['rates']):g}, without and with the Hessian term. Order: slope of log residual over log "
+        "rate, expected 2 and 3; none where the residual is rounding. "
+        f"α = {record['alpha']:.3g}, {sum(record['examples'].values())} examples in all."
+    )
+    columns = ("steps", "residual", "after the Hessian term", "order", "order after")
+    return [Table("Task vectors against multi-task gradients", columns, tuple(rows), note)]
 
 
 def _off_diagonal(matrix: Sequence[Sequence[float]]) -> float:

@@ -2,7 +2,7 @@
 
 from cyclopts import App
 
-ANALYSES = ("disentanglement", "linearity", "similarity")
+ANALYSES = ("disentanglement", "linearity", "similarity", "gradients")
 
 analyze = App(name="analyze", help="Explain task vectors: a record, a table and a figure in a folder.")
 for _name in ANALYSES:
