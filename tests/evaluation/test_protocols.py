@@ -119,3 +119,48 @@ def test_a_vector_of_another_model_is_refused(
     foreign = tv.TaskVector.from_tensors(deltas, base=other)
     with pytest.raises(BaseMismatch):
         evaluator.points({"foreign": foreign})
+
+
+@pytest.fixture(scope="module")
+def linear(evaluator: tv.Evaluator) -> tv.Points:
+    vectors = {
+        task: tv.finetune(evaluator.backbone, evaluator.part(task), regime="tangent", settings=RECIPE)
+        for task in TASKS
+    }
+    return evaluator.points(vectors, space="tangent")
+
+
+def test_addition_in_tangent_space_also_finds_a_coefficient_for_every_task(
+    evaluator: tv.Evaluator, linear: tv.Points
+) -> None:
+    single = tv.single_task(evaluator, linear, TASKS)
+    record: dict[str, Any] = tv.addition(evaluator, linear, TASKS, single, each=True)
+    zero = sum(evaluator.values(evaluator.pretrained, TASKS, "test").values()) / 3
+    assert record["absolute"] > zero + 0.1
+    each = record["each"]
+    best = max(height for _, height in record["trace"])
+    assert each["objective"] >= best - 1e-12
+    values = evaluator.values(linear.at(each["coefficients"]), TASKS, "test")
+    assert each["values"] == values
+    assert each["normalized"] == pytest.approx(sum(values[t] / single["test"][t] for t in TASKS) / 3)
+
+
+def test_a_sum_without_a_task_is_the_sum_of_the_others(evaluator: tv.Evaluator, linear: tv.Points) -> None:
+    single = tv.single_task(evaluator, linear, TASKS)
+    record: dict[str, Any] = tv.addition(evaluator, linear, TASKS, single, each=True)
+    others = linear.at({"pets": record["coefficient"], "number": record["coefficient"]})
+    assert record["without"]["taste"]["values"] == evaluator.values(others, TASKS, "test")
+    assert record["without"]["taste"]["values"]["taste"] < record["test"]["taste"]["value"]
+
+
+def test_the_protocols_take_points_of_tangent_space(evaluator: tv.Evaluator, linear: tv.Points) -> None:
+    forgotten: dict[str, Any] = tv.negation(
+        evaluator, linear, "pets", ["taste", "number"], subtract=["pets"], measure=["pets"], keep=0.7
+    )
+    rows = forgotten["rows"]
+    assert rows["negative pets"]["target"] < rows["pretrained"]["target"] < rows["pets"]["target"]
+    solved: dict[str, Any] = tv.analogy(evaluator, linear, a="number", b="pets", c="taste", target="pets")
+    alpha = solved["rows"]["pets"]["coefficients"]["pets"]
+    assert (
+        solved["rows"]["pets"]["value"] == evaluator.score(linear.at({"pets": alpha}), "pets", "test").value
+    )

@@ -1,13 +1,15 @@
 """Coefficient search on curves whose best point is known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from taskvec.errors import InputError
-from taskvec.evaluation.search import Grid, search_addition, search_negation
+from taskvec.evaluation.metrics import normalized
+from taskvec.evaluation.search import Grid, search_addition, search_each, search_negation
 
 
 def curve(f: Callable[[float], float]) -> Callable[[float], dict[str, float]]:
@@ -101,3 +103,41 @@ def test_grids_that_make_no_sense_are_refused(values: dict[str, float]) -> None:
 def test_a_grid_holds_both_its_ends(ends: dict[str, float]) -> None:
     with pytest.raises(InputError, match="is not a whole number of steps"):
         Grid.parse("grid", ends)
+
+
+@given(st.integers(0, 20), st.integers(0, 20))
+def test_every_task_finds_a_coefficient_of_its_own(a: int, b: int) -> None:
+    tops = {"a": round(0.05 * a, 10), "b": round(0.05 * b, 10)}
+
+    def measure(at: Mapping[str, float]) -> dict[str, float]:
+        return {task: 2 - abs(at[task] - top) - 0.1 * sum(at.values()) for task, top in tops.items()}
+
+    found = search_each(measure, {"a": 1.0, "b": 1.0}, {"a": 0.5, "b": 0.5})
+    assert found.coefficients == tops
+    assert found.values == measure(tops)
+
+
+@given(st.integers(0, 2**31))
+def test_coefficients_of_their_own_are_never_worse_than_a_shared_one(seed: int) -> None:
+    """On a random surface with many plateaus: values are rounded to tenths."""
+    table = torch.rand(6, 6, 2, generator=torch.Generator().manual_seed(seed)).mul(10).round().div(10)
+    grid, single = Grid(step=0.2, limit=1.0), {"a": 0.5, "b": 1.0}
+
+    def measure(at: Mapping[str, float]) -> dict[str, float]:
+        one, other = table[round(5 * at["a"]), round(5 * at["b"])].tolist()
+        return {"a": one, "b": other}
+
+    shared = search_addition(lambda alpha: measure({"a": alpha, "b": alpha}), single, grid)
+    start = {"a": shared.coefficient, "b": shared.coefficient}
+    found = search_each(measure, single, start, grid)
+    assert found.objective >= normalized(shared.values, single)
+    assert found == search_each(measure, single, start, grid)
+    for task in start:  # and nothing along one coefficient is better
+        for place in range(6):
+            other = measure({**found.coefficients, task: place / 5})
+            assert normalized(other, single) <= found.objective
+
+
+def test_a_flat_stretch_does_not_carry_a_coefficient_away() -> None:
+    found = search_each(lambda at: {"a": 0.5}, {"a": 1.0}, {"a": 0.35})
+    assert (found.coefficients, found.sweeps) == ({"a": 0.35}, 1)

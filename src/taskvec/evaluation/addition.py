@@ -7,7 +7,7 @@ from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import absolute, normalized
 from taskvec.evaluation.points import Points
-from taskvec.evaluation.search import Grid, search_addition
+from taskvec.evaluation.search import Grid, search_addition, search_each
 from taskvec.tasks.source import SplitName
 
 Values = Mapping[str, float]
@@ -34,6 +34,7 @@ def addition(
     single: Mapping[str, Values],
     grid: Grid | None = None,
     fixed: Mapping[str, float] | None = None,
+    each: bool = False,
 ) -> dict[str, object]:
     """Add the vectors of ``tasks`` with one shared coefficient and measure the sum on each of them.
 
@@ -43,6 +44,8 @@ def addition(
         points: vectors under the names of the tasks.
         single: from :func:`single_task`, same regime.
         fixed: further coefficients to report without search, by label (such as ``{"1": 1.0}``).
+        each: also search a coefficient for every task, and leave out one task after another. Some hundred
+            points, so for tangent space, where a point is nearly free.
 
     Returns: the record: coefficient and search, test scores by task, ``absolute`` and ``normalized``.
     Raises: InputError for fewer than two tasks, or a task twice.
@@ -57,6 +60,7 @@ def addition(
     )
     scores = evaluator.scores(points.shared(tasks, found.coefficient), tasks, "test")
     values = {task: score.value for task, score in scores.items()}
+    shared = dict.fromkeys(tasks, found.coefficient)
     return {
         "tasks": list(tasks),
         **found.record(),
@@ -70,6 +74,34 @@ def addition(
             }
             for label, alpha in (fixed or {}).items()
         },
+        **({"each": _each(evaluator, points, shared, single, grid)} if each else {}),
+        **({"without": _without(evaluator, points, shared, single)} if each else {}),
+    }
+
+
+def _each(
+    evaluator: Evaluator,
+    points: Points,
+    shared: Mapping[str, float],
+    single: Mapping[str, Values],
+    grid: Grid | None,
+) -> dict[str, object]:
+    """The best coefficient of every task, searched from the shared one, and what it gives on test."""
+    found = search_each(
+        lambda at: evaluator.values(points.at(at), shared, "validation"), single["validation"], shared, grid
+    )
+    values = evaluator.values(points.at(found.coefficients), shared, "test")
+    return {**found.record(), **_both(values, single["test"])}
+
+
+def _without(
+    evaluator: Evaluator, points: Points, shared: Mapping[str, float], single: Mapping[str, Values]
+) -> dict[str, object]:
+    """Test figures of the sum with one task's vector left out, by that task."""
+    left = {task: {other: a for other, a in shared.items() if other != task} for task in shared}
+    return {
+        task: _both(evaluator.values(points.at(others), shared, "test"), single["test"])
+        for task, others in left.items()
     }
 
 
