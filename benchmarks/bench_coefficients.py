@@ -89,7 +89,7 @@ class World:
         return value(self.head(features), self.labels, "accuracy")
 
 
-def _flipped(world: World, inputs: dict[str, Tensor], params: Params) -> Tensor:
+def _encoded(world: World, inputs: dict[str, Tensor], params: Params) -> Tensor:
     return world.encode(params, inputs)
 
 
@@ -104,7 +104,7 @@ def original(world: World, coefficients: dict[str, float]) -> Tensor:
     with sdpa_kernel(SDPBackend.MATH):
         for batch in world.loader:
             step = {name: p - world.theta0[name] for name, p in params.items()}
-            at_theta0 = partial(_flipped, world, batch.inputs)
+            at_theta0 = partial(_encoded, world, batch.inputs)
             found.append(sum(torch.func.jvp(at_theta0, (world.theta0,), (step,))))
     return torch.cat(found)
 
