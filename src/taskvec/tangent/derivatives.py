@@ -5,7 +5,6 @@ forms the tangents without a graph. The Jacobians of GELU, softmax and the plain
 symmetric, so their tangent is the fused backward kernel. What has no rule here goes through forward mode.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -64,16 +63,19 @@ def _product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Products of two factors: element-wise and of matrices."""
     a, b = args
     a0, b0 = primal(a), primal(b)
-    return joined(
-        func(a0, b0, **kwargs),
-        each(
-            lambda da, db: _total(
-                None if da is None else func(da, b0, **kwargs), None if db is None else func(a0, db, **kwargs)
-            ),
-            a,
-            b,
-        ),
-    )
+    batched = func.__name__ not in _ELEMENTWISE and a0.ndim == b0.ndim == 3
+
+    def slope(da: Tangent, db: Tangent) -> Tangent:
+        first = None if da is None else func(da, b0, **kwargs)
+        if db is None:
+            return first
+        if first is None:
+            return func(a0, db, **kwargs)  # type: ignore[no-any-return]
+        if batched and first.dtype == a0.dtype == db.dtype:
+            return first.baddbmm_(a0.detach(), db)  # type: ignore[no-any-return]
+        return _total(first, func(a0, db, **kwargs))
+
+    return joined(func(a0, b0, **kwargs), each(slope, a, b))
 
 
 def _quotient(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -127,6 +129,8 @@ def _convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
     (x, w, b), rest, more = read(*args, **kwargs)
     x0, w0, b0 = primal(x), primal(w), primal(b)
+    if func.__name__ == "conv2d" and _tiles(x, w, *rest, **more):
+        return _patches(x, w, b)
 
     def slope(dx: Tangent, dw: Tangent, db: Tangent) -> Tangent:
         moved = None if dx is None else func(dx, w0, None, *rest, **more)
@@ -137,6 +141,31 @@ def _convolution(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
 
     out = func(x0, w0, b0, *rest, **more)
     return joined(out, each(slope, x, w, b))
+
+
+def _tiles(x: Any, w: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> bool:
+    """Whether the kernel's places tile the image, as in the first layer of a vision transformer."""
+    kernel = tuple(w.shape[2:])
+    return bool(
+        x.ndim == 4
+        and groups == 1
+        and tuple(_pair(stride)) == kernel
+        and padding in (0, (0, 0), [0, 0], "valid")
+        and tuple(_pair(dilation)) == (1, 1)
+    )
+
+
+def _pair(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _patches(x: Any, w: Any, b: Any) -> Any:
+    """A convolution over tiles as one linear layer, whose backward pass needs no workspace."""
+    (n, channels), (high, wide) = x.shape[:2], w.shape[2:]
+    tall, broad = x.shape[2] // high, x.shape[3] // wide
+    tiles = x[:, :, : tall * high, : broad * wide].reshape(n, channels, tall, high, broad, wide)
+    tiles = tiles.permute(0, 2, 4, 1, 3, 5).reshape(n, tall * broad, channels * high * wide)
+    return F.linear(tiles, w.flatten(1), b).transpose(1, 2).reshape(n, len(w), tall, broad)
 
 
 def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -215,16 +244,27 @@ def _attention(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return query, key, value, attn_mask, is_causal, scale
 
     query, key, value, mask, causal, scale = read(*args, **kwargs)
-    scores = (query * (scale or 1 / math.sqrt(query.shape[-1]))) @ key.transpose(-2, -1)
+    outer, (rows, size), columns = query.shape[:-2], query.shape[-2:], key.shape[-2]
+    scores = _matrices(query) @ (_matrices(key) * (scale or size**-0.5)).transpose(1, 2)
     if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is None:
-        return scores.softmax(-1) @ value
-    if mask.dtype != torch.bool:
-        return (scores + mask).softmax(-1) @ value
-    nowhere = mask.any(-1, keepdim=True).logical_not()
-    weights = scores.masked_fill(mask.logical_not(), torch.finfo(scores.dtype).min).softmax(-1)
-    return (weights.masked_fill(nowhere, 0.0) if bool(nowhere.any()) else weights) @ value
+        mask = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.view(*outer, rows, columns)
+        scores = scores + mask if mask.dtype != torch.bool else _where(mask, scores)
+        scores = scores.view(-1, rows, columns)
+    weights = scores.softmax(-1)
+    if mask is not None and mask.dtype == torch.bool and not bool((seen := mask.any(-1, keepdim=True)).all()):
+        weights = (weights.view(*outer, rows, columns) * seen).view(-1, rows, columns)
+    return (weights @ _matrices(value)).view(*outer, rows, value.shape[-1])
+
+
+def _matrices(value: Any) -> Any:
+    """All leading dimensions as one: batched products need them so, and would copy again at each use."""
+    return value.reshape(-1, *value.shape[-2:])
+
+
+def _where(mask: Tensor, scores: Any) -> Any:
+    return scores.masked_fill(mask.logical_not(), torch.finfo(scores.dtype).min)
 
 
 def _masked_fill(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -270,14 +310,21 @@ def _total(a: Tangent, b: Tangent) -> Tangent:
 
 
 def _autocast(value: Any) -> Any:
-    """What autocast would make of an operand of a linear layer; once, for all its uses."""
+    """What autocast would make of an operand of a linear layer; once, for all the layers that use it."""
     if value is None:
         return None
     device = value.device.type
-    if not torch.is_autocast_enabled(device) or not value.is_floating_point() or value.dtype == torch.float64:
+    dtype = torch.get_autocast_dtype(device)
+    if not torch.is_autocast_enabled(device) or value.dtype in (dtype, torch.float64):
         return value
-    return value.to(torch.get_autocast_dtype(device))
+    if not isinstance(value, Dual):
+        return value.to(dtype)
+    if value.cast is None:
+        value.cast = value.to(dtype)  # type: ignore[assignment]
+    return value.cast
 
+
+_ELEMENTWISE = ("mul", "multiply", "__mul__", "__rmul__")
 
 # fmt: off
 _LINEAR_MAPS = (

@@ -42,13 +42,15 @@ class Dual(Tensor):
 
     primal: Tensor
     tangents: tuple[Tangent, ...]
+    cast: "Dual | None"
+    """Itself in autocast's dtype, once some layer has asked for it."""
 
     @staticmethod
     def __new__(cls, primal: Tensor, tangents: Sequence[Tangent]) -> "Dual":  # noqa: D102
         made: Dual = Tensor._make_wrapper_subclass(
             cls, primal.shape, dtype=primal.dtype, device=primal.device, requires_grad=False
         )
-        made.primal, made.tangents = primal, tuple(tangents)
+        made.primal, made.tangents, made.cast = primal, tuple(tangents), None
         return made
 
     def __repr__(self, **options: Any) -> str:  # type: ignore[override]
