@@ -258,10 +258,10 @@ def disentanglement(
         (rows are values of the first task's coefficient) and their summary.
     Raises: InputError for fewer than two tasks.
     """
-    if len(tasks) < 2:
-        raise InputError(f"disentanglement: {' '.join(tasks) or 'no task'} given, expected two or more tasks")
     values = list(grid or square_grid())
     chosen = list(pairs or combinations(tasks, 2))
+    if not chosen:
+        raise InputError(f"disentanglement: {' '.join(tasks) or 'no task'} given, expected two or more tasks")
     seen: dict[str, dict[str, str]] = {}
     found: list[dict[str, Any]] = [{"tasks": list(pair), "panels": {}} for pair in chosen]
     for panel in panels:

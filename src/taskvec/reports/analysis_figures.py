@@ -36,7 +36,7 @@ def _maps(record: Record, pair: Record) -> "Figure":
         for ax, (name, values) in zip(row, drawn.items(), strict=True):
             image = _map(ax, values, record["grid"], pair["tasks"], min(top, ceiling or top))
             ax.set_title(name, fontsize="medium")
-        row[0].set_ylabel(_coefficient(pair["tasks"][1]))
+        row[0].set_ylabel(_coefficient(pair["tasks"][1]), fontsize="large")
         figure.colorbar(image, ax=row, label=label, shrink=0.9)
     return figure
 
@@ -52,7 +52,7 @@ def _map(ax: "Axes", values: Rows, grid: Sequence[float], tasks: Sequence[str], 
     ax.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color="red", lw=1.5)
     ax.set_xlim(*edges)
     ax.set_ylim(*edges)
-    ax.set_xlabel(_coefficient(tasks[0]))
+    ax.set_xlabel(_coefficient(tasks[0]), fontsize="large")
     return image
 
 
