@@ -297,3 +297,31 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_with(evaluator: tv.Evaluator,
     other = replace(part, fingerprint="of other rows")
     with pytest.raises(InputError, match="of another training"):
         tv.finetune(evaluator.backbone, other, settings=recipe, checkpoint=state)
+
+
+@pytest.mark.parametrize("regime", ["tangent", "tangent-attention"])
+def test_a_tangent_vector_is_trained_stored_and_evaluated_in_its_own_space(
+    regime: str,
+    options: list[object],
+    tiny_model: Path,
+    tiny_suite: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "pets.safetensors"
+    assert command("train", *options, "-t", "pets", "--regime", regime, "-o", path) == 0
+    trained = capsys.readouterr().out
+    assert "in tangent space" in trained
+    vector = tv.TaskVector.load(path)
+    assert (vector.info.regime, vector.info.space) == (regime, "tangent")
+    shown = {}
+    for space in (None, "tangent", "ordinary"):
+        flag = ["--space", space] if space else []
+        assert (
+            command("eval", tiny_model, "-s", tiny_suite, "-t", "pets", "-v", f"a={path}", *flag, "--json")
+            == 0
+        )
+        shown[space] = json.loads(capsys.readouterr().out)["scores"]["pets"]
+    assert shown[None] == shown["tangent"] == vector.info.metrics["pets"]  # type: ignore[index]
+    assert command("apply", tiny_model, "-v", f"a={path}", "-o", tmp_path / "edited") == 0
+    assert "The model written is an ordinary one" in " ".join(capsys.readouterr().out.split())

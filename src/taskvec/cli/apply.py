@@ -98,7 +98,14 @@ def apply(
     if json:
         print_json({key.replace(" ", "_"): value for key, value in facts.items()})
     else:
-        print_table(None, ["edited model", str(facts.pop("path"))], list(facts.items()))
+        tangent = [name for name, vector in named.items() if vector.info.space == "tangent"]
+        note = (
+            f"Trained in tangent space: {', '.join(tangent)}. The model written is an ordinary one; "
+            "`taskvec eval --space tangent` evaluates the edit in tangent space."
+        )
+        print_table(
+            None, ["edited model", str(facts.pop("path"))], list(facts.items()), note if tangent else ""
+        )
 
 
 def _edit(

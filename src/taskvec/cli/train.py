@@ -8,9 +8,7 @@ from cyclopts import Parameter
 from taskvec.cli._common import Count, Force, Json, Quiet, distinct, print_json, print_table, watching
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
+    from taskvec.evaluation.points import Point
 
 
 def train(
@@ -54,8 +52,10 @@ def train(
     suite
         A shipped suite (`taskvec suites`) or a suite file. Default: the shipped suite that has the task.
     regime
-        `full` trains every parameter of the encoder, `attention` the attention projections only. The
-        baselines: `ascent` climbs the loss, `random` draws a vector with the norms of the one in `--like`.
+        `full` trains every parameter of the encoder, `attention` the attention projections only; `tangent`
+        and `tangent-attention` do the same in the tangent space of the pre-trained model (try twice the
+        learning rate). The baselines: `ascent` climbs the loss, `random` draws a vector with the norms of the
+        one in `--like`.
     lr
         Peak learning rate.
     epochs
@@ -68,6 +68,8 @@ def train(
         Micro-batches that a step is cut into, to save memory.
     weight_decay
         Decoupled weight decay.
+    decay_towards
+        Where it pulls the weights: to `zero`, or to the `pretrained` ones, which shrinks the vector alone.
     warmup
         Share of the steps in which the learning rate rises.
     schedule
@@ -89,7 +91,7 @@ def train(
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.models.loading import load_backbone
     from taskvec.tasks.suite import load_suite, suite_with
-    from taskvec.training.finetune import finetune
+    from taskvec.training.finetune import REGIMES, finetune
     from taskvec.training.settings import TrainSettings
     from taskvec.vectors import TaskVector
     from taskvec.weights.staging import check_space, check_target
@@ -121,16 +123,19 @@ def train(
     evaluator = Evaluator(backbone, [chosen.task(name) for name in names], limits=limits, precision=precision)
     check_space(output, sum(value.nbytes for value in evaluator.pretrained.values()))
 
-    def at_one(vector: TaskVector) -> "Mapping[str, Tensor]":
-        """The model that the vector makes."""
-        return evaluator.points({"vector": vector}).at({"vector": 1.0})
+    twin = TaskVector.load(like) if like is not None else None
+    space = (twin.info.space or "ordinary") if twin else REGIMES.get(regime, REGIMES["full"]).space
+
+    def at_one(vector: TaskVector) -> "Point":
+        """The model that the vector makes, in the space it was trained in."""
+        return evaluator.points({"vector": vector}, space=space).at({"vector": 1.0})
 
     checkpoint = output.with_name(f".{output.name}.training.pt")
     if not resume:
         checkpoint.unlink(missing_ok=True)
     with watching(quiet) as watch:
-        if like is not None:
-            vector = TaskVector.random_like(TaskVector.load(like), seed=seed)
+        if twin is not None:
+            vector = TaskVector.random_like(twin, seed=seed)
         else:
             vector = finetune(
                 backbone,
@@ -143,7 +148,7 @@ def train(
                 watch=watch,
             )
         scores = evaluator.scores(at_one(vector), names, "test")
-    drawn: dict[str, Any] = {"task": "+".join(names), "regime": regime} if like is not None else {}
+    drawn: dict[str, Any] = {"task": "+".join(names), "regime": regime, "space": space} if twin else {}
     metrics = {name: found.record() for name, found in scores.items()}
     vector.save(output, force=force, metrics=metrics, **drawn)
     if json:
@@ -155,4 +160,5 @@ def train(
         [name, found.metric, f"{100 * before[name].value:.1f}", f"{100 * found.value:.1f}", norm]
         for name, found in scores.items()
     ]
-    print_table(str(output), ["task", "metric", "zero-shot", "fine-tuned", "‖τ‖"], rows)
+    title = f"{output}, in tangent space" if space == "tangent" else str(output)
+    print_table(title, ["task", "metric", "zero-shot", "fine-tuned", "‖τ‖"], rows)
