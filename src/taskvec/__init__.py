@@ -13,18 +13,25 @@ from typing import TYPE_CHECKING, Any
 from taskvec._version import __version__
 
 if TYPE_CHECKING:
+    from taskvec.analysis.disentanglement import disentanglement
+    from taskvec.analysis.gradients import gradient_equivalence
     from taskvec.evaluation.addition import addition, single_task
     from taskvec.evaluation.analogy import analogy
     from taskvec.evaluation.evaluator import Evaluator
+    from taskvec.evaluation.linear import LinearFeatures, linear_features
     from taskvec.evaluation.metrics import score
     from taskvec.evaluation.negation import negation
     from taskvec.evaluation.points import Points
-    from taskvec.evaluation.search import Grid, search_addition, search_negation
+    from taskvec.evaluation.search import Grid, search_addition, search_each, search_negation
     from taskvec.models.backbone import Backbone
     from taskvec.models.heads import Head
     from taskvec.models.loading import load_backbone
     from taskvec.models.selection import select
     from taskvec.rules import RULES
+    from taskvec.tangent.linearization import Linearization
+    from taskvec.tangent.linearize import TangentModel, linearize
+    from taskvec.tangent.ntk.kernel import ntk
+    from taskvec.tangent.ntk.product import ntk_operator, ntk_product
     from taskvec.tasks.suite import Suite, load_suite
     from taskvec.tasks.task import Split, Task
     from taskvec.training.atm import atm
@@ -43,6 +50,12 @@ _HOME = {
     "combine": "vectors",
     "similarity": "vectors",
     "RULES": "rules",
+    "Linearization": "tangent.linearization",
+    "TangentModel": "tangent.linearize",
+    "linearize": "tangent.linearize",
+    "ntk": "tangent.ntk.kernel",
+    "ntk_operator": "tangent.ntk.product",
+    "ntk_product": "tangent.ntk.product",
     "Backbone": "models.backbone",
     "Head": "models.heads",
     "load_backbone": "models.loading",
@@ -59,13 +72,18 @@ _HOME = {
     "Evaluator": "evaluation.evaluator",
     "Points": "evaluation.points",
     "Grid": "evaluation.search",
+    "LinearFeatures": "evaluation.linear",
+    "linear_features": "evaluation.linear",
     "search_addition": "evaluation.search",
+    "search_each": "evaluation.search",
     "search_negation": "evaluation.search",
     "score": "evaluation.metrics",
     "single_task": "evaluation.addition",
     "addition": "evaluation.addition",
     "negation": "evaluation.negation",
     "analogy": "evaluation.analogy",
+    "disentanglement": "analysis.disentanglement",
+    "gradient_equivalence": "analysis.gradients",
 }
 
 __all__ = [
@@ -74,10 +92,13 @@ __all__ = [
     "Evaluator",
     "Grid",
     "Head",
+    "LinearFeatures",
+    "Linearization",
     "Part",
     "Points",
     "Split",
     "Suite",
+    "TangentModel",
     "Task",
     "TaskVector",
     "TrainSettings",
@@ -88,15 +109,23 @@ __all__ = [
     "apply",
     "atm",
     "combine",
+    "disentanglement",
     "finetune",
+    "gradient_equivalence",
+    "linear_features",
+    "linearize",
     "load_backbone",
     "load_suite",
     "make_part",
     "negation",
+    "ntk",
+    "ntk_operator",
+    "ntk_product",
     "open_weights",
     "save_weights",
     "score",
     "search_addition",
+    "search_each",
     "search_negation",
     "select",
     "similarity",
