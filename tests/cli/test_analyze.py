@@ -94,13 +94,22 @@ def test_a_suite_becomes_a_matrix_and_a_figure_for_every_pair(
     }
 
 
-def test_a_pair_chosen_needs_vectors_of_no_other_task(
-    vectors: Path, model: list[object], tmp_path: Path
-) -> None:
+def test_pairs_chosen_are_the_only_ones_measured(vectors: Path, model: list[object], tmp_path: Path) -> None:
     out = tmp_path / "pair"
-    options = [*model, "-o", out, "--grid", 0, 1, 2, "--samples", 4, "--pair", "taste", "number"]
-    assert command("disentanglement", *files(vectors, "*"), *options) == 0
-    assert [pair["tasks"] for pair in record_in(out)["pairs"]] == [["taste", "number"]]
+    chosen = ["--pair", "taste", "number", "--pair", "pets", "taste"]
+    options = [*model, "-o", out, "--grid", 0, 1, 2, "--samples", 4, *chosen]
+    assert command("disentanglement", *files(vectors, "full-*"), *options) == 0
+    record = record_in(out)
+    assert [pair["tasks"] for pair in record["pairs"]] == [["taste", "number"], ["pets", "taste"]]
+    assert record["suite"] == "tiny"
+    assert "torch" in record["versions"]
+
+
+def test_a_pair_needs_no_vectors_of_other_tasks(vectors: Path, model: list[object], tmp_path: Path) -> None:
+    out, given = tmp_path / "pair", files(vectors, "*-pets", "*-taste", "full-number")
+    options = [*model, "-o", out, "--grid", 0, 1, 2, "--samples", 4, "--pair", "pets", "taste"]
+    assert command("disentanglement", *given, *options) == 0
+    assert record_in(out)["tasks"] == ["pets", "taste"]
 
 
 def test_linearity_compares_both_spaces_and_both_ways_to_train(

@@ -76,7 +76,7 @@ def disentanglement_maps(
 
     Cost: n^2 visits if the grid holds 0, where the axes hold the single-task models; else 2n + 1 more.
     Raises: InputError for an empty grid or a value twice.
-    Source: Ortiz-Jimenez et al. 2023 (arXiv:2305.12827), equation 5.
+    Source: Ortiz-Jimenez et al. 2023 (arXiv:2305.12827).
     """
     if not grid or len(set(grid)) < len(grid):
         raise InputError(f"grid: {list(grid)}, expected one or more coefficients, each once")
@@ -274,7 +274,6 @@ def disentanglement(
             of_pair["panels"][panel.label] = {
                 "summary": summary(values, maps),
                 "maps": {distance: one.error.tolist() for distance, one in maps.items()},
-                "movement": {distance: one.movement.tolist() for distance, one in maps.items()},
             }
     return {
         "analysis": "disentanglement",

@@ -19,9 +19,11 @@ Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 def finish(
     record: "Record", tables: "Sequence[Table]", draw: "Draw", folder: Path, *, force: bool, json: bool
 ) -> None:
-    """Write the analysis, then print its tables, or the record for ``json``."""
+    """Write the analysis, with the versions that made it; print its tables, or the record for ``json``."""
     from taskvec.reports.analyses import write_analysis
+    from taskvec.reports.store import versions
 
+    record = {**record, "versions": versions()}
     written = write_analysis(record, tables, draw, folder, force=force)
     if json:
         print_json(record)

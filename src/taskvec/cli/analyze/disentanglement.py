@@ -88,7 +88,7 @@ def disentanglement(
     panels = _panels(evaluator, regimes, tasks, post_hoc)
     with watching(quiet) as watch:
         record = analysis(evaluator, panels, tasks, pairs=pair or None, split=split, grid=values, watch=watch)
-    record["vectors"] = files_of(regimes, tasks)
+    record |= {"suite": chosen.name, "vectors": files_of(regimes, tasks)}
     finish(record, disentanglement_tables(record), disentanglement_figures, output, force=force, json=json)
 
 

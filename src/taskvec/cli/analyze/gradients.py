@@ -66,4 +66,5 @@ def gradients(
         record = analysis(
             evaluator, names, steps=steps, rates=rates or RATES, alpha=alpha, split=split, watch=watch
         )
+    record["suite"] = chosen.name
     finish(record, gradients_tables(record), gradients_figures, output, force=force, json=json)

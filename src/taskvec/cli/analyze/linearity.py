@@ -85,7 +85,7 @@ def linearity(
             split=split,
             watch=watch,
         )
-    record["vectors"] = files_of(regimes, tasks)
+    record |= {"suite": chosen.name, "vectors": files_of(regimes, tasks)}
     finish(record, linearity_tables(record), linearity_figures, output, force=force, json=json)
 
 
