@@ -187,7 +187,7 @@ def test_an_interrupt_leaves_a_folder_that_can_be_gone_on_with(
             raise KeyboardInterrupt
         return tv.finetune(*arguments, **options)
 
-    monkeypatch.setattr("taskvec.experiments.runner.finetune", interrupted)
+    monkeypatch.setattr("taskvec.experiments.vectors.finetune", interrupted)
     assert run(experiment, "-o", tmp_path / "run") == 130
     assert "interrupted" in capsys.readouterr().err
     assert run(experiment, "-o", tmp_path / "run") == 0

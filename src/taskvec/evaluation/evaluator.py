@@ -112,6 +112,18 @@ class Evaluator:
             return TangentPoints(lin, deltas, precision=self.precision)
         return OrdinaryPoints(start or self.pretrained, deltas)
 
+    def limited(self, **limits: int) -> "Evaluator":
+        """The same model, tasks and heads, on other numbers of first examples by split."""
+        other = Evaluator(
+            self.backbone,
+            list(self.tasks.values()),
+            limits={**self.limits, **limits},
+            batch_size=self._batch_size,
+            precision=self.precision,
+        )
+        other._heads = self._heads
+        return other
+
     def task(self, name: str) -> Task:
         """The task of that name."""
         if name not in self.tasks:

@@ -14,6 +14,10 @@ from taskvec.rules import RULES
 from taskvec.tasks.suite import Suite, load_suite
 from taskvec.training.finetune import REGIMES
 from taskvec.training.settings import TrainSettings
+from taskvec.training.space import Space
+
+POST_HOC = {"post-hoc": "full", "post-hoc-attention": "attention"}
+"""Regimes that train nothing: vectors of an ordinary one, evaluated in tangent space."""
 
 
 class Addition(Config):
@@ -45,7 +49,7 @@ class Atm(Config):
     rule: str = "mean"
     scale: PositiveFloat = 1.0
     regimes: tuple[str, ...] | None = None
-    """Default: all of the experiment."""
+    """Default: all of the experiment that train in ordinary space, where ATM's merged models are."""
 
 
 class Analogy(Config):
@@ -59,6 +63,31 @@ class Analogy(Config):
     """2 scales ``c`` and ``b - a`` separately."""
     reference: bool = True
     """Also train on the target itself, as the upper reference."""
+
+
+class Plane(Config):
+    """Equally spaced coefficients of two tasks, both ends included; an odd number around 0 holds 0."""
+
+    start: float = -3.0
+    stop: float = 3.0
+    points: int = Field(default=21, ge=2)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.start < self.stop:
+            raise ValueError("start < stop must hold")
+        return self
+
+
+class Disentanglement(Config):
+    """Heat maps of how far the vectors of two tasks disturb each other."""
+
+    pairs: tuple[tuple[str, str], ...] = Field(min_length=1)
+    grid: Plane = Plane()
+    samples: PositiveInt = 200
+    """Test examples of each task, the first ones; their labels are not read."""
+    regimes: tuple[str, ...] | None = None
+    """Default: all of the experiment."""
 
 
 class Experiment(Config):
@@ -77,7 +106,8 @@ class Experiment(Config):
     training: dict[str, Any] = Field(default_factory=dict)
     """Settings shared by all regimes, see ``taskvec train --help``."""
     regimes: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Regime -> settings that differ from ``training``."""
+    """Regime -> settings that differ from ``training``. A regime is evaluated in the space it trains in;
+    ``post-hoc`` and ``post-hoc-attention`` evaluate those of ``full`` and ``attention`` in tangent space."""
     evaluation_batch: PositiveInt = 64
     search: Grid = Grid()
     addition: Addition | None = None
@@ -86,6 +116,9 @@ class Experiment(Config):
     joint: bool = False
     """Train one model on all tasks at once: the upper reference of addition."""
     analogies: tuple[Analogy, ...] = ()
+    disentanglement: Disentanglement | None = None
+    costs: bool = False
+    """Measure the time and memory of a training step of each regime."""
 
     @field_validator("seeds", "tasks")
     @classmethod
@@ -99,10 +132,22 @@ class Experiment(Config):
         for where, given in {"training": self.training, **self.regimes}.items():
             if "seed" in given:
                 raise ValueError(f"{where}: a seed is given under 'seeds', not here")
-        for regime in self.regimes:
-            if regime not in REGIMES:
-                raise ValueError(f"regimes: no regime called {regime!r}; {nearest(regime, REGIMES)}")
-        blocks = {"addition": self.addition, "negation": self.negation, "atm": self.atm}
+        for regime, given in self.regimes.items():
+            if regime not in {**REGIMES, **POST_HOC}:
+                known = nearest(regime, {**REGIMES, **POST_HOC})
+                raise ValueError(f"regimes: no regime called {regime!r}; {known}")
+            if self.trained(regime) not in self.regimes:
+                raise ValueError(
+                    f"regimes: {regime!r} evaluates the vectors of {POST_HOC[regime]!r}, which is not there"
+                )
+            if regime in POST_HOC and given:
+                raise ValueError(f"regimes.{regime}: trains nothing, so it has no settings; write {{}}")
+        blocks = {
+            "addition": self.addition,
+            "negation": self.negation,
+            "atm": self.atm,
+            "disentanglement": self.disentanglement,
+        }
         for block, part in blocks.items():
             for regime in (part.regimes if part else None) or ():
                 if regime not in self.regimes:
@@ -110,17 +155,39 @@ class Experiment(Config):
                         f"{block}.regimes: {regime!r} is not among this experiment's regimes "
                         f"({', '.join(self.regimes)})"
                     )
+                if block == "atm" and self.space(regime) == "tangent":
+                    raise ValueError(
+                        f"atm.regimes: {regime!r} is of tangent space, and ATM merges ordinary models"
+                    )
         if self.atm and self.atm.rule not in RULES:
             raise ValueError(f"atm.rule: no rule called {self.atm.rule!r}; {nearest(self.atm.rule, RULES)}")
         return self
 
+    def trained(self, regime: str) -> str:
+        """The regime that trained the vectors which this one evaluates."""
+        return POST_HOC.get(regime, regime)
+
+    def space(self, regime: str) -> Space:
+        """Where a regime's vectors are evaluated."""
+        return "tangent" if regime in POST_HOC else REGIMES[regime].space
+
+    def regimes_of(self, block: Addition | Negation | Atm | Disentanglement) -> tuple[str, ...]:
+        """The regimes that a block is about: those it names, or all that it can be about."""
+        possible = tuple(
+            regime
+            for regime in self.regimes
+            if not (isinstance(block, Atm) and self.space(regime) == "tangent")
+        )
+        return block.regimes or possible
+
     def settings(self, regime: str, seed: int) -> TrainSettings:
-        """The full recipe of one regime.
+        """The full recipe of one regime's vectors.
 
         Raises: InputError naming the setting at fault.
         """
-        given = {**self.training, **self.regimes[regime], "seed": seed}
-        return TrainSettings.parse(f"regimes.{regime}", given)
+        trained = self.trained(regime)
+        given = {**self.training, **self.regimes[trained], "seed": seed}
+        return TrainSettings.parse(f"regimes.{trained}", given)
 
     def task_names(self, suite: Suite) -> list[str]:
         """The tasks that addition and the tables are about, checked against the suite."""
@@ -176,6 +243,11 @@ def _check(path: Path, experiment: Experiment, suite: Suite) -> None:
             experiment.settings(regime, experiment.seeds[0])
         if experiment.addition and len(names) < 2:
             raise InputError(f"addition: needs two or more tasks, not {names}")
+        for pair in experiment.disentanglement.pairs if experiment.disentanglement else ():
+            if pair[0] == pair[1] or not {*pair} <= {*names}:
+                raise InputError(
+                    f"disentanglement.pairs: {' '.join(pair)}, expected two of the tasks {', '.join(names)}"
+                )
         for target in experiment.negation.targets if experiment.negation else ():
             if not experiment.controls(suite, target):
                 raise InputError(f"negation: no control task is left for the target {target!r}")

@@ -37,7 +37,15 @@ def run_demo(store: Store, seeds: tuple[int, ...] | None = None, watch: Watch = 
 def _first_regime(experiment: Experiment, **changes: object) -> Experiment:
     """The experiment with one regime and no protocol but those in ``changes``."""
     first = next(iter(experiment.regimes))
-    protocols = {"addition": None, "negation": None, "atm": None, "joint": False, "analogies": ()}
+    protocols = {
+        "addition": None,
+        "negation": None,
+        "atm": None,
+        "joint": False,
+        "analogies": (),
+        "disentanglement": None,
+        "costs": False,
+    }
     regimes = {first: experiment.regimes[first]}
     return experiment.model_copy(update={"regimes": regimes, **protocols, **changes})
 

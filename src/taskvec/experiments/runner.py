@@ -2,9 +2,10 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from taskvec.analysis.disentanglement import disentangle, square_grid, summary
+from taskvec.analysis.linearity import LINEAR_OF, nonlinear_advantage
 from taskvec.evaluation.addition import addition, single_task, subsets
 from taskvec.evaluation.analogy import analogy
 from taskvec.evaluation.evaluator import Evaluator
@@ -12,17 +13,16 @@ from taskvec.evaluation.metrics import absolute, majority, normalized
 from taskvec.evaluation.negation import negation
 from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import maximize
-from taskvec.experiments.config import Experiment
+from taskvec.experiments.config import POST_HOC, Experiment
+from taskvec.experiments.cost import training_cost
+from taskvec.experiments.vectors import Vectors, recipe
 from taskvec.models.loading import load_backbone
 from taskvec.progress import Watch, unwatched
-from taskvec.reports.store import Store, key_of
+from taskvec.reports.store import Store
 from taskvec.tasks.suite import Suite
-from taskvec.training.atm import atm
-from taskvec.training.finetune import finetune
 from taskvec.training.settings import TrainSettings
-from taskvec.vectors import TaskVector, combine, similarity
+from taskvec.vectors import TaskVector, similarity
 from taskvec.weights import open_weights
-from taskvec.weights.staging import check_space
 
 Result = dict[str, Any]
 
@@ -55,6 +55,14 @@ class Runner:
             "precision": precision,
         }
         self._digests = {task: suite.task(task).fingerprint for task in involved}
+        self._vectors = Vectors(
+            experiment,
+            self.evaluator,
+            store,
+            model=str(self._common["model"]),
+            digests=self._digests,
+            watch=watch,
+        )
 
     def run(self) -> Result:
         """All results, nested as reports read them."""
@@ -66,16 +74,18 @@ class Runner:
             "seeds": {},
         }
         for seed in self.experiment.seeds:
-            found["seeds"][str(seed)] = {
-                regime: self._regime(regime, seed) for regime in self.experiment.regimes
-            }
+            regimes = {regime: self._regime(regime, seed) for regime in self.experiment.regimes}
+            for regime, advantage in self._advantages(regimes).items():
+                regimes[regime]["nonlinear_advantage"] = advantage
+            found["seeds"][str(seed)] = regimes
         shutil.rmtree(self.store.folder / "partial", ignore_errors=True)
         return found
 
     def _regime(self, regime: str, seed: int) -> Result:
-        """Everything about one regime at one seed."""
-        vectors = {task: self._vector(regime, seed, (task,)) for task in self.tasks}
-        points = self.evaluator.points(vectors)
+        """Everything about one regime at one seed, evaluated in the regime's space."""
+        experiment = self.experiment
+        vectors = {task: self._vectors.of(regime, seed, (task,)) for task in self.tasks}
+        points = self._points(regime, vectors)
         single = self._cell(
             "single",
             regime,
@@ -87,23 +97,27 @@ class Runner:
         found: Result = {
             "single": single,
             "norms": {task: vector.norm() for task, vector in vectors.items()},
-            "cosine": similarity(list(vectors.values())).tolist(),
             "addition": self._additions(regime, seed, points, single),
         }
-        if self.experiment.joint:
+        if regime not in POST_HOC:
+            found["cosine"] = similarity(list(vectors.values())).tolist()
+        if self._compares_spaces():
+            found["accuracy"] = self._accuracies(regime, seed, points, single)
+        if experiment.joint:
             found["joint"] = self._joint(regime, seed, single)
-        if self.experiment.atm and regime in (self.experiment.atm.regimes or self.experiment.regimes):
-            found["atm"] = [self._atm(regime, seed, rounds, single) for rounds in self.experiment.atm.rounds]
-        if self.experiment.negation and regime in (
-            self.experiment.negation.regimes or self.experiment.regimes
-        ):
-            found["negation"] = [
-                self._negation(regime, seed, target) for target in self.experiment.negation.targets
+        if experiment.atm and regime in experiment.regimes_of(experiment.atm):
+            found["atm"] = [self._atm(regime, seed, rounds, single) for rounds in experiment.atm.rounds]
+        if experiment.negation and regime in experiment.regimes_of(experiment.negation):
+            found["negation"] = [self._negation(regime, seed, t) for t in experiment.negation.targets]
+        if experiment.analogies:
+            numbers = range(len(experiment.analogies))
+            found["analogies"] = [self._analogy(regime, seed, number) for number in numbers]
+        if experiment.disentanglement and regime in experiment.regimes_of(experiment.disentanglement):
+            found["disentanglement"] = [
+                self._disentanglement(regime, seed, points, pair) for pair in experiment.disentanglement.pairs
             ]
-        if self.experiment.analogies:
-            found["analogies"] = [
-                self._analogy(regime, seed, number) for number in range(len(self.experiment.analogies))
-            ]
+        if experiment.costs and regime not in POST_HOC and seed == experiment.seeds[0]:
+            found["cost"] = self._cost(regime, seed)
         return found
 
     # Cells
@@ -130,23 +144,29 @@ class Runner:
             return []
         found = []
         block = self.experiment.addition
-        which = block.subsets if regime in (block.regimes or self.experiment.regimes) else "whole"
+        which = block.subsets if regime in self.experiment.regimes_of(block) else "whole"
         for chosen in subsets(self.tasks, which):
             whole = len(chosen) == len(self.tasks)
             fixed = {"1": 1.0, "1/T": 1 / len(chosen)} if whole else {}
-            settings = {"grid": self.experiment.search.model_dump(), "fixed": fixed}
+            more = {"each": True} if whole and self.experiment.space(regime) == "tangent" else {}
+            settings = {"grid": self.experiment.search.model_dump(), "fixed": fixed, **more}
 
-            def compute(chosen: tuple[str, ...] = chosen, fixed: dict[str, float] = fixed) -> Result:
-                return addition(self.evaluator, points, chosen, single, self.experiment.search, fixed)
+            def compute(
+                chosen: tuple[str, ...] = chosen,
+                fixed: dict[str, float] = fixed,
+                more: dict[str, bool] = more,
+            ) -> Result:
+                grid = self.experiment.search
+                return addition(self.evaluator, points, chosen, single, grid, fixed, **more)
 
             found.append(self._cell("addition", regime, seed, chosen, settings, compute))
         return found
 
     def _joint(self, regime: str, seed: int, single: Mapping[str, Mapping[str, float]]) -> Result:
         def compute() -> Result:
-            vector = self._vector(regime, seed, tuple(self.tasks))
-            params = self.evaluator.points({"joint": vector}).at({"joint": 1.0})
-            return self._measured(self.evaluator.values(params, self.tasks, "test"), single)
+            vector = self._vectors.of(regime, seed, self.tasks)
+            point = self._points(regime, {"joint": vector}).at({"joint": 1.0})
+            return self._measured(self.evaluator.values(point, self.tasks, "test"), single)
 
         return self._cell("joint", regime, seed, self.tasks, {}, compute)
 
@@ -160,7 +180,7 @@ class Runner:
         settings = {"rounds": rounds, "rule": rule, "scale": scale, "grid": grid.model_dump()}
 
         def compute() -> Result:
-            points = self.evaluator.points({"atm": self._atm_vector(regime, seed, rounds)})
+            points = self.evaluator.points({"atm": self._vectors.atm(regime, seed, self.tasks, rounds)})
             found = maximize(
                 lambda values: normalized(values, single["validation"]),
                 lambda alpha: self.evaluator.values(points.at({"atm": alpha}), self.tasks, "validation"),
@@ -187,14 +207,14 @@ class Runner:
         }
 
         def compute() -> Result:
-            vectors = {"fine-tuned": self._vector(regime, seed, (target,))}
+            vectors = {"fine-tuned": self._vectors.of(regime, seed, (target,))}
             if "random" in block.baselines:
                 vectors["random"] = TaskVector.random_like(vectors["fine-tuned"], seed=seed)
             if "ascent" in block.baselines:
-                vectors["ascent"] = self._vector(regime, seed, (target,), ascend=True)
+                vectors["ascent"] = self._vectors.of(regime, seed, (target,), ascend=True)
             return negation(
                 self.evaluator,
-                self.evaluator.points(vectors),
+                self._points(regime, vectors),
                 target,
                 controls,
                 subtract=[label for label in ("fine-tuned", "random") if label in vectors],
@@ -211,10 +231,10 @@ class Runner:
         settings = {"grid": self.experiment.search.model_dump(), **block.model_dump(mode="json")}
 
         def compute() -> Result:
-            vectors = {task: self._vector(regime, seed, (task,)) for task in sorted(trained)}
+            vectors = {task: self._vectors.of(regime, seed, (task,)) for task in sorted(trained)}
             return analogy(
                 self.evaluator,
-                self.evaluator.points(vectors),
+                self._points(regime, vectors),
                 a=block.a,
                 b=block.b,
                 c=block.c,
@@ -226,95 +246,73 @@ class Runner:
 
         return self._cell("analogy", regime, seed, sorted({*trained, block.target}), settings, compute)
 
-    # Vectors
-
-    def _vector(self, regime: str, seed: int, tasks: tuple[str, ...], ascend: bool = False) -> TaskVector:
-        """A trained vector: from its file when the run holds it, else from training."""
-        settings = self.experiment.settings(regime, seed)
-        inputs = self._training_inputs(regime, tasks, settings, {"ascend": ascend} if ascend else {})
-        name = f"{'ascent-' if ascend else ''}{'+'.join(tasks)}"
-
-        def compute(checkpoint: Path) -> TaskVector:
-            return finetune(
-                self.backbone,
-                [self.evaluator.part(task) for task in tasks],
-                regime=regime,
-                settings=settings,
-                ascend=ascend,
-                checkpoint=checkpoint,
-                validate=lambda vector: {
-                    "validation": absolute(
-                        self.evaluator.values(
-                            self.evaluator.points({"tau": vector}).at({"tau": 1.0}), tasks, "validation"
-                        )
-                    )
-                },
-                watch=self.watch,
-            )
-
-        return self._stored(regime, seed, name, inputs, compute)
-
-    def _atm_vector(self, regime: str, seed: int, rounds: int) -> TaskVector:
-        block = self.experiment.atm
+    def _disentanglement(self, regime: str, seed: int, points: Points, pair: tuple[str, str]) -> Result:
+        block = self.experiment.disentanglement
         assert block is not None
-        if rounds == 1:  # tuning apart and merging once: the vectors are there already
-            vectors = [self._vector(regime, seed, (task,)) for task in self.tasks]
-            return block.scale * combine(block.rule, vectors)
-        settings = self.experiment.settings(regime, seed)
-        chosen = {"rounds": rounds, "rule": block.rule, "scale": block.scale}
+        settings = {"grid": block.grid.model_dump(), "samples": block.samples, "split": "test"}
 
-        def compute(checkpoint: Path) -> TaskVector:
-            return atm(
-                self.backbone,
-                [self.evaluator.part(task) for task in self.tasks],
-                rounds=rounds,
-                regime=regime,
-                settings=settings,
-                rule=block.rule,
-                scale=block.scale,
-                checkpoint=checkpoint,
-                watch=self.watch,
-            )
+        def compute() -> Result:
+            grid = square_grid(**block.grid.model_dump())
+            few = self.evaluator.limited(test=block.samples)
+            label = f"heat map {regime} {'+'.join(pair)}"
+            maps = disentangle(few, points, pair, grid=grid, watch=self.watch, label=label)
+            return {
+                "tasks": list(pair),
+                "grid": grid,
+                "examples": [len(few.split(task, "test")) for task in pair],
+                "summary": summary(grid, maps),
+                "maps": {name: one.error.tolist() for name, one in maps.items()},
+            }
 
-        inputs = self._training_inputs(regime, self.tasks, settings, chosen)
-        return self._stored(regime, seed, f"atm{rounds}", inputs, compute)
+        return self._cell("disentanglement", regime, seed, pair, settings, compute)
 
-    def _training_inputs(
-        self, regime: str, tasks: Sequence[str], settings: TrainSettings, more: Mapping[str, object]
-    ) -> dict[str, object]:
+    def _accuracies(
+        self, regime: str, seed: int, points: Points, single: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, float]:
+        """Test accuracy of each task's own model, whatever the task's metric is."""
+        others = [task for task in self.tasks if self.suite.task(task).metric != "accuracy"]
+
+        def compute() -> Result:
+            return {
+                task: self.evaluator.score(points.at({task: 1.0}), task, "test").accuracy for task in others
+            }
+
+        found = self._cell("accuracy", regime, seed, others, {}, compute) if others else {}
+        return {task: found.get(task, single["test"][task]) for task in self.tasks}
+
+    def _compares_spaces(self) -> bool:
+        return bool({*POST_HOC, *LINEAR_OF.values()} & self.experiment.regimes.keys())
+
+    def _advantages(self, regimes: Mapping[str, Result]) -> dict[str, dict[str, float]]:
+        """What leaving the tangent space gains over each regime in it, by task."""
+        ordinary = {**{linear: of for of, linear in LINEAR_OF.items()}, **POST_HOC}
         return {
-            "model": self._common["model"],
-            "train_limit": self.experiment.limits.get("train"),
-            "tasks": self._fingerprints(tasks),
-            "regime": regime,
-            "settings": settings.model_dump(exclude={"validations"}),
-            **more,
+            regime: {
+                task: nonlinear_advantage(
+                    regimes[ordinary[regime]]["accuracy"][task],
+                    regimes[regime]["accuracy"][task],
+                    len(self.suite.task(task).classes),
+                )
+                for task in self.tasks
+            }
+            for regime in regimes
+            if ordinary.get(regime) in regimes
         }
 
-    def _stored(
-        self,
-        regime: str,
-        seed: int,
-        name: str,
-        inputs: Mapping[str, object],
-        compute: Callable[[Path], TaskVector],
-    ) -> TaskVector:
-        key = key_of("vector", inputs)
-        path = self.store.folder / "vectors" / f"seed{seed}" / regime / f"{name}-{key[:8]}.safetensors"
-        checkpoint = self.store.folder / "partial" / f"{name}-{key[:8]}.pt"
+    def _cost(self, regime: str, seed: int) -> Result:
+        """On a batch of the first task."""
+        task = self.tasks[0]
 
-        def make() -> Result:
-            check_space(path, sum(value.nbytes for value in self.evaluator.pretrained.values()))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            compute(checkpoint).save(path, force=True)
-            return {"file": str(path.relative_to(self.store.folder))}
+        def compute() -> Result:
+            part, settings = self.evaluator.part(task), self.experiment.settings(regime, seed)
+            return {"task": task, **training_cost(self.backbone, part, regime, settings)}
 
-        if self.store.has("vector", inputs) and not path.exists():
-            make()  # the record outlived its file; training is deterministic, so the record still holds
-        self.store.result("vector", inputs, make)
-        return TaskVector.load(path)
+        return self._cell("cost", regime, seed, [task], {}, compute)
 
     # Helpers
+
+    def _points(self, regime: str, vectors: Mapping[str, TaskVector]) -> Points:
+        return self.evaluator.points(vectors, space=self.experiment.space(regime))
 
     def _cell(
         self,
@@ -328,7 +326,7 @@ class Runner:
         inputs = {
             **self._common,
             "regime": regime,
-            "training": self.experiment.settings(regime, seed).model_dump(exclude={"validations"}),
+            "training": recipe(self.experiment.settings(regime, seed)),
             "tasks": self._fingerprints(tasks),
             **settings,
         }

@@ -1,11 +1,13 @@
 """An experiment's results as PNG figures."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import MissingExtra
+from taskvec.reports.analysis_figures import disentanglement_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +36,7 @@ def figures(results: Result, folder: Path) -> list[tuple[Path, str]]:
         "atm": (_atm(seeds), "ATM: the same training steps, merged once or more often."),
         "negation": (_negation(seeds), "Negation: the target falls, the control stays."),
         "cosine": (_cosine(results, seeds), "Cosines between task vectors."),
+        **_heat_maps(seeds[0]),
     }
     drawn = []
     for name, (figure, caption) in drawings.items():
@@ -60,7 +63,9 @@ def _single(results: Result, seeds: Sequence[Result]) -> "Figure | None":
     bars = {"zero-shot": zero}
     for regime in seeds[0]:
         bars[regime] = [100 * fmean(seed[regime]["single"]["test"][task] for seed in seeds) for task in tasks]
-    figure, [ax] = _axes(1, 1.2 + 1.1 * len(tasks), 3.2)
+    width = 1.2 + 1.1 * len(tasks)
+    columns = min(len(bars), max(2, int(width / 1.7)))
+    figure, [ax] = _axes(1, width, 2.8 + 0.25 * math.ceil(len(bars) / columns))
     wide = 0.8 / len(bars)
     for place, (label, values) in enumerate(bars.items()):
         ax.bar(
@@ -68,7 +73,7 @@ def _single(results: Result, seeds: Sequence[Result]) -> "Figure | None":
         )
     ax.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
     ax.set_ylabel("test metric, %")
-    ax.legend(frameon=False, ncols=len(bars), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    ax.legend(frameon=False, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 
 
@@ -127,7 +132,10 @@ def _negation(seeds: Sequence[Result]) -> "Figure | None":
         return None
     blocks = seeds[0][regimes[0]]["negation"]
     columns = min(len(blocks), 4)
-    figure, axes = _axes(columns, 3.6, 3.2)
+    labels = {label for regime in regimes for label in seeds[0][regime]["negation"][0]["rows"]}
+    wide = 1 + len(regimes) * sum(label.startswith("negative") for label in labels)
+    upright = wide > 5
+    figure, axes = _axes(columns, max(3.6, 0.7 + 0.4 * wide), 4.6 if upright else 3.2)
     for place, (ax, block) in enumerate(zip(axes, blocks[:columns], strict=True)):
         bars = {"pre-trained": [seed[regimes[0]]["negation"][place]["rows"]["pretrained"] for seed in seeds]}
         for regime in regimes:
@@ -140,7 +148,7 @@ def _negation(seeds: Sequence[Result]) -> "Figure | None":
         for shift, kind in ((-0.2, "target"), (0.2, "control")):
             heights = [100 * fmean(cell[kind] for cell in cells) for cells in bars.values()]
             ax.bar([i + shift for i in range(len(bars))], heights, 0.4, label=kind)
-        ax.set_xticks(range(len(bars)), list(bars), fontsize="small")
+        ax.set_xticks(range(len(bars)), list(bars), fontsize="small", rotation=90 if upright else 0)
         ax.set_title(f"forget {block['target']}", fontsize="medium")
         ax.set_ylim(0, 118)  # room for the legend
     axes[0].set_ylabel("test metric, %")
@@ -148,9 +156,27 @@ def _negation(seeds: Sequence[Result]) -> "Figure | None":
     return figure
 
 
+def _heat_maps(regimes: Result) -> "dict[str, tuple[Figure, str]]":
+    """One figure a pair, the regimes side by side on one scale."""
+    known = {name: found["disentanglement"] for name, found in regimes.items() if "disentanglement" in found}
+    drawn = {}
+    for place, pair in enumerate(next(iter(known.values()), [])):
+        panels = {name: maps[place] for name, maps in known.items()}
+        record = {"grid": pair["grid"], "pairs": [{"tasks": pair["tasks"], "panels": panels}]}
+        caption = (
+            f"Disentanglement error of {' and '.join(pair['tasks'])}: how far the other's vector changes "
+            "predictions (above) and representations (below); the square is where coefficients are searched."
+        )
+        drawn["disentanglement-" + "-".join(pair["tasks"])] = (
+            disentanglement_figures(record)["figure"],
+            caption,
+        )
+    return drawn
+
+
 def _cosine(results: Result, seeds: Sequence[Result]) -> "Figure | None":
     tasks = results["tasks"]
-    regimes = list(seeds[0])
+    regimes = [regime for regime in seeds[0] if "cosine" in seeds[0][regime]]
     mean = {
         regime: [
             [fmean(s[regime]["cosine"][i][j] for s in seeds) for j in range(len(tasks))]

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 
 from taskvec.errors import MissingExtra
 from taskvec.reports.figures import figures
+from taskvec.reports.space_tables import space_tables
 from taskvec.reports.tables import Table, tables
 
 
@@ -18,7 +19,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> list[Table]:
 
     Without matplotlib the figures are left out.
     """
-    found = tables(results)
+    found = [*tables(results), *space_tables(results)]
     try:
         drawn = figures(results, folder / "figures")
     except MissingExtra:

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
+
+from taskvec.reports.cells import both, coefficients, percent, seeds_by_regime, whole_set
 
 Result = Mapping[str, Any]
 
@@ -28,7 +30,7 @@ class Table:
 
 def tables(results: Result) -> list[Table]:
     """Every table that the results fill, in the order a reader would ask for them."""
-    by_regime = _by_regime(results)
+    by_regime = seeds_by_regime(results)
     return [
         _single(results, by_regime),
         *_addition(results, by_regime),
@@ -39,11 +41,6 @@ def tables(results: Result) -> list[Table]:
         *_analogies(by_regime),
         *_cosines(results, by_regime),
     ]
-
-
-def _by_regime(results: Result) -> dict[str, list[Result]]:
-    seeds = list(results["seeds"].values())
-    return {regime: [seed[regime] for seed in seeds] for regime in seeds[0]}
 
 
 def _single(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Table:
@@ -81,19 +78,19 @@ def _addition(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Ite
     tasks = results["tasks"]
     rows = []
     for regime, seeds in by_regime.items():
-        wholes = [_whole(seed, tasks) for seed in seeds]
+        wholes = [whole_set(seed, tasks) for seed in seeds]
         if any(whole is None for whole in wholes):
             return
         known = [whole for whole in wholes if whole is not None]
         rows.append(
             (
                 regime,
-                _coefficients(known),
-                _both(known),
-                _both([whole["fixed"]["1"] for whole in known]),
-                _both([whole["fixed"]["1/T"] for whole in known]),
+                coefficients(known),
+                both(known),
+                both([whole["fixed"]["1"] for whole in known]),
+                both([whole["fixed"]["1/T"] for whole in known]),
                 _pairs(seeds),
-                *([_both([seed["joint"] for seed in seeds])] if "joint" in seeds[0] else []),
+                *([both([seed["joint"] for seed in seeds])] if "joint" in seeds[0] else []),
             )
         )
     columns = ["", "best α", "at best α", "α = 1", "α = 1/T", "pairs, normalized"]
@@ -111,14 +108,14 @@ def _untrained(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> It
     if "untrained" not in results:
         return
     tasks = results["tasks"]
-    [(regime, random)] = _by_regime(results["untrained"]).items()
+    [(regime, random)] = seeds_by_regime(results["untrained"]).items()
     rows = []
     models = {"pre-trained": (results, by_regime[regime]), "random": (results["untrained"], random)}
     for name, (found, seeds) in models.items():
         zero = fmean(found["zero_shot"][task]["test"]["value"] for task in tasks)
-        wholes = [whole for seed in seeds if (whole := _whole(seed, tasks)) is not None]
+        wholes = [whole for seed in seeds if (whole := whole_set(seed, tasks)) is not None]
         single = [fmean(seed["single"]["test"][task] for task in tasks) for seed in seeds]
-        cells = (_percent([zero]), _percent(single), _coefficients(wholes), _both(wholes))
+        cells = (percent([zero]), percent(single), coefficients(wholes), both(wholes))
         rows.append((f"{name}, {regime}", *cells))
     columns = ("", "zero-shot", "single tasks", "α", f"all {len(tasks)} added")
     note = (
@@ -138,7 +135,7 @@ def _subsets(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
         cells = []
         for seeds in by_regime.values():
             edits = [seed["addition"][place] for seed in seeds]
-            cells += [_coefficients(edits), _both(edits)]
+            cells += [coefficients(edits), both(edits)]
         rows.append((" + ".join(edit["tasks"]), *cells))
     columns = ["tasks added"]
     for regime in by_regime:
@@ -155,9 +152,9 @@ def _atm(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
             rows.append(
                 (
                     f"{regime}, {first['rounds']} round{'s' if first['rounds'] > 1 else ''}",
-                    _both([run["plain"] for run in runs]),
-                    _coefficients(tuned),
-                    _both(tuned),
+                    both([run["plain"] for run in runs]),
+                    coefficients(tuned),
+                    both(tuned),
                 )
             )
     if rows:
@@ -181,7 +178,7 @@ def _negation(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Ite
                 if label == "pretrained" and rows:
                     continue
                 cells = [run[label] for run in runs]
-                alpha = _coefficients(cells) if "coefficient" in cells[0] else ""
+                alpha = coefficients(cells) if "coefficient" in cells[0] else ""
                 name = "pre-trained" if label == "pretrained" else f"{regime}: {label}"
                 recalls = zip(*(cell["target_recall"] for cell in cells), strict=True)
                 classes = [_whole_percent(recall) for recall in recalls]
@@ -190,8 +187,8 @@ def _negation(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Ite
                     (
                         name,
                         alpha,
-                        _percent([cell["target"] for cell in cells]),
-                        _percent([cell["control"] for cell in cells]),
+                        percent([cell["target"] for cell in cells]),
+                        percent([cell["control"] for cell in cells]),
                         shown,
                     )
                 )
@@ -219,13 +216,13 @@ def _analogies(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
         rows = [
             (
                 f"{a} : {b} :: {c} : {target}",
-                *(_percent([of_seed[place] for of_seed in runs]) for place in columns),
+                *(percent([of_seed[place] for of_seed in runs]) for place in columns),
             )
             for runs, (a, b, c, target) in zip(values, map(_terms, blocks), strict=True)
         ]
         if len(rows) > 1:
             means = [
-                _percent([fmean(runs[seed][place] for runs in values) for seed in range(len(seeds))])
+                percent([fmean(runs[seed][place] for runs in values) for seed in range(len(seeds))])
                 for place in columns
             ]
             rows.append(("mean", *means))
@@ -245,6 +242,8 @@ def _terms(runs: Sequence[Result]) -> tuple[str, str, str, str]:
 def _cosines(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
     tasks = results["tasks"]
     for regime, seeds in by_regime.items():
+        if "cosine" not in seeds[0]:
+            continue
         rows = tuple(
             (task, *(f"{fmean(seed['cosine'][i][j] for seed in seeds):.3f}" for j in range(len(tasks))))
             for i, task in enumerate(tasks)
@@ -254,22 +253,12 @@ def _cosines(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Iter
 
 def _pairs(seeds: Sequence[Result]) -> str:
     pairs = [[edit for edit in seed["addition"] if len(edit["tasks"]) == 2] for seed in seeds]
-    return _percent([fmean(edit["normalized"] for edit in edits) for edits in pairs]) if pairs[0] else "–"
-
-
-def _whole(seed: Result, tasks: Sequence[str]) -> Result | None:
-    return next((edit for edit in seed["addition"] if len(edit["tasks"]) == len(tasks)), None)
+    return percent([fmean(edit["normalized"] for edit in edits) for edits in pairs]) if pairs[0] else "–"
 
 
 def _values(seeds: Sequence[Sequence[float]]) -> list[str]:
     """One cell a task and one for their mean, each over seeds."""
-    return [_percent(column) for column in zip(*seeds, strict=True)] + [_percent([fmean(s) for s in seeds])]
-
-
-def _percent(values: Sequence[float]) -> str:
-    """Mean over seeds, with the standard deviation where there are several."""
-    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * fmean(values):.1f}{spread}"
+    return [percent(column) for column in zip(*seeds, strict=True)] + [percent([fmean(s) for s in seeds])]
 
 
 def _whole_percent(values: Sequence[float | None]) -> str:
@@ -277,22 +266,12 @@ def _whole_percent(values: Sequence[float | None]) -> str:
     return f"{100 * fmean(known):.0f}" if known else "–"
 
 
-def _both(cells: Sequence[Result]) -> str:
-    absolute, normalized = ([cell[which] for cell in cells] for which in ("absolute", "normalized"))
-    return f"{_percent(absolute)} / {_percent(normalized)}"
-
-
-def _coefficients(cells: Sequence[Result]) -> str:
-    values = sorted({cell["coefficient"] for cell in cells})
-    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g}–{values[-1]:g}"
-
-
 def _remarks(by_regime: Mapping[str, Sequence[Result]], tasks: Sequence[str]) -> str:
     said = [
         f"{regime}: {whole['remark']}"
         for regime, seeds in by_regime.items()
         for seed in seeds
-        if (whole := _whole(seed, tasks)) and whole["remark"]
+        if (whole := whole_set(seed, tasks)) and whole["remark"]
     ]
     return f" ({'; '.join(dict.fromkeys(said))})" if said else ""
 
