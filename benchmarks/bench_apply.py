@@ -4,35 +4,21 @@ Run as ``python benchmarks/bench_apply.py OUT.json``. The floor reads the base a
 to the disk like the edit. Every edit is compared with a float64 computation before any clock starts.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
-from time import perf_counter
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from measure import compare
 from taskvec import TaskVector, apply, combine, open_weights, save_weights
 
 TENSORS, ROWS, COLUMNS = 24, 1024, 1024
 ROUNDS = 9
-
-
-def compare(runs: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds per run. The runs take turns, so drift of the machine hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 2):  # two turns to warm up
-        for name, run in runs.items():
-            start = perf_counter()
-            run()
-            if turn >= 2:
-                seconds[name].append(perf_counter() - start)
-    return {name: median(s) for name, s in seconds.items()}
 
 
 def make_inputs(folder: Path) -> tuple[Path, list[TaskVector]]:
@@ -76,34 +62,30 @@ def main(out: Path) -> None:
         one, two = vectors[:2]
         tuned = save_weights(apply(start, one), folder / "tuned.safetensors")
 
-        def write(vector: TaskVector) -> Callable[[], object]:
+        def edited(vector: TaskVector) -> Callable[[], object]:
             return lambda: save_weights(apply(start, vector), folder / "edited.safetensors", force=True)
 
         times = compare(
             {
                 "floor: copy": lambda: copy(base, folder / "copied"),
-                "1 vector": write(0.4 * one),
-                "2 vectors": write(0.4 * one - 0.3 * two),
-                "4 vectors": write(sum((0.25 * vector for vector in vectors), 0 * one)),
-                "2 models, subtracted lazily": write(0.4 * TaskVector.between(start, tuned)),
-                "TIES of 2": write(combine("ties", [one, two])),
+                "1 vector": edited(0.4 * one),
+                "2 vectors": edited(0.4 * one - 0.3 * two),
+                "4 vectors": edited(sum((0.25 * vector for vector in vectors), 0 * one)),
+                "2 models, subtracted lazily": edited(0.4 * TaskVector.between(start, tuned)),
+                "TIES of 2": edited(combine("ties", [one, two])),
                 "diff": lambda: TaskVector.between(start, tuned).save(
                     folder / "diff.safetensors", force=True
                 ),
                 "norm": one.norm,
-            }
+            },
+            ROUNDS,
+            warm_up=2,
         )
     table = Table("run", "ms", "x floor")
     for name, seconds in times.items():
         table.add_row(name, f"{1e3 * seconds:.0f}", f"{seconds / times['floor: copy']:.2f}")
     Console().print(table)
-    facts = {
-        "bytes": 4 * TENSORS * ROWS * COLUMNS,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "rounds": ROUNDS,
-    }
-    out.write_text(json.dumps({**facts, "seconds": times}, indent=2) + "\n")
+    write(out, bytes=4 * TENSORS * ROWS * COLUMNS, rounds=ROUNDS, seconds=times)
 
 
 if __name__ == "__main__":

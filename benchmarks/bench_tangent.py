@@ -9,13 +9,10 @@ clock starts. Times are CPU seconds of one thread, the ways taking turns; memory
 allocated inside a step.
 """
 
-import json
-import platform
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from statistics import median
 from time import process_time
 from typing import Any
 
@@ -27,6 +24,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel
 
+from measure import compare, machine, peak, write
 from taskvec.selection import matching
 from taskvec.tangent.forward import jvp
 from taskvec.tangent.linearization import Linearization, Route
@@ -122,31 +120,6 @@ class Steps:
         return step
 
 
-def peak(run: Callable[[], object]) -> int:
-    """Most bytes allocated at once inside a run, above what was there before."""
-    with torch.profiler.profile(profile_memory=True) as profiler:
-        run()
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = top = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        top = max(top, now)
-    return top
-
-
-def compare(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median CPU seconds. The runs take turns, so drift of the machine hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            start = process_time()
-            run()
-            if turn:
-                seconds[name].append(process_time() - start)
-    return {name: median(s) for name, s in seconds.items()}
-
-
 def agree(found: Params, exact: Params, tolerance: float) -> None:
     """Refuse to time a wrong gradient."""
     largest = max(float(value.abs().max()) for value in exact.values())
@@ -172,26 +145,23 @@ def measure(model: Encoder, batch: dict[str, Tensor]) -> dict[str, dict[str, flo
         exact = runs[f"{kind}, the original way"]()
         agree(runs[kind](), exact, 1e-3)
         assert set(exact) <= set(names)
-    if bf16_units():
+    if machine().get("bf16 units") == "yes":
         runs["tangent, bf16"] = steps.tangent(full, "rules", autocast=True)
         agree(runs["tangent, bf16"](), runs["tangent"](), 0.1)
-    seconds = compare(runs, ROUNDS)
+    seconds = compare(runs, ROUNDS, clock=process_time)
     return {name: {"seconds": seconds[name], "bytes": float(peak(run))} for name, run in runs.items()}
 
 
-def bf16_units() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware."""
-    return "bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
-
-
-def machine() -> dict[str, object]:
-    """What a reader must know of where this ran."""
-    names = [
-        line.split(":")[1].strip()
-        for line in (Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else [])
-        if line.startswith("model name")
-    ]
-    return {"cpu": names[0] if names else platform.processor(), "threads": 1, "torch": torch.__version__}
+def bf16_products() -> float:
+    """Time of a matrix product in bfloat16, in units of the same in float32: what bf16 can save at best."""
+    a, b = torch.randn(512, 768), torch.randn(768, 3072)
+    products = {dtype: (a.to(dtype), b.to(dtype)) for dtype in (torch.float32, torch.bfloat16)}
+    times = compare(
+        {str(dtype): (lambda x=x, y=y: x @ y) for dtype, (x, y) in products.items()},  # type: ignore[misc]
+        30,
+        clock=process_time,
+    )
+    return times["torch.bfloat16"] / times["torch.float32"]
 
 
 def main(out: Path) -> None:
@@ -213,7 +183,9 @@ def main(out: Path) -> None:
                 f"{cost['bytes'] / original:.2f}",
             )
         Console().print(table)
-    out.write_text(json.dumps({"machine": machine(), "rounds": ROUNDS, "steps": found}, indent=2) + "\n")
+    products = bf16_products()
+    Console().print(f"A matrix product in bfloat16 takes {products:.2f} of one in float32.")
+    write(out, rounds=ROUNDS, bf16_products=products, steps=found)
 
 
 if __name__ == "__main__":
