@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from measure import compare
+from measure import compare, write
 from taskvec import TaskVector, apply, combine, open_weights, save_weights
 
 TENSORS, ROWS, COLUMNS = 24, 1024, 1024
