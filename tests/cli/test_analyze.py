@@ -246,9 +246,17 @@ def test_two_vectors_of_the_same_task_and_regime_are_named(
     assert str(copy) in error
 
 
-@pytest.mark.parametrize("name", ["disentanglement", "linearity", "similarity", "gradients"])
+@pytest.mark.parametrize("name", list(ANALYSES))
 def test_help_holds_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert name in ANALYSES
     with pytest.raises(SystemExit):
         main(["analyze", name, "--help"])
     assert f"taskvec analyze {name} " in capsys.readouterr().out.split("Example", 1)[1]
+
+
+def test_the_list_says_what_each_analysis_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["analyze", "--help"])
+    shown = capsys.readouterr().out
+    for analysis in ANALYSES.values():
+        assert f"{analysis.__name__} " in shown
+        assert (analysis.__doc__ or "").split()[0] in shown

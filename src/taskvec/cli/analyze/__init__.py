@@ -1,9 +1,15 @@
-"""``taskvec analyze``: one subcommand an analysis, imported when its help or itself is asked for."""
+"""``taskvec analyze``: one subcommand an analysis."""
 
 from cyclopts import App
 
-ANALYSES = ("disentanglement", "linearity", "similarity", "gradients")
+from taskvec.cli.analyze.disentanglement import disentanglement
+from taskvec.cli.analyze.gradients import gradients
+from taskvec.cli.analyze.linearity import linearity
+from taskvec.cli.analyze.similarity import similarity
+
+ANALYSES = {one.__name__: one for one in (disentanglement, linearity, similarity, gradients)}
+"""Imported together, for the list to show what each is for; none imports torch before it runs."""
 
 analyze = App(name="analyze", help="Explain task vectors: a record, a table and a figure in a folder.")
-for _name in ANALYSES:
-    analyze.command(f"taskvec.cli.analyze.{_name}:{_name}", name=_name)
+for _analysis in ANALYSES.values():
+    analyze.command(_analysis)

@@ -23,7 +23,7 @@ def disentanglement(
     suite: Annotated[str, Parameter(name=["--suite", "-s"])],
     output: Output,
     pair: Annotated[tuple[tuple[str, str], ...], Parameter(negative=())] = (),
-    grid: tuple[float, float, int] = (-3.0, 3.0, 21),
+    grid: Annotated[tuple[float, float, int], Parameter(negative=())] = (-3.0, 3.0, 21),
     split: Literal["train", "validation", "test"] = "test",
     samples: Count = 200,
     post_hoc: Annotated[bool, Parameter(negative=())] = False,
