@@ -102,6 +102,16 @@ def test_rules_are_chosen_by_themselves(block: str) -> None:
     assert lin.linearization.route == "rules"
 
 
+def test_padding_on_the_left_of_a_decoder_keeps_gradients_finite() -> None:
+    """There, first positions see nothing, and the gradient of the math attention kernel is NaN."""
+    batch = texts()
+    batch["attention_mask"] = batch["attention_mask"].flip(1)
+    lin = displaced(linearize(made("Llama", {**SMALL, **WORDS, "num_key_value_heads": 2})))
+    slopes = torch.autograd.grad(features(lin, batch).sum(), list(lin.tau.values()))
+    assert lin.linearization.route == "rules"
+    assert all(bool(slope.isfinite().all()) for slope in slopes)
+
+
 def test_rules_are_chosen_for_the_built_in_model() -> None:
     from taskvec.training.space import linearized
 
