@@ -19,8 +19,8 @@ def disagreement(
 
     Both are taken at a random displacement and pulled back by a random cotangent. Equal means within ten
     times the square root of the dtype's epsilon, relative to the largest entry of all: far above rounding,
-    far below a wrong derivative. Where ``other`` is not finite (the math attention kernel at a query that sees
-    nothing), finite is all that is asked of ``one``.
+    far below a wrong derivative. Where ``other`` is not finite (the math attention kernel at a query that
+    sees nothing), finite is all that is asked of ``one``.
     """
     draw = torch.Generator().manual_seed(0)
 
