@@ -41,6 +41,7 @@ class Block:
     ) -> None:
         self.classes, self.mode, self.symmetric, self.floats = classes, mode, symmetric, floats
         self.n1, self.n2 = rows.stop - rows.start, columns.stop - columns.start
+        self._workspace = kernel.new_empty(0)
         factor = classes if mode == "full" else 1
         self.view = kernel[
             ..., rows.start * factor : rows.stop * factor, columns.start * factor : columns.stop * factor
@@ -60,17 +61,27 @@ class Block:
         if samples and first and other:
             height = max(1, self.floats // (samples * self.classes * columns))
             for rows in _slices(count, height, first, other):
-                here = self._written(first, self.n1, rows, columns)
-                there = None if second is None else self._written(second, self.n2, rows, columns)
+                space = self._space(samples * self.classes * columns * min(height, count))
+                here = self._written(first, self.n1, rows, columns, space)
+                rest = space[here.numel() :]
+                there = None if second is None else self._written(second, self.n2, rows, columns, rest)
                 self._multiply(here, there)
 
-    def _written(self, chunks: list[Chunk], n: int, rows: Rows, columns: int) -> Tensor:
+    def _space(self, numbers: int) -> Tensor:
+        """Memory for a slice, the same for all slices: new pages cost more than the work done in them."""
+        if len(self._workspace) < numbers:
+            self._workspace = self.view.new_empty(0)  # the old one goes before the new one comes
+            self._workspace = self.view.new_empty(numbers)
+        return self._workspace
+
+    def _written(self, chunks: list[Chunk], n: int, rows: Rows, columns: int, space: Tensor) -> Tensor:
         size = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-        example = chunks[0][1][0].tensors()[0]
-        into = example.new_zeros(n, self.classes, size, columns)
+        into = space[: n * self.classes * size * columns].view(n, self.classes, size, columns)
+        if sum(at.stop - at.start for at, _ in chunks) < n:
+            into.zero_()  # some samples do not use the parameter
         for at, terms in chunks:
-            for term in terms:
-                term.write(into[at], rows)
+            for place, term in enumerate(terms):
+                term.write(into[at], rows, fresh=place == 0)
         return into.view(n, self.classes, -1)
 
     def _multiply(self, left: Tensor, right: Tensor | None) -> None:

@@ -1,5 +1,7 @@
 """The empirical neural tangent kernel, one parameter after another."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +10,10 @@ from taskvec.tangent.ntk.contraction import Block, Chunk, Mode, mirror
 from taskvec.tangent.ntk.features import Plan
 from taskvec.tangent.ntk.planning import Sizes, planned
 from taskvec.tangent.ntk.samples import Inputs, Samples, Selection, selected
+
+
+CACHED = 1 << 22
+"""Numbers of a slice on a CPU: what is written is multiplied before it has left the cache."""
 
 
 def ntk(
@@ -93,7 +99,8 @@ def _shares(sizes: Sizes, samples: int, memory: float, batch: int | None) -> tup
     whole = sizes.features * samples <= memory / 2
     size = samples if whole else max(1, int(memory / 4 / max(sizes.features, 1)))
     step = max(1, min(size, batch or size, int(memory / 4 / max(2 * sizes.graph, 1))))
-    return size, step, max(1, int(memory / 4 / itemsize))
+    slices = min(memory / 4 / itemsize, CACHED if sizes.device.type == "cpu" else math.inf)
+    return size, step, max(1, int(slices))
 
 
 def _pieces(start: int, stop: int, size: int) -> list[slice]:

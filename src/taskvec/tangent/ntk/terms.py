@@ -21,8 +21,8 @@ Rows = slice | Tensor
 class Term(Protocol):
     """One use of a parameter by n samples."""
 
-    def write(self, into: Tensor, rows: Rows) -> None:
-        """Add rows of the Jacobian to ``into``, (n, C, rows, columns)."""
+    def write(self, into: Tensor, rows: Rows, fresh: bool) -> None:
+        """Put rows of the Jacobian into ``into``, (n, C, rows, columns), or add them if it is not ``fresh``."""
 
     def tensors(self) -> list[Tensor]:
         """What is held in memory."""
@@ -34,9 +34,12 @@ class Dense:
 
     jacobian: Tensor
 
-    def write(self, into: Tensor, rows: Rows) -> None:
-        """Add some rows."""
-        into += self.jacobian[:, :, rows]
+    def write(self, into: Tensor, rows: Rows, fresh: bool) -> None:
+        """Copy or add some rows."""
+        if fresh:
+            into.copy_(self.jacobian[:, :, rows])
+        else:
+            into += self.jacobian[:, :, rows]
 
     def tensors(self) -> list[Tensor]:
         """The Jacobian."""
@@ -63,18 +66,18 @@ class Outer:
         """(n, S, in)."""
         return self.x if self.unfold is None else self.unfold(self.x)
 
-    def write(self, into: Tensor, rows: Rows) -> None:
+    def write(self, into: Tensor, rows: Rows, fresh: bool) -> None:
         """Multiply the rows that are asked for."""
         n, classes, count, columns = into.shape
-        x, slope = self.tokens(), self.slope
+        x, slope, beta = self.tokens(), self.slope, 0 if fresh else 1
         if self.flipped:
             left = x[:, :, rows].transpose(1, 2).unsqueeze(1).expand(n, classes, count, -1)
             into.view(n * classes, count, columns).baddbmm_(
-                left.reshape(n * classes, count, -1), slope.reshape(n * classes, -1, columns)
+                left.reshape(n * classes, count, -1), slope.reshape(n * classes, -1, columns), beta=beta
             )
         else:
             left = slope[..., rows].transpose(2, 3).reshape(n, classes * count, -1)
-            into.view(n, classes * count, columns).baddbmm_(left, x)
+            into.view(n, classes * count, columns).baddbmm_(left, x, beta=beta)
 
     def tensors(self) -> list[Tensor]:
         """Inputs and gradients of the product."""
@@ -93,8 +96,10 @@ class Scatter:
     index: Tensor
     slope: Tensor
 
-    def write(self, into: Tensor, rows: Rows) -> None:
+    def write(self, into: Tensor, rows: Rows, fresh: bool) -> None:
         """Add the slopes of the places that read one of the rows."""
+        if fresh:
+            into.zero_()
         if isinstance(rows, slice):
             place = self.index - rows.start
             hit = (self.index >= rows.start) & (self.index < rows.stop)
@@ -123,9 +128,9 @@ class Scatter:
 def jacobian(terms: list[Term], n: int, classes: int, shape: torch.Size) -> Tensor:
     """The whole Jacobian (n, C, *shape) of a parameter, the sum of its uses."""
     rows, columns = matrix_shape(shape)
-    into = terms[0].tensors()[0].new_zeros(n, classes, rows, columns)
-    for term in terms:
-        term.write(into, slice(0, rows))
+    into = terms[0].tensors()[0].new_empty(n, classes, rows, columns)
+    for place, term in enumerate(terms):
+        term.write(into, slice(0, rows), fresh=place == 0)
     return into.view(n, classes, *shape)
 
 
