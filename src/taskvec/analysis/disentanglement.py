@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, log_softmax
+from torch.nn.functional import log_softmax, normalize
 
 from taskvec.errors import InputError, TaskvecError
 from taskvec.evaluation.evaluator import Evaluator
@@ -19,30 +19,46 @@ from taskvec.progress import Watch, unwatched
 from taskvec.tasks.source import SplitName
 from taskvec.training.space import Space
 
-Distance = Callable[[Tensor, Tensor], Tensor]
-"""Outputs (N, k) of two models on the same examples to a distance (N,) for each of them."""
-
 Visit = Callable[[float, float], tuple[Tensor, Tensor]]
 """Coefficients (a1, a2) to features (N1, d), (N2, d) of the edited model on the data of both tasks."""
 
 
-def disagreement(first: Tensor, other: Tensor) -> Tensor:
-    """1 where two sets of logits (N, C) have different largest entries, 0 where not; float64 (N,)."""
-    return (first.argmax(-1) != other.argmax(-1)).double()
+@dataclass(frozen=True)
+class Distance:
+    """A distance between the outputs (N, k) of two models on the same examples, one number (N,) for each.
 
+    In two steps, so that a model that is compared many times is prepared once.
 
-def symmetric_kl(first: Tensor, other: Tensor) -> Tensor:
-    """(KL(p || q) + KL(q || p)) / 2 with p, q the softmax of each row; (N, k) twice to float64 (N,).
-
-    Source: the distance between representations of Jin et al. 2025 (arXiv:2407.07089).
+    Args:
+        view: from outputs to what is compared, (N, ...).
+        between: from two views to distances.
     """
-    p, q = log_softmax(first.double(), -1), log_softmax(other.double(), -1)
-    return ((p.exp() - q.exp()) * (p - q)).sum(-1) / 2
+
+    view: Callable[[Tensor], Tensor]
+    between: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, first: Tensor, other: Tensor) -> Tensor:
+        """Distances (N,) of outputs that were not prepared."""
+        return self.between(self.view(first), self.view(other))
+
+    def behind(self, head: Head) -> "Distance":
+        """The same distance, of the logits that a head gives to features."""
+        return Distance(lambda features: self.view(head(features)), self.between)
 
 
-def cosine_distance(first: Tensor, other: Tensor) -> Tensor:
-    """1 - cos of the angle between rows, 0 to 2; (N, k) twice to float64 (N,)."""
-    return (1 - cosine_similarity(first.double(), other.double(), dim=-1)).clamp_min(0)
+disagreement = Distance(lambda logits: logits.argmax(-1), torch.ne)
+"""1 where two models predict different classes, 0 where not."""
+
+symmetric_kl = Distance(
+    partial(log_softmax, dim=-1), lambda p, q: ((p.exp() - q.exp()) * (p - q)).sum(-1) / 2
+)
+"""(KL(p || q) + KL(q || p)) / 2 with p, q the softmax of each row.
+
+Source: the distance between representations of Jin et al. 2025 (arXiv:2407.07089).
+"""
+
+cosine_distance = Distance(partial(normalize, dim=-1), lambda u, v: (u - v).square().sum(-1) / 2)
+"""1 - cos of the angle between rows, 0 to 2."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +86,12 @@ def disentanglement_maps(
     Every mean is over the examples seen.
 
     Args:
-        visit: called once a point; its answer must stay valid when the next point is visited.
+        visit: called once a point.
         grid: values of a1 and of a2.
         distances: by name, one for the data of each task (they may hold its head).
 
     Cost: n^2 visits if the grid holds 0, where the axes hold the single-task models; else 2n + 1 more.
+        Memory of 2n views a distance.
     Raises: InputError for an empty grid or a value twice.
     Source: Ortiz-Jimenez et al. 2023 (arXiv:2305.12827).
     """
@@ -85,20 +102,20 @@ def disentanglement_maps(
         [(0.0, 0.0), *((a, 0.0) for a in grid), *((0.0, a) for a in grid)]
         + [(a1, a2) for a1 in grid for a2 in grid]
     )
-    alone: tuple[dict[float, Tensor], dict[float, Tensor]] = ({}, {})
+    seen: dict[tuple[str, int, float], Tensor] = {}
     size = len(grid)
     maps = {name: Maps(*torch.zeros(2, size, size, dtype=torch.float64)) for name in distances}
     for done, (a1, a2) in enumerate(order, start=1):
         both = visit(a1, a2)
-        for known, own, other, outputs in zip(alone, (a1, a2), (a2, a1), both, strict=True):
-            if other == 0:
-                known[own] = outputs
-        if a1 in place and a2 in place:
-            at = place[a1], place[a2]
-            for name, of_tasks in distances.items():
-                for known, own, outputs, distance in zip(alone, (a1, a2), both, of_tasks, strict=True):
-                    maps[name].error[at] += distance(known[own], outputs).mean()
-                    maps[name].movement[at] += distance(known[0.0], outputs).mean()
+        for name, of_tasks in distances.items():
+            for task, (own, other) in enumerate(((a1, a2), (a2, a1))):
+                view = of_tasks[task].view(both[task])
+                if other == 0:
+                    seen[name, task, own] = view
+                if a1 in place and a2 in place:
+                    at, between = (place[a1], place[a2]), of_tasks[task].between
+                    maps[name].error[at] += between(seen[name, task, own], view).double().mean()
+                    maps[name].movement[at] += between(seen[name, task, 0.0], view).double().mean()
         watch(label, done, len(order))
     return maps
 
@@ -193,20 +210,13 @@ def disentangle(
 
 
 def _distances(heads: tuple[Head, Head]) -> dict[str, tuple[Distance, Distance]]:
-    def behind(distance: Distance) -> tuple[Distance, Distance]:
-        one, other = (partial(_behind, head, distance) for head in heads)
-        return one, other
-
+    one, other = heads
     return {
-        PREDICTION: behind(disagreement),
-        OUTPUTS: behind(symmetric_kl),
+        PREDICTION: (disagreement.behind(one), disagreement.behind(other)),
+        OUTPUTS: (symmetric_kl.behind(one), symmetric_kl.behind(other)),
         FEATURES: (symmetric_kl, symmetric_kl),
         ANGLE: (cosine_distance, cosine_distance),
     }
-
-
-def _behind(head: Head, distance: Distance, first: Tensor, other: Tensor) -> Tensor:
-    return distance(head(first), head(other))
 
 
 def summary(grid: Sequence[float], maps: Mapping[str, Maps]) -> dict[str, float | None]:
