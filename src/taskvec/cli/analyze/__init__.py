@@ -13,3 +13,8 @@ ANALYSES = {one.__name__: one for one in (disentanglement, linearity, similarity
 analyze = App(name="analyze", help="Explain task vectors: a record, a table and a figure in a folder.")
 for _analysis in ANALYSES.values():
     analyze.command(_analysis)
+analyze.command(
+    "taskvec.cli.analyze.ntk:ntk",
+    name="ntk",
+    help="The neural tangent kernel of a model, and what it predicts.",
+)
