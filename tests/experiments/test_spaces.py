@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from time import time_ns
 from typing import Any
 
 import pytest
@@ -173,19 +174,23 @@ def test_settings_that_came_later_leave_the_keys_of_earlier_runs_alone() -> None
 
 
 def test_memory_is_the_most_that_was_there_at_once(capfd: pytest.CaptureFixture[str]) -> None:
-    memory = Memory()
-    before = torch.zeros(1000)
-    memory.start()
-    one = torch.zeros(1_000_000)  # 4 MB
-    two = torch.zeros(500_000)  # 6 MB
-    del one  # 2 MB
-    three = torch.zeros(750_000)  # 5 MB
-    assert memory.stop() == 6_000_000
-    assert len(before) + len(two) + len(three) == 1_251_000
+    with Memory() as memory:
+        before = torch.zeros(2_000_000)  # 8 MB that are there already
+        begin = time_ns()
+        one = torch.zeros(1_000_000)  # 4 MB
+        two = torch.zeros(500_000)  # 6 MB
+        del one  # 2 MB
+        three = torch.zeros(750_000)  # 5 MB
+        end = time_ns()
+        after = torch.zeros(3_000_000)
+    assert memory.peak(begin, end) == 6_000_000
+    assert len(before) + len(two) + len(three) + len(after) == 6_250_000
     assert capfd.readouterr().err == ""
 
 
-def test_the_cost_of_a_step_is_measured_for_every_regime(evaluator: tv.Evaluator) -> None:
+def test_the_cost_of_a_step_is_measured_for_every_regime(
+    evaluator: tv.Evaluator, capfd: pytest.CaptureFixture[str]
+) -> None:
     part, settings = evaluator.part("pets"), tv.TrainSettings(batch_size=16)
     cost = {regime: training_cost(evaluator.backbone, part, regime, settings) for regime in TRAINED}
     assert all(found["seconds"] > 0 for found in cost.values())
@@ -194,6 +199,7 @@ def test_the_cost_of_a_step_is_measured_for_every_regime(evaluator: tv.Evaluator
     assert cost["attention"]["peak_bytes"] < cost["full"]["peak_bytes"]
     again = training_cost(evaluator.backbone, part, "full", settings)
     assert again["peak_bytes"] == pytest.approx(cost["full"]["peak_bytes"], rel=0.05)
+    assert capfd.readouterr().err == ""
 
 
 def test_costs_are_shown(spaces_experiment: str, tmp_path: Path) -> None:

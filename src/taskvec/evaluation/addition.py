@@ -6,7 +6,7 @@ from itertools import combinations
 from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import absolute, normalized
-from taskvec.evaluation.points import Points
+from taskvec.evaluation.points import Point, Points
 from taskvec.evaluation.search import Grid, search_addition, search_each
 from taskvec.tasks.source import SplitName
 
@@ -53,14 +53,17 @@ def addition(
     """
     if len(set(tasks)) != len(tasks) or len(tasks) < 2:
         raise InputError(f"addition needs two or more distinct tasks, not {list(tasks)}")
+
+    def shared(alpha: float) -> Point:
+        # With a coefficient each to come, the vectors by themselves are needed, and their sum is not.
+        return points.at(dict.fromkeys(tasks, alpha)) if each else points.shared(tasks, alpha)
+
     found = search_addition(
-        lambda alpha: evaluator.values(points.shared(tasks, alpha), tasks, "validation"),
-        single["validation"],
-        grid,
+        lambda alpha: evaluator.values(shared(alpha), tasks, "validation"), single["validation"], grid
     )
-    scores = evaluator.scores(points.shared(tasks, found.coefficient), tasks, "test")
+    scores = evaluator.scores(shared(found.coefficient), tasks, "test")
     values = {task: score.value for task, score in scores.items()}
-    shared = dict.fromkeys(tasks, found.coefficient)
+    best = dict.fromkeys(tasks, found.coefficient)
     return {
         "tasks": list(tasks),
         **found.record(),
@@ -70,12 +73,12 @@ def addition(
         "fixed": {
             label: {
                 "coefficient": alpha,
-                **_both(evaluator.values(points.shared(tasks, alpha), tasks, "test"), single["test"]),
+                **_both(evaluator.values(shared(alpha), tasks, "test"), single["test"]),
             }
             for label, alpha in (fixed or {}).items()
         },
-        **({"each": _each(evaluator, points, shared, single, grid)} if each else {}),
-        **({"without": _without(evaluator, points, shared, single)} if each else {}),
+        **({"each": _each(evaluator, points, best, single, grid)} if each else {}),
+        **({"without": _without(evaluator, points, best, single)} if each else {}),
     }
 
 

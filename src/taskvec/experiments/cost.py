@@ -1,13 +1,13 @@
 """What a training step costs."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from statistics import median
-from time import perf_counter
-from typing import Any
+from time import perf_counter, time_ns
+from typing import Any, Self
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -22,25 +22,28 @@ QUIET = "99"
 
 
 class Memory:
-    """Bytes allocated on the CPU between ``start`` and ``stop``: the most at once, above what was there."""
+    """Follows what is allocated and freed on the CPU while it is entered."""
 
     def __init__(self) -> None:
         self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
 
-    def start(self) -> None:
-        """From here."""
+    def __enter__(self) -> Self:
         with _quiet():
             self._profiler.start()
+        return self
 
-    def stop(self) -> int:
-        """To here."""
+    def __exit__(self, *_: object) -> None:
         self._profiler.stop()
+
+    def peak(self, begin: int, end: int) -> int:
+        """Most bytes there at once from ``begin`` to ``end`` (``time.time_ns``), above those at ``begin``."""
         found: Any = self._profiler.profiler
         events = [event for event in found.kineto_results.events() if event.name() == "[memory]"]
         now = top = 0
         for event in sorted(events, key=lambda event: int(event.start_ns())):
-            now += event.nbytes()
-            top = max(top, now)
+            if begin <= event.start_ns() <= end:
+                now += event.nbytes()
+                top = max(top, now)
         return top
 
 
@@ -48,23 +51,26 @@ def training_cost(backbone: Backbone, part: Part, regime: str, settings: TrainSe
     """Seconds and peak memory of one training step of a regime, all on the same batch of ``part``.
 
     Returns: ``seconds``, the median of a few steps after the first; ``peak_bytes``, allocated at once within
-        one further step, above weights, optimizer state and data.
+        the second step of a further run, above weights, optimizer state and data.
     """
     batch = replace(part, split=part.split.first(settings.batch_size))
-    steps = TIMED + 2
-    recipe = settings.model_copy(update={"steps": steps, "validations": 0})
-    memory, ends, peak = Memory(), list[float](), list[int]()
 
-    def watch(label: str, done: int, total: int, **facts: float) -> None:
-        ends.append(perf_counter())
-        if done == steps - 1:
-            memory.start()
-        if done == steps:
-            peak.append(memory.stop())
+    def ends(steps: int, clock: Callable[[], float]) -> list[float]:
+        """When each step of a training was over."""
+        times: list[float] = []
+        finetune(
+            backbone,
+            batch,
+            regime=regime,
+            settings=settings.model_copy(update={"steps": steps, "validations": 0}),
+            watch=lambda *_, **__: times.append(clock()),
+        )
+        return times
 
-    finetune(backbone, batch, regime=regime, settings=recipe, watch=watch)
-    seconds = [after - before for before, after in pairwise(ends[: TIMED + 1])]
-    return {"seconds": median(seconds), "peak_bytes": peak[0]}
+    seconds = [after - before for before, after in pairwise(ends(TIMED + 1, perf_counter))]
+    with Memory() as memory:
+        first, second = ends(2, time_ns)
+    return {"seconds": median(seconds), "peak_bytes": memory.peak(int(first), int(second))}
 
 
 @contextmanager
