@@ -210,9 +210,3 @@ def test_costs_are_shown(spaces_experiment: str, tmp_path: Path) -> None:
     report = (tmp_path / "run" / "report.md").read_text()
     assert "Training cost" in report
     assert report.count("MiB") == 1
-
-
-def test_shipped_experiments_are_valid() -> None:
-    folder = Path(__file__).parents[2] / "experiments"
-    for path in folder.glob("*.yaml"):
-        load_experiment(path)
