@@ -15,6 +15,7 @@ from taskvec._version import __version__
 if TYPE_CHECKING:
     from taskvec.analysis.disentanglement import disentanglement
     from taskvec.analysis.gradients import gradient_equivalence
+    from taskvec.analysis.linearity import linearity_gap
     from taskvec.evaluation.addition import addition, single_task
     from taskvec.evaluation.analogy import analogy
     from taskvec.evaluation.evaluator import Evaluator
@@ -84,6 +85,7 @@ _HOME = {
     "analogy": "evaluation.analogy",
     "disentanglement": "analysis.disentanglement",
     "gradient_equivalence": "analysis.gradients",
+    "linearity_gap": "analysis.linearity",
 }
 
 __all__ = [
@@ -113,6 +115,7 @@ __all__ = [
     "finetune",
     "gradient_equivalence",
     "linear_features",
+    "linearity_gap",
     "linearize",
     "load_backbone",
     "load_suite",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import taskvec as tv
-from taskvec.analysis.linearity import Regime, along, kernel_gap, linearity, nonlinear_advantage
+from taskvec.analysis.linearity import Regime, along, kernel_gap, linearity_gap, nonlinear_advantage
 from taskvec.errors import InputError
 
 TASKS = ["pets", "taste"]
@@ -78,7 +78,7 @@ def test_the_record_compares_with_the_linearization_and_with_tangent_training(
         Regime("full", "ordinary", evaluator.points(own), evaluator.points(own, space="tangent")),
         Regime("tangent", "tangent", evaluator.points(linear), evaluator.points(linear, space="tangent")),
     ]
-    record = linearity(evaluator, regimes, TASKS, coefficients=[0.5])
+    record = linearity_gap(evaluator, regimes, TASKS, coefficients=[0.5])
     assert record["coefficients"] == [0.5, 1.0]
     assert list(record["advantage"]) == ["full over its linearization", "full over tangent"]
     full, tangent = (record["regimes"][name]["tasks"]["pets"] for name in ("full", "tangent"))
@@ -93,4 +93,4 @@ def test_coefficients_are_positive_and_there_is_a_task(
     evaluator: tv.Evaluator, tasks: list[str], coefficients: list[float]
 ) -> None:
     with pytest.raises(InputError, match="positive coefficients"):
-        linearity(evaluator, [], tasks, coefficients=coefficients)
+        linearity_gap(evaluator, [], tasks, coefficients=coefficients)

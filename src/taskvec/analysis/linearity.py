@@ -107,7 +107,7 @@ class Regime:
     tangent: Points
 
 
-def linearity(
+def linearity_gap(
     evaluator: Evaluator,
     regimes: Iterable[Regime],
     tasks: Sequence[str],

@@ -57,7 +57,7 @@ def linearity(
         `bf16` computes matrix products in bfloat16.
     """
     from taskvec.analysis.linearity import TENTHS
-    from taskvec.analysis.linearity import linearity as analysis
+    from taskvec.analysis.linearity import linearity_gap as analysis
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.models.loading import load_backbone
     from taskvec.reports.analyses import check_folder
