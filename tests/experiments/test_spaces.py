@@ -11,7 +11,7 @@ import torch
 import taskvec as tv
 from taskvec.cli import main
 from taskvec.experiments.config import load_experiment
-from taskvec.experiments.cost import Memory, training_cost
+from taskvec.experiments.cost import Memory, training_costs
 from taskvec.experiments.runner import Runner
 from taskvec.experiments.vectors import recipe
 from taskvec.reports.store import Store
@@ -192,13 +192,14 @@ def test_the_cost_of_a_step_is_measured_for_every_regime(
     evaluator: tv.Evaluator, capfd: pytest.CaptureFixture[str]
 ) -> None:
     part, settings = evaluator.part("pets"), tv.TrainSettings(batch_size=16)
-    cost = {regime: training_cost(evaluator.backbone, part, regime, settings) for regime in TRAINED}
+    recipes = dict.fromkeys(TRAINED, settings)
+    cost = training_costs(evaluator.backbone, part, recipes)
     assert all(found["seconds"] > 0 for found in cost.values())
     trained = sum(value.nbytes for value in evaluator.pretrained.values())
     assert cost["full"]["peak_bytes"] > trained  # a gradient for every parameter
     assert cost["attention"]["peak_bytes"] < cost["full"]["peak_bytes"]
-    again = training_cost(evaluator.backbone, part, "full", settings)
-    assert again["peak_bytes"] == pytest.approx(cost["full"]["peak_bytes"], rel=0.05)
+    again = training_costs(evaluator.backbone, part, {"full": settings})
+    assert again["full"]["peak_bytes"] == pytest.approx(cost["full"]["peak_bytes"], rel=0.05)
     assert capfd.readouterr().err == ""
 
 

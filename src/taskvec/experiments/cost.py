@@ -1,10 +1,9 @@
 """What a training step costs."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import pairwise
 from statistics import median
 from time import perf_counter, time_ns
 from typing import Any, Self
@@ -16,7 +15,7 @@ from taskvec.training.finetune import finetune
 from taskvec.training.parts import Part
 from taskvec.training.settings import TrainSettings
 
-TIMED = 3
+TURNS = 3
 QUIET = "99"
 """Above every level of the profiler's own log, which it would write to stderr."""
 
@@ -47,30 +46,39 @@ class Memory:
         return top
 
 
-def training_cost(backbone: Backbone, part: Part, regime: str, settings: TrainSettings) -> dict[str, float]:
-    """Seconds and peak memory of one training step of a regime, all on the same batch of ``part``.
+def training_costs(
+    backbone: Backbone, part: Part, regimes: Mapping[str, TrainSettings]
+) -> dict[str, dict[str, float]]:
+    """Seconds and peak memory of one training step of every regime, all on the same batch of ``part``.
 
-    Returns: ``seconds``, the median of a few steps after the first; ``peak_bytes``, allocated at once within
-        the second step of a further run, above weights, optimizer state and data.
+    Returns: by regime ``seconds``, the median of a few steps, the regimes taking turns so that drift of the
+        machine hits all alike; and ``peak_bytes``, the most allocated at once within a step, above weights,
+        optimizer state and data.
     """
-    batch = replace(part, split=part.split.first(settings.batch_size))
 
-    def ends(steps: int, clock: Callable[[], float]) -> list[float]:
-        """When each step of a training was over."""
-        times: list[float] = []
+    def ends(regime: str, clock: Callable[[], float]) -> list[float]:
+        """When each of two steps was over; the first makes the optimizer's state."""
+        settings, times = regimes[regime], list[float]()
         finetune(
             backbone,
-            batch,
+            replace(part, split=part.split.first(settings.batch_size)),
             regime=regime,
-            settings=settings.model_copy(update={"steps": steps, "validations": 0}),
+            settings=settings.model_copy(update={"steps": 2, "validations": 0}),
             watch=lambda *_, **__: times.append(clock()),
         )
         return times
 
-    seconds = [after - before for before, after in pairwise(ends(TIMED + 1, perf_counter))]
-    with Memory() as memory:
-        first, second = ends(2, time_ns)
-    return {"seconds": median(seconds), "peak_bytes": memory.peak(int(first), int(second))}
+    seconds: dict[str, list[float]] = {regime: [] for regime in regimes}
+    for _ in range(TURNS):
+        for regime, found in seconds.items():
+            first, second = ends(regime, perf_counter)
+            found.append(second - first)
+    costs = {}
+    for regime, found in seconds.items():
+        with Memory() as memory:
+            begin, end = ends(regime, time_ns)
+        costs[regime] = {"seconds": median(found), "peak_bytes": memory.peak(int(begin), int(end))}
+    return costs
 
 
 @contextmanager

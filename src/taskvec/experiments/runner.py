@@ -14,7 +14,7 @@ from taskvec.evaluation.negation import negation
 from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import maximize
 from taskvec.experiments.config import POST_HOC, Experiment
-from taskvec.experiments.cost import training_cost
+from taskvec.experiments.cost import training_costs
 from taskvec.experiments.vectors import Vectors, recipe
 from taskvec.models.loading import load_backbone
 from taskvec.progress import Watch, unwatched
@@ -78,6 +78,8 @@ class Runner:
             for regime, advantage in self._advantages(regimes).items():
                 regimes[regime]["nonlinear_advantage"] = advantage
             found["seeds"][str(seed)] = regimes
+        if self.experiment.costs:
+            found["costs"] = self._costs()
         shutil.rmtree(self.store.folder / "partial", ignore_errors=True)
         return found
 
@@ -116,8 +118,6 @@ class Runner:
             found["disentanglement"] = [
                 self._disentanglement(regime, seed, points, pair) for pair in experiment.disentanglement.pairs
             ]
-        if experiment.costs and regime not in POST_HOC and seed == experiment.seeds[0]:
-            found["cost"] = self._cost(regime, seed)
         return found
 
     # Cells
@@ -299,15 +299,22 @@ class Runner:
             if ordinary.get(regime) in regimes
         }
 
-    def _cost(self, regime: str, seed: int) -> Result:
-        """On a batch of the first task."""
-        task = self.tasks[0]
+    def _costs(self) -> Result:
+        """Of a training step of each regime, on a batch of the first task."""
+        task, seed = self.tasks[0], self.experiment.seeds[0]
+        regimes = [regime for regime in self.experiment.regimes if regime not in POST_HOC]
+        settings = {regime: self.experiment.settings(regime, seed) for regime in regimes}
+        inputs = {
+            **self._common,
+            "training": {regime: recipe(one) for regime, one in settings.items()},
+            "tasks": self._fingerprints([task]),
+        }
 
         def compute() -> Result:
-            part, settings = self.evaluator.part(task), self.experiment.settings(regime, seed)
-            return {"task": task, **training_cost(self.backbone, part, regime, settings)}
+            part = self.evaluator.part(task)
+            return {"task": task, "regimes": training_costs(self.backbone, part, settings)}
 
-        return self._cell("cost", regime, seed, [task], {}, compute)
+        return self._said("costs", "of training", inputs, compute)
 
     # Helpers
 

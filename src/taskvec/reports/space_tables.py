@@ -19,7 +19,7 @@ def space_tables(results: Result) -> list[Table]:
         *_contributions(regimes, tasks),
         *_advantages(regimes, tasks),
         *_disentanglement(regimes),
-        *_costs(regimes),
+        *_costs(results),
     ]
 
 
@@ -115,10 +115,10 @@ def _disentanglement(regimes: Regimes) -> Iterator[Table]:
     yield Table("Weight disentanglement error", tuple(columns), tuple(rows), note)
 
 
-def _costs(regimes: Regimes) -> Iterator[Table]:
-    known = {regime: seeds[0]["cost"] for regime, seeds in regimes.items() if "cost" in seeds[0]}
-    if not known:
+def _costs(results: Result) -> Iterator[Table]:
+    if "costs" not in results:
         return
+    known = results["costs"]["regimes"]
     name, unit = next(iter(known.items()))
     rows = tuple(
         (
@@ -131,8 +131,8 @@ def _costs(regimes: Regimes) -> Iterator[Table]:
         for regime, cost in known.items()
     )
     note = (
-        f"On one batch of {unit['task']}, once a regime. Memory: most bytes allocated at once within a step, "
-        "above weights, optimizer state and data."
+        f"On one batch of {results['costs']['task']}, the regimes taking turns. Memory: most bytes allocated "
+        "at once within a step, above weights, optimizer state and data."
     )
     columns = ("a training step", "seconds", f"× {name}", "memory, MiB", f"× {name}")
     yield Table("Training cost", columns, rows, note)
