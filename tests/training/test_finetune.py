@@ -91,12 +91,15 @@ class Killed(BaseException):
     """Stands for a signal: nothing in between catches it."""
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "regime"),
+    [("float32", "full"), ("bf16", "full"), ("float32", "tangent"), ("bf16", "tangent")],
+)
 def test_a_killed_training_resumes_to_the_same_bits(
-    evaluator: tv.Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    evaluator: tv.Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, regime: str
 ) -> None:
     recipe = RECIPE.model_copy(update={"precision": precision})
-    whole = tuned(evaluator, "pets", settings=recipe)
+    whole = tuned(evaluator, "pets", regime=regime, settings=recipe)
     monkeypatch.setattr(checkpoint.Checkpoint, "every", 0.0)
     seen: list[int] = []
 
@@ -109,9 +112,9 @@ def test_a_killed_training_resumes_to_the_same_bits(
 
     path = tmp_path / "training.pt"
     with pytest.raises(Killed):
-        tuned(evaluator, "pets", settings=recipe, checkpoint=path, watch=killer)
+        tuned(evaluator, "pets", regime=regime, settings=recipe, checkpoint=path, watch=killer)
     assert path.exists()
-    assert same(tuned(evaluator, "pets", settings=recipe, checkpoint=path, watch=watch), whole)
+    assert same(tuned(evaluator, "pets", regime=regime, settings=recipe, checkpoint=path, watch=watch), whole)
     assert seen == list(range(8, RECIPE.steps + 1))  # type: ignore[operator]
     assert not path.exists()
 
