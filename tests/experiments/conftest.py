@@ -26,14 +26,14 @@ experiment: spaces
 description: Every regime in its own space.
 model: {model}
 suite: {suite}
-training: {{lr: 2e-3, steps: 8, batch_size: 16, weight_decay: 0.01}}
+training: {{lr: 2e-3, steps: 6, batch_size: 16, weight_decay: 0.01}}
 regimes: {{full: {{}}, attention: {{}}, tangent: {{}}, tangent-attention: {{}},
   post-hoc: {{}}, post-hoc-attention: {{}}}}
 search: {{step: 0.25, coarse: 2, limit: 1.5}}
 addition: {{subsets: pairs}}
 joint: true
 atm: {{rounds: [1]}}
-negation: {{targets: [pets], keep: 0.5}}
+negation: {{targets: [pets], keep: 0.5, baselines: [random]}}
 analogies:
   - {{a: number, b: pets, c: taste, target: pets}}
 disentanglement: {{pairs: [[pets, taste]], grid: {{points: 5}}, samples: 10}}

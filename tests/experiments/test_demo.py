@@ -16,8 +16,9 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = yaml.safe_load(demo.FILE.read_text())
     values["tasks"] = ["display", "gabor"]
     values["limits"] = {"train": 64, "validation": 20, "test": 40}
-    values["training"] |= {"steps": 4}
+    values["training"] |= {"steps": 4, "batch_size": 8}
     values["negation"]["targets"] = ["gabor"]
+    values["disentanglement"] = {"pairs": [["display", "gabor"]], "grid": {"points": 3}, "samples": 5}
     path = tmp_path / "short.yaml"
     path.write_text(yaml.safe_dump(values))
     monkeypatch.setattr(demo, "FILE", path)
@@ -32,7 +33,15 @@ def test_the_demo_shows_the_whole_life_and_the_counter_example(
             main(["demo", "-o", str(tmp_path / "run"), "--quiet"])
         assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    for title in ("Single tasks", "Addition of all 2 tasks", "What pre-training is for", "Negation of gabor"):
+    for title in (
+        "Single tasks",
+        "Addition of all 2 tasks",
+        "What pre-training is for",
+        "Negation of gabor",
+        "Non-linear advantage",
+        "Weight disentanglement error",
+        "Training cost",
+    ):
         assert shown.count(title) == 2
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["untrained"]["model"] != results["model"]
