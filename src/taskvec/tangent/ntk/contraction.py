@@ -1,12 +1,11 @@
 """Inner products of per-sample gradients: small slices, matrix products, and the symmetric half only."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from taskvec.tangent.ntk.terms import Outer, Rows, Scatter, Term, matrix_shape
+from taskvec.tangent.ntk.terms import Outer, Scatter, Term, matrix_shape
 
 Mode = Literal["full", "class", "trace"]
 """All pairs of classes; equal classes; the sum over equal classes."""
@@ -56,12 +55,15 @@ class Block:
                     if not self.symmetric or to.stop > at.start:
                         self._add_pairs(at, left, to, right)  # type: ignore[arg-type]
             return
-        samples = self.n1 + (0 if second is None else self.n2)
-        count, columns = matrix_shape(shape)
-        if samples and first and other:
-            height = max(1, self.floats // (samples * self.classes * columns))
-            for rows in _slices(count, height, first, other):
-                space = self._space(samples * self.classes * columns * min(height, count))
+        if all(isinstance(term, Scatter) for side in (first, other) for _, terms in side for term in terms):
+            self._add_lookups(first, other)
+        elif first and other:
+            count, columns = matrix_shape(shape)
+            samples = self.n1 + (0 if second is None else self.n2)
+            height = min(count, max(1, self.floats // (samples * self.classes * columns)))
+            for start in range(0, count, height):
+                rows = slice(start, min(start + height, count))
+                space = self._space(samples * self.classes * height * columns)
                 here = self._written(first, self.n1, rows, columns, space)
                 rest = space[here.numel() :]
                 there = None if second is None else self._written(second, self.n2, rows, columns, rest)
@@ -74,9 +76,9 @@ class Block:
             self._workspace = self.view.new_empty(numbers)
         return self._workspace
 
-    def _written(self, chunks: list[Chunk], n: int, rows: Rows, columns: int, space: Tensor) -> Tensor:
-        size = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-        into = space[: n * self.classes * size * columns].view(n, self.classes, size, columns)
+    def _written(self, chunks: list[Chunk], n: int, rows: slice, columns: int, space: Tensor) -> Tensor:
+        count = rows.stop - rows.start
+        into = space[: n * self.classes * count * columns].view(n, self.classes, count, columns)
         if sum(at.stop - at.start for at, _ in chunks) < n:
             into.zero_()  # some samples do not use the parameter
         for at, terms in chunks:
@@ -101,6 +103,28 @@ class Block:
             )
             _gemm(self.view, left.reshape(size), other)
 
+    def _add_lookups(self, first: list[Chunk], second: list[Chunk]) -> None:
+        """A table's gradients have few rows in common: those alone are compared, row by row."""
+        if not first or not second:
+            return
+        left = _read(first)
+        right = left if second is first else _read(second)
+        for row in left.keys() & right.keys():
+            (i, g), (j, h) = left[row], right[row]
+            if self.mode == "full":
+                places = torch.arange(self.classes, device=g.device)
+                at = (i[:, None] * self.classes + places).flatten()
+                to = (j[:, None] * self.classes + places).flatten()
+                self._put(self.view, at, to, g.flatten(0, 1) @ h.flatten(0, 1).T)
+            elif self.mode == "trace":
+                self._put(self.view, i, j, g.flatten(1) @ h.flatten(1).T)
+            else:
+                for c in range(self.classes):
+                    self._put(self.view[c], i, j, g[:, c] @ h[:, c].T)
+
+    def _put(self, kernel: Tensor, at: Tensor, to: Tensor, values: Tensor) -> None:
+        kernel.index_put_((at[:, None], to[None]), values, accumulate=True)
+
     def _pairwise(self, first: list[Chunk], second: list[Chunk]) -> bool:
         """Whether comparing tokens costs less than writing out the gradients of a matrix product.
 
@@ -121,9 +145,9 @@ class Block:
     def _add_pairs(self, at: slice, left: Outer, to: slice, right: Outer) -> None:
         """sum_st (x_is . x'_jt) (g_ics . g'_jdt), a few samples i at a time."""
         x, y = left.tokens(), right.tokens()
-        tokens, classes = x.shape[1], self.classes
+        classes = self.classes
         pairs = classes * classes if self.mode == "full" else classes
-        step = max(1, self.floats // (len(y) * tokens * tokens * (pairs + 1)))
+        step = max(1, self.floats // (len(y) * x.shape[1] * y.shape[1] * (pairs + 1)))
         for start in range(0, len(x), step):
             some = slice(start, min(start + step, len(x)))
             here = slice(at.start + some.start, at.start + some.stop)
@@ -144,17 +168,20 @@ class Block:
                 self.view[..., here, there] += found if self.mode == "class" else found.sum(0)
 
 
-def _slices(count: int, height: int, first: list[Chunk], second: list[Chunk]) -> Iterator[Rows]:
-    """Rows of a parameter, some at a time; of a table only those that both sides read."""
-    terms = [[term for _, some in side for term in some] for side in (first, second)]
-    tables = [[term for term in side if isinstance(term, Scatter)] for side in terms]
-    if tables == terms:
-        read = [torch.unique(torch.cat([table.read() for table in side])) for side in tables]
-        both = read[0][torch.isin(read[0], read[1])]
-        yield from (part for part in both.split(height) if len(part))
-        return
-    for start in range(0, count, height):
-        yield slice(start, min(start + height, count))
+def _read(chunks: list[Chunk]) -> dict[int, tuple[Tensor, Tensor]]:
+    """By row of a table, the samples that read it, and their slopes (R, C, columns)."""
+    found = [
+        (samples + at.start, rows, slopes)
+        for at, terms in chunks
+        for term in terms
+        if isinstance(term, Scatter)
+        for samples, rows, slopes in [term.summed()]
+    ]
+    samples, rows, slopes = (torch.cat(column) for column in zip(*found, strict=True))
+    order = rows.argsort(stable=True)
+    names, counts = torch.unique_consecutive(rows[order], return_counts=True)
+    parts = torch.split(order, counts.tolist())
+    return {row: (samples[part], slopes[part]) for row, part in zip(names.tolist(), parts, strict=True)}
 
 
 def _gemm(into: Tensor, left: Tensor, right: Tensor | None) -> None:

@@ -136,11 +136,13 @@ def collect(out: Tensor, noted: Recorder) -> Features:
             for part, values in zip(use.parts, slots, strict=True):
                 if values is None:
                     continue
-                made = noted.made_of(part.target)
+                made, term = noted.made_of(part.target), part.build(values)
+                if not term.tensors()[0].numel():
+                    continue  # no token of it reaches an output
                 if made.value is noted.leaves[made.names[0]]:
-                    terms.setdefault(made.names[0], []).append(part.build(values))
+                    terms.setdefault(made.names[0], []).append(term)
                 else:
-                    chained.setdefault(id(made.value), (made, []))[1].append(part.build(values))
+                    chained.setdefault(id(made.value), (made, []))[1].append(term)
         for made, parts in chained.values():
             for name, term in _chain(made, parts, noted.leaves, n, classes):
                 terms.setdefault(name, []).append(term)
@@ -152,8 +154,16 @@ def _keep(use: Use, slots: list[Tensor | None], slope: Tensor, c: int, classes: 
         reduced = part.reduce(slope)
         buffer = slots[place]
         if buffer is None:
-            buffer = slots[place] = reduced.new_zeros(reduced.shape[0], classes, *reduced.shape[1:])
+            buffer = slots[place] = _buffer(reduced, classes)
         buffer[:, c] = reduced
+
+
+def _buffer(like: Tensor, classes: int) -> Tensor:
+    """Zeros (n, C, ...) for tensors (n, ...) of all classes; of tokens, the classes behind the tokens."""
+    n, *rest = like.shape
+    if len(rest) == 2:
+        return like.new_zeros(n, rest[0], classes, rest[1]).transpose(1, 2)
+    return like.new_zeros(n, classes, *rest)
 
 
 def _chain(

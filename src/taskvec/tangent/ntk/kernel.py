@@ -11,8 +11,7 @@ from taskvec.tangent.ntk.features import Plan
 from taskvec.tangent.ntk.planning import Sizes, planned
 from taskvec.tangent.ntk.samples import Inputs, Samples, Selection, selected
 
-
-CACHED = 1 << 22
+CACHED = 1 << 21
 """Numbers of a slice on a CPU: what is written is multiplied before it has left the cache."""
 
 

@@ -70,11 +70,20 @@ def _product(
     if weight is not None:
         tokens = call.keep(x).reshape(n, -1, x.shape[-1])
         parts.append(
-            Part(weight, lambda g: g.reshape(n, -1, width), lambda kept: Outer(tokens, kept, flipped=flipped))
+            Part(weight, lambda g: g.reshape(n, -1, width), lambda kept: _outer(tokens, kept, flipped))
         )
     if bias is not None:
         parts.append(Part(bias, lambda g: g.reshape(n, -1, width).sum(1), _dense(bias.shape)))
     return parts
+
+
+def _outer(x: Tensor, slope: Tensor, flipped: bool) -> Outer:
+    """Without the tokens that no output depends on: all but the pooled one in many a last block."""
+    idle = (slope[0, 0] == 0).all(-1)
+    if idle.any():
+        alive = (slope != 0).any(-1).flatten(0, 1).any(0)
+        x, slope = x[:, alive], slope[:, :, alive]
+    return Outer(x, slope, flipped=flipped)
 
 
 def _linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[Part] | None:

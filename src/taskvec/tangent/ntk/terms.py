@@ -4,7 +4,7 @@ Every class here holds what one use of a parameter by a chunk of n samples contr
 
     J[i, c, ...] = d f_c(x_i) / d parameter,
 
-with the parameter seen as a matrix of rows. ``write`` puts some rows of it into a buffer.
+with the parameter seen as a matrix. ``write`` puts some of its rows into a buffer.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-Rows = slice | Tensor
-"""Some rows of a parameter: a range, or sorted row numbers."""
-
 
 class Term(Protocol):
     """One use of a parameter by n samples."""
 
-    def write(self, into: Tensor, rows: Rows, fresh: bool) -> None:
-        """Put rows of the Jacobian into ``into``, (n, C, rows, columns), or add them if it is not ``fresh``."""
+    def write(self, into: Tensor, rows: slice, fresh: bool) -> None:
+        """Put rows of the Jacobian into ``into``, (n, C, rows, columns); add them if not ``fresh``."""
 
     def tensors(self) -> list[Tensor]:
         """What is held in memory."""
@@ -34,7 +31,7 @@ class Dense:
 
     jacobian: Tensor
 
-    def write(self, into: Tensor, rows: Rows, fresh: bool) -> None:
+    def write(self, into: Tensor, rows: slice, fresh: bool) -> None:
         """Copy or add some rows."""
         if fresh:
             into.copy_(self.jacobian[:, :, rows])
@@ -52,7 +49,7 @@ class Outer:
 
     Args:
         x: (n, S, in), or what unfolds to it.
-        slope: (n, C, S, out), the gradient at the product.
+        slope: (n, C, S, out), the gradient at the product; in memory best (n, S, C, out).
         flipped: the weight is stored (in, out), not (out, in).
         unfold: makes tokens of ``x`` when they are needed; a convolution's tokens are its patches.
     """
@@ -66,17 +63,17 @@ class Outer:
         """(n, S, in)."""
         return self.x if self.unfold is None else self.unfold(self.x)
 
-    def write(self, into: Tensor, rows: Rows, fresh: bool) -> None:
+    def write(self, into: Tensor, rows: slice, fresh: bool) -> None:
         """Multiply the rows that are asked for."""
         n, classes, count, columns = into.shape
-        x, slope, beta = self.tokens(), self.slope, 0 if fresh else 1
+        x, beta = self.tokens(), 0 if fresh else 1
         if self.flipped:
-            left = x[:, :, rows].transpose(1, 2).unsqueeze(1).expand(n, classes, count, -1)
+            left = x[..., rows].transpose(1, 2).unsqueeze(1).expand(n, classes, count, -1)
             into.view(n * classes, count, columns).baddbmm_(
-                left.reshape(n * classes, count, -1), slope.reshape(n * classes, -1, columns), beta=beta
+                left.reshape(n * classes, count, -1), self.slope.reshape(n * classes, -1, columns), beta=beta
             )
         else:
-            left = slope[..., rows].transpose(2, 3).reshape(n, classes * count, -1)
+            left = self.slope[..., rows].transpose(1, 2).reshape(n, -1, classes * count).transpose(1, 2)
             into.view(n, classes * count, columns).baddbmm_(left, x, beta=beta)
 
     def tensors(self) -> list[Tensor]:
@@ -96,29 +93,27 @@ class Scatter:
     index: Tensor
     slope: Tensor
 
-    def write(self, into: Tensor, rows: Rows, fresh: bool) -> None:
+    def write(self, into: Tensor, rows: slice, fresh: bool) -> None:
         """Add the slopes of the places that read one of the rows."""
         if fresh:
             into.zero_()
-        if isinstance(rows, slice):
-            place = self.index - rows.start
-            hit = (self.index >= rows.start) & (self.index < rows.stop)
-        else:
-            place = torch.searchsorted(rows, self.index.contiguous()).clamp(max=len(rows) - 1)
-            hit = rows[place] == self.index
+        hit = (self.index >= rows.start) & (self.index < rows.stop)
         sample, token = hit.nonzero(as_tuple=True)
         classes = torch.arange(into.shape[1], device=into.device)
         into.index_put_(
-            (sample[:, None], classes[None], place[sample, token][:, None]),
+            (sample[:, None], classes[None], (self.index[sample, token] - rows.start)[:, None]),
             self.slope[sample, :, token],
             accumulate=True,
         )
 
-    def read(self) -> Tensor:
-        """Sorted numbers of the rows that were read."""
-        rows = torch.unique(self.index)
-        found: Tensor = rows[rows >= 0]
-        return found
+    def summed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples (R,), rows (R,) and slopes (R, C, columns) of all pairs of a sample and a row it read."""
+        sample, token = (self.index >= 0).nonzero(as_tuple=True)
+        most = int(self.index.max()) + 1
+        pairs, place = torch.unique(sample * most + self.index[sample, token], return_inverse=True)
+        slopes = self.slope.new_zeros(len(pairs), self.slope.shape[1], self.slope.shape[3])
+        slopes.index_add_(0, place, self.slope[sample, :, token])
+        return pairs // most, pairs % most, slopes
 
     def tensors(self) -> list[Tensor]:
         """The slopes; the index is small."""
