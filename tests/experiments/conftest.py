@@ -30,7 +30,7 @@ training: {{lr: 2e-3, steps: 6, batch_size: 16, weight_decay: 0.01}}
 regimes: {{full: {{}}, attention: {{}}, tangent: {{}}, tangent-attention: {{}},
   post-hoc: {{}}, post-hoc-attention: {{}}}}
 search: {{step: 0.25, coarse: 2, limit: 1.5}}
-addition: {{subsets: pairs}}
+addition: {{subsets: pairs, each: [tangent, post-hoc]}}
 joint: true
 atm: {{rounds: [1]}}
 negation: {{targets: [pets], keep: 0.5, baselines: [random]}}

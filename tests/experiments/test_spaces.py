@@ -68,7 +68,7 @@ def test_six_regimes_fill_every_table_and_figure(finished: Path, seed: dict[str,
     assert list(seed) == [*ORDINARY, *TANGENT]
     for regime, found in seed.items():
         assert ("atm" in found) == (regime in ORDINARY)
-        assert ("each" in found["addition"][-1]) == (regime in TANGENT)
+        assert ("each" in found["addition"][-1]) == (regime in ("tangent", "post-hoc"))
         assert not any("each" in pair for pair in found["addition"][:-1])
     assert "Cosine of task vectors, post-hoc" not in report
 
@@ -145,6 +145,10 @@ def test_a_run_that_lost_half_its_cells_goes_on_to_the_same_results(
         (
             ("[pets, taste]", "[pets, pets]"),
             "disentanglement.pairs: pets pets, expected two of the tasks pets",
+        ),
+        (
+            ("[tangent, post-hoc]", "[tangents]"),
+            "addition: 'tangents' is not among this experiment's regimes",
         ),
         (("points: 5", "points: 1"), "disentanglement.grid.points: input should be greater than"),
         (("points: 5", "start: 4"), "start < stop must hold"),

@@ -27,6 +27,8 @@ class Addition(Config):
     """``all`` subsets of two or more; ``pairs`` and the whole; the ``whole`` only."""
     regimes: tuple[str, ...] | None = None
     """Regimes that add these subsets, default all; the others add the whole only."""
+    each: tuple[str, ...] | None = None
+    """Regimes that also search a coefficient for every task; default: those evaluated in tangent space."""
 
 
 class Negation(Config):
@@ -149,10 +151,11 @@ class Experiment(Config):
             "disentanglement": self.disentanglement,
         }
         for block, part in blocks.items():
-            for regime in (part.regimes if part else None) or ():
+            each = part.each if isinstance(part, Addition) else None
+            for regime in (*((part.regimes if part else None) or ()), *(each or ())):
                 if regime not in self.regimes:
                     raise ValueError(
-                        f"{block}.regimes: {regime!r} is not among this experiment's regimes "
+                        f"{block}: {regime!r} is not among this experiment's regimes "
                         f"({', '.join(self.regimes)})"
                     )
                 if block == "atm" and self.space(regime) == "tangent":

@@ -144,11 +144,13 @@ class Runner:
             return []
         found = []
         block = self.experiment.addition
+        linear = [one for one in self.experiment.regimes if self.experiment.space(one) == "tangent"]
+        each = linear if block.each is None else block.each
         which = block.subsets if regime in self.experiment.regimes_of(block) else "whole"
         for chosen in subsets(self.tasks, which):
             whole = len(chosen) == len(self.tasks)
             fixed = {"1": 1.0, "1/T": 1 / len(chosen)} if whole else {}
-            more = {"each": True} if whole and self.experiment.space(regime) == "tangent" else {}
+            more = {"each": True} if whole and regime in each else {}
             settings = {"grid": self.experiment.search.model_dump(), "fixed": fixed, **more}
 
             def compute(
