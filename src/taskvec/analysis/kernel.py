@@ -25,8 +25,8 @@ CARRIED = 0.95
 def blocks(kernel: Tensor, mode: Mode, classes: int) -> Tensor:
     """A kernel as independent problems: float64 (B, M', N') of samples, or of samples and classes.
 
-    ``full`` is one problem of all outputs, ``class`` one a class. ``trace`` is one that all classes share, with
-    the mean of the classes' kernels: ``K = I x trace / C``.
+    ``full`` is one problem of all outputs, ``class`` one a class. ``trace`` is one that all classes share,
+    with the mean of the classes' kernels: ``K = I x trace / C``.
 
     Args:
         kernel: what :func:`ntk` returns in that mode.
@@ -73,8 +73,8 @@ def solve(kernel: Tensor, residual: Tensor, ridge: float = 1e-3) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(damped)
     if bool(failed.any()):
         raise InputError(
-            f"kernel regression: the {side} x {side} kernel with ridge {ridge:g} is not positive definite (equal "
-            "samples, or fewer parameters than outputs?); take a larger ridge"
+            f"kernel regression: the {side} x {side} kernel with ridge {ridge:g} is not positive definite "
+            "(equal samples, or fewer parameters than outputs?); take a larger ridge"
         )
     return torch.cholesky_solve(residual.double(), factor)
 
@@ -207,9 +207,9 @@ def kernel_analysis(
     """A task in the eyes of the pre-trained model's tangent kernel, beside another task.
 
     The kernel of the task's own logits is taken on training examples of the task. Three numbers a held-out
-    example then ask whether its gradients know the task, for test examples of the task and of the control (whose
-    labels are not used): the local energy; the squared movement of its logits by the kernel's solution; and with
-    ``vector`` the cheap score ``||J(x) tau||^2`` of its features, from one forward-mode pass.
+    example then ask whether its gradients know the task, for test examples of the task and of the control
+    (whose labels are not used): the local energy; the squared movement of its logits by the kernel's
+    solution; and with ``vector`` the cheap score ``||J(x) tau||^2`` of its features, from one forward-mode pass.
 
     Args:
         vector: of the task, in any regime; only its displacement counts.
@@ -224,44 +224,47 @@ def kernel_analysis(
     evaluator.task(control)
     model = Logits(evaluator.backbone, head).eval()
     names = _parameters(evaluator, chosen.params)
+    train, labels = _drawn(evaluator, task, "train", chosen)
+    inside, true = _drawn(evaluator, task, "test", chosen)
+    outside, _ = _drawn(evaluator, control, "test", chosen)
+    longest, device = evaluator.task(task).max_length, evaluator.backbone.device
     data = {
-        "train": _sample(evaluator, task, "train", chosen),
-        "task": _sample(evaluator, task, "test", chosen),
-        "control": _sample(evaluator, control, "test", chosen),
+        name: {key: x.to(device) for key, x in evaluator.backbone.collate(rows, longest).items()}
+        for name, rows in (("train", train), ("held out", [*inside, *outside]))
     }
     with torch.no_grad():
-        start = {name: model(**inputs).double() for name, (inputs, _) in data.items()}
-    classes, labels = head.weight.shape[0], {name: found for name, (_, found) in data.items()}
+        start = {name: model(**inputs).double() for name, inputs in data.items()}
+    classes = head.weight.shape[0]
 
     kernels = {}
-    for done, (name, (inputs, _)) in enumerate(data.items(), start=1):
-        pair = (inputs, None) if name == "train" else (inputs, data["train"][0])
+    for done, (name, inputs) in enumerate(data.items(), start=1):
+        pair = (inputs, None) if name == "train" else (inputs, data["train"])
         found = ntk(model, *pair, params=names, mode=chosen.mode, memory=chosen.memory)
         kernels[name] = blocks(found, chosen.mode, classes)
         watch("kernel", done, len(data))
-    targets = regression_targets(labels["train"], start["train"])
+    targets = regression_targets(labels.to(device), start["train"])
     residual = outputs_of(targets - start["train"], chosen.mode)
     weights = solve(kernels["train"], residual, chosen.ridge)
     moved = {name: values_of(kernel @ weights, chosen.mode, classes) for name, kernel in kernels.items()}
     functions = Eigenfunctions.of(kernels["train"])
     carried = functions.carrying(functions.coefficients(residual, chosen.ridge))
-    energy = {
-        name: local_energy(functions.at(kernels[name]), carried, chosen.mode, classes)
-        for name in ("task", "control")
-    }
     numbers = {
-        "local_energy": energy,
-        "movement": {name: (moved[name] ** 2).sum(-1) for name in ("task", "control")},
+        "local_energy": local_energy(functions.at(kernels["held out"]), carried, chosen.mode, classes),
+        "movement": (moved["held out"] ** 2).sum(-1),
     }
-    correct = {
-        "pre-trained": {name: _accuracy(start[name], labels[name]) for name in ("train", "task")},
-        "kernel": {name: _accuracy(start[name] + moved[name], labels[name]) for name in ("train", "task")},
+
+    def accuracies(logits: Mapping[str, Tensor]) -> dict[str, float]:
+        held_out = logits["held out"][: len(true)]
+        return {"train": _accuracy(logits["train"], labels), "test": _accuracy(held_out, true)}
+
+    accuracy = {
+        "pre-trained": accuracies(start),
+        "kernel": accuracies({name: start[name] + moved[name] for name in start}),
     }
     if vector is not None:
         features = _tangents(evaluator, vector, data)
-        numbers["score"] = {name: (features[name][1] ** 2).sum(-1) for name in ("task", "control")}
-        tangent = {name: head((f0 + slope).float()) for name, (f0, slope) in features.items()}
-        correct["vector, tangent"] = {n: _accuracy(tangent[n], labels[n]) for n in ("train", "task")}
+        numbers["score"] = (features["held out"][1] ** 2).sum(-1)
+        accuracy["vector, tangent"] = accuracies({n: head(sum(both)) for n, both in features.items()})
     return {
         "analysis": "ntk",
         "model": evaluator.backbone.ref,
@@ -272,16 +275,16 @@ def kernel_analysis(
         "regime": None if vector is None else vector.info.regime,
         "classes": classes,
         "parameters": sum(dict(model.named_parameters())[name].numel() for name in names),
-        "examples": {name: len(found) for name, found in labels.items()},
-        "accuracy": correct,
+        "examples": {"train": len(train), "task": len(inside), "control": len(outside)},
+        "accuracy": accuracy,
         "spectrum": functions.values.tolist(),
         "carried": carried.tolist(),
         "carried_share": CARRIED,
         "numbers": {
             kind: {
-                "task": found["task"].tolist(),
-                "control": found["control"].tolist(),
-                "auroc": auroc(found["task"], found["control"]),
+                "task": found[: len(inside)].tolist(),
+                "control": found[len(inside) :].tolist(),
+                "auroc": auroc(found[: len(inside)], found[len(inside) :]),
             }
             for kind, found in numbers.items()
         },
@@ -295,27 +298,24 @@ def _parameters(evaluator: Evaluator, params: str) -> list[str]:
     return [f"backbone.network.{inside[name]}" for name in stored]
 
 
-def _sample(
-    evaluator: Evaluator, task: str, split: SplitName, settings: Settings
-) -> tuple[dict[str, Tensor], Tensor]:
+def _drawn(evaluator: Evaluator, task: str, split: SplitName, settings: Settings) -> tuple[list[Any], Tensor]:
     """Some examples of a split, drawn by the seed: inputs and labels."""
     rows = evaluator.split(task, split)
     draws = torch.Generator().manual_seed(settings.seed)
     places = torch.randperm(len(rows), generator=draws)[: settings.samples]
-    inputs = evaluator.backbone.collate(rows.take(places), evaluator.task(task).max_length)
-    return {k: v.to(evaluator.backbone.device) for k, v in inputs.items()}, rows.labels[places]
+    return rows.take(places), rows.labels[places]
 
 
 def _tangents(
-    evaluator: Evaluator, vector: TaskVector, data: Mapping[str, tuple[dict[str, Tensor], Tensor]]
+    evaluator: Evaluator, vector: TaskVector, data: Mapping[str, dict[str, Tensor]]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Features f0 and their derivative J tau along a vector."""
     apply(open_weights(evaluator.backbone.ref), vector)  # lazy: only refuses a vector of another base
     tau = {n: vector[n].float() for n in vector if n in evaluator.pretrained and vector.terms_at(n)}
     found = {}
-    for name, (inputs, _) in data.items():
+    for name, inputs in data.items():
         value, [slope] = evaluator.linearized.jvps([tau], inputs)
-        found[name] = (cast(Tensor, value).double(), cast(Tensor, slope).double())
+        found[name] = (cast(Tensor, value), cast(Tensor, slope))
     return found
 
 

@@ -1,0 +1,79 @@
+"""``taskvec analyze ntk``."""
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from taskvec.cli._common import Count, Force, Json, Quiet, watching
+from taskvec.cli.analyze._output import Output, finish
+
+
+def ntk(
+    model: str,
+    /,
+    *,
+    suite: Annotated[str, Parameter(name=["--suite", "-s"])],
+    task: Annotated[str, Parameter(name=["--task", "-t"])],
+    control: str,
+    output: Output,
+    vector: Annotated[str | None, Parameter(name=["--vector", "-v"])] = None,
+    samples: Count = 48,
+    mode: Literal["full", "class", "trace"] = "trace",
+    params: str = "full",
+    ridge: Annotated[float, Parameter(validator=Number(gte=0))] = 1e-3,
+    seed: int = 0,
+    memory: Annotated[float, Parameter(validator=Number(gt=0))] = 2.0,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show whether the gradients of a pre-trained model know a task: its tangent kernel, and where it lives.
+
+    Example: `taskvec analyze ntk builtin -s builtin8 -t gabor --control display -o kernel`
+
+    Parameters
+    ----------
+    model
+        The pre-trained model: a known name (`taskvec models`), a folder, or a hub id.
+    suite
+        A shipped suite (`taskvec suites`) or a suite file.
+    task
+        The task whose logits and training examples make the kernel.
+    control
+        Another task; its test examples are the outside, its labels are not used.
+    output
+        A folder for record.json, table.md and figure.png.
+    vector
+        A task vector of the task: adds the cheap score of its displacement, and its accuracy.
+    samples
+        Training examples, and test examples of each task.
+    mode
+        `full` compares all pairs of classes, `class` equal ones; `trace` shares the classes' mean kernel.
+        A full kernel costs as many times more as there are classes.
+    params
+        `full`, `attention`, another selection, or `re:PATTERN`.
+    ridge
+        Of the kernel regression, in units of the kernel's mean eigenvalue.
+    seed
+        Draws the examples.
+    memory
+        Gigabytes to work with.
+    """
+    from taskvec.analysis.kernel import Settings, kernel_analysis
+    from taskvec.evaluation.evaluator import Evaluator
+    from taskvec.models.loading import load_backbone
+    from taskvec.reports.analyses import check_folder
+    from taskvec.reports.kernel_figures import kernel_figures, kernel_tables
+    from taskvec.tasks.suite import load_suite
+    from taskvec.vectors import TaskVector
+
+    check_folder(output, force=force)
+    loaded = None if vector is None else TaskVector.load(vector)
+    chosen = load_suite(suite)
+    tasks = [chosen.task(name) for name in dict.fromkeys((task, control))]
+    evaluator = Evaluator(load_backbone(model), tasks)
+    settings = Settings(samples, params, mode, ridge, seed, 1e9 * memory)
+    with watching(quiet) as watch:
+        record = kernel_analysis(evaluator, task, control, vector=loaded, settings=settings, watch=watch)
+    finish(record, kernel_tables(record), kernel_figures, output, force=force, json=json)
