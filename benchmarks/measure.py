@@ -1,6 +1,7 @@
 """What the benchmarks share: runs that take turns, allocated memory, the machine, results on disk."""
 
 import json
+import os
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +9,8 @@ from statistics import median
 from time import perf_counter
 
 import torch
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes its own log between our lines
 
 
 def compare(

@@ -118,13 +118,14 @@ def test_rules_are_chosen_for_the_built_in_model() -> None:
     assert linearized(tv.load_backbone("builtin")).route == "rules"
 
 
-@pytest.mark.parametrize("block", ["BERT", "CLIP vision"])
-def test_bfloat16_matrix_products_stay_near_float32(block: str) -> None:
+@pytest.mark.parametrize("selection", ["all", "attention"])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_bfloat16_matrix_products_stay_near_float32(block: str, selection: str) -> None:
     """tau is an operand of its own: a change a thousand times smaller than the weights survives."""
-    make, batch, _ = BLOCKS[block]
+    make, batch, attention = BLOCKS[block]
     model = make().float()
     inputs = {k: v.float() if v.is_floating_point() else v for k, v in batch().items()}
-    lin = linearize(model)
+    lin = linearize(model, attention if selection == "attention" else "all")
     with torch.no_grad():
         for name, leaf in lin.tau.items():
             leaf.copy_(1e-3 * model.get_parameter(name))

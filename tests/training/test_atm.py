@@ -51,6 +51,11 @@ def test_scale_and_rule_are_those_asked_for(evaluator: tv.Evaluator) -> None:
     assert_close(dict(third), dict(mean), rtol=1e-4, atol=1e-7)
 
 
+def test_tangent_regimes_are_refused(evaluator: tv.Evaluator) -> None:
+    with pytest.raises(InputError, match="regime 'tangent': ATM moves the point"):
+        tv.atm(evaluator.backbone, [evaluator.part("pets")], rounds=1, regime="tangent")
+
+
 def test_no_rounds_and_unknown_rules_are_refused(evaluator: tv.Evaluator) -> None:
     with pytest.raises(InputError, match="rounds: 0"):
         tv.atm(evaluator.backbone, parts(evaluator), rounds=0)

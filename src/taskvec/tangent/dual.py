@@ -103,7 +103,10 @@ def each(derivative: Callable[..., Tangent], *values: Any) -> list[Tangent]:
 def joined(out: Any, tangents: Sequence[Any]) -> Any:
     """A dual of ``out``, a tensor or a sequence of them; a plain value where there is no tangent."""
     if isinstance(out, Tensor):
-        return Dual(out, tangents) if any(tangent is not None for tangent in tangents) else out
+        if all(tangent is None for tangent in tangents):
+            return out
+        # Under autocast a branch that moves may be narrower than one that does not.
+        return Dual(out, [None if tangent is None else tangent.to(out.dtype) for tangent in tangents])
     return type(out)(
         joined(one, [None if of is None else of[place] for of in tangents]) for place, one in enumerate(out)
     )

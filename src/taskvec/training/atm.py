@@ -59,6 +59,10 @@ def atm(
                 f"rounds: {rounds} is more than the {steps} training steps of {part.name!r} to share"
             )
     kind = regime_called(regime)
+    if kind.space != "ordinary":
+        raise InputError(
+            f"regime {regime!r}: ATM moves the point that a tangent space is taken at; use full or attention"
+        )
     everything = backbone.encoder_parameters()
     start = {name: everything[name].detach().float() for name in select(backbone, kind.selection)}
     theta: dict[str, Tensor] = start
