@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from taskvec.evaluation.linear import LinearFeatures, linear_features
     from taskvec.evaluation.metrics import score
     from taskvec.evaluation.negation import negation
-    from taskvec.evaluation.points import Points
+    from taskvec.evaluation.points import OrdinaryPoints, Points, TangentPoints
     from taskvec.evaluation.search import Grid, search_addition, search_each, search_negation
     from taskvec.models.backbone import Backbone
     from taskvec.models.heads import Head
@@ -71,7 +71,9 @@ _HOME = {
     "finetune": "training.finetune",
     "atm": "training.atm",
     "Evaluator": "evaluation.evaluator",
+    "OrdinaryPoints": "evaluation.points",
     "Points": "evaluation.points",
+    "TangentPoints": "evaluation.points",
     "Grid": "evaluation.search",
     "LinearFeatures": "evaluation.linear",
     "linear_features": "evaluation.linear",
@@ -96,11 +98,13 @@ __all__ = [
     "Head",
     "LinearFeatures",
     "Linearization",
+    "OrdinaryPoints",
     "Part",
     "Points",
     "Split",
     "Suite",
     "TangentModel",
+    "TangentPoints",
     "Task",
     "TaskVector",
     "TrainSettings",
