@@ -15,7 +15,7 @@ from taskvec.models.functional import encode
 from taskvec.models.heads import Head
 from taskvec.registry import nearest
 from taskvec.tangent.linearization import Linearization
-from taskvec.tasks.loaders import Batch, Batches, batches, head_for
+from taskvec.tasks.loaders import Batches, batches, head_for
 from taskvec.tasks.source import SplitName
 from taskvec.tasks.task import Split, Task
 from taskvec.training.loop import Params, autocast
@@ -147,7 +147,7 @@ class Evaluator:
     def features(self, point: Point, name: str, split: SplitName) -> tuple[Tensor, Tensor]:
         """Features (N, d) float32 and labels (N,) of a split, in an order of this evaluator's own."""
         prepared = self._prepared(name, split)
-        return self._features(point, prepared), _labels(prepared)
+        return self._features(point, prepared), prepared.labels
 
     def logits(self, point: Point, name: str, split: SplitName) -> tuple[Tensor, Tensor]:
         """Logits (N, C) float32 and labels (N,), in the order of :meth:`features`.
@@ -186,7 +186,3 @@ class Evaluator:
             return point.features(prepared)
         with torch.no_grad(), autocast(self.precision):
             return torch.cat([encode(self.backbone, point, batch.inputs).float() for batch in prepared])
-
-
-def _labels(prepared: Sequence[Batch]) -> Tensor:
-    return torch.cat([batch.labels for batch in prepared])

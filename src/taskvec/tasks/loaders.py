@@ -38,6 +38,11 @@ class Batches(Sequence[Batch]):
     ):
         self._backbone, self._split, self._places, self._prepared = backbone, split, places, prepared
 
+    @property
+    def labels(self) -> Tensor:
+        """Labels (N,), int64, in the order of the batches."""
+        return self._split.labels[torch.cat(self._places)] if self._places else self._split.labels[:0]
+
     def __len__(self) -> int:
         return len(self._places)
 
