@@ -41,7 +41,7 @@ class Batches(Sequence[Batch]):
     @property
     def labels(self) -> Tensor:
         """Labels (N,), int64, in the order of the batches."""
-        return self._split.labels[torch.cat(self._places)] if self._places else self._split.labels[:0]
+        return self._split.labels[torch.cat(list(self._places))] if self._places else self._split.labels[:0]
 
     def __len__(self) -> int:
         return len(self._places)
