@@ -189,7 +189,7 @@ def _comparisons(
             {task: (of.accuracy[one], of.accuracy_linear[one]) for task, of in by_task.items()},
         )
         linear = LINEAR_OF.get(name)
-        if linear in found:
+        if linear is not None and linear in found:
             yield (
                 f"{name} over {linear}",
                 {

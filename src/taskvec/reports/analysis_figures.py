@@ -162,8 +162,8 @@ def similarity_figures(record: Record) -> "dict[str, Figure]":
     side = 0.42 * len(names) + label
     width, below = max(2 * side + 3.5, 3 * (0.24 * len(layers) + 1.2), 9), 3.4 + tick
     figure = Figure(figsize=(width, side + below), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[side, below])
-    axes = {**upper.subplot_mosaic("AB"), **lower.subplot_mosaic("CDE")}
+    halves: Any = figure.subfigures(2, 1, height_ratios=[side, below])  # an array; its stub says one
+    axes = {**halves[0].subplot_mosaic("AB"), **halves[1].subplot_mosaic("CDE")}
     _cosines(axes["A"], names, record["cosine"])
     _conflicts(axes["B"], names, [[100 * value for value in row] for row in record["conflict"]])
     for index, name in enumerate(names):
@@ -176,14 +176,14 @@ def similarity_figures(record: Record) -> "dict[str, Figure]":
         pairs = [value for i, row in enumerate(layer["cosine"]) for value in row[:i]]
         axes["E"].plot([place] * len(pairs), pairs, "o", ms=3.5, color="black", alpha=0.35)
     axes["E"].axhline(0, lw=0.8, color="grey")
-    for key, label in {"C": "norm", "D": "effective rank, % of full", "E": "cosine of every pair"}.items():
-        axes[key].set_ylabel(label)
+    for key, said in {"C": "norm", "D": "effective rank, % of full", "E": "cosine of every pair"}.items():
+        axes[key].set_ylabel(said)
         axes[key].set_xticks(range(len(layers)), list(layers), rotation=60, ha="right", fontsize="small")
         axes[key].spines[["top", "right"]].set_visible(False)
         if key != "E":
             axes[key].set_ylim(bottom=0)
     handles = axes["C"].get_legend_handles_labels()
-    lower.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
+    halves[1].legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
     return {"figure": figure}
 
 
