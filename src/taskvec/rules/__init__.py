@@ -1,14 +1,35 @@
 """Several task vectors -> one. A rule a file: a pure function on stacked tensors; here is the list."""
 
-from taskvec.registry import Registry
+from taskvec.rules.chain import Rules
 from taskvec.rules.rule import Rule
 
-RULES = Registry[Rule](
+RULES = Rules(
     "rule",
     {
         "sum": "taskvec.rules.sum:SUM",
         "mean": "taskvec.rules.mean:MEAN",
         "ties": "taskvec.rules.ties:TIES",
+        "dare": "taskvec.rules.dare:DARE",
+        "breadcrumbs": "taskvec.rules.breadcrumbs:BREADCRUMBS",
+        "della": "taskvec.rules.della:DELLA",
+        "tsv": "taskvec.rules.tsv:TSV",
+        "iso_c": "taskvec.rules.iso:ISO_C",
+        "iso_cts": "taskvec.rules.iso:ISO_CTS",
+        "wudi": "taskvec.rules.wudi:WUDI",
+        "magmax": "taskvec.rules.magmax:MAGMAX",
+        "consensus": "taskvec.rules.consensus:CONSENSUS",
+        "pcb": "taskvec.rules.pcb:PCB",
+        "metagpt": "taskvec.rules.metagpt:METAGPT",
+        "lines": "taskvec.rules.lines:LINES",
+        "model_stock": "taskvec.rules.model_stock:MODEL_STOCK",
+        "slerp": "taskvec.rules.slerp:SLERP",
+        "nuslerp": "taskvec.rules.slerp:NUSLERP",
+        "multislerp": "taskvec.rules.slerp:MULTISLERP",
+        "karcher": "taskvec.rules.slerp:KARCHER",
+        "sce": "taskvec.rules.sce:SCE",
+        "nearswap": "taskvec.rules.nearswap:NEARSWAP",
+        "arcee_fusion": "taskvec.rules.arcee_fusion:ARCEE_FUSION",
+        "passthrough": "taskvec.rules.passthrough:PASSTHROUGH",
     },
 )
 

@@ -1,9 +1,9 @@
-"""The k largest entries by magnitude, found exactly and without sorting.
+"""The k-th largest entry, by magnitude or by value, found exactly and without sorting.
 
-The bits of a non-negative float order like an integer. So the k-th largest magnitude is found by
-counting: a histogram of the leading 16 bits tells which bin it falls into, a histogram of the next 16
-bits inside that bin narrows it further, until all bits are known. Tensors are seen one at a time, and
-several together (a whole model) count like one.
+The bits of a non-negative float order like an integer, and those of any float after flipping some. So the
+k-th largest entry is found by counting: a histogram of the leading 16 bits tells which bin it falls into, a
+histogram of the next 16 bits inside that bin narrows it further, until all bits are known. Tensors are seen
+one at a time, and several together (a whole model) count like one. A few entries are sorted, which is faster.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,6 +15,11 @@ from torch import Tensor
 _DIGIT = 16
 _RADIX = 1 << _DIGIT
 _PIECE = 1 << 20  # entries at a time: what is made on the way stays in cache
+SMALL = 1 << 14
+"""Entries of a task up to which sorting is faster."""
+
+Parts = Callable[[], Iterable[Tensor]]
+"""Gives the stacks (task, ...), all float32 or all float64, anew at each call."""
 
 
 @dataclass(frozen=True)
@@ -25,29 +30,31 @@ class Cut:
     ties: int
 
 
-def find_cuts(parts: Callable[[], Iterable[Tensor]], keep: int) -> list[Cut]:
+def share(entries: int, fraction: float) -> int:
+    """How many entries a fraction of them is: the nearest number, at least one; none only for 0."""
+    return min(entries, max(1, round(fraction * entries))) if fraction > 0 else 0
+
+
+def find_cuts(parts: Parts, keep: int) -> list[Cut]:
     """For each task, the cut that keeps exactly ``keep`` entries of all parts together.
 
     Args:
-        parts: gives the stacks (task, ...), all float32 or all float64, anew at each call.
+        parts: the stacks (task, ...).
         keep: from 1 to the number of entries of a task.
 
     Returns: a cut for each task; ``ties`` counts over all parts in their order.
     Cost: two passes over the parts in float32, four in float64.
     """
-    first = next(iter(parts()))
-    prefixes, ranks = [0] * len(first), [keep] * len(first)
-    for shift in range(first.element_size() * 8 - _DIGIT, -1, -_DIGIT):
-        counts = torch.zeros(len(first), _RADIX, dtype=torch.int64)
-        for part in parts():
-            for task, tensor in enumerate(part):
-                counts[task] += _histogram(tensor, prefixes[task], shift)
-        for task, above in enumerate(counts.flip(1).cumsum(1)):
-            place = int(torch.searchsorted(above, ranks[task]))
-            ranks[task] -= int(above[place - 1]) if place else 0
-            prefixes[task] = (prefixes[task] << _DIGIT) | (_RADIX - 1 - place)
-    bits = torch.tensor(prefixes, dtype=_integer(first.dtype))
-    return [Cut(size, rank) for size, rank in zip(bits.view(first.dtype).tolist(), ranks, strict=True)]
+    bits, ranks = _select(parts, keep, _by_magnitude)
+    return [Cut(size, rank) for size, rank in zip(bits.tolist(), ranks, strict=True)]
+
+
+def kth_largest(parts: Parts, rank: int) -> Tensor:
+    """For each task, the entry of this rank, (task,): the largest for 1, the least for their number.
+
+    Cost: two passes over the parts in float32, four in float64.
+    """
+    return _select(parts, rank, _by_value)[0]
 
 
 def trim(tensor: Tensor, cut: Cut) -> tuple[Tensor, Cut]:
@@ -70,15 +77,67 @@ def count_equal(tensor: Tensor, cut: Cut) -> int:
     return int((tensor.abs() == cut.threshold).sum())
 
 
-def _histogram(tensor: Tensor, prefix: int, shift: int) -> Tensor:
+def _select(parts: Parts, rank: int, key: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[int]]:
+    """The entry of this rank for each task, and its rank among the entries equal to it."""
+    small = _few(parts)
+    if small is not None:
+        keys = key(small)
+        value = keys.sort(dim=1, descending=True).values[:, rank - 1]
+        above = (keys > value[:, None]).sum(1)
+        return _ordered(value).view(small.dtype), [rank - int(more) for more in above]
+    first = next(iter(parts()))
+    prefixes, ranks = [0] * len(first), [rank] * len(first)
+    width = first.element_size() * 8
+    for shift in range(width - _DIGIT, -1, -_DIGIT):
+        leading = shift == width - _DIGIT
+        counts = torch.zeros(len(first), _RADIX, dtype=torch.int64)
+        for part in parts():
+            for task, tensor in enumerate(part):
+                counts[task] += _histogram(tensor, key, shift, None if leading else prefixes[task])
+        for task, above in enumerate(counts.flip(1).cumsum(1)):
+            place = int(torch.searchsorted(above, ranks[task]))
+            ranks[task] -= int(above[place - 1]) if place else 0
+            digit = _RADIX - 1 - place
+            prefixes[task] = digit - _RADIX // 2 if leading else (prefixes[task] << _DIGIT) | digit
+    found = torch.tensor(prefixes, dtype=_integer(first.dtype))
+    return _ordered(found).view(first.dtype), ranks
+
+
+def _few(parts: Parts) -> Tensor | None:
+    """All entries, (task, n), if there are but few."""
+    gathered, entries = [], 0
+    for part in parts():
+        entries += part[0].numel()
+        if entries > SMALL:
+            return None
+        gathered.append(part.reshape(len(part), -1))
+    return torch.cat(gathered, dim=1)
+
+
+def _histogram(tensor: Tensor, key: Callable[[Tensor], Tensor], shift: int, prefix: int | None) -> Tensor:
     """Counts of the digit at ``shift`` among the entries whose higher digits are ``prefix``."""
     counts = torch.zeros(_RADIX, dtype=torch.int64)
     for piece in torch.split(tensor.reshape(-1), _PIECE):
-        digits = piece.abs().view(_integer(tensor.dtype)) >> shift
-        if shift + _DIGIT < tensor.element_size() * 8:
+        digits = key(piece) >> shift
+        if prefix is None:
+            digits += _RADIX // 2  # the sign: negative keys come first
+        else:
             digits = digits[(digits >> _DIGIT) == prefix] & (_RADIX - 1)
         counts += torch.bincount(digits, minlength=_RADIX)
     return counts
+
+
+def _by_magnitude(tensor: Tensor) -> Tensor:
+    return tensor.abs().view(_integer(tensor.dtype))
+
+
+def _by_value(tensor: Tensor) -> Tensor:
+    return _ordered(tensor.contiguous().view(_integer(tensor.dtype)))
+
+
+def _ordered(bits: Tensor) -> Tensor:
+    """Float bits as integers in the order of the floats, and back: non-negative ones stay as they are."""
+    return bits ^ ((bits >> (bits.element_size() * 8 - 1)) & torch.iinfo(bits.dtype).max)
 
 
 def _integer(dtype: torch.dtype) -> torch.dtype:

@@ -1,7 +1,7 @@
 """What a rule declares about itself, and how its parameters are checked."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -12,36 +12,94 @@ from torch import Tensor
 from taskvec.errors import InputError
 from taskvec.registry import nearest
 
-Scope = Literal["linear", "element", "tensor", "model"]
-Stacks = Callable[[], Iterator[tuple[str, Tensor]]]
-"""Gives, each time it is called, every tensor name with its deltas (task, *shape)."""
+Scope = Literal["linear", "element", "model", "tensor", "matrix"]
+Stage = Literal["each", "merge", "after"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where deltas lie in the model, for rules that go by names or draw random numbers.
+
+    Attributes:
+        name: of the tensor.
+        first: index within the tensor, row-major, of the first element at hand.
+    """
+
+    name: str = ""
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """The deltas of a whole model; each iteration reads them anew, a tensor at a time.
+
+    Attributes:
+        names: every tensor of the model, changed or not.
+        changed: those that have deltas.
+        read: name -> deltas (task, *shape), or what earlier rules of a chain made of them.
+        context: name -> the values of ``_place`` and ``_base``, where rules ask for them.
+    """
+
+    names: Sequence[str]
+    changed: Sequence[str]
+    read: Callable[[str], Tensor]
+    context: Callable[[str], Mapping[str, Any]] = lambda name: {"_place": Place(name)}
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, self.read(name)) for name in self.changed)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A combination rule.
+    """A combination rule, or a step of one.
 
     Attributes:
         name: as in the registry.
         function: deltas (task, *shape), float32 or float64, and keyword parameters -> (*shape). Pure.
-        scope: how much one output element depends on: ``linear`` (a fixed weight for each task),
-            ``element``, the whole ``tensor``, or the whole ``model``.
-        consumes: what the rule needs beside the deltas; rules of different kinds are not ranked together.
+            Parameters that begin with ``_`` are not the user's: ``_place`` is where the deltas lie,
+            ``_base`` the weights (*shape) they belong to, others come from ``prepare``.
+        scope: what one output element depends on: its own deltas in a fixed sum (``linear``), its own
+            deltas (``element``), these and numbers that ``prepare`` found in the whole ``model``, the whole
+            ``tensor``, or the singular vectors of a ``matrix``.
+        stage: ``merge`` makes several vectors one. ``each`` changes every vector by itself, a stack to a
+            stack, and ``after`` changes what was merged: both stand in chains (``dare+ties``).
+        consumes: what the rule needs; rules that consume data are not ranked with those that do not.
+        tasks: the least and the largest number of task vectors, ``None`` for any.
         coefficients: for linear rules, number of tasks and parameters -> the weight of each task.
         prepare: a first pass over all tensors -> keyword arguments of ``function`` for each tensor, which
             it adds to the parameters; ``None`` when these parameters need no such pass.
+        check: number of tasks (``None`` if unknown) and parameters -> what is wrong with them together.
+        stages: of a chain, its steps.
     """
 
     name: str
     function: Callable[..., Tensor]
     scope: Scope
+    stage: Stage = "merge"
     consumes: str = "deltas"
+    tasks: tuple[int, int | None] = (1, None)
     coefficients: Callable[..., list[float]] | None = None
     prepare: Callable[..., Mapping[str, Mapping[str, Any]] | None] | None = None
+    check: Callable[..., str | None] | None = None
+    stages: tuple["Rule", ...] = ()
 
     def __call__(self, deltas: Tensor, **params: Any) -> Tensor:
-        """Combine one stack of deltas, (task, *shape) -> (*shape)."""
+        """Combine one stack of deltas, (task, *shape) -> (*shape).
+
+        Raises: InputError if the rule is not for so many tasks.
+        """
+        self._check_number(len(deltas))
         return self.function(deltas, **params)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether some rows of the result need the same rows of the deltas alone."""
+        return self.scope in ("linear", "element", "model")
+
+    @property
+    def role(self) -> Stage:
+        """The stage, for a rule by itself also if it was completed to a chain."""
+        return next((step.stage for step in self.stages if step.name == self.name), self.stage)
 
     @property
     def summary(self) -> str:
@@ -57,15 +115,44 @@ class Rule:
         """The names of all parameters and their defaults."""
         return {name: field.get_default() for name, field in self._schema.model_fields.items()}
 
-    def settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, params: Mapping[str, Any], tasks: int | None = None) -> dict[str, Any]:
         """Every parameter with its value, defaults included; what is recorded with a result.
+
+        Args:
+            tasks: how many task vectors there are, if that is known already.
 
         Raises: InputError for a parameter that is unknown (with the nearest name) or does not fit.
         """
         try:
-            return dict(self._schema.model_validate(dict(params)).model_dump())
+            settings = dict(self._schema.model_validate(dict(params)).model_dump())
         except ValidationError as error:
             raise InputError(f"rule {self.name!r}: {self._first(error)}") from None
+        if tasks is not None:
+            self._check_number(tasks)
+            given = settings.get("weights")
+            if given is not None and len(given) != tasks:
+                wanted = f"expected {tasks}, one for each task vector"
+                raise InputError(f"rule {self.name!r}: weights: {len(given)} values, {wanted}")
+        complaint = self.check(tasks, **settings) if self.check else None
+        if complaint:
+            raise InputError(f"rule {self.name!r}: {complaint}")
+        return settings
+
+    def own(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the values that the function takes."""
+        return {name: value for name, value in values.items() if name in self.keywords}
+
+    @cached_property
+    def keywords(self) -> Mapping[str, inspect.Parameter]:
+        """The keyword parameters of the function, those that are not the user's included."""
+        found = inspect.signature(self.function).parameters.values()
+        return {one.name: one for one in found if one.kind is one.KEYWORD_ONLY}
+
+    def _check_number(self, tasks: int) -> None:
+        least, most = self.tasks
+        if tasks < least or (most is not None and tasks > most):
+            wanted = f"{least}" if most == least else f"at least {least}"
+            raise InputError(f"rule {self.name!r}: {tasks} task vectors, expected {wanted}")
 
     def _first(self, error: ValidationError) -> str:
         complaint = error.errors()[0]
@@ -79,8 +166,20 @@ class Rule:
     def _schema(self) -> type[BaseModel]:
         fields: dict[str, Any] = {
             name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
-            for name, parameter in inspect.signature(self.function).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY and not name.startswith("_")
+            for name, parameter in self.keywords.items()
+            if not name.startswith("_")
         }
         closed = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
         return create_model(self.name, __config__=closed, **fields)
+
+
+def present(base: Tensor | None) -> Tensor:
+    """The weights of the base, for a rule that acts on weights.
+
+    Raises: InputError if they are not at hand.
+    """
+    if base is None:
+        raise InputError(
+            "a rule that acts on weights needs those of the base; give them with with_base(base)"
+        )
+    return base

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from taskvec.rules import sum as addition
-from taskvec.rules.magnitude import Cut, count_equal, find_cuts
+from taskvec.rules.magnitude import Cut, count_equal, find_cuts, share
 from taskvec.rules.magnitude import trim as trim_at
 from taskvec.rules.rule import Rule, Stacks
 
@@ -18,7 +18,7 @@ _PIECE = 1 << 17  # entries at a time: what is made on the way stays in cache
 def ties(
     deltas: Tensor,
     *,
-    keep: Annotated[float, Field(ge=0, le=1)] = 0.2,
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.2,
     trim: Literal["tensor", "global"] = "tensor",
     elect: Literal["mass", "count"] = "mass",
     merge: Literal["mean", "sum", "max"] = "mean",
@@ -34,8 +34,8 @@ def ties(
 
     Args:
         deltas: (task, *shape).
-        keep: fraction of entries kept of each task, 0 to 1. Of n entries exactly max(1, round(keep n)),
-            equal magnitudes in row-major order; none for 0.
+        keep: fraction of entries kept of each task, above 0 and up to 1. Of n entries exactly
+            max(1, round(keep n)), equal magnitudes in row-major order.
         trim: whether a fraction of each ``tensor``, or of the whole task vector (``global``, as in the
             paper). The same when there is only one tensor.
         elect: the sign of the sum (``mass``), or of the number of positive minus negative (``count``).
@@ -80,13 +80,13 @@ def prepare(stacks: Stacks, *, keep: float, trim: str, **_: Any) -> dict[str, di
     """One cut for each task over all tensors, its ties dealt out in the order of the tensors."""
     if trim == "tensor":
         return None
-    kept = _kept(sum(stack[0].numel() for _, stack in stacks()), keep)
+    kept = share(sum(stack[0].numel() for _, stack in stacks), keep)
     if not kept:
-        return {name: {"_cuts": []} for name, _ in stacks()}
-    whole = find_cuts(lambda: (stack for _, stack in stacks()), kept)
+        return {name: {"_cuts": []} for name in stacks.changed}
+    whole = find_cuts(lambda: (stack for _, stack in stacks), kept)
     left = [cut.ties for cut in whole]
     dealt: dict[str, dict[str, list[Cut]]] = {}
-    for name, stack in stacks():
+    for name, stack in stacks:
         here = [min(n, count_equal(d, cut)) for n, d, cut in zip(left, stack, whole, strict=True)]
         left = [n - used for n, used in zip(left, here, strict=True)]
         dealt[name] = {"_cuts": [Cut(cut.threshold, n) for cut, n in zip(whole, here, strict=True)]}
@@ -94,12 +94,8 @@ def prepare(stacks: Stacks, *, keep: float, trim: str, **_: Any) -> dict[str, di
 
 
 def _cuts_within(deltas: Tensor, keep: float) -> list[Cut]:
-    kept = _kept(deltas[0].numel(), keep)
+    kept = share(deltas[0].numel(), keep)
     return find_cuts(lambda: [deltas], kept) if kept else []
-
-
-def _kept(entries: int, keep: float) -> int:
-    return min(entries, max(1, round(keep * entries))) if keep > 0 and entries else 0
 
 
 TIES = Rule("ties", ties, "tensor", prepare=prepare)

@@ -1,7 +1,8 @@
 """Several task vectors made one by a rule."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,11 +11,15 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.rules import RULES, Rule
+from taskvec.rules.rule import Place, Stacks
 from taskvec.vectors.base import Base, shared_base
 from taskvec.vectors.info import VectorInfo
 from taskvec.vectors.sources import Source
 from taskvec.vectors.vector import TaskVector, joined_specs
-from taskvec.weights import TensorSpec
+from taskvec.weights import TensorSpec, WeightsLike, open_weights
+
+ROOM = 1 << 29
+"""Bytes of tensors made of singular vectors that a combination keeps, to be read again at another scale."""
 
 
 def combine(
@@ -23,8 +28,8 @@ def combine(
     """Make one task vector of several.
 
     Args:
-        rule: the name of a rule, a rule, or any function from deltas (task, *shape) to (*shape), called
-            tensor by tensor with ``params``.
+        rule: the name of a rule or of a chain (``dare+ties``), a rule, or any function from deltas
+            (task, *shape) to (*shape), called tensor by tensor with ``params``.
         vectors: one or more of the same base; a tensor that one lacks is zero there.
         **params: of the rule.
 
@@ -34,7 +39,8 @@ def combine(
     if not vectors:
         raise InputError("combine: no task vectors, expected at least one")
     known = _rule(rule)
-    settings = dict(params) if callable(rule) and not isinstance(rule, Rule) else known.settings(params)
+    own = callable(rule) and not isinstance(rule, Rule)
+    settings = dict(params) if own else known.settings(params, len(vectors))
     if known.coefficients is not None:
         factors = known.coefficients(len(vectors), **settings)
         total = factors[0] * vectors[0]
@@ -42,13 +48,24 @@ def combine(
             total = total + factor * vector
         return total
     base, specs = _common(vectors)
-    return TaskVector({Combined(known, vectors, settings, specs): 1.0}, base, specs)
+    return TaskVector({Combined(known, vectors, settings, base, specs): 1.0}, base, specs)
+
+
+def grounded(vectors: Sequence[TaskVector], base: WeightsLike) -> list[TaskVector]:
+    """The vectors with the weights of their base at hand, as rules that act on weights need it.
+
+    Raises: BaseMismatch, with both fingerprints, for a vector of another base.
+    """
+    own = Base.of(open_weights(base))
+    return [vector.rebased(shared_base(vector.ref, own, vector.base)) for vector in vectors]
 
 
 def _rule(rule: str | Rule | Callable[..., Tensor]) -> Rule:
     if isinstance(rule, str):
         return RULES[rule]
-    return rule if isinstance(rule, Rule) else Rule(getattr(rule, "__name__", "custom"), rule, "tensor")
+    if isinstance(rule, Rule):
+        return RULES.completed(rule.name, [rule])
+    return Rule(getattr(rule, "__name__", "custom"), rule, "tensor")
 
 
 def _common(vectors: Sequence[TaskVector]) -> tuple[Base, Mapping[str, TensorSpec]]:
@@ -68,6 +85,7 @@ class Combined(Source):
         rule: Rule,
         vectors: Sequence[TaskVector],
         settings: Mapping[str, Any],
+        base: Base,
         specs: Mapping[str, TensorSpec],
     ) -> None:
         said = ", ".join(vector.ref for vector in vectors)
@@ -79,9 +97,12 @@ class Combined(Source):
             frozen=all(source.frozen for vector in vectors for source in vector.terms),
         )
         recorded = json.loads(json.dumps(dict(settings), default=repr))
-        self.by_rows = rule.scope == "element" and all(vector.by_rows for vector in vectors)
+        self.by_rows = rule.by_rows and all(vector.by_rows for vector in vectors)
         self.info = VectorInfo(tuned=self.ref, rule={"name": rule.name, **recorded})
         self._rule, self._vectors, self._settings = rule, tuple(vectors), dict(settings)
+        self._base = base.weights if "_base" in rule.keywords else None
+        self._room = ROOM if rule.scope == "matrix" else 0
+        self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def touches(self, name: str) -> bool:
         """Whether any of the vectors changes ``name``."""
@@ -89,22 +110,40 @@ class Combined(Source):
 
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The rule's tensor, computed from all vectors' tensors."""
-        whole = rows if self.by_rows else None
-        made = self._rule(
-            self._stack(name, whole, dtype), **{**self._settings, **self._prepared.get(name, {})}
-        )
-        expected = self.specs[name].shape
-        if whole is None and made.shape != expected:
+        if self.by_rows and (rows is None or rows.step in (None, 1)):
+            return self._made(name, rows, dtype)
+        made = self._kept.get((name, dtype))
+        if made is None:
+            made = self._made(name, None, dtype)
+            if made.nbytes <= self._room:
+                self._room -= made.nbytes
+                self._kept[name, dtype] = made
+        return made if rows is None else made[rows]
+
+    def _made(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        stack = self._stack(name, rows, dtype)
+        values = {**self._context(name, rows, dtype), **self._prepared.get(name, {})}
+        made = self._rule(stack, **self._settings, **self._rule.own(values))
+        if made.shape != stack.shape[1:]:
             raise InputError(
-                f"rule {self._rule.name!r}: {name!r} has shape {tuple(made.shape)}, expected {expected}"
+                f"rule {self._rule.name!r}: {name!r} has shape {tuple(made.shape)}, "
+                f"expected {tuple(stack.shape[1:])}"
             )
-        return made if rows is None or self.by_rows else made[rows]
+        return made
 
     def _stack(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         spec = self.specs[name]
         zero = torch.zeros(spec.shape, dtype=dtype)
         absent = zero if rows is None else zero[rows]
         return torch.stack([v.read(name, rows, dtype) if name in v else absent for v in self._vectors])
+
+    def _context(self, name: str, rows: slice | None, dtype: torch.dtype) -> dict[str, Any]:
+        """What a rule may ask for beside the deltas."""
+        shape = self.specs[name].shape
+        before = 0 if rows is None else rows.indices(shape[0])[0]
+        place = Place(name, before * math.prod(shape[1:]))
+        base = None if self._base is None else self._base.read(name, rows).to(dtype)
+        return {"_place": place, "_base": base}
 
     @cached_property
     def _prepared(self) -> Mapping[str, Mapping[str, Any]]:
@@ -113,8 +152,10 @@ class Combined(Source):
             return {}
         wide = any(spec.dtype == torch.float64 for spec in self.specs.values())
         dtype = torch.float64 if wide else torch.float32
-
-        def stacks() -> Iterator[tuple[str, Tensor]]:
-            return ((name, self._stack(name, None, dtype)) for name in self.specs if self.touches(name))
-
+        stacks = Stacks(
+            tuple(self.specs),
+            tuple(name for name in self.specs if self.touches(name)),
+            lambda name: self._stack(name, None, dtype),
+            lambda name: self._context(name, None, dtype),
+        )
         return self._rule.prepare(stacks, **self._settings) or {}

@@ -1,0 +1,118 @@
+"""Rules one after the other: each vector is changed, all are merged, what is merged is changed."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, get_args
+
+from torch import Tensor
+
+from taskvec.errors import InputError
+from taskvec.registry import Registry
+from taskvec.rules.rule import Rule, Scope, Stacks, Stage
+
+
+class Rules(Registry[Rule]):
+    """Rules by name, and chains of rules: ``dare+ties``, ``breadcrumbs+ties+lines``, ``tsv+lines``.
+
+    A chain has at most one rule that changes each vector, one that merges and one that comes after, in this
+    order; where none merges, ``sum`` does. Its parameters are those of its rules, no two of which have
+    a name in common.
+
+    Raises: UnknownName, with the nearest name; InputError for a chain in another order.
+    """
+
+    @cached_property
+    def _chains(self) -> dict[str, Rule]:
+        return {}
+
+    def __getitem__(self, name: str) -> Rule:
+        if name not in self._chains:
+            parts = [super(Rules, self).__getitem__(part) for part in name.split("+")]
+            self._chains[name] = self.completed(name, parts)
+        return self._chains[name]
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return isinstance(name, str) and bool(self[name])
+        except (LookupError, InputError):
+            return False
+
+    def completed(self, name: str, parts: Sequence[Rule]) -> Rule:
+        """The rule that ``parts`` make, one after the other; a single one that merges as it is."""
+        stages = [part.stage for part in parts]
+        order = [stage for stage in get_args(Stage) if stage in stages]
+        if stages != order:
+            said = ", ".join(f"{part.name} ({part.stage})" for part in parts)
+            raise InputError(
+                f"rule {name!r}: {said}, expected at most one rule each, merge and after, in this order"
+            )
+        if "merge" not in stages:
+            parts = sorted(
+                [*parts, super().__getitem__("sum")], key=lambda part: get_args(Stage).index(part.stage)
+            )
+        return parts[0] if len(parts) == 1 else chained(name, parts)
+
+
+def chained(name: str, parts: Sequence[Rule]) -> Rule:
+    """One rule of several, the first of them on the deltas, the next on what it gives, and so on.
+
+    Raises: InputError if two of them have a parameter of the same name.
+    """
+    keywords: dict[str, inspect.Parameter] = {}
+    for part in parts:
+        twice = sorted(part.parameters().keys() & keywords.keys())
+        if twice:
+            raise InputError(f"rule {name!r}: two of its rules have the parameter {twice[0]!r}; chain others")
+        keywords.update(part.keywords)
+
+    def function(deltas: Tensor, **values: Any) -> Tensor:
+        for part in parts:
+            deltas = part.function(deltas, **part.own(values))
+        return deltas
+
+    def prepare(stacks: Stacks, **settings: Any) -> Mapping[str, Mapping[str, Any]]:
+        found: dict[str, dict[str, Any]] = {changed: {} for changed in stacks.changed}
+        seen = stacks
+        for part in parts:
+            if part.prepare is not None:
+                made = part.prepare(seen, **part.own(settings), _given=stacks) or {}
+                for tensor, extra in made.items():
+                    found[tensor].update(extra)
+            seen = _followed(seen, part, settings, found)
+        return found
+
+    def check(tasks: int | None, **settings: Any) -> str | None:
+        said = (part.check(tasks, **part.own(settings)) for part in parts if part.check)
+        return next((complaint for complaint in said if complaint), None)
+
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what inspect.signature reads
+        [inspect.Parameter("deltas", inspect.Parameter.POSITIONAL_OR_KEYWORD), *keywords.values()]
+    )
+    named = [part for part in parts if part.name in name.split("+")]
+    function.__doc__ = "\n\n".join(part.description for part in named)
+    scopes: tuple[Scope, ...] = get_args(Scope)
+    merging = next(part for part in parts if part.stage == "merge")
+    return Rule(
+        name,
+        function,
+        max((part.scope for part in parts), key=scopes.index),
+        consumes=max((part.consumes for part in parts), key=len),
+        tasks=merging.tasks,
+        prepare=prepare if any(part.prepare for part in parts) else None,
+        check=check if any(part.check for part in parts) else None,
+        stages=tuple(parts),
+    )
+
+
+def _followed(
+    seen: Stacks, part: Rule, settings: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]
+) -> Stacks:
+    """What ``part`` makes of the stacks it sees, computed when read."""
+
+    def read(name: str) -> Tensor:
+        values = {**settings, **seen.context(name), **found[name]}
+        return part.function(seen.read(name), **part.own(values))
+
+    return replace(seen, read=read)

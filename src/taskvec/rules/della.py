@@ -1,0 +1,76 @@
+"""DELLA: drop at random, small entries more often."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from taskvec.rules.draws import RANGE, draws
+from taskvec.rules.rule import Place, Rule
+
+
+def della(
+    deltas: Tensor,
+    *,
+    density: Annotated[float, Field(gt=0, le=1)] = 0.5,
+    epsilon: Annotated[float, Field(ge=0, lt=0.5)] = 0.15,
+    rescale: Literal["element", "l1"] | None = "element",
+    seed: Annotated[int, Field(ge=0)] = 0,
+    _place: Place = Place(),  # noqa: B008  # frozen
+) -> Tensor:
+    """Drop entries of each task at random, the smaller the likelier, rescale, then add.
+
+        p_i       = density - epsilon + 2 epsilon rank_i / (n - 1),     rank_i = 0 (smallest) .. n - 1
+        dropped_i = m_i tau_i / p_i,                                    m_i ~ Bernoulli(p_i)
+
+    Args:
+        deltas: (task, *shape). Magnitudes are ranked within each row of (shape[0], -1); a tensor of
+            one axis is a single row. A row of one entry has p = density.
+        density: the mean probability of an entry to be kept; 1 keeps all.
+        epsilon: how far the probability of the smallest and of the largest entry of a row is from it.
+        rescale: divide by p_i (``element``), bring every tensor back to its L1 norm (``l1``), or neither.
+        seed: as for ``dare``; with ``epsilon=0`` both give the same.
+
+    The paper's window is ``density ± epsilon / 2``. mergekit's ``della`` is ``della+ties`` with
+    ``rescale=l1, keep=1``, its ``della_linear`` is this rule with ``rescale=l1``.
+    Source: Deep et al. 2024, arXiv:2406.11617 (MagPrune).
+    """
+    if density == 1 or not deltas.numel():
+        return deltas.clone()
+    return torch.stack(
+        [_pruned(delta, density, epsilon, rescale, seed, n, _place) for n, delta in enumerate(deltas)]
+    )
+
+
+def _pruned(
+    delta: Tensor, density: float, epsilon: float, rescale: str | None, seed: int, vector: int, place: Place
+) -> Tensor:
+    chance = _chances(delta, density, epsilon)
+    drawn = torch.from_numpy(draws(seed, vector, place, delta.numel()) / RANGE).reshape(delta.shape)
+    kept = delta * (drawn < chance)
+    if rescale == "element":
+        return kept / chance.to(delta.dtype)
+    if rescale == "l1":
+        left = kept.abs().sum(dtype=torch.float64)
+        return kept * (delta.abs().sum(dtype=torch.float64) / left).item() if left else kept
+    return kept
+
+
+def _chances(delta: Tensor, density: float, epsilon: float) -> Tensor:
+    """The probability of each entry to be kept, float64."""
+    rows = delta.reshape(len(delta) if delta.dim() > 1 else 1, -1)
+    length = rows.shape[1]
+    if length < 2 or not epsilon:
+        return torch.full(delta.shape, density, dtype=torch.float64)
+    ranks = rows.abs().argsort(dim=1, stable=True).argsort(dim=1)
+    return (density - epsilon + 2 * epsilon * ranks.double() / (length - 1)).reshape(delta.shape)
+
+
+def _check(tasks: int | None, *, density: float, epsilon: float, **_: object) -> str | None:
+    if density == 1 or epsilon < density <= 1 - epsilon:
+        return None
+    return f"epsilon {epsilon:g} takes probabilities around density {density:g} out of the range 0 to 1"
+
+
+DELLA = Rule("della", della, "tensor", stage="each", check=_check)

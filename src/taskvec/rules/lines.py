@@ -1,0 +1,92 @@
+"""LiNeS: deeper layers change more."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from taskvec.errors import InputError
+from taskvec.rules.rule import Rule, Stacks
+
+BLOCKS = r"(?:^|\.)(?:layers?|h|blocks?|resblocks)\.(\d+)\."
+
+
+def lines(
+    merged: Tensor,
+    *,
+    alpha: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto",
+    beta: Annotated[float, Field(ge=0)] = 0.5,
+    blocks: str = BLOCKS,
+    _depth: float = 0.0,
+    _alpha: float | None = None,
+) -> Tensor:
+    """Scale what was merged by depth: shallow layers little, deep layers more.
+
+        block l of L:   (alpha + beta l / (L - 1)) merged
+        elsewhere:      alpha merged
+
+    Args:
+        merged: (*shape).
+        alpha: scale of the first block and of all that is in none. ``auto`` is
+            |sum_t tau_t| / (T |merged|), so 1 / T after ``sum``.
+        beta: how much the last block gets beyond alpha; to be searched on validation data. To keep what
+            one vector leaves alone: alpha = a, beta = 1 - a.
+        blocks: regular expression whose group is the number of the block; the first match counts, and
+            what precedes the match tells one stack of blocks from another.
+
+    Source: Wang et al. 2025, arXiv:2410.17146.
+    """
+    start = _alpha if _alpha is not None else 1.0 if alpha == "auto" else alpha
+    return merged * (start + beta * _depth)
+
+
+def prepare(
+    merged: Stacks, *, alpha: float | str, beta: float, blocks: str, _given: Stacks, **_: Any
+) -> Mapping[str, Mapping[str, Any]]:
+    """The depth of each tensor, 0 to 1, and alpha if it is to be found."""
+    depths = _depths(merged.names, blocks)
+    if beta and not depths:
+        raise InputError(
+            f"rule 'lines': no tensor name matches blocks {blocks!r}, the first is "
+            f"{next(iter(merged.names), 'none')!r}; give an expression that does"
+        )
+    start = _matching(merged, _given) if alpha == "auto" else None
+    return {name: {"_depth": depths.get(name, 0.0), "_alpha": start} for name in merged.changed}
+
+
+def _depths(names: Sequence[str], blocks: str) -> dict[str, float]:
+    found = [(name, match) for name in names if (match := re.search(blocks, name))]
+    last: dict[str, int] = {}
+    for name, match in found:
+        stack = name[: match.start()]
+        last[stack] = max(int(match[1]), last.get(stack, 0))
+    return {name: int(match[1]) / (last[name[: match.start()]] or 1) for name, match in found}
+
+
+def _matching(merged: Stacks, given: Stacks) -> float:
+    """|sum_t tau_t| / (T |merged|)."""
+    summed = made = 0.0
+    tasks = 1
+    for name, stack in given:
+        tasks = len(stack)
+        summed += _square(stack.sum(0))
+        made += _square(merged.read(name))
+    return (summed / made) ** 0.5 / tasks if made else 1 / tasks
+
+
+def _square(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+
+
+def _check(tasks: int | None, *, blocks: str, **_: Any) -> str | None:
+    try:
+        groups = re.compile(blocks).groups
+    except re.error as error:
+        return f"blocks is {blocks!r}: not a regular expression: {error}"
+    return None if groups == 1 else f"blocks is {blocks!r}: {groups} groups, expected one, the block's number"
+
+
+LINES = Rule("lines", lines, "model", stage="after", prepare=prepare, check=_check)

@@ -1,0 +1,51 @@
+"""What the rules on singular vectors share."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from taskvec.rules.rule import Place
+
+
+def is_matrix(deltas: Tensor, exclude: str | None, place: Place) -> bool:
+    """Whether a stack (task, *shape) is one of matrices that are not excluded by name."""
+    return deltas.dim() == 3 and deltas.numel() > 0 and not (exclude and re.search(exclude, place.name))
+
+
+def check_pattern(tasks: int | None, *, exclude: str | None, **_: object) -> str | None:
+    """What is wrong with ``exclude``."""
+    try:
+        re.compile(exclude or "")
+    except re.error as error:
+        return f"exclude is {exclude!r}: not a regular expression: {error}"
+    return None
+
+
+def svd(matrix: Tensor, like: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """U (m, r), S (r,), V (r, n) with ``matrix = U diag(S) V``, without the components that are rounding.
+
+    Singular vectors of the value zero are arbitrary, so a rule that used them would not be one.
+
+    Args:
+        like: the matrix whose size decides what is rounding, if ``matrix`` is what is left of it.
+    """
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    largest = float(s[0] if like is None else torch.linalg.vector_norm(like))
+    kept = int((s > largest * max(matrix.shape) * torch.finfo(s.dtype).eps).sum())
+    return u[:, :kept], s[:kept], v[:kept]
+
+
+def joined(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Components of several matrices as if they were of one, left and right vectors made orthonormal.
+
+    The nearest orthonormal vectors to U = P D Q are the polar factor P Q.
+    """
+    u, s, v = (torch.cat([part[n] for part in parts], dim=axis) for n, axis in ((0, 1), (1, 0), (2, 0)))
+    return (u, s, v) if not len(s) else (_polar(u), s, _polar(v))
+
+
+def _polar(matrix: Tensor) -> Tensor:
+    p, _, q = svd(matrix)
+    return p @ q

@@ -1,0 +1,111 @@
+"""PCB: parameter competition balancing."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from taskvec.rules.magnitude import Parts, kth_largest, share
+from taskvec.rules.rule import Rule, Stacks
+
+_TAIL = 1e-4
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Where one task's magnitudes and scores begin and end, over all entries that compete.
+
+    Attributes:
+        low: magnitudes are clamped to what is between ``low`` and ``high``.
+        high: see ``low``.
+        cut: scores up to here count as none.
+        top: the largest score.
+    """
+
+    low: float
+    high: float
+    cut: float
+    top: float
+
+
+def pcb(
+    deltas: Tensor,
+    *,
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.05,
+    trim: Literal["tensor", "global"] = "global",
+    _balance: list[Balance] | None = None,
+) -> Tensor:
+    """Average the tasks entry by entry, weighted by how they compete within and between tasks.
+
+        a_t    = |tau_t| clamped to its 1e-4 and 1 - 1e-4 quantiles
+        beta_t = exp(T minmax(a_t)^2) tanh(tau_t sum_s tau_s)
+        s_t    = minmax(beta_t, everything below its top fraction set to the cut)
+        merged = sum_t sgn(tau_t) a_t s_t / sum_t s_t
+
+    Args:
+        deltas: (task, *shape).
+        ratio: the top fraction of scores of each task that has a say.
+        trim: whether quantiles, extremes and the top fraction are those of the whole task vector
+            (``global``, as in the authors' code) or of each ``tensor``.
+
+    One task does not stay as it is: its top entries do, clamped. Quantiles are the nearest order statistics.
+    The scores are computed up to the factor exp(-T), which minmax does not see and which keeps any number of
+    tasks finite. Not homogeneous, because of tanh. The paper recommends a scale of about 1.2.
+    Source: Du et al. 2024, arXiv:2410.02396 (the form of the authors' code).
+    """
+    if not deltas[0].numel():
+        return deltas[0].clone()
+    balance = _found(lambda: [deltas], ratio) if _balance is None else _balance
+    total = deltas.sum(0)
+    weighed, weights = torch.zeros_like(total), torch.zeros_like(total)
+    for delta, one in zip(deltas, balance, strict=True):
+        score = _scores(delta, total, one.low, one.high, len(deltas)).clamp(min=one.cut)
+        spread = one.top - one.cut
+        weight = (score - one.cut) / spread if spread > 0 else torch.full_like(score, float(one.top > 0))
+        weighed += delta.sign() * delta.abs().clamp(one.low, one.high) * weight
+        weights += weight
+    return weighed / weights.clamp(min=1e-12)
+
+
+def prepare(stacks: Stacks, *, ratio: float, trim: str, **_: Any) -> Mapping[str, Mapping[str, Any]]:
+    """The quantiles and extremes of each task."""
+    if trim == "tensor":
+        filled = ((name, stack) for name, stack in stacks if stack.numel())
+        return {name: {"_balance": _found(partial(iter, (stack,)), ratio)} for name, stack in filled}
+    if not any(stack.numel() for _, stack in stacks):
+        return {}
+    whole = _found(lambda: (stack for _, stack in stacks), ratio)
+    return {name: {"_balance": whole} for name in stacks.changed}
+
+
+def _found(parts: Parts, ratio: float) -> list[Balance]:
+    entries = sum(part[0].numel() for part in parts())
+    tail = round(_TAIL * (entries - 1))
+
+    def sizes() -> Iterable[Tensor]:
+        return (part.abs() for part in parts())
+
+    low, high = (kth_largest(sizes, rank).tolist() for rank in (entries - tail, 1 + tail))
+
+    def scores() -> Iterable[Tensor]:
+        for part in parts():
+            total = part.sum(0)
+            each = zip(part, low, high, strict=True)
+            yield torch.stack([_scores(delta, total, lo, hi, len(part)) for delta, lo, hi in each])
+
+    cut, top = (kth_largest(scores, rank).tolist() for rank in (min(entries, share(entries, ratio) + 1), 1))
+    return [Balance(*numbers) for numbers in zip(low, high, cut, top, strict=True)]
+
+
+def _scores(delta: Tensor, total: Tensor, low: float, high: float, tasks: int) -> Tensor:
+    """``exp(T (minmax(a)^2 - 1)) tanh(tau sum tau)``."""
+    spread = high - low
+    place = (delta.abs().clamp(low, high) - low) / spread if spread > 0 else torch.ones_like(delta)
+    return torch.exp(tasks * (place**2 - 1)) * torch.tanh(delta * total)
+
+
+PCB = Rule("pcb", pcb, "model", prepare=prepare)

@@ -1,0 +1,161 @@
+"""SLERP of two and more points: slerp, nuslerp, multislerp, karcher."""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from taskvec.rules import mean, sphere
+from taskvec.rules.rule import Rule
+from taskvec.rules.sphere import Of, Per
+
+_TINY = 1e-8
+
+
+def slerp(
+    deltas: Tensor,
+    *,
+    t: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    of: Of = "weights",
+    per: Per = "tensor",
+    _base: Tensor | None = None,
+) -> Tensor:
+    """Walk from the first model to the second along the arc between them.
+
+        merged point = sin((1 - t) w) / sin(w) p_0 + sin(t w) / sin(w) p_1,      w = angle(p_0, p_1)
+
+    Args:
+        deltas: (2, *shape).
+        t: 0 is the first, 1 the second.
+        of: the points are the fine-tuned ``weights``, or the task ``vectors`` themselves.
+        per: one arc for each ``tensor``, ``row`` or ``column``.
+
+    A straight line where |cos w| > 0.9995; for opposite points it passes near zero.
+    Source: Shoemake 1985, as in mergekit.
+    """
+    return sphere.blend(
+        deltas, lambda gram: _arc(gram, t, (1 - 0.9995**2) ** 0.5), sphere.origin(of, _base), per
+    )
+
+
+def nuslerp(deltas: Tensor, *, weights: Sequence[float] | None = None, per: Per = "tensor") -> Tensor:
+    """SLERP of two task vectors, by weights.
+
+        t = w_1 / (w_0 + w_1);      merged = slerp(tau_0, tau_1, t)
+
+    Args:
+        deltas: (2, *shape).
+        weights: of the two, equal by default; their sum must not vanish.
+        per: one arc for each ``tensor``, ``row`` or ``column``.
+
+    A straight line only where |sin w| < 1e-6: parallel or opposite vectors, to rounding.
+    Source: mergekit (nuslerp with a base model).
+    """
+    t = mean.coefficients(len(deltas), weights=weights)[1]
+    return sphere.blend(deltas, lambda gram: _arc(gram, t, 1e-6), per=per)
+
+
+def multislerp(
+    deltas: Tensor,
+    *,
+    weights: Sequence[float] | None = None,
+    of: Of = "vectors",
+    _base: Tensor | None = None,
+) -> Tensor:
+    """The weighted mean direction of several points, with their weighted mean norm.
+
+        merged point = (sum_t w_t |p_t|) u / |u|,      u = sum_t w_t p_t / |p_t|,      sum_t w_t = 1
+
+    Args:
+        deltas: (task, *shape).
+        weights: one for each task, equal by default; divided by their sum.
+        of: the points are the task ``vectors``, or the fine-tuned ``weights``.
+
+    mergekit's step in the tangent space at u / |u| is zero by construction, which leaves this.
+    Where the directions cancel there is no mean direction, and the points are averaged.
+    Source: mergekit (multislerp).
+    """
+    shares = torch.tensor(mean.coefficients(len(deltas), weights=weights), dtype=torch.float64)
+    return sphere.blend(deltas, lambda gram: _mean_direction(gram, shares), sphere.origin(of, _base))
+
+
+def karcher(
+    deltas: Tensor,
+    *,
+    max_iter: Annotated[int, Field(ge=0)] = 10,
+    tol: Annotated[float, Field(gt=0)] = 1e-5,
+    of: Of = "weights",
+    _base: Tensor | None = None,
+) -> Tensor:
+    """The point on the sphere nearest to all, by arc length, with their mean norm.
+
+        m   = argmin_m sum_t angle(m, p_t)^2 over |m| = 1
+        merged point = mean_t |p_t| m
+
+    Args:
+        deltas: (task, *shape).
+        max_iter: steps m <- exp_m(mean_t log_m(p_t / |p_t|)) from the mean direction.
+        tol: stop at a step shorter than this.
+        of: the points are the fine-tuned ``weights``, or the task ``vectors``.
+
+    Zero points have no direction and count for the norm alone. Where the directions cancel the points are
+    averaged.
+    Source: Karcher 1977; as in mergekit.
+    """
+    return sphere.blend(deltas, lambda gram: _karcher(gram[0], max_iter, tol)[None], sphere.origin(of, _base))
+
+
+def _arc(gram: Tensor, t: float, straight: float) -> Tensor:
+    """The coefficients on the arc; (1 - t, t) where its sine is below ``straight``."""
+    angle = sphere.cosines(gram, _TINY)[:, 0, 1].arccos()
+    curved = angle.sin() >= straight
+    sine = torch.where(curved, angle.sin(), 1.0)
+    first = torch.where(curved, torch.sin((1 - t) * angle) / sine, 1 - t)
+    return torch.stack([first, torch.where(curved, torch.sin(t * angle) / sine, t)], dim=1)
+
+
+def _mean_direction(gram: Tensor, shares: Tensor) -> Tensor:
+    size = sphere.norms(gram)
+    unit = shares / torch.where(size > 0, size, 1.0)
+    length = torch.einsum("rt,rts,rs->r", unit, gram, unit).clamp(min=0).sqrt()[:, None]
+    flat = length < _TINY
+    return torch.where(flat, shares, (size @ shares)[:, None] * unit / torch.where(flat, 1.0, length))
+
+
+def _karcher(gram: Tensor, max_iter: int, tol: float) -> Tensor:
+    size = gram.diagonal().clamp(min=0).sqrt()
+    valid = size > 0
+    share = valid.double() / valid.sum().clamp(min=1)
+    cosine = sphere.cosines(gram[None])[0]
+    if _length(share, cosine) < tol:
+        return torch.full_like(size, 1 / len(size))
+    mean = share / _length(share, cosine)
+    for _ in range(max_iter):
+        dots = (cosine @ mean).clamp(-1, 1)
+        angles = dots.arccos()
+        moved = share * torch.where(angles.sin() > _TINY, angles / angles.sin().clamp(min=_TINY), 0.0)
+        step = moved - (moved @ dots) * mean
+        length = _length(step, cosine)
+        if length < tol:
+            break
+        mean = length.cos() * mean + length.sin() * step / length
+        mean = mean / _length(mean, cosine)
+    return torch.where(valid, size.mean() * mean / size.clamp(min=1e-300), 0.0)
+
+
+def _length(coefficients: Tensor, cosine: Tensor) -> Tensor:
+    return (coefficients @ cosine @ coefficients).clamp(min=0).sqrt()
+
+
+def _nonzero_sum(tasks: int | None, *, weights: Sequence[float] | None, **_: object) -> str | None:
+    total = 1.0 if weights is None else sum(weights)
+    return f"weights add up to {total:g}, expected a sum that is not zero" if abs(total) < 1e-8 else None
+
+
+WEIGHTS = "deltas, base"
+SLERP = Rule("slerp", slerp, "tensor", consumes=WEIGHTS, tasks=(2, 2))
+NUSLERP = Rule("nuslerp", nuslerp, "tensor", tasks=(2, 2), check=_nonzero_sum)
+MULTISLERP = Rule("multislerp", multislerp, "tensor", consumes=WEIGHTS, check=_nonzero_sum)
+KARCHER = Rule("karcher", karcher, "tensor", consumes=WEIGHTS)
