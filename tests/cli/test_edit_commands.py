@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from taskvec.cli import main
+from taskvec.rules import RULES
 from taskvec.vectors import TaskVector
 from taskvec.weights import open_weights, save_weights
 
@@ -151,6 +152,26 @@ def test_apply_combines_by_a_rule(rule: str, share: float, place: Path, run: Run
     assert_model("weighed", expected({1: 3 / total, 2: 1 / total}))
 
 
+def test_apply_runs_a_chain_of_rules_and_records_it(place: Path, run: Runner) -> None:
+    vectors = ("-v", "a=a.safetensors", "-v", "b=b.safetensors")
+    chain = ("--rule", "dare+ties", "-p", "density=0.5", "-p", "keep=1", "-p", "seed=3")
+    for out in ("out", "again"):
+        assert run("apply", "base", *vectors, *chain, "-o", out).code == 0
+    assert open_weights("out").fingerprint() == open_weights("again").fingerprint()
+    rule = json.loads(Path("out/taskvec.json").read_text())["rule"]
+    assert (rule["name"], rule["density"], rule["seed"], rule["keep"]) == ("dare+ties", 0.5, 3, 1.0)
+
+
+def test_rules_on_weights_read_those_of_the_base(place: Path, run: Runner) -> None:
+    vectors = ("-v", "a=a.safetensors", "-v", "b=b.safetensors")
+    for t, seed in ((0, 1), (1, 2)):
+        out = f"out{t}"
+        assert run("apply", "base", *vectors, "--rule", "slerp", "-p", f"t={t}", "-o", out).code == 0
+        assert_model(out, expected({seed: 1.0}))
+    foreign = run("apply", "tuned-b", *vectors, "--rule", "slerp", "-o", "out")
+    assert foreign.code == 2 and open_weights("tuned-b").fingerprint() in foreign.err
+
+
 def test_another_base_is_refused_unless_it_is_meant(place: Path, run: Runner) -> None:
     apply = ("apply", "tuned-b", "-v", "a=a.safetensors", "-o", "out")
     refused = run(*apply)
@@ -180,7 +201,7 @@ def test_inspect_shows_kinds_norms_and_angles(place: Path, run: Runner) -> None:
 
 
 def test_rules_are_listed_and_explained(run: Runner) -> None:
-    assert [line.split()[0] for line in run("rules").out.splitlines()] == ["rule", "sum", "mean", "ties"]
+    assert [line.split()[0] for line in run("rules").out.splitlines()] == ["rule", *RULES]
     assert "arXiv:2306.01708" in run("rules", "ties").out
     shown = run("rules", "ties", "--json").json
     assert shown["parameters"] == {
@@ -272,6 +293,11 @@ BAD: dict[str, tuple[Callable[[], None], list[str], str]] = {
     "unknown rule": (nothing, ["apply", "base", *AB, "--rule", "tise"], "no rule called 'tise'; did you mean 'ties'?"),
     "unknown parameter": (nothing, ["apply", "base", *AB, "--rule", "ties", "-p", "kep=1"], "unknown parameter 'kep'; did you mean 'keep'?"),
     "parameter out of range": (nothing, ["apply", "base", *AB, "--rule", "ties", "-p", "keep=2"], "rule 'ties': keep is 2"),
+    "a chain in another order": (nothing, ["apply", "base", *AB, "--rule", "ties+dare"], "rule 'ties+dare': ties (merge), dare (each), expected"),
+    "a fraction that empties tensors": (nothing, ["apply", "base", *AB, "--rule", "dare", "-p", "density=0"], "rule 'dare': density is 0"),
+    "parameters that do not go together": (nothing, ["apply", "base", *AB, "--rule", "breadcrumbs", "-p", "density=1"], "rule 'breadcrumbs': density 1 and gamma 0.01"),
+    "too many vectors for a rule": (nothing, ["apply", "base", *AB, "--rule", "passthrough"], "rule 'passthrough': 2 task vectors, expected 1"),
+    "no blocks for depth": (nothing, ["apply", "base", *AB, "--rule", "lines", "-p", "blocks='none(.)'"], "rule 'lines': no tensor name matches blocks 'none(.)'"),
     "parameter without a rule": (nothing, ["apply", "base", *A, "-p", "keep=2"], "--param: given without --rule"),
     "no such vector": (nothing, ["apply", "base", "-v", "a=nowhere"], "nowhere: no such file"),
     "no such base": (nothing, ["apply", "nowhere", *A], "nowhere: no such file"),

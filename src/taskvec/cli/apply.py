@@ -11,6 +11,7 @@ from taskvec.errors import InputError
 
 if TYPE_CHECKING:
     from taskvec.vectors import TaskVector
+    from taskvec.weights import Weights
 
 
 def apply(
@@ -47,7 +48,8 @@ def apply(
     expression
         A linear expression over the names, with + - * / and parentheses. One vector needs none.
     rule
-        A combination rule instead of an expression (`taskvec rules`), over all vectors.
+        A combination rule instead of an expression (`taskvec rules`), over all vectors; or a chain of
+        rules, such as `dare+ties` or `tsv+lines`.
     param
         `name=value` for the rule.
     scale
@@ -67,7 +69,7 @@ def apply(
     start = open_model(base)
     named = load_vectors(vector, start if allow_other_base else None)
     params = _parameters(param, rule)
-    edit = _edit(named, expression, rule, params)
+    edit = _edit(start, named, expression, rule, params)
     edited = editing.apply(start, edit, scale)
     with watching(quiet) as watch:
         path = save_weights(
@@ -109,15 +111,20 @@ def apply(
 
 
 def _edit(
-    named: Mapping[str, "TaskVector"], expression: str | None, rule: str | None, params: Mapping[str, Any]
+    base: "Weights",
+    named: Mapping[str, "TaskVector"],
+    expression: str | None,
+    rule: str | None,
+    params: Mapping[str, Any],
 ) -> "TaskVector":
     from taskvec.vectors import combine, parse_expression
+    from taskvec.vectors.combining import grounded
     from taskvec.vectors.expression import names_in
 
     if expression is not None and rule is not None:
         raise InputError("--rule: given together with --expression, expected one of them")
     if rule is not None:
-        return combine(rule, list(named.values()), **params)
+        return combine(rule, grounded(list(named.values()), base), **params)
     if expression is None:
         if len(named) > 1:
             raise InputError('several vectors need an expression, such as -e "0.5*a + 0.5*b", or a --rule')
