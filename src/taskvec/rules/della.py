@@ -63,8 +63,10 @@ def _chances(delta: Tensor, density: float, epsilon: float) -> Tensor:
     length = rows.shape[1]
     if length < 2 or not epsilon:
         return torch.full(delta.shape, density, dtype=torch.float64)
-    ranks = rows.abs().argsort(dim=1, stable=True).argsort(dim=1)
-    return (density - epsilon + 2 * epsilon * ranks.double() / (length - 1)).reshape(delta.shape)
+    order = rows.abs().argsort(dim=1, stable=True)
+    by_rank = torch.linspace(density - epsilon, density + epsilon, length, dtype=torch.float64)
+    chances = torch.empty(rows.shape, dtype=torch.float64)
+    return chances.scatter_(1, order, by_rank.expand_as(order)).reshape(delta.shape)
 
 
 def _check(tasks: int | None, *, density: float, epsilon: float, **_: object) -> str | None:

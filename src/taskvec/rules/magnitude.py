@@ -7,7 +7,7 @@ one at a time, and several together (a whole model) count like one. A few entrie
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,10 +24,17 @@ Parts = Callable[[], Iterable[Tensor]]
 
 @dataclass(frozen=True)
 class Cut:
-    """Keep what is larger than ``threshold``, and the first ``ties`` entries of exactly that magnitude."""
+    """Keep what is larger than ``threshold``, and the first ``ties`` entries of exactly that magnitude.
+
+    Attributes:
+        threshold: the least magnitude that is kept.
+        ties: how many of the ``equal`` entries are kept.
+        equal: how many entries are of exactly this magnitude.
+    """
 
     threshold: float
     ties: int
+    equal: int
 
 
 def share(entries: int, fraction: float) -> int:
@@ -45,8 +52,8 @@ def find_cuts(parts: Parts, keep: int) -> list[Cut]:
     Returns: a cut for each task; ``ties`` counts over all parts in their order.
     Cost: two passes over the parts in float32, four in float64.
     """
-    bits, ranks = _select(parts, keep, _by_magnitude)
-    return [Cut(size, rank) for size, rank in zip(bits.tolist(), ranks, strict=True)]
+    bits, ranks, equal = _select(parts, keep, _by_magnitude)
+    return [Cut(*numbers) for numbers in zip(bits.tolist(), ranks, equal, strict=True)]
 
 
 def kth_largest(parts: Parts, rank: int) -> Tensor:
@@ -63,13 +70,19 @@ def trim(tensor: Tensor, cut: Cut) -> tuple[Tensor, Cut]:
     Of entries of exactly the threshold the first ``cut.ties`` are kept, in row-major order; the cut that is
     given back allows what is left of them, so that a tensor can be trimmed piece by piece.
     """
+    if cut.ties >= cut.equal:
+        if not cut.threshold:
+            return tensor.clone(), cut
+        threshold = torch.tensor(cut.threshold, dtype=tensor.dtype)
+        below = torch.nextafter(threshold, torch.zeros_like(threshold))
+        return torch.nn.functional.hardshrink(tensor, below.item()), cut
     size = tensor.abs()
     kept = size >= cut.threshold
     equal = size == cut.threshold
     found = int(equal.sum())
     if found > cut.ties:
         kept &= ~equal | (equal.reshape(-1).cumsum(0).reshape(equal.shape) <= cut.ties)
-    return tensor * kept, Cut(cut.threshold, max(0, cut.ties - found))
+    return tensor * kept, replace(cut, ties=max(0, cut.ties - found))
 
 
 def count_equal(tensor: Tensor, cut: Cut) -> int:
@@ -77,16 +90,17 @@ def count_equal(tensor: Tensor, cut: Cut) -> int:
     return int((tensor.abs() == cut.threshold).sum())
 
 
-def _select(parts: Parts, rank: int, key: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[int]]:
-    """The entry of this rank for each task, and its rank among the entries equal to it."""
+def _select(parts: Parts, rank: int, key: Callable[[Tensor], Tensor]) -> tuple[Tensor, list[int], list[int]]:
+    """The entry of this rank for each task, its rank among the entries equal to it, and their number."""
     small = _few(parts)
     if small is not None:
         keys = key(small)
         value = keys.sort(dim=1, descending=True).values[:, rank - 1]
         above = (keys > value[:, None]).sum(1)
-        return _ordered(value).view(small.dtype), [rank - int(more) for more in above]
+        equal = (keys == value[:, None]).sum(1)
+        return _ordered(value).view(small.dtype), [rank - int(more) for more in above], equal.tolist()
     first = next(iter(parts()))
-    prefixes, ranks = [0] * len(first), [rank] * len(first)
+    prefixes, ranks, equal_to = [0] * len(first), [rank] * len(first), [0] * len(first)
     width = first.element_size() * 8
     for shift in range(width - _DIGIT, -1, -_DIGIT):
         leading = shift == width - _DIGIT
@@ -98,9 +112,10 @@ def _select(parts: Parts, rank: int, key: Callable[[Tensor], Tensor]) -> tuple[T
             place = int(torch.searchsorted(above, ranks[task]))
             ranks[task] -= int(above[place - 1]) if place else 0
             digit = _RADIX - 1 - place
+            equal_to[task] = int(counts[task, digit])
             prefixes[task] = digit - _RADIX // 2 if leading else (prefixes[task] << _DIGIT) | digit
     found = torch.tensor(prefixes, dtype=_integer(first.dtype))
-    return _ordered(found).view(first.dtype), ranks
+    return _ordered(found).view(first.dtype), ranks, equal_to
 
 
 def _few(parts: Parts) -> Tensor | None:

@@ -92,12 +92,13 @@ def _found(parts: Parts, ratio: float) -> list[Balance]:
     low, high = (kth_largest(sizes, rank).tolist() for rank in (entries - tail, 1 + tail))
 
     def scores() -> Iterable[Tensor]:
-        for part in parts():
+        for part in filter(Tensor.numel, parts()):
             total = part.sum(0)
             each = zip(part, low, high, strict=True)
             yield torch.stack([_scores(delta, total, lo, hi, len(part)) for delta, lo, hi in each])
 
-    cut, top = (kth_largest(scores, rank).tolist() for rank in (min(entries, share(entries, ratio) + 1), 1))
+    cut = kth_largest(scores, min(entries, share(entries, ratio) + 1)).tolist()
+    top = torch.stack([part.reshape(len(part), -1).amax(1) for part in scores()]).amax(0).tolist()
     return [Balance(*numbers) for numbers in zip(low, high, cut, top, strict=True)]
 
 

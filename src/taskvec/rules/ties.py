@@ -48,7 +48,8 @@ def ties(
     and keeps one entry more.
     Source: Yadav et al. 2023, arXiv:2306.01708; ``weigh``: mergekit (before), PEFT (after).
     """
-    factors = torch.tensor(addition.coefficients(len(deltas), weights=weights), dtype=deltas.dtype)
+    coefficients = addition.coefficients(len(deltas), weights=weights)
+    factors = torch.tensor(coefficients, dtype=deltas.dtype)[:, None] if weights is not None else None
     cuts = _cuts_within(deltas, keep) if _cuts is None else _cuts
     merged = torch.zeros_like(deltas[0]).reshape(-1)
     if not cuts:
@@ -56,13 +57,13 @@ def ties(
     flat = deltas.reshape(len(deltas), -1)
     for piece, target in zip(torch.split(flat, _PIECE, dim=1), torch.split(merged, _PIECE), strict=True):
         trimmed, cuts = zip(*map(trim_at, piece, cuts), strict=True)
-        target.copy_(_merge(torch.stack(trimmed), factors[:, None], elect, merge, weigh))
+        target.copy_(_merge(torch.stack(trimmed), factors, elect, merge, weigh))
     return merged.reshape(deltas[0].shape)
 
 
-def _merge(trimmed: Tensor, factors: Tensor, elect: str, merge: str, weigh: str) -> Tensor:
-    """Elect signs and merge what agrees, (task, n) -> (n,); ``factors`` are (task, 1)."""
-    weighted = trimmed * factors
+def _merge(trimmed: Tensor, factors: Tensor | None, elect: str, merge: str, weigh: str) -> Tensor:
+    """Elect signs and merge what agrees, (task, n) -> (n,); ``factors`` are (task, 1) or all 1."""
+    weighted = trimmed if factors is None else trimmed * factors
     ballots = weighted if weigh == "before" else trimmed
     signs = ballots.sign()
     votes = (ballots if elect == "mass" else signs).sum(0)
@@ -72,7 +73,8 @@ def _merge(trimmed: Tensor, factors: Tensor, elect: str, merge: str, weigh: str)
         return chosen.gather(0, chosen.abs().argmax(0, keepdim=True))[0]
     if merge == "sum":
         return chosen.sum(0)
-    total = (agree * factors if weigh == "before" else agree.to(trimmed.dtype)).sum(0)
+    counted = agree * factors if factors is not None and weigh == "before" else agree
+    total = counted.sum(0, dtype=trimmed.dtype)
     return chosen.sum(0) / torch.where(total == 0, 1.0, total)
 
 
@@ -87,9 +89,11 @@ def prepare(stacks: Stacks, *, keep: float, trim: str, **_: Any) -> dict[str, di
     left = [cut.ties for cut in whole]
     dealt: dict[str, dict[str, list[Cut]]] = {}
     for name, stack in stacks:
-        here = [min(n, count_equal(d, cut)) for n, d, cut in zip(left, stack, whole, strict=True)]
+        equal = [count_equal(delta, cut) for delta, cut in zip(stack, whole, strict=True)]
+        here = [min(n, there) for n, there in zip(left, equal, strict=True)]
         left = [n - used for n, used in zip(left, here, strict=True)]
-        dealt[name] = {"_cuts": [Cut(cut.threshold, n) for cut, n in zip(whole, here, strict=True)]}
+        each = zip(whole, here, equal, strict=True)
+        dealt[name] = {"_cuts": [Cut(cut.threshold, ties, there) for cut, ties, there in each]}
     return dealt
 
 
