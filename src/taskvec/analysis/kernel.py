@@ -209,7 +209,7 @@ def kernel_analysis(
     The kernel of the task's own logits is taken on training examples of the task. Three numbers a held-out
     example then ask whether its gradients know the task, for test examples of the task and of the control
     (whose labels are not used): the local energy; the squared movement of its logits by the kernel's
-    solution; and with ``vector`` the cheap score ``||J(x) tau||^2`` of its features, from one forward-mode pass.
+    solution; and with ``vector`` the cheap score ``||J(x) tau||^2`` of its features, by forward mode.
 
     Args:
         vector: of the task, in any regime; only its displacement counts.

@@ -138,7 +138,7 @@ class Block:
             return False
         term = first[0][1][0]
         assert isinstance(term, Outer)
-        fan_in, tokens, fan_out = term.tokens().shape[2], *term.slope.shape[2:]
+        fan_in, tokens, fan_out = term.tokens().shape[2], *term.slopes[0].shape[1:]
         shared = self.classes**2 if self.mode == "full" else self.classes
         return bool(tokens**2 * (fan_in / shared + fan_out + 16) < fan_in * fan_out)
 
@@ -156,7 +156,7 @@ class Block:
                 continue
             there = slice(to.start + skip, to.stop)
             inputs = torch.einsum("isk,jtk->isjt", x[some], y[skip:])
-            g, h = left.slope[some], right.slope[skip:]
+            g, h = left.slope()[some], right.slope()[skip:]
             if self.mode == "full":
                 slopes = torch.einsum("icso,jdto->icsjdt", g, h)
                 found = torch.einsum("icsjdt,isjt->icjd", slopes, inputs).flatten(2).flatten(0, 1)

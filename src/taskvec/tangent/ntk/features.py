@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from taskvec.errors import InputError
-from taskvec.tangent.ntk.recording import Made, Recorder, Signature, Use
+from taskvec.tangent.ntk.recording import Made, Recorder, Signature
 from taskvec.tangent.ntk.samples import Samples, substituted
 from taskvec.tangent.ntk.terms import Dense, Scatter, Term, jacobian, matrix_shape
 
@@ -23,14 +23,12 @@ class Plan:
     Args:
         parameters: the selected ones, by name.
         generic: names that no rule covers; they are differentiated sample by sample.
-        clone: the model overwrites activations, so copies are kept.
         signature: the operations that a pass must meet, none before the first pass.
     """
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
     generic: frozenset[str] = frozenset()
-    clone: bool = False
     signature: tuple[Signature, ...] | None = None
     leaves: dict[str, Tensor] = field(init=False)
 
@@ -44,17 +42,15 @@ class Plan:
         """
         while True:
             names = {id(p): name for name, p in self.parameters.items()}
-            noted = Recorder(self.leaves, names, self.generic, len(samples), self.clone)
+            noted = Recorder(self.leaves, names, self.generic, len(samples))
             noted.start((samples.args, samples.kwargs))
             with torch.enable_grad(), noted:
                 out = samples.through(self.model)
             check_outputs(out, len(samples))
-            if noted.overwritten():
-                self.clone = True
-            elif not noted.uncovered and self._as_before(noted):
+            noted.check_kept()
+            if not noted.uncovered and self._as_before(noted):
                 return out, noted
-            else:
-                self._widen(noted)
+            self._widen(noted)
 
     def _as_before(self, noted: Recorder) -> bool:
         """Whether the same uses were met: what was taken for samples was not so by a coincidence of sizes.
@@ -118,7 +114,7 @@ def collect(out: Tensor, noted: Recorder) -> Features:
     """One backward pass a column of ``out`` (n, C), down to the noted operations only."""
     n, classes = out.shape
     uses = noted.uses
-    kept: list[list[Tensor | None]] = [[None] * len(use.parts) for use in uses]
+    kept: list[list[list[Tensor | None]]] = [[[None] * classes for _ in use.parts] for use in uses]
     at: Any = [use.at for use in uses]
     if uses and out.requires_grad:
         for c in range(classes):
@@ -128,15 +124,19 @@ def collect(out: Tensor, noted: Recorder) -> Features:
             with torch.no_grad():
                 for use, slots, slope in zip(uses, kept, slopes, strict=True):
                     if slope is not None:
-                        _keep(use, slots, slope, c, classes)
+                        for part, of_classes in zip(use.parts, slots, strict=True):
+                            of_classes[c] = part.reduce(slope)
     terms: Features = {}
     chained: dict[int, tuple[Made, list[Term]]] = {}
     with torch.no_grad():
         for use, slots in zip(uses, kept, strict=True):
             for part, values in zip(use.parts, slots, strict=True):
-                if values is None:
+                found = [value for value in values if value is not None]
+                if not found:
                     continue
-                made, term = noted.made_of(part.target), part.build(values)
+                zero = torch.zeros_like(found[0]) if len(found) < classes else found[0]
+                term = part.build([zero if value is None else value for value in values])
+                made = noted.made_of(part.target)
                 if not term.tensors()[0].numel():
                     continue  # no token of it reaches an output
                 if made.value is noted.leaves[made.names[0]]:
@@ -147,23 +147,6 @@ def collect(out: Tensor, noted: Recorder) -> Features:
             for name, term in _chain(made, parts, noted.leaves, n, classes):
                 terms.setdefault(name, []).append(term)
     return terms
-
-
-def _keep(use: Use, slots: list[Tensor | None], slope: Tensor, c: int, classes: int) -> None:
-    for place, part in enumerate(use.parts):
-        reduced = part.reduce(slope)
-        buffer = slots[place]
-        if buffer is None:
-            buffer = slots[place] = _buffer(reduced, classes)
-        buffer[:, c] = reduced
-
-
-def _buffer(like: Tensor, classes: int) -> Tensor:
-    """Zeros (n, C, ...) for tensors (n, ...) of all classes; of tokens, the classes behind the tokens."""
-    n, *rest = like.shape
-    if len(rest) == 2:
-        return like.new_zeros(n, rest[0], classes, rest[1]).transpose(1, 2)
-    return like.new_zeros(n, classes, *rest)
 
 
 def _chain(

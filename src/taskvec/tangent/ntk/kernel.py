@@ -11,8 +11,8 @@ from taskvec.tangent.ntk.features import Plan
 from taskvec.tangent.ntk.planning import Sizes, planned
 from taskvec.tangent.ntk.samples import Inputs, Samples, Selection, selected
 
-CACHED = 1 << 21
-"""Numbers of a slice on a CPU: what is written is multiplied before it has left the cache."""
+COLUMNS = 1 << 12
+"""Of a slice, on a CPU: what is written is multiplied before it has left the cache."""
 
 
 def ntk(
@@ -98,7 +98,8 @@ def _shares(sizes: Sizes, samples: int, memory: float, batch: int | None) -> tup
     whole = sizes.features * samples <= memory / 2
     size = samples if whole else max(1, int(memory / 4 / max(sizes.features, 1)))
     step = max(1, min(size, batch or size, int(memory / 4 / max(2 * sizes.graph, 1))))
-    slices = min(memory / 4 / itemsize, CACHED if sizes.device.type == "cpu" else math.inf)
+    cached = COLUMNS * samples * sizes.classes if sizes.device.type == "cpu" else math.inf
+    slices = min(memory / 4 / itemsize, cached)
     return size, step, max(1, int(slices))
 
 

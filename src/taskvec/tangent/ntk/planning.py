@@ -101,8 +101,8 @@ def _misread(plan: Plan, few: Samples) -> frozenset[str]:
     exact: list[tuple[Tensor | None, ...]] = [(None,) * len(names)] * n
     if plain.requires_grad and names:
         exact = [
-            torch.autograd.grad(plain[i], list(leaves.values()), retain_graph=i + 1 < n, allow_unused=True)
-            for i in range(n)
+            torch.autograd.grad(plain, list(leaves.values()), one, retain_graph=i + 1 < n, allow_unused=True)
+            for i, one in enumerate(torch.eye(n).to(plain))
         ]
     errors, norms = {}, {}
     for place, name in enumerate(names):

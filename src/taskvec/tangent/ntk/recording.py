@@ -56,7 +56,6 @@ class Recorder(TorchFunctionMode):
         names: name of each, by the identity of the model's own parameter.
         generic: names that are not to be noted.
         samples: n, the first dimension of the inputs.
-        clone: copy kept activations, for models that overwrite them.
     """
 
     def __init__(
@@ -65,7 +64,6 @@ class Recorder(TorchFunctionMode):
         names: Mapping[int, str],
         generic: frozenset[str],
         samples: int,
-        clone: bool,
     ) -> None:
         super().__init__()
         self.leaves, self.names, self.generic, self.samples = leaves, names, generic, samples
@@ -76,7 +74,6 @@ class Recorder(TorchFunctionMode):
         self.out: Tensor = torch.empty(0)
         self._sampled: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._kept: list[tuple[Tensor, int]] = []
-        self._clone = clone
 
     def start(self, inputs: Sequence[object]) -> None:
         """Say which tensors are samples."""
@@ -92,15 +89,21 @@ class Recorder(TorchFunctionMode):
         return isinstance(value, Tensor) and (self._name(value) is not None or value in self.made)
 
     def keep(self, x: Tensor) -> Tensor:
-        """An activation for later, detached; its changes are noticed."""
-        if self._clone:
-            return x.detach().clone()
+        """An activation for later, detached."""
         self._kept.append((x.detach(), x._version))
         return self._kept[-1][0]
 
-    def overwritten(self) -> bool:
-        """Whether the model has overwritten a kept activation."""
-        return any(x._version != version for x, version in self._kept)
+    def check_kept(self) -> None:
+        """Refuse a model that has overwritten a kept activation: it cannot be trained either.
+
+        Raises: InputError.
+        """
+        for x, version in self._kept:
+            if x._version != version:
+                raise InputError(
+                    f"ntk: the model overwrites an activation {tuple(x.shape)} that its gradients need; "
+                    "replace the operation in place after it"
+                )
 
     def made_of(self, target: Tensor) -> Made:
         """How a target came to be."""

@@ -24,12 +24,12 @@ class Part:
     Args:
         target: the parameter, or a value made of parameters alone.
         reduce: gradient at the output, for one class, to what is kept of it, (n, ...).
-        build: what was kept of all classes, (n, C, ...), to the term.
+        build: what was kept of every class to the term.
     """
 
     target: Tensor
     reduce: Callable[[Tensor], Tensor]
-    build: Callable[[Tensor], Term]
+    build: Callable[[list[Tensor]], Term]
 
 
 class Call(Protocol):
@@ -51,9 +51,9 @@ class Call(Protocol):
 Rule = Callable[..., Sequence[Part] | None]
 
 
-def _dense(shape: torch.Size) -> Callable[[Tensor], Term]:
+def _dense(shape: torch.Size) -> Callable[[list[Tensor]], Term]:
     """Of gradients kept as (n, *shape) each."""
-    return lambda kept: Dense(kept.reshape(*kept.shape[:2], *matrix_shape(shape)))
+    return lambda kept: Dense(torch.stack(kept, 1).reshape(len(kept[0]), len(kept), *matrix_shape(shape)))
 
 
 def _foldable(call: Call, tensor: Tensor, fixed: int) -> bool:
@@ -77,13 +77,12 @@ def _product(
     return parts
 
 
-def _outer(x: Tensor, slope: Tensor, flipped: bool) -> Outer:
+def _outer(x: Tensor, slopes: list[Tensor], flipped: bool) -> Outer:
     """Without the tokens that no output depends on: all but the pooled one in many a last block."""
-    idle = (slope[0, 0] == 0).all(-1)
-    if idle.any():
-        alive = (slope != 0).any(-1).flatten(0, 1).any(0)
-        x, slope = x[:, alive], slope[:, :, alive]
-    return Outer(x, slope, flipped=flipped)
+    if (slopes[0][0] == 0).all(-1).any():
+        alive = torch.stack([(slope != 0).any(-1).any(0) for slope in slopes]).any(0)
+        x, slopes = x[:, alive], [slope[:, alive] for slope in slopes]
+    return Outer(x, slopes, flipped=flipped)
 
 
 def _linear(call: Call, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[Part] | None:
@@ -147,14 +146,14 @@ def _conv(
         def slopes(g: Tensor) -> Tensor:
             return g.flatten(2).transpose(1, 2)
 
-        def grouped(kept: Tensor) -> Term:
-            places = kept.shape[2]
-            left = kept.reshape(n, kept.shape[1], places, groups, -1)
+        def grouped(kept: list[Tensor]) -> Term:
+            places = kept[0].shape[1]
+            left = torch.stack([one.reshape(n, places, groups, -1) for one in kept], 1)
             right = patches(x).reshape(n, places, groups, -1)
             found = torch.einsum("ncsgo,nsgk->ncgok", left, right)
-            return Dense(found.reshape(n, kept.shape[1], *matrix_shape(weight.shape)))
+            return Dense(found.reshape(n, len(kept), *matrix_shape(weight.shape)))
 
-        def whole(kept: Tensor) -> Term:
+        def whole(kept: list[Tensor]) -> Term:
             return Outer(x, kept, unfold=patches)
 
         parts.append(Part(weight, slopes, whole if groups == 1 else grouped))
@@ -178,7 +177,9 @@ def _embedding(
     if padding_idx is not None:
         index = index.masked_fill(index == padding_idx % len(weight), -1)
     width = weight.shape[1]
-    return [Part(weight, lambda g: g.reshape(n, -1, width), lambda kept: Scatter(index, kept))]
+    return [
+        Part(weight, lambda g: g.reshape(n, -1, width), lambda kept: Scatter(index, torch.stack(kept, 1)))
+    ]
 
 
 def _affine(

@@ -45,17 +45,17 @@ class Dense:
 
 @dataclass(frozen=True, eq=False)
 class Outer:
-    """Of a matrix product of S tokens a sample: sum_s slope[i, c, s, out] x[i, s, in].
+    """Of a matrix product of S tokens a sample: sum_s slope[c][i, s, out] x[i, s, in].
 
     Args:
         x: (n, S, in), or what unfolds to it.
-        slope: (n, C, S, out), the gradient at the product; in memory best (n, S, C, out).
+        slopes: the gradient at the product for every class, (n, S, out) each.
         flipped: the weight is stored (in, out), not (out, in).
         unfold: makes tokens of ``x`` when they are needed; a convolution's tokens are its patches.
     """
 
     x: Tensor
-    slope: Tensor
+    slopes: list[Tensor]
     flipped: bool = False
     unfold: Callable[[Tensor], Tensor] | None = None
 
@@ -70,15 +70,19 @@ class Outer:
         if self.flipped:
             left = x[..., rows].transpose(1, 2).unsqueeze(1).expand(n, classes, count, -1)
             into.view(n * classes, count, columns).baddbmm_(
-                left.reshape(n * classes, count, -1), self.slope.reshape(n * classes, -1, columns), beta=beta
+                left.reshape(n * classes, count, -1), self.slope().flatten(0, 1), beta=beta
             )
         else:
-            left = self.slope[..., rows].transpose(1, 2).reshape(n, -1, classes * count).transpose(1, 2)
-            into.view(n, classes * count, columns).baddbmm_(left, x, beta=beta)
+            left = torch.stack([slope[..., rows] for slope in self.slopes], 2).flatten(2)
+            into.view(n, classes * count, columns).baddbmm_(left.transpose(1, 2), x, beta=beta)
+
+    def slope(self) -> Tensor:
+        """(n, C, S, out)."""
+        return torch.stack(self.slopes, 1)
 
     def tensors(self) -> list[Tensor]:
         """Inputs and gradients of the product."""
-        return [self.x, self.slope]
+        return [self.x, *self.slopes]
 
 
 @dataclass(frozen=True, eq=False)
