@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from taskvec.rules.draws import RANGE, draws
-from taskvec.rules.rule import Place, Rule
+from taskvec.rules.rule import ANYWHERE, Place, Rule
 
 _PIECE = 1 << 17  # entries at a time: what is made on the way stays in cache
 
@@ -17,7 +17,7 @@ def dare(
     *,
     density: Annotated[float, Field(gt=0, le=1)] = 0.1,
     seed: Annotated[int, Field(ge=0)] = 0,
-    _place: Place = Place(),  # noqa: B008  # frozen
+    _place: Place = ANYWHERE,
 ) -> Tensor:
     """Drop entries of each task at random, rescale the rest, then add.
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from taskvec.rules.draws import RANGE, draws
-from taskvec.rules.rule import Place, Rule
+from taskvec.rules.rule import ANYWHERE, Place, Rule
 
 
 def della(
@@ -17,7 +17,7 @@ def della(
     epsilon: Annotated[float, Field(ge=0, lt=0.5)] = 0.15,
     rescale: Literal["element", "l1"] | None = "element",
     seed: Annotated[int, Field(ge=0)] = 0,
-    _place: Place = Place(),  # noqa: B008  # frozen
+    _place: Place = ANYWHERE,
 ) -> Tensor:
     """Drop entries of each task at random, the smaller the likelier, rescale, then add.
 

@@ -7,9 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from taskvec.rules.matrix import check_pattern, is_matrix, joined, svd
-from taskvec.rules.rule import Place, Rule
-
-ANYWHERE = Place()
+from taskvec.rules.rule import ANYWHERE, Place, Rule
 
 
 def iso_c(

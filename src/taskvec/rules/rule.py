@@ -29,6 +29,10 @@ class Place:
     first: int = 0
 
 
+ANYWHERE = Place()
+"""Where deltas lie that are of no model."""
+
+
 @dataclass(frozen=True)
 class Stacks:
     """The deltas of a whole model; each iteration reads them anew, a tensor at a time.
@@ -155,8 +159,9 @@ class Rule:
             raise InputError(f"rule {self.name!r}: {tasks} task vectors, expected {wanted}")
 
     def _first(self, error: ValidationError) -> str:
-        complaint = error.errors()[0]
-        name = ".".join(map(str, complaint["loc"]))
+        complaint = max(error.errors(), key=lambda one: len(one["loc"]))  # of alternatives the nearest
+        first, *inner = complaint["loc"]
+        name = ".".join(map(str, (first, *(part for part in inner if isinstance(part, int)))))
         if complaint["type"] == "extra_forbidden":
             return f"unknown parameter {name!r}; {nearest(name, self._schema.model_fields)}"
         what = complaint["msg"].removeprefix("Value error, ")

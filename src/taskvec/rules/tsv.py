@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from taskvec.rules.matrix import check_pattern, is_matrix, joined, svd
-from taskvec.rules.rule import Place, Rule
+from taskvec.rules.rule import ANYWHERE, Place, Rule
 
 
-def tsv(deltas: Tensor, *, exclude: str | None = None, _place: Place = Place()) -> Tensor:  # noqa: B008
+def tsv(deltas: Tensor, *, exclude: str | None = None, _place: Place = ANYWHERE) -> Tensor:
     """Keep the leading singular vectors of each task's matrices and make them orthogonal across tasks.
 
         Delta_t = U_t S_t V_t, the top k = max(1, int(min(m, n) / T)) components of each

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from taskvec.rules.matrix import check_pattern, is_matrix
-from taskvec.rules.rule import Place, Rule
+from taskvec.rules.rule import ANYWHERE, Place, Rule
 
 
-def wudi(deltas: Tensor, *, exclude: str | None = None, _place: Place = Place()) -> Tensor:  # noqa: B008
+def wudi(deltas: Tensor, *, exclude: str | None = None, _place: Place = ANYWHERE) -> Tensor:
     """The matrix that differs least from each task's on the inputs which that task's update reads.
 
         merged = argmin_M sum_t |(M - Delta_t) Delta_t^T|^2 / |Delta_t|^2
