@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from taskvec.tangent.dual import Dual, Tangent, by_forward_mode, each, joined, primal, primals
-from taskvec.tangent.forward import NoTangent
+from taskvec.tangent.forward import NoRoute
 
 Rule = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 aten = torch.ops.aten
@@ -36,7 +37,7 @@ def _linear_map(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 def _dropout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     values = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
     if values.get("p", 0.5) and values.get("training", True):
-        raise NoTangent("dropout is on, so the function is random; call .eval() on the model")
+        raise NoRoute("dropout is on, so the function is random; call .eval() on the model")
     return values["input"]
 
 
@@ -63,7 +64,8 @@ def _product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Products of two factors: element-wise and of matrices."""
     a, b = args
     a0, b0 = primal(a), primal(b)
-    batched = func.__name__ not in _ELEMENTWISE and a0.ndim == b0.ndim == 3
+    elementwise = func.__name__ in _ELEMENTWISE and isinstance(a0, Tensor)
+    batched = func.__name__ not in _ELEMENTWISE and a0.ndim == b0.ndim == 3 and len(a0) == len(b0)
 
     def slope(da: Tangent, db: Tangent) -> Tangent:
         first = None if da is None else func(da, b0, **kwargs)
@@ -71,15 +73,15 @@ def _product(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return first
         if first is None:
             return func(a0, db, **kwargs)  # type: ignore[no-any-return]
-        if batched and first.dtype == a0.dtype == db.dtype:
-            return first.baddbmm_(a0.detach(), db)  # type: ignore[no-any-return]
+        if first.dtype == a0.dtype == db.dtype and (batched or elementwise):
+            return (first.baddbmm_ if batched else first.addcmul_)(a0.detach(), db)  # type: ignore[no-any-return]
         return _total(first, func(a0, db, **kwargs))
 
     return joined(func(a0, b0, **kwargs), each(slope, a, b))
 
 
 def _quotient(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if isinstance(args[1], Dual):
+    if isinstance(args[1], Dual) or kwargs:
         return by_forward_mode(func, args, kwargs)
     return _linear_map(func, args, kwargs)
 
@@ -174,7 +176,7 @@ def _embedding(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
     ids, weight, rest, more = read(*args, **kwargs)
     if more.get("max_norm") is not None or rest[1:2] not in ((), (None,)):
-        raise NoTangent("an embedding with max_norm rescales its weights in place")
+        raise NoRoute("an embedding with max_norm rescales its weights in place")
     return joined(func(ids, weight.primal, *rest, **more), each(lambda step: F.embedding(ids, step), weight))
 
 
@@ -235,9 +237,7 @@ def _attention(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         enable_gqa: bool = False,
     ) -> Any:
         if dropout_p:
-            raise NoTangent(
-                "dropout is on in attention, so the function is random; call .eval() on the model"
-            )
+            raise NoRoute("dropout is on in attention, so the function is random; call .eval() on the model")
         if enable_gqa:
             times = query.shape[-3] // key.shape[-3]
             key, value = key.repeat_interleave(times, -3), value.repeat_interleave(times, -3)
@@ -302,7 +302,17 @@ def _elementwise(backward: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Rule:
         out = func(x0, *args[1:], **kwargs)
         return joined(out, each(lambda step: backward(step, x0, out), args[0]))
 
-    return rule
+    return _placed(rule)
+
+
+def _placed(rule: Rule, operands: int = 1) -> Rule:
+    """``rule``, which reads so many operands by place; where they come by name, forward mode."""
+
+    def placed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        named = len(args) < operands or any(isinstance(leaf, Dual) for leaf in tree_leaves(kwargs))
+        return by_forward_mode(func, args, kwargs) if named else rule(func, args, kwargs)
+
+    return placed
 
 
 def _total(a: Tangent, b: Tangent) -> Tangent:
@@ -320,7 +330,7 @@ def _autocast(value: Any) -> Any:
     if not isinstance(value, Dual):
         return value.to(dtype)
     if value.cast is None:
-        value.cast = value.to(dtype)  # type: ignore[assignment]
+        value.cast = value.shortcut(dtype) if value.shortcut else value.to(dtype)  # type: ignore[assignment]
     return value.cast
 
 
@@ -337,14 +347,17 @@ _LINEAR_MAPS = (
 # fmt: on
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(_LINEAR_MAPS, _linear_map),
+    **dict.fromkeys(_LINEAR_MAPS, _placed(_linear_map)),
     **dict.fromkeys(("dropout", "alpha_dropout", "feature_alpha_dropout"), _dropout),
-    **dict.fromkeys(("add", "sub", "subtract", "__add__", "__radd__", "__sub__", "__rsub__", "rsub"), _add),
     **dict.fromkeys(
-        ("mul", "multiply", "__mul__", "__rmul__", "matmul", "__matmul__", "bmm", "mm"), _product
+        ("add", "sub", "subtract", "__add__", "__radd__", "__sub__", "__rsub__", "rsub"), _placed(_add, 2)
     ),
-    **dict.fromkeys(("div", "divide", "true_divide", "__truediv__"), _quotient),
-    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), _concatenation),
+    **dict.fromkeys(
+        ("mul", "multiply", "__mul__", "__rmul__", "matmul", "__matmul__", "bmm", "mm"),
+        _placed(_product, 2),
+    ),
+    **dict.fromkeys(("div", "divide", "true_divide", "__truediv__"), _placed(_quotient, 2)),
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), _placed(_concatenation)),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     **dict.fromkeys(("scaled_dot_product_attention",), _attention),
     "linear": _linear,
@@ -352,8 +365,8 @@ RULES: dict[str, Rule] = {
     "embedding": _embedding,
     "layer_norm": _layer_norm,
     "softmax": _softmax,
-    "masked_fill": _masked_fill,
-    "gelu": _gelu,
+    "masked_fill": _placed(_masked_fill),
+    "gelu": _placed(_gelu),
     "silu": _elementwise(lambda step, x, out: aten.silu_backward(step, x)),
     "tanh": _elementwise(lambda step, x, out: aten.tanh_backward(step, out)),
     "sigmoid": _elementwise(lambda step, x, out: aten.sigmoid_backward(step, out)),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from taskvec.tangent.forward import NoTangent, differentiable, forward_mode, missing
+from taskvec.tangent.forward import NoRoute, NoTangent, differentiable, forward_mode, missing
 
 Tangent = Tensor | None
 
@@ -42,15 +42,18 @@ class Dual(Tensor):
 
     primal: Tensor
     tangents: tuple[Tangent, ...]
+    shortcut: "Callable[[torch.dtype], Dual] | None"
+    """How to have it in autocast's dtype, where there is a shorter way than a conversion."""
     cast: "Dual | None"
-    """Itself in autocast's dtype, once some layer has asked for it."""
+    """It in autocast's dtype, once some layer has asked for that."""
 
     @staticmethod
     def __new__(cls, primal: Tensor, tangents: Sequence[Tangent]) -> "Dual":  # noqa: D102
         made: Dual = Tensor._make_wrapper_subclass(
             cls, primal.shape, dtype=primal.dtype, device=primal.device, requires_grad=False
         )
-        made.primal, made.tangents, made.cast = primal, tuple(tangents), None
+        made.primal, made.tangents = primal, tuple(tangents)
+        made.shortcut = made.cast = None
         return made
 
     def __repr__(self, **options: Any) -> str:  # type: ignore[override]
@@ -180,6 +183,6 @@ def _refuse(name: str, kwargs: dict[str, Any], values: Sequence[Any]) -> None:
     if in_place or kwargs.get("inplace") or kwargs.get("out") is not None:
         raise NoTangent(f"{name!r} works in place; write it without")
     if name in _LEAVES:
-        raise NoTangent(f"{name!r} takes a value out of the tensors, and its derivative with it")
+        raise NoRoute(f"{name!r} takes a value out of the tensors, and its derivative with it")
     if not torch.is_grad_enabled() and any(v.primal.requires_grad for v in values if isinstance(v, Dual)):
-        raise NoTangent(f"{name!r} runs under no_grad inside the model, which cuts its gradient")
+        raise NoRoute(f"{name!r} runs under no_grad inside the model, which cuts its gradient")

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_on
 
 from taskvec.errors import InputError
 from taskvec.tangent.dual import Dual, primals
-from taskvec.tangent.forward import NoTangent, Params, differentiable, jvp, named_in
-from taskvec.tangent.verification import disagreement
+from taskvec.tangent.forward import NoRoute, NoTangent, Params, differentiable, jvp, named_in
+from taskvec.tangent.verification import Probe, close, disagreement, probe
 
 Route = Literal["auto", "rules", "lean", "func"]
 ROUTES = ("auto", "rules", "lean", "func")
@@ -56,6 +56,7 @@ class Linearization:
         self._function = named_in(module, function) if module is not None else function
         self.theta0 = {name: value.detach() for name, value in theta0.items()}
         self.route: Route = route
+        self._narrow: dict[tuple[str, torch.dtype], tuple[int, Tensor]] = {}
         if route == "auto" and example is not None:
             self._settle(self.theta0, example, {})
 
@@ -90,6 +91,8 @@ class Linearization:
         """
         for tau in taus:
             self._check(tau)
+        if not taus:
+            raise InputError("taus: none given, expected one or more displacements")
         with torch.no_grad():
             if self.route == "auto":
                 self._settle(taus[0], args, kwargs)
@@ -98,11 +101,28 @@ class Linearization:
             found = [jvp(self._bound(args, kwargs), self.theta0, tau) for tau in taus]
         return found[0][0], [slope for _, slope in found]
 
+    def _dual(self, name: str, steps: Sequence[Tensor | None]) -> Dual:
+        """A parameter and its displacements; what autograd sends back to it goes to the first of them."""
+
+        def at(value: Tensor) -> Dual:
+            anchored = value if steps[0] is None else _anchored(steps[0], value)
+            return Dual(anchored, [None if step is None else step.detach().to(value.dtype) for step in steps])
+
+        dual = at(self.theta0[name])
+        dual.shortcut = lambda dtype: at(self._narrowed(name, dtype))
+        return dual
+
+    def _narrowed(self, name: str, dtype: torch.dtype) -> Tensor:
+        """theta0 in autocast's dtype: converted once, since it never changes."""
+        value = self.theta0[name]
+        version, kept = self._narrow.get((name, dtype), (-1, value))
+        if version != value._version:
+            version, kept = value._version, value.to(dtype)
+            self._narrow[name, dtype] = version, kept
+        return kept
+
     def _by_rules(self, tau: Params, args: Any, kwargs: Any) -> Any:
-        duals = {
-            name: Dual(_anchored(step, self.theta0[name]), [step.detach().to(self.theta0[name].dtype)])
-            for name, step in tau.items()
-        }
+        duals = {name: self._dual(name, [step]) for name, step in tau.items()}
         out = self._bound(args, kwargs)({**self.theta0, **duals})
         return tree_map_only(Dual, lambda leaf: leaf.primal + _slope(leaf, 0), out)
 
@@ -115,13 +135,7 @@ class Linearization:
 
     def _many(self, taus: Sequence[Params], args: Any, kwargs: Any) -> tuple[Any, list[Any]]:
         names = dict.fromkeys(name for tau in taus for name in tau)
-        duals = {
-            name: Dual(
-                self.theta0[name],
-                [tau[name].detach().to(self.theta0[name].dtype) if name in tau else None for tau in taus],
-            )
-            for name in names
-        }
+        duals = {name: self._dual(name, [tau.get(name) for tau in taus]) for name in names}
         out = self._bound(args, kwargs)({**self.theta0, **duals})
         _check_reached(out, lambda leaf: isinstance(leaf, Dual))
         return primals(out), [
@@ -129,7 +143,7 @@ class Linearization:
         ]
 
     def _bound(self, args: Any, kwargs: Any) -> Callable[[Params], Any]:
-        return lambda params: self._function(params, *args, **kwargs)
+        return lambda params: _checked(self._function(params, *args, **kwargs))
 
     def _check(self, tau: Params) -> None:
         unknown = [name for name in tau if name not in self.theta0]
@@ -140,17 +154,46 @@ class Linearization:
             )
 
     def _settle(self, names: Iterable[str], args: Any, kwargs: Any) -> None:
-        """Decide between ``rules`` and ``func`` on these inputs."""
-        by_rules = Linearization(self._function, self.theta0, route="rules")
-        by_func = Linearization(self._function, self.theta0, route="func")
+        """Decide on these inputs: ``rules``, or else ``func``, or ``lean`` where func has no gradient."""
+        names = list(names)
+
+        def tried(route: Route) -> Probe:
+            found = Linearization(self._function, self.theta0, route=route)
+            return probe(found, self.theta0, names, args, kwargs)
+
+        rules: Probe | Exception
         try:
-            reason = disagreement(by_rules, by_func, self.theta0, names, args, kwargs)
-        except NoTangent:
-            self.route = "func"
-            return
-        self.route = "func" if reason else "rules"
+            rules = tried("rules")
+        except NoRoute:
+            raise
+        except Exception as error:  # one of the inputs' own comes again by the next route
+            rules = error
+        other: Route = "func"
+        try:
+            expected = tried(other)
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):
+                raise
+            other = "lean"
+            expected = tried(other)
+        if isinstance(rules, Exception):
+            reason = f"they fail with {type(rules).__name__}: {rules}"
+        else:
+            reason = disagreement(rules, expected)
         if reason:
-            warnings.warn(f"tangent rules are not used for this model: {reason}", stacklevel=4)
+            self._refuse_random(args, kwargs)
+            if not isinstance(rules, NoTangent):
+                warnings.warn(f"tangent rules are not used for this model: {reason}", stacklevel=4)
+        self.route = other if reason else "rules"
+
+    def _refuse_random(self, args: Any, kwargs: Any) -> None:
+        with torch.no_grad():
+            one, two = (
+                list(filter(differentiable, tree_leaves(self._bound(args, kwargs)(self.theta0))))
+                for _ in range(2)
+            )
+        if not close(one, two):
+            raise NoRoute("the function is random: it gives different values on the same inputs")
 
 
 class _Anchor(torch.autograd.Function):
@@ -189,6 +232,19 @@ def _slope(leaf: Any, direction: int) -> Any:
         return torch.zeros_like(leaf) if differentiable(leaf) else leaf
     step = leaf.tangents[direction]
     return torch.zeros_like(leaf.primal) if step is None else step
+
+
+def _checked(out: Any) -> Any:
+    """What a function returned, if its tensors can be found and have tangents."""
+    tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    if not tensors:
+        raise NoTangent(
+            f"the output is a {type(out).__name__}, in which no tensor is found; return tensors in tuples, "
+            "lists or dicts, or register the class by torch.utils._pytree.register_dataclass"
+        )
+    if any(leaf.is_complex() for leaf in tensors):
+        raise NoTangent("an output is complex; return torch.view_as_real of it")
+    return out
 
 
 def _check_reached(out: Any, moves: Callable[[Any], bool]) -> None:
