@@ -25,6 +25,10 @@ class NoTangent(InputError):
     """A derivative is missing somewhere, and the linearized output would be wrong without it."""
 
 
+class NoRoute(NoTangent):
+    """The function itself loses a derivative or is random, so that no way of computing it can be right."""
+
+
 @contextmanager
 def forward_mode() -> Iterator[None]:
     """Kernels with a forward-mode rule, for a while.
@@ -77,7 +81,7 @@ def differentiable(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-_SIGNS = ("forward ad", "forward mode", "forward-mode", "jvp", "functorch", "vmap")
+_SIGNS = ("forward ad", "forward mode", "forward-mode", "jvp", "functorch", "vmap", "data pointer")
 
 
 def missing(error: Exception, what: str = "an operation") -> Exception:
@@ -102,7 +106,7 @@ def named_in(module: nn.Module, function: Callable[..., Any]) -> Callable[..., A
                 raise
             with _tracing(module) as running, suppress(NotImplementedError, RuntimeError, NoTangent):
                 function(*args, **kwargs)
-            raise NoTangent(f"{running[-1]}: {found}" if running else str(found)) from None
+            raise type(found)(f"{running[-1]}: {found}" if running else str(found)) from None
 
     return named
 

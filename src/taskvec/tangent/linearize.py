@@ -94,6 +94,12 @@ def _trouble(module: nn.Module) -> str | None:
         return "is in training mode, where it mixes examples and moves its buffers; call model.eval()"
     if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p:
         return "is in training mode, where the function is random; call model.eval()"
+    if isinstance(module, TangentModel):
+        return "is linear in tau already; linearize the model that it was made from"
+    if getattr(module, "max_norm", None) is not None:
+        return "rescales its weights in place; set its max_norm=None"
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+        return "has sparse gradients; set its sparse=False"
     if getattr(module, "inplace", False):
         return "overwrites a value that its derivative needs; set its inplace=False"
     if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
@@ -102,7 +108,8 @@ def _trouble(module: nn.Module) -> str | None:
 
 
 def _called(model: nn.Module, params: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-    return functional_call(model, params, args, kwargs)
+    """The model with other parameters; buffers that it replaces on the way are put back."""
+    return functional_call(model, (params, dict(model.named_buffers())), args, kwargs)
 
 
 def _plant(root: nn.Module, name: str, value: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Do two routes to the same linearization agree?"""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,16 +13,16 @@ from taskvec.tangent.forward import Params, differentiable
 Route = Callable[..., Any]
 
 
-def disagreement(
-    one: Route, other: Route, theta0: Params, names: Iterable[str], args: Any, kwargs: Any
-) -> str:
-    """Where two linearizations differ in a value or in a gradient, on these inputs; empty if nowhere.
+@dataclass(frozen=True)
+class Probe:
+    """What a linearization gives at a random displacement, and pulls back from a random cotangent."""
 
-    Both are taken at a random displacement and pulled back by a random cotangent. Equal means within ten
-    times the square root of the dtype's epsilon, relative to the largest entry of all: far above rounding,
-    far below a wrong derivative. Where ``other`` is not finite (the math attention kernel at a query that
-    sees nothing), finite is all that is asked of ``one``.
-    """
+    values: list[Tensor]
+    slopes: list[Tensor]
+
+
+def probe(run: Route, theta0: Params, names: Iterable[str], args: Any, kwargs: Any) -> Probe:
+    """Value and gradient of a linearization on these inputs; every call draws the same displacement."""
     draw = torch.Generator().manual_seed(0)
 
     def noise(like: Tensor) -> Tensor:
@@ -31,14 +32,20 @@ def disagreement(
     device = next(iter(steps.values())).device.type
     with torch.enable_grad(), torch.autocast(device, enabled=False):
         leaves = {name: step.requires_grad_() for name, step in steps.items()}
-        values = [
-            list(filter(differentiable, tree_leaves(run(leaves, *args, **kwargs)))) for run in (one, other)
-        ]
-        pulls = [noise(value) for value in values[0]]
-        slopes = [_pulled_back(outs, pulls, list(leaves.values())) for outs in values]
-    if not _close(*values):
+        values = list(filter(differentiable, tree_leaves(run(leaves, *args, **kwargs))))
+        return Probe(values, _pulled_back(values, [noise(value) for value in values], list(leaves.values())))
+
+
+def disagreement(one: Probe, other: Probe) -> str:
+    """Where two linearizations differ in a value or in a gradient; empty if nowhere.
+
+    Equal means within ten times the square root of the dtype's epsilon, relative to the largest entry of
+    all: far above rounding, far below a wrong derivative. Where ``other`` is not finite (the math attention
+    kernel at a query that sees nothing), finite is all that is asked of ``one``.
+    """
+    if not close(one.values, other.values):
         return "its values differ from those of torch.func"
-    if not _close(*slopes):
+    if not close(one.slopes, other.slopes):
         return "its gradient differs from that of torch.func"
     return ""
 
@@ -51,12 +58,13 @@ def _pulled_back(outs: list[Tensor], pulls: list[Tensor], leaves: list[Tensor]) 
     return [torch.zeros_like(leaf) if s is None else s for leaf, s in zip(leaves, slopes, strict=True)]
 
 
-def _close(found: list[Tensor], expected: list[Tensor]) -> bool:
+def close(found: list[Tensor], expected: list[Tensor]) -> bool:
+    """Whether tensors are equal up to rounding, and at least finite where the expected ones are not."""
     if not all(bool(b.isfinite().all()) for b in expected):
         return all(bool(a.isfinite().all()) for a in found)
-    largest = max(float(b.detach().abs().max()) for b in expected if b.numel())
-    tolerance = 10 * torch.finfo(expected[0].dtype).eps ** 0.5 * largest
-    return all(
+    largest = max((float(b.detach().abs().max()) for b in expected if b.numel()), default=0.0)
+    tolerance = 10 * torch.finfo(expected[0].dtype).eps ** 0.5 * largest if expected else 0.0
+    return len(found) == len(expected) and all(
         a.shape == b.shape and (a.numel() == 0 or float((a - b).detach().abs().max()) <= tolerance)
         for a, b in zip(found, expected, strict=True)
     )
