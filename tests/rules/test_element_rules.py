@@ -112,6 +112,7 @@ def test_consensus_at_its_ends(stack: Tensor) -> None:
     assert torch.equal(consensus(stack, k=0), stack.sum(0))
     assert not consensus(stack, k=len(stack) + 1).any()
     assert torch.equal(consensus(stack[:1], k=1), stack[0])
+    assert not consensus(torch.ones(2, 3), k=1, lam=1).any()  # a task needs more than an equal share
     lone = consensus(stack, k=1, lam=0)
     assert torch.equal(lone, stack.sum(0) * (stack != 0).any(0))
 
@@ -219,6 +220,10 @@ def test_sce_by_loops(stack: Tensor, select_topk: float) -> None:
         expected.append(sum(w * v for w, v in agree) / total if total else 0.0)
     if all(abs(total) > 1e-9 or not column.any() for total, column in zip(flat.sum(0), flat.T, strict=True)):
         assert_close(sce(stack, select_topk=select_topk), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_sce_elects_plus_where_tasks_balance() -> None:
+    assert sce(torch.tensor([[1.0], [-1.0]])).item() == 1.0
 
 
 def test_nearswap_moves_by_t_at_most() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg  # type: ignore[import-untyped]
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
@@ -120,6 +120,7 @@ def test_iso_c_turns_with_the_basis_also_without_full_rank() -> None:
 
 
 @few
+@example(torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64), 0.0)
 @given(stacks(3), st.floats(0, 1))
 def test_iso_cts_by_eigenvectors_and_square_roots(stack: Tensor, common: float) -> None:
     tasks, m, n = stack.shape
