@@ -7,14 +7,11 @@ is measured and counted 21 or 441 times. Ordinary space is compared with as many
 are compared before any clock starts.
 """
 
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
 import torch
 from rich.console import Console
@@ -24,6 +21,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BertConfig, BertModel
 
+from measure import compare, write
 from taskvec.evaluation.linear import LinearFeatures, linear_features
 from taskvec.evaluation.metrics import value
 from taskvec.evaluation.points import OrdinaryPoints
@@ -167,18 +165,6 @@ def check(world: World, points: OrdinaryPoints) -> None:
         )
 
 
-def compare(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds per run. The runs take turns, so drift of the machine hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(ROUNDS + 1):  # one turn to warm up
-        for name, run in runs.items():
-            start = perf_counter()
-            run()
-            if turn:
-                seconds[name].append(perf_counter() - start)
-    return {name: median(of_run) for name, of_run in seconds.items()}
-
-
 def main(out: Path) -> None:
     """Time a grid of the sum, a grid of two, a heat map, and moves in place."""
     world = World()
@@ -193,7 +179,8 @@ def main(out: Path) -> None:
             "heat map, 21 x 21 points": lambda: apart(world, list(product(GRID, GRID))),
             f"forward, {MOVES} times": lambda: forward(world),
             f"in place, {MOVES} points": lambda: in_place(world, points),
-        }
+        },
+        ROUNDS,
     )
     point, (plain, moved) = times["original, one point"], list(times.values())[-2:]
     names = list(times)
@@ -210,15 +197,15 @@ def main(out: Path) -> None:
         "ratio: in tangent space, times faster than the original a point (one measured, counted 21 or 441 "
         "times); in place, times the plain forward passes"
     )
-    facts = {
-        "examples": BATCHES * SIZE,
-        "batch": [SIZE, LENGTH],
-        "route": world.lin.route,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "rounds": ROUNDS,
-    }
-    out.write_text(json.dumps({**facts, "seconds": times, "ratios": ratios}, indent=2) + "\n")
+    write(
+        out,
+        examples=BATCHES * SIZE,
+        batch=[SIZE, LENGTH],
+        route=world.lin.route,
+        rounds=ROUNDS,
+        seconds=times,
+        ratios=ratios,
+    )
 
 
 if __name__ == "__main__":
