@@ -1,6 +1,7 @@
 """The linearized model: a tangent to the model, with exact gradients, that refuses to be silently wrong."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -335,6 +336,136 @@ def test_a_second_derivative_is_refused_where_it_would_be_wrong() -> None:
         slopes = torch.autograd.grad(lin(x).square().sum(), list(lin.parameters()), create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             sum(slope.square().sum() for slope in slopes).backward()  # type: ignore[union-attr]
+
+
+def unsteady(x: Tensor) -> Tensor:
+    return x * torch.rand(3, dtype=x.dtype)
+
+
+def spread(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        width = x.std()
+    return x / width
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda x: x * x.sum().item(), "'item' takes a value out"),
+        (lambda x: x * float(x.sum()), "'__float__' takes a value out"),
+        (lambda x: F.dropout(x, 0.5, True), "dropout is on"),
+        (spread, "'std' runs under no_grad"),
+        (unsteady, "the function is random"),
+        (lambda x: x + torch.randn_like(x), "the function is random"),
+    ],
+)
+def test_what_no_route_gets_right_is_not_handed_to_another(
+    function: Callable[[Tensor], Tensor], said: str
+) -> None:
+    with pytest.raises(NoTangent, match=said):
+        displaced(linearize(Around(function)))(torch.ones(2, 3))
+
+
+class Complex(nn.Linear):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        y = super().forward(x)
+        return y, torch.fft.rfft(y)
+
+
+class Opaque(nn.Linear):
+    def forward(self, x: Tensor) -> SimpleNamespace:  # type: ignore[override]
+        return SimpleNamespace(y=super().forward(x))
+
+
+@pytest.mark.parametrize("route", [*ROUTES, "auto"])
+def test_outputs_without_a_tangent_are_refused(route: Route) -> None:
+    with pytest.raises(NoTangent, match="complex"):
+        displaced(linearize(Complex(3, 3), route=route))(torch.ones(2, 3))
+    with pytest.raises(NoTangent, match=r"SimpleNamespace.*register_dataclass"):
+        displaced(linearize(Opaque(3, 3), route=route))(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (nn.Embedding(3, 3, max_norm=1.0), "max_norm=None"),
+        (nn.Embedding(3, 3, sparse=True), "sparse=False"),
+        (linearize(nn.Linear(3, 3)), "linear in tau already"),
+    ],
+)
+def test_modules_with_weights_of_another_kind_are_named(module: nn.Module, said: str) -> None:
+    with pytest.raises(NoTangent, match=said):
+        linearize(nn.Sequential(module))
+
+
+SQUARE = torch.arange(9.0, dtype=torch.float64).reshape(3, 3).sin()
+
+
+@pytest.mark.parametrize(
+    ("function", "route"),
+    [
+        (lambda x: torch.sum(input=x, dim=-1, keepdim=True) * x, "rules"),
+        (lambda x: torch.matmul(input=x, other=SQUARE), "rules"),
+        (lambda x: torch.add(x, other=SQUARE, alpha=3) * torch.mul(x, other=2.0), "rules"),
+        (lambda x: torch.cat(tensors=[x, x.sin()], dim=0)[:3], "rules"),
+        (lambda x: F.gelu(input=x) + torch.div(x, other=2.0), "rules"),
+        (lambda x: SQUARE[None] @ x.expand(2, 3, 3) @ x[None], "rules"),
+        (lambda x: x[None] @ x.expand(2, 3, 3).sin(), "rules"),
+        (lambda x: x.H @ SQUARE + x.real, "rules"),
+        (lambda x: torch.fft.rfft(x).abs().sum() * x, "func"),
+        (lambda x: F.glu(torch.cat([x, x.sin()], -1)), "rules"),
+        (lambda x: F.glu(torch.cat([x, x.clone().mul_(2.0)], -1)), "lean"),
+        (lambda x: torch.vmap(torch.sin)(x), "func"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:tangent rules are not used")
+def test_unusual_calls_equal_finite_differences(function: Callable[[Tensor], Tensor], route: Route) -> None:
+    torch.manual_seed(0)
+    model = Around(function).double()
+    lin, x, h = displaced(linearize(model)), inputs(3), 1e-5
+    tau, theta0 = lin.tau, dict(model.named_parameters())
+
+    def at(scale: float) -> Tensor:
+        return functional_call(model, {n: theta0[n] + scale * tau[n] for n in tau}, x)  # type: ignore[no-any-return]
+
+    out = lin(x)
+    assert lin.linearization.route == route
+    slope = (at(h) - at(-h)) / (2 * h)
+    assert_close((out - model(x)).detach(), slope.detach(), rtol=1e-6, atol=1e-8)
+    pull = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=out.dtype)
+    grads = torch.autograd.grad(out, list(tau.values()), pull)
+    pulled = sum((g.double() * step.detach()).sum() for g, step in zip(grads, tau.values(), strict=True))
+    assert_close(pulled, (pull * slope).sum().detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_wrong_inputs_fail_as_in_the_model_and_decide_nothing() -> None:
+    lin = linearize(mlp())
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        lin(torch.ones(2, 7, dtype=torch.float64))
+    routes = [lin.linearization.route]
+    lin(inputs())
+    routes.append(lin.linearization.route)
+    assert routes == ["auto", "rules"]
+    assert linearize(mlp())(inputs(0)).shape == (0, 2)
+
+
+def test_a_buffer_that_the_model_replaces_is_put_back() -> None:
+    class Running(nn.Linear):
+        mean: Tensor
+
+        def __init__(self) -> None:
+            super().__init__(3, 3)
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            self.mean = 0.9 * self.mean + 0.1 * y.mean(0)
+            return y - self.mean
+
+    model = Running()
+    lin = linearize(model)
+    assert_close(lin(torch.ones(2, 3)), lin(torch.ones(2, 3)))
+    assert torch.equal(model.mean, torch.zeros(3))
 
 
 def test_in_place_sums_go_another_way(recwarn: pytest.WarningsRecorder) -> None:

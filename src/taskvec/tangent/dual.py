@@ -29,7 +29,7 @@ _SHAPE = frozenset(
 _IN_PLACE = frozenset(
     {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__", "__iand__", "__ior__"}
 )
-_TRANSPOSED = frozenset({"T", "mT"})
+_TRANSPOSED = frozenset({"T", "mT", "H", "mH", "real"})
 
 
 class Dual(Tensor):
@@ -119,6 +119,8 @@ def by_forward_mode(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Any operation: recorded once on the primals, then run once a direction in forward mode."""
     out = func(*primals(args), **primals(kwargs))
     values, spec = tree_flatten(out)
+    if any(isinstance(value, Tensor) and value.is_complex() for value in values):
+        raise NoTangent(f"{func.__name__!r} gives complex numbers")
     if not any(map(differentiable, values)):
         return out
     leaves, form = tree_flatten((args, kwargs))
