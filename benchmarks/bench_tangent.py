@@ -29,7 +29,7 @@ from taskvec.selection import matching
 from taskvec.tangent.forward import jvp
 from taskvec.tangent.linearization import Linearization, Route
 
-ROUNDS = 9
+ROUNDS = 5
 Params = Mapping[str, Tensor]
 
 
