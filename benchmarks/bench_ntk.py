@@ -6,12 +6,10 @@ and, on a few samples, in float64. Memory is the peak of bytes that a run has al
 profiler's record of every allocation; the model and the inputs do not count.
 """
 
-import json
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from time import process_time
 from typing import Any
 
@@ -20,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
-from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel
 
+from measure import compare, peak, write
 from taskvec.tangent.ntk import Mode, ntk
 
 SAMPLES, TOKENS, CLASSES, WORDS = 64, 32, 4, 1700
-ROUNDS = 3
+ROUNDS = 5
 PEER = "full Jacobian"
 
 
@@ -88,30 +86,6 @@ def check(model: nn.Module, x: Tensor) -> dict[str, float]:
     return errors
 
 
-def compare(runs: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median processor seconds per run. The runs take turns, so drift of the machine hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):  # one turn to warm up
-        for name, run in runs.items():
-            start = process_time()
-            run()
-            if turn >= 1:
-                seconds[name].append(process_time() - start)
-    return {name: median(s) for name, s in seconds.items()}
-
-
-def peak(run: Callable[[], object]) -> int:
-    """Most bytes that were allocated by the run and alive at one time."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        run()
-    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
-    alive = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
-        most = max(most, alive)
-    return most
-
-
 def measured(pooled: bool, x: Tensor) -> dict[str, Any]:
     """Errors, times and memory of all modes, of tight budgets, and of the peer, for one model."""
     torch.manual_seed(0)
@@ -131,7 +105,7 @@ def measured(pooled: bool, x: Tensor) -> dict[str, Any]:
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "errors": errors,
-        "seconds": compare(runs),
+        "seconds": compare(runs, ROUNDS, clock=process_time),
         "peak_bytes": {name: peak(run) for name, run in runs.items()},
     }
 
@@ -153,17 +127,15 @@ def main(out: Path) -> None:
                 f"{bytes_[name] / bytes_[PEER]:.3f}",
             )
         Console().print(table)
-    settings = {
-        "samples": SAMPLES,
-        "tokens": TOKENS,
-        "classes": CLASSES,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "rounds": ROUNDS,
-        "clock": "processor time of the process, median",
-        "memory": "peak of live bytes allocated in the run, torch.profiler",
-    }
-    out.write_text(json.dumps({**settings, "models": found}, indent=2) + "\n")
+    write(
+        out,
+        rounds=ROUNDS,
+        samples=SAMPLES,
+        tokens=TOKENS,
+        classes=CLASSES,
+        clock="processor time",
+        models=found,
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from taskvec.analysis.kernel import (
     solve,
     values_of,
 )
+from taskvec.cli import main
 from taskvec.errors import InputError
 from taskvec.reports.kernel_figures import kernel_figures, kernel_tables
 from taskvec.tangent.ntk import Mode, ntk
@@ -201,3 +202,19 @@ def test_attention_weights_alone_are_fewer(evaluator: tv.Evaluator) -> None:
 def test_a_task_is_no_control_of_its_own(evaluator: tv.Evaluator) -> None:
     with pytest.raises(InputError, match="pets: is task and control"):
         kernel_analysis(evaluator, "pets", "pets")
+
+
+def test_the_command_writes_record_table_and_figure(
+    tiny_model: Path, tiny_suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "kernel"
+    command = ["analyze", "ntk", str(tiny_model), "-s", str(tiny_suite), "-t", "pets", "--control", "taste"]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--samples", "6", "-o", str(out), "-q"])
+    assert ended.value.code == 0
+    assert {path.name for path in out.iterdir()} == {"record.json", "table.md", "figure.png"}
+    assert "local energy" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "-o", str(out)])
+    assert ended.value.code == 2
+    assert "--force" in capsys.readouterr().err

@@ -192,7 +192,7 @@ class Settings:
     mode: Mode = "trace"
     ridge: float = 1e-3
     seed: int = 0
-    memory: float = 2e9
+    memory: float = 4e9
 
 
 def kernel_analysis(

@@ -23,7 +23,7 @@ def ntk(
     params: str = "full",
     ridge: Annotated[float, Parameter(validator=Number(gte=0))] = 1e-3,
     seed: int = 0,
-    memory: Annotated[float, Parameter(validator=Number(gt=0))] = 2.0,
+    memory: Annotated[float, Parameter(validator=Number(gt=0))] = 4.0,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,

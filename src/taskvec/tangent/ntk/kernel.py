@@ -15,6 +15,10 @@ COLUMNS = 1 << 12
 """Of a slice, on a CPU: what is written is multiplied before it has left the cache."""
 
 
+Features = dict[str, list[Chunk]]
+"""Of a block of samples, by parameter."""
+
+
 def ntk(
     model: nn.Module,
     x1: Inputs,
@@ -73,15 +77,29 @@ def _filled(
         "trace": (n1, n2),
     }[mode]
     kernel = torch.zeros(shape, dtype=sizes.dtype, device=sizes.device)
-    size, step, floats = _shares(sizes, n1 if second is None else n1 + n2, memory, batch)
-    for rows in _pieces(0, n1, size):
-        mine = _block(plan, first, rows, step)
-        for columns in _pieces(rows.start if second is None else 0, n2, size):
-            same = second is None and columns == rows
-            theirs = None if same else _block(plan, first if second is None else second, columns, step)
-            block = Block(kernel, rows, columns, classes, mode, symmetric=same, floats=floats)
-            for name, leaf in plan.leaves.items():
-                block.add(leaf.shape, mine.get(name, []), None if theirs is None else theirs.get(name, []))
+    held, passing, step, floats = _shares(sizes, n1 if second is None else n1 + n2, memory, batch)
+
+    def fill(rows: slice, columns: slice, left: Features, right: Features | None) -> None:
+        block = Block(kernel, rows, columns, classes, mode, symmetric=right is None, floats=floats)
+        for name, leaf in plan.leaves.items():
+            block.add(leaf.shape, left.get(name, []), None if right is None else right.get(name, []))
+
+    if second is None:
+        for rows in _pieces(0, n1, held):
+            mine = _block(plan, first, rows, step)
+            fill(rows, rows, mine, None)
+            for columns in _pieces(rows.stop, n1, passing):
+                fill(rows, columns, mine, _block(plan, first, columns, step))
+    elif _differentiated(n1, n2, held) <= _differentiated(n2, n1, held):
+        for rows in _pieces(0, n1, held):
+            mine = _block(plan, first, rows, step)
+            for columns in _pieces(0, n2, passing):
+                fill(rows, columns, mine, _block(plan, second, columns, step))
+    else:
+        for columns in _pieces(0, n2, held):
+            theirs = _block(plan, second, columns, step)
+            for rows in _pieces(0, n1, passing):
+                fill(rows, columns, _block(plan, first, rows, step), theirs)
     if second is None:
         mirror(kernel)
     if mode == "full":
@@ -89,27 +107,32 @@ def _filled(
     return kernel.permute(1, 2, 0).contiguous() if mode == "class" else kernel
 
 
-def _shares(sizes: Sizes, samples: int, memory: float, batch: int | None) -> tuple[int, int, int]:
-    """Samples a block, samples a pass, and numbers a slice: half of the memory is for features.
+def _shares(sizes: Sizes, samples: int, memory: float, batch: int | None) -> tuple[int, int, int, int]:
+    """Samples of a block that is held, of one that passes by it, of a pass; numbers a slice.
 
-    A pass needs its graph and about as much again for the gradients that run through it.
+    Half of the memory is for features. A pass needs its graph and about as much again for the gradients that
+    run through it.
     """
     itemsize = torch.finfo(sizes.dtype).bits // 8
-    whole = sizes.features * samples <= memory / 2
-    size = samples if whole else max(1, int(memory / 4 / max(sizes.features, 1)))
-    step = max(1, min(size, batch or size, int(memory / 4 / max(2 * sizes.graph, 1))))
+    fit = memory / 2 / max(sizes.features, 1)
+    held, passing = (samples, samples) if samples <= fit else (max(1, int(f * fit)) for f in (0.75, 0.25))
+    step = max(1, min(held, batch or held, int(memory / 4 / max(2 * sizes.graph, 1))))
     cached = COLUMNS * samples * sizes.classes if sizes.device.type == "cpu" else math.inf
-    slices = min(memory / 4 / itemsize, cached)
-    return size, step, max(1, int(slices))
+    return held, passing, step, max(1, int(min(memory / 4 / itemsize, cached)))
+
+
+def _differentiated(outer: int, inner: int, held: int) -> int:
+    """How many samples are differentiated if blocks of the one side are held while the other passes by."""
+    return outer + math.ceil(outer / held) * inner
 
 
 def _pieces(start: int, stop: int, size: int) -> list[slice]:
     return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
 
 
-def _block(plan: Plan, samples: Samples, block: slice, step: int) -> dict[str, list[Chunk]]:
+def _block(plan: Plan, samples: Samples, block: slice, step: int) -> Features:
     """Features of a block of samples, in chunks."""
-    found: dict[str, list[Chunk]] = {}
+    found: Features = {}
     for piece in _pieces(block.start, block.stop, step):
         features, _ = plan.features(samples[piece])
         at = slice(piece.start - block.start, piece.stop - block.start)
