@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import taskvec as tv
 from taskvec.cli import main
@@ -232,6 +234,47 @@ def test_a_request_that_makes_no_sense_is_one_line_and_writes_nothing(
     assert error.count("\n") == 1
     assert complaint in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize("coefficient", ["nan", "inf", "0", "-1"])
+def test_linearity_is_measured_at_positive_numbers(
+    vectors: Path, model: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str], coefficient: str
+) -> None:
+    options = [*model, "-o", tmp_path / "out", "--coefficients", coefficient]
+    assert command("linearity", *files(vectors, "full-pets"), *options) == 2
+    assert "expected one task or more, and finite, positive" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_vector_with_nan_is_named(
+    vectors: Path,
+    model: list[object],
+    evaluator: tv.Evaluator,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (good,) = files(vectors, "full-pets")
+    with safe_open(good, "pt") as file:
+        metadata = file.metadata()
+    deltas, bad = load_file(good), tmp_path / "bad.safetensors"
+    name = next(name for name in deltas if name in evaluator.pretrained)
+    save_file({**deltas, name: torch.full_like(deltas[name], float("nan"))}, bad, metadata=metadata)
+    given, out = [bad, *files(vectors, "full-taste")], tmp_path / "out"
+    for what, options in (("similarity", []), ("linearity", model), ("disentanglement", model)):
+        assert command(what, *given, *options, "-o", out) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert repr(name) in line
+        assert "holds NaN or infinity" in line
+    assert not out.exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert command("similarity", *files(vectors, "full-*"), "-o", tmp_path / "file" / "out") == 2
+    assert "is a file, expected a folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_two_vectors_of_the_same_task_and_regime_are_named(

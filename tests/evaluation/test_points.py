@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from taskvec.errors import InputError, KeyMismatch
+from taskvec.errors import InputError, KeyMismatch, NonFinite
 from taskvec.evaluation.points import OrdinaryPoints as Points
 
 coefficients = st.floats(-3, 3, width=32)
@@ -57,5 +57,8 @@ def test_what_does_not_fit_is_refused() -> None:
         Points(base, {"x": {"v": torch.zeros(1)}})
     with pytest.raises(KeyMismatch, match=r"'w' has shape \(3,\), expected \(4, 3\)"):
         Points(base, {"x": {"w": torch.zeros(3)}})
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(NonFinite, match="vector 'x': 'w' holds NaN or infinity"):
+            Points(base, {"x": {"w": torch.full((4, 3), bad)}})
     with pytest.raises(InputError, match="no vector called 'three'"):
         Points(base, vectors).at({"three": 1.0})

@@ -69,16 +69,17 @@ def gradient_equivalence(
         alpha: factor of the sum when it is added to the model.
 
     Returns: one residual for every number of steps and every rate.
-    Raises: InputError for no loss, no step or a rate that is not positive; TaskvecError when a loss is no
-        longer finite.
+    Raises: InputError for no loss, no step, a rate that is not positive or an alpha that is not finite;
+        TaskvecError when a loss is no longer finite.
     Cost: (2 T max(k) + 2 T) gradients a rate, and T Hessian-vector products in all; no Hessian is formed.
         Memory of about max(6, 3 + number of steps) times the parameters.
     Source: Zhou et al. 2024 (arXiv:2411.03055), with the second-order term written out.
     """
-    if not losses or not steps or min(steps) < 1 or not rates or min(rates) <= 0:
+    fine = all(0 < rate < math.inf for rate in rates) and math.isfinite(alpha)
+    if not (losses and steps and min(steps) >= 1 and rates and fine):
         raise InputError(
-            f"gradient equivalence: {len(losses)} losses, steps {list(steps)}, rates {list(rates)}; "
-            "expected one loss or more, steps from 1 and positive rates"
+            f"gradient equivalence: {len(losses)} losses, steps {list(steps)}, rates {list(rates)}, alpha "
+            f"{alpha:g}; expected one loss or more, steps from 1, positive rates and a finite alpha"
         )
     start = {name: value.detach() for name, value in theta0.items()}
     hessian = _hessian_term(losses, start, alpha) if max(steps) > 1 else None

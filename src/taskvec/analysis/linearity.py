@@ -1,5 +1,6 @@
 """How linear fine-tuning was: a model against its own linearization, along its task vector."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -126,12 +127,12 @@ def linearity_gap(
         coefficients: 1 is added if it is not among them.
 
     Returns: a record of plain data.
-    Raises: InputError for a coefficient that is not positive, or no task.
+    Raises: InputError for a coefficient that is not positive and finite, or no task.
     """
-    if not tasks or min(coefficients, default=0) <= 0:
+    if not tasks or not coefficients or not all(0 < value < math.inf for value in coefficients):
         raise InputError(
             f"linearity: tasks {list(tasks)}, coefficients {list(coefficients)}; expected one task or more, "
-            "and positive coefficients"
+            "and finite, positive coefficients"
         )
     values = sorted({*map(float, coefficients), 1.0})
     found: dict[str, dict[str, Along]] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskvec.errors import InputError
+from taskvec.errors import InputError, NonFinite
 from taskvec.progress import Watch, unwatched
 from taskvec.vectors import TaskVector
 from taskvec.vectors.base import shared_base
@@ -118,7 +118,8 @@ def similarity(
         ranks: also the singular values of every matrix, most of the work.
 
     Returns: a record of plain data.
-    Raises: InputError for fewer than two vectors; BaseMismatch unless all have the same base.
+    Raises: InputError for fewer than two vectors; NonFinite for NaN or infinity in one; BaseMismatch unless
+        all have the same base.
     Cost: every tensor is read once a vector; memory of a few tensors.
     """
     if len(vectors) < 2:
@@ -182,6 +183,9 @@ def _joined(one: _Layer, other: _Layer) -> _Layer:
 def _measured(vectors: Sequence[TaskVector], name: str, ranks: bool) -> _Layer:
     parts = [_of_block(block) for block in _blocks(vectors, name)]
     gram = torch.stack([gram for gram, _ in parts]).sum(0)
+    for vector, square in zip(vectors, gram.diagonal(), strict=True):
+        if not bool(square.isfinite()):
+            raise NonFinite(f"{vector.ref}: {name!r} holds NaN or infinity; extract or train it again")
     first, *others = (signs for _, signs in parts)
     return _Layer(gram, sum(others, start=first), [_ranks(v, name) if ranks else [] for v in vectors])
 

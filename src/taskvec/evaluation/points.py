@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from taskvec.errors import InputError, KeyMismatch
+from taskvec.errors import InputError, KeyMismatch, NonFinite
 from taskvec.evaluation.linear import LinearFeatures, linear_features
 from taskvec.tangent.linearization import Linearization
 from taskvec.tasks.loaders import Batches
@@ -56,7 +56,7 @@ class OrdinaryPoints:
         base: all parameters a vector may touch, by name; read, never written.
         vectors: by name, each a mapping of deltas; tensors that a vector lacks stay as they are.
 
-    Raises: KeyMismatch if a vector names a tensor that the base lacks, or of another shape.
+    Raises: KeyMismatch if a vector names a tensor that the base lacks, or of another shape; NonFinite.
     """
 
     def __init__(self, base: Params, vectors: Mapping[str, Params]) -> None:
@@ -95,7 +95,7 @@ class TangentPoints:
         vectors: deltas by label.
         precision: "float32" or "bf16" (autocast).
 
-    Raises: KeyMismatch if a vector names a tensor that theta_0 lacks, or of another shape.
+    Raises: KeyMismatch if a vector names a tensor that theta_0 lacks, or of another shape; NonFinite.
     """
 
     def __init__(
@@ -187,6 +187,10 @@ def _fitting(base: Params, vectors: Mapping[str, Params]) -> dict[str, dict[str,
                 raise KeyMismatch(
                     f"vector {label!r}: {name!r} has shape {tuple(delta.shape)}, expected "
                     f"{tuple(base[name].shape)} as in the model"
+                )
+            if not bool(delta.isfinite().all()):
+                raise NonFinite(
+                    f"vector {label!r}: {name!r} holds NaN or infinity; extract or train it again"
                 )
         found[label] = {name: delta.detach().float() for name, delta in vector.items()}
     return found

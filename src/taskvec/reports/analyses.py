@@ -1,12 +1,13 @@
 """The folder of an analysis: record.json, table.md and figures."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskvec.errors import OutputExists
+from taskvec.errors import InputError, OutputExists
 from taskvec.reports.tables import Table
 
 if TYPE_CHECKING:
@@ -22,8 +23,14 @@ RECORD = "record.json"
 def check_folder(folder: Path, *, force: bool) -> None:
     """Refuse a folder that must not be written; cheap, so that it can come before any work.
 
-    Raises: OutputExists if it is there and not to be replaced, or holds no analysis.
+    Raises: OutputExists if it is there and not to be replaced, or holds no analysis; InputError if nothing
+        can be written there.
     """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if place != folder and not place.is_dir():
+        raise InputError(f"{folder}: {place} is a file, expected a folder to write into")
+    if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: {place} cannot be written to; choose another folder")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / RECORD).is_file():
