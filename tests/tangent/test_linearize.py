@@ -1,5 +1,6 @@
 """The linearized model: a tangent to the model, with exact gradients, that refuses to be silently wrong."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -187,6 +188,19 @@ def test_tied_weights_move_together(route: Route) -> None:
     twin = displaced(linearize(model, route="func")).double()
     twin(ids).square().sum().backward()
     assert_close(lin.tau["embedding.weight"].grad, twin.tau["embedding.weight"].grad)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_module_with_two_names_gets_its_weights_back(route: Route) -> None:
+    layer = nn.Linear(3, 3).double()
+    model = nn.Sequential(OrderedDict(one=layer, bend=nn.Tanh(), two=layer))
+    x, before = inputs(), layer.weight
+    lin = displaced(linearize(model, route=route)).double()
+    assert set(lin.tau) == {"one.weight", "one.bias"}
+    small = {name: value + 1e-6 * lin.tau[name].detach() for name, value in model.named_parameters()}
+    near = F.linear(torch.tanh(F.linear(x, small["one.weight"], small["one.bias"])), *small.values())
+    assert_close(lin(x) - model(x), (near - model(x)) / 1e-6, rtol=1e-4, atol=1e-5)
+    assert layer.weight is before
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -108,8 +108,19 @@ def _trouble(module: nn.Module) -> str | None:
 
 
 def _called(model: nn.Module, params: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-    """The model with other parameters; buffers that it replaces on the way are put back."""
-    return functional_call(model, (params, dict(model.named_buffers())), args, kwargs)
+    """The model with other parameters; buffers that it replaces on the way are put back.
+
+    Ties are resolved here: ``functional_call`` does not give a module back its parameters if it is reachable
+    by two names (pytorch issue 164759).
+    """
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    places = {
+        f"{name}.{key}" if name else key: params[first[id(parameter)]]
+        for name, module in model.named_modules()
+        for key, parameter in module._parameters.items()
+        if parameter is not None
+    }
+    return functional_call(model, (places, dict(model.named_buffers())), args, kwargs, tie_weights=False)
 
 
 def _plant(root: nn.Module, name: str, value: Tensor) -> None:
