@@ -267,7 +267,7 @@ def test_a_record_holds_what_decided_it_and_a_map_for_every_pair_and_panel(evalu
 
 
 def test_a_model_that_overflows_is_an_error(evaluator: tv.Evaluator) -> None:
-    points = evaluator.points(vectors(evaluator, scale=1e38))
+    points = evaluator.points(vectors(evaluator, scale=1e36))
     with pytest.raises(TaskvecError, match="not finite; choose a smaller grid"):
         disentangle(evaluator, points, PAIR, grid=[0.0, 1e4])
 
