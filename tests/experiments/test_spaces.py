@@ -171,6 +171,17 @@ def test_a_mistake_is_one_line(
     assert complaint in error
 
 
+def test_atm_without_a_regime_it_can_be_about_is_refused(
+    spaces_experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, text = tmp_path / "spaces.yaml", spaces_experiment
+    for ordinary in ("full: {}, attention: {}, ", "post-hoc: {}, post-hoc-attention: {}", ", post-hoc"):
+        text = text.replace(ordinary, "", 1)
+    path.write_text(text)
+    assert run(path, "-o", tmp_path / "run") == 2
+    assert "atm: every regime is of tangent space" in capsys.readouterr().err
+
+
 def test_settings_that_came_later_leave_the_keys_of_earlier_runs_alone() -> None:
     plain, other = TrainSettings(), TrainSettings(decay_towards="pretrained")
     assert "decay_towards" not in recipe(plain)

@@ -162,6 +162,8 @@ class Experiment(Config):
                     raise ValueError(
                         f"atm.regimes: {regime!r} is of tangent space, and ATM merges ordinary models"
                     )
+        if self.atm and not self.regimes_of(self.atm):
+            raise ValueError("atm: every regime is of tangent space, and ATM merges ordinary models")
         if self.atm and self.atm.rule not in RULES:
             raise ValueError(f"atm.rule: no rule called {self.atm.rule!r}; {nearest(self.atm.rule, RULES)}")
         return self
