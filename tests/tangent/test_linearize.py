@@ -301,6 +301,18 @@ def test_modules_that_cannot_be_linearized_are_named(module: nn.Module, said: st
         linearize(nn.Sequential(nn.Linear(3, 3), module))
 
 
+def test_a_model_put_into_training_mode_later_is_refused() -> None:
+    norm = nn.BatchNorm1d(3).eval()
+    model = nn.Sequential(nn.Linear(3, 3), norm).eval()
+    lin = linearize(model)
+    lin(torch.ones(2, 3))
+    model.train()
+    with pytest.raises(NoTangent, match=r"'1' \(BatchNorm1d\) is in training mode"):
+        lin(torch.ones(2, 3))
+    assert norm.running_mean is not None
+    assert torch.equal(norm.running_mean, torch.zeros(3))
+
+
 def test_compiled_modules_are_named() -> None:
     compiled = torch.compile(nn.Linear(3, 3), backend="eager")
     assert isinstance(compiled, nn.Module)

@@ -31,7 +31,7 @@ class Linearization:
     - ``func``: backward through ``torch.func.jvp``. Cost 5, the memory of both graphs; may be differentiated
       twice.
     - ``auto``: ``rules`` if its values and gradients equal those of ``func`` on the first inputs, else
-      ``func``.
+      ``func``; ``lean`` takes its place where an operation has no second derivative.
 
     Args:
         function: ``f(params, *args, **kwargs)``, any nest of tensors out. It must not be random.

@@ -113,6 +113,7 @@ def _called(model: nn.Module, params: dict[str, Tensor], *args: Any, **kwargs: A
     Ties are resolved here: ``functional_call`` does not give a module back its parameters if it is reachable
     by two names (pytorch issue 164759).
     """
+    check_modules(model)  # its mode may have changed since
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     places = {
         f"{name}.{key}" if name else key: params[first[id(parameter)]]
