@@ -252,6 +252,8 @@ def test_an_empty_selection_is_refused() -> None:
             linearize(mlp(), choice)
     with pytest.raises(InputError, match="tau names 'other'"):
         linearize(mlp()).linearization({"other": torch.zeros(1)}, inputs())
+    with pytest.raises(InputError, match=r"tau: '0.bias' has shape \(1, 5\), expected \(5,\)"):
+        linearize(mlp()).linearization.jvps([{"0.bias": torch.zeros(1, 5)}], inputs())
     with pytest.raises(InputError, match="route: 'fast' is not one of"):
         linearize(mlp(), route="fast")  # type: ignore[arg-type]
 

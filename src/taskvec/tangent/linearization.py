@@ -152,6 +152,11 @@ class Linearization:
             raise InputError(
                 f"tau names {shown}, expected some of the {len(self.theta0)} parameters of theta0"
             )
+        for name, step in tau.items():
+            if step.shape != self.theta0[name].shape:
+                raise InputError(
+                    f"tau: {name!r} has shape {tuple(step.shape)}, expected {tuple(self.theta0[name].shape)}"
+                )
 
     def _settle(self, names: Iterable[str], args: Any, kwargs: Any) -> None:
         """Decide on these inputs: ``rules``, or else ``func``, or ``lean`` where func has no gradient."""

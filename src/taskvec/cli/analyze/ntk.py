@@ -60,7 +60,10 @@ def ntk(
     memory
         Gigabytes to work with.
     """
+    import math
+
     from taskvec.analysis.kernel import Settings, kernel_analysis
+    from taskvec.errors import InputError, NonFinite
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.models.loading import load_backbone
     from taskvec.reports.analyses import check_folder
@@ -70,6 +73,10 @@ def ntk(
 
     check_folder(output, force=force)
     loaded = None if vector is None else TaskVector.load(vector)
+    if loaded is not None and loaded.info.task not in (None, task):
+        raise InputError(f"{vector}: a vector of {loaded.info.task!r}, expected one of {task!r}")
+    if loaded is not None and not math.isfinite(loaded.norm()):
+        raise NonFinite(f"{vector}: holds NaN or infinity; extract or train it again")
     chosen = load_suite(suite)
     tasks = [chosen.task(name) for name in dict.fromkeys((task, control))]
     evaluator = Evaluator(load_backbone(model), tasks)
