@@ -1,0 +1,1 @@
+"""Whole edits of checkpoints: recipes, plans, model cards."""

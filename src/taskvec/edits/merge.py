@@ -1,0 +1,26 @@
+"""What a recipe of any dialect comes to: a model to be written, and what is to be said of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from taskvec.weights import Weights
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A model to be written, and what is to be said of it.
+
+    Args:
+        weights: the edited model; lazy, nothing is computed before a tensor is read.
+        record: provenance for the manifest: the recipe, and every input with its fingerprint.
+        like: the model whose config and tokenizer files go with the output.
+        notes: said once on standard error: what was assumed, where another tool's result differs.
+        max_shard_size: bytes of a shard of the output.
+    """
+
+    weights: Weights
+    record: Mapping[str, Any]
+    like: Weights
+    notes: tuple[str, ...] = ()
+    max_shard_size: float = 5e9
