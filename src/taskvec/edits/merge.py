@@ -1,7 +1,7 @@
 """What a recipe of any dialect comes to: a model to be written, and what is to be said of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from taskvec.weights import Weights
@@ -13,10 +13,14 @@ class Merge:
 
     Args:
         weights: the edited model; lazy, nothing is computed before a tensor is read.
-        record: provenance for the manifest: the recipe, and every input with its fingerprint.
+        record: provenance for the manifest: the recipe and what it came to.
         like: the model whose config and tokenizer files go with the output.
         notes: said once on standard error: what was assumed, where another tool's result differs.
         max_shard_size: bytes of a shard of the output.
+        inputs: what is read, by the names of the recipe; their fingerprints complete the record.
+        passes: how often the inputs are read, writing included; more than once for rules that look at
+            the whole model first.
+        allow_nonfinite: write NaN and infinities.
     """
 
     weights: Weights
@@ -24,3 +28,6 @@ class Merge:
     like: Weights
     notes: tuple[str, ...] = ()
     max_shard_size: float = 5e9
+    inputs: Mapping[str, Weights] = field(default_factory=dict)
+    passes: int = 1
+    allow_nonfinite: bool = False
