@@ -1,7 +1,7 @@
 """LiNeS: deeper layers change more."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -47,7 +47,7 @@ def prepare(
     merged: Stacks, *, alpha: float | str, beta: float, blocks: str, _given: Stacks, **_: Any
 ) -> Mapping[str, Mapping[str, Any]]:
     """The depth of each tensor, 0 to 1, and alpha if it is to be found."""
-    depths = _depths(merged.names, blocks)
+    depths = block_depths(merged.names, blocks)
     if beta and not depths:
         raise InputError(
             f"rule 'lines': no tensor name matches blocks {blocks!r}, the first is "
@@ -57,7 +57,8 @@ def prepare(
     return {name: {"_depth": depths.get(name, 0.0), "_alpha": start} for name in merged.changed}
 
 
-def _depths(names: Sequence[str], blocks: str) -> dict[str, float]:
+def block_depths(names: Iterable[str], blocks: str = BLOCKS) -> dict[str, float]:
+    """How deep in its stack of blocks each tensor lies, 0 in the first and 1 in the last; others are left out."""
     found = [(name, match) for name in names if (match := re.search(blocks, name))]
     last: dict[str, int] = {}
     for name, match in found:
