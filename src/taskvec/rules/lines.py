@@ -58,7 +58,7 @@ def prepare(
 
 
 def block_depths(names: Iterable[str], blocks: str = BLOCKS) -> dict[str, float]:
-    """How deep in its stack of blocks each tensor lies, 0 in the first and 1 in the last; others are left out."""
+    """The depth of each tensor in its stack of blocks, 0 to 1; those that are in none are left out."""
     found = [(name, match) for name in names if (match := re.search(blocks, name))]
     last: dict[str, int] = {}
     for name, match in found:
