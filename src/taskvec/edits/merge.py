@@ -21,6 +21,7 @@ class Merge:
         passes: how often the inputs are read, writing included; more than once for rules that look at
             the whole model first.
         allow_nonfinite: write NaN and infinities.
+        files: name -> text of side files written in place of those of ``like``, such as a config.json.
     """
 
     weights: Weights
@@ -31,3 +32,4 @@ class Merge:
     inputs: Mapping[str, Weights] = field(default_factory=dict)
     passes: int = 1
     allow_nonfinite: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
