@@ -359,7 +359,7 @@ def test_an_interrupted_edit_leaves_nothing(
         raise KeyboardInterrupt
 
     before = snapshot(place)
-    monkeypatch.setattr("taskvec.weights.writer._write_tensor", interrupted)
+    monkeypatch.setattr("taskvec.weights.writer.stream", interrupted)
     assert run("apply", "base", *A, "-o", "out").code == 130
     monkeypatch.undo()
     assert snapshot(place) == before and not list(place.glob(".*"))

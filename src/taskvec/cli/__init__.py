@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = _run(argv)
     except TaskvecError as error:
         code = _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        code = _fail("interrupted; nothing half-written was left behind", 130)
+    except KeyboardInterrupt as error:
+        code = _fail(str(error) or "interrupted; nothing half-written was left behind", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

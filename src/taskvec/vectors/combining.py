@@ -10,20 +10,26 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError
+from taskvec.registry import nearest
 from taskvec.rules import RULES, Rule
 from taskvec.rules.rule import Place, Stacks
 from taskvec.vectors.base import Base, shared_base
 from taskvec.vectors.info import VectorInfo
 from taskvec.vectors.sources import Source
 from taskvec.vectors.vector import TaskVector, joined_specs
-from taskvec.weights import TensorSpec, WeightsLike, open_weights
+from taskvec.weights import TensorSpec, Weights, WeightsLike, open_weights
 
 ROOM = 1 << 29
 """Bytes of tensors made of singular vectors that a combination keeps, to be read again at another scale."""
 
 
 def combine(
-    rule: str | Rule | Callable[..., Tensor], vectors: Sequence[TaskVector], **params: Any
+    rule: str | Rule | Callable[..., Tensor],
+    vectors: Sequence[TaskVector],
+    *,
+    each: Mapping[str, Mapping[str, Any]] | None = None,
+    stats: Sequence[Weights] | None = None,
+    **params: Any,
 ) -> TaskVector:
     """Make one task vector of several.
 
@@ -31,6 +37,8 @@ def combine(
         rule: the name of a rule or of a chain (``dare+ties``), a rule, or any function from deltas
             (task, *shape) to (*shape), called tensor by tensor with ``params``.
         vectors: one or more of the same base; a tensor that one lacks is zero there.
+        each: parameters for single tensors, by name; they replace those of ``params``.
+        stats: one for each vector, statistics under the model's own tensor names, for rules that use them.
         **params: of the rule.
 
     Returns: a linear form for linear rules; else a vector whose tensors are computed when read.
@@ -41,14 +49,22 @@ def combine(
     known = _rule(rule)
     own = callable(rule) and not isinstance(rule, Rule)
     settings = dict(params) if own else known.settings(params, len(vectors))
-    if known.coefficients is not None:
+    single = {
+        name: {**params, **some} if own else known.settings({**params, **some}, len(vectors))
+        for name, some in (each or {}).items()
+    }
+    if stats is not None and len(stats) != len(vectors):
+        raise InputError(f"statistics: {len(stats)} files, expected {len(vectors)}, one for each task vector")
+    if known.coefficients is not None and not single:
         factors = known.coefficients(len(vectors), **settings)
         total = factors[0] * vectors[0]
         for factor, vector in zip(factors[1:], vectors[1:], strict=True):
             total = total + factor * vector
         return total
     base, specs = _common(vectors)
-    return TaskVector({Combined(known, vectors, settings, base, specs): 1.0}, base, specs)
+    _check_names(single, specs)
+    made = Combined(known, vectors, settings, base, specs, each=single, stats=stats)
+    return TaskVector({made: 1.0}, base, specs)
 
 
 def grounded(vectors: Sequence[TaskVector], base: WeightsLike) -> list[TaskVector]:
@@ -66,6 +82,12 @@ def _rule(rule: str | Rule | Callable[..., Tensor]) -> Rule:
     if isinstance(rule, Rule):
         return RULES.completed(rule.name, [rule])
     return Rule(getattr(rule, "__name__", "custom"), rule, "tensor")
+
+
+def _check_names(each: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> None:
+    for name in each:
+        if name not in specs:
+            raise InputError(f"parameters for {name!r}: no such tensor; {nearest(name, specs)}")
 
 
 def _common(vectors: Sequence[TaskVector]) -> tuple[Base, Mapping[str, TensorSpec]]:
@@ -87,19 +109,35 @@ class Combined(Source):
         settings: Mapping[str, Any],
         base: Base,
         specs: Mapping[str, TensorSpec],
+        *,
+        each: Mapping[str, Mapping[str, Any]],
+        stats: Sequence[Weights] | None,
     ) -> None:
         said = ", ".join(vector.ref for vector in vectors)
         super().__init__(
             f"{rule.name}({said})",
-            ("rule", rule.name, rule.function, repr(sorted(settings.items())), tuple(vectors)),
+            (
+                *(
+                    "rule",
+                    rule.name,
+                    rule.function,
+                    repr(sorted(settings.items())),
+                    repr(sorted(each.items())),
+                ),
+                *(tuple(vectors), tuple(one.identity for one in stats or ())),
+            ),
             specs,
-            files=tuple(file for vector in vectors for file in vector.files),
+            files=(
+                *(file for vector in vectors for file in vector.files),
+                *(file for one in stats or () for file in one.files),
+            ),
             frozen=all(source.frozen for vector in vectors for source in vector.terms),
         )
-        recorded = json.loads(json.dumps(dict(settings), default=repr))
+        recorded = json.loads(json.dumps({**settings, **({"each": each} if each else {})}, default=repr))
         self.by_rows = rule.by_rows and all(vector.by_rows for vector in vectors)
         self.info = VectorInfo(tuned=self.ref, rule={"name": rule.name, **recorded})
         self._rule, self._vectors, self._settings = rule, tuple(vectors), dict(settings)
+        self._each, self._stats = each, tuple(stats or ())
         self._base = base.weights if "_base" in rule.keywords else None
         self._room = ROOM if rule.scope == "matrix" else 0
         self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
@@ -123,7 +161,7 @@ class Combined(Source):
     def _made(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         stack = self._stack(name, rows, dtype)
         values = {**self._context(name, rows, dtype), **self._prepared.get(name, {})}
-        made = self._rule(stack, **self._settings, **self._rule.own(values))
+        made = self._rule(stack, **{**self._settings, **self._rule.own(values)})
         if made.shape != stack.shape[1:]:
             raise InputError(
                 f"rule {self._rule.name!r}: {name!r} has shape {tuple(made.shape)}, "
@@ -143,7 +181,14 @@ class Combined(Source):
         before = 0 if rows is None else rows.indices(shape[0])[0]
         place = Place(name, before * math.prod(shape[1:]))
         base = None if self._base is None else self._base.read(name, rows).to(dtype)
-        return {"_place": place, "_base": base}
+        found = {"_place": place, "_base": base, **self._each.get(name, {})}
+        return {**found, "_stats": self._stats_of(name, rows)} if self._stats else found
+
+    def _stats_of(self, name: str, rows: slice | None) -> list[Tensor | None]:
+        """The statistics of each task, of the same rows if they have the shape of the deltas."""
+        shape = self.specs[name].shape
+        held = ((one, one.spec(name).shape == shape) if name in one else None for one in self._stats)
+        return [one and one[0].read(name, rows if one[1] else None) for one in held]
 
     @cached_property
     def _prepared(self) -> Mapping[str, Mapping[str, Any]]:

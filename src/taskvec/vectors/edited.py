@@ -3,20 +3,26 @@
 import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from taskvec.errors import BaseMismatch, KeyMismatch, NonFinite
 from taskvec.vectors.base import Base
 from taskvec.vectors.checks import check_fits, check_point
-from taskvec.weights import Direction, Weights, WeightsLike, open_weights
-from taskvec.weights.dtypes import compute_dtype
+from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, open_weights
+from taskvec.weights.dtypes import EDITABLE, compute_dtype
 
 if TYPE_CHECKING:
     from taskvec.vectors.vector import TaskVector
 
 
 def apply(
-    base: WeightsLike, vector: "TaskVector", scale: float = 1.0, *, allow_other_base: bool = False
+    base: WeightsLike,
+    vector: "TaskVector",
+    scale: float = 1.0,
+    *,
+    allow_other_base: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> "EditedWeights":
     """``base + scale * vector``, lazily; ``base + vector`` is the same for open weights.
 
@@ -27,6 +33,7 @@ def apply(
     Args:
         scale: the scaling coefficient; negative to forget, 0 for the base itself.
         allow_other_base: apply a vector that was taken from another base, or from an unknown one.
+        dtype: element type of the result's floating-point tensors; those of the base by default.
 
     Raises: BaseMismatch, naming both fingerprints; KeyMismatch if the vector does not fit; NonFinite.
     """
@@ -43,17 +50,17 @@ def apply(
             f"{vector.ref}: base {vector.base}, expected {own}; "
             "allow_other_base=True (--allow-other-base) applies it all the same"
         )
-    return EditedWeights(weights, scale * vector)
+    return EditedWeights(weights, scale * vector, dtype)
 
 
 class EditedWeights(Weights):
     """The base's tensors with a vector added; tied, named and described as in the base."""
 
-    def __init__(self, base: Weights, vector: "TaskVector") -> None:
+    def __init__(self, base: Weights, vector: "TaskVector", dtype: torch.dtype | None = None) -> None:
         super().__init__(
             f"{base.ref} + {vector.ref}",
-            {name: base.spec(name) for name in base},
-            ("edited", base.identity, frozenset(vector.terms.items())),
+            {name: _in(dtype, base.spec(name)) for name in base},
+            ("edited", base.identity, frozenset(vector.terms.items()), dtype),
             tied=base.tied,
             folder=base.folder,
             metadata=base.metadata,
@@ -67,20 +74,25 @@ class EditedWeights(Weights):
     def _read(self, name: str, rows: slice | None) -> Tensor:
         own = self._names.get(name, "")
         terms = self.vector.terms_at(own)
+        dtype = self._specs[name].dtype
         if not terms:
-            return self.base.read(name, rows)
+            return self.base.read(name, rows).to(dtype)
         if len(terms) == 1 and terms[0][1] == 1.0:
             end = terms[0][0].endpoint(self.base)
             if end is not None:
-                return end.read(own, rows)
-        dtype = self._specs[name].dtype
+                return end.read(own, rows).to(dtype)
         # The deltas are summed first: they are small, and only the last addition rounds at full size.
-        edited = self.vector.read(own, rows, compute_dtype(dtype))
+        edited = self.vector.read(own, rows, compute_dtype(self.base.spec(name).dtype))
         return edited.add_(self.base.read(name, rows)).to(dtype)
 
     def close(self) -> None:
         """Close the base; the vector's sources stay open, others may use them."""
         self.base.close()
+
+
+def _in(dtype: torch.dtype | None, spec: TensorSpec) -> TensorSpec:
+    """The spec after a cast; only what arithmetic is done on is cast."""
+    return TensorSpec(spec.shape, dtype) if dtype is not None and spec.dtype in EDITABLE else spec
 
 
 def _by_stored_name(base: Weights, vector: "TaskVector") -> dict[str, str]:

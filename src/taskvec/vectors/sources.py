@@ -1,16 +1,23 @@
 """The directions that task vectors are linear combinations of."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from taskvec.errors import InputError, NonFinite
+from taskvec.registry import nearest
 from taskvec.vectors.info import VectorInfo
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import compute_dtype
+
+if TYPE_CHECKING:
+    from taskvec.vectors.vector import TaskVector
 
 _serial = count()
 
@@ -118,6 +125,37 @@ class Stored(Source):
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The stored delta."""
         return self.weights.read(name, rows).to(dtype)
+
+
+class Scaled(Source):
+    """A vector whose tensors have factors of their own.
+
+    Raises: InputError for a factor of a tensor that is not there; NonFinite.
+    """
+
+    def __init__(self, vector: "TaskVector", factors: Mapping[str, float]) -> None:
+        for name, factor in factors.items():
+            if name not in vector.specs:
+                raise InputError(f"scale of {name!r}: no such tensor; {nearest(name, vector.specs)}")
+            if not math.isfinite(factor):
+                raise NonFinite(f"scale of {name!r}: {factor}, expected a finite number")
+        super().__init__(
+            f"scaled({vector.ref})",
+            ("scaled", vector, frozenset(factors.items())),
+            vector.specs,
+            files=vector.files,
+            frozen=all(source.frozen for source in vector.terms),
+        )
+        self.by_rows = vector.by_rows
+        self.vector, self.factors = vector, dict(factors)
+
+    def touches(self, name: str) -> bool:
+        """Whether the vector changes ``name`` and its factor is not zero."""
+        return self.factors.get(name, 1.0) != 0 and bool(self.vector.terms_at(name))
+
+    def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        """The vector's delta times the factor of the tensor."""
+        return self.vector.read(name, rows, dtype).mul_(self.factors.get(name, 1.0))
 
 
 def computing(spec: TensorSpec) -> TensorSpec:

@@ -16,7 +16,7 @@ from taskvec.vectors.checks import OnExtra, OnMissing, check_fits, check_point, 
 from taskvec.vectors.edited import EditedWeights, apply
 from taskvec.vectors.info import BaseInfo, VectorInfo, check_fields, read_info
 from taskvec.vectors.noise import Noise
-from taskvec.vectors.sources import Difference, Source, Stored, computing
+from taskvec.vectors.sources import Difference, Scaled, Source, Stored, computing
 from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, open_weights
 from taskvec.weights.dtypes import EDITABLE, short
 from taskvec.weights.source import MemoryWeights
@@ -210,6 +210,14 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         weights = open_weights(base)
         check_fits(self.ref, self.specs, weights)
         return TaskVector(self.terms, Base.of(weights), self.specs)
+
+    def scaled(self, factors: Mapping[str, float]) -> "TaskVector":
+        """Each tensor times its own factor; those that are not named stay as they are.
+
+        Raises: InputError for a name that is not there; NonFinite.
+        """
+        source = Scaled(self, factors)
+        return TaskVector({source: 1.0}, self.base, self.specs)
 
     def rebased(self, base: Base) -> "TaskVector":
         """The same form, taken to be one of ``base``, unchecked; for comparing vectors of different bases."""

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,8 +18,8 @@ from taskvec.errors import InputError
 from taskvec.registry import nearest
 from taskvec.weights.dtypes import NAMES, raw_bytes
 
-BLOCK = 1 << 20
-"""Elements read at a time: float32 blocks of 4 MiB stay in cache through a whole expression."""
+BLOCK = 1 << 18
+"""Elements read at a time: float32 blocks of 1 MiB stay in cache through a whole expression."""
 
 THREADS = 4
 
@@ -43,13 +44,62 @@ class TensorSpec:
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[slice | None]:
     """Slices of the first axis of about ``BLOCK`` elements; ``None`` where one is enough."""
-    numel = math.prod(shape)
-    if numel <= BLOCK:
+    step = _step(shape)
+    if step is None:
         yield None
         return
-    step = max(1, BLOCK * shape[0] // numel)
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))
+
+
+def _step(shape: tuple[int, ...]) -> int | None:
+    """How many rows a block has; ``None`` where one block is enough."""
+    numel = math.prod(shape)
+    return None if numel <= BLOCK else max(1, BLOCK * shape[0] // numel)
+
+
+def _is_block(shape: tuple[int, ...], rows: slice) -> bool:
+    step = _step(shape)
+    if step is None or rows.start is None or rows.step not in (None, 1):
+        return False
+    return bool(rows.start % step == 0 and rows.stop == min(rows.start + step, shape[0]))
+
+
+class Tally:
+    """Digests of the blocks of one set of weights, gathered as they are read, in any order, by any thread."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, dict[int, bytes]] = {}
+
+    def add(self, name: str, spec: TensorSpec, rows: slice | None, tensor: Tensor) -> None:
+        """Digest what was read, if it is the whole tensor or one of its ``row_blocks``."""
+        known = self._blocks.setdefault(name, {})
+        if rows is None:
+            for block in row_blocks(spec.shape):
+                start = 0 if block is None else block.start
+                if start not in known:
+                    known[start] = _digest_of(tensor if block is None else tensor[block])
+        elif _is_block(spec.shape, rows) and rows.start not in known:
+            known[rows.start] = _digest_of(tensor)
+
+    def digest(self, name: str, spec: TensorSpec) -> bytes | None:
+        """The digest of a tensor, or ``None`` while blocks of it are missing."""
+        blocks = self._blocks.get(name, {})
+        starts = [0 if rows is None else rows.start for rows in row_blocks(spec.shape)]
+        if any(start not in blocks for start in starts):
+            return None
+        shape = "x".join(map(str, spec.shape))
+        header = f"{name}\0{NAMES[spec.dtype]}\0{shape}\0".encode()
+        return xxhash.xxh3_128_digest(header + b"".join(blocks[start] for start in starts))
+
+
+def _digest_of(tensor: Tensor) -> bytes:
+    return xxhash.xxh3_128_digest(raw_bytes(tensor))
+
+
+def folded(digests: Mapping[str, bytes]) -> str:
+    """The fingerprint of weights whose tensors have these digests."""
+    return xxhash.xxh3_128_hexdigest(b"".join(digests[name] for name in sorted(digests)))
 
 
 class Direction:
@@ -96,6 +146,7 @@ class Weights(Mapping[str, Tensor], ABC):
         self.files = files
         self._specs = specs
         self._fingerprint: str | None = None
+        self._tally: Tally | None = None
 
     @abstractmethod
     def _read(self, name: str, rows: slice | None) -> Tensor:
@@ -106,7 +157,19 @@ class Weights(Mapping[str, Tensor], ABC):
 
         Raises: KeyError for a name that is not there.
         """
-        return self._read(self._stored_name(name), rows)
+        stored = self._stored_name(name)
+        tensor = self._read(stored, rows)
+        if self._tally is not None:
+            self._tally.add(stored, self._specs[stored], rows, tensor)
+        return tensor
+
+    def ready(self, name: str) -> None:
+        """Do ahead what reading ``name`` needs, such as a first pass; reading does it otherwise."""
+
+    def working_bytes(self, name: str) -> int:
+        """Bytes that reading one of the ``row_blocks`` of ``name`` takes, about."""
+        spec = self.spec(name)
+        return spec.nbytes if not self.by_rows else min(spec.nbytes, BLOCK * spec.dtype.itemsize)
 
     def spec(self, name: str) -> TensorSpec:
         """Shape and dtype of ``name``, from the header alone."""
@@ -119,24 +182,36 @@ class Weights(Mapping[str, Tensor], ABC):
     def fingerprint(self) -> str:
         """Digest (xxh3-128) of names, shapes, dtypes and content; sharding and kind of file do not matter.
 
-        Cost: one read of everything, once for an object whose content cannot change.
+        Cost: one read of everything, once for an object whose content cannot change; less after
+        ``fingerprint_while_reading``.
         """
         if self._fingerprint is not None:
             return self._fingerprint
-        with ThreadPoolExecutor(THREADS) as pool:
-            digests = pool.map(self._digest, sorted(self._specs))
-            folded = xxhash.xxh3_128(b"".join(digests)).hexdigest()
+        found = folded(self.digests())
         if self.frozen:
-            self._fingerprint = folded
-        return folded
+            self._fingerprint, self._tally = found, None
+        return found
 
-    def _digest(self, name: str) -> bytes:
+    def digests(self) -> dict[str, bytes]:
+        """The digest of each tensor: of its name, shape, dtype and content."""
+        digest = partial(self._digest, self._tally or Tally())
+        with ThreadPoolExecutor(THREADS) as pool:
+            return dict(zip(self._specs, pool.map(digest, self._specs), strict=True))
+
+    def fingerprint_while_reading(self) -> None:
+        """From now on digest what is read, so that a fingerprint after a pass over the weights is free."""
+        if self.frozen and self._fingerprint is None and self._tally is None:
+            self._tally = Tally()
+
+    def _digest(self, tally: Tally, name: str) -> bytes:
         spec = self._specs[name]
-        shape = "x".join(map(str, spec.shape))
-        digest = xxhash.xxh3_128(f"{name}\0{NAMES[spec.dtype]}\0{shape}\0".encode())
-        for rows in self.row_blocks(name):
-            digest.update(raw_bytes(self._read(name, rows)))
-        return digest.digest()
+        found = tally.digest(name, spec)
+        if found is None:
+            for rows in self.row_blocks(name):
+                tally.add(name, spec, rows, self._read(name, rows))
+            found = tally.digest(name, spec)
+        assert found is not None
+        return found
 
     def close(self) -> None:
         """Let go of open files. Tensors read before stay valid."""

@@ -1,51 +1,95 @@
 """Outputs that get their name only when they are complete.
 
 Work goes on in a hidden sibling of the target, ``.NAME.partial``, under a lock. What is complete is
-renamed into place; what failed, or was interrupted, is removed. A run that was killed leaves the hidden
-folder, and the next run to the same target clears it.
+renamed into place; what failed is removed. A run that was interrupted or killed may leave the hidden
+folder: the next run to the same target resumes it if asked to, and clears it otherwise.
 """
 
 import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from taskvec.errors import DiskFull, OutputExists
 
 MANIFEST = "taskvec.json"
 
 
-@contextmanager
-def staged(target: Path, *, folder: bool, force: bool, inputs: Iterable[Path] = ()) -> Iterator[Path]:
-    """Give a path to write to, a file or an empty folder, that becomes ``target`` if all goes well.
+class staged:  # in lower case, as it is used like a function: with staged(...) as path
+    """Gives a path to write to, a file or an empty folder, that becomes ``target`` if all goes well.
 
     Args:
         target: the final path; its parents are created.
         folder: whether a folder is wanted or a file.
         force: replace a target that exists. A folder is replaced only if it was written here.
         inputs: paths being read, which the target must not be or hold.
+        resume: leave what an interrupted run left behind in the folder.
+
+    Attributes:
+        partial: the hidden folder that work goes on in.
+        keep: whether to leave it behind when work is interrupted, or the disk fails.
 
     Raises: OutputExists if the target exists, is an input, or is being written by another process.
     """
-    check_target(target, force=force, inputs=inputs)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f".{target.name}.partial"
-    work, aside = partial / target.name, partial / "replaced"
-    with _locked(partial, target):
+
+    def __init__(
+        self,
+        target: Path,
+        *,
+        folder: bool,
+        force: bool,
+        inputs: Iterable[Path] = (),
+        resume: bool = False,
+    ) -> None:
+        self.target, self.partial = target, target.parent / f".{target.name}.partial"
+        self.keep = False
+        self._folder, self._force, self._inputs, self._resume = folder, force, tuple(inputs), resume
+        self._work, self._aside = self.partial / target.name, self.partial / "replaced"
+        self._lock = ExitStack()
+
+    def __enter__(self) -> Path:
+        self._check()
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        self._lock.enter_context(_locked(self.partial, self.target))
         try:
-            if aside.exists() and not target.exists():  # killed in the middle of a swap
-                aside.rename(target)
-                check_target(target, force=force, inputs=inputs)
-            for leftover in partial.iterdir():
+            self._clear()
+        except BaseException:
+            self._leave()
+            raise
+        return self._work
+
+    def _check(self) -> None:
+        check_target(self.target, force=self._force, inputs=self._inputs)
+
+    def _clear(self) -> None:
+        if self._aside.exists() and not self.target.exists():  # killed in the middle of a swap
+            self._aside.rename(self.target)
+            self._check()
+        for leftover in self.partial.iterdir():
+            if not (self._resume and self._folder) or leftover == self._aside:
                 _remove(leftover)
-            if folder:
-                work.mkdir()
-            yield work
-            _swap_in(work, target, aside)
+        if self._folder:
+            self._work.mkdir(exist_ok=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.keep = False
+                _swap_in(self._work, self.target, self._aside)
+            elif not isinstance(error, OSError | KeyboardInterrupt):
+                self.keep = False
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._leave()
+
+    def _leave(self) -> None:
+        if not self.keep:
+            shutil.rmtree(self.partial, ignore_errors=True)
+        self._lock.close()
 
 
 def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:

@@ -1,23 +1,24 @@
 """Weights written as safetensors: streamed, sharded, and complete before they get their name."""
 
 import json
-import os
 import shutil
-import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+import torch
 
 from taskvec._version import __version__
 from taskvec.errors import NonFinite, TaskvecError
 from taskvec.progress import Watch, unwatched
-from taskvec.weights.dtypes import NAMES, nonfinite_count, raw_bytes
+from taskvec.weights.journal import Journal
 from taskvec.weights.opening import PICKLES, WeightsLike, open_weights
-from taskvec.weights.source import Weights
+from taskvec.weights.plan import Shard, plan_shards
+from taskvec.weights.source import Weights, folded
 from taskvec.weights.staging import MANIFEST, check_space, check_target, staged
+from taskvec.weights.streaming import Outcome, stream
 
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 
@@ -30,9 +31,13 @@ def save_weights(
     max_shard_size: float = 5e9,
     like: Weights | None = None,
     metadata: Mapping[str, str] | None = None,
-    manifest: Mapping[str, Any] | None = None,
+    manifest: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+    extra_files: Mapping[str, str] | None = None,
     watch: Watch = unwatched,
     allow_nonfinite: bool = False,
+    memory: float = 512e6,
+    threads: int | None = None,
+    resume: bool = False,
 ) -> Path:
     """Write ``weights`` as safetensors.
 
@@ -43,118 +48,74 @@ def save_weights(
         max_shard_size: bytes of tensor data in a shard of a folder; a larger tensor gets its own.
         like: whose config and tokenizer files are copied; by default those of ``weights``.
         metadata: more free text for the safetensors headers.
-        manifest: JSON stored beside the weights of a folder, with the version that wrote it.
+        manifest: JSON stored beside the weights of a folder, with the version that wrote it and the
+            fingerprint of what was written; or a function that gives it once all has been read.
+        extra_files: name -> text of more files for a folder; they win over copied ones.
         watch: told of each tensor written.
         allow_nonfinite: write NaN and infinities.
+        memory: bytes that blocks being read and computed may take. A tensor that can only be had whole
+            and needs more is computed alone.
+        threads: that read, compute and write; as many as torch computes with, but at least two.
+        resume: keep the finished shards of a run that was interrupted, if it was writing the same.
 
     Returns: the path written.
     Raises: OutputExists; DiskFull before work starts; NonFinite, with the first tensor and the count.
-    Cost: one read and one write of everything; memory of a few MiB, or of the largest tensor where
-        the weights cannot be had in pieces.
+    Cost: one read and one write of everything; memory of a few MiB a thread, or of the largest tensor
+        where the weights cannot be had in pieces.
     """
     source = open_weights(weights)
     like = like or source
     target = Path(path).expanduser()
     single = target.suffix == ".safetensors"
     shards = plan_shards(source, None if single else max_shard_size, metadata or {})
-    side_files = [] if single else _side_files(like.folder)
+    texts = {} if single else dict(extra_files or {})
+    side_files = [] if single else [one for one in _side_files(like.folder) if str(one[1]) not in texts]
     needed = sum(shard.size for shard in shards) + sum(file.stat().st_size for file, _ in side_files)
     inputs = (*source.files, *like.files)
-    check_target(target, force=force, inputs=inputs)
-    check_space(target, needed)
-    with _failing_in_words(target), staged(target, folder=not single, force=force, inputs=inputs) as work:
+    if not resume:
+        check_target(target, force=force, inputs=inputs)
+        check_space(target, needed)
+    staging = staged(target, folder=not single, force=force, inputs=inputs, resume=resume)
+    with _failing_in_words(target, staging), staging as work:
+        journal = Journal(staging.partial, work, [shard.header for shard in shards], source.identity)
         places = {work if single else work / shard.file: shard for shard in shards}
-        _write_shards(places, source, allow_nonfinite, partial(watch, f"writing {target.name}"))
+        kept = set() if single else journal.finished()
+        left = {place: shard for place, shard in places.items() if place.name not in kept}
+        if resume:
+            check_space(target, needed - sum(place.stat().st_size for place in places.keys() - left.keys()))
+        total, done = sum(len(shard.places) for shard in shards), count(1)
+        for shard in shards:
+            for _ in shard.places if shard.file in kept and not single else ():
+                watch(f"writing {target.name}", next(done), total)
+
+        def shard_done(place: Path, outcome: Outcome) -> None:
+            names = places[place].places
+            journal.add(place.name, {name: outcome.digest(name, source).hex() for name in names})
+            staging.keep = not single
+
+        outcome = stream(
+            source,
+            left,
+            memory=memory,
+            threads=threads or max(2, torch.get_num_threads()),
+            allow_nonfinite=allow_nonfinite,
+            tensor_done=lambda name: watch(f"writing {target.name}", next(done), total),
+            shard_done=shard_done,
+        )
+        if outcome.bad:
+            staging.keep = False
+            raise NonFinite(nonfinite_message(source.ref, outcome.bad))
         if not single:
             for file, place in side_files:
                 (work / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, work / place)
+            for name, text in texts.items():
+                (work / name).write_text(text, encoding="utf-8")
             _write_index(work, shards)
-            _write_json(work / MANIFEST, {"created_by": f"taskvec {__version__}", **(manifest or {})})
+            said = manifest() if callable(manifest) else manifest or {}
+            facts = {"created_by": f"taskvec {__version__}", "fingerprint": folded(journal.digests())}
+            _write_json(work / MANIFEST, {**facts, **said})
     return target
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file to be: its tensors in order of writing, and its header, final before the first byte."""
-
-    file: str
-    names: tuple[str, ...]
-    header: bytes
-    data_size: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of the whole file."""
-        return len(self.header) + self.data_size
-
-
-def plan_shards(weights: Weights, max_size: float | None, metadata: Mapping[str, str]) -> list[Shard]:
-    """Group tensors, in their order, into files of at most ``max_size`` bytes of data."""
-    groups: list[list[str]] = [[]]
-    filled = 0
-    for name in weights:
-        size = weights.spec(name).nbytes
-        if max_size is not None and groups[-1] and filled + size > max_size:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += size
-    return [
-        _plan_shard(weights, _shard_name(number, len(groups)), group, metadata)
-        for number, group in enumerate(groups, 1)
-    ]
-
-
-def _shard_name(number: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
-
-
-def _plan_shard(weights: Weights, file: str, names: Sequence[str], metadata: Mapping[str, str]) -> Shard:
-    # Wide elements first, so that every tensor is aligned to its own element size.
-    ordered = tuple(sorted(names, key=lambda name: -weights.spec(name).dtype.itemsize))
-    aliases = {alias: kept for alias, kept in weights.tied.items() if kept in set(names)}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **weights.metadata, **metadata, **aliases}}
-    end = 0
-    for name in ordered:
-        spec = weights.spec(name)
-        start, end = end, end + spec.nbytes
-        header[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return Shard(file, ordered, struct.pack("<Q", len(text)) + text, end)
-
-
-def _write_shards(
-    places: Mapping[Path, Shard], weights: Weights, allow_nonfinite: bool, watch: Callable[[int, int], None]
-) -> None:
-    total, done = sum(len(shard.names) for shard in places.values()), 0
-    bad: dict[str, int] = {}
-    for path, shard in places.items():
-        with path.open("wb") as file:
-            file.write(shard.header)
-            for name in shard.names:
-                count = _write_tensor(file, weights, name, skip=bool(bad))
-                if count and not allow_nonfinite:
-                    bad[name] = count
-                done += 1
-                if not bad:
-                    watch(done, total)
-            file.flush()
-            os.fsync(file.fileno())
-    if bad:
-        raise NonFinite(nonfinite_message(weights.ref, bad))
-
-
-def _write_tensor(file: BinaryIO, weights: Weights, name: str, *, skip: bool) -> int:
-    """Write one tensor, or only look at it; the number of entries that are not finite."""
-    count = 0
-    for rows in weights.row_blocks(name):
-        block = weights.read(name, rows)
-        count += nonfinite_count(block)
-        if not skip:
-            file.write(raw_bytes(block))
-    return count
 
 
 def nonfinite_message(where: str, bad: Mapping[str, int]) -> str:
@@ -169,7 +130,7 @@ def _write_index(folder: Path, shards: Sequence[Shard]) -> None:
     if len(shards) > 1:
         content = {
             "metadata": {"total_size": sum(shard.data_size for shard in shards)},
-            "weight_map": {name: shard.file for shard in shards for name in shard.names},
+            "weight_map": {name: shard.file for shard in shards for name in shard.places},
         }
         _write_json(folder / "model.safetensors.index.json", content)
 
@@ -212,11 +173,17 @@ def _module_folders(modules: Path) -> list[str]:
 
 
 @contextmanager
-def _failing_in_words(target: Path) -> Iterator[None]:
+def _failing_in_words(target: Path, staging: staged) -> Iterator[None]:
+    kept = f"finished shards wait in {staging.partial.name}, --resume (resume=True) goes on with them"
     try:
         yield
+    except KeyboardInterrupt:
+        if staging.keep:
+            raise KeyboardInterrupt(f"interrupted; {kept}") from None
+        raise
     except OSError as error:
         what = error.strerror or str(error)
         raise TaskvecError(
-            f"{target}: could not be written ({what.lower()}); nothing was left behind"
+            f"{target}: could not be written ({what.lower()}); "
+            f"{kept if staging.keep else 'nothing was left behind'}"
         ) from error

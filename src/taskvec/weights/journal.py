@@ -1,0 +1,79 @@
+"""What an output that is being written has finished, so that an interrupted run can be resumed."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from taskvec.errors import TaskvecError
+from taskvec.weights.stored import StoredWeights
+
+FILE = "journal.json"
+
+
+class Journal:
+    """The finished shards of one output, with the digest of every tensor in them.
+
+    Args:
+        partial: the hidden folder; the journal is a file in it.
+        work: the folder of the shards.
+        headers: of all shards to be.
+        identity: of the weights being written, as ``Weights.identity``.
+    """
+
+    def __init__(self, partial: Path, work: Path, headers: Iterable[bytes], identity: object) -> None:
+        self._path, self._work = partial / FILE, work
+        self._key = xxhash.xxh3_128_hexdigest(b"".join(headers) + _said(identity).encode())
+        self._shards: dict[str, dict[str, str]] = {}
+
+    def finished(self) -> set[str]:
+        """The shards of an earlier run that are whole and the same; everything else is removed."""
+        for name, digests in self._recorded().items():
+            if _digests(self._work / name) == digests:
+                self._shards[name] = digests
+        for file in self._work.iterdir():
+            if file.name not in self._shards:
+                file.unlink()
+        return set(self._shards)
+
+    def _recorded(self) -> Mapping[str, dict[str, str]]:
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            found: Mapping[str, dict[str, str]] = content["shards"] if content["key"] == self._key else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return found
+
+    def add(self, shard: str, digests: Mapping[str, str]) -> None:
+        """Record a shard that is on the disk."""
+        self._shards[shard] = dict(digests)
+        fresh = self._path.with_suffix(".new")
+        fresh.write_text(json.dumps({"key": self._key, "shards": self._shards}), encoding="utf-8")
+        fresh.replace(self._path)
+
+    def digests(self) -> dict[str, bytes]:
+        """The digest of every tensor of every finished shard."""
+        return {name: bytes.fromhex(text) for shard in self._shards.values() for name, text in shard.items()}
+
+
+def _digests(shard: Path) -> dict[str, str] | None:
+    try:
+        with StoredWeights(shard) as weights:
+            return {name: digest.hex() for name, digest in weights.digests().items()}
+    except (OSError, TaskvecError):
+        return None
+
+
+def _said(identity: Any) -> str:
+    """An identity in words that are the same in another process; what lies in memory has none that are."""
+    match identity:
+        case tuple() | list():
+            return f"({','.join(map(_said, identity))})"
+        case frozenset() | set():
+            return f"{{{','.join(sorted(map(_said, identity)))}}}"
+        case Callable() as function if hasattr(function, "__qualname__"):
+            return f"{function.__module__}.{function.__qualname__}"
+    inner = getattr(identity, "identity", None)
+    return repr(identity) if inner is None else _said(inner)
