@@ -16,11 +16,13 @@ from taskvec.errors import TaskvecError
 COMMANDS = {
     "diff": "Extract a task vector: what fine-tuning changed.",
     "apply": "Write the model that a base and task vectors make.",
+    "merge": "Write the model that a recipe describes: rules, filters, gradients over depth; mergekit's too.",
     "inspect": "Show what checkpoints and task vectors hold.",
     "rules": "List the rules that turn several task vectors into one.",
     "train": "Fine-tune a model on a task and store the task vector.",
     "eval": "Measure a model, edited or not, on the tasks of a suite.",
     "run": "Run an experiment file: train, edit, search, evaluate, report.",
+    "stats": "Measure a model on a task's inputs, for the rules that need it: fisher, regmean.",
     "analyze": "Explain task vectors: disentanglement, linearity, similarity, gradients, kernel.",
     "demo": "Show the whole life of a task vector, offline, on built-in models and data.",
     "tasks": "List the tasks there are, or show one.",

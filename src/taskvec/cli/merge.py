@@ -1,0 +1,199 @@
+"""``taskvec merge``."""
+
+import re
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from taskvec.cli._common import Force, Json, Quiet, print_json, print_table, watching
+from taskvec.errors import InputError
+
+if TYPE_CHECKING:
+    from taskvec.edits.merge import Merge
+
+Flag = Annotated[bool, Parameter(negative=())]
+
+
+def merge(
+    recipe: Path | None = None,
+    /,
+    *,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    dry_run: Flag = False,
+    scale: float | None = None,
+    memory: str = "512MB",
+    max_shard_gb: Annotated[float | None, Parameter(name="--max-shard-gb")] = None,
+    allow_nonfinite: Flag = False,
+    resume: Flag = False,
+    schema: Flag = False,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the model that a recipe describes.
+
+    Examples: `taskvec merge recipe.yaml -o OUT`, `taskvec merge recipe.yaml -o OUT --dry-run` for what it
+    would read, write and cost, and `taskvec merge --schema > recipe.schema.json` for editors. YAML files of
+    mergekit are read as they are.
+
+    Parameters
+    ----------
+    recipe
+        A YAML file; docs/recipes.md describes it. Paths in it are relative to it.
+    output
+        A folder, which also gets the config and tokenizer files of the base, or a .safetensors file.
+    dry_run
+        Check everything, print the plan, write nothing.
+    scale
+        The scaling coefficient, in place of the recipe's.
+    memory
+        What blocks being read and computed may take, such as 512MB or 2GB.
+    max_shard_gb
+        Size of a shard of a folder, in GB, in place of the recipe's.
+    allow_nonfinite
+        Write NaN and infinities instead of refusing them.
+    resume
+        Keep the finished shards of a run that was interrupted, if it was writing the same.
+    schema
+        Print the JSON schema of recipes and end.
+    """
+    if schema:
+        _print_schema()
+        return
+    if recipe is None or output is None:
+        missing = "RECIPE" if recipe is None else "--output (-o)"
+        raise InputError(f"{missing}: missing, expected taskvec merge RECIPE.yaml -o OUT")
+    bound = parse_size(memory, "--memory")
+    made = _read(recipe, scale, max_shard_gb, allow_nonfinite)
+    if not quiet:
+        sys.stderr.writelines(f"note: {note}\n" for note in made.notes)
+    if dry_run:
+        _show_plan(made, output, memory=bound, force=force, json=json)
+    else:
+        _write(made, output, memory=bound, resume=resume, force=force, quiet=quiet)
+        _show_result(made, output, json)
+
+
+def parse_size(text: str, option: str) -> float:
+    """Bytes in words such as ``512MB`` or ``1.5GiB``.
+
+    Raises: InputError.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", text.upper())
+    size = float(found[1]) * (1024 if found[3] else 1000) ** "_KMGT".find(found[2] or "_") if found else 0
+    if not size:
+        raise InputError(f"{option}: {text!r}, expected a size such as 512MB or 2GB")
+    return size
+
+
+def _print_schema() -> None:
+    from taskvec.edits.recipe import Recipe
+
+    print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()})
+
+
+def _read(path: Path, scale: float | None, max_shard_gb: float | None, allow_nonfinite: bool) -> "Merge":
+    from taskvec.config import read_yaml
+    from taskvec.edits import recipe
+
+    content = read_yaml(path)
+    if isinstance(content, dict) and "merge_method" in content:
+        if scale is not None:
+            raise InputError(
+                f"--scale: given, but {path} is a recipe of mergekit, which has no such coefficient"
+            )
+        from taskvec.edits import mergekit
+
+        made = mergekit.read(path, content)
+    else:
+        made = recipe.read(path, content, scale=scale)
+    if max_shard_gb is not None:
+        if not 0 < max_shard_gb < float("inf"):
+            raise InputError(f"--max-shard-gb: {max_shard_gb}, expected a number above 0")
+        made = replace(made, max_shard_size=max_shard_gb * 1e9)
+    return replace(made, allow_nonfinite=made.allow_nonfinite or allow_nonfinite)
+
+
+def _write(made: "Merge", output: Path, *, memory: float, resume: bool, force: bool, quiet: bool) -> None:
+    from taskvec.edits.card import card
+    from taskvec.weights import save_weights
+
+    for weights in made.inputs.values():
+        weights.fingerprint_while_reading()
+    with watching(quiet) as watch:
+        save_weights(
+            made.weights,
+            output,
+            force=force,
+            max_shard_size=made.max_shard_size,
+            like=made.like,
+            manifest=lambda: {**made.record, "inputs": _fingerprints(made)},
+            extra_files={**made.files, "README.md": card(made, output.name)},
+            watch=watch,
+            allow_nonfinite=made.allow_nonfinite,
+            memory=memory,
+            resume=resume,
+        )
+
+
+def _fingerprints(made: "Merge") -> dict[str, dict[str, str]]:
+    return {
+        name: {"ref": weights.ref, "fingerprint": weights.fingerprint()}
+        for name, weights in made.inputs.items()
+    }
+
+
+def _show_result(made: "Merge", output: Path, json: bool) -> None:
+    from taskvec.edits.plan import edited_tensors
+
+    edited = edited_tensors(made.weights)
+    facts = {
+        "path": str(output),
+        "edited tensors": edited,
+        "copied tensors": len(made.weights) - edited,
+        "bytes": sum(made.weights.spec(name).nbytes for name in made.weights),
+    }
+    if json:
+        print_json({key.replace(" ", "_"): value for key, value in facts.items()})
+    else:
+        print_table(None, ["edited model", str(facts.pop("path"))], list(facts.items()))
+
+
+def _show_plan(made: "Merge", output: Path, *, memory: float, force: bool, json: bool) -> None:
+    from taskvec.edits.plan import plan
+
+    found = plan(made, output, memory=memory, force=force)
+    if json:
+        print_json({"path": str(output), **asdict(found)})
+        return
+    rows = [
+        ("edited tensors", f"{found.edited:,}"),
+        ("copied tensors", f"{found.copied:,}"),
+        (
+            "read",
+            f"{_size(found.read)}, {found.passes} times over" if found.passes > 1 else _size(found.read),
+        ),
+        ("write", f"{_size(found.written)}, of {_size(found.free)} free"),
+        ("shards", f"{len(found.shards)}, the largest {_size(max(found.shards))}"),
+        ("largest tensor", f"{found.largest}, {_size(found.largest_bytes)}"),
+        ("memory", f"about {_size(found.memory)} for blocks at work"),
+        ("time", f"about {_duration(found.seconds)} to read and compute, estimated from a sample"),
+    ]
+    print_table(None, ["plan", str(output)], rows, "Nothing was written.")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB" if count < 1000 else f"{count:,.0f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
