@@ -131,7 +131,7 @@ def _write(made: "Merge", output: Path, *, memory: float, resume: bool, force: b
             max_shard_size=made.max_shard_size,
             like=made.like,
             manifest=lambda: {**made.record, "inputs": _fingerprints(made)},
-            extra_files={**made.files, "README.md": card(made, output.name)},
+            extra_files={**made.files, "README.md": lambda: card(made, output.name)},
             watch=watch,
             allow_nonfinite=made.allow_nonfinite,
             memory=memory,

@@ -19,7 +19,7 @@ from taskvec.vectors import EditedWeights
 from taskvec.weights import Weights
 from taskvec.weights.plan import plan_shards
 from taskvec.weights.staging import check_space, check_target
-from taskvec.weights.writer import _side_files as side_files
+from taskvec.weights.writer import side_files_of
 
 SAMPLE_SECONDS = 0.5
 SAMPLE_BYTES = 64 << 20
@@ -70,7 +70,7 @@ def plan(merge: Merge, target: Path, *, memory: float, force: bool = False) -> P
     single = target.suffix == ".safetensors"
     check_target(target, force=force, inputs=(*weights.files, *merge.like.files))
     shards = plan_shards(weights, None if single else merge.max_shard_size, {})
-    beside = [] if single else side_files(merge.like.folder)
+    beside = [] if single else side_files_of(merge.like.folder)
     written = sum(shard.size for shard in shards) + sum(file.stat().st_size for file, _ in beside)
     check_space(target, written)
     edited = edited_tensors(weights)

@@ -32,7 +32,7 @@ def save_weights(
     like: Weights | None = None,
     metadata: Mapping[str, str] | None = None,
     manifest: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
-    extra_files: Mapping[str, str] | None = None,
+    extra_files: Mapping[str, str | Callable[[], str]] | None = None,
     watch: Watch = unwatched,
     allow_nonfinite: bool = False,
     memory: float = 512e6,
@@ -50,7 +50,8 @@ def save_weights(
         metadata: more free text for the safetensors headers.
         manifest: JSON stored beside the weights of a folder, with the version that wrote it and the
             fingerprint of what was written; or a function that gives it once all has been read.
-        extra_files: name -> text of more files for a folder; they win over copied ones.
+        extra_files: name -> text of more files for a folder, or a function that gives it once all has been
+            read; they win over copied ones.
         watch: told of each tensor written.
         allow_nonfinite: write NaN and infinities.
         memory: bytes that blocks being read and computed may take. A tensor that can only be had whole
@@ -69,7 +70,7 @@ def save_weights(
     single = target.suffix == ".safetensors"
     shards = plan_shards(source, None if single else max_shard_size, metadata or {})
     texts = {} if single else dict(extra_files or {})
-    side_files = [] if single else [one for one in _side_files(like.folder) if str(one[1]) not in texts]
+    side_files = [] if single else [one for one in side_files_of(like.folder) if str(one[1]) not in texts]
     needed = sum(shard.size for shard in shards) + sum(file.stat().st_size for file, _ in side_files)
     inputs = (*source.files, *like.files)
     if not resume:
@@ -110,7 +111,7 @@ def save_weights(
                 (work / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, work / place)
             for name, text in texts.items():
-                (work / name).write_text(text, encoding="utf-8")
+                (work / name).write_text(text() if callable(text) else text, encoding="utf-8")
             _write_index(work, shards)
             said = manifest() if callable(manifest) else manifest or {}
             facts = {"created_by": f"taskvec {__version__}", "fingerprint": folded(journal.digests())}
@@ -139,7 +140,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def _side_files(folder: Path | None) -> list[tuple[Path, Path]]:
+def side_files_of(folder: Path | None) -> list[tuple[Path, Path]]:
     """Config and tokenizer files of a model folder, each with its place in the copy.
 
     The module folders of a sentence-transformers model belong to it whole.
