@@ -53,10 +53,12 @@ def editable_names(base: Weights, tuned: Weights, *, on_extra: OnExtra, on_missi
 
 
 def check_point(weights: Weights) -> None:
-    """Refuse a task-vector file where weights are wanted.
+    """Refuse a task-vector file, or an adapter, where weights are wanted.
 
     Raises: InputError.
     """
+    if weights.adapter is not None:
+        raise InputError(f"{weights.ref}: holds a LoRA adapter, expected the weights of a model")
     if has_info(weights):
         raise InputError(f"{weights.ref}: holds a task vector, expected the weights of a model")
 

@@ -73,7 +73,12 @@ def grounded(vectors: Sequence[TaskVector], base: WeightsLike) -> list[TaskVecto
     Raises: BaseMismatch, with both fingerprints, for a vector of another base.
     """
     own = Base.of(open_weights(base))
-    return [vector.rebased(shared_base(vector.ref, own, vector.base)) for vector in vectors]
+    return [
+        vector.with_base(base)
+        if vector.base.open
+        else vector.rebased(shared_base(vector.ref, own, vector.base))
+        for vector in vectors
+    ]
 
 
 def _rule(rule: str | Rule | Callable[..., Tensor]) -> Rule:
@@ -145,6 +150,15 @@ class Combined(Source):
     def touches(self, name: str) -> bool:
         """Whether any of the vectors changes ``name``."""
         return any(vector.terms_at(name) for vector in self._vectors)
+
+    def grounded(self, base: Weights) -> "Combined":
+        """What the rule makes of the vectors among the tensors of ``base``."""
+        vectors = [vector.with_base(base) for vector in self._vectors]
+        own, specs = _common(vectors)
+        _check_names(self._each, specs)
+        return Combined(
+            self._rule, vectors, self._settings, own, specs, each=self._each, stats=self._stats
+        )
 
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The rule's tensor, computed from all vectors' tensors."""

@@ -43,6 +43,8 @@ def apply(
     if not math.isfinite(scale):
         raise NonFinite(f"scale: {scale}, expected a finite number")
     check_point(weights)
+    if vector.base.open:
+        vector = vector.with_base(weights)
     check_fits(vector.ref, vector.specs, weights)
     own = Base.of(weights)
     if not allow_other_base and not vector.base.same_as(own):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from taskvec.vectors.info import VectorInfo
 from taskvec.vectors.sources import Source
+from taskvec.weights import Weights
 
 if TYPE_CHECKING:
     from taskvec.vectors.vector import TaskVector
@@ -32,6 +33,10 @@ class Noise(Source):
     def touches(self, name: str) -> bool:
         """Whether the vector to be matched changes ``name``."""
         return bool(self._like.terms_at(name))
+
+    def grounded(self, base: Weights) -> "Noise":
+        """Noise like what the vector to be matched is among the tensors of ``base``."""
+        return Noise(self._like.with_base(base), self._seed)
 
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """Noise that depends on the seed and the name, not on what was read before."""

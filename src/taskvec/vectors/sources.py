@@ -67,6 +67,10 @@ class Source(ABC):
         """The weights that a step of exactly 1 from ``base`` leads to, if they are at hand."""
         return None
 
+    def grounded(self, base: Weights) -> "Source":
+        """The same direction among the tensors of ``base``, for one that records no base itself."""
+        return self
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Source) and self.identity == other.identity
 
@@ -152,6 +156,10 @@ class Scaled(Source):
     def touches(self, name: str) -> bool:
         """Whether the vector changes ``name`` and its factor is not zero."""
         return self.factors.get(name, 1.0) != 0 and bool(self.vector.terms_at(name))
+
+    def grounded(self, base: Weights) -> "Scaled":
+        """The same factors for the vector among the tensors of ``base``."""
+        return Scaled(self.vector.with_base(base), self.factors)
 
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The vector's delta times the factor of the tensor."""

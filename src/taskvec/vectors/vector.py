@@ -11,6 +11,7 @@ from torch import Tensor
 
 from taskvec.errors import KeyMismatch, NonFinite
 from taskvec.vectors import files, geometry
+from taskvec.vectors.adapters import open_adapter
 from taskvec.vectors.base import Base, shared_base
 from taskvec.vectors.checks import OnExtra, OnMissing, check_fits, check_point, editable_names
 from taskvec.vectors.edited import EditedWeights, apply
@@ -65,6 +66,9 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         """
         start, end = open_weights(base), open_weights(tuned)
         check_point(start)
+        if end.adapter is not None:
+            adapter = open_adapter(end).grounded(start, drop=on_extra == "drop")
+            return cls({adapter: 1.0}, Base.of(start), adapter.specs)
         check_point(end)
         names = editable_names(start, end, on_extra=on_extra, on_missing=on_missing)
         source = Difference(start, end, names)
@@ -103,7 +107,9 @@ class TaskVector(Direction, Mapping[str, Tensor]):
 
     @classmethod
     def load(cls, path: str | Path) -> "TaskVector":
-        """Open a task-vector file or folder; reads its headers only.
+        """Open a task-vector file or folder, or a LoRA adapter; reads its headers only.
+
+        An adapter is a vector of any base that it fits, until ``with_base`` or an edit makes it one of that.
 
         Raises: InputError if it holds no task vector; CorruptFile.
         """
@@ -115,6 +121,9 @@ class TaskVector(Direction, Mapping[str, Tensor]):
 
         Raises: InputError if it holds no task vector; CorruptFile.
         """
+        if weights.adapter is not None:
+            adapter = open_adapter(weights)
+            return cls({adapter: 1.0}, Base(adapter.info.base.ref, open=True), adapter.specs)
         info = read_info(weights)
         dtype = files.widest(weights)
         shapes = {name: TensorSpec(shape, dtype) for name, shape in info.unchanged.items()}
@@ -208,8 +217,15 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         Raises: KeyMismatch if it does not fit.
         """
         weights = open_weights(base)
-        check_fits(self.ref, self.specs, weights)
-        return TaskVector(self.terms, Base.of(weights), self.specs)
+        vector = self._grounded(weights) if self.base.open else self
+        check_fits(self.ref, vector.specs, weights)
+        return TaskVector(vector.terms, Base.of(weights), vector.specs)
+
+    def _grounded(self, base: Weights) -> "TaskVector":
+        """The sum of what the terms are among the tensors of ``base``."""
+        own = Base.of(base)
+        found = [(source.grounded(base), c) for source, c in self.terms.items()]
+        return sum((TaskVector({s: c}, own, s.specs) for s, c in found), TaskVector({}, own, {}))
 
     def scaled(self, factors: Mapping[str, float]) -> "TaskVector":
         """Each tensor times its own factor; those that are not named stay as they are.
@@ -221,6 +237,8 @@ class TaskVector(Direction, Mapping[str, Tensor]):
 
     def rebased(self, base: Base) -> "TaskVector":
         """The same form, taken to be one of ``base``, unchecked; for comparing vectors of different bases."""
+        if self.base.open and not base.open:
+            return self if base.weights is None else self.with_base(base.weights)
         return TaskVector(self.terms, base, self.specs)
 
     def norm(self) -> float:

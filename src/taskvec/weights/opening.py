@@ -21,15 +21,16 @@ _IN_A_FOLDER = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_ADAPTER = "adapter_model"
 
 
 def open_weights(ref: WeightsLike) -> Weights:
     """Open weights of any kind for reading; only headers are read.
 
     Args:
-        ref: a folder, a ``.safetensors`` file, a ``*.index.json``, a ``.bin``/``.pt``/``.pth`` state
-            dict, a hub id ``org/name[@revision]`` (a path that exists wins), a module, a mapping of
-            tensors, or weights that are open already (given back as they are).
+        ref: a folder (also that of an adapter), a ``.safetensors`` file, a ``*.index.json``, a
+            ``.bin``/``.pt``/``.pth`` state dict, a hub id ``org/name[@revision]`` (a path that exists
+            wins), a module, a mapping of tensors, or weights that are open already (given back as they are).
 
     Raises: InputError if there is nothing of that name; CorruptFile, UnsafeFile for files that lie.
 
@@ -65,17 +66,18 @@ def _open_file(path: Path, ref: str, folder: Path | None) -> Weights:
     if path.name.endswith(".index.json"):
         shard = StoredWeights if index_kind(path) == "safetensors" else PickledWeights
         return ShardedWeights(path, shard, ref=ref)
-    if path.suffix == ".safetensors":
-        return StoredWeights(path, ref=ref, folder=folder)
-    if path.suffix in PICKLES:
-        return PickledWeights(path, ref=ref, folder=folder)
-    raise InputError(
-        f"{ref}: unknown kind of file, expected .safetensors, *.index.json, {', '.join(PICKLES)}"
-    )
+    if path.suffix != ".safetensors" and path.suffix not in PICKLES:
+        raise InputError(
+            f"{ref}: unknown kind of file, expected .safetensors, *.index.json, {', '.join(PICKLES)}"
+        )
+    kind = PickledWeights if path.suffix in PICKLES else StoredWeights
+    weights = kind(path, ref=ref, folder=folder)
+    weights.adapter = path.parent / "adapter_config.json" if path.stem == _ADAPTER else None
+    return weights
 
 
 def _find_in(folder: Path) -> Path:
-    for name in _IN_A_FOLDER:
+    for name in (*_IN_A_FOLDER, f"{_ADAPTER}.safetensors", f"{_ADAPTER}.bin"):
         if (folder / name).is_file():
             return folder / name
     others = sorted(folder.glob("*.safetensors"))

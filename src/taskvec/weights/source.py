@@ -122,6 +122,8 @@ class Weights(Mapping[str, Tensor], ABC):
         files: what is read from disk, and so must not be written to.
     """
 
+    adapter: Path | None = None
+    """The settings beside the weights, if these are no model's but the factors of an adapter."""
     by_rows = True
     """Whether reading a tensor in pieces costs about what reading it whole does."""
     frozen = True

@@ -1,0 +1,250 @@
+"""What lies in the folder of a LoRA adapter: settings, factors, and what was saved whole beside them."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from taskvec.errors import CorruptFile, InputError, KeyMismatch
+from taskvec.weights import Weights
+from taskvec.weights.dtypes import EDITABLE, short
+from taskvec.weights.stored import unique_keys
+
+PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
+"""Initialisations by name that leave the base as it is; the others subtract from it what they start with."""
+
+# fmt: off
+_CHANGES_NOTHING = frozenset({
+    "auto_mapping", "base_model_class", "corda_config", "ensure_weight_tying", "eva_config",
+    "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config",
+    "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save",
+    "parent_library", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules",
+    "task_type",
+})
+# fmt: on
+"""Settings of the training, or of where the layers are, which the tensors themselves tell."""
+
+_PART = re.compile(
+    r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
+    r"|lora_magnitude_vector)(?:(?<=vector)\.weight)?"
+)
+_WRAPPER = re.compile(r"\.(base_layer|modules_to_save)(?=\.)")
+
+
+class Settings(BaseModel):
+    """``adapter_config.json``, as far as it decides what the factors stand for."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    peft_type: str
+    r: int = 8
+    lora_alpha: float = 8
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"
+    fan_in_fan_out: bool = False
+    init_lora_weights: bool | str | None = True
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    base_model_name_or_path: str | None = None
+
+    def rank(self, module: str) -> int:
+        """The rank of a layer."""
+        return int(_by_pattern(self.rank_pattern, module, self.r))
+
+    def scaling(self, module: str) -> float:
+        """What the product of the factors of a layer is multiplied by."""
+        rank, alpha = self.rank(module), _by_pattern(self.alpha_pattern, module, self.lora_alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The tensors of one adapted layer, by their names in the file.
+
+    Attributes:
+        module: the layer's name in the model.
+        a: (rank, in, ...).
+        b: (out, rank, ...).
+        embedding: whether the layer looks up the columns of ``b a``.
+        magnitude: (out,), the lengths that DoRA gives the rows, if it is one.
+        bias: (out,), added to the layer's bias, if there is one.
+    """
+
+    module: str
+    a: str
+    b: str
+    scaling: float
+    embedding: bool
+    magnitude: str | None
+    bias: str | None
+
+
+@dataclass(frozen=True)
+class Product:
+    """``scaling b a``; by rows of ``b``, or of ``a`` where the layer keeps its weights transposed.
+
+    ``start`` are the weights that it was added to in training, where they were saved too.
+    """
+
+    layer: Layer
+    transposed: bool
+    start: str | None = None
+
+
+@dataclass(frozen=True)
+class Shift:
+    """``scaling b`` for a bias."""
+
+    key: str
+    scaling: float
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A tensor that was trained and saved whole; the direction is what it differs from the base by."""
+
+    key: str
+
+
+Piece = Product | Shift | Saved
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings of an adapter that is a change of weights which is known exactly.
+
+    Raises: InputError, naming the kind or the setting, for any other; CorruptFile.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file, expected the settings of the LoRA adapter beside its weights"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+        settings = Settings.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise InputError(f"{path}: {where!r}: {first['msg'].lower()}") from None
+    except ValueError as error:
+        raise CorruptFile(f"{path}: not valid JSON ({error}); download or save it again") from None
+    _check_kind(path, settings)
+    return settings
+
+
+def read_parts(weights: Weights, settings: Settings) -> tuple[list[Layer], dict[str, str]]:
+    """The layers of an adapter, and the tensors saved whole: name in the model -> name in the file.
+
+    Raises: KeyMismatch for a tensor without its partner, of another rank, or not explained by the settings.
+    """
+    parts: dict[str, dict[str, str]] = {}
+    saved: dict[str, str] = {}
+    for key in weights:
+        name = key.removeprefix("base_model.model.")
+        match = _PART.fullmatch(name)
+        if match:
+            _check_floating(weights, key)
+            parts.setdefault(match["module"], {})[match["part"]] = key
+        elif "lora_" in name:
+            raise KeyMismatch(
+                f"{weights.ref}: {key!r} found, expected lora_A.weight, lora_B.weight, lora_B.bias, "
+                "lora_embedding_A, lora_embedding_B or lora_magnitude_vector"
+            )
+        elif ".original_module." not in name:  # what a layer was before it was trained whole
+            saved[_WRAPPER.sub("", name)] = key
+    if not parts:
+        raise KeyMismatch(f"{weights.ref}: no factors of a layer in it, expected lora_A and lora_B of some")
+    return [_layer(weights, settings, module, found) for module, found in parts.items()], saved
+
+
+def _layer(weights: Weights, settings: Settings, module: str, found: Mapping[str, str]) -> Layer:
+    embedding = "lora_embedding_A" in found or "lora_embedding_B" in found
+    names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+    wanted = {*names}
+    wanted |= {"lora_magnitude_vector"} if settings.use_dora else set()
+    wanted |= {"lora_B.bias"} if settings.lora_bias and not embedding else set()
+    missing, extra = sorted(wanted - found.keys()), sorted(found.keys() - wanted)
+    if missing:
+        given = next(iter(found.values()))
+        raise KeyMismatch(
+            f"{weights.ref}: {module + '.' + missing[0]!r} is missing, expected it beside {given!r}"
+        )
+    if extra:
+        raise KeyMismatch(
+            f"{weights.ref}: {found[extra[0]]!r} found, expected none by the adapter's settings "
+            f"(use_dora {settings.use_dora}, lora_bias {settings.lora_bias})"
+        )
+    a, b = (found[name] for name in names)
+    rank, have = settings.rank(module), (weights.spec(a).shape, weights.spec(b).shape)
+    if min(map(len, have)) < 2 or have[0][0] != rank or math.prod(have[1][1:]) != rank:
+        raise KeyMismatch(
+            f"{weights.ref}: {a!r} has shape {have[0]} and {b!r} {have[1]}, expected rank {rank} as in the "
+            "settings: (rank, in) and (out, rank)"
+        )
+    layer = Layer(
+        module,
+        a,
+        b,
+        settings.scaling(module),
+        embedding,
+        found.get("lora_magnitude_vector"),
+        found.get("lora_B.bias"),
+    )
+    for vector in (layer.magnitude, layer.bias):
+        if vector and math.prod(weights.spec(vector).shape) != have[1][0]:
+            raise KeyMismatch(
+                f"{weights.ref}: {vector!r} has shape {weights.spec(vector).shape}, expected {have[1][:1]}"
+            )
+    return layer
+
+
+def _check_kind(path: Path, settings: Settings) -> None:
+    """Refuse what is no sum of base and factors, or not one whose terms are known."""
+    if settings.peft_type != "LORA":
+        raise InputError(
+            f"{path}: an adapter of the kind {settings.peft_type}, expected LORA; merge it with PEFT"
+        )
+    start = settings.init_lora_weights
+    if isinstance(start, str) and start.lower() not in PLAIN_STARTS:
+        raise InputError(
+            f"{path}: init_lora_weights is {start!r}, which changes the base before training, "
+            "convert it: save_pretrained with path_initial_model_for_weight_conversion"
+        )
+    if not all(
+        math.isfinite(alpha) for alpha in (settings.lora_alpha, *(settings.alpha_pattern or {}).values())
+    ):
+        raise InputError(f"{path}: an alpha is not finite, expected a number")
+    if min((settings.r, *(settings.rank_pattern or {}).values())) < 1:
+        raise InputError(f"{path}: a rank is smaller than 1, expected a positive number")
+    if settings.use_dora and settings.lora_bias:
+        raise InputError(f"{path}: use_dora and lora_bias are both set, expected one of them at most")
+    for expression in (*(settings.alpha_pattern or {}), *(settings.rank_pattern or {})):
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise InputError(f"{path}: {expression!r} is no regular expression ({error})") from None
+    for name, value in (settings.model_extra or {}).items():
+        active = value is True or (isinstance(value, dict | list) and len(value) > 0)
+        if active and name not in _CHANGES_NOTHING:
+            raise InputError(
+                f"{path}: {name!r} is set, expected plain LoRA, rsLoRA or DoRA; merge this adapter with PEFT"
+            )
+
+
+def _check_floating(weights: Weights, key: str) -> None:
+    dtype = weights.spec(key).dtype
+    if dtype not in EDITABLE:
+        raise KeyMismatch(f"{weights.ref}: {key!r} has dtype {short(dtype)}, expected floating point")
+
+
+def _by_pattern(pattern: Mapping[str, float] | None, module: str, default: float) -> float:
+    """The value of the first pattern that matches the end of a layer's name."""
+    for expression, value in (pattern or {}).items():
+        if re.match(rf"(.*\.)?({expression})$", module):
+            return value
+    return default

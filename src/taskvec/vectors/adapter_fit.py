@@ -1,0 +1,121 @@
+"""How the layers of an adapter are found in a base: by which names, transposed or not, tied or not."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from taskvec.errors import KeyMismatch
+from taskvec.vectors.adapter_files import Piece, Product, Saved
+from taskvec.weights import Weights
+from taskvec.weights.source import row_blocks
+
+if TYPE_CHECKING:
+    from taskvec.vectors.adapters import Adapter
+
+_EMBEDDING = re.compile(r"embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|\bshared\b")
+_HEAD = re.compile(r"LMHead|CausalLM|MaskedLM|ConditionalGeneration|PreTraining")
+_HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight", "output.weight")
+
+
+def called(pieces: Mapping[str, Piece], base: Weights) -> dict[str, str]:
+    """The base's name of every tensor: the same, or with one leading word more or less for all layers.
+
+    Checkpoints of a bare encoder and of the encoder with a head differ by such a word.
+    """
+    layers = [own for own, piece in pieces.items() if not isinstance(piece, Saved)]
+    changes: list[Callable[[str], str]] = [lambda own: own]
+    for word in _first_words(layers):
+        changes.append(lambda own, word=word: own.removeprefix(word))  # type: ignore[misc]
+    for word in _first_words(base):
+        changes.append(lambda own, word=word: word + own)  # type: ignore[misc]
+    change = next((one for one in changes if all(one(own) in base for own in layers)), changes[0])
+    return {own: change(own) if change(own) in base else own for own in pieces}
+
+
+def _first_words(names: Iterable[str]) -> list[str]:
+    return sorted({name.split(".")[0] + "." for name in names})
+
+
+def transposed(adapter: "Adapter", base: Weights, names: Mapping[str, str]) -> Callable[[str], bool]:
+    """Whether a layer's weights are stored as (in, out).
+
+    Shapes tell, except for square matrices. These are as other layers of their kind in the model: a bias is
+    as long as there are outputs. What the settings say is that of the layer which PEFT saw last.
+    """
+    known: dict[str, set[bool]] = {}
+    for name in base:
+        shape, bias = base.spec(name).shape, name.removesuffix("weight") + "bias"
+        if name.endswith(".weight") and len(shape) == 2 and shape[0] != shape[1] and bias in base:
+            outputs = base.spec(bias).shape
+            if outputs in (shape[:1], shape[1:]):
+                known.setdefault(_kind(name), set()).add(outputs == shape[1:])
+    for own, name in names.items():
+        have = adapter.specs[own].shape
+        if isinstance(adapter.pieces[own], Product) and name in base and have != have[::-1]:
+            known.setdefault(_kind(name), set()).add(base.spec(name).shape == have[::-1])
+
+    def known_transposed(own: str) -> bool:
+        piece, have, name = adapter.pieces[own], adapter.specs[own].shape, names[own]
+        if isinstance(piece, Product) and piece.layer.embedding:
+            return True
+        if have != have[::-1] or len(base.spec(name).shape) != 2:
+            return base.spec(name).shape == have[::-1]
+        found = known.get(_kind(name)) or set().union(*known.values()) or {adapter.settings.fan_in_fan_out}
+        if len(found) > 1:
+            raise KeyMismatch(
+                f"{adapter.ref}: {name!r} is square and {base.ref} has layers of both orientations, expected "
+                "one of its kind that tells which it has; merge the adapter with PEFT"
+            )
+        return found.pop()
+
+    return known_transposed
+
+
+def _kind(name: str) -> str:
+    """``c_proj`` for ``h.0.attn.c_proj.weight``."""
+    return name.split(".")[-2]
+
+
+def same(weights: Weights, key: str, base: Weights, name: str) -> bool:
+    """Whether a saved tensor is the base's."""
+    one, other = weights.spec(key), base.spec(name)
+    dtype = torch.promote_types(one.dtype, other.dtype)
+    return one.shape == other.shape and all(
+        torch.equal(weights.read(key, rows).to(dtype), base.read(name, rows).to(dtype))
+        for rows in row_blocks(one.shape)
+    )
+
+
+def tied_unsaid(base: Weights, name: str) -> bool:
+    """Whether an embedding also serves as the output layer, which has no tensor of its own in the file."""
+    config = base.folder / "config.json" if base.folder is not None else None
+    if (
+        not _EMBEDDING.search(name)
+        or config is None
+        or not config.is_file()
+        or any(h in base for h in _HEADS)
+    ):
+        return False
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    architectures = " ".join(map(str, content.get("architectures") or ()))
+    return bool(content.get("tie_word_embeddings", True)) and bool(_HEAD.search(architectures))
+
+
+def foreign(own: str, piece: Piece, base: Weights) -> str:
+    """Words for a tensor of an adapter that the base lacks."""
+    if isinstance(piece, Saved):
+        return (
+            f"{own!r} was trained whole and {base.ref} has no such tensor, expected one to subtract; "
+            "leave it out with: taskvec diff BASE ADAPTER --on-extra drop -o VECTOR"
+        )
+    tied = "is it tied to the embeddings, or " if own in _HEADS else ""
+    return (
+        f"{own!r} found, expected a tensor of the base {base.ref}; "
+        f"{tied}was the adapter trained on another model?"
+    )

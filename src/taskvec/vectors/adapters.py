@@ -1,0 +1,230 @@
+"""LoRA adapters as directions: for every layer a product of two thin matrices, computed by rows."""
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from taskvec.errors import InputError, KeyMismatch
+from taskvec.vectors.adapter_files import (
+    Layer,
+    Piece,
+    Product,
+    Saved,
+    Settings,
+    Shift,
+    read_parts,
+    read_settings,
+)
+from taskvec.vectors.adapter_fit import called, foreign, same, tied_unsaid, transposed
+from taskvec.vectors.info import BaseInfo, VectorInfo
+from taskvec.vectors.sources import Source, computing
+from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
+from taskvec.weights.source import row_blocks
+
+_KEPT = 8
+"""Layers whose factors stay in memory: a few for every thread."""
+
+
+class Adapter(Source):
+    """The direction of a LoRA adapter.
+
+    Without a base, the products are those of the file, (out, in), under the names of the file. A base says
+    how its layers are called, which of them are stored as (in, out), and what DoRA and tensors saved whole
+    start from.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        settings: Settings,
+        pieces: Mapping[str, Piece],
+        specs: Mapping[str, TensorSpec],
+        base: Weights | None = None,
+    ) -> None:
+        config = weights.adapter
+        identity: Hashable = ("adapter", weights.identity, settings.model_dump_json(), base and base.identity)
+        super().__init__(
+            weights.ref,
+            identity,
+            specs,
+            files=(*weights.files, *((config.resolve(),) if config else ())),
+            frozen=weights.frozen and (base is None or base.frozen),
+        )
+        self.weights, self.settings, self.pieces, self.base = weights, settings, pieces, base
+        self.info: VectorInfo = VectorInfo(
+            base=BaseInfo(ref=settings.base_model_name_or_path),
+            tuned=weights.ref,
+            regime="lora",
+            training={"peft": settings.model_dump(mode="json", exclude_defaults=True)},
+        )
+        self._factors: Callable[[Layer, torch.dtype], tuple[Tensor, Tensor]] = lru_cache(_KEPT)(
+            self._read_factors
+        )
+        self._lengths: Callable[[str, torch.dtype], Tensor] = lru_cache(_KEPT)(self._column_lengths)
+
+    def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        """The change of one tensor, exact but for rounding in ``dtype``.
+
+        Raises: InputError if it takes a base that is not at hand.
+        """
+        match self.pieces[name]:
+            case Shift(key, scaling):
+                return self.weights.read(key, rows).to(dtype).reshape(-1) * scaling
+            case Saved(key):
+                return self.weights.read(key, rows).to(dtype) - self._start(name, rows, dtype)
+            case Product(layer, _, start) as product:
+                change = self._product(product, rows, dtype).reshape(-1, *self.specs[name].shape[1:])
+                if layer.magnitude is None and start is None:
+                    return change
+                return self._tuned(name, product, change, rows) - self._start(name, rows, dtype)
+
+    def grounded(self, base: Weights, *, drop: bool = False) -> "Adapter":
+        """The direction among the tensors of ``base``.
+
+        Args:
+            drop: leave out tensors saved whole that the base lacks, such as a new head.
+
+        Raises: KeyMismatch for layers that the base lacks, or holds in another shape.
+        """
+        if self.base is not None:
+            return self
+        names = called(self.pieces, base)
+        turned = transposed(self, base, names)
+        pieces: dict[str, Piece] = {}
+        for own, piece in self.pieces.items():
+            name = names[own]
+            if name not in base:
+                if isinstance(piece, Saved) and drop:
+                    continue
+                raise KeyMismatch(f"{self.ref}: {foreign(own, piece, base)}")
+            if isinstance(piece, Saved) and same(self.weights, piece.key, base, name):
+                continue
+            self._check_shape(base, name, own)
+            self._check_alone(base, name, piece)
+            if isinstance(piece, Product):
+                start = piece.start and (None if same(self.weights, piece.start, base, name) else piece.start)
+                piece = replace(piece, transposed=turned(own), start=start)
+            pieces[name] = piece
+        specs = {name: computing(base.spec(name)) for name in base if base.spec(name).dtype in EDITABLE}
+        return Adapter(self.weights, self.settings, pieces, specs, base)
+
+    def touches(self, name: str) -> bool:
+        """Whether the adapter changes ``name``."""
+        return name in self.pieces
+
+    def _check_shape(self, base: Weights, name: str, own: str) -> None:
+        have, want, piece = self.specs[own].shape, base.spec(name).shape, self.pieces[own]
+        if base.spec(name).dtype not in EDITABLE:
+            raise KeyMismatch(
+                f"{self.ref}: {name!r} has dtype {short(base.spec(name).dtype)} in {base.ref}, "
+                "expected a floating-point tensor"
+            )
+        if isinstance(piece, Product) and not piece.layer.embedding and len(want) > 1:
+            flat = (want[0], math.prod(want[1:]))
+            fits = have == flat or (len(want) == 2 and have == want[::-1])
+        else:
+            fits = have == want
+        if isinstance(piece, Product) and piece.start is not None:
+            fits = fits and self.weights.spec(piece.start).shape == want
+        if not fits:
+            raise KeyMismatch(
+                f"{self.ref}: {name!r} has shape {have}, expected {want} as in the base {base.ref}; "
+                "was it trained on another model, or with another vocabulary?"
+            )
+
+    def _check_alone(self, base: Weights, name: str, piece: Piece) -> None:
+        """Refuse a change to one use of weights that serve two layers."""
+        partners = [alias for alias, kept in base.tied.items() if name in (alias, kept)]
+        embeds = isinstance(piece, Saved) or (isinstance(piece, Product) and piece.layer.embedding)
+        if partners or (embeds and tied_unsaid(base, name)):
+            other = next((base.tied[p] if p == name else p for p in partners), "the output layer")
+            raise KeyMismatch(
+                f"{self.ref}: {name!r} shares its weights with {other} in {base.ref}, expected weights of "
+                "their own, as the adapter changes one layer alone; save the base untied first"
+            )
+
+    def _start(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        if self.base is None:
+            raise InputError(
+                f"{self.ref}: {name!r} is known only relative to the base (DoRA, or saved whole), which "
+                "is not at hand; give it with with_base(base), or: taskvec diff BASE ADAPTER -o VECTOR"
+            )
+        return self.base.read(name, rows).to(dtype)
+
+    def _tuned(self, name: str, product: Product, change: Tensor, rows: slice | None) -> Tensor:
+        """The weights that training ended with, made of their change in place."""
+        dtype, layer = change.dtype, product.layer
+        tuned = change.add_(self._before(name, product, rows, dtype))
+        if layer.magnitude is None:
+            return tuned
+        lengths = self.weights.read(layer.magnitude).to(dtype).reshape(-1)
+        if product.transposed:
+            return tuned.mul_(lengths / self._lengths(name, dtype))
+        flat = tuned.view(len(tuned), -1)
+        factors = (lengths if rows is None else lengths[rows]) / torch.linalg.vector_norm(flat, dim=1)
+        return flat.mul_(factors[:, None]).view(tuned.shape)
+
+    def _before(self, name: str, product: Product, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        if product.start is not None:
+            return self.weights.read(product.start, rows).to(dtype)
+        return self._start(name, rows, dtype)
+
+    def _product(self, product: Product, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        a, b = self._factors(product.layer, dtype)
+        if product.transposed:
+            return (a if rows is None else a[:, rows]).T @ b.T
+        return (b if rows is None else b[rows]) @ a
+
+    def _read_factors(self, layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(rank, in) and (out, rank), the second times the scaling."""
+        a, b = self.weights.read(layer.a).to(dtype), self.weights.read(layer.b).to(dtype)
+        return a.reshape(len(a), -1), b.reshape(len(b), -1) * layer.scaling
+
+    def _column_lengths(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The Euclidean length of every column of base plus change, in blocks of rows."""
+        piece = self.pieces[name]
+        assert isinstance(piece, Product)
+        total: Tensor | float = 0.0
+        for rows in row_blocks(self.specs[name].shape):
+            block = self._product(piece, rows, dtype) + self._before(name, piece, rows, dtype)
+            total = total + block.double().square().sum(0)
+        return torch.as_tensor(total).sqrt().to(dtype)
+
+
+def open_adapter(weights: Weights) -> Adapter:
+    """The adapter whose factors ``weights`` are.
+
+    Raises: InputError for a kind of adapter that is no known change of weights; KeyMismatch for factors that
+        lack their partner; CorruptFile.
+    """
+    assert weights.adapter is not None, f"{weights.ref} is no adapter"
+    settings = read_settings(weights.adapter)
+    layers, saved = read_parts(weights, settings)
+    pieces: dict[str, Piece] = {}
+    specs: dict[str, TensorSpec] = {}
+    for layer in layers:
+        a, b = weights.spec(layer.a), weights.spec(layer.b)
+        dtype = compute_dtype(torch.promote_types(a.dtype, b.dtype))
+        shape = (b.shape[0], math.prod(a.shape[1:]))
+        name = f"{layer.module}.weight"
+        pieces[name] = Product(layer, layer.embedding)
+        specs[name] = TensorSpec(shape[::-1] if layer.embedding else shape, dtype)
+        if layer.bias is not None:
+            pieces[f"{layer.module}.bias"] = Shift(layer.bias, layer.scaling)
+            specs[f"{layer.module}.bias"] = TensorSpec(shape[:1], dtype)
+    for name, key in saved.items():
+        piece = pieces.get(name)
+        if isinstance(piece, Product):
+            pieces[name] = replace(piece, start=key)
+        elif piece is not None:
+            raise KeyMismatch(
+                f"{weights.ref}: {name!r} is changed and saved whole ({key!r}), expected one of them"
+            )
+        else:
+            pieces[name], specs[name] = Saved(key), computing(weights.spec(key))
+    return Adapter(weights, settings, pieces, specs)
