@@ -8,15 +8,21 @@ from the names of the vectors gives each its own value.
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from taskvec.config import Config
+from taskvec.edits.passes import check_varying
 from taskvec.errors import InputError
 from taskvec.registry import nearest
+from taskvec.rules import Rule
 from taskvec.rules.lines import block_depths
 from taskvec.selection import SELECTIONS
+
+FORMS = ("default", "filters", "gradient")
+"""Keys of values, which no vector may be called."""
 
 Scalar = bool | int | float | str
 Plain = Scalar | list[Scalar]
@@ -69,7 +75,10 @@ def _value(raw: object) -> object:
         if form is None:
             known = nearest(str(next(iter(raw), "")), ("gradient", "filters"))
             raise ValueError(f"a mapping with the keys {sorted(map(str, raw))}; {known}")
-        return form.parse(form.__name__.lower(), raw)
+        try:
+            return form.parse("", raw)
+        except InputError as error:
+            raise ValueError(str(error).removeprefix(": ")) from None
     return _plain(raw)
 
 
@@ -86,14 +95,13 @@ def _named(name: str, raw: object) -> object:
     try:
         return _value(raw)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        form = get_close_matches(name, FORMS, n=1)
+        hint = f"; did you mean {form[0]!r}?" if form else ""
+        raise ValueError(f"{name}: {error}{hint}") from None
 
 
 Value = Annotated[Plain | Gradient | Filters, BeforeValidator(_value)]
 Each = Annotated[Plain | Gradient | Filters | dict[str, Value], BeforeValidator(_each)]
-FORMS = ("default", "filters", "gradient")
-"""Keys of values, which no vector may be called."""
-
 Filter.model_rebuild()
 Filters.model_rebuild()
 
@@ -190,3 +198,71 @@ def _matching(where: str, match: str, names: Sequence[str]) -> list[str]:
     except re.error as error:
         raise InputError(f"{where}: not a regular expression ({error})") from None
     return [name for name in names if compiled.fullmatch(name)]
+
+
+def for_rule(
+    rule: Rule,
+    given: Mapping[str, Any],
+    vectors: Sequence[str],
+    names: Sequence[str],
+    edited: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The parameters of a rule, and those of single tensors.
+
+    Args:
+        given: as in a recipe.
+        vectors: their names, in order.
+        names: every tensor that could be edited.
+        edited: those that are.
+
+    Returns: parameters for the model, those that vary being those of its first tensor; tensor -> parameters.
+    Raises: InputError.
+    """
+    params: dict[str, Any] = {}
+    each: dict[str, dict[str, Any]] = {name: {} for name in edited}
+    known = rule.parameters()
+    for field, value in given.items():
+        if field not in known:
+            raise InputError(f"rule {rule.name!r}: unknown parameter {field!r}; {nearest(field, known)}")
+        where = f"parameters.{field}"
+        if isinstance(value, Mapping):
+            value = by_vector(where, value, vectors)
+        if constant(value):
+            one = list(value.values()) if isinstance(value, dict) else value
+            params[field] = _for_each(field, one, len(vectors))
+            continue
+        for name, one in _varying(where, value, names, edited).items():
+            each[name][field] = _for_each(field, one, len(vectors))
+    params |= next(iter(each.values()), {})
+    each = {name: own for name, own in each.items() if own}
+    check_varying(rule, params, each, len(vectors), names)
+    return params, each
+
+
+def by_vector(where: str, value: Mapping[str, Any], vectors: Sequence[str]) -> dict[str, Any]:
+    """A mapping from vectors to anything, in the order of the vectors.
+
+    Raises: InputError for a name that is no vector's, and for a vector without value.
+    """
+    for name in value:
+        if name not in vectors:
+            hint = nearest(name, [*vectors, *FORMS])
+            raise InputError(f"{where}: no vector or model called {name!r}; {hint}")
+    lacking = [name for name in vectors if name not in value]
+    if lacking and value:
+        raise InputError(f"{where}: no value for {lacking[0]!r}, expected one for each vector and model")
+    return {name: value[name] for name in vectors if name in value}
+
+
+def _varying(where: str, value: Any, names: Sequence[str], edited: Sequence[str]) -> Mapping[str, Any]:
+    """Tensor name -> value, or the list of the vectors' values."""
+    if not isinstance(value, dict):
+        settled = settle(where, value, names, edited)
+        return {name: settled[name] for name in edited}
+    columns = [settle(f"{where}.{vector}", one, names, edited) for vector, one in value.items()]
+    return {name: [column[name] for column in columns] for name in edited}
+
+
+def _for_each(field: str, value: Any, vectors: int) -> Any:
+    """One weight stands for that of every vector."""
+    return [value] * vectors if field == "weights" and not isinstance(value, list) else value

@@ -1,20 +1,13 @@
 """What an edit will read, write and cost, found without writing anything."""
 
 import shutil
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from taskvec.edits.merge import Merge
-from taskvec.rules import Rule
-from taskvec.rules.magnitude import SMALL
-from taskvec.rules.rule import Place, Stacks
 from taskvec.vectors import EditedWeights
 from taskvec.weights import Weights
 from taskvec.weights.plan import plan_shards
@@ -121,27 +114,3 @@ def _seconds(merge: Merge) -> float:
         if perf_counter() - start > SAMPLE_SECONDS or done > SAMPLE_BYTES:
             break
     return (perf_counter() - start) * total / max(1.0, done) * merge.passes
-
-
-def passes(rule: Rule, params: Mapping[str, Any], tasks: int, names: Sequence[str]) -> int:
-    """How often a rule reads the deltas: once to combine them, and as often as it does to prepare.
-
-    Found by a rehearsal on two made-up tensors, the second of which no shortcut leaves out.
-
-    Raises: InputError for parameters that do not fit.
-    """
-    settings = rule.settings(params, tasks)
-    if rule.prepare is None or len(names) < 2:
-        return 1
-    made_up = torch.linspace(-1, 1, tasks * (SMALL + 1)).reshape(tasks, SMALL + 1, 1)
-    reads: Counter[str] = Counter()
-
-    def read(name: str) -> Tensor:
-        reads[name] += 1
-        return made_up.clone()
-
-    def context(name: str) -> Mapping[str, Any]:
-        return {"_place": Place(name), "_base": made_up[0], "_stats": [None] * tasks}
-
-    rule.prepare(Stacks(names, names[:2], read, context), **settings)
-    return 1 + reads[names[1]]

@@ -10,16 +10,16 @@ from pydantic import Field, PositiveFloat
 
 from taskvec.config import Config
 from taskvec.edits.merge import Merge
-from taskvec.edits.parameters import FORMS, Each, Value, constant, settle
-from taskvec.edits.plan import passes
+from taskvec.edits.parameters import FORMS, Each, Value, by_vector, constant, for_rule, settle
+from taskvec.edits.passes import passes
 from taskvec.errors import InputError
-from taskvec.registry import nearest
 from taskvec.rules import RULES, Rule
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
 from taskvec.vectors.checks import OnExtra, OnMissing
 from taskvec.vectors.combining import grounded
 from taskvec.vectors.expression import names_in
 from taskvec.weights import Weights, hub, open_weights
+from taskvec.weights.dtypes import EDITABLE
 
 Names = dict[str, Annotated[str, Field(min_length=1)]]
 
@@ -43,6 +43,8 @@ class Recipe(Config):
     vectors, then the models, each in the order of the file."""
     parameters: dict[str, Each] = Field(default_factory=dict)
     """Of the rule; for each vector by name, by filters on names of tensors, or as a gradient over depth."""
+    statistics: Names = Field(default_factory=dict)
+    """Name of each vector and model -> its statistics (``taskvec stats``), for rules that need them."""
     scale: Value = 1.0
     """The scaling coefficient of the whole edit, or of each tensor by filters or as a gradient."""
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
@@ -72,7 +74,8 @@ def read(path: Path, content: object, *, scale: float | None = None) -> Merge:
     """
     where = str(path)
     if not isinstance(content, Mapping):
-        raise InputError(f"{where}: {type(content).__name__} found, expected a recipe: keys and values")
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise InputError(f"{where}: {found}, expected a recipe: keys and values")
     recipe = Recipe.parse(where, {**content, **({} if scale is None else {"scale": scale})})
     _check(where, recipe)
     with _told(where):
@@ -122,10 +125,13 @@ class _Reading:
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
         self.path, self.recipe = path, recipe
+        said = recipe.model_dump(mode="json", exclude_defaults=True)
+        self.record: dict[str, Any] = {"kind": "edited model", "recipe": said}
         self.rule: Rule | None = RULES[recipe.rule] if recipe.rule is not None else None
         self.base, self.inputs, self.vectors = self._opened()
-        first = next(iter(self.vectors.values()))
-        self.names = list(first.specs)
+        own = [name for name in self.base if self.base.spec(name).dtype in EDITABLE]
+        named = [name for vector in self.vectors.values() for name in vector.specs]
+        self.names = list(dict.fromkeys([*own, *named]))
         self.edited = [name for name in self.names if any(v.terms_at(name) for v in self.vectors.values())]
 
     def merge(self) -> Merge:
@@ -143,7 +149,7 @@ class _Reading:
         weights = apply(self.base, vector, factor, allow_other_base=recipe.allow_other_base, dtype=dtype)
         return Merge(
             weights,
-            {"kind": "edited model", "recipe": recipe.model_dump(mode="json", exclude_defaults=True)},
+            self.record,
             like=self.base,
             notes=tuple(self._notes()),
             max_shard_size=recipe.max_shard_gb * 1e9,
@@ -163,13 +169,14 @@ class _Reading:
             base = self._stand_in(tuned)
             inputs = {**tuned}
         check_distinct({**held, **tuned})
-        vectors = {name: TaskVector.opened(weights) for name, weights in held.items()}
-        if recipe.allow_other_base:
-            vectors = {name: vector.with_base(base) for name, vector in vectors.items()}
+        vectors = {name: self._of_base(TaskVector.opened(weights), base) for name, weights in held.items()}
         for name, weights in tuned.items():
             vector = TaskVector.between(base, weights, on_extra=recipe.on_extra, on_missing=recipe.on_missing)
             vectors[name] = 0 * vector if weights is base else vector
         return base, inputs, vectors
+
+    def _of_base(self, vector: TaskVector, base: Weights) -> TaskVector:
+        return vector.with_base(base) if self.recipe.allow_other_base else grounded([vector], base)[0]
 
     def _stand_in(self, tuned: Mapping[str, Weights]) -> Weights:
         """The first model in the place of a base, for a result that the base has no part in."""
@@ -179,6 +186,8 @@ class _Reading:
                 f"base: missing, but {what} starts from one; only averages of whole models need none: "
                 "mean, and slerp, multislerp and karcher of weights"
             )
+        if len(tuned) < 2:
+            raise InputError("base: missing, and only one model, expected two or more to average")
         return next(iter(tuned.values()))
 
     def _is_baseless(self) -> bool:
@@ -203,55 +212,29 @@ class _Reading:
             if recipe.expression is None:
                 return next(iter(vectors.values())), 1
             return parse_expression(recipe.expression, vectors), 1
-        params, each = self._parameters(self.rule)
-        rounds = passes(self.rule, params, len(vectors), self.names)
-        return combine(self.rule, grounded(list(vectors.values()), self.base), each=each, **params), rounds
+        names = list(vectors)
+        params, each = for_rule(self.rule, recipe.parameters, names, self.names, self.edited)
+        varying = {field for own in each.values() for field in own}
+        settings = self.rule.settings(params, len(names))
+        self.record["rule"] = {
+            "name": self.rule.name,
+            **{k: settings[k] for k in settings if k not in varying},
+        }
+        rounds = passes(self.rule, params, len(names), self.names)
+        given = list(vectors.values())
+        made = combine(self.rule, grounded(given, self.base), each=each, stats=self._statistics(), **params)
+        return made, rounds
 
-    def _parameters(self, rule: Rule) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Parameters for all tensors, and those of single ones."""
-        params: dict[str, Any] = {}
-        each: dict[str, dict[str, Any]] = {name: {} for name in self.edited}
-        known = rule.parameters()
-        for field, value in self.recipe.parameters.items():
-            if field not in known:
-                raise InputError(f"rule {rule.name!r}: unknown parameter {field!r}; {nearest(field, known)}")
-            where = f"parameters.{field}"
-            parts = self._by_vector(where, value) if isinstance(value, Mapping) else value
-            if constant(value):
-                one = list(parts.values()) if isinstance(parts, dict) else parts
-                params[field] = self._for_all(field, one)
-                continue
-            settled = self._settled(where, parts)
-            for name in self.edited:
-                each[name][field] = self._for_all(field, settled[name])
-        return params, {name: own for name, own in each.items() if own}
-
-    def _by_vector(self, where: str, value: Mapping[str, Any]) -> dict[str, Any]:
-        """A mapping from vectors to values, in the order of the vectors.
-
-        Raises: InputError for a name that is no vector's, and for a vector without value.
-        """
-        for name in value:
-            if name not in self.vectors:
-                hint = nearest(name, [*self.vectors, *FORMS])
-                raise InputError(f"{where}: no vector or model called {name!r}; {hint}")
-        lacking = [name for name in self.vectors if name not in value]
-        if lacking:
-            raise InputError(f"{where}: no value for {lacking[0]!r}, expected one for each vector and model")
-        return {name: value[name] for name in self.vectors}
-
-    def _settled(self, where: str, value: Any) -> Mapping[str, Any]:
-        """Tensor name -> value, or the list of the vectors' values."""
-        if not isinstance(value, dict):
-            return settle(where, value, self.names, self.edited)
-        columns = [settle(f"{where}.{name}", one, self.names, self.edited) for name, one in value.items()]
-        return {name: [column[name] for column in columns] for name in self.edited}
-
-    def _for_all(self, field: str, value: Any) -> Any:
-        """One weight stands for that of every vector."""
-        if field == "weights" and not isinstance(value, list):
-            return [value] * len(self.vectors)
-        return value
+    def _statistics(self) -> list[Weights] | None:
+        if self.rule is not None and "_stats" in self.rule.keywords and not self.recipe.statistics:
+            raise InputError(
+                f"statistics: missing, but rule {self.rule.name!r} needs them, a file for each vector and "
+                "model; make them with: taskvec stats"
+            )
+        paths = by_vector("statistics", self.recipe.statistics, list(self.vectors))
+        opened = {name: self._open("statistics", name, path) for name, path in paths.items()}
+        self.inputs |= {f"statistics of {name}": weights for name, weights in opened.items()}
+        return list(opened.values()) or None
 
     def _notes(self) -> Iterator[str]:
         if self.recipe.base is None:
