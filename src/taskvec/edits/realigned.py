@@ -1,0 +1,116 @@
+"""Weights seen in another vocabulary: rows permuted, dropped and filled in, read when asked for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.dtypes import compute_dtype
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the entries of a vocabulary are found in each of several models, the base first.
+
+    Attributes:
+        places: int64 (model, entry): the row of a model that becomes an entry of the view, -1 for none.
+        axes: the axis of each tensor along which the tokens lie.
+        like: the model whose config and tokenizer files hold for the vocabulary.
+    """
+
+    models: tuple[Weights, ...]
+    places: Tensor
+    axes: Mapping[str, int]
+    like: Weights
+
+
+class Realigned(Weights):
+    """One model of a plan, seen in the plan's vocabulary.
+
+    An entry that the model lacks is the base's; one that the base lacks too is the mean of the models that
+    have it, taken in float32 (float64 for float64 models).
+    """
+
+    def __init__(self, plan: Plan, number: int) -> None:
+        self._plan, self._number = plan, number
+        self._own = own = plan.models[number]
+        super().__init__(
+            own.ref,
+            {name: self._resized(name, own.spec(name)) for name in own},
+            ("vocabulary", number, plan.places.numpy().tobytes(), *(model.identity for model in plan.models)),
+            tied=own.tied,
+            folder=plan.like.folder,
+            metadata=own.metadata,
+            files=tuple(dict.fromkeys(file for model in plan.models for file in model.files)),
+        )
+        self.by_rows = all(model.by_rows for model in plan.models)
+        self.frozen = all(model.frozen for model in plan.models)
+
+    def _resized(self, name: str, spec: TensorSpec) -> TensorSpec:
+        axis = self._plan.axes.get(name)
+        shape = (
+            self._plan.places.shape[1] if place == axis else size for place, size in enumerate(spec.shape)
+        )
+        return TensorSpec(tuple(shape), spec.dtype)
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        axis = self._plan.axes.get(name)
+        if axis is None:
+            return self._own.read(name, rows)
+        if axis > 0:
+            return self._joined(name, self._plan.places, axis, rows)
+        return self._joined(name, self._plan.places[:, rows or slice(None)], 0, None)
+
+    def _joined(self, name: str, places: Tensor, axis: int, rows: slice | None) -> Tensor:
+        """The entries at ``places`` (model, entry) along ``axis``; ``rows`` of the first, if another."""
+        givers = self._givers(name, places)
+        if givers[self._number].all():
+            return taken(self._own, name, places[self._number], axis, rows)
+        dtype = self._specs[name].dtype
+        if dtype.is_floating_point:
+            wide = compute_dtype(dtype)
+        else:
+            wide, givers = dtype, givers & (givers.cumsum(0) == 1)  # of whole numbers, the first model's
+        parts = [
+            (where.nonzero()[:, 0], taken(model, name, place[where], axis, rows).to(wide))
+            for model, place, where in zip(self._plan.models, places, givers, strict=True)
+            if where.any()
+        ]
+        shape = list(self._specs[name].shape if not parts else parts[0][1].shape)
+        shape[axis] = places.shape[1]
+        total = torch.zeros(shape, dtype=wide)
+        if dtype.is_floating_point:
+            total.neg_()  # -0 + x is x for every x, -0 included
+        for where, part in parts:
+            total.index_add_(axis, where, part)
+        counts = givers.sum(0).clamp(min=1)
+        if (counts > 1).any():
+            total /= counts.reshape([-1 if place == axis else 1 for place in range(total.ndim)])
+        return total.to(dtype)
+
+    def _givers(self, name: str, places: Tensor) -> Tensor:
+        """Which models make an entry, bool (model, entry): the model itself, the base, or all that can."""
+        held = torch.tensor([name in model for model in self._plan.models])
+        can = (places >= 0) & held[:, None]
+        own, base = can[self._number], can[0]
+        alone = torch.zeros_like(can)
+        alone[0] = base & ~own
+        alone[self._number] |= own
+        return torch.where(own | base, alone, can)
+
+
+def taken(weights: Weights, name: str, index: Tensor, axis: int, rows: slice | None = None) -> Tensor:
+    """The entries ``index`` (int64, none negative) of a tensor along ``axis``.
+
+    Cost: along the first axis, one read for each run of consecutive rows.
+    """
+    if axis > 0:
+        return weights.read(name, rows).index_select(axis, index)
+    if not weights.by_rows:
+        return weights.read(name)[index]
+    ends = (index.diff() != 1).nonzero()[:, 0] + 1
+    runs = index.tensor_split(ends)
+    parts = [weights.read(name, slice(int(run[0]), int(run[-1]) + 1)) for run in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

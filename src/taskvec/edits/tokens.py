@@ -1,0 +1,130 @@
+"""Which token each row of an embedding belongs to, as the tokenizer files beside the weights say."""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from taskvec.errors import CorruptFile
+
+_OPAQUE = ("*.model", "*.tiktoken", "tekken.json", "bpe.codes", "vocab-src.json", "vocab-tgt.json")
+
+
+def tokens_of(folder: Path | None) -> dict[str, int] | None:
+    """Token strings and their rows, or ``None`` if no file says it in plain text.
+
+    Reads ``tokenizer.json``, or else ``vocab.json`` or ``vocab.txt`` with the tokens added to them. They are
+    parsed as data; no tokenizer is built and no code beside the weights is run.
+
+    Raises: CorruptFile for a file that is not what its name says.
+    """
+    if folder is None:
+        return None
+    found = _of_tokenizer(folder / "tokenizer.json") or _of_vocabulary(folder)
+    if found is None:
+        return None
+    for token, row in {
+        **_entries(folder / "added_tokens.json"),
+        **_later(folder / "tokenizer_config.json"),
+    }.items():
+        found.setdefault(token, row)
+    return found
+
+
+def opaque_files(folder: Path | None) -> dict[str, str]:
+    """Digests of the tokenizer files that hold tokens in a form not read here, such as SentencePiece."""
+    if folder is None:
+        return {}
+    files = sorted(file for pattern in _OPAQUE for file in folder.glob(pattern))
+    return {file.name: sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def vocabulary_size(folder: Path | None) -> int | None:
+    """What ``config.json`` says of the number of tokens, its own or that of its text part."""
+    config = _mapping(folder / "config.json") if folder is not None else {}
+    parts = (config, config.get("text_config"))
+    sizes = (part.get("vocab_size") for part in parts if isinstance(part, Mapping))
+    return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def _of_tokenizer(file: Path) -> dict[str, int] | None:
+    """The vocabulary of the tokenizer's model, then the tokens added to it."""
+    content = _mapping(file)
+    if not content:
+        return None
+    match content.get("model"):
+        case {"vocab": dict() as words}:
+            found = _checked(file, words)
+        case {"vocab": list() as scored}:
+            found = _checked(file, {_first(file, entry): row for row, entry in enumerate(scored)})
+        case _:
+            raise CorruptFile(f"{file}: 'model.vocab' is missing, expected tokens; save the tokenizer again")
+    for entry in content.get("added_tokens") or []:
+        match entry:
+            case {"content": str() as token, "id": int() as row}:
+                found.setdefault(token, row)
+            case _:
+                raise CorruptFile(
+                    f"{file}: 'added_tokens' holds {entry!r}, expected id and content; "
+                    "save the tokenizer again"
+                )
+    return found
+
+
+def _of_vocabulary(folder: Path) -> dict[str, int] | None:
+    if any((folder / name).exists() for name in ("bpe.codes", "vocab-src.json")):
+        return None  # beside these, the numbers in a vocabulary file are not those of the rows
+    if (folder / "vocab.json").is_file():
+        return _entries(folder / "vocab.json")
+    file = folder / "vocab.txt"
+    if not file.is_file():
+        return None
+    try:
+        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise CorruptFile(f"{file}: not UTF-8 text ({error.reason}); save the tokenizer again") from None
+    return {line.removesuffix("\r"): row for row, line in enumerate(lines)}
+
+
+def _later(file: Path) -> dict[str, int]:
+    """Tokens that a slow tokenizer lists in its configuration."""
+    listed = _mapping(file).get("added_tokens_decoder") or {}
+    found = {
+        entry["content"]: int(row)
+        for row, entry in (listed.items() if isinstance(listed, Mapping) else ())
+        if isinstance(entry, Mapping) and "content" in entry and row.isdecimal()
+    }
+    return _checked(file, found)
+
+
+def _first(file: Path, entry: Any) -> str:
+    if not isinstance(entry, list) or not entry:
+        raise CorruptFile(f"{file}: 'model.vocab' holds {entry!r}, expected token and score; save it again")
+    return str(entry[0])
+
+
+def _entries(file: Path) -> dict[str, int]:
+    return _checked(file, _mapping(file))
+
+
+def _checked(file: Path, tokens: Mapping[Any, Any]) -> dict[str, int]:
+    for token, row in tokens.items():
+        if not isinstance(token, str) or not isinstance(row, int) or row < 0:
+            raise CorruptFile(
+                f"{file}: token {token!r} has row {row!r}, expected a number; save the tokenizer again"
+            )
+    return dict(tokens)
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    """The content of a JSON file; empty if there is none."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, ValueError) as error:
+        raise CorruptFile(f"{file}: not valid JSON ({error}); download or save it again") from None
+    if not isinstance(content, dict):
+        raise CorruptFile(f"{file}: holds {type(content).__name__}, expected a mapping; save it again")
+    return content
