@@ -1,5 +1,6 @@
 """Task vectors on disk."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,10 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
-from taskvec.vectors.info import VectorInfo, check_fields
+from taskvec.vectors.compact import FORMS, Form
+from taskvec.vectors.compact.decoding import Decoded
+from taskvec.vectors.compact.encoding import encode
+from taskvec.vectors.info import OPEN_FIELDS, VectorInfo, check_fields
 from taskvec.weights import TensorSpec, Weights, save_weights
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
 from taskvec.weights.source import row_blocks
@@ -24,32 +28,90 @@ def save_vector(
     *,
     dtype: torch.dtype | None,
     force: bool,
+    form: str | None = None,
     max_shard_size: float = 5e9,
     watch: Watch = unwatched,
-    **info: Any,
+    **options: Any,
 ) -> Path:
-    """Write the deltas that are not zero, with the provenance in every header."""
+    """Write the deltas that are not zero, with the provenance in every header.
+
+    Args:
+        form: one of ``FORMS``, whose parameters are then among the options.
+        **options: fields of ``VectorInfo``, which replace those that the vector has.
+    """
+    info = {name: value for name, value in options.items() if form is None or name in OPEN_FIELDS}
     check_fields(info)
     if dtype is not None and dtype not in EDITABLE:
         wanted = ", ".join(sorted(map(short, EDITABLE)))
         raise InputError(f"{path}: dtype {short(dtype)}, expected one of {wanted}")
+    target = Path(path).expanduser()
+    settings = {name: value for name, value in options.items() if name not in info}
+    chosen = None if form is None else chosen_form(form, settings, dtype)
     # Refuse what cannot be written before reading gigabytes to find out what changed.
-    check_target(Path(path).expanduser(), force=force, inputs=vector.files)
-    deltas = Deltas(vector, dtype)
-    types = {deltas.spec(name).dtype for name in deltas}
-    stored = short(types.pop()) if len(types) == 1 else None
-    unchanged = {name: spec.shape for name, spec in vector.specs.items() if name not in deltas}
-    written = vector.info.model_copy(update={**info, "dtype": stored, "unchanged": unchanged})
-    written = VectorInfo.model_validate(written.model_dump())
-    return save_weights(
-        deltas,
-        path,
-        force=force,
-        max_shard_size=max_shard_size,
-        metadata=written.header(),
-        manifest={"kind": "task vector", **written.model_dump(mode="json", exclude={"unchanged"})},
-        watch=watch,
-    )
+    check_target(target, force=force, inputs=vector.files)
+    if chosen is None:
+        written: Weights = Deltas(vector, dtype)
+        compact, present = None, set(written)
+    else:
+        written, compact = encode(vector, chosen, target, dtype, watch)
+        present = set(compact.errors)
+    types = {written.spec(name).dtype for name in written}
+    facts = {
+        "format": 2 if compact and compact.coded else 1,
+        "dtype": short(types.pop()) if len(types) == 1 else None,
+        "compact": compact,
+        "masks": None,
+        "unchanged": {name: spec.shape for name, spec in vector.specs.items() if name not in present},
+    }
+    said = VectorInfo.model_validate({**dict(vector.info), **info, **facts})
+    with written:
+        return save_weights(
+            written,
+            path,
+            force=force,
+            max_shard_size=max_shard_size,
+            metadata=said.header(),
+            manifest={"kind": "task vector", **summary(said)},
+            watch=watch,
+        )
+
+
+def chosen_form(name: str, settings: Mapping[str, Any], dtype: torch.dtype | None) -> Form:
+    """A form with its parameters.
+
+    Raises: UnknownName; InputError for parameters that it has not, or that do not fit.
+    """
+    form = FORMS[name].parse(f"form {name!r}", dict(settings))
+    if dtype is not None and not form.takes_dtype:
+        raise InputError(f"form {name!r}: dtype {short(dtype)} given, expected none, as the form decides it")
+    return form
+
+
+def opened(weights: Weights, info: VectorInfo) -> Weights:
+    """The deltas of an open file, decoded if they are in a compact form.
+
+    Raises: InputError for a form that is not known, or a file of masks; CorruptFile.
+    """
+    if info.masks is not None:
+        tasks = ", ".join(info.masks.factors)
+        raise InputError(
+            f"{weights.ref}: holds masked vectors of several tasks, expected one; "
+            f"name a task, as in '{weights.ref}#TASK' (it has {tasks})"
+        )
+    if info.compact is None:
+        return weights
+    if info.compact.form not in FORMS:
+        raise InputError(
+            f"{weights.ref}: form {info.compact.form!r}, expected one of {', '.join(FORMS)}; "
+            "a later taskvec wrote it, upgrade"
+        )
+    form = FORMS[info.compact.form].parse(f"{weights.ref}: 'settings' in the header", info.compact.settings)
+    return Decoded(weights, form, info.compact)
+
+
+def summary(info: VectorInfo) -> dict[str, Any]:
+    """The provenance without what is said tensor by tensor."""
+    return info.model_dump(mode="json", exclude={"unchanged": True, "compact": {"errors", "coded"}})
 
 
 class Deltas(Weights):

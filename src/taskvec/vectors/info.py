@@ -4,14 +4,14 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
 
 from taskvec._version import __version__
 from taskvec.errors import CorruptFile, InputError
 from taskvec.registry import nearest
 from taskvec.weights import Weights
 
-FORMAT = 1
+FORMAT = 2
 KEY = "taskvec"
 
 
@@ -24,12 +24,39 @@ class BaseInfo(BaseModel):
     fingerprint: str | None = None
 
 
+class CompactInfo(BaseModel):
+    """What a file says of the form that its tensors are stored in."""
+
+    model_config = ConfigDict(frozen=True)
+
+    form: str
+    settings: dict[str, Any] = {}
+    error: float
+    """What the form lost, as a share of the norm of the vector."""
+    errors: dict[str, float]
+    """The same for every tensor that is stored, in their order."""
+    coded: dict[str, tuple[NonNegativeInt, ...]] = {}
+    """The tensors that are stored in parts, with their shapes; the others are stored as they are."""
+
+
+class MaskInfo(BaseModel):
+    """What a file says of the masks that it holds beside a unified vector."""
+
+    model_config = ConfigDict(frozen=True)
+
+    method: str
+    settings: dict[str, Any] = {}
+    factors: dict[str, FiniteFloat]
+    """What the unified vector, masked, is multiplied by for each task."""
+
+
 class VectorInfo(BaseModel):
     """Provenance of a task vector, stored in the header of its file."""
 
     model_config = ConfigDict(frozen=True)
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 1
+    """2 where tensors are stored in parts, or masks beside them, so that readers of 1 refuse the file."""
     base: BaseInfo = BaseInfo()
     tuned: str | None = None
     """The fine-tuned weights, or the expression over vectors."""
@@ -44,6 +71,8 @@ class VectorInfo(BaseModel):
     """The combination rule that made it, with every parameter."""
     training: dict[str, Any] | None = None
     metrics: dict[str, Any] | None = None
+    compact: CompactInfo | None = None
+    masks: MaskInfo | None = None
     unchanged: dict[str, tuple[int, ...]] = {}
     """Tensors that fine-tuning left alone, with their shapes; no zeros are stored for them."""
 
@@ -87,7 +116,8 @@ def read_info(weights: Weights) -> VectorInfo:
         raise CorruptFile(f"{weights.ref}: {KEY!r} in the header is not valid JSON ({error})") from None
     if isinstance(content, Mapping) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
         raise InputError(
-            f"{weights.ref}: format {content['format']}, expected {FORMAT}; a later taskvec wrote it, upgrade"
+            f"{weights.ref}: format {content['format']}, expected 1 to {FORMAT}; "
+            "a later taskvec wrote it, upgrade"
         )
     try:
         return VectorInfo.model_validate(content)

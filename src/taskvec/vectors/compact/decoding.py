@@ -1,0 +1,101 @@
+"""A compact file as the tensors that were encoded."""
+
+from collections.abc import Set
+
+import torch
+from torch import Tensor
+
+from taskvec.errors import CorruptFile
+from taskvec.vectors.compact.form import ContradictoryParts, Form, Parts, part_name
+from taskvec.vectors.info import CompactInfo
+from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
+
+
+class Decoded(Weights):
+    """The tensors of a compact file, decoded as they are read, by rows as well as whole.
+
+    Raises: CorruptFile unless the file holds just the parts that its header speaks of.
+    """
+
+    def __init__(self, weights: Weights, form: Form, info: CompactInfo) -> None:
+        coded = {name: _parts(weights, form, name, shape) for name, shape in info.coded.items()}
+        claimed = {part_name(name, part) for name, parts in coded.items() for part in parts.specs}
+        _check_stored(weights, info, claimed)
+        super().__init__(
+            weights.ref,
+            {name: _spec(weights, name, info.coded.get(name), coded.get(name)) for name in info.errors},
+            weights.identity,
+            folder=weights.folder,
+            metadata=weights.metadata,
+            files=weights.files,
+        )
+        self.by_rows, self.frozen = weights.by_rows, weights.frozen
+        self._weights, self._form, self._coded = weights, form, coded
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        shape = self._specs[name].shape
+        if rows is not None and rows.step not in (None, 1):
+            return self._read(name, None)[rows]
+        if name not in self._coded:
+            return self._weights.read(name, rows).to(self._specs[name].dtype)
+        try:
+            return self._form.decode(self._coded[name], shape, rows)
+        except ContradictoryParts as error:
+            raise CorruptFile(f"{self.ref}: {name!r}: {error}; {_AGAIN}") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._weights.close()
+
+
+def _parts(weights: Weights, form: Form, name: str, shape: tuple[int, ...]) -> Parts:
+    """The parts of one tensor.
+
+    Raises: CorruptFile if one is missing, or is not what it has to be.
+    """
+    places = {part: part_name(name, part) for part in form.parts if part_name(name, part) in weights}
+    found = {part: weights.spec(place) for part, place in places.items()}
+    try:
+        wanted = form.layout(shape, found)
+    except KeyError as error:
+        raise CorruptFile(f"{weights.ref}: {part_name(name, *error.args)!r} is missing; {_AGAIN}") from None
+    for part, spec in wanted.items():
+        if part not in found:
+            raise CorruptFile(f"{weights.ref}: {part_name(name, part)!r} is missing; {_AGAIN}")
+        if found[part] != spec:
+            raise CorruptFile(
+                f"{weights.ref}: {places[part]!r} is {_said(found[part])}, expected {_said(spec)} "
+                f"for a tensor of shape {shape}; {_AGAIN}"
+            )
+    return Parts({part: found[part] for part in wanted}, lambda part, rows: weights.read(places[part], rows))
+
+
+def _check_stored(weights: Weights, info: CompactInfo, claimed: Set[str]) -> None:
+    """Every tensor of the file is a part of one, or one that is stored as it is."""
+    plain = info.errors.keys() - info.coded.keys()
+    for name in [*info.coded, *plain]:
+        if name not in info.errors or (name in plain and name not in weights):
+            raise CorruptFile(f"{weights.ref}: {name!r} is missing, expected it as in the header; {_AGAIN}")
+    for name in weights:
+        if name not in claimed and name not in plain:
+            raise CorruptFile(f"{weights.ref}: {name!r} found, expected only what the header lists; {_AGAIN}")
+        if name in plain and weights.spec(name).dtype not in EDITABLE:
+            found = short(weights.spec(name).dtype)
+            raise CorruptFile(f"{weights.ref}: {name!r} has dtype {found}, expected floating point; {_AGAIN}")
+
+
+def _spec(weights: Weights, name: str, shape: tuple[int, ...] | None, parts: Parts | None) -> TensorSpec:
+    """The shape of a tensor, and the precision that it is decoded to."""
+    if shape is None or parts is None:
+        spec = weights.spec(name)
+        return TensorSpec(spec.shape, compute_dtype(spec.dtype))
+    wide = any(spec.dtype == torch.float64 for spec in parts.specs.values())
+    return TensorSpec(shape, torch.float64 if wide else torch.float32)
+
+
+def _said(spec: TensorSpec) -> str:
+    return f"{short(spec.dtype)} {spec.shape}"
+
+
+_AGAIN = "download or write it again"

@@ -1,0 +1,28 @@
+"""bfloat16: all entries, with eight bits of precision."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from taskvec.vectors.compact.form import PLAIN, Form, Parts, Shape, Specs
+
+
+class Rounded(Form):
+    """Every entry rounded to bfloat16: half of float32, relative errors up to 2^-9."""
+
+    name: ClassVar[str] = "bf16"
+    parts: ClassVar[tuple[str, ...]] = ()
+    takes_dtype: ClassVar[bool] = False
+
+    def encode(self, tensor: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The rounded tensor, under its own name."""
+        return {PLAIN: tensor.to(torch.bfloat16)}
+
+    def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
+        """The rounded tensor."""
+        return parts.read(PLAIN, rows).float()
+
+    def layout(self, shape: Shape, specs: Specs) -> Specs:
+        """No parts: the tensor is stored under its own name."""
+        return {}

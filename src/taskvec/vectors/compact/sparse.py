@@ -1,0 +1,137 @@
+"""The largest entries of a tensor, and where they lie."""
+
+import math
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from taskvec.rules.magnitude import find_cuts, share, trim
+from taskvec.vectors.compact.bits import pack, packed_size, unpack
+from taskvec.vectors.compact.form import (
+    ContradictoryParts,
+    Form,
+    Parts,
+    Shape,
+    Specs,
+    entries,
+    floating,
+    shape_of,
+)
+from taskvec.weights import TensorSpec
+from taskvec.weights.dtypes import compute_dtype
+
+PAGE = 1 << 16
+"""Entries of a page. Its values and positions can be read without those of other pages."""
+BLOCK = 1 << 8
+
+
+class Sparse(Form):
+    """The fraction ``density`` of the entries of a tensor, the largest; the others are zero.
+
+    Parts: ``values`` (kept,) in row-major order; ``starts`` (pages + 1,) int64, how many values lie before
+    each page of 65,536 entries; and the positions in the smallest of three ways: ``bits``, one for each
+    entry; ``bytes``, the place of each value in its block of 256 entries, with ``counts``, how many values a
+    block has; or ``words``, the place of each value in its page.
+    """
+
+    name: ClassVar[str] = "sparse"
+    parts: ClassVar[tuple[str, ...]] = ("values", "starts", "bits", "bytes", "counts", "words")
+    density: Annotated[float, Field(gt=0, le=1)]
+
+    def encode(self, tensor: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Values and positions; at least one entry that is not zero is kept if there is one."""
+        flat = tensor.reshape(-1)
+        if flat.numel():
+            [cut] = find_cuts(lambda: [flat[None]], share(flat.numel(), self.density))
+            flat, _ = trim(flat, cut)
+        kept = flat != 0
+        places = kept.nonzero().squeeze(1)
+        pages = -(-flat.numel() // PAGE)
+        starts = torch.searchsorted(places, torch.arange(pages + 1) * PAGE)
+        way = _smallest(flat.numel(), len(places))
+        return {"values": flat[places].to(dtype), "starts": starts, **_positions(way, kept, places)}
+
+    def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
+        """Zeros, with the values of the pages that the rows lie in put into their places.
+
+        Raises: ContradictoryParts if the parts contradict each other.
+        """
+        count = math.prod(shape)
+        first, last = entries(shape, rows)
+        pages = slice(first // PAGE, -(-last // PAGE))
+        starts = parts.read("starts", slice(pages.start, pages.stop + 1))
+        begin, end = int(starts[0]), int(starts[-1])
+        if begin < 0 or end > parts.specs["values"].numel or bool((starts.diff() < 0).any()):
+            raise ContradictoryParts("'starts' does not count the values upwards")
+        places = _places(parts, count, starts, pages)
+        if len(places) != end - begin:
+            raise ContradictoryParts(f"{len(places)} positions, expected {end - begin}, one for each value")
+        if len(places) and not (int(places[-1]) < count and bool((places.diff() > 0).all())):
+            raise ContradictoryParts("positions are not in order, or outside of the tensor")
+        values = parts.read("values", slice(begin, end))
+        inside = (places >= first) & (places < last)
+        tensor = torch.zeros(last - first, dtype=compute_dtype(values.dtype))
+        tensor[places[inside] - first] = values[inside].to(tensor.dtype)
+        return tensor.reshape(shape_of(shape, rows))
+
+    def layout(self, shape: Shape, specs: Specs) -> Specs:
+        """Sizes follow from the numbers of entries and of values."""
+        count, kept = math.prod(shape), specs["values"].numel
+        sizes = _sizes(count, kept)
+        way = next((way for way in sizes if way in specs), "bits")
+        return {
+            "values": TensorSpec((kept,), floating(specs, "values")),
+            "starts": TensorSpec((-(-count // PAGE) + 1,), torch.int64),
+            **sizes[way],
+        }
+
+
+def _sizes(count: int, kept: int) -> dict[str, dict[str, TensorSpec]]:
+    """The parts of every way to store positions."""
+    blocks = -(-count // BLOCK)
+    return {
+        "bits": {"bits": TensorSpec((packed_size(count),), torch.uint8)},
+        "bytes": {
+            "bytes": TensorSpec((kept,), torch.uint8),
+            "counts": TensorSpec((blocks,), torch.int16),
+        },
+        "words": {"words": TensorSpec((kept,), torch.uint16)},
+    }
+
+
+def _smallest(count: int, kept: int) -> str:
+    sizes = _sizes(count, kept)
+    return min(sizes, key=lambda way: sum(part.nbytes for part in sizes[way].values()))
+
+
+def _positions(way: str, kept: Tensor, places: Tensor) -> dict[str, Tensor]:
+    if way == "bits":
+        return {"bits": pack(kept)}
+    if way == "words":
+        return {"words": (places % PAGE).to(torch.uint16)}
+    counts = torch.bincount(places // BLOCK, minlength=-(-len(kept) // BLOCK))
+    return {"bytes": (places % BLOCK).to(torch.uint8), "counts": counts.to(torch.int16)}
+
+
+def _places(parts: Parts, count: int, starts: Tensor, pages: slice) -> Tensor:
+    """The row-major places of the values of some pages, from whichever part there is."""
+    origin = pages.start * PAGE
+    if "bits" in parts.specs:
+        last = min(pages.stop * PAGE, count)
+        data = parts.read("bits", slice(origin // 8, packed_size(last)))
+        kept = unpack(data, 0, last - origin)
+        return torch.arange(origin, last)[kept]
+    if "words" in parts.specs:
+        way, size, counts = "words", PAGE, starts.diff()
+    else:
+        blocks = PAGE // BLOCK
+        way, size = "bytes", BLOCK
+        counts = parts.read("counts", slice(pages.start * blocks, pages.stop * blocks)).long()
+        if bool((counts < 0).any()) or int(counts.sum()) != int(starts[-1] - starts[0]):
+            raise ContradictoryParts("'counts' and 'starts' do not agree")
+    local = parts.read(way, slice(int(starts[0]), int(starts[-1]))).long()
+    return local.add_(
+        torch.repeat_interleave(torch.arange(origin, origin + size * len(counts), size), counts)
+    )

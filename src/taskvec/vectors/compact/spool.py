@@ -1,0 +1,83 @@
+"""Tensors put aside on the disk until all of them, and what is to be said of them, are known."""
+
+import os
+import tempfile
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from taskvec.errors import TaskvecError
+from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.dtypes import raw_bytes
+
+_serial = count()
+
+
+class Spool(Weights):
+    """Tensors in a file without a name, written in any order, read like all weights.
+
+    The file lies beside ``target``, on the disk that has to hold the result anyway, and is gone when closed,
+    or when the process ends.
+    """
+
+    def __init__(self, ref: str, target: Path, files: tuple[Path, ...] = ()) -> None:
+        super().__init__(ref, {}, ("spool", next(_serial)), files=files)
+        self._target = target
+        beside = next(place for place in target.absolute().parents if place.is_dir())
+        self._file = tempfile.TemporaryFile(dir=beside)  # noqa: SIM115  # as long-lived as we are
+        self._known: dict[str, TensorSpec] = {}
+        self._specs = self._known
+        self._places: dict[str, int] = {}
+        self._end = 0
+
+    def allot(self, name: str, spec: TensorSpec) -> None:
+        """Make room for a tensor; it is zero until it is written."""
+        self._known[name], self._places[name] = spec, self._end
+        self._end += spec.nbytes
+        self._file.truncate(self._end)
+
+    def put(self, name: str, tensor: Tensor, first: int = 0) -> None:
+        """Write a tensor that there is room for, or its rows from ``first`` on.
+
+        Raises: TaskvecError if the disk is full.
+        """
+        data, place = raw_bytes(tensor), self._place(name, first)
+        try:
+            while data:
+                written = os.pwrite(self._file.fileno(), data, place)
+                data, place = data[written:], place + written
+        except OSError as error:
+            what = (error.strerror or str(error)).lower()
+            raise TaskvecError(
+                f"{self._target}: could not be written ({what}); nothing was left behind"
+            ) from error
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Make room for a tensor and write it."""
+        self.allot(name, TensorSpec(tuple(tensor.shape), tensor.dtype))
+        self.put(name, tensor)
+
+    def close(self) -> None:
+        """Let go of the file, and with it of all that was written."""
+        self._file.close()
+
+    def _place(self, name: str, first: int) -> int:
+        spec = self._known[name]
+        row = spec.nbytes // spec.shape[0] if first else 0
+        return self._places[name] + first * row
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        spec = self._known[name]
+        if rows is None:
+            first, shape = 0, spec.shape
+        else:
+            first, last, _ = rows.indices(spec.shape[0])
+            shape = (max(0, last - first), *spec.shape[1:])
+        tensor = torch.empty(shape, dtype=spec.dtype)
+        data, place = raw_bytes(tensor), self._place(name, first)
+        while data:
+            done = os.preadv(self._file.fileno(), [data], place)
+            data, place = data[done:], place + done
+        return tensor
