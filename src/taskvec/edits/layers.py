@@ -1,0 +1,255 @@
+"""Models made of other models' layers: tensors renamed, picked from several, put one after the other."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from taskvec.errors import CorruptFile, InputError
+from taskvec.rules.lines import BLOCKS
+from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.dtypes import EDITABLE, short
+
+_NUMBER_OF_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_EMBEDDING = re.compile(r"emb(?!ed_out)|wte|wpe|^shared\.")
+
+
+class Layer(NamedTuple):
+    """Where a tensor lies: the stack of layers, and its number there."""
+
+    stack: str
+    number: int
+
+
+def layer_of(name: str) -> Layer | None:
+    """The layer that a tensor is part of, ``None`` for embeddings, final norms and heads.
+
+    >>> layer_of("model.layers.3.mlp.up_proj.weight")
+    Layer(stack='model.layers', number=3)
+    """
+    match = re.search(BLOCKS, name)
+    return Layer(name[: match.start(1) - 1], int(match[1])) if match else None
+
+
+def renumbered(name: str, number: int) -> str:
+    """The name of the same tensor in another layer of its stack.
+
+    >>> renumbered("model.layers.3.mlp.up_proj.weight", 0)
+    'model.layers.0.mlp.up_proj.weight'
+    """
+    match = re.search(BLOCKS, name)
+    assert match is not None
+    return f"{name[: match.start(1)]}{number}{name[match.end(1) :]}"
+
+
+def before_layers(name: str) -> bool:
+    """Whether a tensor outside the layers comes before them: embeddings do, norms and heads do not."""
+    return _EMBEDDING.search(name) is not None
+
+
+def depths(names: Iterable[str]) -> dict[str, int]:
+    """The number of layers of each stack."""
+    found: dict[str, int] = {}
+    for name in names:
+        layer = layer_of(name)
+        if layer is not None:
+            found[layer.stack] = max(layer.number + 1, found.get(layer.stack, 0))
+    return found
+
+
+class Picked(Weights):
+    """Some tensors of a model, under other names, or in a wider dtype.
+
+    Args:
+        names: name here -> name in the model.
+        dtypes: name here -> the dtype it is read in, where that is not the model's own.
+    """
+
+    def __init__(
+        self, model: Weights, names: Mapping[str, str], dtypes: Mapping[str, torch.dtype] | None = None
+    ) -> None:
+        dtypes = dtypes or {}
+        here = ((name, model.spec(own)) for name, own in names.items())
+        super().__init__(
+            model.ref,
+            {name: TensorSpec(spec.shape, dtypes.get(name, spec.dtype)) for name, spec in here},
+            ("picked", model.identity, tuple(names.items()), tuple(dtypes.items())),
+            tied={
+                alias: kept
+                for alias, kept in model.tied.items()
+                if names.get(kept) == kept and alias not in names
+            },
+            folder=model.folder,
+            metadata=model.metadata,
+            files=model.files,
+        )
+        self.by_rows, self.frozen = model.by_rows, model.frozen
+        self._model, self._names = model, dict(names)
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        return self._model.read(self._names[name], rows).to(self._specs[name].dtype)
+
+    def close(self) -> None:
+        """Close the model."""
+        self._model.close()
+
+
+class Origin(Weights):
+    """Zero, in the shapes of a model; seen from here its weights are its task vector.
+
+    Integers are those of the model, as an edit leaves them alone.
+    """
+
+    def __init__(self, model: Weights) -> None:
+        super().__init__(
+            f"the origin of {model.ref}",
+            {name: model.spec(name) for name in model},
+            ("origin", model.identity),
+            tied=model.tied,
+            folder=model.folder,
+            metadata=model.metadata,
+            files=model.files,
+        )
+        self.by_rows, self.frozen = model.by_rows, model.frozen
+        self._model = model
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        spec = self._specs[name]
+        if spec.dtype not in EDITABLE:
+            return self._model.read(name, rows)
+        zeros = torch.zeros((), dtype=spec.dtype).expand(spec.shape)
+        return zeros if rows is None else zeros[rows]
+
+
+class Joined(Weights):
+    """Several sets of weights that have no tensor in common, as one."""
+
+    def __init__(self, parts: Sequence[Weights]) -> None:
+        first = parts[0]
+        self._owner = {name: part for part in parts for name in part}
+        super().__init__(
+            " | ".join(dict.fromkeys(part.ref for part in parts)),
+            {name: part.spec(name) for name, part in self._owner.items()},
+            ("joined", *(part.identity for part in parts)),
+            tied={alias: kept for part in parts for alias, kept in part.tied.items()},
+            folder=first.folder,
+            metadata=first.metadata,
+            files=tuple(dict.fromkeys(file for part in parts for file in part.files)),
+        )
+        self.by_rows = all(part.by_rows for part in parts)
+        self.frozen = all(part.frozen for part in parts)
+        self._parts = tuple(parts)
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        return self._owner[name].read(name, rows)
+
+    def ready(self, name: str) -> None:
+        """Do ahead what reading ``name`` needs."""
+        self._owner[name].ready(name)
+
+    def working_bytes(self, name: str) -> int:
+        """Bytes that reading a block of ``name`` takes, about."""
+        return self._owner[name].working_bytes(name)
+
+    def close(self) -> None:
+        """Close every part."""
+        for part in self._parts:
+            part.close()
+
+
+def widened(models: Sequence[Weights]) -> list[Weights]:
+    """The models with their floating-point tensors in the narrowest dtypes that hold them all exactly."""
+    wide: dict[str, torch.dtype] = {}
+    for name in models[0]:
+        found = {model.spec(name).dtype for model in models if name in model}
+        if len(found) > 1 and found <= EDITABLE:
+            first, *others = found
+            for other in others:
+                first = torch.promote_types(first, other)
+            wide[name] = first
+    return [_widened(model, wide) for model in models]
+
+
+def _widened(model: Weights, wide: Mapping[str, torch.dtype]) -> Weights:
+    own = {name: dtype for name, dtype in wide.items() if name in model and model.spec(name).dtype != dtype}
+    return Picked(model, {name: name for name in model}, own) if own else model
+
+
+def config_of(
+    folder: Path | None, *, layers: Sequence[tuple[Path | None, int]] | None, dtype: torch.dtype | None
+) -> str | None:
+    """The text of the config.json in ``folder`` for other layers or another dtype; ``None`` if there is none.
+
+    Args:
+        layers: folder and number of the layer that each layer of the result is described by; ``None`` for
+            those of the model itself.
+        dtype: of the result's tensors; ``None`` for that of the model.
+
+    Raises: InputError for a config that does not tell its number of layers; CorruptFile.
+    """
+    config = read_config(folder)
+    if config is None:
+        return None
+    if layers is not None:
+        config = _with_layers(config, folder, layers)
+    if dtype is not None:
+        key = next((key for key in ("torch_dtype", "dtype") if key in config), "dtype")
+        config = {**_with_dtype(config, short(dtype)), key: short(dtype)}
+    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_config(folder: Path | None) -> dict[str, Any] | None:
+    """The config.json of a model folder, if it has one.
+
+    Raises: CorruptFile.
+    """
+    path = folder / "config.json" if folder is not None else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFile(f"{path}: not valid JSON ({error}); download or write it again") from None
+    if not isinstance(config, dict):
+        raise CorruptFile(f"{path}: {type(config).__name__}, expected a mapping; download or write it again")
+    return config
+
+
+def _with_layers(
+    config: dict[str, Any], folder: Path | None, layers: Sequence[tuple[Path | None, int]]
+) -> dict[str, Any]:
+    """Another number of layers, and lists with an entry for each layer put together anew."""
+    key = next((key for key in _NUMBER_OF_LAYERS if isinstance(config.get(key), int)), None)
+    if key is None:
+        inner = config.get("text_config")
+        if isinstance(inner, dict):
+            return {**config, "text_config": _with_layers(inner, folder, layers)}
+        raise InputError(f"{folder}/config.json: no number of layers, expected one of {_NUMBER_OF_LAYERS}")
+    before, made = config[key], {**config, key: len(layers)}
+    described = {place: read_config(place) or {} for place in {place for place, _ in layers}}
+    for name, value in config.items():
+        if isinstance(value, list) and len(value) == before and "layer" in name:
+            made[name] = [_entry(described[place], name, number, value) for place, number in layers]
+    return made
+
+
+def _entry(config: Mapping[str, Any], name: str, number: int, otherwise: Sequence[Any]) -> Any:
+    own = config.get(name, config.get("text_config", {}).get(name))
+    listed = own if isinstance(own, list) and number < len(own) else otherwise
+    return listed[min(number, len(listed) - 1)]
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """``dtype`` wherever one is named, in inner configs too."""
+    return {
+        key: dtype
+        if key in ("dtype", "torch_dtype") and isinstance(value, str)
+        else _with_dtype(value, dtype)
+        if isinstance(value, dict)
+        else value
+        for key, value in config.items()
+    }

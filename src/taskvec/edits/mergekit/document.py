@@ -1,0 +1,146 @@
+"""What a mergekit YAML file may hold. Keys that are not here are refused."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from taskvec.config import Config
+from taskvec.edits.mergekit.methods import METHODS
+from taskvec.registry import nearest
+
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+def _reference(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("expected a folder or a hub id (org/name@revision)")
+    if "+" in value and not Path(value).exists():
+        raise ValueError(
+            "a model with an adapter is not read; apply the adapter first (taskvec apply) and name the result"
+        )
+    return value
+
+
+def _dtype(value: object) -> object:
+    name = str(value).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise ValueError(nearest(name, _DTYPES))
+    return name
+
+
+Reference = Annotated[str, BeforeValidator(_reference)]
+Dtype = Annotated[str, BeforeValidator(_dtype)]
+Parameters = dict[str, Any] | None
+
+
+class Model(Config):
+    """One of the models that are merged."""
+
+    model: Reference
+    parameters: Parameters = None
+
+
+class Source(Config):
+    """Some layers of a model, from the first number up to but without the second."""
+
+    model: Reference
+    layer_range: tuple[int, int]
+    parameters: Parameters = None
+
+    @field_validator("layer_range")
+    @classmethod
+    def _in_order(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 0 <= value[0] < value[1]:
+            raise ValueError("expected [first, end] with 0 <= first < end")
+        return value
+
+
+class Slice(Config):
+    """Layers of the output, and what they are merged from."""
+
+    sources: list[Source] = Field(min_length=1)
+    base_model: Reference | None = None
+    parameters: Parameters = None
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        lengths = [source.layer_range[1] - source.layer_range[0] for source in self.sources]
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                f"sources of {', '.join(map(str, lengths))} layers, expected the same number of all"
+            )
+        return self
+
+
+class Tokenizer(Config):
+    """Which tokenizer the output gets."""
+
+    source: str = "union"
+
+
+class Document(Config):
+    """The whole file."""
+
+    merge_method: str
+    models: list[Model] | None = None
+    slices: list[Slice] | None = None
+    modules: Any = None
+    base_model: Reference | None = None
+    parameters: Parameters = None
+    dtype: Dtype | None = None
+    out_dtype: Dtype | None = None
+    tokenizer_source: str | None = None
+    tokenizer: Tokenizer | None = None
+    chat_template: Any = None
+
+    @field_validator("merge_method")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in METHODS:
+            raise ValueError(f"no such method; {nearest(value, METHODS)}")
+        return value
+
+    @field_validator("modules")
+    @classmethod
+    def _no_modules(cls, value: object) -> None:
+        if value:
+            raise ValueError("merging the modules of a model apart is not supported; use models with filters")
+
+    @field_validator("chat_template")
+    @classmethod
+    def _no_template(cls, value: object) -> None:
+        if value:
+            raise ValueError(
+                "templates are not written; leave it out and edit the tokenizer files of the output"
+            )
+
+    @field_validator("tokenizer_source")
+    @classmethod
+    def _base_alone(cls, value: str | None) -> str | None:
+        return _base_tokenizer(value)
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _base_alone_too(cls, value: Tokenizer | None) -> Tokenizer | None:
+        _base_tokenizer(value.source if value else None)
+        return value
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if bool(self.models) == bool(self.slices):
+            raise ValueError(
+                f"{'both' if self.models else 'neither'} models and slices, expected one of them"
+            )
+        return self
+
+    @property
+    def matches_tokens(self) -> bool:
+        """Whether the tokenizer of the base is asked for by name."""
+        return self.tokenizer_source is not None or self.tokenizer is not None
+
+
+def _base_tokenizer(source: str | None) -> str | None:
+    if source not in (None, "base"):
+        raise ValueError("only base is supported; for other vocabularies write a recipe with vocab")
+    return source

@@ -1,0 +1,291 @@
+"""From a mergekit YAML file to a model that can be written."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taskvec.edits.layers import (
+    Joined,
+    Picked,
+    before_layers,
+    config_of,
+    depths,
+    layer_of,
+    renumbered,
+)
+from taskvec.edits.merge import Merge
+from taskvec.edits.mergekit.document import Document, Slice
+from taskvec.edits.mergekit.methods import METHODS
+from taskvec.edits.mergekit.part import Part
+from taskvec.edits.mergekit.settings import Scope, idle_filters, parse_scope
+from taskvec.edits.tokens import tokens_of
+from taskvec.errors import InputError
+from taskvec.weights import Weights, open_weights
+from taskvec.weights.dtypes import EDITABLE, short
+
+_WIDE_ANYWAY = ("linear", "slerp", "passthrough")
+"""Methods that mergekit computes in float32 whatever the dtype."""
+
+
+def read(path: Path, content: object) -> Merge:
+    """The merge that a mergekit YAML file describes; of its models only headers are read.
+
+    Args:
+        path: of the file; for messages. Models are found from the working directory, as mergekit does.
+        content: the plain data in it.
+
+    Raises: InputError, one line, for anything that is unknown, missing or at odds.
+    """
+    document = Document.parse(str(path), content)
+    reading = _Reading(str(path), document)
+    parts = reading.parts()
+    dtype = _torch_dtype(document.out_dtype or document.dtype)
+    weights = [part.merged(reading.method, dtype) for part in parts]
+    like = reading.like
+    text = config_of(like.folder, layers=reading.described(), dtype=dtype)
+    return Merge(
+        weights=weights[0] if len(weights) == 1 else Joined(weights),
+        record={"recipe": content, "dialect": "mergekit"},
+        like=like,
+        notes=tuple(reading.notes(parts)),
+        inputs=dict(reading.models),
+        files={} if text is None else {"config.json": text},
+    )
+
+
+class _Reading:
+    """A document with its models opened."""
+
+    def __init__(self, where: str, document: Document) -> None:
+        self.where, self.document = where, document
+        self.method = METHODS[document.merge_method]
+        self.models: dict[str, Weights] = {}
+        self._said: list[str] = []
+        self.shared = self._scope("parameters", document.parameters)
+
+    @cached_property
+    def like(self) -> Weights:
+        """The model whose config and tokenizer files go with the output."""
+        document = self.document
+        if document.base_model is not None:
+            return self._open("base_model", document.base_model)
+        if document.models:
+            return self._open("models[0].model", document.models[0].model)
+        assert document.slices
+        return self._open("slices[0].sources[0].model", document.slices[0].sources[0].model)
+
+    def parts(self) -> list[Part]:
+        """What the output is made of, in its order."""
+        if self.document.models:
+            parts = [self._whole()]
+        else:
+            slices = self.document.slices or []
+            starts = [0]
+            for piece in slices:
+                starts.append(starts[-1] + _length(piece))
+            parts = [
+                self._slice(number, piece, starts[number], last=number == len(slices) - 1)
+                for number, piece in enumerate(slices)
+            ]
+        if self.document.matches_tokens:
+            self._check_tokens()
+        return parts
+
+    def described(self) -> list[tuple[Path | None, int]] | None:
+        """The model folder and layer that each layer of the output is described by."""
+        if not self.document.slices:
+            return None
+        firsts = (piece.sources[0] for piece in self.document.slices)
+        return [
+            (self.models[first.model].folder, number)
+            for first in firsts
+            for number in range(*first.layer_range)
+        ]
+
+    def notes(self, parts: Sequence[Part]) -> list[str]:
+        """What is to be said: differences from mergekit, filters that do nothing."""
+        document = self.document
+        said = [f"{document.merge_method}: {note}" for note in self.method.notes]
+        dtypes = {part.sources[0].spec(name).dtype for part in parts for name in part.sources[0]} & EDITABLE
+        computing = {document.dtype} if document.dtype else {short(dtype) for dtype in dtypes}
+        narrow = sorted(computing & {"bfloat16", "float16"})
+        if narrow and document.merge_method not in _WIDE_ANYWAY:
+            said.append(
+                f"arithmetic is in float32, rounded once at the end, where mergekit's is in {narrow[0]}"
+            )
+        names = sorted({name for part in parts for own in part.own_names for name in own.values()})
+        scopes = [scope for part in parts for own in (part.shared, *part.own) for scope in own]
+        said += [f"filter {part!r} is part of no tensor's name" for part in idle_filters(scopes, names)]
+        return [f"{self.where}: {one}" for one in dict.fromkeys([*said, *self._said])]
+
+    # Forms
+
+    def _whole(self) -> Part:
+        """``models``: all layers of every model."""
+        document = self.document
+        entries = [(entry.model, entry.parameters) for entry in document.models or []]
+        if document.base_model is not None and all(ref != document.base_model for ref, _ in entries):
+            entries.append((document.base_model, None))
+        fields = [f"models[{number}]" for number in range(len(entries))]
+        sources = [self._open(f"{field}.model", ref) for field, (ref, _) in zip(fields, entries, strict=True)]
+        self._check_distinct(sources, [source.identity for source in sources], "models")
+        base = self._base([ref for ref, _ in entries], document.base_model, "base_model")
+        own = tuple(
+            (self._own(field, given, place == base), self.shared)
+            for place, (field, (_, given)) in enumerate(zip(fields, entries, strict=True))
+        )
+        number = depths(sources[0])
+        layers = ((name, layer_of(name)) for name in sources[0])
+        return Part(
+            self.where,
+            tuple(sources),
+            tuple({name: name for name in source} for source in sources),
+            base,
+            {name: _depth(layer.number, number[layer.stack]) if layer else 0.0 for name, layer in layers},
+            (self.shared,),
+            own,
+        )
+
+    def _slice(self, number: int, piece: Slice, start: int, *, last: bool) -> Part:
+        """One of ``slices``: some layers of each source, renumbered from ``start`` on."""
+        field = f"slices[{number}]"
+        refs = [source.model for source in piece.sources]
+        places = [f"{field}.sources[{place}]" for place in range(len(refs))]
+        models = [self._open(f"{place}.model", ref) for place, ref in zip(places, refs, strict=True)]
+        ranges = [source.layer_range for source in piece.sources]
+        self._check_distinct(models, [(m.identity, r) for m, r in zip(models, ranges, strict=True)], field)
+        wanted = piece.base_model or self.document.base_model
+        base = self._base(refs, wanted, field)
+        inner = self._scope(f"{field}.parameters", piece.parameters)
+        names = tuple(
+            self._names(place, model, span, start, first=number == 0, last=last)
+            for place, model, span in zip(places, models, ranges, strict=True)
+        )
+        length = _length(piece)
+        layers = ((name, layer_of(name)) for name in names[0])
+        own = tuple(
+            (self._own(place, source.parameters, at == base), inner, self.shared)
+            for at, (place, source) in enumerate(zip(places, piece.sources, strict=True))
+        )
+        return Part(
+            f"{self.where}: {field}",
+            tuple(Picked(model, own_names) for model, own_names in zip(models, names, strict=True)),
+            names,
+            base,
+            {name: _depth(layer.number - start, length) if layer else 0.0 for name, layer in layers},
+            (inner, self.shared),
+            own,
+        )
+
+    def _names(
+        self, field: str, model: Weights, span: tuple[int, int], start: int, *, first: bool, last: bool
+    ) -> dict[str, str]:
+        """Name in the output -> name in the model, of the tensors that a slice takes from it."""
+        stacks = depths(model)
+        if len(stacks) != 1:
+            found = ", ".join(stacks) or "none"
+            raise InputError(
+                f"{self.where}: {field}: slices are of models with one stack of layers, found {found}"
+            )
+        [number] = stacks.values()
+        if span[1] > number:
+            raise InputError(
+                f"{self.where}: {field}.layer_range: {list(span)}, expected layers up to {number}, "
+                f"as {model.ref} has"
+            )
+        names: dict[str, str] = {}
+        for name in model:
+            layer = layer_of(name)
+            if layer is None:
+                if first if before_layers(name) else last:
+                    names[name] = name
+            elif span[0] <= layer.number < span[1]:
+                names[renumbered(name, start + layer.number - span[0])] = name
+        return names
+
+    # Pieces
+
+    def _open(self, field: str, ref: str) -> Weights:
+        if ref not in self.models:
+            try:
+                self.models[ref] = open_weights(ref)
+            except InputError as error:
+                raise type(error)(f"{self.where}: {field}: {error}") from None
+        return self.models[ref]
+
+    def _scope(self, field: str, given: Mapping[str, Any] | None) -> Scope:
+        return parse_scope(
+            f"{self.where}: {field}",
+            given,
+            self.method.parameters,
+            of_model=False,
+            method=self.document.merge_method,
+        )
+
+    def _own(self, field: str, given: Mapping[str, Any] | None, is_base: bool) -> Scope:
+        scope = parse_scope(
+            f"{self.where}: {field}.parameters",
+            given,
+            self.method.parameters,
+            of_model=True,
+            method=self.document.merge_method,
+        )
+        if scope and is_base:
+            self._said.append(
+                f"{field}: the parameters of the base model do nothing, it has no task vector; as in mergekit"
+            )
+        return scope
+
+    def _base(self, refs: Sequence[str], wanted: str | None, field: str) -> int | None:
+        """Which of the sources is the base, as far as the method has one."""
+        kind = self.method.base
+        if kind == "model" or (kind == "optional" and wanted is None):
+            return None
+        if wanted is None:
+            raise InputError(
+                f"{self.where}: base_model is missing, expected one for {self.document.merge_method!r}"
+            )
+        if refs.count(wanted) != 1:
+            found = "several times" if wanted in refs else "not"
+            raise InputError(
+                f"{self.where}: {field}: the base model {wanted!r} is {found} among the sources, "
+                "expected it once, with the layers that it is the base of"
+            )
+        return refs.index(wanted)
+
+    def _check_distinct(self, models: Sequence[Weights], keys: Sequence[object], field: str) -> None:
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise InputError(
+                    f"{self.where}: {field}: {models[place].ref!r} is given twice, expected it once; "
+                    "add their weights up"
+                )
+
+    def _check_tokens(self) -> None:
+        """Refuse models whose tokenizers differ: their rows would have to be moved."""
+        base = tokens_of(self.like.folder)
+        for ref, model in self.models.items():
+            own = tokens_of(model.folder)
+            if base is not None and own is not None and own != base:
+                differing = sorted(own.items() ^ base.items(), key=str)[0][0]
+                raise InputError(
+                    f"{self.where}: {ref}: its tokenizer differs from that of {self.like.ref}, "
+                    f"first in {differing!r}, expected the same; a recipe with vocab matches tokens"
+                )
+
+
+def _length(piece: Slice) -> int:
+    first, end = piece.sources[0].layer_range
+    return end - first
+
+
+def _depth(number: int, layers: int) -> float:
+    """0 for the first layer, 1 for the last; a single layer counts as the last."""
+    return number / (layers - 1) if layers > 1 else 1.0
+
+
+def _torch_dtype(name: str | None) -> torch.dtype | None:
+    return None if name is None else getattr(torch, name)
