@@ -1,6 +1,6 @@
 """What every registered rule obeys."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,10 +14,11 @@ from taskvec.errors import InputError
 from taskvec.rules import RULES, Rule
 from taskvec.rules.rule import Place
 from taskvec.vectors import TaskVector, apply, combine
-from taskvec.weights import open_weights
+from taskvec.weights import Weights, open_weights
 
 # Every rule, and a chain of each kind.
 NAMES = [*RULES, "dare+ties", "breadcrumbs+tsv", "tsv+lines", "dare+consensus+lines", "nearswap+karcher"]
+NAMES += ["dare+fisher", "regmean+lines"]
 # Depth needs blocks, and the other laws are laws at any depth.
 PLAIN: dict[str, Any] = {"alpha": 0.7, "beta": 0.0}
 RANDOM = {"dare", "della"}
@@ -30,12 +31,12 @@ IDENTITY: dict[str, dict[str, Any]] = {
     },
     **{"passthrough": {}, "ties": {"keep": 1}, "dare": {"density": 1}, "della": {"density": 1}},
     **{"breadcrumbs": {"density": 1, "gamma": 0}, "consensus": {"k": 1}, "nearswap": {"t": 100}},
-    **{"lines": {"alpha": 1, "beta": 0}, "dare+ties": {"density": 1, "keep": 1}},
+    **{"lines": {"alpha": 1, "beta": 0}, "dare+ties": {"density": 1, "keep": 1}, "fisher": {}, "regmean": {}},
 }
 # Parameters with which copies of one vector give that vector.
 IDEMPOTENT: dict[str, dict[str, Any]] = {
     **{key: {} for key in ("mean", "wudi", "magmax", "metagpt", "model_stock", "slerp", "nuslerp")},
-    **{"multislerp": {}, "karcher": {}, "sce": {}, "ties": {"keep": 1}},
+    **{"multislerp": {}, "karcher": {}, "sce": {}, "ties": {"keep": 1}, "fisher": {}, "regmean": {}},
 }
 
 every_rule = pytest.mark.parametrize("name", NAMES)
@@ -56,7 +57,24 @@ def merged(name: str, stack: Tensor, base: Tensor | None = None, **params: Any) 
     """The rule on one stack, with a base where it asks for one."""
     rule = RULES[name]
     origin = torch.ones(stack.shape[1:], dtype=stack.dtype) if base is None else base
-    return rule(stack, **{**defaults(rule), **params}, **rule.own({"_base": origin}))
+    context = rule.own({"_base": origin, "_stats": [statistics(rule, delta) for delta in stack]})
+    return rule(stack, **{**defaults(rule), **params}, **context)
+
+
+def statistics(rule: Rule, delta: Tensor) -> Tensor | None:
+    """Statistics that go with a random delta: they are as random, and follow it when tasks change places."""
+    signs = delta.sign()
+    if "regmean" not in rule.name:
+        return signs + 1
+    return signs.T @ signs / 64 if delta.dim() == 2 else None
+
+
+def stats_of(rule: Rule, vectors: Sequence[TaskVector]) -> list[Weights] | None:
+    """Statistics of every tensor of every vector, for rules that take them."""
+    if "_stats" not in rule.keywords:
+        return None
+    found = [{name: statistics(rule, delta) for name, delta in vector.items()} for vector in vectors]
+    return [open_weights({name: own for name, own in one.items() if own is not None}) for one in found]
 
 
 def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-7) -> None:
@@ -177,12 +195,13 @@ def model(tasks: int) -> tuple[dict[str, Tensor], list[TaskVector]]:
 @every_rule
 def test_pieces_order_and_threads_change_no_bit(name: str) -> None:
     _, vectors = model(tasks_of(RULES[name], 3))
-    whole = combine(name, vectors)
+    stats = stats_of(RULES[name], vectors)
+    whole = combine(name, vectors, stats=stats)
     expected = {tensor: whole[tensor] for tensor in whole}
-    backwards, pieces = combine(name, vectors), combine(name, vectors)
+    backwards, pieces = combine(name, vectors, stats=stats), combine(name, vectors, stats=stats)
     assert all(torch.equal(backwards[tensor], expected[tensor]) for tensor in reversed(list(backwards)))
     with ThreadPoolExecutor(4) as pool:
-        threaded = combine(name, vectors)
+        threaded = combine(name, vectors, stats=stats)
         read = dict(zip(threaded, pool.map(threaded.read, threaded), strict=True))
     for tensor, value in expected.items():
         assert torch.equal(read[tensor], value)
@@ -195,7 +214,7 @@ def test_pieces_order_and_threads_change_no_bit(name: str) -> None:
 @every_rule
 def test_a_model_is_edited_and_its_integers_stay(name: str) -> None:
     base, vectors = model(tasks_of(RULES[name], 3))
-    edit = combine(name, vectors)
+    edit = combine(name, vectors, stats=stats_of(RULES[name], vectors))
     edited = apply(base, edit)
     assert torch.equal(edited["position_ids"], base["position_ids"])
     assert torch.equal(edited["mask"], base["mask"])
@@ -209,10 +228,11 @@ def test_a_merged_vector_equals_the_rule_on_its_tensors(name: str) -> None:
     base, vectors = model(tasks_of(RULES[name], 3))
     rule = RULES[name]
     if rule.prepare is None:
-        edit = combine(name, vectors)
+        edit = combine(name, vectors, stats=stats_of(rule, vectors))
         for tensor in edit:
             stack = torch.stack([vector[tensor] for vector in vectors])
-            context = rule.own({"_base": base[tensor], "_place": Place(tensor)})
+            stats = [statistics(rule, delta) for delta in stack]
+            context = rule.own({"_base": base[tensor], "_place": Place(tensor), "_stats": stats})
             # A tensor that no vector changes is not computed.
             assert_near(edit[tensor], rule(stack, **context), 1e-6)
 
@@ -220,12 +240,13 @@ def test_a_merged_vector_equals_the_rule_on_its_tensors(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if "seed" in RULES[name].parameters()])
 def test_a_seed_decides_everything_random(name: str) -> None:
     _, vectors = model(3)
-    first, again, other = (combine(name, vectors, seed=seed) for seed in (1, 1, 2))
+    stats = stats_of(RULES[name], vectors)
+    first, again, other = (combine(name, vectors, seed=seed, stats=stats) for seed in (1, 1, 2))
     assert all(torch.equal(first[tensor], again[tensor]) for tensor in first)
     assert not torch.equal(first["embed.weight"], other["embed.weight"])
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    combine(name, vectors)["embed.weight"]
+    combine(name, vectors, stats=stats)["embed.weight"]
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -234,7 +255,8 @@ def test_a_rule_says_what_it_is(name: str) -> None:
     rule = RULES[name]
     assert rule.name == name
     assert rule.summary.endswith(".") and len(rule.summary) < 105
-    assert rule.consumes in {"deltas", "deltas, base"}
+    assert rule.consumes in {"deltas", "deltas, base", "deltas, unlabelled inputs"}
+    assert ("_stats" in rule.keywords) == (rule.consumes == "deltas, unlabelled inputs")
     assert "_base" not in rule.keywords or rule.consumes == "deltas, base"
     if "+" not in name:
         assert "Source:" in rule.description or name == "mean"

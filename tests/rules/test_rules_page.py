@@ -11,6 +11,7 @@ import yaml
 
 from taskvec.rules import RULES
 from taskvec.vectors import TaskVector, combine
+from taskvec.weights import Weights, open_weights
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
 SECTIONS = {
@@ -27,6 +28,17 @@ def vectors() -> dict[str, TaskVector]:
             base, {name: value + torch.randn(4, 3, generator=generator) for name, value in base.items()}
         )
         for label in "ab"
+    }
+
+
+def statistics() -> dict[str, Weights]:
+    """Fisher information and Gram matrices of both vectors."""
+    layers = [f"layers.{n}.weight" for n in range(2)]
+    kinds = {"f": torch.rand(4, 3, generator=torch.Generator().manual_seed(1)), "g": torch.eye(3)}
+    return {
+        f"{kind}{label}": open_weights(dict.fromkeys(layers, (1 + place) * value))
+        for kind, value in kinds.items()
+        for place, label in enumerate("ab")
     }
 
 
@@ -54,8 +66,10 @@ def test_the_command_and_the_call_of_a_section_are_the_same_and_work(name: str) 
     pairs = (words[place + 1].split("=", 1) for place, word in enumerate(words) if word == "-p")
     params: dict[str, Any] = {key: yaml.safe_load(value) for key, value in pairs}
     assert name in rule.split("+")
-    known = vectors()
+    known, stats = vectors(), statistics()
     given = [vector for label, vector in known.items() if f"{label}={label.upper()}" in words]
-    called = eval(call, {"combine": combine, **known})
-    assert called == combine(rule, given, **params)
+    used = [one for label, one in stats.items() if f"{label[1]}={label.upper()}" in words]
+    assert words.count("--stats") == len(used)
+    called = eval(call, {"combine": combine, **known, **stats})
+    assert called == combine(rule, given, stats=used or None, **params)
     assert bool(called["layers.1.weight"].isfinite().all())

@@ -18,6 +18,7 @@ RULES = Rules(
         "wudi": "taskvec.rules.wudi:WUDI",
         "magmax": "taskvec.rules.magmax:MAGMAX",
         "consensus": "taskvec.rules.consensus:CONSENSUS",
+        "emr": "taskvec.rules.emr:EMR",
         "pcb": "taskvec.rules.pcb:PCB",
         "metagpt": "taskvec.rules.metagpt:METAGPT",
         "lines": "taskvec.rules.lines:LINES",
@@ -30,6 +31,8 @@ RULES = Rules(
         "nearswap": "taskvec.rules.nearswap:NEARSWAP",
         "arcee_fusion": "taskvec.rules.arcee_fusion:ARCEE_FUSION",
         "passthrough": "taskvec.rules.passthrough:PASSTHROUGH",
+        "fisher": "taskvec.rules.fisher:FISHER",
+        "regmean": "taskvec.rules.regmean:REGMEAN",
     },
 )
 

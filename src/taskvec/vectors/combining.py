@@ -16,6 +16,7 @@ from taskvec.rules.rule import Place, Stacks
 from taskvec.vectors.base import Base, shared_base
 from taskvec.vectors.info import VectorInfo
 from taskvec.vectors.sources import Source
+from taskvec.vectors.statistics import check_statistics
 from taskvec.vectors.vector import TaskVector, joined_specs
 from taskvec.weights import TensorSpec, Weights, WeightsLike, open_weights
 
@@ -53,8 +54,7 @@ def combine(
         name: {**params, **some} if own else known.settings({**params, **some}, len(vectors))
         for name, some in (each or {}).items()
     }
-    if stats is not None and len(stats) != len(vectors):
-        raise InputError(f"statistics: {len(stats)} files, expected {len(vectors)}, one for each task vector")
+    check_statistics(known, vectors, stats)
     if known.coefficients is not None and not single:
         factors = known.coefficients(len(vectors), **settings)
         total = factors[0] * vectors[0]
@@ -156,9 +156,7 @@ class Combined(Source):
         vectors = [vector.with_base(base) for vector in self._vectors]
         own, specs = _common(vectors)
         _check_names(self._each, specs)
-        return Combined(
-            self._rule, vectors, self._settings, own, specs, each=self._each, stats=self._stats
-        )
+        return Combined(self._rule, vectors, self._settings, own, specs, each=self._each, stats=self._stats)
 
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The rule's tensor, computed from all vectors' tensors."""

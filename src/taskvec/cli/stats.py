@@ -1,0 +1,164 @@
+"""``taskvec stats``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from taskvec.cli._common import Count, Force, Json, Quiet, print_json, print_table, watching
+from taskvec.cli._editing import Output, open_model
+from taskvec.errors import InputError
+
+if TYPE_CHECKING:
+    from taskvec.vectors import BaseInfo, TaskVector
+    from taskvec.vectors.statistics import Kind
+
+
+def stats(
+    model: str,
+    /,
+    *,
+    task: Annotated[str, Parameter(name=["--task", "-t"])],
+    output: Output,
+    suite: Annotated[str | None, Parameter(name=["--suite", "-s"])] = None,
+    vector: Annotated[str | None, Parameter(name=["--vector", "-v"])] = None,
+    heads_from: str | None = None,
+    kind: Literal["fisher", "gram", "both"] = "both",
+    examples: Count = 256,
+    labels: Literal["all", "sampled"] = "all",
+    split: Literal["train", "validation", "test"] = "train",
+    seed: int = 0,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what a model does with the inputs of a task, for the rules `fisher` and `regmean`.
+
+    Examples: `taskvec stats minilm -v sst2.safetensors -t sst2 -o stats/sst2` for a model and a task vector
+    of it, `taskvec stats ./tuned --heads-from minilm -t sst2 -o stats/sst2` for a fine-tuned model. Labels of
+    the examples are not used.
+
+    Parameters
+    ----------
+    model
+        A known name (`taskvec models`), a folder, or a hub id.
+    task
+        The task whose inputs the model is given: the one it was fine-tuned on.
+    output
+        A folder, which gets fisher.safetensors and gram.safetensors, or for one kind a .safetensors file.
+    suite
+        A shipped suite (`taskvec suites`) or a suite file. Default: the shipped suite that has the task.
+    vector
+        A task vector that is added to MODEL first, whose heads stay those of MODEL.
+    heads_from
+        The pre-trained model whose text tower makes the frozen head, when MODEL is a fine-tuned copy of it.
+    kind
+        `fisher`, the diagonal Fisher information of every parameter; `gram`, the second moments of what every
+        linear layer is given; or `both`.
+    examples
+        How many inputs, drawn by the seed.
+    labels
+        `all` takes the Fisher information over all classes, a backward pass each; `sampled` draws one class
+        for each input from the model's prediction.
+    split
+        Where the inputs are from.
+    seed
+        Draws the inputs, and sampled labels.
+    """
+    from taskvec.analysis.statistics import edited, fisher, gram
+    from taskvec.models.loading import load_backbone
+    from taskvec.tasks.loaders import head_for
+    from taskvec.tasks.suite import load_suite, suite_with
+    from taskvec.vectors.statistics import StatisticsInfo
+    from taskvec.weights import save_weights
+    from taskvec.weights.staging import check_target
+
+    if vector is not None and heads_from is not None:
+        raise InputError("--heads-from: given together with --vector, whose heads are those of MODEL")
+    places = _places(output, kind)
+    for place in places.values():
+        check_target(place, force=force)
+    chosen = (load_suite(suite) if suite else suite_with(task)).task(task)
+    direction = None if vector is None else _vector(vector, task)
+    backbone = load_backbone(model)
+    pretrained = load_backbone(heads_from) if heads_from else backbone
+    if direction is not None:
+        backbone = edited(backbone, direction)
+    head = head_for(pretrained, chosen)
+    measured, base = _origin(model, direction, heads_from)
+    facts = []
+    for name, place in places.items():
+        with watching(quiet) as watch:
+            if name == "fisher":
+                found = fisher(
+                    backbone, chosen, examples, head=head, labels=labels, split=split, seed=seed, watch=watch
+                )
+            else:
+                found = gram(backbone, chosen, examples, split=split, seed=seed, watch=watch)
+        info = StatisticsInfo(
+            kind=name,
+            model=measured,
+            base=base,
+            task=task,
+            data=chosen.fingerprint,
+            split=split,
+            examples=min(examples, len(chosen.split(split))),
+            seed=seed,
+            labels=labels if name == "fisher" else None,
+        )
+        save_weights(found, place, force=force, metadata=info.header())
+        facts.append(
+            {
+                "path": str(place),
+                "kind": name,
+                "task": task,
+                "model": info.model.ref,
+                "examples": info.examples,
+                "tensors": len(found),
+                "bytes": place.stat().st_size,
+            }
+        )
+    if json:
+        print_json(facts)
+    else:
+        print_table(None, list(facts[0]), [list(row.values()) for row in facts])
+
+
+def _places(output: Path, kind: "Kind | Literal['both']") -> "dict[Kind, Path]":
+    """The file of each kind."""
+    kinds: list[Kind] = ["fisher", "gram"] if kind == "both" else [kind]
+    if output.suffix != ".safetensors":
+        return {name: output / f"{name}.safetensors" for name in kinds}
+    if len(kinds) > 1:
+        raise InputError(f"--output: {output} is one file, for one --kind; name a folder for both")
+    return {kinds[0]: output}
+
+
+def _vector(path: str, task: str) -> "TaskVector":
+    import math
+
+    from taskvec.errors import NonFinite
+    from taskvec.vectors import TaskVector
+
+    loaded = TaskVector.load(path)
+    if loaded.info.task not in (None, task):
+        raise InputError(f"{path}: a vector of {loaded.info.task!r}, expected one of {task!r}")
+    if not math.isfinite(loaded.norm()):
+        raise NonFinite(f"{path}: holds NaN or infinity; extract or train it again")
+    return loaded
+
+
+def _origin(
+    model: str, vector: "TaskVector | None", heads_from: str | None
+) -> "tuple[BaseInfo, BaseInfo | None]":
+    """What is measured, and the pre-trained model if that is another."""
+    from taskvec.vectors import BaseInfo, apply
+
+    start = open_model(model)
+    if vector is not None:
+        moved = apply(start, vector)
+        measured = BaseInfo(ref=f"{start.ref} + {vector.ref}", fingerprint=moved.fingerprint())
+        return measured, BaseInfo(ref=start.ref, fingerprint=start.fingerprint())
+    base = open_model(heads_from) if heads_from else None
+    known = BaseInfo(ref=base.ref, fingerprint=base.fingerprint()) if base else None
+    return BaseInfo(ref=start.ref, fingerprint=start.fingerprint()), known

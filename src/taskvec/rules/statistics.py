@@ -1,0 +1,41 @@
+"""What the rules that use statistics of the tasks' inputs share."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from taskvec.errors import InputError
+from taskvec.rules.rule import Place
+
+CONSUMES = "deltas, unlabelled inputs"
+NEEDED = "statistics, one file for each vector (--stats, stats=); make them with: taskvec stats"
+
+Statistics = Sequence[Tensor | None]
+"""One a task; none where a task's file lacks the tensor."""
+
+
+def given(
+    rule: str, stats: Statistics | None, deltas: Tensor, shape: Sequence[int], place: Place
+) -> Tensor | None:
+    """The statistics (task, *shape) of one tensor, new, in the dtype of its deltas; none if no task has any.
+
+    Raises: InputError if there are none for the whole model, only some tasks have them here, or for other
+        shapes.
+    """
+    where = f"rule {rule!r}: {place.name!r}" if place.name else f"rule {rule!r}"
+    if stats is None:
+        raise InputError(f"rule {rule!r} needs {NEEDED}")
+    if len(stats) != len(deltas):
+        raise InputError(f"{where}: statistics of {len(stats)} tasks, expected {len(deltas)}")
+    known = [one for one in stats if one is not None]
+    if not known:
+        return None
+    if len(known) < len(stats):
+        raise InputError(
+            f"{where} has statistics in {len(known)} of {len(stats)} tasks, expected all or none"
+        )
+    for one in known:
+        if one.shape != torch.Size(shape):
+            raise InputError(f"{where} has statistics of shape {tuple(one.shape)}, expected {tuple(shape)}")
+    return torch.stack([one.to(deltas.dtype) for one in known])

@@ -1,0 +1,147 @@
+"""What a file of statistics says about itself, and whether it belongs to a vector."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from taskvec._version import __version__
+from taskvec.errors import CorruptFile, InputError, KeyMismatch
+from taskvec.registry import nearest
+from taskvec.rules.rule import Rule
+from taskvec.rules.statistics import NEEDED
+from taskvec.vectors.info import BaseInfo
+from taskvec.weights import Weights
+
+if TYPE_CHECKING:
+    from taskvec.vectors.vector import TaskVector
+
+KEY = "taskvec_statistics"
+Kind = Literal["fisher", "gram"]
+
+USED: Mapping[str, Kind] = {"fisher": "fisher", "regmean": "gram"}
+"""The kind that a rule uses, by its name."""
+
+
+class StatisticsInfo(BaseModel):
+    """Provenance of statistics, stored in the header of their file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[1] = 1
+    kind: Kind
+    model: BaseInfo
+    """The model whose statistics they are, usually a fine-tuned one."""
+    base: BaseInfo | None = None
+    """The pre-trained model that the head comes from, if it is not the model itself."""
+    task: str
+    data: str
+    """The task's fingerprint."""
+    split: str
+    examples: int
+    seed: int
+    labels: Literal["all", "sampled"] | None = None
+    """Of Fisher information: the sum over all classes, or one class drawn for each example."""
+    created_by: str = f"taskvec {__version__}"
+
+    def header(self) -> dict[str, str]:
+        """The entry for the metadata of a safetensors header."""
+        return {KEY: self.model_dump_json(exclude_none=True)}
+
+
+def read_statistics(weights: Weights) -> StatisticsInfo | None:
+    """The provenance in the header of an open file; none if it holds no statistics, or says nothing of them.
+
+    Raises: CorruptFile if it cannot be read.
+    """
+    if KEY not in weights.metadata:
+        return None
+    try:
+        return StatisticsInfo.model_validate(json.loads(weights.metadata[KEY]))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or KEY
+        raise CorruptFile(f"{weights.ref}: {field!r} in the header: {first['msg'].lower()}") from None
+    except ValueError as error:
+        raise CorruptFile(f"{weights.ref}: {KEY!r} in the header is not valid JSON ({error})") from None
+
+
+def check_statistics(rule: Rule, vectors: "Sequence[TaskVector]", stats: Sequence[Weights] | None) -> None:
+    """Refuse statistics that are not those of the vectors, from headers alone.
+
+    What was given in memory has no header and is believed to be of the right kind and task.
+
+    Raises: InputError, one line, for a rule that needs statistics and gets none, or gets them and uses none;
+        for another number, kind, task or model; KeyMismatch for tensors that do not fit.
+    """
+    if (stats is not None) != ("_stats" in rule.keywords):
+        what = f"needs {NEEDED}" if stats is None else "uses no statistics; leave them out"
+        raise InputError(f"rule {rule.name!r} {what}")
+    if stats is None:
+        return
+    if len(stats) != len(vectors):
+        raise InputError(f"statistics: {len(stats)} files, expected {len(vectors)}, one for each task vector")
+    kind = next((USED[step.name] for step in (rule, *rule.stages) if step.name in USED), None)
+    for one, vector in zip(stats, vectors, strict=True):
+        _check_origin(one, kind, vector, vectors)
+        _check_shapes(one, kind, vector)
+    first, *others = stats
+    for other in others:
+        for lacking, having in ((other, first), (first, other)):
+            missing = [name for name in _names(having) if name not in lacking]
+            if missing:
+                raise KeyMismatch(
+                    f"{lacking.ref}: lacks {missing[0]!r}{_more(missing)}, which {having.ref} has; make all "
+                    "statistics in the same way"
+                )
+
+
+def _check_origin(
+    one: Weights, kind: Kind | None, vector: "TaskVector", vectors: "Sequence[TaskVector]"
+) -> None:
+    info = read_statistics(one)
+    if info is None:
+        if one.files:
+            raise InputError(f"{one.ref}: holds no statistics (no {KEY!r} in its header), expected {NEEDED}")
+        return
+    if kind is not None and info.kind != kind:
+        raise InputError(f"{one.ref}: statistics of kind {info.kind!r}, expected {kind!r}")
+    of = vector.info
+    if of.task is not None and of.task != info.task:
+        raise InputError(
+            f"{one.ref}: statistics of task {info.task!r}, expected {of.task!r}, the task of {vector.ref}; "
+            "give them in the order of the vectors"
+        )
+    if info.base and info.base.fingerprint and of.base.fingerprint not in (None, info.base.fingerprint):
+        raise InputError(
+            f"{one.ref}: statistics of base {info.base.ref} (fingerprint {info.base.fingerprint}), "
+            f"expected {of.base.ref} (fingerprint {of.base.fingerprint}), the base of {vector.ref}"
+        )
+    tuned = [other.info.tuned for other in vectors]
+    if info.model.ref != of.tuned and info.model.ref in tuned:
+        raise InputError(
+            f"{one.ref}: statistics of {info.model.ref}, expected those of {of.tuned}; give them in the "
+            "order of the vectors"
+        )
+
+
+def _check_shapes(one: Weights, kind: Kind | None, vector: "TaskVector") -> None:
+    for name in _names(one):
+        spec = vector.specs.get(name)
+        if spec is None:
+            raise KeyMismatch(
+                f"{one.ref}: statistics of {name!r}, which {vector.ref} lacks; {nearest(name, vector.specs)}"
+            )
+        found = one.spec(name).shape
+        wanted = {"fisher": spec.shape, "gram": (*spec.shape[1:], *spec.shape[1:]), None: found}[kind]
+        if found != wanted:
+            raise KeyMismatch(f"{one.ref}: {name!r} has shape {found}, expected {wanted}")
+
+
+def _names(weights: Weights) -> list[str]:
+    return [*weights, *weights.tied]
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" ({len(names) - 1} more)" if len(names) > 1 else ""
