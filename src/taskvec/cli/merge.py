@@ -60,6 +60,8 @@ def merge(
     schema
         Print the JSON schema of recipes and end.
     """
+    from taskvec.weights.staging import check_target
+
     if schema:
         _print_schema()
         return
@@ -67,6 +69,7 @@ def merge(
         missing = "RECIPE" if recipe is None else "--output (-o)"
         raise InputError(f"{missing}: missing, expected taskvec merge RECIPE.yaml -o OUT")
     bound = parse_size(memory, "--memory")
+    check_target(output, force=force or resume, inputs=[recipe.resolve()])
     made = _read(recipe, scale, max_shard_gb, allow_nonfinite)
     if not quiet:
         sys.stderr.writelines(f"note: {note}\n" for note in made.notes)

@@ -19,7 +19,6 @@ from taskvec.errors import InputError
 from taskvec.registry import nearest
 from taskvec.rules import Rule
 from taskvec.rules.lines import block_depths
-from taskvec.selection import SELECTIONS
 
 FORMS = ("default", "filters", "gradient")
 """Keys of values, which no vector may be called."""
@@ -54,7 +53,7 @@ class Filter(Config):
     """The value of the tensors whose name matches."""
 
     match: str = Field(min_length=1)
-    """A selection (``attention``, ``mlp``, ...), ``re:PATTERN`` for whole names, or a part of the name."""
+    """A part of the name, or ``re:PATTERN``, a regular expression that whole names match."""
     value: "Value"
 
 
@@ -189,12 +188,10 @@ def _by_name(where: str, value: Filters, names: Sequence[str]) -> dict[str, Plai
 
 
 def _matching(where: str, match: str, names: Sequence[str]) -> list[str]:
-    kind, colon, expression = match.partition(":")
-    pattern = expression if colon and kind == "re" else SELECTIONS.get(match)
-    if pattern is None:
+    if not match.startswith("re:"):
         return [name for name in names if match in name]
     try:
-        compiled = re.compile(pattern)
+        compiled = re.compile(match.removeprefix("re:"))
     except re.error as error:
         raise InputError(f"{where}: not a regular expression ({error})") from None
     return [name for name in names if compiled.fullmatch(name)]

@@ -1,6 +1,6 @@
 """Recipes: YAML files that say which model to make of a base and task vectors, or of fine-tuned models."""
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -102,8 +102,11 @@ def _check(where: str, recipe: Recipe) -> None:
         raise InputError(f"{where}: an expression and a rule, expected one of them")
     if recipe.expression is None and recipe.rule is None and len(names) > 1:
         raise InputError(f"{where}: {len(names)} names, expected an expression over them, or a rule")
-    if recipe.parameters and recipe.rule is None:
-        raise InputError(f"{where}: parameters without a rule; leave them out, or name the rule")
+    for field in ("parameters", "statistics"):
+        if getattr(recipe, field) and recipe.rule is None:
+            raise InputError(f"{where}: {field} without a rule; leave them out, or name the rule")
+    if recipe.base is None and recipe.scale != 1:
+        raise InputError(f"{where}: a scale without a base, expected the base that it is a distance from")
     if recipe.expression is not None:
         unused = [name for name in names if name not in names_in(recipe.expression)]
         if unused:
@@ -199,11 +202,16 @@ class _Reading:
     def _open(self, field: str, name: str, ref: str) -> Weights:
         where = f"{field}: {name}" if name else field
         path = self.path.parent / Path(ref).expanduser()
-        if not path.exists():
-            if not hub.is_reference(ref) or Path(ref).exists():
-                raise InputError(f"{where}: {path}: no such file or folder; paths are relative to the recipe")
-            return open_weights(ref)
-        return open_weights(path)
+        if path.exists():
+            return open_weights(path)
+        # A path into a folder that exists is a slip of the pen, not a wish to download.
+        if (
+            Path(ref).exists()
+            or not hub.is_reference(ref)
+            or (self.path.parent / Path(ref).parts[0]).exists()
+        ):
+            raise InputError(f"{where}: {path}: no such file or folder; paths are relative to the recipe")
+        return open_weights(ref)
 
     def _combined(self) -> tuple[TaskVector, int]:
         """The edit before it is scaled, and how often the inputs are read for it."""
@@ -237,9 +245,20 @@ class _Reading:
         return list(opened.values()) or None
 
     def _notes(self) -> Iterator[str]:
+        for name in self.recipe.models:
+            tuned = self.inputs[name]
+            if tuned.adapter is None:  # which has names of its own
+                yield from _counted(f"{name}: left out, as the base lacks it", tuned, self.base)
+                yield from _counted(f"{name}: unchanged, as the model lacks it", self.base, tuned)
         if self.recipe.base is None:
             first = next(iter(self.recipe.models))
             yield f"no base: config, tokenizer and integer tensors are those of the first model, {first!r}"
+
+
+def _counted(what: str, names: Iterable[str], known: Weights) -> Iterator[str]:
+    found = [name for name in names if name not in known]
+    if found:
+        yield f"{what}: {found[0]!r}" + (f" ({len(found) - 1} more)" if len(found) > 1 else "")
 
 
 def check_distinct(inputs: Mapping[str, Weights]) -> None:
