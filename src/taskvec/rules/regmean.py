@@ -49,14 +49,13 @@ def regmean(
         read += gram
         wanted += (delta - mean).double() @ gram
     # Seen from the mean, what no input reaches stays there.
-    scale = read.diagonal().clamp(min=0).rsqrt()
-    scale[~scale.isfinite()] = 0
+    scale = torch.where(read.diagonal() > 0, read.diagonal().rsqrt(), 0.0)
     damped = scale[:, None] * read * scale + ridge * torch.eye(len(read), dtype=torch.float64)
     factor, failed = torch.linalg.cholesky_ex(damped)
-    if bool(failed):
+    if bool(failed) or bool((read.diagonal() < 0).any()):
         raise InputError(
-            f"rule 'regmean': {_place.name!r} has statistics whose sum is not positive definite with ridge "
-            f"{ridge:g}; take a larger ridge, or make the statistics again"
+            f"rule 'regmean': {_place.name!r} has statistics whose sum with ridge {ridge:g} is not positive "
+            "definite; take a larger ridge, or make them again"
         )
     moved = torch.cholesky_solve((wanted * scale).T, factor).T * scale
     return (mean.double() + moved).to(deltas.dtype)
