@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from taskvec.training.parts import Part, make_part
     from taskvec.training.settings import TrainSettings
     from taskvec.vectors import TaskVector, apply, combine, similarity
+    from taskvec.vectors.masked import MaskedVectors, emr, tall_masks
     from taskvec.weights import Weights, open_weights, save_weights
 
 _HOME = {
@@ -50,6 +51,9 @@ _HOME = {
     "apply": "vectors",
     "combine": "vectors",
     "similarity": "vectors",
+    "MaskedVectors": "vectors.masked",
+    "emr": "vectors.masked",
+    "tall_masks": "vectors.masked",
     "RULES": "rules",
     "Linearization": "tangent.linearization",
     "TangentModel": "tangent.linearize",
@@ -98,6 +102,7 @@ __all__ = [
     "Head",
     "LinearFeatures",
     "Linearization",
+    "MaskedVectors",
     "OrdinaryPoints",
     "Part",
     "Points",
@@ -116,6 +121,7 @@ __all__ = [
     "atm",
     "combine",
     "disentanglement",
+    "emr",
     "finetune",
     "gradient_equivalence",
     "linear_features",
@@ -137,6 +143,7 @@ __all__ = [
     "select",
     "similarity",
     "single_task",
+    "tall_masks",
 ]
 
 

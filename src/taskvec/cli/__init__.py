@@ -17,6 +17,8 @@ COMMANDS = {
     "diff": "Extract a task vector: what fine-tuning changed.",
     "apply": "Write the model that a base and task vectors make.",
     "merge": "Write the model that a recipe describes: rules, filters, gradients over depth; mergekit's too.",
+    "compress": "Store a task vector in fewer bytes, and say what is lost.",
+    "mask": "Store the vectors of many tasks as one, with a mask for each.",
     "inspect": "Show what checkpoints and task vectors hold.",
     "rules": "List the rules that turn several task vectors into one.",
     "train": "Fine-tune a model on a task and store the task vector.",

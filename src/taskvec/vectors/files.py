@@ -109,6 +109,22 @@ def opened(weights: Weights, info: VectorInfo) -> Weights:
     return Decoded(weights, form, info.compact)
 
 
+def with_task(path: str | Path) -> tuple[str | Path, str | None]:
+    """The file and the task in a reference to a masked vector, ``PATH#TASK``; a path that exists wins."""
+    place, mark, task = str(path).rpartition("#")
+    return (place, task) if mark and not Path(path).expanduser().exists() else (path, None)
+
+
+def masked(place: str | Path, task: str) -> "TaskVector":
+    """The vector of one task in a file of masked vectors.
+
+    Raises: InputError; CorruptFile; UnknownName for a task that it does not have.
+    """
+    from taskvec.vectors.masked import MaskedVectors  # made of task vectors, which are made here
+
+    return MaskedVectors.load(place).vector(task)
+
+
 def summary(info: VectorInfo) -> dict[str, Any]:
     """The provenance without what is said tensor by tensor."""
     return info.model_dump(mode="json", exclude={"unchanged": True, "compact": {"errors", "coded"}})

@@ -1,0 +1,316 @@
+"""One vector for many tasks, with a mask and a factor for each: EMR and TALL masks.
+
+Such vectors are no merge: whoever serves the model has to know the task. In exchange a task costs one bit
+a parameter, and comes back almost whole.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from taskvec.errors import InputError, NonFinite, UnknownName
+from taskvec.progress import Watch, unwatched
+from taskvec.registry import nearest
+from taskvec.vectors.base import Base
+from taskvec.vectors.combining import combine
+from taskvec.vectors.compact.bits import pack, packed_size
+from taskvec.vectors.compact.form import part_name
+from taskvec.vectors.compact.spool import Spool
+from taskvec.vectors.files import summary, widest
+from taskvec.vectors.info import MaskInfo, VectorInfo, read_info
+from taskvec.vectors.masks import Computed, Masks, Needed, Packed, Unified, own_deltas
+from taskvec.vectors.sources import Source, Stored
+from taskvec.vectors.vector import TaskVector
+from taskvec.weights import TensorSpec, Weights, open_weights, save_weights
+from taskvec.weights.dtypes import EDITABLE, nonfinite_count, short
+from taskvec.weights.source import BLOCK, row_blocks
+from taskvec.weights.staging import check_target
+
+Rescaler = Literal["global", "tensor_mean"]
+
+
+class Masked(Source):
+    """The direction of one task: the unified one where its mask says so, times its factor."""
+
+    def __init__(self, vectors: "MaskedVectors", task: str) -> None:
+        unified, masks, info = vectors.unified, vectors.masks, vectors.info
+        said = ("masked", info.method, repr(sorted(info.settings.items())), task, unified, masks.identity)
+        super().__init__(
+            f"{vectors.ref}#{task}",
+            said,
+            unified.specs,
+            files=(*unified.files, *masks.files),
+            frozen=masks.frozen and all(source.frozen for source in unified.terms),
+        )
+        self.by_rows = unified.by_rows and masks.by_rows
+        rule = {"name": info.method, **info.settings, "factor": info.factors[task]}
+        self.info = VectorInfo(tuned=self.ref, task=task, rule=rule)
+        self._unified, self._masks, self._task = unified, masks, task
+        self._factor = info.factors[task]
+
+    def touches(self, name: str) -> bool:
+        """Whether any task changes ``name``."""
+        return bool(self._unified.terms_at(name))
+
+    def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        """Masked and rescaled."""
+        if rows is not None and rows.step not in (None, 1):
+            return self.delta(name, None, dtype)[rows]
+        unified = self._unified.read(name, rows, dtype)
+        mask = self._masks.read(self._task, name, rows, unified)
+        return torch.where(mask, unified, 0).mul_(self._factor)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedVectors:
+    """A unified vector, and a mask and a factor for each task.
+
+    Attributes:
+        unified: the vector that all tasks share.
+        masks: of every task.
+        info: method, settings and factors, by task.
+        ref: opens error messages.
+    """
+
+    unified: TaskVector
+    masks: Masks
+    info: MaskInfo
+    ref: str
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks."""
+        return tuple(self.info.factors)
+
+    def vector(self, task: str) -> TaskVector:
+        """``factor * mask * unified``, lazily: what is applied at scale 1 to serve the task.
+
+        Raises: UnknownName, with the nearest task.
+        """
+        if task not in self.info.factors:
+            raise UnknownName(f"{self.ref}: no task called {task!r}; {nearest(task, self.info.factors)}")
+        return TaskVector({Masked(self, task): 1.0}, self.unified.base, self.unified.specs)
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        force: bool = False,
+        max_shard_size: float = 5e9,
+        watch: Watch = unwatched,
+    ) -> Path:
+        """Write the unified vector and, beside each of its tensors, the masks: a file or a folder.
+
+        ``TaskVector.load("PATH#TASK")`` opens the vector of a task.
+
+        Args:
+            dtype: element type of the unified vector; that of computing by default.
+
+        Returns: the path written.
+        Raises: OutputExists; DiskFull; NonFinite; InputError for names that collide.
+        Cost: each vector is read twice; blocks of a few MiB of each in memory, and twice the result on the
+            disk until it is complete.
+        """
+        if dtype is not None and dtype not in EDITABLE:
+            wanted = ", ".join(sorted(map(short, EDITABLE)))
+            raise InputError(f"{path}: dtype {short(dtype)}, expected one of {wanted}")
+        target = Path(path).expanduser()
+        check_target(target, force=force, inputs=(*self.unified.files, *self.masks.files))
+        with self._spooled(target, dtype, watch) as spool:
+            shapes = {name: spec.shape for name, spec in self.unified.specs.items() if name not in spool}
+            said = VectorInfo(
+                format=2,
+                base=self.unified.info.base,
+                tuned=self.ref,
+                dtype=short(dtype) if dtype else None,
+                rule={"name": self.info.method, **self.info.settings},
+                masks=self.info,
+                unchanged=shapes,
+            )
+            return save_weights(
+                spool,
+                path,
+                force=force,
+                max_shard_size=max_shard_size,
+                metadata=said.header(),
+                manifest={"kind": "masked task vectors", **summary(said)},
+                watch=watch,
+            )
+
+    def _spooled(self, target: Path, dtype: torch.dtype | None, watch: Watch) -> Spool:
+        """Unified tensors and masks, from one pass over all vectors."""
+        spool = Spool(self.ref, target, (*self.unified.files, *self.masks.files))
+        changed = [name for name in self.unified if self.unified.terms_at(name)]
+        by_rows = self.unified.by_rows and self.masks.by_rows
+        for done, name in enumerate(changed, 1):
+            spec = self.unified.specs[name]
+            spool.allot(name, TensorSpec(spec.shape, dtype or spec.dtype))
+            for task in self.tasks:
+                if part_name(name, task) in self.unified:
+                    raise InputError(
+                        f"{self.ref}: {part_name(name, task)!r} is a tensor, expected no such name, "
+                        f"as the mask of {task!r} takes it"
+                    )
+                spool.allot(part_name(name, task), TensorSpec((packed_size(spec.numel),), torch.uint8))
+            for rows in _octets(spec.shape) if by_rows else [None]:
+                unified = self.unified.read(name, rows)
+                first = 0 if rows is None else rows.start
+                spool.put(name, unified.to(dtype or spec.dtype), first)
+                for task in self.tasks:
+                    mask = self.masks.read(task, name, rows, unified)
+                    spool.put(part_name(name, task), pack(mask), first * math.prod(spec.shape[1:]) // 8)
+            watch(f"masking {target.name}", done, len(changed))
+        return spool
+
+    @classmethod
+    def load(cls, path: str | Path) -> "MaskedVectors":
+        """Open a file or folder of masked vectors; reads its headers only.
+
+        Raises: InputError if it holds none; CorruptFile.
+        """
+        return cls.opened(open_weights(path))
+
+    @classmethod
+    def opened(cls, weights: Weights) -> "MaskedVectors":
+        """The masked vectors in a file that is open already.
+
+        Raises: InputError if it holds none; CorruptFile.
+        """
+        info = read_info(weights)
+        if info.masks is None:
+            raise InputError(
+                f"{weights.ref}: holds one task vector, expected masked ones; "
+                "make them with: taskvec mask -v a=A -v b=B -o OUT"
+            )
+        held = Unified(weights, info.masks)
+        dtype = widest(held)
+        source = Stored(held, info, {n: TensorSpec(shape, dtype) for n, shape in info.unchanged.items()})
+        unified = TaskVector({source: 1.0}, Base(info.base.ref, info.base.fingerprint), source.specs)
+        shapes = {name: held.spec(name).shape for name in held}
+        return cls(unified, Packed(weights, shapes), info.masks, weights.ref)
+
+
+def emr(vectors: Mapping[str, TaskVector], *, rescaler: Rescaler = "global") -> MaskedVectors:
+    """EMR: elect signs, mask by sign, rescale to the size of the task.
+
+        unified  = sgn(sum_t tau_t) * max_t |tau_t| over the tasks whose entry has that sign
+        mask_t   = 1[tau_t has that sign]
+        factor_t = sum |tau_t| / sum |mask_t unified|,     1 where nothing is left
+
+    With ``global`` the sums are over the whole vector, so that a task's vector keeps its L1 norm;
+    ``tensor_mean`` gives each tensor the same weight, as the authors' code does: sums over tensors of means.
+
+    Args:
+        vectors: by task, of the same base. One alone comes back as it is.
+
+    Raises: InputError for no vectors, or names with ``#``; BaseMismatch; NonFinite.
+    Cost: reads each vector twice, for the factors.
+    Source: Huang et al. 2024, arXiv:2405.17461.
+    """
+    _check_tasks("emr", vectors)
+    if rescaler not in get_args(Rescaler):
+        raise InputError(f"emr: rescaler is {rescaler!r}, expected one of {', '.join(get_args(Rescaler))}")
+    unified = combine("emr", list(vectors.values()))
+    factors = _rescalers(vectors, unified, rescaler)
+    return _computed(
+        "emr", {"rescaler": rescaler}, vectors, unified, factors, dict.fromkeys(vectors, _agrees)
+    )
+
+
+def tall_masks(vectors: Mapping[str, TaskVector], *, lam: float | Mapping[str, float] = 0.4) -> MaskedVectors:
+    """TALL masks: of the sum of all vectors, the entries that a task needs.
+
+        unified = sum_t tau_t
+        mask_t  = 1[|tau_t| > lam_t |unified - tau_t|],     factor_t = 1
+
+    Args:
+        vectors: by task, of the same base.
+        lam: one for all tasks or one for each; 0.2 to 0.6 in the paper, chosen on validation data. The
+            larger, the fewer entries a task needs.
+
+    Raises: InputError for no vectors, names with ``#``, or a lam that is no number from 0 on; BaseMismatch.
+    Source: Wang et al. 2024, arXiv:2405.07813 (it writes >=, the authors' code >).
+    """
+    _check_tasks("tall", vectors)
+    lams = dict(lam) if isinstance(lam, Mapping) else dict.fromkeys(vectors, lam)
+    if lams.keys() != vectors.keys():
+        raise InputError(f"tall: lam for {_listed(lams)}, expected one for each of {_listed(vectors)}")
+    for task, own in lams.items():
+        if isinstance(own, bool) or not isinstance(own, int | float) or not 0 <= own < math.inf:
+            raise InputError(f"tall: lam is {own!r} for {task!r}, expected a finite number, 0 or more")
+    needed = {task: partial(_outweighs, lam=float(lams[task])) for task in vectors}
+    unified = combine("sum", list(vectors.values()))
+    return _computed("tall", {"lam": lam}, vectors, unified, dict.fromkeys(vectors, 1.0), needed)
+
+
+def _agrees(own: Tensor, unified: Tensor) -> Tensor:
+    return (own.sign() == unified.sign()) & (own != 0)
+
+
+def _outweighs(own: Tensor, unified: Tensor, *, lam: float) -> Tensor:
+    return own.abs() > lam * (unified - own).abs()
+
+
+def _computed(
+    method: str,
+    settings: Mapping[str, Any],
+    vectors: Mapping[str, TaskVector],
+    unified: TaskVector,
+    factors: Mapping[str, float],
+    needed: Mapping[str, Needed],
+) -> MaskedVectors:
+    info = MaskInfo(method=method, settings=dict(settings), factors=dict(factors))
+    masks = Computed(vectors, needed, (method, repr(sorted(settings.items()))))
+    return MaskedVectors(unified, masks, info, f"{method}({_listed(vectors)})")
+
+
+def _rescalers(
+    vectors: Mapping[str, TaskVector], unified: TaskVector, rescaler: Rescaler
+) -> dict[str, float]:
+    """The factor of each task, from sums in float64."""
+    own_sizes, left_sizes = dict.fromkeys(vectors, 0.0), dict.fromkeys(vectors, 0.0)
+    for name in unified:
+        spec = unified.specs[name]
+        if not (unified.terms_at(name) and spec.numel):
+            continue
+        share = 1.0 if rescaler == "global" else 1.0 / spec.numel
+        for rows in row_blocks(spec.shape) if unified.by_rows else [None]:
+            shared = unified.read(name, rows)
+            for task, vector in vectors.items():
+                own = own_deltas(vector, name, rows, shared)
+                if nonfinite_count(own):
+                    raise NonFinite(f"{task}: {name!r} holds values that are NaN or infinite")
+                left = shared[_agrees(own, shared)]
+                own_sizes[task] += share * float(own.abs().sum(dtype=torch.float64))
+                left_sizes[task] += share * float(left.abs().sum(dtype=torch.float64))
+    return {task: own_sizes[task] / left if left else 1.0 for task, left in left_sizes.items()}
+
+
+def _check_tasks(where: str, vectors: Mapping[str, TaskVector]) -> None:
+    if not vectors:
+        raise InputError(f"{where}: no task vectors, expected at least one")
+    for task in vectors:
+        if not task or "#" in task:
+            raise InputError(f"{where}: a task is called {task!r}, expected a name without '#'")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _octets(shape: tuple[int, ...]) -> Iterator[slice | None]:
+    """Slices of the first axis of about ``BLOCK`` entries, whose bits begin with a byte."""
+    numel = math.prod(shape)
+    if numel <= BLOCK:
+        yield None
+        return
+    step = max(8, BLOCK * shape[0] // numel // 8 * 8)
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
