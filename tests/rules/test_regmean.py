@@ -136,7 +136,7 @@ def test_what_is_no_layer_with_statistics_is_averaged(shape: tuple[int, ...]) ->
         ([torch.eye(3), None], r"'w' has statistics in 1 of 2 tasks, expected all or none"),
         ([torch.eye(3), torch.eye(2)], r"'w' has statistics of shape \(2, 2\), expected \(3, 3\)"),
         ([torch.eye(3), -4 * torch.ones(3, 3)], r"'w' .* with ridge 1e-06 is not positive definite"),
-        ([torch.eye(3), 4 - torch.eye(3)], r"'w' .* with ridge 1e-06 is not positive definite"),
+        ([torch.eye(3), 9 - 8 * torch.eye(3)], r"'w' .* with ridge 1e-06 is not positive definite"),
     ],
     ids=["none", "missing", "shape", "negative", "indefinite"],
 )
