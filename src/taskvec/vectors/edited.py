@@ -9,6 +9,7 @@ from torch import Tensor
 from taskvec.errors import BaseMismatch, KeyMismatch, NonFinite
 from taskvec.vectors.base import Base
 from taskvec.vectors.checks import check_fits, check_point
+from taskvec.vectors.linear import Origins, Spot, total
 from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, open_weights
 from taskvec.weights.dtypes import EDITABLE, compute_dtype
 
@@ -83,9 +84,10 @@ class EditedWeights(Weights):
             end = terms[0][0].endpoint(self.base)
             if end is not None:
                 return end.read(own, rows).to(dtype)
-        # The deltas are summed first: they are small, and only the last addition rounds at full size.
-        edited = self.vector.read(own, rows, compute_dtype(self.base.spec(name).dtype))
-        return edited.add_(self.base.read(name, rows)).to(dtype)
+        stored = self.base.read(name, rows)
+        spot = Spot(own, rows, compute_dtype(stored.dtype))
+        origins = Origins(spot, (self.base, stored) if own == name else None)
+        return total(terms, spot, origins, stored).to(dtype)
 
     def close(self) -> None:
         """Close the base; the vector's sources stay open, others may use them."""

@@ -16,6 +16,7 @@ from taskvec.vectors.base import Base, shared_base
 from taskvec.vectors.checks import OnExtra, OnMissing, check_fits, check_point, editable_names
 from taskvec.vectors.edited import EditedWeights, apply
 from taskvec.vectors.info import BaseInfo, VectorInfo, check_fields, read_info
+from taskvec.vectors.linear import Origins, Spot, total
 from taskvec.vectors.noise import Noise
 from taskvec.vectors.sources import Difference, Scaled, Source, Stored, computing
 from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, open_weights
@@ -111,9 +112,13 @@ class TaskVector(Direction, Mapping[str, Tensor]):
 
         An adapter is a vector of any base that it fits, until ``with_base`` or an edit makes it one of that.
 
+        Args:
+            path: of masked vectors with the task, as in ``masked.safetensors#sst2``.
+
         Raises: InputError if it holds no task vector; CorruptFile.
         """
-        return cls.opened(open_weights(path))
+        place, task = files.with_task(path)
+        return cls.opened(open_weights(place)) if task is None else files.masked(place, task)
 
     @classmethod
     def opened(cls, weights: Weights) -> "TaskVector":
@@ -125,6 +130,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
             adapter = open_adapter(weights)
             return cls({adapter: 1.0}, Base(adapter.info.base.ref, open=True), adapter.specs)
         info = read_info(weights)
+        weights = files.opened(weights, info)
         dtype = files.widest(weights)
         shapes = {name: TensorSpec(shape, dtype) for name, shape in info.unchanged.items()}
         source = Stored(weights, info, shapes)
@@ -144,6 +150,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         path: str | Path,
         *,
         dtype: torch.dtype | None = None,
+        form: str | None = None,
         force: bool = False,
         **options: Any,
     ) -> Path:
@@ -151,15 +158,16 @@ class TaskVector(Direction, Mapping[str, Tensor]):
 
         Args:
             dtype: element type of the deltas; float32 by default, float64 for float64 models.
+            form: a compact form with its parameters, ``form="sparse", density=0.1``; see ``docs/compact.md``.
             force: replace an output that exists.
             **options: ``max_shard_size`` and ``watch`` as for ``save_weights``; fields of ``VectorInfo``
-                (task, regime, tuned, training, metrics), which replace those it has.
+                (task, regime, tuned, training, metrics), which replace those it has; parameters of the form.
 
         Returns: the path written.
         Raises: OutputExists; DiskFull; NonFinite if a delta is NaN or infinite.
         Cost: reads the base and the sources about twice; memory of a few MiB.
         """
-        return files.save_vector(self, path, dtype=dtype, force=force, **options)
+        return files.save_vector(self, path, dtype=dtype, form=form, force=force, **options)
 
     @property
     def info(self) -> VectorInfo:
@@ -205,11 +213,8 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         if not terms:
             zeros = torch.zeros((), dtype=dtype).expand(self.specs[name].shape)
             return (zeros if rows is None else zeros[rows]).clone()
-        (first, coefficient), *others = terms
-        total = first.delta(name, rows, dtype) * coefficient
-        for source, factor in others:
-            total.add_(source.delta(name, rows, dtype), alpha=factor)
-        return total
+        spot = Spot(name, rows, dtype)
+        return total(terms, spot, Origins(spot))
 
     def with_base(self, base: WeightsLike) -> "TaskVector":
         """The same form, taken to be one of ``base``: the explicit way past the check of fingerprints.

@@ -18,8 +18,8 @@ from taskvec.errors import InputError
 from taskvec.registry import nearest
 from taskvec.weights.dtypes import NAMES, raw_bytes
 
-BLOCK = 1 << 18
-"""Elements read at a time: float32 blocks of 1 MiB stay in cache through a whole expression."""
+BLOCK = 1 << 20
+"""Elements read at a time."""
 
 THREADS = 4
 

@@ -70,6 +70,7 @@ def stream(
     outcome = Outcome()
     queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
     before = torch.get_num_threads()
+    _keep_freed_memory()
     with ExitStack() as stack:
         files = [_File(path, shard, stack) for path, shard in shards.items()]
         for file in files:
@@ -114,6 +115,15 @@ def stream(
     order = [name for shard in shards.values() for name in shard.places]
     outcome.bad = {name: outcome.bad[name] for name in order if name in outcome.bad}
     return outcome
+
+
+def _keep_freed_memory() -> None:
+    """Let blocks be allocated where the last ones were, not in fresh pages that the kernel has to clear.
+
+    glibc returns large blocks to the kernel as soon as they are freed, unless it has seen larger ones come
+    and go; this is one.
+    """
+    torch.empty(24 << 20, dtype=torch.uint8)
 
 
 class _File:

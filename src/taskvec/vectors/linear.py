@@ -1,0 +1,114 @@
+"""Linear forms evaluated at one tensor, in chunks that stay in cache.
+
+What differences share is read once, and everything between reading and the result runs in place, so that
+an edit costs little more than moving its bytes.
+"""
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from taskvec.vectors.sources import Difference, Source
+from taskvec.weights import Weights
+
+CHUNK = 1 << 17
+"""Elements computed at a time."""
+
+Terms = Sequence[tuple[Source, float]]
+
+
+class Spot(NamedTuple):
+    """Some rows of one tensor, in a precision.
+
+    Attributes:
+        name: of the tensor.
+        rows: slice of its first axis; ``None`` for all.
+        dtype: float32 or float64.
+    """
+
+    name: str
+    rows: slice | None
+    dtype: torch.dtype
+
+
+class Origins:
+    """The weights that differences start from, at one spot, each read once, in the dtype of their file.
+
+    Args:
+        known: weights that are read already, and what was read.
+    """
+
+    def __init__(self, spot: Spot, known: tuple[Weights, Tensor] | None = None) -> None:
+        self._spot = spot
+        self._read: dict[Hashable, Tensor] = {} if known is None else {known[0].identity: known[1]}
+
+    def of(self, weights: Weights) -> Tensor:
+        """The weights at the spot."""
+        if weights.identity not in self._read:
+            self._read[weights.identity] = weights.read(self._spot.name, self._spot.rows)
+        return self._read[weights.identity]
+
+
+class _Operand(NamedTuple):
+    """What is added: ``factor * (end - start)``."""
+
+    factor: float
+    end: Tensor
+    start: Tensor | None
+
+
+def total(terms: Terms, spot: Spot, origins: Origins, base: Tensor | None = None) -> Tensor:
+    """``sum_i c_i source_i``, as a new tensor in the precision of the spot; or ``base`` plus that.
+
+    Args:
+        terms: one or more.
+        base: weights (*rows) in any dtype, which that of the result is then.
+
+    The deltas are summed first: they are small, and only the last addition rounds at full size.
+    """
+    operands = [_operand(source, factor, spot, origins) for source, factor in terms]
+    out = torch.empty(operands[0].end.shape, dtype=spot.dtype if base is None else base.dtype)
+    before, after, work = (torch.empty(CHUNK, dtype=spot.dtype) for _ in range(3))
+    pieces = [(one.factor, _chunks(one.end), one.start) for one in operands]
+    starts = {id(one.start): _chunks(one.start) for one in operands if one.start is not None}
+    bases = None if base is None else _chunks(base)
+    for place, target in enumerate(_chunks(out)):
+        size = len(target)
+        begun: Tensor | None = None
+        start, summed, part = before[:size], after[:size], work[:size]
+        for n, (factor, ends, own) in enumerate(pieces):
+            into = part if n else summed
+            into.copy_(ends[place])
+            if own is not None:
+                if own is not begun:
+                    start.copy_(starts[id(own)][place])
+                    begun = own
+                into.sub_(start)
+            if n:
+                summed.add_(part, alpha=factor)
+            elif factor != 1.0:
+                summed.mul_(factor)
+        if bases is not None:
+            summed.add_(start if begun is base else part.copy_(bases[place]))
+        target.copy_(summed)
+    return out
+
+
+def write_delta(source: Source, spot: Spot, origins: Origins, out: Tensor) -> None:
+    """The direction of one source, written into ``out``."""
+    if isinstance(source, Difference):
+        out.copy_(source.tuned.read(spot.name, spot.rows)).sub_(origins.of(source.base))
+    else:
+        out.copy_(source.delta(*spot))
+
+
+def _operand(source: Source, factor: float, spot: Spot, origins: Origins) -> _Operand:
+    if isinstance(source, Difference):
+        return _Operand(factor, source.tuned.read(spot.name, spot.rows), origins.of(source.base))
+    return _Operand(factor, source.delta(*spot), None)
+
+
+def _chunks(tensor: Tensor) -> Sequence[Tensor]:
+    return torch.split(tensor.reshape(-1), CHUNK)
