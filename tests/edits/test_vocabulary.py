@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from checkpoints import SHAPE
+from taskvec.cli import main
 from taskvec.edits.tokens import tokens_of
 from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import CorruptFile, InputError, KeyMismatch
@@ -537,3 +538,96 @@ def test_no_code_beside_the_weights_is_run(tmp_path: Path) -> None:
         '{"auto_map": {"AutoTokenizer": ["tokenization_own.Own", null]}}'
     )
     assert align(open_weights(base), [open_weights(tmp_path / "tuned")]).facts["notes"] == []
+
+
+# On the command line.
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as done:
+        main((*map(str, arguments),))
+    return int(done.value.code or 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_merge_of_a_union_writes_a_model_of_all_tokens(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save_base(tmp_path / "base", kind)
+    tokens = [*CHAT, *WORDS]
+    save_tuned(base, tmp_path / "chat", kind, tokens)
+    save_tuned(base, tmp_path / "short", kind, WORDS[:15], seed=2)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "base: base\nmodels: {chat: chat, short: short}\nexpression: 0.5*chat + 0.25*short\nvocab: union\n"
+    )
+    assert run("merge", recipe, "-o", tmp_path / "union") == 0
+    said = capsys.readouterr().err
+    assert f"note: {base}: token '<end>' and 1 more lacking, set to the mean of the models" in said
+    network, rows = loaded(kind, tmp_path / "union")
+    assert rows == {token: row for row, token in enumerate(tokens)}
+    assert network.config.vocab_size == len(tokens)
+    start, *ends = map(open_weights, (base, tmp_path / "chat", tmp_path / "short"))
+    views = align(start, ends, "union")
+    name = views.facts["tensors"][0]
+    wide = [view.read(name).double() for view in (views.base, *views.tuned)]
+    expected = wide[0] + 0.5 * (wide[1] - wide[0]) + 0.25 * (wide[2] - wide[0])
+    written = open_weights(tmp_path / "union")
+    torch.testing.assert_close(written[name].double(), expected, rtol=1e-6, atol=1e-7)
+    manifest = json.loads((tmp_path / "union" / "taskvec.json").read_text())
+    assert manifest["vocabulary"]["vocab"] == "union"
+    assert manifest["inputs"]["base"]["fingerprint"] == open_weights(base).fingerprint()
+
+    assert run("merge", recipe, "-o", tmp_path / "plain", "--vocab", "base", "-q") == 0
+    assert loaded(kind, tmp_path / "plain")[0].config.vocab_size == len(WORDS)
+    text = WORDS[2:6]
+    half = logits(kind, tmp_path / "plain", text, WORDS)
+    assert bool(half.isfinite().all())
+
+
+def test_a_mean_without_a_base_in_one_vocabulary(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "a")
+    save_tuned(base, tmp_path / "b", "llama", [*CHAT, *WORDS])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("models: {a: a, b: b}\nrule: mean\nvocab: union\n")
+    assert run("merge", recipe, "-o", tmp_path / "mean", "-q") == 0
+    name = "model.embed_tokens.weight"
+    a, b, mean = (open_weights(tmp_path / folder)[name] for folder in ("a", "b", "mean"))
+    torch.testing.assert_close(mean[2:], (a + b[2:]) / 2)
+    torch.testing.assert_close(mean[:2], b[:2])
+
+
+def test_stored_vectors_are_bound_to_the_vocabulary_of_the_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save_base(tmp_path / "base")
+    tuned = save_tuned(base, tmp_path / "tuned", "llama", [*CHAT, *WORDS])
+    assert run("diff", base, tuned, "--vocab", "base", "-o", tmp_path / "v.safetensors") == 0
+    assert "2 rows" not in capsys.readouterr().err
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "base: base\nvectors: {v: v.safetensors}\nmodels: {t: tuned}\n"
+        "expression: 0.5*v + 0.5*t\nvocab: union\n"
+    )
+    assert run("merge", recipe, "-o", tmp_path / "out") == 2
+    assert "'v' is of the vocabulary of the base; use base" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run("merge", recipe, "-o", tmp_path / "out", "--vocab", "base", "-q") == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_diff_in_the_vocabulary_of_the_base_applies_to_the_base(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save_base(tmp_path / "base", kind)
+    tuned = save_tuned(base, tmp_path / "tuned", kind, [*CHAT, *WORDS])
+    vector = tmp_path / "v.safetensors"
+    assert run("diff", base, tuned, "-o", vector) == 2
+    assert "--vocab base" in capsys.readouterr().err
+    assert run("diff", base, tuned, "--vocab", "base", "-o", vector, "--json") == 0
+    assert f"note: {tuned}: token '<end>' and 1 more left out" in capsys.readouterr().err
+    assert run("apply", base, "-v", f"v={vector}", "-o", tmp_path / "edited", "-q") == 0
+    text = WORDS[2:7]
+    torch.testing.assert_close(
+        logits(kind, tmp_path / "edited", text, WORDS), logits(kind, tuned, text, WORDS), rtol=1e-4, atol=1e-6
+    )

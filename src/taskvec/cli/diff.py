@@ -1,11 +1,16 @@
 """``taskvec diff``."""
 
-from typing import Annotated, Literal
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from taskvec.cli._common import Force, Json, Quiet, print_json, print_table, watching
 from taskvec.cli._editing import Dtype, Output
+from taskvec.errors import InputError
+
+if TYPE_CHECKING:
+    from taskvec.weights import Weights
 
 
 def diff(
@@ -18,6 +23,7 @@ def diff(
     dtype: Dtype | None = None,
     on_extra: Literal["error", "drop"] = "error",
     on_missing: Literal["error", "zero"] = "error",
+    vocab: Literal["base"] | None = None,
     max_shard_gb: Annotated[float, Parameter(name="--max-shard-gb")] = 5.0,
     force: Force = False,
     json: Json = False,
@@ -44,6 +50,9 @@ def diff(
         What to do with tensors that only TUNED has: refuse, or drop them.
     on_missing
         What to do with tensors that TUNED lacks: refuse, or take them as unchanged.
+    vocab
+        `base` matches the rows of embeddings by token, for a model of another vocabulary: tokens that only
+        TUNED has are left out, those that it lacks are unchanged.
     max_shard_gb
         Size of a shard of a folder, in GB.
     """
@@ -55,6 +64,8 @@ def diff(
     from taskvec.weights import open_weights
 
     start, end = open_model(base), open_model(tuned)
+    if vocab is not None:
+        end = _in_vocabulary_of(start, end, quiet)
     vector = TaskVector.between(start, end, on_extra=on_extra, on_missing=on_missing)
     with watching(quiet) as watch:
         path = vector.save(
@@ -81,3 +92,17 @@ def diff(
     else:
         shown = {**facts, "integer tensors left to the base": ", ".join(kept) or "none differ"}
         print_table(None, ["task vector", str(shown.pop("path"))], list(shown.items()))
+
+
+def _in_vocabulary_of(base: "Weights", tuned: "Weights", quiet: bool) -> "Weights":
+    """The fine-tuned model with the rows of the base's tokens; what that changes is said."""
+    from taskvec.edits.vocabulary import align
+
+    if tuned.adapter is not None:
+        raise InputError(
+            f"--vocab: {tuned.ref} is an adapter, whose tokens are those of its base; leave it out"
+        )
+    seen = align(base, [tuned])
+    if not quiet:
+        sys.stderr.writelines(f"note: {note}\n" for note in seen.facts["notes"])
+    return seen.tuned[0]

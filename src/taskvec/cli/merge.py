@@ -2,9 +2,10 @@
 
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -24,6 +25,7 @@ def merge(
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     dry_run: Flag = False,
     scale: float | None = None,
+    vocab: Literal["base", "union", "intersection"] | None = None,
     memory: str = "512MB",
     max_shard_gb: Annotated[float | None, Parameter(name="--max-shard-gb")] = None,
     allow_nonfinite: Flag = False,
@@ -49,6 +51,9 @@ def merge(
         Check everything, print the plan, write nothing.
     scale
         The scaling coefficient, in place of the recipe's.
+    vocab
+        Bring models of different vocabularies to that of the base, or to the union or intersection of all, in
+        place of the recipe's.
     memory
         What blocks being read and computed may take, such as 512MB or 2GB.
     max_shard_gb
@@ -70,7 +75,7 @@ def merge(
         raise InputError(f"{missing}: missing, expected taskvec merge RECIPE.yaml -o OUT")
     bound = parse_size(memory, "--memory")
     check_target(output, force=force or resume, inputs=[recipe.resolve()])
-    made = _read(recipe, scale, max_shard_gb, allow_nonfinite)
+    made = _read(recipe, {"scale": scale, "vocab": vocab}, max_shard_gb, allow_nonfinite)
     if not quiet:
         sys.stderr.writelines(f"note: {note}\n" for note in made.notes)
     if dry_run:
@@ -98,21 +103,24 @@ def _print_schema() -> None:
     print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()})
 
 
-def _read(path: Path, scale: float | None, max_shard_gb: float | None, allow_nonfinite: bool) -> "Merge":
+def _read(
+    path: Path, instead: Mapping[str, object], max_shard_gb: float | None, allow_nonfinite: bool
+) -> "Merge":
     from taskvec.config import read_yaml
     from taskvec.edits import recipe
 
     content = read_yaml(path)
     if isinstance(content, dict) and "merge_method" in content:
-        if scale is not None:
+        given = [name for name, value in instead.items() if value is not None]
+        if given:
             raise InputError(
-                f"--scale: given, but {path} is a recipe of mergekit, which has no such coefficient"
+                f"--{given[0]}: given, but {path} is a recipe of mergekit, which has no {given[0]}"
             )
         from taskvec.edits import mergekit
 
         made = mergekit.read(path, content)
     else:
-        made = recipe.read(path, content, scale=scale)
+        made = recipe.read(path, content, **instead)
     if max_shard_gb is not None:
         if not 0 < max_shard_gb < float("inf"):
             raise InputError(f"--max-shard-gb: {max_shard_gb}, expected a number above 0")

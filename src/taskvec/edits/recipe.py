@@ -12,6 +12,7 @@ from taskvec.config import Config
 from taskvec.edits.merge import Merge
 from taskvec.edits.parameters import FORMS, Each, Value, by_vector, constant, for_rule, settle
 from taskvec.edits.passes import passes
+from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
 from taskvec.rules import RULES, Rule
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
@@ -54,13 +55,16 @@ class Recipe(Config):
     """``drop`` leaves out tensors that a model has and the base lacks."""
     on_missing: OnMissing = "error"
     """``zero`` takes tensors that a model lacks as unchanged."""
+    vocab: Vocab | None = None
+    """Bring models of different vocabularies to one: that of the ``base``, or the ``union`` or
+    ``intersection`` of all."""
     allow_other_base: bool = False
     """Apply vectors that were taken from another base, or from an unknown one."""
     allow_nonfinite: bool = False
     """Write NaN and infinities instead of refusing them."""
 
 
-def read(path: Path, content: object, *, scale: float | None = None) -> Merge:
+def read(path: Path, content: object, **instead: object) -> Merge:
     """The model that a recipe describes, with every input opened and matched; reads headers only.
 
     Vectors that were stored with the fingerprint of their base make the base be read once, to compare.
@@ -68,7 +72,7 @@ def read(path: Path, content: object, *, scale: float | None = None) -> Merge:
     Args:
         path: of the recipe, for messages and for the paths in it.
         content: the plain data in it.
-        scale: in place of the recipe's.
+        **instead: fields in place of the recipe's, such as ``scale``; ``None`` for its own.
 
     Raises: InputError, opening with the path, for whatever does not fit.
     """
@@ -76,7 +80,8 @@ def read(path: Path, content: object, *, scale: float | None = None) -> Merge:
     if not isinstance(content, Mapping):
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise InputError(f"{where}: {found}, expected a recipe: keys and values")
-    recipe = Recipe.parse(where, {**content, **({} if scale is None else {"scale": scale})})
+    given = {name: value for name, value in instead.items() if value is not None}
+    recipe = Recipe.parse(where, {**content, **given})
     _check(where, recipe)
     with _told(where):
         return _Reading(path, recipe).merge()
@@ -172,11 +177,28 @@ class _Reading:
             base = self._stand_in(tuned)
             inputs = {**tuned}
         check_distinct({**held, **tuned})
+        if recipe.vocab is not None:
+            base, tuned = self._aligned(base, tuned, recipe.vocab)
         vectors = {name: self._of_base(TaskVector.opened(weights), base) for name, weights in held.items()}
         for name, weights in tuned.items():
             vector = TaskVector.between(base, weights, on_extra=recipe.on_extra, on_missing=recipe.on_missing)
             vectors[name] = 0 * vector if weights is base else vector
         return base, inputs, vectors
+
+    def _aligned(
+        self, base: Weights, tuned: Mapping[str, Weights], vocab: Vocab
+    ) -> tuple[Weights, dict[str, Weights]]:
+        """Base and models, seen in one vocabulary. Vectors and adapters are bound to that of the base."""
+        moving = {name: each for name, each in tuned.items() if each is not base and each.adapter is None}
+        seen = align(base, list(moving.values()), vocab)
+        bound = [*self.recipe.vectors, *(name for name, each in tuned.items() if each.adapter is not None)]
+        if bound and seen.base is not base:
+            raise InputError(f"vocab: {vocab}, but {bound[0]!r} is of the vocabulary of the base; use base")
+        self.record["vocabulary"] = seen.facts
+        views = dict(zip(moving, seen.tuned, strict=True))
+        return seen.base, {
+            name: seen.base if each is base else views.get(name, each) for name, each in tuned.items()
+        }
 
     def _of_base(self, vector: TaskVector, base: Weights) -> TaskVector:
         return vector.with_base(base) if self.recipe.allow_other_base else grounded([vector], base)[0]
@@ -245,6 +267,7 @@ class _Reading:
         return list(opened.values()) or None
 
     def _notes(self) -> Iterator[str]:
+        yield from self.record.get("vocabulary", {}).get("notes", ())
         for name in self.recipe.models:
             tuned = self.inputs[name]
             if tuned.adapter is None:  # which has names of its own

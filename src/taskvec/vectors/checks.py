@@ -144,7 +144,8 @@ def _vocabulary(names: Sequence[str], found: Mapping[str, TensorSpec], base: Wei
         have, want = found[name].shape, base.spec(name).shape
         if have and have[1:] == want[1:] and _VOCABULARY.search(name):
             return (
-                f"; vocabularies of {have[0]} and {want[0]} tokens: resize the embeddings to one size first"
+                f"; vocabularies of {have[0]} and {want[0]} tokens: resize the embeddings to one size, "
+                "or match their tokens (--vocab base)"
             )
     return ""
 
