@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from taskvec.training.finetune import finetune
     from taskvec.training.parts import Part, make_part
     from taskvec.training.settings import TrainSettings
-    from taskvec.vectors import TaskVector, apply, combine, similarity
+    from taskvec.vectors import TaskVector, apply, combine, save_adapter, similarity
     from taskvec.vectors.masked import MaskedVectors, emr, tall_masks
     from taskvec.weights import Weights, open_weights, save_weights
 
@@ -50,6 +50,7 @@ _HOME = {
     "TaskVector": "vectors",
     "apply": "vectors",
     "combine": "vectors",
+    "save_adapter": "vectors",
     "similarity": "vectors",
     "MaskedVectors": "vectors.masked",
     "emr": "vectors.masked",
@@ -135,6 +136,7 @@ __all__ = [
     "ntk_operator",
     "ntk_product",
     "open_weights",
+    "save_adapter",
     "save_weights",
     "score",
     "search_addition",

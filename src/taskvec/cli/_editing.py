@@ -29,8 +29,13 @@ def open_model(ref: str) -> "Weights":
     return open_weights(known_model(ref).ref() if known else ref)
 
 
-def load_vectors(pairs: Sequence[str], base: "Weights | None" = None) -> dict[str, "TaskVector"]:
-    """The vectors of ``name=PATH`` arguments; taken to be vectors of ``base`` if one is given.
+def load_vectors(
+    pairs: Sequence[str], base: "Weights | None" = None, *, allow_other_base: bool = False
+) -> dict[str, "TaskVector"]:
+    """The vectors of ``name=PATH`` arguments.
+
+    Those that record no base, LoRA adapters, are taken to be vectors of ``base`` if one is given; with
+    ``allow_other_base`` the others are as well.
 
     Raises: InputError for no vector, a name that no expression could hold, or the same vector twice.
     """
@@ -44,7 +49,12 @@ def load_vectors(pairs: Sequence[str], base: "Weights | None" = None) -> dict[st
             raise InputError(f"--vector: the name {name!r} is not one word of letters, digits and _")
     loaded = {name: TaskVector.load(path) for name, path in paths.items()}
     _check_distinct(loaded, paths)
-    return {name: vector.with_base(base) if base is not None else vector for name, vector in loaded.items()}
+    if base is None:
+        return loaded
+    return {
+        name: vector.with_base(base) if allow_other_base or vector.base.open else vector
+        for name, vector in loaded.items()
+    }
 
 
 def _check_distinct(vectors: Mapping[str, "TaskVector"], paths: Mapping[str, str]) -> None:

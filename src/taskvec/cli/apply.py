@@ -42,7 +42,7 @@ def apply(
     base
         The weights that the vectors were taken from: a folder, a file, a hub id, a known name.
     vector
-        `name=PATH` of a task vector, once for each.
+        `name=PATH` of a task vector or a LoRA adapter, once for each.
     output
         A folder, which also gets the config and tokenizer files of BASE, or a .safetensors file.
     expression
@@ -67,7 +67,7 @@ def apply(
     from taskvec.weights import save_weights
 
     start = open_model(base)
-    named = load_vectors(vector, start if allow_other_base else None)
+    named = load_vectors(vector, start, allow_other_base=allow_other_base)
     params = _parameters(param, rule)
     edit = _edit(start, named, expression, rule, params)
     edited = editing.apply(start, edit, scale)

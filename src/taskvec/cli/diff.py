@@ -1,15 +1,17 @@
 """``taskvec diff``."""
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Force, Json, Quiet, print_json, print_table, watching
+from taskvec.cli._common import Count, Force, Json, Quiet, print_json, print_table, watching
 from taskvec.cli._editing import Dtype, Output
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
+    from taskvec.vectors import Extraction
     from taskvec.weights import Weights
 
 
@@ -24,22 +26,25 @@ def diff(
     on_extra: Literal["error", "drop"] = "error",
     on_missing: Literal["error", "zero"] = "error",
     vocab: Literal["base"] | None = None,
+    rank: Count | None = None,
+    only: str | None = None,
     max_shard_gb: Annotated[float, Parameter(name="--max-shard-gb")] = 5.0,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Extract a task vector: what fine-tuning changed.
+    """Extract a task vector: what fine-tuning changed; with --rank as a LoRA adapter.
 
-    Example: `taskvec diff ./bert-base ./bert-sst2 -o sst2.safetensors --task sst2`. Integer and boolean
-    tensors are no part of a task vector; an edit keeps those of its base.
+    Examples: `taskvec diff ./bert-base ./bert-sst2 -o sst2.safetensors --task sst2`, and for an adapter that
+    PEFT loads `taskvec diff ./bert-base ./bert-sst2 --rank 16 -o sst2-lora`. Integer and boolean tensors are
+    no part of a task vector; an edit keeps those of its base.
 
     Parameters
     ----------
     base
         The pre-trained weights: a folder, a safetensors or .bin file, an index, a hub id, a known name.
     tuned
-        The weights fine-tuned from them.
+        The weights fine-tuned from them, or a LoRA adapter for them.
     output
         A .safetensors file, or a folder.
     task
@@ -53,13 +58,17 @@ def diff(
     vocab
         `base` matches the rows of embeddings by token, for a model of another vocabulary: tokens that only
         TUNED has are left out, those that it lacks are unchanged.
+    rank
+        Write a LoRA adapter of this rank instead: the nearest matrix for each linear layer, with the error.
+    only
+        With --rank, which matrices: `attention`, `mlp` or `re:PATTERN`; all by default.
     max_shard_gb
         Size of a shard of a folder, in GB.
     """
     import torch
 
     from taskvec.cli._editing import open_model
-    from taskvec.vectors import TaskVector
+    from taskvec.vectors import TaskVector, save_adapter
     from taskvec.vectors.checks import differing_buffers
     from taskvec.weights import open_weights
 
@@ -67,10 +76,27 @@ def diff(
     if vocab is not None:
         end = _in_vocabulary_of(start, end, quiet)
     vector = TaskVector.between(start, end, on_extra=on_extra, on_missing=on_missing)
+    element = getattr(torch, dtype) if dtype else None
+    if rank is not None:
+        with watching(quiet) as watch:
+            made = save_adapter(
+                vector,
+                output,
+                rank=rank,
+                only=only or "all",
+                dtype=element,
+                task=task,
+                force=force,
+                watch=watch,
+            )
+        _show_adapter(made, json)
+        return
+    if only is not None:
+        raise InputError("--only: given without --rank")
     with watching(quiet) as watch:
         path = vector.save(
             output,
-            dtype=getattr(torch, dtype) if dtype else None,
+            dtype=element,
             force=force,
             task=task,
             max_shard_size=max_shard_gb * 1e9,
@@ -106,3 +132,27 @@ def _in_vocabulary_of(base: "Weights", tuned: "Weights", quiet: bool) -> "Weight
     if not quiet:
         sys.stderr.writelines(f"note: {note}\n" for note in seen.facts["notes"])
     return seen.tuned[0]
+
+
+def _show_adapter(made: "Extraction", json: bool) -> None:
+    facts = {
+        "path": str(made.path),
+        "rank": made.rank,
+        "matrices": len(made.errors),
+        "relative error of the matrices": made.matrices_error,
+        "relative error of the task vector": made.error,
+    }
+    if json:
+        facts |= {"relative errors": dict(made.errors), "left out": dict(made.left_out)}
+        print_json({key.replace(" ", "_"): value for key, value in facts.items()})
+        return
+    shown = [(key, f"{value:.4g}" if isinstance(value, float) else value) for key, value in facts.items()]
+    print_table(None, ["LoRA adapter", str(made.path)], [*shown[1:], ("left out", _names(made.left_out))])
+    print_table(None, ["matrix", "relative error"], [(n, f"{error:.4g}") for n, error in made.errors.items()])
+
+
+def _names(found: Mapping[str, float]) -> str:
+    """The first few names, and how many more."""
+    names = list(found)
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return (", ".join(names[:6]) + more) or "nothing"

@@ -21,23 +21,22 @@ def inspect(
     allow_other_base: AllowOther = False,
     json: Json = False,
 ) -> None:
-    """Show what checkpoints and task vectors hold: sizes, origin, norms by layer, angles between vectors.
+    """Show what checkpoints, task vectors and LoRA adapters hold: sizes, origin, norms by layer, angles.
 
     Parameters
     ----------
     paths
-        Models and task vectors, any number.
+        Models, task vectors and LoRA adapters, any number.
     headers
         Read headers only: no norms, fingerprints or angles.
     allow_other_base
         Compare vectors of different bases all the same.
     """
     from taskvec.cli._editing import open_model
-    from taskvec.vectors.info import has_info
 
     opened = [open_model(path) for path in paths]
-    facts = [_vector_facts(w, headers) if has_info(w) else _weights_facts(w, headers) for w in opened]
-    vectors = [weights for weights in opened if has_info(weights)]
+    facts = [_vector_facts(w, headers) if _is_vector(w) else _weights_facts(w, headers) for w in opened]
+    vectors = [weights for weights in opened if _is_vector(weights) and not _has_masks(weights)]
     cosines = None
     if len(vectors) > 1 and not headers:
         cosines = _cosines(vectors, allow_other_base)
@@ -59,6 +58,36 @@ def inspect(
         print_table("cosines", ["vector", *names], rows)
 
 
+def _is_vector(weights: "Weights") -> bool:
+    from taskvec.vectors.info import has_info
+
+    return has_info(weights) or weights.adapter is not None
+
+
+def _has_masks(weights: "Weights") -> bool:
+    from taskvec.vectors.info import has_info, read_info
+
+    return has_info(weights) and read_info(weights).masks is not None
+
+
+def _masked_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
+    from taskvec.vectors.masked import MaskedVectors
+
+    masked = MaskedVectors.opened(weights)
+    unified, base = masked.unified, masked.unified.base
+    facts = {
+        **_sizes(weights, "masked task vectors"),
+        "unchanged_tensors": sum(not unified.terms_at(name) for name in unified),
+        "base": base.ref,
+        "base_fingerprint": base.fingerprint() or "not recorded",
+        "method": masked.info.method,
+        **masked.info.settings,
+        "factors": masked.info.factors,
+    }
+    norms = {} if headers else {task: _finite(masked.vector(task).norm()) for task in masked.tasks}
+    return {**facts, **({"norms": norms} if norms else {})}
+
+
 def _weights_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
     from taskvec.weights.summary import by_layer, tensor_norms
 
@@ -78,15 +107,19 @@ def _vector_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
     from taskvec.vectors import TaskVector
     from taskvec.weights.summary import by_layer
 
+    if _has_masks(weights):
+        return _masked_facts(weights, headers)
     vector = TaskVector.opened(weights)
-    info = vector.info.model_dump(mode="json", exclude={"unchanged", "format", "dtype"})
-    base = info.pop("base")
+    info = vector.info.model_dump(mode="json", exclude={"unchanged", "format", "dtype", "compact", "masks"})
+    base, compact = info.pop("base"), vector.info.compact
+    adapter = weights.adapter is not None
     facts = {
-        **_sizes(weights, "task vector"),
-        "unchanged_tensors": len(vector) - len(weights),
+        **_sizes(weights, "LoRA adapter" if adapter else "task vector"),
+        "unchanged_tensors": None if adapter else sum(not vector.terms_at(name) for name in vector),
         "base": base["ref"],
         "base_fingerprint": base["fingerprint"] or "not recorded",
         **info,
+        **({"form": compact.form, **compact.settings, "relative_error": compact.error} if compact else {}),
     }
     if headers:
         return facts
@@ -135,7 +168,7 @@ def _said(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} = {content}" for key, content in value.items())
+        return ", ".join(f"{key} = {_said(content)}" for key, content in value.items())
     return (
         f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
     )

@@ -1,5 +1,6 @@
 """Directions in weight space: task vectors, their algebra, geometry and files."""
 
+from taskvec.vectors.adapter_writing import Extraction, save_adapter
 from taskvec.vectors.combining import combine
 from taskvec.vectors.edited import EditedWeights, apply
 from taskvec.vectors.expression import parse_expression
@@ -10,11 +11,13 @@ from taskvec.vectors.vector import TaskVector
 __all__ = [
     "BaseInfo",
     "EditedWeights",
+    "Extraction",
     "TaskVector",
     "VectorInfo",
     "apply",
     "combine",
     "gram",
     "parse_expression",
+    "save_adapter",
     "similarity",
 ]

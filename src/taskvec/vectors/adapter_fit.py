@@ -45,17 +45,11 @@ def transposed(adapter: "Adapter", base: Weights, names: Mapping[str, str]) -> C
     Shapes tell, except for square matrices. These are as other layers of their kind in the model: a bias is
     as long as there are outputs. What the settings say is that of the layer which PEFT saw last.
     """
-    known: dict[str, set[bool]] = {}
-    for name in base:
-        shape, bias = base.spec(name).shape, name.removesuffix("weight") + "bias"
-        if name.endswith(".weight") and len(shape) == 2 and shape[0] != shape[1] and bias in base:
-            outputs = base.spec(bias).shape
-            if outputs in (shape[:1], shape[1:]):
-                known.setdefault(_kind(name), set()).add(outputs == shape[1:])
+    known = orientations({name: base.spec(name).shape for name in base})
     for own, name in names.items():
         have = adapter.specs[own].shape
         if isinstance(adapter.pieces[own], Product) and name in base and have != have[::-1]:
-            known.setdefault(_kind(name), set()).add(base.spec(name).shape == have[::-1])
+            known.setdefault(kind(name), set()).add(base.spec(name).shape == have[::-1])
 
     def known_transposed(own: str) -> bool:
         piece, have, name = adapter.pieces[own], adapter.specs[own].shape, names[own]
@@ -63,7 +57,7 @@ def transposed(adapter: "Adapter", base: Weights, names: Mapping[str, str]) -> C
             return True
         if have != have[::-1] or len(base.spec(name).shape) != 2:
             return base.spec(name).shape == have[::-1]
-        found = known.get(_kind(name)) or set().union(*known.values()) or {adapter.settings.fan_in_fan_out}
+        found = known.get(kind(name)) or set().union(*known.values()) or {adapter.settings.fan_in_fan_out}
         if len(found) > 1:
             raise KeyMismatch(
                 f"{adapter.ref}: {name!r} is square and {base.ref} has layers of both orientations, expected "
@@ -74,9 +68,20 @@ def transposed(adapter: "Adapter", base: Weights, names: Mapping[str, str]) -> C
     return known_transposed
 
 
-def _kind(name: str) -> str:
+def kind(name: str) -> str:
     """``c_proj`` for ``h.0.attn.c_proj.weight``."""
     return name.split(".")[-2]
+
+
+def orientations(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, set[bool]]:
+    """For each kind of layer, whether its matrices are (in, out), where a bias of another length tells."""
+    known: dict[str, set[bool]] = {}
+    for name, shape in shapes.items():
+        outputs = shapes.get(name.removesuffix("weight") + "bias")
+        told = len(shape) == 2 and shape[0] != shape[1] and outputs in (shape[:1], shape[1:])
+        if told and name.endswith(".weight"):
+            known.setdefault(kind(name), set()).add(outputs == shape[1:])
+    return known
 
 
 def same(weights: Weights, key: str, base: Weights, name: str) -> bool:

@@ -21,6 +21,7 @@ from taskvec.vectors.adapter_files import (
 )
 from taskvec.vectors.adapter_fit import called, foreign, same, tied_unsaid, transposed
 from taskvec.vectors.info import BaseInfo, VectorInfo
+from taskvec.vectors.lowrank import multiplied
 from taskvec.vectors.sources import Source, computing
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
@@ -60,8 +61,14 @@ class Adapter(Source):
             base=BaseInfo(ref=settings.base_model_name_or_path),
             tuned=weights.ref,
             regime="lora",
-            training={"peft": settings.model_dump(mode="json", exclude_defaults=True)},
+            training={"peft": settings.model_dump(mode="json", include=set(Settings.model_fields))},
         )
+        self.relative = any(
+            isinstance(piece, Saved)
+            or (isinstance(piece, Product) and bool(piece.layer.magnitude or piece.start))
+            for piece in pieces.values()
+        )
+        """Whether some of it is known only relative to the weights of the base."""
         self._factors: Callable[[Layer, torch.dtype], tuple[Tensor, Tensor]] = lru_cache(_KEPT)(
             self._read_factors
         )
@@ -176,9 +183,7 @@ class Adapter(Source):
 
     def _product(self, product: Product, rows: slice | None, dtype: torch.dtype) -> Tensor:
         a, b = self._factors(product.layer, dtype)
-        if product.transposed:
-            return (a if rows is None else a[:, rows]).T @ b.T
-        return (b if rows is None else b[rows]) @ a
+        return multiplied(a.T, b.T, rows) if product.transposed else multiplied(b, a, rows)
 
     def _read_factors(self, layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(rank, in) and (out, rank), the second times the scaling."""

@@ -1,0 +1,216 @@
+"""Task vectors written as LoRA adapters: the nearest matrix of low rank for every linear layer."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from taskvec._version import __version__
+from taskvec.errors import InputError
+from taskvec.progress import Watch, unwatched
+from taskvec.selection import matching
+from taskvec.vectors.adapter_fit import kind, orientations
+from taskvec.vectors.files import is_changed
+from taskvec.vectors.lowrank import leading
+from taskvec.weights import save_weights
+from taskvec.weights.dtypes import EDITABLE, nonfinite_count, short
+from taskvec.weights.staging import MANIFEST, check_space, check_target, staged
+from taskvec.weights.writer import nonfinite_message
+
+if TYPE_CHECKING:
+    from taskvec.vectors.vector import TaskVector
+
+_LOOKUP = re.compile(r"emb|wte|wpe|shared|relative_attention_bias")
+"""Kinds of layers whose matrix, where no bias goes with it, is a table to look up rows in."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What an adapter that was made of a task vector holds of it.
+
+    Attributes:
+        path: its folder.
+        rank: of every matrix.
+        errors: for each matrix, the norm of what the factors miss, relative to its own norm.
+        matrices_error: the same over all matrices together.
+        error: the same over the whole task vector: what was left out is missed too.
+        left_out: tensors that are changed and have no factors -> the norm of their change.
+    """
+
+    path: Path
+    rank: int
+    errors: Mapping[str, float]
+    matrices_error: float
+    error: float
+    left_out: Mapping[str, float]
+
+
+def save_adapter(
+    vector: "TaskVector",
+    path: str | Path,
+    *,
+    rank: int,
+    only: str = "all",
+    dtype: torch.dtype | None = None,
+    task: str | None = None,
+    force: bool = False,
+    watch: Watch = unwatched,
+) -> Extraction:
+    """Write the linear layers of a task vector as a LoRA adapter that PEFT loads.
+
+    What is no matrix of a linear layer is left out, and reported: biases, norms, embeddings, convolutions,
+    and weights that serve two layers. The scaling is 1, whatever the rank.
+
+    Args:
+        path: a folder.
+        rank: of the factors; those of a matrix that has a smaller one are filled up with zeros.
+        only: which matrices, as for ``matching``: ``all``, ``attention``, ``mlp`` or ``re:PATTERN`` on whole
+            names. The others are left out.
+        dtype: element type of the factors; float32 by default, float64 for float64 models.
+        task: what the fine-tuning was for; kept in the manifest.
+        force: replace an output that exists.
+        watch: told of each matrix.
+
+    Raises: InputError where nothing is left; OutputExists; DiskFull; NonFinite.
+    Cost: the memory of all factors and of the largest matrix a few times; of large matrices a few products
+        with thin ones, see ``leading``.
+    """
+    target = Path(path).expanduser()
+    _check(target, rank, dtype)
+    check_target(target, force=force, inputs=vector.files)
+    chosen, others = _sorted_out(vector, only)
+    turned = _orientation(vector, chosen)
+    _check_size(target, vector, chosen, rank, dtype)
+    factors: dict[str, Tensor] = {}
+    missed: dict[str, float] = {}
+    norms: dict[str, float] = {}
+    for done, name in enumerate(chosen, start=1):
+        delta = vector.read(name)
+        bad = nonfinite_count(delta)
+        if bad:
+            raise InputError(nonfinite_message(vector.ref, {name: bad}))
+        change = delta.T if turned[name] else delta
+        b, a = (half.to(dtype or half.dtype).contiguous() for half in leading(change, rank))
+        norms[name] = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
+        missed[name] = float(torch.linalg.vector_norm(change - b.to(delta.dtype) @ a.to(delta.dtype)))
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        factors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+        watch("factors", done, len(chosen))
+    sizes = {name: float(torch.linalg.vector_norm(vector.read(name), dtype=torch.float64)) for name in others}
+    left_out = {name: size for name, size in sizes.items() if size}
+    made = Extraction(
+        target,
+        rank,
+        {name: _ratio(missed[name], norms[name]) for name in chosen},
+        _ratio(math.hypot(*missed.values()), math.hypot(*norms.values())),
+        _ratio(
+            math.hypot(*missed.values(), *left_out.values()), math.hypot(*norms.values(), *left_out.values())
+        ),
+        left_out,
+    )
+    with staged(target, folder=True, force=force, inputs=vector.files) as work:
+        save_weights(factors, work / "adapter_model.safetensors")
+        _write_json(work / "adapter_config.json", _config(vector, chosen, turned, rank))
+        _write_json(work / MANIFEST, _manifest(vector, made, only, task))
+    return made
+
+
+def _check(target: Path, rank: int, dtype: torch.dtype | None) -> None:
+    if rank < 1:
+        raise InputError(f"rank: {rank}, expected 1 or more")
+    if target.suffix in (".safetensors", ".bin"):
+        raise InputError(f"{target}: an adapter is a folder, expected a name without {target.suffix}")
+    if dtype is not None and dtype not in EDITABLE:
+        wanted = ", ".join(sorted(map(short, EDITABLE)))
+        raise InputError(f"{target}: dtype {short(dtype)}, expected one of {wanted}")
+
+
+def _check_size(
+    target: Path, vector: "TaskVector", names: Iterable[str], rank: int, dtype: torch.dtype | None
+) -> None:
+    specs = [vector.specs[name] for name in names]
+    check_space(target, sum(rank * sum(spec.shape) * (dtype or spec.dtype).itemsize for spec in specs))
+
+
+def _sorted_out(vector: "TaskVector", only: str) -> tuple[list[str], list[str]]:
+    """The matrices to be factored, and the other tensors that are changed."""
+    tied = set() if vector.base.weights is None else set(vector.base.weights.tied.values())
+    linear = [name for name in vector if _is_linear(vector, name) and name not in tied]
+    if not linear:
+        raise InputError(
+            f"{vector.ref}: has no matrix of a linear layer, expected some to make an adapter of"
+        )
+    wanted = linear if only == "all" else set(matching(linear, only, vector.ref))
+    changed = [name for name in vector if is_changed(vector, name)]
+    chosen = [name for name in changed if name in wanted]
+    if not chosen:
+        raise InputError(f"{vector.ref}: changes none of {len(linear)} linear layers that were asked for")
+    return chosen, [name for name in changed if name not in wanted]
+
+
+def _is_linear(vector: "TaskVector", name: str) -> bool:
+    shape = vector.specs[name].shape
+    if len(shape) != 2 or 0 in shape or not name.endswith(".weight") or name.count(".") < 1:
+        return False
+    return f"{name.removesuffix('weight')}bias" in vector.specs or not _LOOKUP.search(kind(name))
+
+
+def _orientation(vector: "TaskVector", names: Iterable[str]) -> dict[str, bool]:
+    """Whether each matrix is stored as (in, out); where nothing tells, it is (out, in)."""
+    known = orientations({name: spec.shape for name, spec in vector.specs.items()})
+    everywhere = set().union(*known.values())
+    found: dict[str, bool] = {}
+    for name in names:
+        told = known.get(kind(name)) or everywhere or {False}
+        if len(told) > 1:
+            raise InputError(
+                f"{vector.ref}: {name!r}: layers of the model have both orientations, and none of this kind "
+                "tells its own, expected one with a bias; leave it out with only (--only)"
+            )
+        found[name] = next(iter(told))
+    return found
+
+
+def _config(vector: "TaskVector", names: list[str], turned: Mapping[str, bool], rank: int) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": vector.base.ref,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": all(turned[name] for name in names),
+        "init_lora_weights": True,
+        "target_modules": [name.removesuffix(".weight") for name in names],
+    }
+
+
+def _manifest(vector: "TaskVector", made: Extraction, only: str, task: str | None) -> dict[str, Any]:
+    return {
+        "created_by": f"taskvec {__version__}",
+        "kind": "LoRA adapter",
+        "task": task or vector.info.task,
+        "rank": made.rank,
+        "only": only,
+        "relative_error": made.error,
+        "relative_error_of_matrices": made.matrices_error,
+        "relative_errors": dict(made.errors),
+        "left_out": dict(made.left_out),
+        "vector": vector.info.model_dump(mode="json", exclude={"unchanged"}),
+    }
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
