@@ -222,6 +222,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         Raises: KeyMismatch if it does not fit.
         """
         weights = open_weights(base)
+        check_point(weights)
         vector = self._grounded(weights) if self.base.open else self
         check_fits(self.ref, vector.specs, weights)
         return TaskVector(vector.terms, Base.of(weights), vector.specs)
