@@ -29,14 +29,15 @@ IDENTITY: dict[str, dict[str, Any]] = {
     **{
         key: {} for key in ("sum", "mean", "tsv", "wudi", "magmax", "metagpt", "multislerp", "karcher", "sce")
     },
-    **{"passthrough": {}, "ties": {"keep": 1}, "dare": {"density": 1}, "della": {"density": 1}},
+    **{"passthrough": {}, "emr": {}, "ties": {"keep": 1}, "dare": {"density": 1}, "della": {"density": 1}},
     **{"breadcrumbs": {"density": 1, "gamma": 0}, "consensus": {"k": 1}, "nearswap": {"t": 100}},
     **{"lines": {"alpha": 1, "beta": 0}, "dare+ties": {"density": 1, "keep": 1}, "fisher": {}, "regmean": {}},
 }
 # Parameters with which copies of one vector give that vector.
 IDEMPOTENT: dict[str, dict[str, Any]] = {
     **{key: {} for key in ("mean", "wudi", "magmax", "metagpt", "model_stock", "slerp", "nuslerp")},
-    **{"multislerp": {}, "karcher": {}, "sce": {}, "ties": {"keep": 1}, "fisher": {}, "regmean": {}},
+    **{"multislerp": {}, "karcher": {}, "sce": {}, "emr": {}, "ties": {"keep": 1}},
+    **{"fisher": {}, "regmean": {}},
 }
 
 every_rule = pytest.mark.parametrize("name", NAMES)

@@ -43,7 +43,7 @@ def compress(
         A .safetensors file, or a folder.
     form
         bf16 rounds; sparse keeps the largest entries of each tensor; low-rank keeps the leading singular
-        vectors of each matrix; int8 and 1-bit keep integers and signs, with a scale for each group of entries.
+        vectors of each matrix; int8 and 1-bit keep integers and signs, with a scale for a group of entries.
     density
         Of sparse: the fraction of entries kept, above 0 to 1.
     rank

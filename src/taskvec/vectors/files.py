@@ -1,6 +1,7 @@
 """Task vectors on disk."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from taskvec.progress import Watch, unwatched
 from taskvec.vectors.compact import FORMS, Form
 from taskvec.vectors.compact.decoding import Decoded
 from taskvec.vectors.compact.encoding import encode
-from taskvec.vectors.info import OPEN_FIELDS, VectorInfo, check_fields
+from taskvec.vectors.compact.spool import Spool
+from taskvec.vectors.info import OPEN_FIELDS, CompactInfo, VectorInfo, check_fields
 from taskvec.weights import TensorSpec, Weights, save_weights
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
 from taskvec.weights.source import row_blocks
@@ -49,13 +51,26 @@ def save_vector(
     chosen = None if form is None else chosen_form(form, settings, dtype)
     # Refuse what cannot be written before reading gigabytes to find out what changed.
     check_target(target, force=force, inputs=vector.files)
+    save = partial(_save, vector, info, path=path, force=force, max_shard_size=max_shard_size, watch=watch)
     if chosen is None:
-        written: Weights = Deltas(vector, dtype)
-        compact, present = None, set(written)
-    else:
-        written, compact = encode(vector, chosen, target, dtype, watch)
-        present = set(compact.errors)
-    types = {written.spec(name).dtype for name in written}
+        return save(Deltas(vector, dtype), None)
+    with Spool(vector.ref, target, vector.files) as spool:
+        return save(spool, encode(vector, chosen, spool, dtype, watch))
+
+
+def _save(
+    vector: "TaskVector",
+    info: Mapping[str, Any],
+    stored: Weights,
+    compact: CompactInfo | None,
+    *,
+    path: str | Path,
+    watch: Watch,
+    **options: Any,
+) -> Path:
+    """Write what is stored of a vector, whole tensors or parts, under a header that says so."""
+    types = {stored.spec(name).dtype for name in stored}
+    present = stored if compact is None else compact.errors
     facts = {
         "format": 2 if compact and compact.coded else 1,
         "dtype": short(types.pop()) if len(types) == 1 else None,
@@ -64,16 +79,8 @@ def save_vector(
         "unchanged": {name: spec.shape for name, spec in vector.specs.items() if name not in present},
     }
     said = VectorInfo.model_validate({**dict(vector.info), **info, **facts})
-    with written:
-        return save_weights(
-            written,
-            path,
-            force=force,
-            max_shard_size=max_shard_size,
-            metadata=said.header(),
-            manifest={"kind": "task vector", **summary(said)},
-            watch=watch,
-        )
+    manifest = {"kind": "task vector", **summary(said)}
+    return save_weights(stored, path, metadata=said.header(), manifest=manifest, watch=watch, **options)
 
 
 def chosen_form(name: str, settings: Mapping[str, Any], dtype: torch.dtype | None) -> Form:

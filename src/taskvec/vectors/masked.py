@@ -123,7 +123,8 @@ class MaskedVectors:
             raise InputError(f"{path}: dtype {short(dtype)}, expected one of {wanted}")
         target = Path(path).expanduser()
         check_target(target, force=force, inputs=(*self.unified.files, *self.masks.files))
-        with self._spooled(target, dtype, watch) as spool:
+        with Spool(self.ref, target, (*self.unified.files, *self.masks.files)) as spool:
+            self._put_into(spool, dtype, watch)
             shapes = {name: spec.shape for name, spec in self.unified.specs.items() if name not in spool}
             said = VectorInfo(
                 format=2,
@@ -144,9 +145,8 @@ class MaskedVectors:
                 watch=watch,
             )
 
-    def _spooled(self, target: Path, dtype: torch.dtype | None, watch: Watch) -> Spool:
+    def _put_into(self, spool: Spool, dtype: torch.dtype | None, watch: Watch) -> None:
         """Unified tensors and masks, from one pass over all vectors."""
-        spool = Spool(self.ref, target, (*self.unified.files, *self.masks.files))
         changed = [name for name in self.unified if self.unified.terms_at(name)]
         by_rows = self.unified.by_rows and self.masks.by_rows
         for done, name in enumerate(changed, 1):
@@ -166,8 +166,7 @@ class MaskedVectors:
                 for task in self.tasks:
                     mask = self.masks.read(task, name, rows, unified)
                     spool.put(part_name(name, task), pack(mask), first * math.prod(spec.shape[1:]) // 8)
-            watch(f"masking {target.name}", done, len(changed))
-        return spool
+            watch(f"masking {spool.target.name}", done, len(changed))
 
     @classmethod
     def load(cls, path: str | Path) -> "MaskedVectors":

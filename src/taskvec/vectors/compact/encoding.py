@@ -1,7 +1,6 @@
 """A vector encoded, tensor by tensor, with the error of each."""
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,20 +20,18 @@ if TYPE_CHECKING:
 
 
 def encode(
-    vector: "TaskVector", form: Form, target: Path, dtype: torch.dtype | None, watch: Watch
-) -> tuple[Spool, CompactInfo]:
-    """The parts of every tensor that is not zero, and what the header says of them.
+    vector: "TaskVector", form: Form, spool: Spool, dtype: torch.dtype | None, watch: Watch
+) -> CompactInfo:
+    """Put the parts of every tensor that is not zero into ``spool``; what the header says of them.
 
     A tensor for which the form needs no fewer bytes is kept as it is.
 
     Args:
-        target: where the result is to be written; the parts are put aside beside it.
         dtype: of what is stored as floats, where that is a choice; that of computing by default.
 
     Raises: NonFinite, for a delta or what it would be after decoding; InputError for names that collide.
     Cost: one read of every tensor; one tensor at a time in memory, with what encoding it takes.
     """
-    spool = Spool(vector.ref, target, vector.files)
     coded: dict[str, tuple[int, ...]] = {}
     squares: dict[str, tuple[float, float]] = {}
     bad: dict[str, int] = {}
@@ -54,11 +51,11 @@ def encode(
                 _check_free(vector, name, part, spool)
                 spool.add(part_name(name, part), value)
         if not bad:
-            watch(f"encoding {target.name}", done, len(vector))
+            watch(f"encoding {spool.target.name}", done, len(vector))
     if bad:
         raise NonFinite(nonfinite_message(vector.ref, bad))
     lost, whole = (math.sqrt(math.fsum(pair[at] for pair in squares.values())) for at in (0, 1))
-    return spool, CompactInfo(
+    return CompactInfo(
         form=form.name,
         settings=form.model_dump(),
         error=_ratio(lost, whole),

@@ -24,7 +24,7 @@ class Spool(Weights):
 
     def __init__(self, ref: str, target: Path, files: tuple[Path, ...] = ()) -> None:
         super().__init__(ref, {}, ("spool", next(_serial)), files=files)
-        self._target = target
+        self.target = target
         beside = next(place for place in target.absolute().parents if place.is_dir())
         self._file = tempfile.TemporaryFile(dir=beside)  # noqa: SIM115  # as long-lived as we are
         self._known: dict[str, TensorSpec] = {}
@@ -51,7 +51,7 @@ class Spool(Weights):
         except OSError as error:
             what = (error.strerror or str(error)).lower()
             raise TaskvecError(
-                f"{self._target}: could not be written ({what}); nothing was left behind"
+                f"{self.target}: could not be written ({what}); nothing was left behind"
             ) from error
 
     def add(self, name: str, tensor: Tensor) -> None:
