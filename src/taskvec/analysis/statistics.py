@@ -100,7 +100,8 @@ def fisher(
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     inputs = list(_inputs(model, task, examples, split, seed))
     total, done = sum(map(_count, inputs)), 0
-    with torch.no_grad(), evaluating(scores):
+    with torch.no_grad(), evaluating(model):
+        scores.eval()
         if labels == "sampled":
             generator = torch.Generator().manual_seed(seed)
             inputs = [{**batch, "drawn": _drawn(scores, batch, generator)} for batch in inputs]
