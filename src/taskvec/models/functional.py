@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from torch import Tensor
-from torch.func import functional_call
 
 from taskvec.models.backbone import Backbone
+from taskvec.substitution import substituted
 
 
 def encode(backbone: Backbone, params: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
@@ -16,6 +16,6 @@ def encode(backbone: Backbone, params: Mapping[str, Tensor], batch: Mapping[str,
             backbone's own. Gradients flow into them.
         batch: what ``backbone.collate`` gives.
     """
-    place = {stored: f"network.{name}" for name, stored in backbone.names.items()}
-    values = {place[name]: value for name, value in params.items()}
-    return functional_call(backbone, values, (), dict(batch))  # type: ignore[no-any-return]
+    place = {stored: name for name, stored in backbone.names.items()}
+    with substituted(backbone.network, {place[name]: value for name, value in params.items()}):
+        return backbone(**batch)  # type: ignore[no-any-return]

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from taskvec.errors import InputError
 from taskvec.selection import matching
+from taskvec.substitution import substituted
 from taskvec.tangent.forward import NoTangent
 from taskvec.tangent.linearization import Linearization, Route
 
@@ -108,20 +108,10 @@ def _trouble(module: nn.Module) -> str | None:
 
 
 def _called(model: nn.Module, params: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-    """The model with other parameters; buffers that it replaces on the way are put back.
-
-    Ties are resolved here: ``functional_call`` does not give a module back its parameters if it is reachable
-    by two names (pytorch issue 164759).
-    """
+    """The model with other parameters; buffers that it replaces on the way are put back."""
     check_modules(model)  # its mode may have changed since
-    first = {id(parameter): name for name, parameter in model.named_parameters()}
-    places = {
-        f"{name}.{key}" if name else key: params[first[id(parameter)]]
-        for name, module in model.named_modules()
-        for key, parameter in module._parameters.items()
-        if parameter is not None
-    }
-    return functional_call(model, (places, dict(model.named_buffers())), args, kwargs, tie_weights=False)
+    with substituted(model, {**params, **dict(model.named_buffers())}):
+        return model(*args, **kwargs)
 
 
 def _plant(root: nn.Module, name: str, value: Tensor) -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from taskvec.errors import InputError
+from taskvec.substitution import substituted
 from taskvec.tangent.ntk.recording import Made, Recorder, Signature
-from taskvec.tangent.ntk.samples import Samples, substituted
+from taskvec.tangent.ntk.samples import Samples
 from taskvec.tangent.ntk.terms import Dense, Scatter, Term, jacobian, matrix_shape
 
 Features = dict[str, list[Term]]
@@ -81,7 +82,7 @@ class Plan:
 
     def called(self, values: Mapping[str, Tensor], samples: Samples) -> Any:
         """The model's outputs at other values of some selected parameters."""
-        with substituted(self.model, self.parameters, values):
+        with substituted(self.model, values):
             return samples.through(self.model)
 
     def one_by_one(self, samples: Samples, names: frozenset[str]) -> dict[str, Tensor]:

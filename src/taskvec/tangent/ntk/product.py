@@ -9,9 +9,10 @@ from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from taskvec.errors import InputError
+from taskvec.substitution import substituted
 from taskvec.tangent.forward import jvp
 from taskvec.tangent.ntk.features import check_outputs
-from taskvec.tangent.ntk.samples import Inputs, Samples, Selection, selected, substituted
+from taskvec.tangent.ntk.samples import Inputs, Samples, Selection, selected
 
 
 def ntk_product(
@@ -79,7 +80,7 @@ def _pulled(
     total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     for start in range(0, len(samples), batch):
         piece = samples[start : start + batch]
-        with torch.enable_grad(), substituted(model, parameters, leaves):
+        with torch.enable_grad(), substituted(model, leaves):
             out: Tensor = piece.through(model)
         check_outputs(out, len(piece))
         if v.shape != (len(samples), out.shape[1]):
@@ -107,7 +108,7 @@ def _pushed(
     at = {name: p.detach() for name, p in parameters.items()}
 
     def outputs(values: Mapping[str, Tensor]) -> Tensor:
-        with substituted(model, parameters, values):
+        with substituted(model, values):
             return piece.through(model)  # type: ignore[no-any-return]
 
     found = []

@@ -1,7 +1,6 @@
 """The inputs of a model, cut into pieces; the parameters of a model, chosen by name."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,35 +88,3 @@ def _chosen(model: nn.Module, params: Selection, names: Sequence[str]) -> set[st
     if not found:
         raise InputError(f"{where}: params {params!r} selects none of {len(names)} parameters")
     return found
-
-
-@contextmanager
-def substituted(
-    model: nn.Module, parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]
-) -> Iterator[None]:
-    """Other values in the place of some parameters, for a while.
-
-    ``torch.func.functional_call`` does not give a module back its parameters if it is reachable by two names
-    (pytorch issue 164759), so the places are found by what they hold.
-    """
-    value_of = {id(parameters[name]): value for name, value in values.items()}
-    places = [
-        (module._parameters, key, parameter)
-        for module in model.modules()
-        for key, parameter in module._parameters.items()
-        if id(parameter) in value_of
-    ]
-    flat = [
-        (module, list(module._flat_weights)) for module in model.modules() if isinstance(module, nn.RNNBase)
-    ]
-    try:
-        for table, key, parameter in places:
-            table[key] = value_of[id(parameter)]  # type: ignore[assignment]
-        for module, weights in flat:
-            module._flat_weights = [value_of.get(id(weight), weight) for weight in weights]
-        yield
-    finally:
-        for table, key, parameter in places:
-            table[key] = parameter
-        for module, weights in flat:
-            module._flat_weights = weights
