@@ -129,8 +129,14 @@ DARE = (
     "random numbers are other than mergekit's, and do not depend on the order of tensors"
 )
 DELLA = "random numbers are other than mergekit's, and do not depend on the order of tensors"
-STOCK = "a negative mean cosine gives the base, where mergekit steps away from the models"
-SCE = "models are weighted by energy however small it is, where mergekit weighs them equally below 1e-6"
+STOCK = (
+    "a negative mean cosine gives the base, where mergekit steps away from the models; "
+    "cosines are of the vectors however short, where mergekit's are too small below norms of 1e-3"
+)
+SCE = (
+    "models are weighted by energy however small it is, where mergekit weighs them equally if their mean "
+    "squares add up to less than 1e-6"
+)
 FUSION = "quartiles are exact, where mergekit takes those of a sample of large tensors"
 
 METHODS: dict[str, Method] = {

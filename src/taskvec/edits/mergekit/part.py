@@ -1,6 +1,5 @@
 """Layers of the output that are merged from the same sources, and how."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +52,11 @@ class Part:
         self._check_number(method, len(order))
         vectors = [TaskVector.between(start, models[place]) for place in order]
         table = self.table(method, order, list(vectors[0]))
-        return apply(start, method.combine(vectors, table), dtype=dtype)
+        try:
+            merged = method.combine(vectors, table)
+        except InputError as error:
+            raise type(error)(f"{self.where}: {error}") from None
+        return apply(start, merged, dtype=dtype)
 
     def table(self, method: Method, order: Sequence[int], names: Sequence[str]) -> Table:
         """The parameters of every tensor."""
@@ -103,7 +106,16 @@ class Part:
 
 
 def _check_same_names(where: str, models: Sequence[Weights]) -> None:
-    held = Counter(name for model in models for name in (*model, *model.tied))
+    """Refuse models of which one lacks a floating-point tensor that another has.
+
+    Raises: KeyMismatch.
+    """
+    held = {
+        name: None
+        for model in models
+        for name in (*model, *model.tied)
+        if model.spec(name).dtype.is_floating_point
+    }
     for model in models:
         for name in held:
             if name not in model and not _is_alias(name, models):

@@ -119,7 +119,7 @@ class _Reading:
         names = sorted({name for part in parts for own in part.own_names for name in own.values()})
         scopes = [scope for part in parts for own in (part.shared, *part.own) for scope in own]
         said += [f"filter {part!r} is part of no tensor's name" for part in idle_filters(scopes, names)]
-        return [f"{self.where}: {one}" for one in dict.fromkeys([*said, *self._said])]
+        return list(dict.fromkeys([*said, *self._said]))
 
     # Forms
 

@@ -1,0 +1,355 @@
+"""mergekit's YAML: parameters by place, depth and name, slices of layers, dtypes, and what is refused."""
+# ruff: noqa: E501  # the table of bad input reads best with a case on a line
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from edits.mergekit_models import LAYERS, PARTS, SHAPES, STATES, check, document, merge, run
+from taskvec.cli import main
+from taskvec.edits.layers import Picked
+from taskvec.edits.mergekit.settings import Parameter, parse_scope, resolve
+from taskvec.errors import InputError
+from taskvec.weights import open_weights, save_weights
+
+# Parameters
+
+
+def test_the_most_specific_place_wins(here: Path) -> None:
+    made = merge("""
+        merge_method: task_arithmetic
+        base_model: base
+        slices:
+          - sources:
+              - {model: base, layer_range: [0, 2]}
+              - {model: a, layer_range: [0, 2], parameters: {weight: [{filter: mlp, value: 0.1}]}}
+            parameters: {weight: [{filter: q_proj, value: 0.2}]}
+          - sources:
+              - {model: base, layer_range: [2, 4]}
+              - {model: a, layer_range: [2, 4]}
+            parameters: {lambda: 2}
+        parameters: {weight: 0.4}
+    """)
+    for name in SHAPES:
+        late = any(f"layers.{layer}." in name for layer in (2, 3)) or name in (
+            "model.norm.weight",
+            "lm_head.weight",
+        )
+        early = 0.1 if "mlp" in name else 0.2 if "q_proj" in name else 0.4
+        factor = 2 * 0.4 if late else early
+        expected = STATES["base"][name] + factor * (STATES["a"][name] - STATES["base"][name])
+        torch.testing.assert_close(made.weights[name], expected)
+
+
+def test_gradients_run_over_depth_and_start_outside_the_layers(here: Path) -> None:
+    made = merge("""
+        merge_method: task_arithmetic
+        base_model: base
+        models: [{model: a}]
+        parameters: {weight: [{filter: mlp, value: [1, 0, 4]}, {value: [0.25, 1]}]}
+    """)
+    for name in SHAPES:
+        depth = int(name.split(".")[2]) / (LAYERS - 1) if "layers" in name else 0.0
+        weight = (
+            np.interp(depth, [0, 0.5, 1], [1, 0, 4]) if "mlp" in name else np.interp(depth, [0, 1], [0.25, 1])
+        )
+        expected = STATES["base"][name] + float(weight) * (STATES["a"][name] - STATES["base"][name])
+        torch.testing.assert_close(made.weights[name], expected)
+
+
+@given(
+    anchors=st.lists(st.floats(-5, 5, allow_nan=False), min_size=2, max_size=6),
+    depth=st.floats(0, 1, allow_nan=False),
+)
+def test_a_gradient_is_the_line_through_its_anchors(anchors: list[float], depth: float) -> None:
+    known = {"weight": Parameter(float)}
+    scope = parse_scope("here", {"weight": anchors}, known, of_model=False, method="m")
+    places = np.linspace(0, 1, len(anchors))
+    found = resolve("weight", known["weight"], [scope], "name", depth)
+    assert found == pytest.approx(np.interp(depth, places, anchors), abs=1e-9)
+
+
+def test_a_truth_value_along_depth_is_that_of_its_stretch(here: Path) -> None:
+    known = {"normalize": Parameter(bool, False)}
+    scope = parse_scope("here", {"normalize": [True, False]}, known, of_model=False, method="m")
+    values = [resolve("normalize", known["normalize"], [scope], "name", depth) for depth in (0, 0.9, 1)]
+    assert values == [True, True, False]
+
+
+def test_an_idle_filter_is_named(here: Path) -> None:
+    made = document("ties", density=[{"filter": "slef_attn", "value": 0.5}, {"value": 1}], weight=True)
+    assert any("'slef_attn'" in note for note in made.notes)
+
+
+def test_parameters_of_the_base_are_said_to_do_nothing(here: Path) -> None:
+    made = merge("""
+        merge_method: task_arithmetic
+        base_model: base
+        models:
+          - {model: base, parameters: {weight: 3}}
+          - {model: a, parameters: {weight: 1}}
+    """)
+    check(made, lambda base, deltas: base + deltas[0], "a")
+    assert any("models[0]" in note and "base model do nothing" in note for note in made.notes)
+
+
+# Dtypes
+
+
+def test_out_dtype_rounds_once(here: Path) -> None:
+    made = merge("""
+        merge_method: task_arithmetic
+        base_model: base
+        models: [{model: a, parameters: {weight: 0.3}}]
+        dtype: float32
+        out_dtype: bfloat16
+    """)
+    for name in SHAPES:
+        base, own = (STATES[model][name].double() for model in ("base", "a"))
+        found, exact = made.weights[name], base + 0.3 * (own - base)
+        assert found.dtype == torch.bfloat16
+        assert ((found.double() - exact).abs() <= 0.501 * 2.0**-7 * exact.abs()).all()
+    assert json.loads(made.files["config.json"])["dtype"] == "bfloat16"
+
+
+def test_models_of_different_dtypes_meet_in_the_wider(here: Path) -> None:
+    made = merge("{merge_method: linear, models: [{model: half}, {model: a}], parameters: {weight: 1}}")
+    for name in SHAPES:
+        expected = (STATES["b"][name].to(torch.bfloat16).float() + STATES["a"][name]) / 2
+        assert made.weights[name].dtype == torch.float32
+        torch.testing.assert_close(made.weights[name], expected)
+
+
+# Slices
+
+
+STACKED = """
+    merge_method: passthrough
+    slices:
+      - sources: [{model: a, layer_range: [0, 3]}]
+      - sources: [{model: b, layer_range: [1, 4]}]
+"""
+
+
+def test_slices_stack_layers_of_several_models(here: Path) -> None:
+    made = merge(STACKED)
+    origin = [("a", 0), ("a", 1), ("a", 2), ("b", 1), ("b", 2), ("b", 3)]
+    for layer, (model, number) in enumerate(origin):
+        for part in PARTS:
+            found = made.weights[f"model.layers.{layer}.{part}"]
+            assert torch.equal(found, STATES[model][f"model.layers.{number}.{part}"])
+    assert torch.equal(made.weights["model.embed_tokens.weight"], STATES["a"]["model.embed_tokens.weight"])
+    for name in ("model.norm.weight", "lm_head.weight"):
+        assert torch.equal(made.weights[name], STATES["b"][name])
+    assert len(made.weights) == 3 + len(origin) * len(PARTS)
+
+
+def test_the_config_has_as_many_layers_as_the_slices(here: Path) -> None:
+    config = json.loads(merge(STACKED).files["config.json"])
+    assert config["num_hidden_layers"] == 6
+    assert config["layer_types"] == list("wxyxyz")
+    assert config["eos_token_id"] == [1, 2]
+
+
+def test_slices_merge_layers_of_different_number(here: Path) -> None:
+    made = merge("""
+        merge_method: linear
+        slices:
+          - sources:
+              - {model: a, layer_range: [0, 2], parameters: {weight: [0, 1]}}
+              - {model: b, layer_range: [2, 4], parameters: {weight: 1}}
+          - sources: [{model: c, layer_range: [3, 4], parameters: {weight: 1}}]
+    """)
+    for layer, weight in enumerate((0.0, 1.0)):
+        for part in PARTS:
+            one = STATES["a"][f"model.layers.{layer}.{part}"]
+            other = STATES["b"][f"model.layers.{layer + 2}.{part}"]
+            expected = (weight * one + other) / (weight + 1)
+            torch.testing.assert_close(made.weights[f"model.layers.{layer}.{part}"], expected)
+    assert torch.equal(made.weights["lm_head.weight"], STATES["c"]["lm_head.weight"])
+
+
+def test_layers_of_one_model_may_be_merged(here: Path) -> None:
+    made = merge("""
+        merge_method: linear
+        slices:
+          - sources:
+              - {model: a, layer_range: [0, 1]}
+              - {model: a, layer_range: [3, 4]}
+        parameters: {weight: 1}
+    """)
+    for part in PARTS:
+        expected = (STATES["a"][f"model.layers.0.{part}"] + STATES["a"][f"model.layers.3.{part}"]) / 2
+        torch.testing.assert_close(made.weights[f"model.layers.0.{part}"], expected)
+
+
+def test_a_base_may_differ_from_slice_to_slice(here: Path) -> None:
+    made = merge("""
+        merge_method: task_arithmetic
+        base_model: base
+        slices:
+          - sources: [{model: base, layer_range: [0, 1]}, {model: a, layer_range: [0, 1]}]
+          - sources: [{model: b, layer_range: [1, 2]}, {model: a, layer_range: [1, 2]}]
+            base_model: b
+        parameters: {weight: 0.5}
+    """)
+    for layer, start in enumerate(("base", "b")):
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
+        torch.testing.assert_close(made.weights[name], (STATES[start][name] + STATES["a"][name]) / 2)
+
+
+def test_stacked_models_load_and_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=20,
+    )  # fmt: skip
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(config).save_pretrained(name, max_shard_size="3KB")
+    Path("stack.yaml").write_text("""
+        merge_method: passthrough
+        dtype: bfloat16
+        slices:
+          - sources: [{model: a, layer_range: [0, 2]}]
+          - sources: [{model: b, layer_range: [0, 3]}]
+    """)
+    run("merge", "stack.yaml", "-o", "out", "--quiet")
+    model = LlamaForCausalLM.from_pretrained("out")
+    assert model.dtype == torch.bfloat16
+    assert len(model.model.layers) == 5
+    second = LlamaForCausalLM.from_pretrained("b").model.layers[2].mlp.up_proj.weight
+    assert torch.equal(model.model.layers[4].mlp.up_proj.weight, second.to(torch.bfloat16))
+    assert model(torch.arange(5)[None]).logits.isfinite().all()
+
+
+def test_a_view_of_picked_tensors_reads_rows_and_names_its_model(here: Path) -> None:
+    view = Picked(open_weights("a"), {"x": "lm_head.weight"}, {"x": torch.float64})
+    assert list(view) == ["x"]
+    assert torch.equal(view.read("x", slice(2, 4)), STATES["a"]["lm_head.weight"][2:4].double())
+    assert view.ref == "a"
+
+
+# Side files and provenance
+
+
+def test_written_output_has_config_manifest_and_card(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.yaml").write_text(STACKED)
+    run("merge", tmp_path / "m.yaml", "-o", tmp_path / "out", "--quiet")
+    assert json.loads((tmp_path / "out/config.json").read_text())["num_hidden_layers"] == 6
+    manifest = json.loads((tmp_path / "out/taskvec.json").read_text())
+    assert manifest["recipe"]["merge_method"] == "passthrough"
+    assert manifest["inputs"]["b"]["fingerprint"] == open_weights("b").fingerprint()
+    written = open_weights(tmp_path / "out")
+    assert torch.equal(
+        written["model.layers.5.mlp.up_proj.weight"], STATES["b"]["model.layers.3.mlp.up_proj.weight"]
+    )
+
+
+def test_differences_are_said_on_standard_error(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.yaml").write_text(
+        "{merge_method: dare_ties, base_model: base, dtype: bfloat16, models: [{model: a}], parameters: {weight: 1, density: 0.5}}"
+    )
+    run("merge", tmp_path / "m.yaml", "-o", tmp_path / "out")
+    said = capsys.readouterr().err
+    assert "matches the L1 norm" in said
+    assert "arithmetic is in float32" in said
+
+
+def test_tokenizer_source_base_asks_for_equal_tokenizers(here: Path, tmp_path: Path) -> None:
+    for name, tokens in (("one", "abcdef"), ("two", "abcdfe")):
+        save_weights(STATES["a" if name == "one" else "b"], tmp_path / name)
+        vocabulary = {token: row for row, token in enumerate(tokens)}
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    text = f"{{merge_method: slerp, base_model: '{tmp_path}/one', models: [{{model: '{tmp_path}/%s'}}], parameters: {{t: 1}}, tokenizer_source: base}}"
+    with pytest.raises(InputError, match="tokenizer differs"):
+        merge(text % "two")
+    made = merge(text.replace("tokenizer_source: base", "") % "two")
+    assert torch.equal(made.weights["lm_head.weight"], STATES["b"]["lm_head.weight"])
+
+
+# What is refused
+
+WHOLE = (
+    "base_model: base\nmodels: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]\n"
+)
+REFUSED = {
+    "unknown method": ("merge_method: tise\n" + WHOLE, "did you mean 'ties'"),
+    "unknown key": ("merge_method: ties\nparamaters: {density: 0.5}\n" + WHOLE, "unknown key 'paramaters'; did you mean 'parameters'"),
+    "unknown parameter": ("merge_method: ties\nparameters: {lamda: 5}\n" + WHOLE, "unknown parameter 'lamda' of 'ties'; did you mean 'lambda'"),
+    "parameter of another method": ("merge_method: slerp\nparameters: {t: 0.5, density: 0.5}\n" + WHOLE, "unknown parameter 'density' of 'slerp'"),
+    "shared parameter of a model": ("merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a, parameters: {weight: 1, normalize: true}}]", "'normalize' is one for all models"),
+    "missing parameter": ("merge_method: ties\nbase_model: base\nmodels: [{model: a}]", "parameter 'weight' is missing for a"),
+    "missing t": ("merge_method: slerp\nbase_model: a\nmodels: [{model: b}]", "parameter 't' is missing"),
+    "nan": ("merge_method: ties\nbase_model: base\nmodels: [{model: a, parameters: {weight: .nan}}]", "models[0].parameters.weight: nan, expected a number"),
+    "density 0": ("merge_method: ties\nparameters: {density: 0}\n" + WHOLE, "density: 0, expected a number above 0 and up to 1"),
+    "density of percent": ("merge_method: ties\nparameters: {density: 20}\n" + WHOLE, "density: 20, expected a number above 0"),
+    "a word": ("merge_method: ties\nparameters: {density: half}\n" + WHOLE, "density: 'half', expected a number"),
+    "a truth value for a number": ("merge_method: ties\nparameters: {density: true}\n" + WHOLE, "density: True, expected a number"),
+    "a number for a truth value": ("merge_method: ties\nparameters: {normalize: 0.5}\n" + WHOLE, "normalize: 0.5, expected true or false"),
+    "empty gradient": ("merge_method: ties\nparameters: {density: []}\n" + WHOLE, "an empty list"),
+    "filter without value": ("merge_method: ties\nparameters: {density: [{filter: mlp}]}\n" + WHOLE, "expected a mapping with value"),
+    "filter with a typo": ("merge_method: ties\nparameters: {density: [{fliter: mlp, value: 1}]}\n" + WHOLE, "unknown key 'fliter'; did you mean 'filter'"),
+    "epsilon too wide": ("merge_method: della\nparameters: {density: 0.1, epsilon: 0.3}\n" + WHOLE, "epsilon"),
+    "rescale of ties": ("merge_method: ties\nparameters: {density: 0.5, rescale: true}\n" + WHOLE, "rescale: true is not supported"),
+    "weights that cancel": ("merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: -1}}]", "add up to 0"),
+    "same model twice": ("merge_method: linear\nmodels: [{model: a}, {model: ./a}]\nparameters: {weight: 0.5}", "given twice"),
+    "no base": ("merge_method: ties\nmodels: [{model: a, parameters: {weight: 1}}]", "base_model is missing"),
+    "base alone": ("merge_method: ties\nbase_model: a\nmodels: [{model: a}]\nparameters: {weight: 1}", "0 models beside the base, expected at least 1"),
+    "three for slerp": ("merge_method: slerp\nbase_model: a\nmodels: [{model: b}, {model: c}]\nparameters: {t: 0.5}", "3 models, expected 2"),
+    "two for passthrough": ("merge_method: passthrough\nmodels: [{model: a}, {model: b}]", "2 models, expected 1"),
+    "one for model_stock": ("merge_method: model_stock\nbase_model: base\nmodels: [{model: a}]", "1 models beside the base, expected at least 2"),
+    "both forms": ("merge_method: linear\nmodels: [{model: a}]\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]", "both models and slices"),
+    "neither form": ("merge_method: linear", "neither models and slices"),
+    "modules": ("merge_method: linear\nmodules: {text: {models: [{model: a}]}}", "modules"),
+    "union of tokens": ("merge_method: ties\ntokenizer_source: union\n" + WHOLE, "only base is supported"),
+    "union by tokenizer": ("merge_method: ties\ntokenizer: {source: union}\n" + WHOLE, "only base is supported"),
+    "chat template": ("merge_method: ties\nchat_template: auto\n" + WHOLE, "templates are not written"),
+    "dtype": ("merge_method: ties\ndtype: bf16\n" + WHOLE, "did you mean 'bfloat16'"),
+    "adapter": ("merge_method: linear\nmodels: [{model: a+lora}]\nparameters: {weight: 1}", "a model with an adapter is not read"),
+    "no such model": ("merge_method: linear\nmodels: [{model: ./nowhere}]\nparameters: {weight: 1}", "models[0].model: ./nowhere: no such file or folder"),
+    "missing tensor": ("merge_method: linear\nmodels: [{model: a}, {model: headless}]\nparameters: {weight: 1}", "headless lacks 'lm_head.weight', expected it as in a"),
+    "layers beyond": ("merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [2, 5]}]}]", "expected layers up to 4"),
+    "layers backwards": ("merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [2, 2]}]}]", "0 <= first < end"),
+    "uneven slice": ("merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 1]}]}]\nparameters: {weight: 1}", "sources of 2, 1 layers"),
+    "base not in the slice": ("merge_method: ties\nbase_model: base\nslices: [{sources: [{model: a, layer_range: [0, 2]}]}]\nparameters: {weight: 1}", "the base model 'base' is not among the sources"),
+    "not a mapping": ("merge_method: ties\nmodels: a", "models"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_in_one_line(here: Path, case: str) -> None:
+    text, said = REFUSED[case]
+    with pytest.raises(InputError) as caught:
+        merge(text)
+    message = str(caught.value)
+    assert said in message
+    assert "\n" not in message
+    assert message.startswith("merge.yaml")
+
+
+def test_shapes_that_differ_are_refused(here: Path, tmp_path: Path) -> None:
+    wide = {**STATES["b"], "lm_head.weight": torch.zeros(13, 6)}
+    save_weights(wide, tmp_path / "wide")
+    with pytest.raises(InputError, match=r"'lm_head\.weight' has shape"):
+        merge(
+            f"{{merge_method: linear, models: [{{model: a}}, {{model: '{tmp_path}/wide'}}], parameters: {{weight: 1}}}}"
+        )
+
+
+def test_the_command_ends_with_code_2_and_writes_nothing(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(REFUSED["unknown key"][0])
+    with pytest.raises(SystemExit) as ended:
+        main(["merge", str(tmp_path / "m.yaml"), "-o", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert not (tmp_path / "out").exists()
