@@ -89,9 +89,14 @@ def _masked_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
 
 
 def _weights_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
+    from taskvec.vectors.statistics import read_statistics
     from taskvec.weights.summary import by_layer, tensor_norms
 
     facts = {**_sizes(weights, "weights"), "tied": dict(weights.tied) or None}
+    statistics = read_statistics(weights)
+    if statistics is not None:
+        found = statistics.model_dump(mode="json", exclude={"format", "kind"}, exclude_none=True)
+        facts |= {"kind": f"statistics ({statistics.kind})", **found}
     if headers:
         return facts
     norms = tensor_norms(weights)
