@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from taskvec.analysis.disentanglement import disentanglement
     from taskvec.analysis.gradients import gradient_equivalence
     from taskvec.analysis.linearity import linearity_gap
+    from taskvec.analysis.statistics import fisher, gram
+    from taskvec.edits.opening import open_recipe, save_merge
     from taskvec.evaluation.addition import addition, single_task
     from taskvec.evaluation.analogy import analogy
     from taskvec.evaluation.evaluator import Evaluator
@@ -55,6 +57,8 @@ _HOME = {
     "MaskedVectors": "vectors.masked",
     "emr": "vectors.masked",
     "tall_masks": "vectors.masked",
+    "open_recipe": "edits.opening",
+    "save_merge": "edits.opening",
     "RULES": "rules",
     "Linearization": "tangent.linearization",
     "TangentModel": "tangent.linearize",
@@ -93,6 +97,8 @@ _HOME = {
     "disentanglement": "analysis.disentanglement",
     "gradient_equivalence": "analysis.gradients",
     "linearity_gap": "analysis.linearity",
+    "fisher": "analysis.statistics",
+    "gram": "analysis.statistics",
 }
 
 __all__ = [
@@ -124,7 +130,9 @@ __all__ = [
     "disentanglement",
     "emr",
     "finetune",
+    "fisher",
     "gradient_equivalence",
+    "gram",
     "linear_features",
     "linearity_gap",
     "linearize",
@@ -135,8 +143,10 @@ __all__ = [
     "ntk",
     "ntk_operator",
     "ntk_product",
+    "open_recipe",
     "open_weights",
     "save_adapter",
+    "save_merge",
     "save_weights",
     "score",
     "search_addition",

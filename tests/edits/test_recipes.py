@@ -1,5 +1,6 @@
 """Recipes: what they make is what arithmetic in float64 makes, and what does not fit is refused in a line."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import taskvec as tv
 from taskvec.edits.card import card
 from taskvec.edits.merge import Merge
 from taskvec.edits.parameters import interpolated
@@ -505,3 +507,25 @@ def test_models_that_do_not_match_are_refused(place: Path, tmp_path: Path, kind:
         merge = read(tmp_path / "recipe.yaml", {**content, **policies})
         assert len(merge.notes) == 1
         assert set(merge.weights) == {*SHAPES, "steps"}
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL))
+def test_every_recipe_of_the_documentation_is_valid(tmp_path: Path, block: str) -> None:
+    names = [
+        f"model.layers.{layer}.{part}.weight"
+        for layer in range(3)
+        for part in ("self_attn.q_proj", "mlp.up_proj", "input_layernorm")
+    ]
+    shapes = dict.fromkeys(("model.embed_tokens.weight", *names, "lm_head.weight"), (4, 4))
+    for seed, folder in enumerate(("base", "math", "code", "chat")):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        save_weights(tensors, tmp_path / folder)
+    TaskVector.between(tmp_path / "base", tmp_path / "chat").save(tmp_path / "chat.safetensors")
+    (tmp_path / "recipe.yaml").write_text(block)
+    merge = tv.open_recipe(tmp_path / "recipe.yaml")
+    assert all(bool(merge.weights[name].isfinite().all()) for name in shapes)
+    assert not torch.equal(merge.weights["lm_head.weight"], open_weights(tmp_path / "base")["lm_head.weight"])

@@ -65,6 +65,7 @@ def merge(
     schema
         Print the JSON schema of recipes and end.
     """
+    from taskvec.edits.opening import save_merge
     from taskvec.weights.staging import check_target
 
     if schema:
@@ -75,13 +76,14 @@ def merge(
         raise InputError(f"{missing}: missing, expected taskvec merge RECIPE.yaml -o OUT")
     bound = parse_size(memory, "--memory")
     check_target(output, force=force or resume, inputs=[recipe.resolve()])
-    made = _read(recipe, {"scale": scale, "vocab": vocab}, max_shard_gb, allow_nonfinite)
+    made = _opened(recipe, {"scale": scale, "vocab": vocab}, max_shard_gb, allow_nonfinite)
     if not quiet:
         sys.stderr.writelines(f"note: {note}\n" for note in made.notes)
     if dry_run:
         _show_plan(made, output, memory=bound, force=force, json=json)
     else:
-        _write(made, output, memory=bound, resume=resume, force=force, quiet=quiet)
+        with watching(quiet) as watch:
+            save_merge(made, output, force=force, memory=bound, resume=resume, watch=watch)
         _show_result(made, output, json)
 
 
@@ -103,58 +105,17 @@ def _print_schema() -> None:
     print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()})
 
 
-def _read(
+def _opened(
     path: Path, instead: Mapping[str, object], max_shard_gb: float | None, allow_nonfinite: bool
 ) -> "Merge":
-    from taskvec.config import read_yaml
-    from taskvec.edits import recipe
+    from taskvec.edits.opening import open_recipe
 
-    content = read_yaml(path)
-    if isinstance(content, dict) and "merge_method" in content:
-        given = [name for name, value in instead.items() if value is not None]
-        if given:
-            raise InputError(
-                f"--{given[0]}: given, but {path} is a recipe of mergekit, which has no {given[0]}"
-            )
-        from taskvec.edits import mergekit
-
-        made = mergekit.read(path, content)
-    else:
-        made = recipe.read(path, content, **instead)
+    made = open_recipe(path, **instead)
     if max_shard_gb is not None:
         if not 0 < max_shard_gb < float("inf"):
             raise InputError(f"--max-shard-gb: {max_shard_gb}, expected a number above 0")
         made = replace(made, max_shard_size=max_shard_gb * 1e9)
     return replace(made, allow_nonfinite=made.allow_nonfinite or allow_nonfinite)
-
-
-def _write(made: "Merge", output: Path, *, memory: float, resume: bool, force: bool, quiet: bool) -> None:
-    from taskvec.edits.card import card
-    from taskvec.weights import save_weights
-
-    for weights in made.inputs.values():
-        weights.fingerprint_while_reading()
-    with watching(quiet) as watch:
-        save_weights(
-            made.weights,
-            output,
-            force=force,
-            max_shard_size=made.max_shard_size,
-            like=made.like,
-            manifest=lambda: {**made.record, "inputs": _fingerprints(made)},
-            extra_files={**made.files, "README.md": lambda: card(made, output.name)},
-            watch=watch,
-            allow_nonfinite=made.allow_nonfinite,
-            memory=memory,
-            resume=resume,
-        )
-
-
-def _fingerprints(made: "Merge") -> dict[str, dict[str, str]]:
-    return {
-        name: {"ref": weights.ref, "fingerprint": weights.fingerprint()}
-        for name, weights in made.inputs.items()
-    }
 
 
 def _show_result(made: "Merge", output: Path, json: bool) -> None:
@@ -191,7 +152,7 @@ def _show_plan(made: "Merge", output: Path, *, memory: float, force: bool, json:
         ("shards", f"{len(found.shards)}, the largest {_size(max(found.shards))}"),
         ("largest tensor", f"{found.largest}, {_size(found.largest_bytes)}"),
         ("memory", f"about {_size(found.memory)} for blocks at work"),
-        ("time", f"about {_duration(found.seconds)} to read and compute, estimated from a sample"),
+        ("time", f"{_duration(found.seconds)} to read and compute, estimated from a sample"),
     ]
     print_table(None, ["plan", str(output)], rows, "Nothing was written.")
 
@@ -205,6 +166,8 @@ def _size(count: float) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "less than 1 s"
     if seconds < 100:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+        return f"about {seconds:.2g} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 6000 else f"about {seconds / 3600:.1f} h"

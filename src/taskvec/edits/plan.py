@@ -1,6 +1,7 @@
 """What an edit will read, write and cost, found without writing anything."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -67,8 +68,9 @@ def plan(merge: Merge, target: Path, *, memory: float, force: bool = False) -> P
     written = sum(shard.size for shard in shards) + sum(file.stat().st_size for file, _ in beside)
     check_space(target, written)
     edited = edited_tensors(weights)
-    largest = max(weights, key=lambda name: weights.spec(name).nbytes)
-    one = max(weights.working_bytes(name) for name in weights)
+    largest = max(weights, key=lambda name: weights.spec(name).nbytes, default="")
+    one = max((weights.working_bytes(name) for name in weights), default=0)
+    threads = max(2, torch.get_num_threads())
     files = {file for file in weights.files if file.is_file()}
     home = next(parent for parent in target.absolute().parents if parent.exists())
     return Plan(
@@ -79,10 +81,10 @@ def plan(merge: Merge, target: Path, *, memory: float, force: bool = False) -> P
         written=written,
         shards=tuple(shard.size for shard in shards),
         largest=largest,
-        largest_bytes=weights.spec(largest).nbytes,
-        memory=max(one, min(int(memory), one * max(2, torch.get_num_threads()))),
+        largest_bytes=weights.spec(largest).nbytes if largest else 0,
+        memory=max(one, min(int(memory), one * threads)),
         free=shutil.disk_usage(home).free,
-        seconds=_seconds(merge),
+        seconds=_seconds(merge, threads),
     )
 
 
@@ -95,22 +97,38 @@ def edited_tensors(weights: Weights) -> int:
     return sum(name in changed or weights.spec(name) != base.spec(name) for name in weights)
 
 
-def _seconds(merge: Merge) -> float:
+def _seconds(merge: Merge, threads: int) -> float:
     """A sample of the work, timed, and put in proportion to all of it.
 
     Where a rule looks at the whole model first, only reading is sampled: its result would need that look.
     """
     weights = merge.weights
     sources = [weights] if merge.passes == 1 else [*merge.inputs.values()]
-    names = list(weights)
+    names = sorted(
+        (name for name in weights if weights.spec(name).nbytes), key=lambda n: weights.spec(n).nbytes
+    )
+    if not names:
+        return 0.0
+    # Spread over all sizes, the middle first; the largest may take long before they give anything.
+    sample = dict.fromkeys(names[(32 + place * 29) % 64 * len(names) // 64] for place in range(64))
     total = sum(weights.spec(name).nbytes for name in names)
-    done, start = 0.0, perf_counter()
-    for name in dict.fromkeys(names[place * len(names) // 64] for place in range(64)):
-        spec, rows = weights.spec(name), next(weights.row_blocks(name))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the threads that write do
+    try:
+        _read_whole(weights, sources, names[0])  # what is done once for all is not in proportion
+        start, done = perf_counter(), 0
+        for name in sample:
+            _read_whole(weights, sources, name)
+            done += weights.spec(name).nbytes
+            if perf_counter() - start > SAMPLE_SECONDS or done > SAMPLE_BYTES:
+                break
+        return (perf_counter() - start) * total / done * merge.passes / threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def _read_whole(weights: Weights, sources: Sequence[Weights], name: str) -> None:
+    for rows in weights.row_blocks(name):
         for source in sources:
             if name in source:
                 source.read(name, rows)
-        done += spec.nbytes if rows is None else spec.nbytes * (rows.stop - rows.start) / spec.shape[0]
-        if perf_counter() - start > SAMPLE_SECONDS or done > SAMPLE_BYTES:
-            break
-    return (perf_counter() - start) * total / max(1.0, done) * merge.passes

@@ -1,0 +1,75 @@
+"""Recipes of any dialect: opened, and written as models."""
+
+from pathlib import Path
+from typing import Any
+
+from taskvec.config import read_yaml
+from taskvec.edits import recipe
+from taskvec.edits.card import card
+from taskvec.edits.merge import Merge
+from taskvec.errors import InputError
+from taskvec.progress import Watch, unwatched
+from taskvec.weights import save_weights
+
+
+def open_recipe(path: str | Path, **instead: object) -> Merge:
+    """The model that a recipe file describes, ours or mergekit's; reads headers only.
+
+    Args:
+        **instead: fields in place of the recipe's, such as ``scale``; ``None`` for its own.
+
+    Raises: InputError, one line, for whatever does not fit.
+    """
+    place = Path(path)
+    content = read_yaml(place)
+    if not (isinstance(content, dict) and "merge_method" in content):
+        return recipe.read(place, content, **instead)
+    from taskvec.edits import mergekit
+
+    for name, value in instead.items():
+        if value is not None:
+            raise InputError(f"{path}: a recipe of mergekit, which has no {name}; leave it out (--{name})")
+    return mergekit.read(place, content)
+
+
+def save_merge(
+    merge: Merge,
+    path: str | Path,
+    *,
+    force: bool = False,
+    memory: float = 512e6,
+    resume: bool = False,
+    watch: Watch = unwatched,
+) -> Path:
+    """Write the model that a merge is, with a manifest and a model card.
+
+    Args:
+        path: a folder, or a ``.safetensors`` file, which holds the weights alone.
+        force, memory, resume, watch: as for ``save_weights``.
+
+    Returns: the path written.
+    Raises: OutputExists; DiskFull; NonFinite.
+    Cost: one read of the inputs, or more where a rule prepares; their fingerprints come with it.
+    """
+    for weights in merge.inputs.values():
+        weights.fingerprint_while_reading()
+    return save_weights(
+        merge.weights,
+        path,
+        force=force,
+        max_shard_size=merge.max_shard_size,
+        like=merge.like,
+        manifest=lambda: {**merge.record, "inputs": _fingerprints(merge)},
+        extra_files={**merge.files, "README.md": lambda: card(merge, Path(path).name)},
+        watch=watch,
+        allow_nonfinite=merge.allow_nonfinite,
+        memory=memory,
+        resume=resume,
+    )
+
+
+def _fingerprints(merge: Merge) -> dict[str, Any]:
+    return {
+        name: {"ref": weights.ref, "fingerprint": weights.fingerprint()}
+        for name, weights in merge.inputs.items()
+    }
