@@ -1,16 +1,15 @@
 """What the benchmarks share: runs that take turns, allocated memory, the machine, results on disk."""
 
 import json
-import os
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, time_ns
 
 import torch
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes its own log between our lines
+from taskvec.experiments.memory import Memory
 
 
 def compare(
@@ -32,15 +31,11 @@ def compare(
 
 def peak(run: Callable[[], object]) -> int:
     """Most bytes that torch held at once inside a run, above what was there before."""
-    with torch.profiler.profile(profile_memory=True) as profiler:
+    with Memory() as memory:
+        begin = time_ns()
         run()
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = top = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        top = max(top, now)
-    return top
+        end = time_ns()
+    return memory.peak(begin, end)
 
 
 def machine() -> dict[str, object]:

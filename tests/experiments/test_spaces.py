@@ -11,7 +11,8 @@ import torch
 import taskvec as tv
 from taskvec.cli import main
 from taskvec.experiments.config import load_experiment
-from taskvec.experiments.cost import Memory, training_costs
+from taskvec.experiments.cost import training_costs
+from taskvec.experiments.memory import Memory
 from taskvec.experiments.runner import Runner
 from taskvec.experiments.vectors import recipe
 from taskvec.reports.store import Store
