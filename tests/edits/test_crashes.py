@@ -1,0 +1,268 @@
+"""Edits that are killed, interrupted or run out of disk: never a folder that loads and is wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+from tempfile import mkdtemp
+
+import pytest
+import torch
+
+from taskvec.vectors import TaskVector, apply, combine
+from taskvec.weights import open_weights, save_weights
+
+MOMENTS = int(os.environ.get("TASKVEC_CRASHES", "8"))
+"""Random moments, or sizes, of each kind of trouble."""
+
+Files = dict[str, bytes]
+RESUME = "--resume"
+KILLED = -signal.SIGKILL
+
+
+class Forks:
+    """Commands in processes of their own, which start in no time."""
+
+    def __init__(self, log: Path) -> None:
+        program = Path(__file__).with_name("forking.py")
+        self._server = subprocess.Popen(
+            [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._log = log
+
+    def __call__(
+        self, arguments: Sequence[str], trouble: dict[str, int] | None = None, send: int = 0, after: float = 0
+    ) -> int:
+        """The exit code of a command that gets into trouble, or is sent a signal seconds after its start."""
+        request = {"arguments": list(arguments), "trouble": trouble or {}, "signal": send, "after": after}
+        assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.stdin.write(json.dumps({**request, "log": str(self._log)}) + "\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
+
+    @property
+    def said(self) -> str:
+        """What the last command printed."""
+        return self._log.read_text()
+
+    def close(self) -> None:
+        self._server.communicate()
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    server = Forks(tmp_path_factory.mktemp("log") / "log")
+    yield server
+    server.close()
+
+
+def read(folder: Path) -> Files:
+    """Every file below a folder; none if there is no folder."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+class World:
+    """A base, two edits of it that differ in every file, and a folder where one of them is to be."""
+
+    def __init__(self, place: Path, forks: Forks) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shapes = {**{f"layer.{i}.weight": (300, 1000) for i in range(6)}, "head.bias": (7,)}
+        draw = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        self.base = save_weights(draw, place / "base", max_shard_size=2.5e6)
+        (self.base / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
+        (self.base / "1_Pooling").mkdir()
+        (self.base / "1_Pooling" / "config.json").write_text("{}")
+        steps = {name: 0.1 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        TaskVector.from_tensors(steps, self.base).save(place / "v.safetensors")
+        self.recipe = place / "recipe.yaml"
+        self.recipe.write_text("base: base\nvectors: {v: v.safetensors}\n")
+        self._forks = forks
+        self.place = place / "work"
+        self.place.mkdir()
+        self.out = self.place / "out"
+        self.old = self._made(self.arguments(scale=-2.0, shard=1.3e-3))
+        started = time.perf_counter()
+        self.new = self._made(self.arguments())
+        self.seconds = time.perf_counter() - started
+        assert set(self.old) - set(self.new), "the old output has files of its own"
+
+    def arguments(self, *flags: str, scale: float = 0.5, shard: float = 2.5e-3) -> list[str]:
+        """The command that writes an edit."""
+        words = [
+            "merge",
+            self.recipe,
+            "-o",
+            self.out,
+            "--scale",
+            scale,
+            "--max-shard-gb",
+            shard,
+            "-q",
+            *flags,
+        ]
+        return [str(word) for word in words]
+
+    def _made(self, arguments: list[str]) -> Files:
+        assert self._forks(arguments) == 0, self._forks.said
+        files = read(self.out)
+        shutil.rmtree(self.out)
+        return files
+
+    def prepare(self, *, replacing: bool) -> list[str]:
+        """An empty folder, or one with the old output; the options that the command needs."""
+        shutil.rmtree(self.place)
+        self.place.mkdir()
+        for name, content in self.old.items() if replacing else ():
+            path = self.out / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return ["--force"] if replacing else []
+
+    def check(self, *, replacing: bool) -> None:
+        """The output is the old one or the new one, whole, or not there; what else there is, is hidden."""
+        allowed = [{}, self.new, *([self.old] if replacing else [])]
+        assert read(self.out) in allowed
+        assert all(path == self.out or path.name.startswith(".") for path in self.place.iterdir())
+
+    def finish(self, *flags: str) -> None:
+        """Another run gives the same bytes and leaves nothing else."""
+        assert self._forks(self.arguments(*flags)) == 0, self._forks.said
+        assert read(self.out) == self.new
+        assert list(self.place.iterdir()) == [self.out]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> World:
+    return World(tmp_path_factory.mktemp("world"), forks)
+
+
+fresh_and_replacing = pytest.mark.parametrize("replacing", [False, True], ids=["fresh", "replacing"])
+
+
+@fresh_and_replacing
+def test_dying_before_any_change_of_the_disk_never_shows_half_an_output(
+    replacing: bool, world: World, forks: Forks
+) -> None:
+    code, number = KILLED, 0
+    while code == KILLED:
+        number += 1
+        force = world.prepare(replacing=replacing)
+        code = forks(world.arguments(*force), {"die_before_change": number})
+        world.check(replacing=replacing)
+        world.finish("--force", *((RESUME,) if number % 2 else ()))
+    assert code == 0 and number > 10
+
+
+@fresh_and_replacing
+def test_dying_at_any_moment_never_shows_half_an_output(replacing: bool, world: World, forks: Forks) -> None:
+    draw = Random(replacing)
+    for number in range(MOMENTS):
+        force = world.prepare(replacing=replacing)
+        code = forks(world.arguments(*force), send=signal.SIGKILL, after=draw.uniform(0, world.seconds))
+        assert code in (0, KILLED)
+        world.check(replacing=replacing)
+        world.finish("--force", *((RESUME,) if number % 2 else ()))
+
+
+@fresh_and_replacing
+def test_an_interrupt_at_any_moment_is_one_line_and_never_shows_half_an_output(
+    replacing: bool, world: World, forks: Forks
+) -> None:
+    draw = Random(replacing)
+    for number in range(MOMENTS):
+        force = world.prepare(replacing=replacing)
+        code = forks(world.arguments(*force), send=signal.SIGINT, after=draw.uniform(0, world.seconds))
+        assert code in (0, 130)
+        assert code == 0 or forks.said.count("\n") == 1
+        world.check(replacing=replacing)
+        world.finish("--force", *((RESUME,) if number % 2 else ()))
+
+
+@fresh_and_replacing
+@pytest.mark.parametrize("trouble", ["fill_after", "limit_files"])
+def test_a_disk_that_fills_up_is_one_line_and_never_shows_half_an_output(
+    trouble: str, replacing: bool, world: World, forks: Forks
+) -> None:
+    largest = max(map(len, world.new.values()))
+    room = sum(map(len, world.new.values())) if trouble == "fill_after" else largest
+    draw = Random(f"{trouble}{replacing}")
+    for number in range(MOMENTS):
+        force = world.prepare(replacing=replacing)
+        assert forks(world.arguments(*force), {trouble: draw.randrange(room - 5000)}) == 1
+        assert forks.said.count("\n") == 1 and "out: could not be written" in forks.said
+        assert read(world.out) == (world.old if replacing else {})
+        world.check(replacing=replacing)
+        world.finish("--force", *((RESUME,) if number % 2 else ()))
+
+
+def test_what_another_edit_left_is_never_resumed(world: World, forks: Forks) -> None:
+    draw = Random(0)
+    for _ in range(MOMENTS):
+        world.prepare(replacing=False)
+        other = world.arguments(scale=0.25)
+        forks(other, send=signal.SIGKILL, after=draw.uniform(0, world.seconds))
+        world.finish("--force", RESUME)
+
+
+def written_at(folder: Path) -> dict[str, int]:
+    """When each shard was last written to."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+
+
+def test_another_process_resumes_with_the_shards_that_were_finished(world: World, forks: Forks) -> None:
+    world.prepare(replacing=False)
+    assert forks(world.arguments(), {"fill_after": sum(map(len, world.new.values())) * 5 // 6}) == 1
+    assert "finished shards wait in .out.partial, --resume" in forks.said
+    before = written_at(world.place / ".out.partial" / "out")
+    subprocess.run([sys.executable, "-m", "taskvec", *world.arguments(RESUME)], check=True)
+    assert read(world.out) == world.new
+    assert len(before.items() & written_at(world.out).items()) == 2
+
+
+def test_a_finished_shard_that_was_damaged_since_is_written_again(world: World, forks: Forks) -> None:
+    world.prepare(replacing=False)
+    assert forks(world.arguments(), {"fill_after": sum(map(len, world.new.values())) * 5 // 6}) == 1
+    shard = world.place / ".out.partial" / "out" / "model-00001-of-00003.safetensors"
+    with shard.open("r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        file.write(b"xyz")
+    world.finish(RESUME)
+
+
+def test_tensors_in_memory_that_changed_since_are_not_mixed_with_finished_shards(tmp_path: Path) -> None:
+    state = {f"layer.{i}": torch.full((100,), float(i)) for i in range(6)}
+
+    def interrupt(label: str, done: int, total: int, **facts: float) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(state, tmp_path / "out", max_shard_size=400, watch=interrupt)
+    for tensor in state.values():
+        tensor.add_(100)
+    written = open_weights(save_weights(state, tmp_path / "out", max_shard_size=400, resume=True))
+    assert all(torch.equal(written[name], tensor) for name, tensor in state.items())
+
+
+def seconds_of_edit(place: Path, tensors: int) -> float:
+    """Processor seconds of an edit of so many tiny tensors, all in one file."""
+    place = Path(mkdtemp(dir=place))
+    names = [f"layers.{i // 16}.experts.{i % 16}.weight" for i in range(tensors)]
+    base = save_weights({name: torch.zeros(4) for name in names}, place / "base.safetensors")
+    tuned = save_weights({name: torch.ones(4) for name in names}, place / "tuned.safetensors")
+    start = time.process_time()
+    edit = combine("ties", [TaskVector.between(base, tuned), 2 * TaskVector.between(base, tuned)])
+    save_weights(apply(base, edit), place / "out")
+    return time.process_time() - start
+
+
+def test_the_cost_of_many_small_tensors_grows_with_their_number_not_its_square(tmp_path: Path) -> None:
+    few, many = (min(seconds_of_edit(tmp_path, tensors) for _ in range(2)) for tensors in (300, 2400))
+    assert many < 3 * 8 * few
