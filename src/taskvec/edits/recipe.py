@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,8 @@ from taskvec.vectors import TaskVector, apply, combine, parse_expression
 from taskvec.vectors.checks import OnExtra, OnMissing
 from taskvec.vectors.combining import grounded
 from taskvec.vectors.expression import names_in
+from taskvec.vectors.files import with_task
+from taskvec.vectors.masked import MaskedVectors
 from taskvec.weights import Weights, hub, open_weights
 from taskvec.weights.dtypes import EDITABLE
 
@@ -34,7 +37,7 @@ class Recipe(Config):
     base: str | None = None
     """The weights the edit starts from: a folder, a file, a hub id. Only averages of models need none."""
     vectors: Names = Field(default_factory=dict)
-    """Name -> a task vector, or an adapter, of the base."""
+    """Name -> a task vector or an adapter of the base; of masked vectors, ``PATH#TASK``."""
     models: Names = Field(default_factory=dict)
     """Name -> weights fine-tuned from the base; what counts is their difference to it."""
     expression: str | None = None
@@ -168,18 +171,19 @@ class _Reading:
 
     def _opened(self) -> tuple[Weights, dict[str, Weights], dict[str, TaskVector]]:
         recipe = self.recipe
-        held = {name: self._open("vectors", name, ref) for name, ref in recipe.vectors.items()}
+        held = {name: self._open_vector(name, ref) for name, ref in recipe.vectors.items()}
         tuned = {name: self._open("models", name, ref) for name, ref in recipe.models.items()}
         if recipe.base is not None:
             base = self._open("base", "", recipe.base)
-            inputs = {"base": base, **held, **tuned}
+            inputs = {"base": base, **{name: file.weights for name, file in held.items()}, **tuned}
         else:
             base = self._stand_in(tuned)
             inputs = {**tuned}
-        check_distinct({**held, **tuned})
+        same = {name: (file.weights.identity, file.task) for name, file in held.items()}
+        _check_distinct(same | {name: (weights.identity, None) for name, weights in tuned.items()})
         if recipe.vocab is not None:
             base, tuned = self._aligned(base, tuned, recipe.vocab)
-        vectors = {name: self._of_base(TaskVector.opened(weights), base) for name, weights in held.items()}
+        vectors = {name: self._of_base(file.vector(), base) for name, file in held.items()}
         for name, weights in tuned.items():
             vector = TaskVector.between(base, weights, on_extra=recipe.on_extra, on_missing=recipe.on_missing)
             vectors[name] = 0 * vector if weights is base else vector
@@ -220,6 +224,10 @@ class _Reading:
             return False
         given = {name: value for name, value in self.recipe.parameters.items() if name == "of"}
         return self.rule.name == "mean" or {**self.rule.parameters(), **given}.get("of") == "weights"
+
+    def _open_vector(self, name: str, ref: str) -> "_File":
+        task = with_task(self.path.parent / Path(ref).expanduser())[1]
+        return _File(self._open("vectors", name, ref.removesuffix(f"#{task}")), task)
 
     def _open(self, field: str, name: str, ref: str) -> Weights:
         where = f"{field}: {name}" if name else field
@@ -284,16 +292,26 @@ def _counted(what: str, names: Iterable[str], known: Weights) -> Iterator[str]:
         yield f"{what}: {found[0]!r}" + (f" ({len(found) - 1} more)" if len(found) > 1 else "")
 
 
-def check_distinct(inputs: Mapping[str, Weights]) -> None:
-    """Refuse the same vector or model under two names.
+@dataclass(frozen=True)
+class _File:
+    """A file of a vector, or of masked vectors with the task that is meant."""
 
-    Raises: InputError.
-    """
+    weights: Weights
+    task: str | None
+
+    def vector(self) -> TaskVector:
+        if self.task is None:
+            return TaskVector.opened(self.weights)
+        return MaskedVectors.opened(self.weights).vector(self.task)
+
+
+def _check_distinct(inputs: Mapping[str, Hashable]) -> None:
+    """Refuse the same vector or model under two names."""
     seen: dict[Hashable, str] = {}
-    for name, weights in inputs.items():
-        earlier = seen.setdefault(weights.identity, name)
+    for name, identity in inputs.items():
+        earlier = seen.setdefault(identity, name)
         if earlier != name:
-            raise InputError(f"{earlier!r} and {name!r} are the same, {weights.ref}; give it once")
+            raise InputError(f"{earlier!r} and {name!r} are the same vector or model; give it once")
 
 
 def _number(where: str, value: object) -> float:
