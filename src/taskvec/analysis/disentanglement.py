@@ -1,5 +1,6 @@
 """Weight disentanglement: how far one task's vector disturbs the model on another task's data."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -120,17 +121,21 @@ def disentanglement_maps(
     return maps
 
 
-def square_grid(start: float = -3.0, stop: float = 3.0, points: int = 21) -> list[float]:
+def square_grid(start: float = -3.0, stop: float = 3.0, points: float = 21) -> list[float]:
     """Equally spaced coefficients, both ends included; an odd number around 0 holds 0 exactly.
 
     >>> square_grid(-1, 1, 5)
     [-1.0, -0.5, 0.0, 0.5, 1.0]
 
-    Raises: InputError for fewer than two points, or a start that is not below the stop.
+    Raises: InputError for fewer than two points, or no whole number of them; for a start that is not below
+        the stop; for numbers that are not finite.
     """
-    if points < 2 or not start < stop:
-        raise InputError(f"grid: {start:g} to {stop:g} in {points} points, expected START < STOP, 2 or more")
-    return [round(start + (stop - start) * i / (points - 1), 10) + 0.0 for i in range(points)]
+    if not (-math.inf < start < stop < math.inf and points >= 2 and float(points).is_integer()):
+        raise InputError(
+            f"grid: {start:g} to {stop:g} in {points:g} points, expected START < STOP and a whole number of "
+            "points, 2 or more"
+        )
+    return [round(start + (stop - start) * i / (points - 1), 10) + 0.0 for i in range(int(points))]
 
 
 def over(grid: Sequence[float], values: Tensor, inside: Callable[[float, float], bool]) -> float | None:
@@ -266,12 +271,15 @@ def disentanglement(
 
     Returns: a record of plain data: what was measured how, and for each pair and panel the maps by distance
         (rows are values of the first task's coefficient) and their summary.
-    Raises: InputError for fewer than two tasks.
+    Raises: InputError for fewer than two tasks, or a pair that comes twice, in either order.
     """
     values = list(grid or square_grid())
     chosen = list(pairs or combinations(tasks, 2))
     if not chosen:
         raise InputError(f"disentanglement: {' '.join(tasks) or 'no task'} given, expected two or more tasks")
+    for number, pair in enumerate(chosen):
+        if set(pair) in map(set, chosen[:number]):
+            raise InputError(f"disentanglement: {' '.join(pair)} given twice, expected each pair once")
     seen: dict[str, dict[str, str]] = {}
     found: list[dict[str, Any]] = [{"tasks": list(pair), "panels": {}} for pair in chosen]
     for panel in panels:

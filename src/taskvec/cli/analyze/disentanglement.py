@@ -23,7 +23,7 @@ def disentanglement(
     suite: Annotated[str, Parameter(name=["--suite", "-s"])],
     output: Output,
     pair: Annotated[tuple[tuple[str, str], ...], Parameter(negative=())] = (),
-    grid: Annotated[tuple[float, float, int], Parameter(negative=())] = (-3.0, 3.0, 21),
+    grid: Annotated[tuple[float, float, float], Parameter(negative=())] = (-3.0, 3.0, 21),
     split: Literal["train", "validation", "test"] = "test",
     samples: Count = 200,
     post_hoc: Annotated[bool, Parameter(negative=())] = False,
@@ -50,9 +50,9 @@ def disentanglement(
     output
         A folder for record.json, table.md and figure.png.
     pair
-        Two tasks; may be given several times. All pairs by default.
+        Two tasks; may be given several times, each pair once. All pairs by default.
     grid
-        First and last coefficient and how many, for both tasks.
+        First and last coefficient and how many, a whole number, for both tasks.
     split
         The examples looked at; their labels are not.
     samples
