@@ -11,7 +11,7 @@ from taskvec.errors import CorruptFile, InputError, KeyMismatch
 from taskvec.registry import nearest
 from taskvec.rules.rule import Rule
 from taskvec.rules.statistics import NEEDED
-from taskvec.vectors.info import BaseInfo
+from taskvec.vectors.info import BaseInfo, VectorInfo
 from taskvec.weights import Weights
 
 if TYPE_CHECKING:
@@ -83,9 +83,12 @@ def check_statistics(rule: Rule, vectors: "Sequence[TaskVector]", stats: Sequenc
     if len(stats) != len(vectors):
         raise InputError(f"statistics: {len(stats)} files, expected {len(vectors)}, one for each task vector")
     kind = next((USED[step.name] for step in (rule, *rule.stages) if step.name in USED), None)
-    for one, vector in zip(stats, vectors, strict=True):
-        _check_origin(one, kind, vector, vectors)
+    infos = [vector.info for vector in vectors] if any(KEY in one.metadata for one in stats) else []
+    for place, (one, vector) in enumerate(zip(stats, vectors, strict=True)):
+        _check_kind(one, kind)
         _check_shapes(one, kind, vector)
+        if KEY in one.metadata:
+            _check_origin(one, vector.ref, infos, place)
     first, *others = stats
     for other in others:
         for lacking, having in ((other, first), (first, other)):
@@ -97,31 +100,32 @@ def check_statistics(rule: Rule, vectors: "Sequence[TaskVector]", stats: Sequenc
                 )
 
 
-def _check_origin(
-    one: Weights, kind: Kind | None, vector: "TaskVector", vectors: "Sequence[TaskVector]"
-) -> None:
+def _check_kind(one: Weights, kind: Kind | None) -> None:
     info = read_statistics(one)
-    if info is None:
-        if one.files:
-            raise InputError(f"{one.ref}: holds no statistics (no {KEY!r} in its header), expected {NEEDED}")
-        return
-    if kind is not None and info.kind != kind:
+    if info is None and one.files:
+        raise InputError(f"{one.ref}: holds no statistics (no {KEY!r} in its header), expected {NEEDED}")
+    if info is not None and kind not in (None, info.kind):
         raise InputError(f"{one.ref}: statistics of kind {info.kind!r}, expected {kind!r}")
-    of = vector.info
-    if of.task is not None and of.task != info.task:
+
+
+def _check_origin(one: Weights, vector: str, infos: Sequence[VectorInfo], place: int) -> None:
+    """Refuse statistics of another task or base than the vector at ``place``, or of another one's model."""
+    info, own = read_statistics(one), infos[place]
+    assert info is not None
+    if own.task is not None and own.task != info.task:
         raise InputError(
-            f"{one.ref}: statistics of task {info.task!r}, expected {of.task!r}, the task of {vector.ref}; "
+            f"{one.ref}: statistics of task {info.task!r}, expected {own.task!r}, the task of {vector}; "
             "give them in the order of the vectors"
         )
-    if info.base and info.base.fingerprint and of.base.fingerprint not in (None, info.base.fingerprint):
+    base = info.base
+    if base and base.fingerprint and own.base.fingerprint not in (None, base.fingerprint):
         raise InputError(
-            f"{one.ref}: statistics of base {info.base.ref} (fingerprint {info.base.fingerprint}), "
-            f"expected {of.base.ref} (fingerprint {of.base.fingerprint}), the base of {vector.ref}"
+            f"{one.ref}: statistics of base {base.ref} (fingerprint {base.fingerprint}), expected "
+            f"{own.base.ref} (fingerprint {own.base.fingerprint}), the base of {vector}"
         )
-    tuned = [other.info.tuned for other in vectors]
-    if info.model.ref != of.tuned and info.model.ref in tuned:
+    if info.model.ref != own.tuned and info.model.ref in [other.tuned for other in infos]:
         raise InputError(
-            f"{one.ref}: statistics of {info.model.ref}, expected those of {of.tuned}; give them in the "
+            f"{one.ref}: statistics of {info.model.ref}, expected those of {own.tuned}; give them in the "
             "order of the vectors"
         )
 
