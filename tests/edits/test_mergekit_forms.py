@@ -266,16 +266,50 @@ def test_differences_are_said_on_standard_error(
     assert "arithmetic is in float32" in said
 
 
-def test_tokenizer_source_base_asks_for_equal_tokenizers(here: Path, tmp_path: Path) -> None:
-    for name, tokens in (("one", "abcdef"), ("two", "abcdfe")):
-        save_weights(STATES["a" if name == "one" else "b"], tmp_path / name)
-        vocabulary = {token: row for row, token in enumerate(tokens)}
-        (tmp_path / name / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
-    text = f"{{merge_method: slerp, base_model: '{tmp_path}/one', models: [{{model: '{tmp_path}/%s'}}], parameters: {{t: 1}}, tokenizer_source: base}}"
+def with_tokens(folder: Path, seed: int, tokens: str) -> Path:
+    """A model with a row for each of the tokens, named by letters."""
+    whole = STATES["abc"[seed]]
+    rows = torch.tensor(["abcdefghijkl".index(token) for token in tokens])
+    vocabular = ("model.embed_tokens.weight", "lm_head.weight")
+    save_weights({name: value[rows] if name in vocabular else value for name, value in whole.items()}, folder)
+    vocabulary = {token: row for row, token in enumerate(tokens)}
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    (folder / "config.json").write_text(json.dumps({"vocab_size": len(tokens), "num_hidden_layers": LAYERS}))
+    return folder
+
+
+@pytest.mark.parametrize(("source", "tokens"), [("base", "abcdef"), ("union", "fghabcde")])
+def test_tokens_are_matched_by_name(tmp_path: Path, source: str, tokens: str) -> None:
+    one, two = with_tokens(tmp_path / "one", 0, "abcdef"), with_tokens(tmp_path / "two", 1, "fghabcde")
+    made = merge(f"""
+        merge_method: task_arithmetic
+        base_model: {one}
+        models: [{{model: {two}}}]
+        parameters: {{weight: 0.5}}
+        tokenizer_source: {source}
+    """)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        first, second = STATES["a"][name], STATES["b"][name]
+        for row, token in enumerate(tokens):
+            at = "abcdefghijkl".index(token)
+            expected = (first[at] + second[at]) / 2 if token in "abcdef" else second[at]
+            torch.testing.assert_close(made.weights[name][row], expected)
+    assert json.loads((made.like.folder or tmp_path).joinpath("config.json").read_text())[
+        "vocab_size"
+    ] == len(tokens)
+
+
+def test_slices_of_models_with_other_tokens_are_refused(tmp_path: Path) -> None:
+    one, two = with_tokens(tmp_path / "one", 0, "abcdef"), with_tokens(tmp_path / "two", 1, "abcdfe")
     with pytest.raises(InputError, match="tokenizer differs"):
-        merge(text % "two")
-    made = merge(text.replace("tokenizer_source: base", "") % "two")
-    assert torch.equal(made.weights["lm_head.weight"], STATES["b"]["lm_head.weight"])
+        merge(f"""
+            merge_method: passthrough
+            base_model: {one}
+            tokenizer_source: base
+            slices:
+              - sources: [{{model: {one}, layer_range: [0, 2]}}]
+              - sources: [{{model: {two}, layer_range: [2, 4]}}]
+        """)
 
 
 # What is refused
@@ -312,8 +346,9 @@ REFUSED = {
     "both forms": ("merge_method: linear\nmodels: [{model: a}]\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]", "both models and slices"),
     "neither form": ("merge_method: linear", "neither models and slices"),
     "modules": ("merge_method: linear\nmodules: {text: {models: [{model: a}]}}", "modules"),
-    "union of tokens": ("merge_method: ties\ntokenizer_source: union\n" + WHOLE, "only base is supported"),
-    "union by tokenizer": ("merge_method: ties\ntokenizer: {source: union}\n" + WHOLE, "only base is supported"),
+    "tokens of a model": ("merge_method: ties\ntokenizer_source: a\n" + WHOLE, "expected one of base, union"),
+    "tokenizer of a model": ("merge_method: ties\ntokenizer: {source: a}\n" + WHOLE, "expected one of base, union"),
+    "tokens of no base": ("merge_method: linear\ntokenizer_source: base\nmodels: [{model: a}]\nparameters: {weight: 1}", "base_model, which is missing"),
     "chat template": ("merge_method: ties\nchat_template: auto\n" + WHOLE, "templates are not written"),
     "dtype": ("merge_method: ties\ndtype: bf16\n" + WHOLE, "did you mean 'bfloat16'"),
     "adapter": ("merge_method: linear\nmodels: [{model: a+lora}]\nparameters: {weight: 1}", "a model with an adapter is not read"),

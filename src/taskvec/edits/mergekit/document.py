@@ -1,14 +1,16 @@
 """What a mergekit YAML file may hold. Keys that are not here are refused."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from taskvec.config import Config
 from taskvec.edits.mergekit.methods import METHODS
+from taskvec.edits.vocabulary import Vocab
 from taskvec.registry import nearest
 
+_VOCABULARIES = ("base", "union")
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -76,7 +78,7 @@ class Slice(Config):
 class Tokenizer(Config):
     """Which tokenizer the output gets."""
 
-    source: str = "union"
+    source: Annotated[str, AfterValidator(lambda source: _vocabulary(source))] = "union"
 
 
 class Document(Config):
@@ -117,14 +119,8 @@ class Document(Config):
 
     @field_validator("tokenizer_source")
     @classmethod
-    def _base_alone(cls, value: str | None) -> str | None:
-        return _base_tokenizer(value)
-
-    @field_validator("tokenizer")
-    @classmethod
-    def _base_alone_too(cls, value: Tokenizer | None) -> Tokenizer | None:
-        _base_tokenizer(value.source if value else None)
-        return value
+    def _known_vocabulary(cls, value: str | None) -> str | None:
+        return None if value is None else _vocabulary(value)
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -134,13 +130,22 @@ class Document(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _tokens_of_a_base(self) -> Self:
+        if self.tokenizer_source is not None and self.tokenizer is not None:
+            raise ValueError("both tokenizer_source and tokenizer, expected one of them")
+        if self.vocab is not None and self.base_model is None:
+            raise ValueError("tokens are matched with those of a base_model, which is missing")
+        return self
+
     @property
-    def matches_tokens(self) -> bool:
-        """Whether the tokenizer of the base is asked for by name."""
-        return self.tokenizer_source is not None or self.tokenizer is not None
+    def vocab(self) -> Vocab | None:
+        """Which vocabulary the output gets; ``None`` leaves rows where they are."""
+        source = self.tokenizer.source if self.tokenizer is not None else self.tokenizer_source
+        return cast(Vocab | None, source)
 
 
-def _base_tokenizer(source: str | None) -> str | None:
-    if source not in (None, "base"):
-        raise ValueError("only base is supported; for other vocabularies write a recipe with vocab")
+def _vocabulary(source: str) -> str:
+    if source not in _VOCABULARIES:
+        raise ValueError(f"expected one of {', '.join(_VOCABULARIES)}; a model's own is not supported")
     return source

@@ -22,6 +22,7 @@ from taskvec.edits.mergekit.methods import METHODS
 from taskvec.edits.mergekit.part import Part
 from taskvec.edits.mergekit.settings import Scope, idle_filters, parse_scope
 from taskvec.edits.tokens import tokens_of
+from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
 from taskvec.weights import Weights, open_weights
 from taskvec.weights.dtypes import EDITABLE, short
@@ -64,12 +65,15 @@ class _Reading:
         self.method = METHODS[document.merge_method]
         self.models: dict[str, Weights] = {}
         self._said: list[str] = []
+        self._aligned: Weights | None = None
         self.shared = self._scope("parameters", document.parameters)
 
     @cached_property
     def like(self) -> Weights:
         """The model whose config and tokenizer files go with the output."""
         document = self.document
+        if self._aligned is not None:
+            return self._aligned
         if document.base_model is not None:
             return self._open("base_model", document.base_model)
         if document.models:
@@ -90,8 +94,8 @@ class _Reading:
                 self._slice(number, piece, starts[number], last=number == len(slices) - 1)
                 for number, piece in enumerate(slices)
             ]
-        if self.document.matches_tokens:
-            self._check_tokens()
+            if self.document.vocab is not None:
+                self._check_tokens()
         return parts
 
     def described(self) -> list[tuple[Path | None, int]] | None:
@@ -132,7 +136,10 @@ class _Reading:
         fields = [f"models[{number}]" for number in range(len(entries))]
         sources = [self._open(f"{field}.model", ref) for field, (ref, _) in zip(fields, entries, strict=True)]
         self._check_distinct(sources, [source.identity for source in sources], "models")
-        base = self._base([ref for ref, _ in entries], document.base_model, "base_model")
+        refs = [ref for ref, _ in entries]
+        base = self._base(refs, document.base_model, "base_model")
+        if document.vocab is not None:
+            sources = self._in_one_vocabulary(sources, refs.index(document.base_model or ""), document.vocab)
         own = tuple(
             (self._own(field, given, place == base), self.shared)
             for place, (field, (_, given)) in enumerate(zip(fields, entries, strict=True))
@@ -264,8 +271,19 @@ class _Reading:
                     "add their weights up"
                 )
 
+    def _in_one_vocabulary(self, sources: Sequence[Weights], base: int, vocab: Vocab) -> list[Weights]:
+        """The models with their rows matched token by token, as views."""
+        others = [source for place, source in enumerate(sources) if place != base]
+        try:
+            seen = align(sources[base], others, vocab)
+        except InputError as error:
+            raise type(error)(f"{self.where}: {error}") from None
+        self._aligned = seen.base
+        self._said += seen.facts["notes"]
+        return [*seen.tuned[:base], seen.base, *seen.tuned[base:]]
+
     def _check_tokens(self) -> None:
-        """Refuse models whose tokenizers differ: their rows would have to be moved."""
+        """Refuse slices of models whose tokenizers differ: their rows would have to be moved."""
         base = tokens_of(self.like.folder)
         for ref, model in self.models.items():
             own = tokens_of(model.folder)
@@ -273,7 +291,7 @@ class _Reading:
                 differing = sorted(own.items() ^ base.items(), key=str)[0][0]
                 raise InputError(
                     f"{self.where}: {ref}: its tokenizer differs from that of {self.like.ref}, "
-                    f"first in {differing!r}, expected the same; a recipe with vocab matches tokens"
+                    f"first in {differing!r}, expected the same for slices"
                 )
 
 
