@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import taskvec as tv
 from taskvec.cli import main
@@ -57,6 +59,26 @@ def test_train_stores_a_vector_that_eval_and_apply_agree_on(
     written = json.loads(capsys.readouterr().out)["scores"]["pets"]
     assert written["accuracy"] == lazily["accuracy"]
     assert written["perplexity"] == pytest.approx(lazily["perplexity"], rel=1e-4)
+
+
+def test_eval_names_the_vector_that_does_not_fit(
+    tiny_model: Path, tiny_suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tv.open_weights(tiny_model)
+    name = "encoder.layer.0.attention.self.query.weight"
+    for file, value in {"good": 1.0, "bad": float("nan")}.items():
+        delta = torch.full_like(base[name], value)
+        vector = tv.TaskVector.from_tensors({name: torch.ones_like(delta)}, base)
+        vector.save(tmp_path / f"{file}.safetensors")
+        with safe_open(tmp_path / f"{file}.safetensors", "pt") as opened:
+            metadata = opened.metadata()
+        save_file({name: delta}, tmp_path / f"{file}.safetensors", metadata=metadata)
+    given = [part for file in ("good", "bad") for part in ("-v", f"{file}={tmp_path / file}.safetensors")]
+    for edit in (["-e", "0.5*good + 0.5*bad"], ["-e", "0.5*good - bad", "--space", "tangent"]):
+        assert command("eval", tiny_model, "-s", tiny_suite, "-t", "pets", *given, *edit) == 2
+        assert capsys.readouterr().err == (
+            f"taskvec: vector 'bad': {name!r} holds NaN or infinity; extract or train it again\n"
+        )
 
 
 def test_eval_takes_the_space_of_the_vectors_or_the_one_it_is_told(

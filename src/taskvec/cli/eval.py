@@ -1,5 +1,6 @@
 """``taskvec eval``."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -8,7 +9,14 @@ from taskvec.cli._common import Count, Json, Quiet, distinct, print_json, print_
 from taskvec.cli._editing import load_vectors
 
 if TYPE_CHECKING:
-    from taskvec.evaluation.points import Point
+    from taskvec.evaluation.evaluator import Evaluator
+    from taskvec.evaluation.points import Point, Points
+    from taskvec.training.loop import Params
+    from taskvec.training.space import Space
+    from taskvec.vectors import TaskVector
+
+
+EDIT = "edit"
 
 
 def eval(
@@ -95,7 +103,7 @@ def eval(
     point: Point = params
     if loaded:
         edit = parse_expression(next(iter(loaded)) if expression is None else expression, loaded)
-        point = evaluator.points({"edit": edit}, start=params, space=chosen_space).at({"edit": 1.0})
+        point = _points(evaluator, edit, loaded, params, chosen_space).at({EDIT: 1.0})
     scores = {}
     with watching(quiet) as watch:
         for done, name in enumerate(names, start=1):
@@ -121,3 +129,24 @@ def eval(
     mean = absolute({name: found.value for name, found in scores.items()})
     title = f"{model}, {split}{f', edited in {chosen_space} space' if loaded else ''}"
     print_table(title, columns, [*rows, ["mean", "", f"{100 * mean:.1f}", "", "", "", ""]])
+
+
+def _points(
+    evaluator: "Evaluator",
+    edit: "TaskVector",
+    vectors: "Mapping[str, TaskVector]",
+    start: "Params",
+    space: "Space",
+) -> "Points":
+    """The edit of the model.
+
+    Raises: InputError for one that cannot be, with the name of the vector that is to blame.
+    """
+    from taskvec.errors import InputError
+
+    try:
+        return evaluator.points({EDIT: edit}, start=start, space=space)
+    except InputError:
+        for name, vector in vectors.items():
+            evaluator.points({name: vector}, start=start, space=space)
+        raise
