@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
+from transformers import GPT2Config, GPT2Model
 
 import taskvec as tv
 from checkpoints import save_clip
 from taskvec.analysis.statistics import edited, fisher, gram
-from taskvec.errors import BaseMismatch
+from taskvec.errors import BaseMismatch, InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.heads import Head
+from taskvec.models.text import TextBackbone
 from taskvec.tasks.loaders import head_for
 
 EXAMPLES = 12
@@ -171,6 +173,16 @@ def test_layers_that_are_given_the_same_share_a_tensor(exact: Backbone, task: tv
     assert same[0] is same[1] is same[2]
     assert len({value.data_ptr() for value in found.values()}) == 8
     assert not exact.network.encoder.layer[0].attention.self.query._forward_pre_hooks  # type: ignore[union-attr, index]
+
+
+def test_an_encoder_without_linear_layers_is_refused(exact: Backbone, task: tv.Task) -> None:
+    """GPT-2 stores its layers the other way round, in a class of their own."""
+    assert isinstance(exact, TextBackbone)
+    config = GPT2Config(vocab_size=18, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    model = TextBackbone(GPT2Model(config), exact.tokenizer, ref="gpt").eval()
+    with pytest.raises(InputError, match=r"gpt: calls no torch.nn.Linear"):
+        gram(model, task, 2)
+    assert len(fisher(model, task, 2)) == len(model.encoder_parameters())
 
 
 def test_a_vector_moves_a_copy(tiny_model: Path, task: tv.Task) -> None:

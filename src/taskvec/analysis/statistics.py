@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone, evaluating
 from taskvec.models.heads import Head
 from taskvec.progress import Watch, unwatched
@@ -167,7 +168,8 @@ def gram(
 
     Returns: by checkpoint name of the layer's weight (out, in), tensors (in, in) of its dtype. Layers that
         share their inputs share the tensor.
-    Cost: a forward pass; memory of two results.
+    Raises: InputError for an encoder without such layers.
+    Cost: a forward pass; memory of twice the result.
     Source: Jin et al. 2023, arXiv:2212.09849.
     """
     stored = {id(parameter): name for name, parameter in model.encoder_parameters().items()}
@@ -184,7 +186,10 @@ def gram(
             model(**batch)
             done += _count(batch)
             watch("inputs of layers", done, total)
-    return sums.means(next(model.network.parameters()).dtype)
+    found = sums.means(next(model.network.parameters()).dtype)
+    if not found:
+        raise InputError(f"{model.ref}: calls no torch.nn.Linear, whose inputs are measured")
+    return found
 
 
 class _Moments:
