@@ -13,7 +13,20 @@ if TYPE_CHECKING:
     from taskvec.reports.analyses import Draw, Record
     from taskvec.reports.tables import Table
 
-Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+Output = Annotated[
+    Path,
+    Parameter(name=["--output", "-o"], help="A folder for record.json, table.md and figure.png."),
+]
+
+
+def check_folder(folder: Path, *, force: bool) -> None:
+    """Refuse a folder that must not be written to, before the work.
+
+    Raises: OutputExists.
+    """
+    from taskvec.reports import analyses
+
+    analyses.check_folder(folder, force=force)
 
 
 def finish(

@@ -1,12 +1,22 @@
 """``taskvec analyze disentanglement``."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Count, Force, Json, Quiet, watching
-from taskvec.cli.analyze._output import Output, finish
+from taskvec.cli._common import Force, Json, Quiet, watching
+from taskvec.cli.analyze._options import (
+    BatchSize,
+    ModelOption,
+    Precision,
+    Samples,
+    Split,
+    Suite,
+    Vectors,
+    evaluator_of,
+)
+from taskvec.cli.analyze._output import Output, check_folder, finish
 from taskvec.cli.analyze._vectors import by_regime, files_of, tasks_of
 
 if TYPE_CHECKING:
@@ -16,19 +26,19 @@ if TYPE_CHECKING:
 
 
 def disentanglement(
-    vectors: Annotated[tuple[str, ...], Parameter(negative=(), allow_leading_hyphen=False)],
+    vectors: Vectors,
     /,
     *,
-    model: Annotated[str, Parameter(name=["--model", "-m"])],
-    suite: Annotated[str, Parameter(name=["--suite", "-s"])],
+    model: ModelOption,
+    suite: Suite,
     output: Output,
     pair: Annotated[tuple[tuple[str, str], ...], Parameter(negative=())] = (),
     grid: Annotated[tuple[float, float, float], Parameter(negative=())] = (-3.0, 3.0, 21),
-    split: Literal["train", "validation", "test"] = "test",
-    samples: Count = 200,
+    split: Split = "test",
+    samples: Samples = 200,
     post_hoc: Annotated[bool, Parameter(negative=())] = False,
-    batch_size: Count = 64,
-    precision: Literal["float32", "bf16"] = "float32",
+    batch_size: BatchSize = 64,
+    precision: Precision = "float32",
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -43,52 +53,29 @@ def disentanglement(
     vectors
         Task-vector files, each of one task; vectors of one regime make a panel, in the space they were
         trained in.
-    model
-        The pre-trained model: a known name (`taskvec models`), a folder, or a hub id.
-    suite
-        A shipped suite (`taskvec suites`) or a suite file.
-    output
-        A folder for record.json, table.md and figure.png.
     pair
         Two tasks; may be given several times, each pair once. All pairs by default.
     grid
         First and last coefficient and how many, a whole number, for both tasks.
-    split
-        The examples looked at; their labels are not.
-    samples
-        Examples of each task, the first ones.
     post_hoc
         Also show the ordinary vectors in the tangent space of the pre-trained model.
-    batch_size
-        Examples a forward pass.
-    precision
-        `bf16` computes matrix products in bfloat16.
     """
     from taskvec.analysis.disentanglement import disentanglement as analysis
     from taskvec.analysis.disentanglement import square_grid
-    from taskvec.evaluation.evaluator import Evaluator
-    from taskvec.models.loading import load_backbone
-    from taskvec.reports.analyses import check_folder
     from taskvec.reports.analysis_figures import disentanglement_figures
     from taskvec.reports.analysis_tables import disentanglement_tables
-    from taskvec.tasks.suite import load_suite
 
     check_folder(output, force=force)
     values = square_grid(*grid)
     regimes = by_regime(vectors)
     tasks = tasks_of(regimes, only=[name for of_pair in pair for name in of_pair])
-    chosen = load_suite(suite)
-    evaluator = Evaluator(
-        load_backbone(model),
-        [chosen.task(name) for name in tasks],
-        limits={split: samples},
-        batch_size=batch_size,
-        precision=precision,
+    evaluator, suite_name = evaluator_of(
+        model, suite, tasks, limits={split: samples}, batch_size=batch_size, precision=precision
     )
     panels = _panels(evaluator, regimes, tasks, post_hoc)
     with watching(quiet) as watch:
         record = analysis(evaluator, panels, tasks, pairs=pair or None, split=split, grid=values, watch=watch)
-    record |= {"suite": chosen.name, "vectors": files_of(regimes, tasks)}
+    record |= {"suite": suite_name, "vectors": files_of(regimes, tasks)}
     finish(record, disentanglement_tables(record), disentanglement_figures, output, force=force, json=json)
 
 

@@ -6,14 +6,15 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from taskvec.cli._common import Count, Force, Json, Quiet, watching
-from taskvec.cli.analyze._output import Output, finish
+from taskvec.cli.analyze._options import Model, Suite, evaluator_of
+from taskvec.cli.analyze._output import Output, check_folder, finish
 
 
 def ntk(
-    model: str,
+    model: Model,
     /,
     *,
-    suite: Annotated[str, Parameter(name=["--suite", "-s"])],
+    suite: Suite,
     task: Annotated[str, Parameter(name=["--task", "-t"])],
     control: str,
     output: Output,
@@ -34,16 +35,10 @@ def ntk(
 
     Parameters
     ----------
-    model
-        The pre-trained model: a known name (`taskvec models`), a folder, or a hub id.
-    suite
-        A shipped suite (`taskvec suites`) or a suite file.
     task
         The task whose logits and training examples make the kernel.
     control
         Another task; its test examples are the outside, its labels are not used.
-    output
-        A folder for record.json, table.md and figure.png.
     vector
         A task vector of the task: adds the cheap score of its displacement, and its accuracy.
     samples
@@ -64,11 +59,7 @@ def ntk(
 
     from taskvec.analysis.kernel import Settings, kernel_analysis
     from taskvec.errors import InputError, NonFinite
-    from taskvec.evaluation.evaluator import Evaluator
-    from taskvec.models.loading import load_backbone
-    from taskvec.reports.analyses import check_folder
     from taskvec.reports.kernel_figures import kernel_figures, kernel_tables
-    from taskvec.tasks.suite import load_suite
     from taskvec.vectors import TaskVector
 
     check_folder(output, force=force)
@@ -77,9 +68,7 @@ def ntk(
         raise InputError(f"{vector}: a vector of {loaded.info.task!r}, expected one of {task!r}")
     if loaded is not None and not math.isfinite(loaded.norm()):
         raise NonFinite(f"{vector}: holds NaN or infinity; extract or train it again")
-    chosen = load_suite(suite)
-    tasks = [chosen.task(name) for name in dict.fromkeys((task, control))]
-    evaluator = Evaluator(load_backbone(model), tasks)
+    evaluator, _ = evaluator_of(model, suite, list(dict.fromkeys((task, control))))
     settings = Settings(samples, params, mode, ridge, seed, 1e9 * memory)
     with watching(quiet) as watch:
         record = kernel_analysis(evaluator, task, control, vector=loaded, settings=settings, watch=watch)

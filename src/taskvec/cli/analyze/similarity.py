@@ -1,16 +1,15 @@
 """``taskvec analyze similarity``."""
 
-from typing import Annotated
 
-from cyclopts import Parameter
 
 from taskvec.cli._common import Force, Json, Quiet, watching
-from taskvec.cli.analyze._output import Output, finish
+from taskvec.cli.analyze._options import Vectors
+from taskvec.cli.analyze._output import Output, check_folder, finish
 from taskvec.cli.analyze._vectors import labelled
 
 
 def similarity(
-    vectors: Annotated[tuple[str, ...], Parameter(negative=(), allow_leading_hyphen=False)],
+    vectors: Vectors,
     /,
     *,
     output: Output,
@@ -27,13 +26,10 @@ def similarity(
     ----------
     vectors
         Two or more task-vector files of one base, of any tasks and regimes.
-    output
-        A folder for record.json, table.md and figure.png.
     ranks
         Effective ranks take the singular values of every matrix, most of the work.
     """
     from taskvec.analysis.similarity import similarity as analysis
-    from taskvec.reports.analyses import check_folder
     from taskvec.reports.analysis_figures import similarity_figures
     from taskvec.reports.analysis_tables import similarity_tables
 
