@@ -173,11 +173,14 @@ def test_dare_ties_of_everything_is_an_election(here: Path) -> None:
 @pytest.mark.parametrize("method", ["della", "della_linear"])
 def test_della_matches_the_l1_norm(here: Path, method: str) -> None:
     made = document(method, "a", weight=True, density=0.5, epsilon=0.2)
+    factor = 1.0 if method == "della" else 0.7  # one vector alone is divided by its own weight
     for name in SHAPES:
         delta = STATES["a"][name] - STATES["base"][name]
-        factor = 1.0 if method == "della" else 0.7  # one vector alone is divided by its own weight
-        found = (made.weights[name] - STATES["base"][name]).abs().sum()
-        torch.testing.assert_close(found, factor * delta.abs().sum(), rtol=1e-4, atol=1e-4)
+        changed = made.weights[name] - STATES["base"][name]
+        if changed.any():  # in a tensor of six entries all may be dropped
+            torch.testing.assert_close(changed.abs().sum(), factor * delta.abs().sum(), rtol=1e-4, atol=1e-4)
+        else:
+            assert delta.numel() == 6
 
 
 def test_slerp_goes_from_the_base_to_the_other(here: Path) -> None:

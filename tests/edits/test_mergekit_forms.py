@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edits.mergekit_models import LAYERS, PARTS, SHAPES, STATES, check, document, merge, run
@@ -312,6 +313,26 @@ def test_slices_of_models_with_other_tokens_are_refused(tmp_path: Path) -> None:
         """)
 
 
+# Adapters
+
+
+def test_a_model_may_come_with_an_adapter(here: Path, tmp_path: Path) -> None:
+    name = "model.layers.1.self_attn.q_proj"
+    down, up = torch.randn(2, 6), torch.randn(6, 2)
+    factors = {f"base_model.model.{name}.lora_{k}.weight": v for k, v in (("A", down), ("B", up))}
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    made = merge(f"""
+        merge_method: task_arithmetic
+        base_model: base
+        models: [{{model: "base+{tmp_path}", parameters: {{weight: 0.5}}}}]
+    """)
+    for tensor, base in STATES["base"].items():
+        change = 0.5 * 3 * up @ down if tensor.startswith(name) else torch.zeros(())
+        torch.testing.assert_close(made.weights[tensor], base + change)
+
+
 # What is refused
 
 WHOLE = (
@@ -351,7 +372,8 @@ REFUSED = {
     "tokens of no base": ("merge_method: linear\ntokenizer_source: base\nmodels: [{model: a}]\nparameters: {weight: 1}", "base_model, which is missing"),
     "chat template": ("merge_method: ties\nchat_template: auto\n" + WHOLE, "templates are not written"),
     "dtype": ("merge_method: ties\ndtype: bf16\n" + WHOLE, "did you mean 'bfloat16'"),
-    "adapter": ("merge_method: linear\nmodels: [{model: a+lora}]\nparameters: {weight: 1}", "a model with an adapter is not read"),
+    "adapter": ("merge_method: linear\nmodels: [{model: a+./lora}]\nparameters: {weight: 1}", "models[0].model: ./lora: no such file or folder"),
+    "two adapters": ("merge_method: linear\nmodels: [{model: a+b+c}]\nparameters: {weight: 1}", "more than one +"),
     "no such model": ("merge_method: linear\nmodels: [{model: ./nowhere}]\nparameters: {weight: 1}", "models[0].model: ./nowhere: no such file or folder"),
     "missing tensor": ("merge_method: linear\nmodels: [{model: a}, {model: headless}]\nparameters: {weight: 1}", "headless lacks 'lm_head.weight', expected it as in a"),
     "layers beyond": ("merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [2, 5]}]}]", "expected layers up to 4"),

@@ -16,11 +16,9 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 def _reference(value: object) -> object:
     if not isinstance(value, str):
-        raise ValueError("expected a folder or a hub id (org/name@revision)")
-    if "+" in value and not Path(value).exists():
-        raise ValueError(
-            "a model with an adapter is not read; apply the adapter first (taskvec apply) and name the result"
-        )
+        raise ValueError("expected a folder or a hub id (org/name@revision), with + an adapter")
+    if value.count("+") > 1 and not Path(value).exists():
+        raise ValueError("more than one +, expected a model and one adapter")
     return value
 
 

@@ -24,6 +24,7 @@ from taskvec.edits.mergekit.settings import Scope, idle_filters, parse_scope
 from taskvec.edits.tokens import tokens_of
 from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
+from taskvec.vectors import TaskVector, apply
 from taskvec.weights import Weights, open_weights
 from taskvec.weights.dtypes import EDITABLE, short
 
@@ -218,7 +219,7 @@ class _Reading:
     def _open(self, field: str, ref: str) -> Weights:
         if ref not in self.models:
             try:
-                self.models[ref] = open_weights(ref)
+                self.models[ref] = _opened(ref)
             except InputError as error:
                 raise type(error)(f"{self.where}: {field}: {error}") from None
         return self.models[ref]
@@ -293,6 +294,15 @@ class _Reading:
                     f"{self.where}: {ref}: its tokenizer differs from that of {self.like.ref}, "
                     f"first in {differing!r}, expected the same for slices"
                 )
+
+
+def _opened(ref: str) -> Weights:
+    """A model, or a model with an adapter (``model+adapter``) applied to it."""
+    model, plus, adapter = ref.partition("+")
+    if not plus or Path(ref).exists():
+        return open_weights(ref)
+    weights = open_weights(model)
+    return apply(weights, TaskVector.load(adapter).with_base(weights))
 
 
 def _length(piece: Slice) -> int:
