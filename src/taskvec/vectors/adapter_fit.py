@@ -43,7 +43,8 @@ def transposed(adapter: "Adapter", base: Weights, names: Mapping[str, str]) -> C
     """Whether a layer's weights are stored as (in, out).
 
     Shapes tell, except for square matrices. These are as other layers of their kind in the model: a bias is
-    as long as there are outputs. What the settings say is that of the layer which PEFT saw last.
+    as long as there are outputs, and only layers with a bias are ever (in, out). What the settings say is
+    true of the layer that PEFT saw last.
     """
     known = orientations({name: base.spec(name).shape for name in base})
     for own, name in names.items():
@@ -57,13 +58,15 @@ def transposed(adapter: "Adapter", base: Weights, names: Mapping[str, str]) -> C
             return True
         if have != have[::-1] or len(base.spec(name).shape) != 2:
             return base.spec(name).shape == have[::-1]
+        if bias_of(name) not in base:
+            return False
         found = known.get(kind(name)) or set().union(*known.values()) or {adapter.settings.fan_in_fan_out}
         if len(found) > 1:
             raise KeyMismatch(
                 f"{adapter.ref}: {name!r} is square and {base.ref} has layers of both orientations, expected "
                 "one of its kind that tells which it has; merge the adapter with PEFT"
             )
-        return found.pop()
+        return next(iter(found))
 
     return known_transposed
 
@@ -77,11 +80,16 @@ def orientations(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, set[bool]]:
     """For each kind of layer, whether its matrices are (in, out), where a bias of another length tells."""
     known: dict[str, set[bool]] = {}
     for name, shape in shapes.items():
-        outputs = shapes.get(name.removesuffix("weight") + "bias")
+        outputs = shapes.get(bias_of(name))
         told = len(shape) == 2 and shape[0] != shape[1] and outputs in (shape[:1], shape[1:])
         if told and name.endswith(".weight"):
             known.setdefault(kind(name), set()).add(outputs == shape[1:])
     return known
+
+
+def bias_of(name: str) -> str:
+    """``h.0.attn.c_proj.bias`` for ``h.0.attn.c_proj.weight``."""
+    return f"{name.removesuffix('weight')}bias"
 
 
 def same(weights: Weights, key: str, base: Weights, name: str) -> bool:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from taskvec._version import __version__
-from taskvec.errors import InputError
+from taskvec.errors import InputError, NonFinite
 from taskvec.progress import Watch, unwatched
 from taskvec.selection import matching
-from taskvec.vectors.adapter_fit import kind, orientations
+from taskvec.vectors.adapter_fit import bias_of, kind, orientations
 from taskvec.vectors.files import is_changed
 from taskvec.vectors.lowrank import leading
 from taskvec.weights import save_weights
@@ -94,7 +94,7 @@ def save_adapter(
         delta = vector.read(name)
         bad = nonfinite_count(delta)
         if bad:
-            raise InputError(nonfinite_message(vector.ref, {name: bad}))
+            raise NonFinite(nonfinite_message(vector.ref, {name: bad}))
         change = delta.T if turned[name] else delta
         b, a = (half.to(dtype or half.dtype).contiguous() for half in leading(change, rank))
         norms[name] = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
@@ -158,16 +158,16 @@ def _is_linear(vector: "TaskVector", name: str) -> bool:
     shape = vector.specs[name].shape
     if len(shape) != 2 or 0 in shape or not name.endswith(".weight") or name.count(".") < 1:
         return False
-    return f"{name.removesuffix('weight')}bias" in vector.specs or not _LOOKUP.search(kind(name))
+    return bias_of(name) in vector.specs or not _LOOKUP.search(kind(name))
 
 
 def _orientation(vector: "TaskVector", names: Iterable[str]) -> dict[str, bool]:
-    """Whether each matrix is stored as (in, out); where nothing tells, it is (out, in)."""
+    """Whether each matrix is stored as (in, out), which only layers with a bias are."""
     known = orientations({name: spec.shape for name, spec in vector.specs.items()})
     everywhere = set().union(*known.values())
     found: dict[str, bool] = {}
     for name in names:
-        told = known.get(kind(name)) or everywhere or {False}
+        told = (known.get(kind(name)) or everywhere or {False}) if bias_of(name) in vector.specs else {False}
         if len(told) > 1:
             raise InputError(
                 f"{vector.ref}: {name!r}: layers of the model have both orientations, and none of this kind "
