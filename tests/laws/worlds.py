@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from taskvec.vectors import TaskVector, apply, combine
+from taskvec.vectors.masked import emr
 from taskvec.weights import Weights, open_weights, save_weights
 
 FLOATS = {
@@ -85,6 +86,23 @@ def half_stored(world: World, seed: int) -> TaskVector:
     return TaskVector.load(between(world, seed).save(path(".safetensors"), dtype=torch.bfloat16))
 
 
+def sparse(world: World, seed: int) -> TaskVector:
+    return TaskVector.load(between(world, seed).save(path(".safetensors"), form="sparse", density=0.4))
+
+
+def low_rank(world: World, seed: int) -> TaskVector:
+    return TaskVector.load(between(world, seed).save(path(".safetensors"), form="low-rank", rank=1))
+
+
+def quantized(world: World, seed: int) -> TaskVector:
+    return TaskVector.load(between(world, seed).save(path(), form="int8", group=8, max_shard_size=20))
+
+
+def masked(world: World, seed: int) -> TaskVector:
+    place = emr({"a": between(world, seed), "b": stored(world, seed + 100)}).save(path(".safetensors"))
+    return TaskVector.load(f"{place}#a")
+
+
 def given_tensors(world: World, seed: int) -> TaskVector:
     dense = between(world, seed)
     return TaskVector.from_tensors({name: dense[name] for name in FLOATS}, world.base)
@@ -121,6 +139,10 @@ KINDS: dict[str, Callable[[World, int], TaskVector]] = {
     "stored": stored,
     "sharded": sharded,
     "stored in bfloat16": half_stored,
+    "sparse": sparse,
+    "low-rank": low_rank,
+    "quantized": quantized,
+    "masked": masked,
     "given tensors": given_tensors,
     "expression": expression,
     "edited": edited,
