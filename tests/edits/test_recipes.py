@@ -342,6 +342,8 @@ BAD: dict[str, tuple[dict[str, Any], type[InputError], str]] = {
         "gradient.1",
     ),
     "NaN in the scale": ({"rule": "sum", "scale": float("nan")}, InputError, "scale: nan"),
+    "a scale beyond float32": ({"rule": "sum", "scale": 1e39}, InputError, "that float32 can hold"),
+    "a scale of 400 digits": ({"rule": "sum", "scale": 10**400}, InputError, "that float32 can hold"),
     "a word for the scale": (
         {"rule": "sum", "scale": "half"},
         InputError,
@@ -461,6 +463,19 @@ def test_what_does_not_fit_is_refused_in_a_line(made: Made, place: Path, case: s
         made(**keys)
     assert str(told.value).startswith(str(place / "recipe.yaml"))
     assert "\n" not in str(told.value)
+
+
+def test_a_recipe_that_holds_itself_is_refused(made: Made) -> None:
+    value: dict[str, Any] = {"default": 1, "filters": []}
+    value["filters"].append({"match": "mlp", "value": value})
+    with pytest.raises(InputError, match="nested too deeply"):
+        made(rule="sum", scale=value)
+
+
+def test_the_base_among_the_models_is_noted(made: Made) -> None:
+    merge = made(models={"a": "a", "same": "base"}, rule="mean")
+    assert merge.notes == ("same: the base itself, so its task vector is zero",)
+    check(merge, summed([0.5, 0]))
 
 
 def test_a_vector_of_another_base_is_refused_unless_it_is_asked_for(made: Made, place: Path) -> None:

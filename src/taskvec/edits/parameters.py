@@ -5,12 +5,12 @@ through anchor values over the blocks of the model, one with the key ``filters``
 from the names of the vectors gives each its own value.
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any
 
+import torch
 from pydantic import BeforeValidator, Field
 
 from taskvec.config import Config
@@ -22,6 +22,8 @@ from taskvec.rules.lines import block_depths
 
 FORMS = ("default", "filters", "gradient")
 """Keys of values, which no vector may be called."""
+
+LARGEST = torch.finfo(torch.float32).max
 
 Scalar = bool | int | float | str
 Plain = Scalar | list[Scalar]
@@ -36,15 +38,15 @@ def _plain(value: object) -> object:
         if not isinstance(one, Scalar):
             found = "nothing" if one is None else f"a {type(one).__name__}"
             raise ValueError(f"{found}, expected a number, a word or a list of them")
-        if isinstance(one, float) and not math.isfinite(one):
-            raise ValueError(f"{one}, expected a finite number")
+        if isinstance(one, int | float) and not abs(one) <= LARGEST:
+            raise ValueError(f"{one!s:.20}, expected a finite number that float32 can hold")
     return value
 
 
 class Gradient(Config):
     """A line through anchor values, equally spaced from the first block of the model to the last."""
 
-    gradient: tuple[float, ...] = Field(min_length=2)
+    gradient: tuple[Annotated[float, Field(ge=-LARGEST, le=LARGEST)], ...] = Field(min_length=2)
     default: Annotated[Plain, BeforeValidator(_plain)] | None = None
     """For tensors that are in no block."""
 

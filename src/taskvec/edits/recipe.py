@@ -84,41 +84,44 @@ def read(path: Path, content: object, **instead: object) -> Merge:
         found = "nothing" if content is None else f"a {type(content).__name__}"
         raise InputError(f"{where}: {found}, expected a recipe: keys and values")
     given = {name: value for name, value in instead.items() if value is not None}
-    recipe = Recipe.parse(where, {**content, **given})
-    _check(where, recipe)
+    try:
+        recipe = Recipe.parse(where, {**content, **given})
+    except RecursionError:
+        raise InputError(f"{where}: nested too deeply, or in itself") from None
     with _told(where):
+        _check(recipe)
         return _Reading(path, recipe).merge()
 
 
-def _check(where: str, recipe: Recipe) -> None:
+def _check(recipe: Recipe) -> None:
     """What the fields say together.
 
     Raises: InputError.
     """
     names = [*recipe.vectors, *recipe.models]
     if not names:
-        raise InputError(f"{where}: no vectors and no models, expected at least one")
+        raise InputError("no vectors and no models, expected at least one")
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{where}: {name!r} is a vector and a model, expected a name for each")
+            raise InputError(f"{name!r} is a vector and a model, expected a name for each")
         if not name.isidentifier() or name in RESERVED:
             raise InputError(
-                f"{where}: the name {name!r}, expected one word of letters, digits and _, "
+                f"the name {name!r}, expected one word of letters, digits and _, "
                 f"none of {', '.join(RESERVED)}"
             )
     if recipe.expression is not None and recipe.rule is not None:
-        raise InputError(f"{where}: an expression and a rule, expected one of them")
+        raise InputError("an expression and a rule, expected one of them")
     if recipe.expression is None and recipe.rule is None and len(names) > 1:
-        raise InputError(f"{where}: {len(names)} names, expected an expression over them, or a rule")
+        raise InputError(f"{len(names)} names, expected an expression over them, or a rule")
     for field in ("parameters", "statistics"):
         if getattr(recipe, field) and recipe.rule is None:
-            raise InputError(f"{where}: {field} without a rule; leave them out, or name the rule")
+            raise InputError(f"{field} without a rule; leave them out, or name the rule")
     if recipe.base is None and recipe.scale != 1:
-        raise InputError(f"{where}: a scale without a base, expected the base that it is a distance from")
+        raise InputError("a scale without a base, expected the base that it is a distance from")
     if recipe.expression is not None:
         unused = [name for name in names if name not in names_in(recipe.expression)]
         if unused:
-            raise InputError(f"{where}: {unused[0]!r} is not in the expression; leave it out")
+            raise InputError(f"{unused[0]!r} is not in the expression; leave it out")
 
 
 @contextmanager
@@ -278,6 +281,8 @@ class _Reading:
         yield from self.record.get("vocabulary", {}).get("notes", ())
         for name in self.recipe.models:
             tuned = self.inputs[name]
+            if self.recipe.base is not None and tuned.identity == self.inputs["base"].identity:
+                yield f"{name}: the base itself, so its task vector is zero"
             if tuned.adapter is None:  # which has names of its own
                 yield from _counted(f"{name}: left out, as the base lacks it", tuned, self.base)
                 yield from _counted(f"{name}: unchanged, as the model lacks it", self.base, tuned)
