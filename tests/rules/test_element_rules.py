@@ -16,11 +16,12 @@ from taskvec.rules.arcee_fusion import arcee_fusion
 from taskvec.rules.breadcrumbs import breadcrumbs
 from taskvec.rules.consensus import consensus
 from taskvec.rules.magmax import magmax
-from taskvec.rules.magnitude import find_cuts, kth_largest, share, trim
+from taskvec.rules.magnitude import Entries, cuts_of, kth_largest, share, trim
 from taskvec.rules.metagpt import metagpt
 from taskvec.rules.nearswap import nearswap
 from taskvec.rules.passthrough import passthrough
 from taskvec.rules.pcb import pcb
+from taskvec.rules.rule import Stacks
 from taskvec.rules.sce import sce
 from taskvec.vectors import TaskVector, combine
 
@@ -54,11 +55,12 @@ def test_the_kth_largest_value_is_that_of_sorting(stack: Tensor, dtype: torch.dt
     rank = min(rank, stack.shape[1])
     expected = stack.sort(descending=True).values[:, rank - 1]
     halves = [stack[:, :3], stack[:, 3:]]
-    for small in (0, magnitude.SMALL):  # by counting, and by sorting
+    for small in (0, magnitude.SMALL):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(magnitude, "SMALL", small)
-            assert torch.equal(kth_largest(lambda: [stack], rank), expected)
-            assert torch.equal(kth_largest(lambda: halves, rank), expected)
+            for sample in (None, stack, stack[:, :2]):
+                found = kth_largest(Entries(lambda: halves, stack.shape[1], sample), rank)
+                assert torch.equal(found, expected)
 
 
 @few
@@ -76,8 +78,8 @@ def test_breadcrumbs_by_a_stable_sort(stack: Tensor, density: float, gamma: floa
 
 def test_breadcrumbs_without_outliers_trim_by_magnitude_and_never_empty_a_tensor() -> None:
     stack = torch.randn(2, 50, dtype=torch.float64)
-    cuts = find_cuts(lambda: [stack], share(50, 0.3))
-    trimmed = torch.stack([trim(delta, cut)[0] for delta, cut in zip(stack, cuts, strict=True)])
+    cuts = cuts_of(Stacks.single(stack), "", share(50, 0.3))
+    trimmed = torch.stack([trim(delta, cut) for delta, cut in zip(stack, cuts, strict=True)])
     assert torch.equal(breadcrumbs(stack, density=0.3, gamma=0), trimmed)
     assert torch.equal(breadcrumbs(stack, density=1, gamma=0), stack)
     small = torch.tensor([[5.0], [-1.0]])

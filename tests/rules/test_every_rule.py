@@ -14,13 +14,14 @@ from taskvec.errors import InputError
 from taskvec.rules import RULES, Rule
 from taskvec.rules.rule import Place
 from taskvec.vectors import TaskVector, apply, combine
-from taskvec.weights import Weights, open_weights
+from taskvec.weights import Weights, open_weights, source
 
 # Every rule, and a chain of each kind.
 NAMES = [*RULES, "dare+ties", "breadcrumbs+tsv", "tsv+lines", "dare+consensus+lines", "nearswap+karcher"]
 NAMES += ["dare+fisher", "regmean+lines"]
 # Depth needs blocks, and the other laws are laws at any depth.
-PLAIN: dict[str, Any] = {"alpha": 0.7, "beta": 0.0}
+# The inner rule of knots decides by sizes, and of equal ones of singular vectors rounding says which is larger.
+PLAIN: dict[str, Any] = {"alpha": 0.7, "beta": 0.0, "inner": "mean"}
 RANDOM = {"dare", "della"}
 # Sizes that are not those of the vectors: tanh of a product, a distance, a softmax of weights.
 NOT_HOMOGENEOUS = {"pcb", "nearswap", "arcee_fusion"}
@@ -32,12 +33,13 @@ IDENTITY: dict[str, dict[str, Any]] = {
     **{"passthrough": {}, "emr": {}, "ties": {"keep": 1}, "dare": {"density": 1}, "della": {"density": 1}},
     **{"breadcrumbs": {"density": 1, "gamma": 0}, "consensus": {"k": 1}, "nearswap": {"t": 100}},
     **{"lines": {"alpha": 1, "beta": 0}, "dare+ties": {"density": 1, "keep": 1}, "fisher": {}, "regmean": {}},
+    "knots": {"inner": "ties", "options": {"keep": 1}},
 }
 # Parameters with which copies of one vector give that vector.
 IDEMPOTENT: dict[str, dict[str, Any]] = {
     **{key: {} for key in ("mean", "wudi", "magmax", "metagpt", "model_stock", "slerp", "nuslerp")},
     **{"multislerp": {}, "karcher": {}, "sce": {}, "emr": {}, "ties": {"keep": 1}},
-    **{"fisher": {}, "regmean": {}},
+    **{"fisher": {}, "regmean": {}, "knots": {"inner": "ties", "options": {"keep": 1}}},
 }
 
 every_rule = pytest.mark.parametrize("name", NAMES)
@@ -213,6 +215,22 @@ def test_pieces_order_and_threads_change_no_bit(name: str) -> None:
 
 
 @every_rule
+def test_the_size_of_blocks_changes_no_more_than_the_order_of_sums(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, vectors = model(tasks_of(RULES[name], 3))
+    stats = stats_of(RULES[name], vectors)
+    whole = combine(name, vectors, stats=stats)
+    expected = {tensor: whole[tensor] for tensor in whole}
+    monkeypatch.setattr(source, "BLOCK", 7)
+    pieces = combine(name, vectors, stats=stats)
+    for tensor, value in expected.items():
+        blocks = source.row_blocks(value.shape) if pieces.in_rows(tensor) else [None]
+        parts = [pieces.read(tensor, rows) for rows in blocks]
+        assert_near(torch.cat(parts) if value.dim() else parts[0], value, 1e-6)
+
+
+@every_rule
 def test_a_model_is_edited_and_its_integers_stay(name: str) -> None:
     base, vectors = model(tasks_of(RULES[name], 3))
     edit = combine(name, vectors, stats=stats_of(RULES[name], vectors))
@@ -242,7 +260,8 @@ def test_a_merged_vector_equals_the_rule_on_its_tensors(name: str) -> None:
 def test_a_seed_decides_everything_random(name: str) -> None:
     _, vectors = model(3)
     stats = stats_of(RULES[name], vectors)
-    first, again, other = (combine(name, vectors, seed=seed, stats=stats) for seed in (1, 1, 2))
+    half: dict[str, Any] = {"density": 0.5}  # enough is left for rules that follow
+    first, again, other = (combine(name, vectors, seed=seed, stats=stats, **half) for seed in (1, 1, 2))
     assert all(torch.equal(first[tensor], again[tensor]) for tensor in first)
     assert not torch.equal(first["embed.weight"], other["embed.weight"])
     torch.manual_seed(5)

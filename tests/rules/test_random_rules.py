@@ -12,7 +12,7 @@ from taskvec.errors import InputError
 from taskvec.rules import RULES
 from taskvec.rules.dare import dare
 from taskvec.rules.della import della
-from taskvec.rules.draws import RANGE, draws
+from taskvec.rules.draws import RANGE, below, draws
 from taskvec.rules.rule import Place
 
 few = settings(max_examples=25, deadline=None, derandomize=True)
@@ -45,10 +45,21 @@ def test_draws_are_the_same_on_every_machine() -> None:
     # Philox4x64-10 with the documented key and counter, spelled out once more.
     import xxhash
 
-    key = xxhash.xxh3_128_intdigest(b"7/2/layer.0.weight")
-    words = np.random.Philox(key=key).random_raw(4)
-    halves = [half for word in words.tolist() for half in (word & 0xFFFFFFFF, word >> 32)]
-    assert draws(7, 2, HERE, 8).tolist() == halves
+    def stream(part: bytes) -> list[int]:
+        key = xxhash.xxh3_128_intdigest(part + b"/7/2/layer.0.weight")
+        words = np.random.Philox(key=key).random_raw(2)
+        return [word >> shift & 0xFFFF for word in words.tolist() for shift in (0, 16, 32, 48)]
+
+    parts = zip(stream(b"upper"), stream(b"lower"), strict=True)
+    assert draws(7, 2, HERE, 8).tolist() == [upper << 16 | lower for upper, lower in parts]
+
+
+@few
+@given(st.integers(0, 2**32), st.integers(0, 10**6))
+def test_comparing_draws_with_a_limit_looks_at_all_their_bits(limit: int, first: int) -> None:
+    drawn = draws(1, 0, Place("w", first), 40)
+    for bound in (limit, int(drawn[7]), int(drawn[7]) + 1):
+        assert np.array_equal(below(bound, 1, 0, Place("w", first), 40), drawn < bound)
 
 
 @few

@@ -1,5 +1,6 @@
 """Laws and values of TIES."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch.testing import assert_close
 
 from taskvec.errors import InputError
 from taskvec.rules import RULES, magnitude
-from taskvec.rules.magnitude import find_cuts, trim
+from taskvec.rules.magnitude import Cut, Entries, cuts_of, find, trim
+from taskvec.rules.rule import Stacks
 from taskvec.rules.ties import ties
 from taskvec.vectors import TaskVector, combine
 
@@ -56,27 +58,47 @@ def test_value_by_sorting(stack: Tensor, keep: float, merge: Any) -> None:
     )
 
 
-@few
-@given(stacks(), st.integers(1, 40))
-def test_trimming_keeps_exactly_what_a_stable_sort_keeps(stack: Tensor, keep: int) -> None:
-    keep = min(keep, stack.shape[1])
+@pytest.fixture(params=["at once", "by a sample", "by counting"], scope="module")
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How the entry of a rank is found; few entries would always be looked at at once."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(magnitude, "SMALL", 0)  # count where sorting would be faster
-        counted = find_cuts(lambda: [stack], keep)
-    assert counted == find_cuts(lambda: [stack], keep)
-    for row, cut in zip(stack, counted, strict=True):
+        if request.param != "at once":
+            patch.setattr(magnitude, "SMALL", 0)
+        if request.param == "by counting":
+            patch.setattr(magnitude, "_bracketed", lambda *_: [])
+        yield request.param
+
+
+def cut_at(stack: Tensor, keep: int) -> list[Cut]:
+    return cuts_of(Stacks.single(stack), "", keep)
+
+
+@few
+@given(stack=stacks(), keep=st.integers(1, 40))
+def test_trimming_keeps_exactly_what_a_stable_sort_keeps(way: str, stack: Tensor, keep: int) -> None:
+    keep = min(keep, stack.shape[1])
+    for row, cut in zip(stack, cut_at(stack, keep), strict=True):
         largest = np.argsort(-row.abs().numpy(), kind="stable")[:keep]
         expected = torch.zeros_like(row)
         expected[torch.from_numpy(largest)] = row[torch.from_numpy(largest)]
-        assert torch.equal(trim(row, cut)[0], expected)
+        assert torch.equal(trim(row, cut), expected)
+        pieces = [trim(piece, cut, first) for first, piece in ((0, row[:7]), (7, row[7:]))]
+        assert torch.equal(torch.cat(pieces), expected)
 
 
 @few
-@given(stacks(), st.integers(1, 40))
-def test_a_cut_over_pieces_is_the_cut_over_the_whole(stack: Tensor, keep: int) -> None:
-    pieces = [stack[:, :7], stack[:, 7:]]
+@given(stack=stacks(), keep=st.integers(1, 40))
+def test_what_is_found_in_pieces_is_what_is_found_in_the_whole(way: str, stack: Tensor, keep: int) -> None:
     keep = min(keep, stack.shape[1])
-    assert find_cuts(lambda: pieces, keep) == find_cuts(lambda: [stack], keep)
+    pieces = [stack[:, :7], stack[:, 7:]]
+    found = find(Entries(lambda: pieces, stack.shape[1], stack), keep)
+    assert found == find(Entries.whole(stack), keep)
+
+
+def test_a_sample_that_misleads_costs_a_pass_and_no_more() -> None:
+    stack = torch.randn(2, 40_000, generator=torch.Generator().manual_seed(0))
+    wrong = Entries(lambda: [stack], 40_000, torch.zeros(2, 100))
+    assert find(wrong, 8_000) == find(Entries.whole(stack), 8_000)
 
 
 def test_keeping_all_of_one_task_changes_nothing() -> None:

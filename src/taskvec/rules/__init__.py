@@ -16,6 +16,7 @@ RULES = Rules(
         "iso_c": "taskvec.rules.iso:ISO_C",
         "iso_cts": "taskvec.rules.iso:ISO_CTS",
         "wudi": "taskvec.rules.wudi:WUDI",
+        "knots": "taskvec.rules.knots:KNOTS",
         "magmax": "taskvec.rules.magmax:MAGMAX",
         "consensus": "taskvec.rules.consensus:CONSENSUS",
         "emr": "taskvec.rules.emr:EMR",

@@ -1,15 +1,20 @@
 """Arcee Fusion: only the changes that matter by a threshold of their own."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from taskvec.rules.magnitude import kth_largest
-from taskvec.rules.rule import Rule, present
+from taskvec.rules.magnitude import Entries, kth_largest
+from taskvec.rules.rule import Rule, Stacks, present
 
 _EPS = 1e-8
 
 
-def arcee_fusion(deltas: Tensor, *, _base: Tensor | None = None) -> Tensor:
+def arcee_fusion(
+    deltas: Tensor, *, _base: Tensor | None = None, _bounds: Sequence[float] | None = None
+) -> Tensor:
     """Keep the changes of high importance in each tensor, by a threshold from its quartiles; then add.
 
         importance = |tau| KL(softmax(base + tau) || softmax(base)),     softmax and KL along the last axis
@@ -22,24 +27,44 @@ def arcee_fusion(deltas: Tensor, *, _base: Tensor | None = None) -> Tensor:
     Source: mergekit (arcee_fusion), for one vector.
     """
     base = present(_base)
-    return torch.stack([_kept(delta, base) for delta in deltas])
+    if not deltas.numel():
+        return deltas.clone()
+    bounds = _bounds or measure(Stacks.single(deltas, _base=base), "")["_bounds"]
+    limits = torch.tensor(bounds, dtype=torch.float64).reshape(-1, *[1] * base.dim())
+    return deltas * (_importance(deltas, {"_base": base}) >= limits)
 
 
-def _kept(delta: Tensor, base: Tensor) -> Tensor:
-    if not delta.numel():
-        return delta.clone()
-    after = torch.softmax(base.double() + delta.double(), dim=-1) + _EPS
-    before = torch.softmax(base.double(), dim=-1) + _EPS
-    divergence = (after * (after / before).log()).sum(-1, keepdim=base.dim() > 0).clamp(min=0)
-    importance = delta.abs().double() * divergence
-    first, median, third = (_quantile(importance, q) for q in (0.25, 0.5, 0.75))
-    return delta * (importance >= median + 1.5 * (third - first))
+def measure(stacks: Stacks, name: str, **_: object) -> dict[str, list[float]]:
+    """The least importance that is kept, of each task."""
+    number = stacks.numel(name)
+    if not number:
+        return {}
+    entries = Entries.of(stacks, name, _importance)
+    first, median, third = (  # the order statistics next below
+        kth_largest(entries, number - int(q * (number - 1))) for q in (0.25, 0.5, 0.75)
+    )
+    return {"_bounds": (median + 1.5 * (third - first)).tolist()}
 
 
-def _quantile(tensor: Tensor, q: float) -> float:
-    """The order statistic next below."""
-    entries = tensor.numel()
-    return float(kth_largest(lambda: [tensor[None]], entries - int(q * (entries - 1)))[0])
+def _importance(deltas: Tensor, context: Mapping[str, Any]) -> Tensor:
+    base = present(context["_base"]).double()
+    after = torch.softmax(base + deltas.double(), dim=-1) + _EPS
+    before = torch.softmax(base, dim=-1) + _EPS
+    change = after * (after / before).log()
+    divergence = change.sum(-1, keepdim=True) if base.dim() else change
+    return deltas.abs().double() * divergence.clamp(min=0)
 
 
-ARCEE_FUSION = Rule("arcee_fusion", arcee_fusion, "tensor", stage="each", consumes="deltas, base")
+def _in_rows(name: str, shape: Sequence[int], **_: object) -> bool:
+    return len(shape) > 1
+
+
+ARCEE_FUSION = Rule(
+    "arcee_fusion",
+    arcee_fusion,
+    "tensor",
+    stage="each",
+    consumes="deltas, base",
+    measure=measure,
+    in_rows=_in_rows,
+)

@@ -72,7 +72,7 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
             deltas = part.function(deltas, **part.own(values))
         return deltas
 
-    def prepare(stacks: Stacks, **settings: Any) -> Mapping[str, Mapping[str, Any]]:
+    def prepare(stacks: Stacks, **settings: Any) -> Mapping[str, Mapping[str, Any]] | None:
         found: dict[str, dict[str, Any]] = {changed: {} for changed in stacks.changed}
         seen = stacks
         for part in parts:
@@ -81,7 +81,18 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
                 for tensor, extra in made.items():
                     found[tensor].update(extra)
             seen = _followed(seen, part, settings, found)
-        return found
+        return found if any(found.values()) else None
+
+    def measure(stacks: Stacks, tensor: str, **settings: Any) -> Mapping[str, Any]:
+        found: dict[str, dict[str, Any]] = {tensor: {}}
+        seen = stacks
+        for part in parts:
+            found[tensor].update(_measured(seen, part, tensor, settings))
+            seen = _followed(seen, part, settings, found)
+        return found[tensor]
+
+    def in_rows(tensor: str, shape: Sequence[int], **settings: Any) -> bool:
+        return all(part.goes_by_rows(tensor, shape, settings) for part in parts)
 
     def check(tasks: int | None, **settings: Any) -> str | None:
         said = (part.check(tasks, **part.own(settings)) for part in parts if part.check)
@@ -101,6 +112,8 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
         consumes=max((part.consumes for part in parts), key=len),
         tasks=merging.tasks,
         prepare=prepare if any(part.prepare for part in parts) else None,
+        measure=measure if any(part.measure for part in parts) else None,
+        in_rows=None if all(part.by_rows for part in parts) else in_rows,
         check=check if any(part.check for part in parts) else None,
         stages=tuple(parts),
     )
@@ -110,9 +123,23 @@ def _followed(
     seen: Stacks, part: Rule, settings: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]
 ) -> Stacks:
     """What ``part`` makes of the stacks it sees, computed when read."""
+    known: dict[str, Mapping[str, Any]] = {}
 
-    def read(name: str) -> Tensor:
-        values = {**settings, **seen.context(name), **found[name]}
-        return part.function(seen.read(name), **part.own(values))
+    def read(name: str, rows: slice | None) -> Tensor:
+        if name not in known:
+            given = {**settings, **found[name]}
+            known[name] = {**_measured(seen, part, name, given), **found[name]}
+        values = {**settings, **seen.own(name), **seen.context(name, rows), **known[name]}
+        return part.function(seen.read(name, rows), **part.own(values))
 
-    return replace(seen, read=read)
+    def pieces(name: str) -> Sequence[slice | None]:
+        rows = part.goes_by_rows(name, seen.shapes[name], {**settings, **seen.own(name)})
+        return seen.pieces(name) if rows else [None]
+
+    return replace(seen, read=read, pieces=pieces)
+
+
+def _measured(seen: Stacks, part: Rule, name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    if part.measure is None:
+        return {}
+    return part.measure(seen, name, **part.own({**settings, **seen.own(name)})) or {}

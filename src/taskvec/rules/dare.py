@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.rules.draws import RANGE, draws
+from taskvec.rules.draws import RANGE, below
 from taskvec.rules.rule import ANYWHERE, Place, Rule
 
 _PIECE = 1 << 17  # entries at a time: what is made on the way stays in cache
@@ -32,14 +33,15 @@ def dare(
     The expectation is tau_t, and the relative error sqrt((1 - density) / density): 3 at density 0.1.
     Source: Yu et al. 2024, arXiv:2311.03099. mergekit rescales each tensor to its own L1 norm instead.
     """
-    limit = max(1, round(density * RANGE)) - 1
+    limit = max(1, round(density * RANGE))
     kept = deltas.clone(memory_format=torch.contiguous_format).reshape(len(deltas), -1)
     for task, entries in enumerate(kept):
         for start in range(0, len(entries), _PIECE):
             piece = entries[start : start + _PIECE]
             at = Place(_place.name, _place.first + start)
-            piece *= torch.from_numpy(draws(seed, task, at, len(piece)) <= limit)
-            piece /= density
+            entries_of = piece.numpy()
+            np.multiply(entries_of, below(limit, seed, task, at, len(piece)), out=entries_of)
+            piece.div_(density)
     return kept.reshape(deltas.shape)
 
 

@@ -1,5 +1,6 @@
 """DELLA: drop at random, small entries more often."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -7,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from taskvec.rules.draws import RANGE, draws
-from taskvec.rules.rule import ANYWHERE, Place, Rule
+from taskvec.rules.rule import ANYWHERE, Place, Rule, Stacks
 
 
 def della(
@@ -18,6 +19,7 @@ def della(
     rescale: Literal["element", "l1"] | None = "element",
     seed: Annotated[int, Field(ge=0)] = 0,
     _place: Place = ANYWHERE,
+    _ratios: Sequence[float] | None = None,
 ) -> Tensor:
     """Drop entries of each task at random, the smaller the likelier, rescale, then add.
 
@@ -38,23 +40,58 @@ def della(
     """
     if density == 1 or not deltas.numel():
         return deltas.clone()
-    return torch.stack(
-        [_pruned(delta, density, epsilon, rescale, seed, n, _place) for n, delta in enumerate(deltas)]
-    )
+    kept = [_pruned(delta, density, epsilon, seed, n, _place) for n, delta in enumerate(deltas)]
+    if rescale == "element":
+        return torch.stack([pruned / chance.to(deltas.dtype) for pruned, chance in kept])
+    pruned = torch.stack([one for one, _ in kept])
+    if rescale is None:
+        return pruned
+    if _ratios is None:
+        _ratios = _of(*_sizes(deltas, pruned))
+    return pruned * torch.tensor(_ratios, dtype=deltas.dtype).reshape(-1, *[1] * (deltas.dim() - 1))
+
+
+def measure(
+    stacks: Stacks,
+    name: str,
+    *,
+    density: float,
+    epsilon: float,
+    rescale: str | None,
+    seed: int,
+    **_: object,
+) -> dict[str, list[float]]:
+    """What brings each task back to its L1 norm in a tensor."""
+    if rescale != "l1" or density == 1 or not stacks.numel(name):
+        return {}
+    before = after = torch.zeros(())
+    for deltas, context in stacks.of(name):
+        pruned = [_pruned(d, density, epsilon, seed, n, context["_place"])[0] for n, d in enumerate(deltas)]
+        whole, left = _sizes(deltas, torch.stack(pruned))
+        before, after = before + whole, after + left
+    return {"_ratios": _of(before, after)}
+
+
+def _sizes(*stacks: Tensor) -> list[Tensor]:
+    """The L1 norm of each task in each stack, float64."""
+    return [stack.reshape(len(stack), -1).abs().sum(1, dtype=torch.float64) for stack in stacks]
+
+
+def _of(before: Tensor, after: Tensor) -> list[float]:
+    return torch.where(after > 0, before / after, 1.0).tolist()
 
 
 def _pruned(
-    delta: Tensor, density: float, epsilon: float, rescale: str | None, seed: int, vector: int, place: Place
-) -> Tensor:
+    delta: Tensor, density: float, epsilon: float, seed: int, vector: int, place: Place
+) -> tuple[Tensor, Tensor]:
+    """What is kept of one task, and the chance that each entry had."""
     chance = _chances(delta, density, epsilon)
     drawn = torch.from_numpy(draws(seed, vector, place, delta.numel()) / RANGE).reshape(delta.shape)
-    kept = delta * (drawn < chance)
-    if rescale == "element":
-        return kept / chance.to(delta.dtype)
-    if rescale == "l1":
-        left = kept.abs().sum(dtype=torch.float64)
-        return kept * (delta.abs().sum(dtype=torch.float64) / left).item() if left else kept
-    return kept
+    return delta * (drawn < chance), chance
+
+
+def _in_rows(name: str, shape: Sequence[int], *, epsilon: float, **_: object) -> bool:
+    return len(shape) > 1 or not epsilon
 
 
 def _chances(delta: Tensor, density: float, epsilon: float) -> Tensor:
@@ -75,4 +112,4 @@ def _check(tasks: int | None, *, density: float, epsilon: float, **_: object) ->
     return f"epsilon {epsilon:g} takes probabilities around density {density:g} out of the range 0 to 1"
 
 
-DELLA = Rule("della", della, "tensor", stage="each", check=_check)
+DELLA = Rule("della", della, "tensor", stage="each", measure=measure, in_rows=_in_rows, check=_check)

@@ -65,11 +65,11 @@ def prepare(stacks: Stacks, *, normalize: bool, **_: Any) -> Mapping[str, Mappin
     if not normalize:
         return None
     squares: list[list[float]] = []
-    for name, deltas in stacks:
-        context = stacks.context(name)
-        found = given("fisher", context.get("_stats"), deltas, deltas.shape[1:], context["_place"])
-        if found is not None:
-            squares.append([size**2 for size in _sizes(found)])
+    for name in stacks.changed:
+        for deltas, context in stacks.of(name):
+            found = given("fisher", context.get("_stats"), deltas, deltas.shape[1:], context["_place"])
+            if found is not None:
+                squares.append([size**2 for size in _sizes(found)])
     norms = [sum(of_task) ** 0.5 for of_task in zip(*squares, strict=True)]
     return {name: {"_norms": norms} for name in stacks.changed} if norms else None
 

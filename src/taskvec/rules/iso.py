@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.rules.matrix import check_pattern, is_matrix, joined, svd
+from taskvec.rules.matrix import check_pattern, in_rows, is_matrix, joined, svd
 from taskvec.rules.rule import ANYWHERE, Place, Rule
 
 
@@ -73,5 +73,5 @@ def iso_cts(
     return s.mean() * (u @ v) if len(s) else torch.zeros_like(deltas[0])
 
 
-ISO_C = Rule("iso_c", iso_c, "matrix", check=check_pattern)
-ISO_CTS = Rule("iso_cts", iso_cts, "matrix", check=check_pattern)
+ISO_C = Rule("iso_c", iso_c, "matrix", in_rows=in_rows, check=check_pattern)
+ISO_CTS = Rule("iso_cts", iso_cts, "matrix", in_rows=in_rows, check=check_pattern)

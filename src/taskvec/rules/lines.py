@@ -47,11 +47,11 @@ def prepare(
     merged: Stacks, *, alpha: float | str, beta: float, blocks: str, _given: Stacks, **_: Any
 ) -> Mapping[str, Mapping[str, Any]]:
     """The depth of each tensor, 0 to 1, and alpha if it is to be found."""
-    depths = block_depths(merged.names, blocks)
+    depths = block_depths(merged.shapes, blocks)
     if beta and not depths:
         raise InputError(
             f"rule 'lines': no tensor name matches blocks {blocks!r}, the first is "
-            f"{next(iter(merged.names), 'none')!r}; give an expression that does"
+            f"{next(iter(merged.shapes), 'none')!r}; give an expression that does"
         )
     start = _matching(merged, _given) if alpha == "auto" else None
     return {name: {"_depth": depths.get(name, 0.0), "_alpha": start} for name in merged.changed}
@@ -71,10 +71,11 @@ def _matching(merged: Stacks, given: Stacks) -> float:
     """|sum_t tau_t| / (T |merged|)."""
     summed = made = 0.0
     tasks = 1
-    for name, stack in given:
+    for _, stack in given:
         tasks = len(stack)
         summed += _square(stack.sum(0))
-        made += _square(merged.read(name))
+    for _, tensor in merged:
+        made += _square(tensor)
     return (summed / made) ** 0.5 / tasks if made else 1 / tasks
 
 

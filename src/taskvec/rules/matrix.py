@@ -14,6 +14,11 @@ def is_matrix(deltas: Tensor, exclude: str | None, place: Place) -> bool:
     return deltas.dim() == 3 and deltas.numel() > 0 and not (exclude and re.search(exclude, place.name))
 
 
+def in_rows(name: str, shape: Sequence[int], *, exclude: str | None, **_: object) -> bool:
+    """Whether rows can be had by themselves: those of anything but the matrices that the rule is for."""
+    return len(shape) != 2 or 0 in shape or bool(exclude and re.search(exclude, name))
+
+
 def check_pattern(tasks: int | None, *, exclude: str | None, **_: object) -> str | None:
     """What is wrong with ``exclude``."""
     try:

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from taskvec.rules import sphere
-from taskvec.rules.rule import Rule
+from taskvec.rules.rule import Rule, Stacks
 
 
-def model_stock(deltas: Tensor, *, per: Literal["tensor", "row"] = "tensor") -> Tensor:
+def model_stock(
+    deltas: Tensor, *, per: Literal["tensor", "row"] = "tensor", _factors: Tensor | None = None
+) -> Tensor:
     """Average fine-tunings of the same task and go back towards the base as far as their angles say.
 
         merged = t mean_t tau_t,      t = T c / (1 + (T - 1) c),      c = mean cosine of pairs, 0 to 1
@@ -23,7 +25,7 @@ def model_stock(deltas: Tensor, *, per: Literal["tensor", "row"] = "tensor") -> 
     pole. A zero vector has cosine 0 with any other.
     Source: Jang et al. 2024, arXiv:2403.19522.
     """
-    return sphere.blend(deltas, _ratio, per=per)
+    return sphere.blend(deltas, _ratio, per=per, measured=_factors)
 
 
 def _ratio(gram: Tensor) -> Tensor:
@@ -33,4 +35,9 @@ def _ratio(gram: Tensor) -> Tensor:
     return (cosine / (1 + (tasks - 1) * cosine)).expand(-1, tasks)
 
 
-MODEL_STOCK = Rule("model_stock", model_stock, "tensor", tasks=(2, None))
+def measure(stacks: Stacks, name: str, *, per: Literal["tensor", "row"], **_: object) -> dict[str, Tensor]:
+    """How far back each vector goes in a whole tensor."""
+    return sphere.measure(stacks, name, _ratio, per=per)
+
+
+MODEL_STOCK = Rule("model_stock", model_stock, "tensor", tasks=(2, None), measure=measure)

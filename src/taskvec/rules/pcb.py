@@ -1,15 +1,14 @@
 """PCB: parameter competition balancing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.rules.magnitude import Parts, kth_largest, share
+from taskvec.rules.magnitude import Entries, kth_largest, share
 from taskvec.rules.rule import Rule, Stacks
 
 _TAIL = 1e-4
@@ -59,7 +58,7 @@ def pcb(
     """
     if not deltas[0].numel():
         return deltas[0].clone()
-    balance = _found(lambda: [deltas], ratio) if _balance is None else _balance
+    balance = _found(Entries.whole(deltas), ratio) if _balance is None else _balance
     total = deltas.sum(0)
     weighed, weights = torch.zeros_like(total), torch.zeros_like(total)
     for delta, one in zip(deltas, balance, strict=True):
@@ -71,34 +70,37 @@ def pcb(
     return weighed / weights.clamp(min=1e-12)
 
 
-def prepare(stacks: Stacks, *, ratio: float, trim: str, **_: Any) -> Mapping[str, Mapping[str, Any]]:
+def prepare(stacks: Stacks, *, ratio: float, trim: str, **_: Any) -> Mapping[str, Mapping[str, Any]] | None:
     """The quantiles and extremes of each task."""
-    if trim == "tensor":
-        filled = ((name, stack) for name, stack in stacks if stack.numel())
-        return {name: {"_balance": _found(partial(iter, (stack,)), ratio)} for name, stack in filled}
-    if not any(stack.numel() for _, stack in stacks):
-        return {}
-    whole = _found(lambda: (stack for _, stack in stacks), ratio)
+    number = sum(map(stacks.numel, stacks.changed))
+    if trim == "tensor" or not number:
+        return None
+    whole = _found(Entries(lambda: (stack for _, stack in stacks), number), ratio)
     return {name: {"_balance": whole} for name in stacks.changed}
 
 
-def _found(parts: Parts, ratio: float) -> list[Balance]:
-    entries = sum(part[0].numel() for part in parts())
-    tail = round(_TAIL * (entries - 1))
+def measure(stacks: Stacks, name: str, *, ratio: float, trim: str, **_: Any) -> Mapping[str, Any]:
+    """The quantiles and extremes of each task, of one tensor by itself."""
+    if trim == "global" or not stacks.numel(name):
+        return {}
+    return {"_balance": _found(Entries.of(stacks, name), ratio)}
 
-    def sizes() -> Iterable[Tensor]:
-        return (part.abs() for part in parts())
 
-    low, high = (kth_largest(sizes, rank).tolist() for rank in (entries - tail, 1 + tail))
+def _found(entries: Entries, ratio: float) -> list[Balance]:
+    number = entries.number
+    tail = round(_TAIL * (number - 1))
+    sizes = entries.changed(torch.abs)
+    low, high = (kth_largest(sizes, rank).tolist() for rank in (number - tail, 1 + tail))
 
-    def scores() -> Iterable[Tensor]:
-        for part in filter(Tensor.numel, parts()):
-            total = part.sum(0)
-            each = zip(part, low, high, strict=True)
-            yield torch.stack([_scores(delta, total, lo, hi, len(part)) for delta, lo, hi in each])
+    def scored(part: Tensor) -> Tensor:
+        total = part.sum(0)
+        each = zip(part, low, high, strict=True)
+        return torch.stack([_scores(delta, total, lo, hi, len(part)) for delta, lo, hi in each])
 
-    cut = kth_largest(scores, min(entries, share(entries, ratio) + 1)).tolist()
-    top = torch.stack([part.reshape(len(part), -1).amax(1) for part in scores()]).amax(0).tolist()
+    scores = entries.changed(scored)
+    cut = kth_largest(scores, min(number, share(number, ratio) + 1)).tolist()
+    highest = [part.reshape(len(part), -1).amax(1) for part in scores.parts() if part.numel()]
+    top = torch.stack(highest).amax(0).tolist()
     return [Balance(*numbers) for numbers in zip(low, high, cut, top, strict=True)]
 
 
@@ -109,4 +111,4 @@ def _scores(delta: Tensor, total: Tensor, low: float, high: float, tasks: int) -
     return torch.exp(tasks * (place**2 - 1)) * torch.tanh(delta * total)
 
 
-PCB = Rule("pcb", pcb, "model", prepare=prepare)
+PCB = Rule("pcb", pcb, "model", prepare=prepare, measure=measure)

@@ -1,6 +1,7 @@
 """What a rule declares about itself, and how its parameters are checked."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,22 +36,53 @@ ANYWHERE = Place()
 
 @dataclass(frozen=True)
 class Stacks:
-    """The deltas of a whole model; each iteration reads them anew, a tensor at a time.
+    """The deltas of a whole model, a piece of a tensor at a time; each iteration reads them anew.
 
     Attributes:
-        names: every tensor of the model, changed or not.
-        changed: those that have deltas.
-        read: name -> deltas (task, *shape), or what earlier rules of a chain made of them.
-        context: name -> the values of ``_place`` and ``_base``, where rules ask for them.
+        shapes: of every tensor of the model, changed or not.
+        changed: the names of those that have deltas.
+        pieces: name -> slices of the first axis to read it by; ``None`` stands for the whole.
+        read: name and rows -> deltas (task, *rows), or what earlier rules of a chain made of them.
+        context: name and rows -> what goes with them: ``_place``, and where rules ask for it ``_base``.
+        own: name -> parameters that are this tensor's own.
     """
 
-    names: Sequence[str]
+    shapes: Mapping[str, Sequence[int]]
     changed: Sequence[str]
-    read: Callable[[str], Tensor]
-    context: Callable[[str], Mapping[str, Any]] = lambda name: {"_place": Place(name)}
+    pieces: Callable[[str], Sequence[slice | None]]
+    read: Callable[[str, slice | None], Tensor]
+    context: Callable[[str, slice | None], Mapping[str, Any]]
+    own: Callable[[str], Mapping[str, Any]] = lambda name: {}
+
+    @classmethod
+    def single(cls, deltas: Tensor, **context: Any) -> "Stacks":
+        """The deltas of one tensor, called ``""``."""
+        return cls({"": deltas.shape[1:]}, [""], lambda _: [None], lambda *_: deltas, lambda *_: context)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, self.read(name)) for name in self.changed)
+        return ((name, stack) for name in self.changed for stack, _ in self.of(name))
+
+    def of(self, name: str) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
+        """The pieces of one tensor, each with its context."""
+        return ((self.read(name, rows), self.context(name, rows)) for rows in self.pieces(name))
+
+    def numel(self, name: str) -> int:
+        """How many entries a tensor has."""
+        return math.prod(self.shapes[name])
+
+    def sample(self, name: str, number: int) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
+        """Rows that are spread over a tensor, of about so many entries; all if it is in one piece."""
+        shape = self.shapes[name]
+        if len(self.pieces(name)) == 1:
+            yield from self.of(name)
+            return
+        width = max(1, self.numel(name) // shape[0])
+        together = max(1, number // 64 // width)
+        count = min(shape[0] // together, max(8, number // (together * width)))
+        starts = [place * (shape[0] - together) // max(1, count - 1) for place in range(count)]
+        for start in starts:
+            rows = slice(start, start + together)
+            yield self.read(name, rows), self.context(name, rows)
 
 
 @dataclass(frozen=True)
@@ -72,6 +104,11 @@ class Rule:
         coefficients: for linear rules, number of tasks and parameters -> the weight of each task.
         prepare: a first pass over all tensors -> keyword arguments of ``function`` for each tensor, which
             it adds to the parameters; ``None`` when these parameters need no such pass.
+        measure: a first pass over one tensor: ``Stacks``, its name and parameters -> keyword arguments of
+            ``function``, with which rows of the result need the same rows of the deltas alone. Without
+            them the function measures the deltas that it is given.
+        in_rows: name, shape and parameters -> whether that is so for this tensor; by default it is for every
+            tensor if ``scope`` says so, or if there is a ``measure``.
         check: number of tasks (``None`` if unknown) and parameters -> what is wrong with them together.
         stages: of a chain, its steps.
     """
@@ -84,6 +121,8 @@ class Rule:
     tasks: tuple[int, int | None] = (1, None)
     coefficients: Callable[..., list[float]] | None = None
     prepare: Callable[..., Mapping[str, Mapping[str, Any]] | None] | None = None
+    measure: Callable[..., Mapping[str, Any] | None] | None = None
+    in_rows: Callable[..., bool] | None = None
     check: Callable[..., str | None] | None = None
     stages: tuple["Rule", ...] = ()
 
@@ -97,8 +136,14 @@ class Rule:
 
     @property
     def by_rows(self) -> bool:
-        """Whether some rows of the result need the same rows of the deltas alone."""
-        return self.scope in ("linear", "element", "model")
+        """Whether some rows of any tensor of the result need the same rows of the deltas alone."""
+        return self.in_rows is None and (self.scope in ("linear", "element", "model") or bool(self.measure))
+
+    def goes_by_rows(self, name: str, shape: Sequence[int], settings: Mapping[str, Any]) -> bool:
+        """Whether some rows of this tensor of the result need the same rows of the deltas alone."""
+        if self.in_rows is None:
+            return self.by_rows
+        return bool(shape) and self.in_rows(name, shape, **self.own(settings))
 
     @property
     def role(self) -> Stage:

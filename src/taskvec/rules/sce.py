@@ -1,16 +1,24 @@
 """SCE: select, calculate, erase."""
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.rules.magnitude import find_cuts, share, trim
-from taskvec.rules.rule import Rule
+from taskvec.rules.magnitude import Cut, Entries, find, located, share, trim
+from taskvec.rules.rule import ANYWHERE, Place, Rule, Stacks
 
 
-def sce(deltas: Tensor, *, select_topk: Annotated[float, Field(gt=0, le=1)] = 1.0) -> Tensor:
+def sce(
+    deltas: Tensor,
+    *,
+    select_topk: Annotated[float, Field(gt=0, le=1)] = 1.0,
+    _place: Place = ANYWHERE,
+    _selected: Cut | None = None,
+    _shares: Sequence[float] | None = None,
+) -> Tensor:
     """Select entries on which tasks differ, weigh tasks by their energy, erase minority signs.
 
         select:    the entries of largest variance over the tasks, the others become 0
@@ -24,22 +32,41 @@ def sce(deltas: Tensor, *, select_topk: Annotated[float, Field(gt=0, le=1)] = 1.
 
     Source: Wan et al. 2024, arXiv:2408.07990 (FuseChat), as in mergekit.
     """
-    selected = deltas if select_topk == 1 else deltas * _varied(deltas, select_topk)
-    energy = torch.stack([torch.linalg.vector_norm(d, dtype=torch.float64) ** 2 for d in selected])
-    weights = (energy / energy.sum() if energy.sum() else energy).to(deltas.dtype)
+    if _shares is None:
+        measured = measure(Stacks.single(deltas), "", select_topk=select_topk)
+        _selected, _shares = measured["_selected"], measured["_shares"]
+    selected = _chosen(deltas, _selected, _place.first)
+    weights = torch.tensor(_shares, dtype=deltas.dtype)
     majority = torch.where(selected.sum(0) >= 0, 1.0, -1.0)
     agreed = (selected.sign() == majority) * weights.reshape(-1, *[1] * majority.dim())
     total = agreed.sum(0)
     return (selected * agreed).sum(0) / torch.where(total == 0, 1.0, total)
 
 
-def _varied(deltas: Tensor, fraction: float) -> Tensor:
-    variance = deltas.var(0, correction=0)
-    differing = int(variance.count_nonzero())
-    if not differing:
-        return torch.ones_like(variance)
-    [cut] = find_cuts(lambda: [variance[None]], share(differing, fraction))
-    return trim(variance, cut)[0] != 0
+def measure(stacks: Stacks, name: str, *, select_topk: float, **_: object) -> dict[str, Any]:
+    """Which entries of a tensor are selected, and the weight of each task."""
+    cut = None
+    if select_topk < 1:
+        entries = Entries.of(stacks, name, _variance)
+        differing = sum(int(part.count_nonzero()) for part in entries.parts())
+        if differing:
+            found = find(entries, share(differing, select_topk))
+            [cut] = located(entries.parts(), found, [one.ties for one in found])
+    energy, first = torch.zeros(1, dtype=torch.float64), 0
+    for deltas, _context in stacks.of(name):
+        chosen = _chosen(deltas, cut, first)
+        energy = energy + torch.stack([torch.linalg.vector_norm(d, dtype=torch.float64) ** 2 for d in chosen])
+        first += deltas[0].numel()
+    total = float(energy.sum())
+    return {"_selected": cut, "_shares": (energy / total if total else energy).tolist()}
 
 
-SCE = Rule("sce", sce, "tensor")
+def _variance(deltas: Tensor, context: Mapping[str, Any] | None = None) -> Tensor:
+    return deltas.var(0, correction=0, keepdim=True)
+
+
+def _chosen(deltas: Tensor, cut: Cut | None, first: int) -> Tensor:
+    return deltas if cut is None else deltas * (trim(_variance(deltas)[0], cut, first) != 0)
+
+
+SCE = Rule("sce", sce, "tensor", measure=measure)

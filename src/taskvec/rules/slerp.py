@@ -1,15 +1,15 @@
 """SLERP of two and more points: slerp, nuslerp, multislerp, karcher."""
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from taskvec.rules import mean, sphere
-from taskvec.rules.rule import Rule
-from taskvec.rules.sphere import Of, Per
+from taskvec.rules.rule import Rule, Stacks
+from taskvec.rules.sphere import Coefficients, Of, Per
 
 _TINY = 1e-8
 
@@ -21,6 +21,7 @@ def slerp(
     of: Of = "weights",
     per: Per = "tensor",
     _base: Tensor | None = None,
+    _factors: Tensor | None = None,
 ) -> Tensor:
     """Walk from the first model to the second along the arc between them.
 
@@ -35,12 +36,16 @@ def slerp(
     A straight line where |cos w| > 0.9995; for opposite points it passes near zero.
     Source: Shoemake 1985, as in mergekit.
     """
-    return sphere.blend(
-        deltas, lambda gram: _arc(gram, t, (1 - 0.9995**2) ** 0.5), sphere.origin(of, _base), per
-    )
+    return sphere.blend(deltas, _slerp(t), sphere.origin(of, _base), per, _factors)
 
 
-def nuslerp(deltas: Tensor, *, weights: Sequence[float] | None = None, per: Per = "tensor") -> Tensor:
+def nuslerp(
+    deltas: Tensor,
+    *,
+    weights: Sequence[float] | None = None,
+    per: Per = "tensor",
+    _factors: Tensor | None = None,
+) -> Tensor:
     """SLERP of two task vectors, by weights.
 
         t = w_1 / (w_0 + w_1);      merged = slerp(tau_0, tau_1, t)
@@ -53,8 +58,7 @@ def nuslerp(deltas: Tensor, *, weights: Sequence[float] | None = None, per: Per 
     A straight line only where |sin w| < 1e-6: parallel or opposite vectors, to rounding.
     Source: mergekit (nuslerp with a base model).
     """
-    t = mean.coefficients(len(deltas), weights=weights)[1]
-    return sphere.blend(deltas, lambda gram: _arc(gram, t, 1e-6), per=per)
+    return sphere.blend(deltas, _nuslerp(weights), per=per, measured=_factors)
 
 
 def multislerp(
@@ -63,6 +67,7 @@ def multislerp(
     weights: Sequence[float] | None = None,
     of: Of = "vectors",
     _base: Tensor | None = None,
+    _factors: Tensor | None = None,
 ) -> Tensor:
     """The weighted mean direction of several points, with their weighted mean norm.
 
@@ -77,8 +82,7 @@ def multislerp(
     Where the directions cancel there is no mean direction, and the points are averaged.
     Source: mergekit (multislerp).
     """
-    shares = torch.tensor(mean.coefficients(len(deltas), weights=weights), dtype=torch.float64)
-    return sphere.blend(deltas, lambda gram: _mean_direction(gram, shares), sphere.origin(of, _base))
+    return sphere.blend(deltas, _multislerp(weights), sphere.origin(of, _base), measured=_factors)
 
 
 def karcher(
@@ -88,6 +92,7 @@ def karcher(
     tol: Annotated[float, Field(gt=0)] = 1e-5,
     of: Of = "weights",
     _base: Tensor | None = None,
+    _factors: Tensor | None = None,
 ) -> Tensor:
     """The point on the sphere nearest to all, by arc length, with their mean norm.
 
@@ -104,7 +109,27 @@ def karcher(
     averaged.
     Source: Karcher 1977; as in mergekit.
     """
-    return sphere.blend(deltas, lambda gram: _karcher(gram[0], max_iter, tol)[None], sphere.origin(of, _base))
+    return sphere.blend(deltas, _nearest(max_iter, tol), sphere.origin(of, _base), measured=_factors)
+
+
+def _slerp(t: float) -> Coefficients:
+    return lambda gram: _arc(gram, t, (1 - 0.9995**2) ** 0.5)
+
+
+def _nuslerp(weights: Sequence[float] | None) -> Coefficients:
+    return lambda gram: _arc(gram, mean.coefficients(2, weights=weights)[1], 1e-6)
+
+
+def _multislerp(weights: Sequence[float] | None) -> Coefficients:
+    def coefficients(gram: Tensor) -> Tensor:
+        shares = mean.coefficients(gram.shape[1], weights=weights)
+        return _mean_direction(gram, torch.tensor(shares, dtype=torch.float64))
+
+    return coefficients
+
+
+def _nearest(max_iter: int, tol: float) -> Coefficients:
+    return lambda gram: _karcher(gram[0], max_iter, tol)[None]
 
 
 def _arc(gram: Tensor, t: float, straight: float) -> Tensor:
@@ -155,7 +180,45 @@ def _nonzero_sum(tasks: int | None, *, weights: Sequence[float] | None, **_: obj
 
 
 WEIGHTS = "deltas, base"
-SLERP = Rule("slerp", slerp, "tensor", consumes=WEIGHTS, tasks=(2, 2))
-NUSLERP = Rule("nuslerp", nuslerp, "tensor", tasks=(2, 2), check=_nonzero_sum)
-MULTISLERP = Rule("multislerp", multislerp, "tensor", consumes=WEIGHTS, check=_nonzero_sum)
-KARCHER = Rule("karcher", karcher, "tensor", consumes=WEIGHTS)
+
+
+def _measuring(coefficients: Callable[..., Coefficients], *wanted: str) -> Callable[..., dict[str, Tensor]]:
+    """A first pass over a tensor for the coefficients that follow from the parameters ``wanted``."""
+
+    def measure(
+        stacks: Stacks, name: str, of: Of = "vectors", per: Per = "tensor", **settings: Any
+    ) -> dict[str, Tensor]:
+        return sphere.measure(stacks, name, coefficients(*(settings[key] for key in wanted)), of, per)
+
+    return measure
+
+
+SLERP = Rule(
+    "slerp",
+    slerp,
+    "tensor",
+    consumes=WEIGHTS,
+    tasks=(2, 2),
+    measure=_measuring(_slerp, "t"),
+    in_rows=sphere.in_rows,
+)
+NUSLERP = Rule(
+    "nuslerp",
+    nuslerp,
+    "tensor",
+    tasks=(2, 2),
+    measure=_measuring(_nuslerp, "weights"),
+    in_rows=sphere.in_rows,
+    check=_nonzero_sum,
+)
+MULTISLERP = Rule(
+    "multislerp",
+    multislerp,
+    "tensor",
+    consumes=WEIGHTS,
+    measure=_measuring(_multislerp, "weights"),
+    check=_nonzero_sum,
+)
+KARCHER = Rule(
+    "karcher", karcher, "tensor", consumes=WEIGHTS, measure=_measuring(_nearest, "max_iter", "tol")
+)

@@ -4,13 +4,13 @@ So each is a function from the inner products of the points to the coefficient o
 task vectors, or the weights that these lead to.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from taskvec.rules.rule import present
+from taskvec.rules.rule import Stacks, present
 
 Of = Literal["weights", "vectors"]
 Per = Literal["tensor", "row", "column"]
@@ -19,7 +19,11 @@ Coefficients = Callable[[Tensor], Tensor]
 
 
 def blend(
-    deltas: Tensor, coefficients: Coefficients, base: Tensor | None = None, per: Per = "tensor"
+    deltas: Tensor,
+    coefficients: Coefficients,
+    base: Tensor | None = None,
+    per: Per = "tensor",
+    measured: Tensor | None = None,
 ) -> Tensor:
     """``sum_t c_t point_t`` as a task vector: ``sum_t c_t tau_t + (sum_t c_t - 1) base``.
 
@@ -28,17 +32,44 @@ def blend(
         coefficients: from inner products in float64.
         base: the points are ``base + tau_t``; ``None`` for the task vectors themselves.
         per: whether a whole tensor is a point, or each row of (shape[0], -1), or each column of it.
+        measured: the coefficients of the whole tensor, (1, task), if ``deltas`` are some of its rows.
     """
     if not deltas.numel():
         return deltas[0].clone()
     rows = _rows(deltas, per)
     origin = None if base is None else _rows(base[None], per)[0]
-    points = rows.double() if origin is None else rows.double() + origin.double()
-    factors = coefficients(torch.einsum("trn,srn->rts", points, points))
+    factors = coefficients(_gram(rows, origin)) if measured is None else measured
     merged = torch.einsum("rt,trn->rn", factors.to(rows.dtype), rows)
     if origin is not None:
         merged = merged + (factors.sum(1, keepdim=True) - 1).to(rows.dtype) * origin
     return _back(merged, deltas.shape[1:], per)
+
+
+def measure(
+    stacks: Stacks, name: str, coefficients: Coefficients, of: Of = "vectors", per: Per = "tensor"
+) -> dict[str, Tensor]:
+    """The coefficients of a whole tensor, unless each of its rows or columns has its own."""
+    shape = stacks.shapes[name]
+    if (per != "tensor" and len(shape) > 1) or 0 in shape:
+        return {}
+    tasks = 0
+    gram = torch.zeros((), dtype=torch.float64)
+    for deltas, context in stacks.of(name):
+        base = origin(of, context.get("_base"))
+        gram = gram + _gram(_rows(deltas, "tensor"), None if base is None else base.reshape(1, -1))
+        tasks = len(deltas)
+    return {"_factors": coefficients(gram)} if tasks else {}
+
+
+def in_rows(name: str, shape: Sequence[int], *, per: Per = "tensor", **_: object) -> bool:
+    """Whether rows can be had by themselves: not where columns have coefficients of their own."""
+    return per != "column" or len(shape) < 2
+
+
+def _gram(rows: Tensor, origin: Tensor | None) -> Tensor:
+    """Inner products (row, task, task) of points (task, row, n) seen from an origin, float64."""
+    points = rows.double() if origin is None else rows.double() + origin.double()
+    return torch.einsum("trn,srn->rts", points, points)
 
 
 def origin(of: Of, base: Tensor | None) -> Tensor | None:

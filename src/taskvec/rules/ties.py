@@ -1,6 +1,8 @@
 """TIES: trim, elect sign, merge what agrees."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -8,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from taskvec.rules import sum as addition
-from taskvec.rules.magnitude import Cut, count_equal, find_cuts, share
+from taskvec.rules.magnitude import Cut, Entries, count_equal, cuts_of, find, located, share
 from taskvec.rules.magnitude import trim as trim_at
-from taskvec.rules.rule import Rule, Stacks
+from taskvec.rules.rule import ANYWHERE, Place, Rule, Stacks
 
 _PIECE = 1 << 17  # entries at a time: what is made on the way stays in cache
 
@@ -24,6 +26,7 @@ def ties(
     merge: Literal["mean", "sum", "max"] = "mean",
     weights: Sequence[float] | None = None,
     weigh: Literal["before", "after"] = "before",
+    _place: Place = ANYWHERE,
     _cuts: Sequence[Cut] | None = None,
 ) -> Tensor:
     """Keep the largest entries of each task, elect a sign, merge those that agree with it.
@@ -48,58 +51,91 @@ def ties(
     and keeps one entry more.
     Source: Yadav et al. 2023, arXiv:2306.01708; ``weigh``: mergekit (before), PEFT (after).
     """
-    coefficients = addition.coefficients(len(deltas), weights=weights)
-    factors = torch.tensor(coefficients, dtype=deltas.dtype)[:, None] if weights is not None else None
-    cuts = _cuts_within(deltas, keep) if _cuts is None else _cuts
-    merged = torch.zeros_like(deltas[0]).reshape(-1)
-    if not cuts:
-        return merged.reshape(deltas[0].shape)
+    factors = addition.coefficients(len(deltas), weights=weights)
+    first = _place.first
+    cuts = measure(Stacks.single(deltas), "", keep=keep, trim="tensor") if _cuts is None else {"_cuts": _cuts}
     flat = deltas.reshape(len(deltas), -1)
-    for piece, target in zip(torch.split(flat, _PIECE, dim=1), torch.split(merged, _PIECE), strict=True):
-        trimmed, cuts = zip(*map(trim_at, piece, cuts), strict=True)
-        target.copy_(_merge(torch.stack(trimmed), factors, elect, merge, weigh))
-    return merged.reshape(deltas[0].shape)
+    merged = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
+    before, after = (factors, [1.0] * len(factors)) if weigh == "before" else ([1.0] * len(factors), factors)
+    counts = before if weights is not None else [1.0] * len(factors)
+    for place, (piece, target) in enumerate(
+        zip(torch.split(flat, _PIECE, dim=1), torch.split(merged.reshape(-1), _PIECE), strict=True)
+    ):
+        at = first + place * _PIECE
+        trimmed = [trim_at(entries, cut, at) for entries, cut in zip(piece, cuts["_cuts"], strict=True)]
+        if merge == "max":
+            target.copy_(_largest(torch.stack(trimmed), before, after, elect))
+        else:
+            target.copy_(_summed(trimmed, before, after, counts, elect, merge))
+    return merged
 
 
-def _merge(trimmed: Tensor, factors: Tensor | None, elect: str, merge: str, weigh: str) -> Tensor:
-    """Elect signs and merge what agrees, (task, n) -> (n,); ``factors`` are (task, 1) or all 1."""
-    weighted = trimmed if factors is None else trimmed * factors
-    ballots = weighted if weigh == "before" else trimmed
+def _summed(
+    trimmed: Sequence[Tensor],
+    before: Sequence[float],
+    after: Sequence[float],
+    counts: Sequence[float],
+    elect: str,
+    merge: str,
+) -> Tensor:
+    """Elect signs and add what agrees, or average it by ``counts``: what is positive and what is negative is
+    gathered apart, and the sign says which of the two it is. ``trimmed`` is written into."""
+    votes, plus, minus, pluses, minuses, work = torch.zeros(6, len(trimmed[0]), dtype=trimmed[0].dtype)
+    for ballot, once, later, count in zip(trimmed, before, after, counts, strict=True):
+        if once != 1.0:
+            ballot.mul_(once)
+        plus.add_(torch.clamp_min(ballot, 0, out=work), alpha=later)
+        minus.add_(torch.clamp_max(ballot, 0, out=work), alpha=later)
+        votes.add_(ballot if elect == "mass" else torch.sign(ballot, out=work))
+        if merge == "mean":
+            pluses.add_(torch.gt(ballot, 0, out=work), alpha=count)
+            minuses.add_(torch.lt(ballot, 0, out=work), alpha=count)
+    positive = votes.ge_(0)
+    chosen = torch.lerp(minus, plus, positive, out=plus)
+    if merge == "sum":
+        return chosen
+    total = torch.lerp(minuses, pluses, positive, out=pluses)
+    return chosen.div_(total.add_(torch.eq(total, 0, out=work)))
+
+
+def _largest(trimmed: Tensor, before: Sequence[float], after: Sequence[float], elect: str) -> Tensor:
+    """Elect signs and take the entry of largest magnitude that agrees, (task, n) -> (n,)."""
+    ballots = trimmed * torch.tensor(before, dtype=trimmed.dtype)[:, None]
     signs = ballots.sign()
     votes = (ballots if elect == "mass" else signs).sum(0)
     agree = signs == torch.where(votes < 0, -1.0, 1.0)
-    chosen = weighted * agree
-    if merge == "max":
-        return chosen.gather(0, chosen.abs().argmax(0, keepdim=True))[0]
-    if merge == "sum":
-        return chosen.sum(0)
-    counted = agree * factors if factors is not None and weigh == "before" else agree
-    total = counted.sum(0, dtype=trimmed.dtype)
-    return chosen.sum(0) / torch.where(total == 0, 1.0, total)
+    chosen = ballots * agree * torch.tensor(after, dtype=trimmed.dtype)[:, None]
+    return chosen.gather(0, chosen.abs().argmax(0, keepdim=True))[0]
+
+
+def measure(stacks: Stacks, name: str, *, keep: float, trim: str, **_: Any) -> dict[str, list[Cut]]:
+    """One cut for each task, if each tensor is trimmed by itself."""
+    if trim == "global":
+        return {}
+    kept = share(stacks.numel(name), keep)
+    return {"_cuts": cuts_of(stacks, name, kept) if kept else [Cut(math.inf)] * len(stacks.read(name, None))}
 
 
 def prepare(stacks: Stacks, *, keep: float, trim: str, **_: Any) -> dict[str, dict[str, list[Cut]]] | None:
     """One cut for each task over all tensors, its ties dealt out in the order of the tensors."""
     if trim == "tensor":
         return None
-    kept = share(sum(stack[0].numel() for _, stack in stacks), keep)
-    if not kept:
-        return {name: {"_cuts": []} for name in stacks.changed}
-    whole = find_cuts(lambda: (stack for _, stack in stacks), kept)
-    left = [cut.ties for cut in whole]
+    number = sum(stacks.numel(name) for name in stacks.changed)
+    if not number:
+        return None
+    found = find(Entries(lambda: (stack for _, stack in stacks), number), share(number, keep))
+    left = [one.ties for one in found]
     dealt: dict[str, dict[str, list[Cut]]] = {}
-    for name, stack in stacks:
-        equal = [count_equal(delta, cut) for delta, cut in zip(stack, whole, strict=True)]
-        here = [min(n, there) for n, there in zip(left, equal, strict=True)]
-        left = [n - used for n, used in zip(left, here, strict=True)]
-        each = zip(whole, here, equal, strict=True)
-        dealt[name] = {"_cuts": [Cut(cut.threshold, ties, there) for cut, ties, there in each]}
+    for name in stacks.changed:
+        here = [
+            sum(count_equal(stack[task], one) for stack, _ in stacks.of(name))
+            for task, one in enumerate(found)
+        ]
+        own = [replace(one, equal=equal) for one, equal in zip(found, here, strict=True)]
+        cuts = located((stack for stack, _ in stacks.of(name)), own, left)
+        dealt[name] = {"_cuts": cuts}
+        left = [max(0, ties - equal) for ties, equal in zip(left, here, strict=True)]
     return dealt
 
 
-def _cuts_within(deltas: Tensor, keep: float) -> list[Cut]:
-    kept = share(deltas[0].numel(), keep)
-    return find_cuts(lambda: [deltas], kept) if kept else []
-
-
-TIES = Rule("ties", ties, "tensor", prepare=prepare)
+TIES = Rule("ties", ties, "tensor", prepare=prepare, measure=measure)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from taskvec.rules.matrix import check_pattern, is_matrix, joined, svd
+from taskvec.rules.matrix import check_pattern, in_rows, is_matrix, joined, svd
 from taskvec.rules.rule import ANYWHERE, Place, Rule
 
 
@@ -28,4 +28,4 @@ def tsv(deltas: Tensor, *, exclude: str | None = None, _place: Place = ANYWHERE)
     return (u * s) @ v
 
 
-TSV = Rule("tsv", tsv, "matrix", check=check_pattern)
+TSV = Rule("tsv", tsv, "matrix", in_rows=in_rows, check=check_pattern)

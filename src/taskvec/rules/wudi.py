@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from taskvec.rules.matrix import check_pattern, is_matrix
+from taskvec.rules.matrix import check_pattern, in_rows, is_matrix
 from taskvec.rules.rule import ANYWHERE, Place, Rule
 
 
@@ -37,4 +37,4 @@ def wudi(deltas: Tensor, *, exclude: str | None = None, _place: Place = ANYWHERE
     return merged.to(deltas.dtype)
 
 
-WUDI = Rule("wudi", wudi, "matrix", check=check_pattern)
+WUDI = Rule("wudi", wudi, "matrix", in_rows=in_rows, check=check_pattern)

@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from threading import RLock
 from typing import Any
 
 import torch
@@ -15,10 +17,12 @@ from taskvec.rules import RULES, Rule
 from taskvec.rules.rule import Place, Stacks
 from taskvec.vectors.base import Base, shared_base
 from taskvec.vectors.info import VectorInfo
+from taskvec.vectors.linear import Origins, Spot, total, write_delta
 from taskvec.vectors.sources import Source
 from taskvec.vectors.statistics import check_statistics
 from taskvec.vectors.vector import TaskVector, joined_specs
 from taskvec.weights import TensorSpec, Weights, WeightsLike, open_weights
+from taskvec.weights.source import BLOCK, row_blocks, rows_shape
 
 ROOM = 1 << 29
 """Bytes of tensors made of singular vectors that a combination keeps, to be read again at another scale."""
@@ -146,34 +150,46 @@ class Combined(Source):
         self._base = base.weights if "_base" in rule.keywords else None
         self._room = ROOM if rule.scope == "matrix" else 0
         self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._measured: dict[tuple[str, torch.dtype], Mapping[str, Any]] = {}
+        self._locks: defaultdict[object, RLock] = defaultdict(RLock)
 
     def touches(self, name: str) -> bool:
         """Whether any of the vectors changes ``name``."""
         return any(vector.terms_at(name) for vector in self._vectors)
 
-    def grounded(self, base: Weights) -> "Combined":
-        """What the rule makes of the vectors among the tensors of ``base``."""
-        vectors = [vector.with_base(base) for vector in self._vectors]
-        own, specs = _common(vectors)
-        _check_names(self._each, specs)
-        return Combined(self._rule, vectors, self._settings, own, specs, each=self._each, stats=self._stats)
+    def in_rows(self, name: str) -> bool:
+        """Whether the rule, and every vector, gives rows of this tensor by themselves."""
+        rows = self._rule.goes_by_rows(name, self.specs[name].shape, self._settings_at(name))
+        return rows and all(vector.in_rows(name) for vector in self._vectors)
+
+    def working_bytes(self, name: str) -> int:
+        """Bytes that computing a block takes, about: the deltas, what becomes of them, and a result."""
+        numel = self.specs[name].numel
+        copies = 3 * len(self._vectors) + 3
+        return copies * self.specs[name].dtype.itemsize * (min(BLOCK, numel) if self.in_rows(name) else numel)
+
+    def ready(self, name: str) -> None:
+        """Take the first passes that ``name`` needs."""
+        if self.touches(name):
+            self._known(name, self.specs[name].dtype)
 
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The rule's tensor, computed from all vectors' tensors."""
-        if self.by_rows and (rows is None or rows.step in (None, 1)):
+        if self.in_rows(name) and (rows is None or rows.step in (None, 1)):
             return self._made(name, rows, dtype)
-        made = self._kept.get((name, dtype))
-        if made is None:
-            made = self._made(name, None, dtype)
-            if made.nbytes <= self._room:
-                self._room -= made.nbytes
-                self._kept[name, dtype] = made
+        with self._locks[name]:
+            made = self._kept.get((name, dtype))
+            if made is None:
+                made = self._made(name, None, dtype)
+                if made.nbytes <= self._room:
+                    self._room -= made.nbytes
+                    self._kept[name, dtype] = made
         return made if rows is None else made[rows]
 
     def _made(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         stack = self._stack(name, rows, dtype)
-        values = {**self._context(name, rows, dtype), **self._prepared.get(name, {})}
-        made = self._rule(stack, **{**self._settings, **self._rule.own(values)})
+        values = {**self._context(name, rows, dtype), **self._known(name, dtype)}
+        made = self._rule(stack, **{**self._settings_at(name), **self._rule.own(values)})
         if made.shape != stack.shape[1:]:
             raise InputError(
                 f"rule {self._rule.name!r}: {name!r} has shape {tuple(made.shape)}, "
@@ -181,11 +197,24 @@ class Combined(Source):
             )
         return made
 
+    def _settings_at(self, name: str) -> Mapping[str, Any]:
+        return {**self._settings, **self._each.get(name, {})}
+
     def _stack(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
-        spec = self.specs[name]
-        zero = torch.zeros(spec.shape, dtype=dtype)
-        absent = zero if rows is None else zero[rows]
-        return torch.stack([v.read(name, rows, dtype) if name in v else absent for v in self._vectors])
+        """The deltas of all vectors (task, *rows)."""
+        shape = rows_shape(self.specs[name].shape, rows)
+        stack = torch.empty(len(self._vectors), *shape, dtype=dtype)
+        spot = Spot(name, rows, dtype)
+        origins = Origins(spot)
+        for vector, deltas in zip(self._vectors, stack, strict=True):
+            terms = vector.terms_at(name) if name in vector else []
+            if not terms:
+                deltas.zero_()
+            elif len(terms) == 1 and terms[0][1] == 1.0:
+                write_delta(terms[0][0], spot, origins, deltas)
+            else:
+                deltas.copy_(total(terms, spot, origins))
+        return stack
 
     def _context(self, name: str, rows: slice | None, dtype: torch.dtype) -> dict[str, Any]:
         """What a rule may ask for beside the deltas."""
@@ -193,7 +222,7 @@ class Combined(Source):
         before = 0 if rows is None else rows.indices(shape[0])[0]
         place = Place(name, before * math.prod(shape[1:]))
         base = None if self._base is None else self._base.read(name, rows).to(dtype)
-        found = {"_place": place, "_base": base, **self._each.get(name, {})}
+        found = {"_place": place, "_base": base}
         return {**found, "_stats": self._stats_of(name, rows)} if self._stats else found
 
     def _stats_of(self, name: str, rows: slice | None) -> list[Tensor | None]:
@@ -202,17 +231,38 @@ class Combined(Source):
         held = ((one, one.spec(name).shape == shape) if name in one else None for one in self._stats)
         return [one and one[0].read(name, rows if one[1] else None) for one in held]
 
-    @cached_property
+    def _known(self, name: str, dtype: torch.dtype) -> Mapping[str, Any]:
+        """What the first passes found: over the whole model, and over this tensor."""
+        prepared = self._prepared.get(name, {})
+        if self._rule.measure is None:
+            return prepared
+        with self._locks[name]:
+            if (name, dtype) not in self._measured:
+                settings = self._rule.own({**self._settings_at(name), **prepared})
+                found = self._rule.measure(self._stacks(dtype), name, **settings)
+                self._measured[name, dtype] = {**prepared, **(found or {})}
+            return self._measured[name, dtype]
+
+    def _stacks(self, dtype: torch.dtype) -> Stacks:
+        return Stacks(
+            {name: spec.shape for name, spec in self.specs.items()},
+            tuple(name for name in self.specs if self.touches(name)),
+            lambda name: list(row_blocks(self.specs[name].shape)) if self.in_rows(name) else [None],
+            lambda name, rows: self._stack(name, rows, dtype),
+            lambda name, rows: self._context(name, rows, dtype),
+            lambda name: self._each.get(name, {}),
+        )
+
+    @property
     def _prepared(self) -> Mapping[str, Mapping[str, Any]]:
         """What the rule wants to know of the whole model, found in a first pass."""
+        with self._locks[None]:
+            return self._found
+
+    @cached_property
+    def _found(self) -> Mapping[str, Mapping[str, Any]]:
         if self._rule.prepare is None:
             return {}
         wide = any(spec.dtype == torch.float64 for spec in self.specs.values())
-        dtype = torch.float64 if wide else torch.float32
-        stacks = Stacks(
-            tuple(self.specs),
-            tuple(name for name in self.specs if self.touches(name)),
-            lambda name: self._stack(name, None, dtype),
-            lambda name: self._context(name, None, dtype),
-        )
+        stacks = self._stacks(torch.float64 if wide else torch.float32)
         return self._rule.prepare(stacks, **self._settings) or {}

@@ -89,6 +89,22 @@ class EditedWeights(Weights):
         origins = Origins(spot, (self.base, stored) if own == name else None)
         return total(terms, spot, origins, stored).to(dtype)
 
+    def in_rows(self, name: str) -> bool:
+        """Whether rows of this tensor can be had by themselves."""
+        own = self._names.get(name)
+        return self.base.in_rows(name) and (own is None or self.vector.in_rows(own))
+
+    def ready(self, name: str) -> None:
+        """Take the first passes that the edit of ``name`` needs."""
+        self.base.ready(name)
+        if name in self._names:
+            self.vector.ready(self._names[name])
+
+    def working_bytes(self, name: str) -> int:
+        """Bytes that computing a block of ``name`` takes, about."""
+        own = self._names.get(name)
+        return super().working_bytes(name) + (0 if own is None else self.vector.working_bytes(own))
+
     def close(self) -> None:
         """Close the base; the vector's sources stay open, others may use them."""
         self.base.close()

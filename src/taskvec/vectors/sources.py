@@ -15,6 +15,7 @@ from taskvec.registry import nearest
 from taskvec.vectors.info import VectorInfo
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import compute_dtype
+from taskvec.weights.source import BLOCK
 
 if TYPE_CHECKING:
     from taskvec.vectors.vector import TaskVector
@@ -62,6 +63,18 @@ class Source(ABC):
     def touches(self, name: str) -> bool:
         """Whether the direction of ``name`` can be other than zero."""
         return name in self.specs
+
+    def in_rows(self, name: str) -> bool:
+        """Whether some rows of this tensor cost less than the whole."""
+        return self.by_rows
+
+    def working_bytes(self, name: str) -> int:
+        """Bytes that computing a block of ``name`` takes, about."""
+        numel = self.specs[name].numel
+        return 2 * self.specs[name].dtype.itemsize * (min(BLOCK, numel) if self.in_rows(name) else numel)
+
+    def ready(self, name: str) -> None:  # noqa: B027  # most sources need nothing
+        """Do ahead what reading ``name`` needs; reading does it otherwise."""
 
     def endpoint(self, base: Weights) -> Weights | None:
         """The weights that a step of exactly 1 from ``base`` leads to, if they are at hand."""
@@ -152,6 +165,18 @@ class Scaled(Source):
         )
         self.by_rows = vector.by_rows
         self.vector, self.factors = vector, dict(factors)
+
+    def in_rows(self, name: str) -> bool:
+        """Whether the vector gives rows of this tensor by themselves."""
+        return self.vector.in_rows(name)
+
+    def working_bytes(self, name: str) -> int:
+        """What the vector takes."""
+        return self.vector.working_bytes(name)
+
+    def ready(self, name: str) -> None:
+        """Do ahead what reading the vector needs."""
+        self.vector.ready(name)
 
     def touches(self, name: str) -> bool:
         """Whether the vector changes ``name`` and its factor is not zero."""

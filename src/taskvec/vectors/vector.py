@@ -191,6 +191,19 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         """Whether some rows of a tensor cost less than the whole."""
         return all(source.by_rows for source in self.terms)
 
+    def in_rows(self, name: str) -> bool:
+        """Whether some rows of this tensor cost less than the whole."""
+        return all(source.in_rows(name) for source, _ in self.terms_at(name))
+
+    def working_bytes(self, name: str) -> int:
+        """Bytes that computing a block of ``name`` takes, about."""
+        return sum(source.working_bytes(name) for source, _ in self.terms_at(name))
+
+    def ready(self, name: str) -> None:
+        """Do ahead what reading ``name`` needs, such as first passes; reading does it otherwise."""
+        for source, _ in self.terms_at(name):
+            source.ready(name)
+
     @property
     def files(self) -> tuple[Path, ...]:
         """Everything that is read from disk, the base included."""

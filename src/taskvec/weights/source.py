@@ -52,6 +52,11 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice | None]:
         yield slice(start, min(start + step, shape[0]))
 
 
+def rows_shape(shape: tuple[int, ...], rows: slice | None) -> tuple[int, ...]:
+    """The shape of some rows of a tensor."""
+    return shape if rows is None else (len(range(*rows.indices(shape[0]))), *shape[1:])
+
+
 def _step(shape: tuple[int, ...]) -> int | None:
     """How many rows a block has; ``None`` where one block is enough."""
     numel = math.prod(shape)
@@ -171,15 +176,19 @@ class Weights(Mapping[str, Tensor], ABC):
     def working_bytes(self, name: str) -> int:
         """Bytes that reading one of the ``row_blocks`` of ``name`` takes, about."""
         spec = self.spec(name)
-        return spec.nbytes if not self.by_rows else min(spec.nbytes, BLOCK * spec.dtype.itemsize)
+        return min(spec.numel, BLOCK if self.in_rows(name) else spec.numel) * spec.dtype.itemsize
 
     def spec(self, name: str) -> TensorSpec:
         """Shape and dtype of ``name``, from the header alone."""
         return self._specs[self._stored_name(name)]
 
+    def in_rows(self, name: str) -> bool:
+        """Whether reading ``name`` in pieces costs about what reading it whole does."""
+        return self.by_rows
+
     def row_blocks(self, name: str) -> Iterator[slice | None]:
         """Slices of the first axis that cover ``name`` in order; ``None`` stands for the whole."""
-        return row_blocks(self.spec(name).shape) if self.by_rows else iter((None,))
+        return row_blocks(self.spec(name).shape) if self.in_rows(name) else iter((None,))
 
     def fingerprint(self) -> str:
         """Digest (xxh3-128) of names, shapes, dtypes and content; sharding and kind of file do not matter.
