@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.rules.magnitude import find_cuts, share, trim
+from taskvec.rules.magnitude import Entries, find, located, share, trim
 from taskvec.vectors.compact.bits import pack, packed_size, unpack
 from taskvec.vectors.compact.form import (
     ContradictoryParts,
@@ -44,8 +44,7 @@ class Sparse(Form):
         """Values and positions; at least one entry that is not zero is kept if there is one."""
         flat = tensor.reshape(-1)
         if flat.numel():
-            [cut] = find_cuts(lambda: [flat[None]], share(flat.numel(), self.density))
-            flat, _ = trim(flat, cut)
+            flat = _largest(flat, share(flat.numel(), self.density))
         kept = flat != 0
         places = kept.nonzero().squeeze(1)
         pages = -(-flat.numel() // PAGE)
@@ -62,15 +61,10 @@ class Sparse(Form):
         first, last = entries(shape, rows)
         pages = slice(first // PAGE, -(-last // PAGE))
         starts = parts.read("starts", slice(pages.start, pages.stop + 1))
-        begin, end = int(starts[0]), int(starts[-1])
-        if begin < 0 or end > parts.specs["values"].numel or bool((starts.diff() < 0).any()):
-            raise ContradictoryParts("'starts' does not count the values upwards")
+        _check_starts(starts, pages, count, parts.specs["values"].numel)
         places = _places(parts, count, starts, pages)
-        if len(places) != end - begin:
-            raise ContradictoryParts(f"{len(places)} positions, expected {end - begin}, one for each value")
-        if len(places) and not (int(places[-1]) < count and bool((places.diff() > 0).all())):
-            raise ContradictoryParts("positions are not in order, or outside of the tensor")
-        values = parts.read("values", slice(begin, end))
+        _check_places(places, starts, pages, count)
+        values = parts.read("values", slice(int(starts[0]), int(starts[-1])))
         inside = (places >= first) & (places < last)
         tensor = torch.zeros(last - first, dtype=compute_dtype(values.dtype))
         tensor[places[inside] - first] = values[inside].to(tensor.dtype)
@@ -86,6 +80,13 @@ class Sparse(Form):
             "starts": TensorSpec((-(-count // PAGE) + 1,), torch.int64),
             **sizes[way],
         }
+
+
+def _largest(flat: Tensor, keep: int) -> Tensor:
+    """``flat`` without all but its ``keep`` largest entries; of equal ones the first are kept."""
+    found = find(Entries.whole(flat[None]), keep)
+    [cut] = located([flat[None]], found, [one.ties for one in found])
+    return trim(flat, cut)
 
 
 def _sizes(count: int, kept: int) -> dict[str, dict[str, TensorSpec]]:
@@ -129,9 +130,25 @@ def _places(parts: Parts, count: int, starts: Tensor, pages: slice) -> Tensor:
         blocks = PAGE // BLOCK
         way, size = "bytes", BLOCK
         counts = parts.read("counts", slice(pages.start * blocks, pages.stop * blocks)).long()
-        if bool((counts < 0).any()) or int(counts.sum()) != int(starts[-1] - starts[0]):
-            raise ContradictoryParts("'counts' and 'starts' do not agree")
+    if bool((counts < 0).any()) or int(counts.sum()) != int(starts[-1] - starts[0]):
+        raise ContradictoryParts(_MISCOUNTED)
     local = parts.read(way, slice(int(starts[0]), int(starts[-1]))).long()
     return local.add_(
         torch.repeat_interleave(torch.arange(origin, origin + size * len(counts), size), counts)
     )
+
+
+def _check_starts(starts: Tensor, pages: slice, count: int, kept: int) -> None:
+    meets_ends = (pages.start > 0 or starts[0] == 0) and (pages.stop * PAGE < count or starts[-1] == kept)
+    if not meets_ends or starts[0] < 0 or starts[-1] > kept or bool((starts.diff() < 0).any()):
+        raise ContradictoryParts("'starts' does not count the values")
+
+
+def _check_places(places: Tensor, starts: Tensor, pages: slice, count: int) -> None:
+    bounds = torch.arange(pages.start, pages.stop + 1) * PAGE
+    in_order = bool((places.diff() > 0).all()) and (not len(places) or bool(places[-1] < count))
+    if not in_order or not torch.equal(torch.searchsorted(places, bounds), starts - starts[0]):
+        raise ContradictoryParts(_MISCOUNTED)
+
+
+_MISCOUNTED = "the positions are out of order, or not as many as 'starts' says"
