@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from taskvec.config import Config
 from taskvec.edits.mergekit.methods import METHODS
+from taskvec.edits.mergekit.templates import is_text
 from taskvec.edits.vocabulary import Vocab
 from taskvec.registry import nearest
 
@@ -73,6 +74,20 @@ class Slice(Config):
         return self
 
 
+class Module(Config):
+    """The models that the output is merged from: whole, or in slices."""
+
+    models: list[Model] | None = None
+    slices: list[Slice] | None = None
+    parameters: Parameters = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if bool(self.models) == bool(self.slices):
+            raise ValueError(_forms(self.models))
+        return self
+
+
 class Tokenizer(Config):
     """Which tokenizer the output gets."""
 
@@ -82,17 +97,19 @@ class Tokenizer(Config):
 class Document(Config):
     """The whole file."""
 
+    name: str | None = None
+    """What the result is called; it changes nothing."""
     merge_method: str
     models: list[Model] | None = None
     slices: list[Slice] | None = None
-    modules: Any = None
+    modules: dict[str, Module] | None = None
     base_model: Reference | None = None
     parameters: Parameters = None
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
     tokenizer_source: str | None = None
     tokenizer: Tokenizer | None = None
-    chat_template: Any = None
+    chat_template: str | None = None
 
     @field_validator("merge_method")
     @classmethod
@@ -103,17 +120,19 @@ class Document(Config):
 
     @field_validator("modules")
     @classmethod
-    def _no_modules(cls, value: object) -> None:
-        if value:
-            raise ValueError("merging the modules of a model apart is not supported; use models with filters")
+    def _one_module(cls, value: dict[str, Module] | None) -> dict[str, Module] | None:
+        if value and list(value) != ["default"]:
+            raise ValueError(
+                "only default is supported; to merge parts of a model apart, use models with filters"
+            )
+        return value
 
     @field_validator("chat_template")
     @classmethod
-    def _no_template(cls, value: object) -> None:
-        if value:
-            raise ValueError(
-                "templates are not written; leave it out and edit the tokenizer files of the output"
-            )
+    def _text_or_auto(cls, value: str | None) -> str | None:
+        if value and value != "auto" and not is_text(value):
+            raise ValueError("templates by name are not included, expected auto or the template itself")
+        return value or None
 
     @field_validator("tokenizer_source")
     @classmethod
@@ -122,10 +141,10 @@ class Document(Config):
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        if bool(self.models) == bool(self.slices):
-            raise ValueError(
-                f"{'both' if self.models else 'neither'} models and slices, expected one of them"
-            )
+        if self.modules and (self.models or self.slices):
+            raise ValueError("modules beside models or slices, expected one of them")
+        if not self.modules and bool(self.models) == bool(self.slices):
+            raise ValueError(_forms(self.models))
         return self
 
     @model_validator(mode="after")
@@ -135,6 +154,13 @@ class Document(Config):
         if self.vocab is not None and self.base_model is None:
             raise ValueError("tokens are matched with those of a base_model, which is missing")
         return self
+
+    @property
+    def module(self) -> Module:
+        """What the output is merged from, whether it stands in ``modules`` or at the top."""
+        if self.modules:
+            return self.modules["default"]
+        return Module.model_construct(models=self.models, slices=self.slices, parameters=None)
 
     @property
     def vocab(self) -> Vocab | None:
@@ -147,3 +173,7 @@ def _vocabulary(source: str) -> str:
     if source not in _VOCABULARIES:
         raise ValueError(f"expected one of {', '.join(_VOCABULARIES)}; a model's own is not supported")
     return source
+
+
+def _forms(models: object) -> str:
+    return f"{'both' if models else 'neither'} models and slices, expected one of them"

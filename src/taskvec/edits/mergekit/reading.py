@@ -21,6 +21,7 @@ from taskvec.edits.mergekit.document import Document, Slice
 from taskvec.edits.mergekit.methods import METHODS
 from taskvec.edits.mergekit.part import Part
 from taskvec.edits.mergekit.settings import Scope, idle_filters, parse_scope
+from taskvec.edits.mergekit.templates import FILE, chosen
 from taskvec.edits.tokens import tokens_of
 from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
@@ -47,14 +48,15 @@ def read(path: Path, content: object) -> Merge:
     dtype = _torch_dtype(document.out_dtype or document.dtype)
     weights = [part.merged(reading.method, dtype) for part in parts]
     like = reading.like
-    text = config_of(like.folder, layers=reading.described(), dtype=dtype)
+    config = config_of(like.folder, layers=reading.described(), dtype=dtype)
+    files = {"config.json": config, FILE: reading.template()}
     return Merge(
         weights=weights[0] if len(weights) == 1 else Joined(weights),
         record={"recipe": content, "dialect": "mergekit"},
         like=like,
         notes=tuple(reading.notes(parts)),
         inputs=dict(reading.models),
-        files={} if text is None else {"config.json": text},
+        files={name: text for name, text in files.items() if text is not None},
     )
 
 
@@ -67,7 +69,11 @@ class _Reading:
         self.models: dict[str, Weights] = {}
         self._said: list[str] = []
         self._aligned: Weights | None = None
-        self.shared = self._scope("parameters", document.parameters)
+        self.module = document.module
+        self.shared = (
+            self._scope("modules.default.parameters", self.module.parameters),
+            self._scope("parameters", document.parameters),
+        )
 
     @cached_property
     def like(self) -> Weights:
@@ -77,17 +83,17 @@ class _Reading:
             return self._aligned
         if document.base_model is not None:
             return self._open("base_model", document.base_model)
-        if document.models:
-            return self._open("models[0].model", document.models[0].model)
-        assert document.slices
-        return self._open("slices[0].sources[0].model", document.slices[0].sources[0].model)
+        if self.module.models:
+            return self._open("models[0].model", self.module.models[0].model)
+        assert self.module.slices
+        return self._open("slices[0].sources[0].model", self.module.slices[0].sources[0].model)
 
     def parts(self) -> list[Part]:
         """What the output is made of, in its order."""
-        if self.document.models:
+        if self.module.models:
             parts = [self._whole()]
         else:
-            slices = self.document.slices or []
+            slices = self.module.slices or []
             starts = [0]
             for piece in slices:
                 starts.append(starts[-1] + _length(piece))
@@ -101,14 +107,21 @@ class _Reading:
 
     def described(self) -> list[tuple[Path | None, int]] | None:
         """The model folder and layer that each layer of the output is described by."""
-        if not self.document.slices:
+        if not self.module.slices:
             return None
-        firsts = (piece.sources[0] for piece in self.document.slices)
+        firsts = (piece.sources[0] for piece in self.module.slices)
         return [
             (self.models[first.model].folder, number)
             for first in firsts
             for number in range(*first.layer_range)
         ]
+
+    def template(self) -> str | None:
+        """The chat template to be written, where it is not that of the copied files."""
+        if self.document.chat_template is None:
+            return None
+        folders = [model.folder for model in self.models.values()]
+        return chosen(self.document.chat_template, self.like.folder, folders)
 
     def notes(self, parts: Sequence[Part]) -> list[str]:
         """What is to be said: differences from mergekit, filters that do nothing."""
@@ -131,7 +144,7 @@ class _Reading:
     def _whole(self) -> Part:
         """``models``: all layers of every model."""
         document = self.document
-        entries = [(entry.model, entry.parameters) for entry in document.models or []]
+        entries = [(entry.model, entry.parameters) for entry in self.module.models or []]
         if document.base_model is not None and all(ref != document.base_model for ref, _ in entries):
             entries.append((document.base_model, None))
         fields = [f"models[{number}]" for number in range(len(entries))]
@@ -142,7 +155,7 @@ class _Reading:
         if document.vocab is not None:
             sources = self._in_one_vocabulary(sources, refs.index(document.base_model or ""), document.vocab)
         own = tuple(
-            (self._own(field, given, place == base), self.shared)
+            (self._own(field, given, place == base), *self.shared)
             for place, (field, (_, given)) in enumerate(zip(fields, entries, strict=True))
         )
         number = depths(sources[0])
@@ -153,7 +166,7 @@ class _Reading:
             tuple({name: name for name in source} for source in sources),
             base,
             {name: _depth(layer.number, number[layer.stack]) if layer else 0.0 for name, layer in layers},
-            (self.shared,),
+            self.shared,
             own,
         )
 
@@ -175,7 +188,7 @@ class _Reading:
         length = _length(piece)
         layers = ((name, layer_of(name)) for name in names[0])
         own = tuple(
-            (self._own(place, source.parameters, at == base), inner, self.shared)
+            (self._own(place, source.parameters, at == base), inner, *self.shared)
             for at, (place, source) in enumerate(zip(places, piece.sources, strict=True))
         )
         return Part(
@@ -184,7 +197,7 @@ class _Reading:
             names,
             base,
             {name: _depth(layer.number - start, length) if layer else 0.0 for name, layer in layers},
-            (inner, self.shared),
+            (inner, *self.shared),
             own,
         )
 

@@ -1,0 +1,53 @@
+"""Chat templates: the text that ``chat_template`` stands for."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from taskvec.errors import CorruptFile
+
+FILE = "chat_template.jinja"
+"""Where a template lies, and wins over one in the tokenizer's config."""
+
+
+def is_text(value: str) -> bool:
+    """Whether a value is a template itself and not the name of one."""
+    return "{" in value
+
+
+def chosen(value: str, like: Path | None, folders: Iterable[Path | None]) -> str | None:
+    """The template to be written, ``None`` where that of the copied tokenizer files will do.
+
+    Args:
+        value: a template, or ``auto`` for the one that most models have, of as many the first.
+        like: whose tokenizer files are copied.
+        folders: of all models.
+
+    Raises: CorruptFile for a tokenizer config that is not JSON.
+    """
+    if is_text(value):
+        return value
+    found = [template for folder in folders if (template := _template_of(folder)) is not None]
+    if not found:
+        return None
+    [(most, _)] = Counter(found).most_common(1)
+    return None if most == _template_of(like) else most
+
+
+def _template_of(folder: Path | None) -> str | None:
+    """The template of a model, the default one of several."""
+    if folder is None:
+        return None
+    if (folder / FILE).is_file():
+        return (folder / FILE).read_text(encoding="utf-8").strip()
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return None
+    try:
+        held = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+    except (ValueError, AttributeError) as error:
+        raise CorruptFile(f"{path}: not a tokenizer config ({error}); download or write it again") from None
+    if isinstance(held, list):
+        held = next((one.get("template") for one in held if one.get("name") == "default"), None)
+    return held.strip() if isinstance(held, str) else None

@@ -1,0 +1,90 @@
+"""mergekit's YAML: what does not fit is refused in one line, and nothing is written."""
+# ruff: noqa: E501  # the table of bad input reads best with a case on a line
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from edits.mergekit_models import STATES, merge
+from taskvec.cli import main
+from taskvec.errors import InputError
+from taskvec.weights import save_weights
+
+WHOLE = (
+    "base_model: base\nmodels: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]\n"
+)
+REFUSED = {
+    "unknown method": ("merge_method: tise\n" + WHOLE, "did you mean 'ties'"),
+    "unknown key": ("merge_method: ties\nparamaters: {density: 0.5}\n" + WHOLE, "unknown key 'paramaters'; did you mean 'parameters'"),
+    "unknown parameter": ("merge_method: ties\nparameters: {lamda: 5}\n" + WHOLE, "unknown parameter 'lamda' of 'ties'; did you mean 'lambda'"),
+    "parameter of another method": ("merge_method: slerp\nparameters: {t: 0.5, density: 0.5}\n" + WHOLE, "unknown parameter 'density' of 'slerp'"),
+    "shared parameter of a model": ("merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a, parameters: {weight: 1, normalize: true}}]", "'normalize' is one for all models"),
+    "missing parameter": ("merge_method: ties\nbase_model: base\nmodels: [{model: a}]", "parameter 'weight' is missing for a"),
+    "missing t": ("merge_method: slerp\nbase_model: a\nmodels: [{model: b}]", "parameter 't' is missing"),
+    "nan": ("merge_method: ties\nbase_model: base\nmodels: [{model: a, parameters: {weight: .nan}}]", "models[0].parameters.weight: nan, expected a number"),
+    "density 0": ("merge_method: ties\nparameters: {density: 0}\n" + WHOLE, "density: 0, expected a number above 0 and up to 1"),
+    "density of percent": ("merge_method: ties\nparameters: {density: 20}\n" + WHOLE, "density: 20, expected a number above 0"),
+    "a word": ("merge_method: ties\nparameters: {density: half}\n" + WHOLE, "density: 'half', expected a number"),
+    "a truth value for a number": ("merge_method: ties\nparameters: {density: true}\n" + WHOLE, "density: True, expected a number"),
+    "a number for a truth value": ("merge_method: ties\nparameters: {normalize: 0.5}\n" + WHOLE, "normalize: 0.5, expected true or false"),
+    "empty gradient": ("merge_method: ties\nparameters: {density: []}\n" + WHOLE, "an empty list"),
+    "filter without value": ("merge_method: ties\nparameters: {density: [{filter: mlp}]}\n" + WHOLE, "expected a mapping with value"),
+    "filter with a typo": ("merge_method: ties\nparameters: {density: [{fliter: mlp, value: 1}]}\n" + WHOLE, "unknown key 'fliter'; did you mean 'filter'"),
+    "epsilon too wide": ("merge_method: della\nparameters: {density: 0.1, epsilon: 0.3}\n" + WHOLE, "epsilon"),
+    "rescale of ties": ("merge_method: ties\nparameters: {density: 0.5, rescale: true}\n" + WHOLE, "rescale: true is not supported"),
+    "weights that cancel": ("merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: -1}}]", "add up to 0"),
+    "same model twice": ("merge_method: linear\nmodels: [{model: a}, {model: ./a}]\nparameters: {weight: 0.5}", "given twice"),
+    "no base": ("merge_method: ties\nmodels: [{model: a, parameters: {weight: 1}}]", "base_model is missing"),
+    "base alone": ("merge_method: ties\nbase_model: a\nmodels: [{model: a}]\nparameters: {weight: 1}", "0 models beside the base, expected at least 1"),
+    "three for slerp": ("merge_method: slerp\nbase_model: a\nmodels: [{model: b}, {model: c}]\nparameters: {t: 0.5}", "3 models, expected 2"),
+    "two for passthrough": ("merge_method: passthrough\nmodels: [{model: a}, {model: b}]", "2 models, expected 1"),
+    "one for model_stock": ("merge_method: model_stock\nbase_model: base\nmodels: [{model: a}]", "1 models beside the base, expected at least 2"),
+    "both forms": ("merge_method: linear\nmodels: [{model: a}]\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]", "both models and slices"),
+    "neither form": ("merge_method: linear", "neither models and slices"),
+    "modules": ("merge_method: linear\nmodules: {text: {models: [{model: a}]}}", "modules: only default is supported"),
+    "modules and models": ("merge_method: ties\nmodules: {default: {models: [{model: a}]}}\n" + WHOLE, "modules beside models"),
+    "empty module": ("merge_method: linear\nmodules: {default: {}}", "neither models and slices"),
+    "tokens of a model": ("merge_method: ties\ntokenizer_source: a\n" + WHOLE, "expected one of base, union"),
+    "tokenizer of a model": ("merge_method: ties\ntokenizer: {source: a}\n" + WHOLE, "expected one of base, union"),
+    "tokens of no base": ("merge_method: linear\ntokenizer_source: base\nmodels: [{model: a}]\nparameters: {weight: 1}", "base_model, which is missing"),
+    "chat template": ("merge_method: ties\nchat_template: alpaca\n" + WHOLE, "templates by name are not included"),
+    "dtype": ("merge_method: ties\ndtype: bf16\n" + WHOLE, "did you mean 'bfloat16'"),
+    "adapter": ("merge_method: linear\nmodels: [{model: a+./lora}]\nparameters: {weight: 1}", "models[0].model: ./lora: no such file or folder"),
+    "two adapters": ("merge_method: linear\nmodels: [{model: a+b+c}]\nparameters: {weight: 1}", "more than one +"),
+    "no such model": ("merge_method: linear\nmodels: [{model: ./nowhere}]\nparameters: {weight: 1}", "models[0].model: ./nowhere: no such file or folder"),
+    "missing tensor": ("merge_method: linear\nmodels: [{model: a}, {model: headless}]\nparameters: {weight: 1}", "headless lacks 'lm_head.weight', expected it as in a"),
+    "layers beyond": ("merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [2, 5]}]}]", "expected layers up to 4"),
+    "layers backwards": ("merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [2, 2]}]}]", "0 <= first < end"),
+    "uneven slice": ("merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 1]}]}]\nparameters: {weight: 1}", "sources of 2, 1 layers"),
+    "base not in the slice": ("merge_method: ties\nbase_model: base\nslices: [{sources: [{model: a, layer_range: [0, 2]}]}]\nparameters: {weight: 1}", "the base model 'base' is not among the sources"),
+    "not a mapping": ("merge_method: ties\nmodels: a", "models"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_in_one_line(here: Path, case: str) -> None:
+    text, said = REFUSED[case]
+    with pytest.raises(InputError) as caught:
+        merge(text)
+    message = str(caught.value)
+    assert said in message
+    assert "\n" not in message
+    assert message.startswith("merge.yaml")
+
+
+def test_shapes_that_differ_are_refused(here: Path, tmp_path: Path) -> None:
+    wide = {**STATES["b"], "lm_head.weight": torch.zeros(13, 6)}
+    save_weights(wide, tmp_path / "wide")
+    with pytest.raises(InputError, match=r"'lm_head\.weight' has shape"):
+        merge(
+            f"{{merge_method: linear, models: [{{model: a}}, {{model: '{tmp_path}/wide'}}], parameters: {{weight: 1}}}}"
+        )
+
+
+def test_the_command_ends_with_code_2_and_writes_nothing(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(REFUSED["unknown key"][0])
+    with pytest.raises(SystemExit) as ended:
+        main(["merge", str(tmp_path / "m.yaml"), "-o", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert not (tmp_path / "out").exists()
