@@ -97,7 +97,7 @@ def test_plain_weights_are_no_vector_and_a_vector_no_weights(vector: Path, tmp_p
     [
         ("{", CorruptFile, "'taskvec' in the header is not valid JSON"),
         ("[]", CorruptFile, "'taskvec' in the header"),
-        ('{"format": 7}', InputError, "format 7, expected 1; a later taskvec wrote it"),
+        ('{"format": 7}', InputError, "format 7, expected 1 to 2; a later taskvec wrote it"),
         ('{"format": 1, "metrics": 3}', CorruptFile, "'metrics' in the header"),
     ],
 )

@@ -157,6 +157,18 @@ class Deltas(Weights):
     def _read(self, name: str, rows: slice | None) -> Tensor:
         return self._vector.read(name, rows).to(self._specs[name].dtype)
 
+    def in_rows(self, name: str) -> bool:
+        """Whether rows of this tensor can be had by themselves."""
+        return self._vector.in_rows(name)
+
+    def ready(self, name: str) -> None:
+        """Take the first passes that ``name`` needs."""
+        self._vector.ready(name)
+
+    def working_bytes(self, name: str) -> int:
+        """Bytes that computing a block of ``name`` takes, about."""
+        return super().working_bytes(name) + self._vector.working_bytes(name)
+
 
 def is_changed(vector: "TaskVector", name: str) -> bool:
     """Whether any entry of ``name`` is not zero; stops at the first block that has one.

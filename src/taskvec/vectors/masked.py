@@ -48,7 +48,7 @@ class Masked(Source):
             files=(*unified.files, *masks.files),
             frozen=masks.frozen and all(source.frozen for source in unified.terms),
         )
-        self.by_rows = unified.by_rows and masks.by_rows
+        self.by_rows = all(unified.in_rows(name) and masks.in_rows(name) for name in unified)
         rule = {"name": info.method, **info.settings, "factor": info.factors[task]}
         self.info = VectorInfo(tuned=self.ref, task=task, rule=rule)
         self._unified, self._masks, self._task = unified, masks, task
@@ -57,6 +57,18 @@ class Masked(Source):
     def touches(self, name: str) -> bool:
         """Whether any task changes ``name``."""
         return bool(self._unified.terms_at(name))
+
+    def in_rows(self, name: str) -> bool:
+        """Whether the unified vector and the mask give rows of this tensor by themselves."""
+        return self._unified.in_rows(name) and self._masks.in_rows(name)
+
+    def working_bytes(self, name: str) -> int:
+        """What the unified vector takes, and as much again as one vector does."""
+        return super().working_bytes(name) + self._unified.working_bytes(name)
+
+    def ready(self, name: str) -> None:
+        """Do ahead what reading the unified vector needs."""
+        self._unified.ready(name)
 
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """Masked and rescaled."""
@@ -148,7 +160,6 @@ class MaskedVectors:
     def _put_into(self, spool: Spool, dtype: torch.dtype | None, watch: Watch) -> None:
         """Unified tensors and masks, from one pass over all vectors."""
         changed = [name for name in self.unified if self.unified.terms_at(name)]
-        by_rows = self.unified.by_rows and self.masks.by_rows
         for done, name in enumerate(changed, 1):
             spec = self.unified.specs[name]
             spool.allot(name, TensorSpec(spec.shape, dtype or spec.dtype))
@@ -159,7 +170,8 @@ class MaskedVectors:
                         f"as the mask of {task!r} takes it"
                     )
                 spool.allot(part_name(name, task), TensorSpec((packed_size(spec.numel),), torch.uint8))
-            for rows in _octets(spec.shape) if by_rows else [None]:
+            in_rows = self.unified.in_rows(name) and self.masks.in_rows(name)
+            for rows in _octets(spec.shape) if in_rows else [None]:
                 unified = self.unified.read(name, rows)
                 first = 0 if rows is None else rows.start
                 spool.put(name, unified.to(dtype or spec.dtype), first)
@@ -280,7 +292,7 @@ def _rescalers(
         if not (unified.terms_at(name) and spec.numel):
             continue
         share = 1.0 if rescaler == "global" else 1.0 / spec.numel
-        for rows in row_blocks(spec.shape) if unified.by_rows else [None]:
+        for rows in row_blocks(spec.shape) if unified.in_rows(name) else [None]:
             shared = unified.read(name, rows)
             for task, vector in vectors.items():
                 own = own_deltas(vector, name, rows, shared)

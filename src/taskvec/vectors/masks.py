@@ -24,15 +24,17 @@ class Masks(ABC):
 
     Attributes:
         identity: what equality goes by.
-        by_rows: whether some rows cost less than a whole tensor.
         files: what is read from disk.
         frozen: whether the content cannot change behind our back.
     """
 
     identity: Hashable
-    by_rows: bool
     files: tuple[Path, ...]
     frozen: bool
+
+    @abstractmethod
+    def in_rows(self, name: str) -> bool:
+        """Whether some rows of this tensor cost less than the whole."""
 
     @abstractmethod
     def read(self, task: str, name: str, rows: slice | None, unified: Tensor) -> Tensor:
@@ -50,10 +52,13 @@ class Computed(Masks):
         self, vectors: Mapping[str, TaskVector], needed: Mapping[str, Needed], said: Hashable
     ) -> None:
         self.identity = (said, tuple((task, vector) for task, vector in vectors.items()))
-        self.by_rows = all(vector.by_rows for vector in vectors.values())
         self.files = tuple(file for vector in vectors.values() for file in vector.files)
         self.frozen = all(source.frozen for vector in vectors.values() for source in vector.terms)
         self._vectors, self._needed = vectors, needed
+
+    def in_rows(self, name: str) -> bool:
+        """Whether all vectors give rows of this tensor by themselves."""
+        return all(vector.in_rows(name) for vector in self._vectors.values() if name in vector)
 
     def read(self, task: str, name: str, rows: slice | None, unified: Tensor) -> Tensor:
         """The mask, from the task's own deltas."""
@@ -65,8 +70,12 @@ class Packed(Masks):
 
     def __init__(self, weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.identity = weights.identity
-        self.by_rows, self.files, self.frozen = weights.by_rows, weights.files, weights.frozen
+        self.files, self.frozen = weights.files, weights.frozen
         self._weights, self._shapes = weights, shapes
+
+    def in_rows(self, name: str) -> bool:
+        """Whether bytes can be read by themselves."""
+        return self._weights.in_rows(name)
 
     def read(self, task: str, name: str, rows: slice | None, unified: Tensor) -> Tensor:
         """The mask, from the bytes that hold its bits."""
