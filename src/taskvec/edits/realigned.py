@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+import xxhash
 from torch import Tensor
 
 from taskvec.weights import TensorSpec, Weights
-from taskvec.weights.dtypes import compute_dtype
+from taskvec.weights.dtypes import compute_dtype, raw_bytes
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Plan:
     axes: Mapping[str, int]
     like: Weights
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the places."""
+        return xxhash.xxh3_128_hexdigest(raw_bytes(self.places))
+
 
 class Realigned(Weights):
     """One model of a plan, seen in the plan's vocabulary.
@@ -39,7 +46,7 @@ class Realigned(Weights):
         super().__init__(
             own.ref,
             {name: self._resized(name, own.spec(name)) for name in own},
-            ("vocabulary", number, plan.places.numpy().tobytes(), *(model.identity for model in plan.models)),
+            ("vocabulary", number, plan.digest, *(model.identity for model in plan.models)),
             tied=own.tied,
             folder=plan.like.folder,
             metadata=own.metadata,

@@ -141,6 +141,7 @@ class _Reading:
         self.path, self.recipe = path, recipe
         said = recipe.model_dump(mode="json", exclude_defaults=True)
         self.record: dict[str, Any] = {"kind": "edited model", "recipe": said}
+        self.files: Mapping[str, str] = {}
         self.rule: Rule | None = RULES[recipe.rule] if recipe.rule is not None else None
         self.base, self.inputs, self.vectors = self._opened()
         own = [name for name in self.base if self.base.spec(name).dtype in EDITABLE]
@@ -170,6 +171,7 @@ class _Reading:
             inputs=self.inputs,
             passes=rounds,
             allow_nonfinite=recipe.allow_nonfinite,
+            files=self.files,
         )
 
     def _opened(self) -> tuple[Weights, dict[str, Weights], dict[str, TaskVector]]:
@@ -202,6 +204,7 @@ class _Reading:
         if bound and seen.base is not base:
             raise InputError(f"vocab: {vocab}, but {bound[0]!r} is of the vocabulary of the base; use base")
         self.record["vocabulary"] = seen.facts
+        self.files = seen.files
         views = dict(zip(moving, seen.tuned, strict=True))
         return seen.base, {
             name: seen.base if each is base else views.get(name, each) for name, each in tuned.items()

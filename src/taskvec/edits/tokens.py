@@ -1,7 +1,7 @@
 """Which token each row of an embedding belongs to, as the tokenizer files beside the weights say."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,36 @@ def vocabulary_size(folder: Path | None) -> int | None:
     parts = (config, config.get("text_config"))
     sizes = (part.get("vocab_size") for part in parts if isinstance(part, Mapping))
     return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def added_tokens(folder: Path | None) -> dict[str, dict[str, Any]]:
+    """The tokens that were added to a tokenizer's own, as ``tokenizer.json`` describes them."""
+    content = {} if folder is None else _mapping(folder / "tokenizer.json")
+    return {entry["content"]: entry for entry in content.get("added_tokens") or []}
+
+
+def with_added(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) -> dict[str, str]:
+    """``tokenizer.json`` and ``config.json`` for a tokenizer with more added tokens, behind its own.
+
+    An added token is found before a text is cut into pieces, so it works in any tokenizer.
+
+    Args:
+        entries: as :func:`added_tokens` gives them, in the order of their rows.
+        rows: of the embedding that belongs to it.
+
+    Returns: texts by file name; empty if more tokens would not get the rows that follow.
+    """
+    tokenizer, config = _mapping(folder / "tokenizer.json"), _mapping(folder / "config.json")
+    own = _of_tokenizer(folder / "tokenizer.json")
+    if own is None or own != tokens_of(folder) or sorted(own.values()) != list(range(len(own))):
+        return {}
+    numbered = [{**entry, "id": row} for row, entry in enumerate(entries, start=len(own))]
+    tokenizer["added_tokens"] = [*(tokenizer.get("added_tokens") or []), *numbered]
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and "vocab_size" in part:
+            part["vocab_size"] = rows
+    contents = {"tokenizer.json": tokenizer, **({"config.json": config} if config else {})}
+    return {name: json.dumps(one, indent=2, ensure_ascii=False) + "\n" for name, one in contents.items()}
 
 
 def _of_tokenizer(file: Path) -> dict[str, int] | None:

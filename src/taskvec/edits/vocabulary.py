@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from taskvec.edits.realigned import Plan, Realigned, taken
-from taskvec.edits.tokens import opaque_files, tokens_of, vocabulary_size
+from taskvec.edits.tokens import added_tokens, opaque_files, tokens_of, vocabulary_size, with_added
 from taskvec.errors import InputError, KeyMismatch
 from taskvec.weights import Weights
 
@@ -43,6 +43,8 @@ class Aligned(NamedTuple):
     base: Weights
     tuned: tuple[Weights, ...]
     facts: Mapping[str, Any]
+    files: Mapping[str, str]
+    """Name -> text of side files to be written in place of those beside the base."""
 
 
 def align(base: Weights, tuned: Sequence[Weights], vocab: Vocab = "base") -> Aligned:
@@ -50,8 +52,9 @@ def align(base: Weights, tuned: Sequence[Weights], vocab: Vocab = "base") -> Ali
 
     Tokens are matched by their strings where tokenizer files lie beside the weights, else by row number,
     after a look at whether the rows are alike. Rows come in the order of one of the models, whose config
-    and tokenizer files (the ``folder`` of the base's view) are those of the result. A token that a model
-    lacks gets the row of the base, so that its delta is zero; one that the base lacks gets, there and in
+    and tokenizer files (the ``folder`` of the base's view) are those of the result. If none has the whole
+    union, the base comes with the tokens that were added to others behind its own. A token that a model lacks
+    gets the row of the base, so that its delta is zero; one that the base lacks gets, there and in
     every model that lacks it, the mean of the models that have it. Rows without a token are padding,
     matched by number.
 
@@ -60,7 +63,7 @@ def align(base: Weights, tuned: Sequence[Weights], vocab: Vocab = "base") -> Ali
 
     Returns: views that read rows when asked for, or the very weights where nothing has to change; facts
         hold what was dropped, lacking and assumed, in sentences under ``notes``.
-    Raises: InputError if no model has exactly the tokens asked for, if rows cannot be matched, or if a
+    Raises: InputError if no tokenizer has exactly the tokens asked for, if rows cannot be matched, or if a
         config is at odds with its weights; KeyMismatch for an embedding and a head of different sizes;
         CorruptFile for a tokenizer file that cannot be read.
     Cost: reads the tokenizer files; of the weights, a few rows where there are none.
@@ -88,7 +91,7 @@ def align(base: Weights, tuned: Sequence[Weights], vocab: Vocab = "base") -> Ali
         "tensors": sorted(axes),
         "notes": [note for model in models for note in _notes(model, first, target)],
     }
-    return Aligned(views[0], tuple(views[1:]), facts)
+    return Aligned(views[0], tuple(views[1:]), facts, target.files)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class _Model:
     keys: tuple[Key, ...]
     at: Mapping[Key, int]
     beyond: int = 0
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def names(self) -> frozenset[Key]:
@@ -244,9 +248,9 @@ def _check_same_numbers(base: _Model, model: _Model, axes: Mapping[str, int]) ->
 
 
 def _target(models: Sequence[_Model], vocab: Vocab) -> _Model:
-    """The model whose vocabulary becomes that of all.
+    """The model whose vocabulary becomes that of all, or the base with more tokens.
 
-    Raises: InputError if none has exactly the tokens asked for.
+    Raises: InputError if neither has exactly the tokens asked for.
     """
     base = models[0]
     if vocab == "base":
@@ -263,6 +267,9 @@ def _target(models: Sequence[_Model], vocab: Vocab) -> _Model:
     for model in models:
         if model.names == wanted:
             return model
+    extended = _extended(base, models[1:]) if vocab == "union" else base
+    if extended.names == wanted:
+        return extended
     nearest = min(models, key=lambda model: len(model.names ^ wanted))
     odd = sorted(map(str, nearest.names ^ wanted))
     word = "lacks" if vocab == "union" else "has beyond them"
@@ -270,6 +277,25 @@ def _target(models: Sequence[_Model], vocab: Vocab) -> _Model:
         f"--vocab {vocab}: no model has exactly its {len(wanted)} tokens ({nearest.weights.ref} {word} "
         f"{odd[0]!r}{_more(odd)}), expected one whose tokenizer can be kept; use --vocab base"
     )
+
+
+def _extended(base: _Model, others: Sequence[_Model]) -> _Model:
+    """The base with the tokens that were added to other models in the rows behind its own; or as it is."""
+    new: dict[str, Mapping[str, Any]] = {}
+    if base.beyond:
+        return base
+    for model in others:
+        entries = added_tokens(model.weights.folder)
+        lacking = sorted(
+            (key for key in model.names - base.names if key in entries), key=model.at.__getitem__
+        )
+        new |= {str(key): entries[str(key)] for key in lacking if key not in new}
+    first, folder = len(base.names), base.weights.folder
+    keys = [*base.keys[:first], *new, *base.keys[first + len(new) :]]
+    files = with_added(folder, list(new.values()), len(keys)) if folder is not None else {}
+    at: dict[Key, int] = dict(base.at)
+    at.update((token, row) for row, token in enumerate(new, start=first))
+    return replace(base, keys=tuple(keys), at=at, files=files) if files else base
 
 
 def _places(model: _Model, target: _Model) -> Tensor:
@@ -296,6 +322,8 @@ def _notes(model: _Model, base: _Model, target: _Model) -> Iterator[str]:
     if lacking := target.names - model.names:
         filled = "set to the mean of the models that have them" if model is base else "taken as unchanged"
         yield f"{where}: {_some(lacking)} lacking, {filled}"
+    if model is base and target.files:
+        yield f"{where}: its tokenizer gets them as added tokens; special roles and chat template stay"
     if moved := sum(model.at[key] != target.at[key] for key in model.names & target.names):
         yield f"{where}: {moved} tokens stand in other rows than in {target.weights.ref}"
 
