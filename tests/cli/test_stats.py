@@ -1,6 +1,7 @@
 """``taskvec stats``: what it stores, and what the rules make of it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
+from transformers import BertConfig, BertModel
 
 import taskvec as tv
+from checkpoints import SHAPE
 from taskvec.cli import main
 from taskvec.errors import InputError, KeyMismatch
 from taskvec.vectors.statistics import read_statistics
@@ -30,8 +33,12 @@ def command(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def folder(tiny_model: Path, tiny_suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two vectors with their statistics, of eight examples."""
+    """Two vectors with their statistics, of eight examples; and a wider model."""
     place = tmp_path_factory.mktemp("stats")
+    shutil.copytree(tiny_model, place / "wide")
+    BertModel(
+        BertConfig(vocab_size=18, max_position_embeddings=32, **{**SHAPE, "intermediate_size": 48})
+    ).save_pretrained(place / "wide")
     model = tv.load_backbone(tiny_model)
     for seed, task in enumerate(TASKS):
         draw = torch.Generator().manual_seed(seed)
@@ -151,6 +158,9 @@ def test_inspect_tells_statistics_from_weights(folder: Path, capsys: pytest.Capt
             ["-o", "x", "-v", "pets.safetensors", "--heads-from", "m"],
             "--heads-from: given together with --vector",
         ),
+        (["-o", "x", "--heads-from", "builtin"], "pets: a task on texts, and"),
+        (["-o", "x", "--heads-from", "wide"], "its encoder has other parameters than 'wide'"),
+        (["-o", "wide/vocab.txt"], "wide/vocab.txt is a file, expected a folder"),
         (["-o", "x", "--examples", "0"], "--examples"),
         (["-o", "x", "--kind", "fish"], "--kind"),
     ],

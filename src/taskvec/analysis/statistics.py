@@ -3,7 +3,7 @@
 Neither needs labels. Rules that merge models use them (``fisher``, ``regmean``).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from taskvec.tangent.ntk.features import Plan
 from taskvec.tangent.ntk.planning import planned
 from taskvec.tangent.ntk.samples import Samples, selected
 from taskvec.tangent.ntk.terms import Scatter, Term, matrix_shape
-from taskvec.tasks.loaders import batches, head_for
+from taskvec.tasks.loaders import Batch, Batches, batches, head_for
 from taskvec.tasks.source import SplitName
 from taskvec.tasks.task import Split, Task
 from taskvec.vectors import TaskVector, apply
@@ -99,22 +99,24 @@ def fisher(
     places = {f"backbone.network.{inside}": stored for inside, stored in model.names.items()}
     parameters = selected(scores, list(places))
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    inputs = list(_inputs(model, task, examples, split, seed))
-    total, done = sum(map(_count, inputs)), 0
+    inputs = _inputs(model, task, examples, split, seed)
+    generator = torch.Generator().manual_seed(seed)
+
+    def samples(batch: Batch) -> Samples:
+        given = _placed(model, batch)
+        drawn = {"drawn": _drawn(scores, given, generator)} if labels == "sampled" else {}
+        return Samples.of({**given, **drawn}, task.name)
+
+    total, done = len(inputs.labels), 0
     with torch.no_grad(), evaluating(model):
         scores.eval()
-        if labels == "sampled":
-            generator = torch.Generator().manual_seed(seed)
-            inputs = [{**batch, "drawn": _drawn(scores, batch, generator)} for batch in inputs]
-        pieces = [Samples.of(batch, task.name) for batch in inputs]
-        plan, sizes = planned(scores, parameters, pieces[-1])  # texts: the longest come last
+        plan, sizes = planned(scores, parameters, samples(inputs[-1]))  # texts: the longest come last
         step = max(1, int(memory / 2 / (sizes.features + 2 * sizes.graph)))
-        for piece in pieces:
+        for piece in map(samples, inputs):
             for start in range(0, len(piece), step):
-                some = piece[start : start + step]
-                _add_squares(sums, plan, some)
-                done += len(some)
-                watch("fisher information", done, total)
+                _add_squares(sums, plan, piece[start : start + step])
+            done += len(piece)
+            watch("fisher information", done, total)
     return {places[name]: value / total for name, value in sums.items()}
 
 
@@ -174,17 +176,18 @@ def gram(
     """
     stored = {id(parameter): name for name, parameter in model.encoder_parameters().items()}
     sums = _Moments()
-    inputs = list(_inputs(model, task, examples, split, seed))
-    total, done = sum(map(_count, inputs)), 0
+    inputs = _inputs(model, task, examples, split, seed)
+    total, done = len(inputs.labels), 0
     with ExitStack() as hooks, torch.no_grad(), evaluating(model):
         for layer in model.network.modules():
             if isinstance(layer, nn.Linear) and id(layer.weight) in stored:
                 handle = layer.register_forward_pre_hook(sums.seeing(stored[id(layer.weight)]))
                 hooks.callback(handle.remove)
         for batch in inputs:
-            sums.mask = batch.get("attention_mask")
-            model(**batch)
-            done += _count(batch)
+            given = _placed(model, batch)
+            sums.mask = given.get("attention_mask")
+            model(**given)
+            done += len(batch.labels)
             watch("inputs of layers", done, total)
     found = sums.means(next(model.network.parameters()).dtype)
     if not found:
@@ -229,16 +232,13 @@ class _Moments:
         return found
 
 
-def _inputs(
-    model: Backbone, task: Task, examples: int, split: SplitName, seed: int
-) -> Iterator[dict[str, Tensor]]:
-    """Collated batches of inputs that ``seed`` draws, texts of similar length together."""
+def _inputs(model: Backbone, task: Task, examples: int, split: SplitName, seed: int) -> Batches:
+    """Inputs that ``seed`` draws, in batches; texts of similar length together."""
     rows = task.split(split)
     places = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:examples]
     some = Split(rows.take(places), rows.labels[places])
-    for batch in batches(model, some, BATCH, max_length=task.max_length):
-        yield {key: value.to(model.device) for key, value in batch.inputs.items()}
+    return batches(model, some, BATCH, max_length=task.max_length)
 
 
-def _count(batch: Mapping[str, Tensor]) -> int:
-    return len(next(iter(batch.values())))
+def _placed(model: Backbone, batch: Batch) -> dict[str, Tensor]:
+    return {key: value.to(model.device) for key, value in batch.inputs.items()}

@@ -10,6 +10,7 @@ from taskvec.cli._editing import Output, open_model
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
+    from taskvec.models.backbone import Backbone
     from taskvec.vectors import BaseInfo, TaskVector
     from taskvec.vectors.statistics import Kind
 
@@ -66,8 +67,8 @@ def stats(
         Draws the inputs, and sampled labels.
     """
     from taskvec.analysis.statistics import edited, fisher, gram
+    from taskvec.evaluation.evaluator import Evaluator
     from taskvec.models.loading import load_backbone
-    from taskvec.tasks.loaders import head_for
     from taskvec.tasks.suite import load_suite, suite_with
     from taskvec.vectors.statistics import StatisticsInfo
     from taskvec.weights import save_weights
@@ -82,9 +83,11 @@ def stats(
     direction = None if vector is None else _vector(vector, task)
     backbone = load_backbone(model)
     pretrained = load_backbone(heads_from) if heads_from else backbone
+    head = Evaluator(pretrained, [chosen]).head(task)
+    if _shapes(pretrained) != _shapes(backbone):
+        raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")
     if direction is not None:
         backbone = edited(backbone, direction)
-    head = head_for(pretrained, chosen)
     measured, base = _origin(model, direction, heads_from)
     facts = []
     for name, place in places.items():
@@ -128,10 +131,16 @@ def _places(output: Path, kind: "Kind | Literal['both']") -> "dict[Kind, Path]":
     """The file of each kind."""
     kinds: list[Kind] = ["fisher", "gram"] if kind == "both" else [kind]
     if output.suffix != ".safetensors":
+        if output.is_file():
+            raise InputError(f"--output: {output} is a file, expected a folder or a .safetensors file")
         return {name: output / f"{name}.safetensors" for name in kinds}
     if len(kinds) > 1:
         raise InputError(f"--output: {output} is one file, for one --kind; name a folder for both")
     return {kinds[0]: output}
+
+
+def _shapes(backbone: "Backbone") -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in backbone.encoder_parameters().items()}
 
 
 def _vector(path: str, task: str) -> "TaskVector":
