@@ -1,8 +1,10 @@
 """What an edit will read, write and cost, found without writing anything."""
 
 import shutil
-from collections.abc import Sequence
+from bisect import bisect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 
@@ -104,27 +106,32 @@ def _seconds(merge: Merge, threads: int) -> float:
     """
     weights = merge.weights
     sources = [weights] if merge.passes == 1 else [*merge.inputs.values()]
-    names = sorted(
-        (name for name in weights if weights.spec(name).nbytes), key=lambda n: weights.spec(n).nbytes
-    )
-    if not names:
+    sizes = {name: weights.spec(name).nbytes for name in weights if weights.spec(name).nbytes}
+    if not sizes:
         return 0.0
-    # Spread over all sizes, the middle first; the largest may take long before they give anything.
-    sample = dict.fromkeys(names[(32 + place * 29) % 64 * len(names) // 64] for place in range(64))
-    total = sum(weights.spec(name).nbytes for name in names)
+    sample, total = _sample(sizes), sum(sizes.values())
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as the threads that write do
     try:
-        _read_whole(weights, sources, names[0])  # what is done once for all is not in proportion
+        # What is done once for all is not in proportion.
+        _read_whole(weights, sources, min(sizes, key=sizes.__getitem__))
         start, done = perf_counter(), 0
         for name in sample:
             _read_whole(weights, sources, name)
-            done += weights.spec(name).nbytes
+            done += sizes[name]
             if perf_counter() - start > SAMPLE_SECONDS or done > SAMPLE_BYTES:
                 break
         return (perf_counter() - start) * total / done * merge.passes / threads
     finally:
         torch.set_num_threads(before)
+
+
+def _sample(sizes: Mapping[str, int]) -> list[str]:
+    """Tensors that stand for equal shares of all bytes, those in the middle first."""
+    names = sorted(sizes, key=sizes.__getitem__)
+    ends = list(accumulate(sizes[name] for name in names))
+    shares = [(32 + 29 * place) % 64 for place in range(64)]
+    return list(dict.fromkeys(names[bisect(ends, ends[-1] * share // 64)] for share in shares))
 
 
 def _read_whole(weights: Weights, sources: Sequence[Weights], name: str) -> None:
