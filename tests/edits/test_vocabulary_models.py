@@ -246,3 +246,25 @@ def test_a_union_of_added_tokens_that_no_model_has_whole_extends_the_tokenizer_o
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.tokenize("word3<end><pad>") == ["word3", "<end>", "<pad>"]
     assert (tmp_path / "out" / "config.json").stat().st_size > 0
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+def test_a_mergekit_union_of_added_tokens_has_a_config_that_fits(padding: int, tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base", padding=padding)
+    for folder, seed, new in (("one", 1, CHAT), ("two", 2, ["<pad>"])):
+        save_tuned(base, tmp_path / folder, "llama", [*WORDS, *new], seed=seed)
+        save_tokenizer(WORDS, tmp_path / folder)
+        add_tokens(tmp_path / folder, *new)
+    recipe = tmp_path / "mergekit.yaml"
+    models = "".join(
+        f"  - {{model: {tmp_path / name}, parameters: {{weight: 0.5}}}}\n" for name in ("one", "two")
+    )
+    recipe.write_text(
+        f"merge_method: task_arithmetic\nbase_model: {base}\nmodels:\n{models}"
+        "dtype: bfloat16\ntokenizer_source: union\n"
+    )
+    assert run("merge", recipe, "-o", tmp_path / "out", "-q") == 0
+    network, rows = loaded("llama", tmp_path / "out")
+    assert rows == {token: row for row, token in enumerate([*WORDS, *CHAT, "<pad>"])}
+    assert network.config.vocab_size == len(network.get_input_embeddings().weight) == max(24, 21 + padding)
+    assert network.dtype == torch.bfloat16

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from taskvec.edits.tokens import resized
 from taskvec.errors import CorruptFile, InputError
 from taskvec.rules.lines import BLOCKS
 from taskvec.weights import TensorSpec, Weights
@@ -180,14 +181,19 @@ def _widened(model: Weights, wide: Mapping[str, torch.dtype]) -> Weights:
 
 
 def config_of(
-    folder: Path | None, *, layers: Sequence[tuple[Path | None, int]] | None, dtype: torch.dtype | None
+    folder: Path | None,
+    *,
+    layers: Sequence[tuple[Path | None, int]] | None,
+    dtype: torch.dtype | None,
+    tokens: int | None = None,
 ) -> str | None:
-    """The text of the config.json in ``folder`` for other layers or another dtype; ``None`` if there is none.
+    """The text of the config.json in ``folder`` for another model made of it; ``None`` if there is none.
 
     Args:
         layers: folder and number of the layer that each layer of the result is described by; ``None`` for
             those of the model itself.
         dtype: of the result's tensors; ``None`` for that of the model.
+        tokens: rows of the result's embedding; ``None`` for those of the model.
 
     Raises: InputError for a config that does not tell its number of layers; CorruptFile.
     """
@@ -196,6 +202,8 @@ def config_of(
         return None
     if layers is not None:
         config = _with_layers(config, folder, layers)
+    if tokens is not None:
+        config = resized(config, tokens)
     if dtype is not None:
         key = next((key for key in ("torch_dtype", "dtype") if key in config), "dtype")
         config = {**_with_dtype(config, short(dtype)), key: short(dtype)}

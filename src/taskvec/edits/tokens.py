@@ -71,11 +71,15 @@ def with_added(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) ->
         return {}
     numbered = [{**entry, "id": row} for row, entry in enumerate(entries, start=len(own))]
     tokenizer["added_tokens"] = [*(tokenizer.get("added_tokens") or []), *numbered]
-    for part in (config, config.get("text_config")):
-        if isinstance(part, dict) and "vocab_size" in part:
-            part["vocab_size"] = rows
-    contents = {"tokenizer.json": tokenizer, **({"config.json": config} if config else {})}
+    contents = {"tokenizer.json": tokenizer, **({"config.json": resized(config, rows)} if config else {})}
     return {name: json.dumps(one, indent=2, ensure_ascii=False) + "\n" for name, one in contents.items()}
+
+
+def resized(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """The content of a ``config.json`` for an embedding of so many rows."""
+    inner = config.get("text_config")
+    made = {**config, "text_config": resized(inner, rows)} if isinstance(inner, Mapping) else dict(config)
+    return {**made, "vocab_size": rows} if "vocab_size" in made else made
 
 
 def _of_tokenizer(file: Path) -> dict[str, int] | None:

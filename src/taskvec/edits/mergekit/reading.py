@@ -48,8 +48,8 @@ def read(path: Path, content: object) -> Merge:
     dtype = _torch_dtype(document.out_dtype or document.dtype)
     weights = [part.merged(reading.method, dtype) for part in parts]
     like = reading.like
-    config = config_of(like.folder, layers=reading.described(), dtype=dtype)
-    files = {"config.json": config, FILE: reading.template()}
+    config = config_of(like.folder, layers=reading.described(), dtype=dtype, tokens=reading.tokens)
+    files = {**reading.files, "config.json": config, FILE: reading.template()}
     return Merge(
         weights=weights[0] if len(weights) == 1 else Joined(weights),
         record={"recipe": content, "dialect": "mergekit"},
@@ -69,6 +69,8 @@ class _Reading:
         self.models: dict[str, Weights] = {}
         self._said: list[str] = []
         self._aligned: Weights | None = None
+        self.tokens: int | None = None
+        self.files: Mapping[str, str] = {}
         self.module = document.module
         self.shared = (
             self._scope("modules.default.parameters", self.module.parameters),
@@ -292,7 +294,7 @@ class _Reading:
             seen = align(sources[base], others, vocab)
         except InputError as error:
             raise type(error)(f"{self.where}: {error}") from None
-        self._aligned = seen.base
+        self._aligned, self.tokens, self.files = seen.base, seen.facts["rows"], seen.files
         self._said += seen.facts["notes"]
         return [*seen.tuned[:base], seen.base, *seen.tuned[base:]]
 
