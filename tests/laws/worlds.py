@@ -1,6 +1,7 @@
 """Small models, and every kind of task vector that can be made between them."""
 
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,35 @@ def masked(world: World, seed: int) -> TaskVector:
     return TaskVector.load(f"{place}#a")
 
 
+def adapter(world: World, seed: int, dora: bool = False) -> TaskVector:
+    """LoRA of an embedding and of a layer, with a bias saved whole."""
+    folder, tuned = path(), world.tuned(seed)
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"embeddings": (5, 3), "layer.0": (4, 3)}
+    factors = {"layer.0.bias": tuned["layer.0.bias"]}
+    for layer, (inputs, outputs) in sizes.items():
+        names = (
+            ("lora_embedding_A", "lora_embedding_B")
+            if layer == "embeddings"
+            else ("lora_A.weight", "lora_B.weight")
+        )
+        for name, shape in zip(names, ((2, inputs), (outputs, 2)), strict=True):
+            factors[f"{layer}.{name}"] = torch.randn(shape, generator=generator).to(world.dtype)
+        if dora:
+            lengths = 1 + torch.rand(outputs, generator=generator)
+            factors[f"{layer}.lora_magnitude_vector"] = lengths.to(world.dtype)
+    save_weights(
+        {f"base_model.model.{name}": t for name, t in factors.items()}, folder / "adapter_model.safetensors"
+    )
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 1, "use_dora": dora}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return TaskVector.load(folder).with_base(world.base)
+
+
+def dora(world: World, seed: int) -> TaskVector:
+    return adapter(world, seed, dora=True)
+
+
 def given_tensors(world: World, seed: int) -> TaskVector:
     dense = between(world, seed)
     return TaskVector.from_tensors({name: dense[name] for name in FLOATS}, world.base)
@@ -143,6 +173,8 @@ KINDS: dict[str, Callable[[World, int], TaskVector]] = {
     "low-rank": low_rank,
     "quantized": quantized,
     "masked": masked,
+    "adapter": adapter,
+    "adapter, DoRA": dora,
     "given tensors": given_tensors,
     "expression": expression,
     "edited": edited,
