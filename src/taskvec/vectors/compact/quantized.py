@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 
 from taskvec.vectors.compact.form import Form, Parts, Shape, Specs, entries, floating, shape_of
 from taskvec.weights import TensorSpec
+from taskvec.weights.source import BLOCK
 
 
 class Quantized(Form):
@@ -40,11 +41,16 @@ class Quantized(Form):
 
     def encode(self, tensor: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """Scales and codes; a group of zeros has the scale zero and stays as it is."""
-        flat = tensor.reshape(-1)
+        whole_bytes = 8 * self.group
+        pieces = torch.split(tensor.reshape(-1), max(1, BLOCK // whole_bytes) * whole_bytes)
+        scales, codes = zip(*map(self._piece, pieces), strict=True)
+        return {"scales": torch.cat(scales), "codes": torch.cat(codes)}
+
+    def _piece(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         groups = pad(flat, (0, -len(flat) % self.group), value=torch.nan).reshape(-1, self.group)
         scales = self.scales(groups)
         multiples = torch.where(scales[:, None] > 0, groups / scales[:, None], 0)
-        return {"scales": scales, "codes": self.codes(multiples.reshape(-1)[: len(flat)])}
+        return scales, self.codes(multiples.reshape(-1)[: len(flat)])
 
     def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
         """Multiples times scales."""
