@@ -20,6 +20,8 @@ from taskvec.edits.plan import plan
 from taskvec.edits.recipe import Recipe, read
 from taskvec.errors import BaseMismatch, InputError, KeyMismatch, OutputExists
 from taskvec.vectors import TaskVector
+from taskvec.vectors.info import BaseInfo
+from taskvec.vectors.statistics import StatisticsInfo
 from taskvec.weights import open_weights, save_weights
 
 BLOCKS = 5
@@ -116,6 +118,13 @@ def test_an_expression_is_a_linear_combination(made: Made) -> None:
     merge = made(expression="0.4*a - 0.3*b", scale=0.5)
     check(merge, summed([0.4, -0.3], 0.5))
     assert merge.passes == 1
+
+
+def test_what_is_left_out_is_said(made: Made) -> None:
+    assert made(rule="sum").notes == (
+        "a: differs, but integers are those of the base: 'steps'",
+        "b: differs, but integers are those of the base: 'steps'",
+    )
 
 
 def test_models_and_stored_vectors_go_together(made: Made) -> None:
@@ -218,7 +227,7 @@ def test_averages_of_whole_models_need_no_base(made: Made) -> None:
         one, two, three = (values[name].double() for values in states)
         expected = (one + 2 * two + three) / 4
         torch.testing.assert_close(merge.weights[name].double(), expected, rtol=0, atol=1e-6)
-    assert merge.notes
+    assert "no base: config, tokenizer and integer tensors are those of the first model, 'a'" in merge.notes
     assert set(merge.inputs) == {"a", "b", "c"}
 
 
@@ -465,6 +474,44 @@ def test_what_does_not_fit_is_refused_in_a_line(made: Made, place: Path, case: s
     assert "\n" not in str(told.value)
 
 
+def test_statistics_go_by_the_names_of_the_models(made: Made, place: Path, tmp_path: Path) -> None:
+    information = {name: {k: v.abs() for k, v in state(seed).items()} for name, seed in (("a", 7), ("b", 8))}
+    for name, tensors in information.items():
+        said = StatisticsInfo(
+            kind="fisher",
+            model=BaseInfo(ref=str(place / name)),
+            task=name,
+            data="none",
+            split="validation",
+            examples=1,
+            seed=0,
+        )
+        save_weights(tensors, tmp_path / f"{name}.safetensors", metadata=said.header())
+    paths = {name: str(tmp_path / f"{name}.safetensors") for name in ("b", "a")}
+    merge = made(rule="fisher", statistics=paths, parameters={"floor": 0})
+    first, second = deltas(1, 2)
+    one, two = ({n: v.double() for n, v in information[name].items()} for name in ("a", "b"))
+    expected = {n: (one[n] * first[n] + two[n] * second[n]) / (one[n] + two[n]) for n in SHAPES}
+    check(merge, expected, tolerance=1e-5)
+    assert "statistics of a" in merge.inputs
+    with pytest.raises(InputError, match="no value for 'b'"):
+        made(rule="fisher", statistics={"a": paths["a"]})
+
+
+def test_masked_vectors_are_named_with_their_task(made: Made, place: Path) -> None:
+    models = {name: TaskVector.between(place / "base", place / name) for name in ("a", "b")}
+    masked = tv.emr(models)
+    if not (place / "masked.safetensors").exists():
+        masked.save(place / "masked.safetensors")
+    keys = {"vectors": {"x": "masked.safetensors#a", "y": "masked.safetensors#b"}, "models": {}}
+    expected = {
+        name: masked.vector("a")[name].double() - 2 * masked.vector("b")[name].double() for name in SHAPES
+    }
+    check(made(**keys, expression="x - 2*y"), expected)
+    with pytest.raises(InputError, match="'x' and 'again' are the same"):
+        made(vectors={"x": "masked.safetensors#a", "again": "masked.safetensors#a"}, models={}, rule="sum")
+
+
 def test_a_recipe_that_holds_itself_is_refused(made: Made) -> None:
     value: dict[str, Any] = {"default": 1, "filters": []}
     value["filters"].append({"match": "mlp", "value": value})
@@ -474,7 +521,7 @@ def test_a_recipe_that_holds_itself_is_refused(made: Made) -> None:
 
 def test_the_base_among_the_models_is_noted(made: Made) -> None:
     merge = made(models={"a": "a", "same": "base"}, rule="mean")
-    assert merge.notes == ("same: the base itself, so its task vector is zero",)
+    assert "same: the base itself, so its task vector is zero" in merge.notes
     check(merge, summed([0.5, 0]))
 
 
@@ -520,7 +567,7 @@ def test_models_that_do_not_match_are_refused(place: Path, tmp_path: Path, kind:
     policies = {"on_extra": "drop", "on_missing": "zero"}
     if kind in ("extra", "missing"):
         merge = read(tmp_path / "recipe.yaml", {**content, **policies})
-        assert len(merge.notes) == 1
+        assert sum(note.startswith("odd: ") for note in merge.notes) == 1
         assert set(merge.weights) == {*SHAPES, "steps"}
 
 

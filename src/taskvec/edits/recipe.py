@@ -1,6 +1,6 @@
 """Recipes: YAML files that say which model to make of a base and task vectors, or of fine-tuned models."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
 from taskvec.rules import RULES, Rule
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
-from taskvec.vectors.checks import OnExtra, OnMissing
+from taskvec.vectors.checks import OnExtra, OnMissing, differing_buffers
 from taskvec.vectors.combining import grounded
 from taskvec.vectors.expression import names_in
 from taskvec.vectors.files import with_task
@@ -287,17 +287,20 @@ class _Reading:
             if self.recipe.base is not None and tuned.identity == self.inputs["base"].identity:
                 yield f"{name}: the base itself, so its task vector is zero"
             if tuned.adapter is None:  # which has names of its own
-                yield from _counted(f"{name}: left out, as the base lacks it", tuned, self.base)
-                yield from _counted(f"{name}: unchanged, as the model lacks it", self.base, tuned)
+                extra = [one for one in tuned if one not in self.base]
+                missing = [one for one in self.base if one not in tuned]
+                yield from _first(f"{name}: left out, as the base lacks it", extra)
+                yield from _first(f"{name}: unchanged, as the model lacks it", missing)
+                integers = differing_buffers(self.base, tuned)
+                yield from _first(f"{name}: differs, but integers are those of the base", integers)
         if self.recipe.base is None:
             first = next(iter(self.recipe.models))
             yield f"no base: config, tokenizer and integer tensors are those of the first model, {first!r}"
 
 
-def _counted(what: str, names: Iterable[str], known: Weights) -> Iterator[str]:
-    found = [name for name in names if name not in known]
-    if found:
-        yield f"{what}: {found[0]!r}" + (f" ({len(found) - 1} more)" if len(found) > 1 else "")
+def _first(what: str, names: Sequence[str]) -> Iterator[str]:
+    if names:
+        yield f"{what}: {names[0]!r}" + (f" ({len(names) - 1} more)" if len(names) > 1 else "")
 
 
 @dataclass(frozen=True)
