@@ -38,7 +38,7 @@ def inspect(
     facts = [_vector_facts(w, headers) if _is_vector(w) else _weights_facts(w, headers) for w in opened]
     vectors = [weights for weights in opened if _is_vector(weights) and not _has_masks(weights)]
     cosines = None
-    if len(vectors) > 1 and not headers:
+    if len(vectors) > 1 and not headers and not any(map(_needs_base, vectors)):
         cosines = _cosines(vectors, allow_other_base)
     if json:
         print_json({"files": facts, **({"cosines": _json_safe(cosines)} if cosines else {})})
@@ -62,6 +62,13 @@ def _is_vector(weights: "Weights") -> bool:
     from taskvec.vectors.info import has_info
 
     return has_info(weights) or weights.adapter is not None
+
+
+def _needs_base(weights: "Weights") -> bool:
+    """Whether it is an adapter that is known only relative to the weights of its base."""
+    from taskvec.vectors.adapters import open_adapter
+
+    return weights.adapter is not None and open_adapter(weights).relative
 
 
 def _has_masks(weights: "Weights") -> bool:
@@ -124,10 +131,23 @@ def _vector_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
         "base": base["ref"],
         "base_fingerprint": base["fingerprint"] or "not recorded",
         **info,
-        **({"form": compact.form, **compact.settings, "relative_error": compact.error} if compact else {}),
     }
+    if compact:
+        facts |= {
+            "tensors": len(compact.errors),
+            "elements": sum(vector.specs[name].numel for name in compact.errors),
+            "form": compact.form,
+            **compact.settings,
+            "relative_error": compact.error,
+        }
     if headers:
         return facts
+    if _needs_base(weights):
+        return {
+            **facts,
+            "norm": None,
+            "note": "known with its base alone: taskvec diff BASE ADAPTER -o VECTOR",
+        }
     norms = vector.norms()
     return {
         **facts,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -52,6 +53,16 @@ class Settings(BaseModel):
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     base_model_name_or_path: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What decides what the factors stand for, where it is not the default."""
+        kept = set(Settings.model_fields) - {"base_model_name_or_path"}
+        found = self.model_dump(mode="json", include=kept, exclude_defaults=True)
+        return {
+            "r": self.r,
+            "lora_alpha": self.lora_alpha,
+            **{name: value for name, value in found.items() if value},
+        }
 
     def rank(self, module: str) -> int:
         """The rank of a layer."""

@@ -61,7 +61,7 @@ class Adapter(Source):
             base=BaseInfo(ref=settings.base_model_name_or_path),
             tuned=weights.ref,
             regime="lora",
-            training={"peft": settings.model_dump(mode="json", include=set(Settings.model_fields))},
+            training={"peft": settings.record()},
         )
         self.relative = any(
             isinstance(piece, Saved)
