@@ -268,3 +268,30 @@ def test_a_mergekit_union_of_added_tokens_has_a_config_that_fits(padding: int, t
     assert rows == {token: row for row, token in enumerate([*WORDS, *CHAT, "<pad>"])}
     assert network.config.vocab_size == len(network.get_input_embeddings().weight) == max(24, 21 + padding)
     assert network.dtype == torch.bfloat16
+
+
+def test_tokens_in_other_rows_are_refused_without_a_vocabulary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save_base(tmp_path / "base")
+    moved = save_tuned(base, tmp_path / "moved", "llama", ORDERS["shuffled"])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("base: base\nmodels: {moved: moved}\n")
+    capsys.readouterr()
+    for command in (["diff", base, moved, "-o", tmp_path / "v"], ["merge", recipe, "-o", tmp_path / "out"]):
+        assert run(*command) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "token 'word19' has row 1, expected 20 as in" in said
+        assert "(19 more); match the rows by token (--vocab base)" in said
+        assert not Path(str(command[-1])).exists()
+        assert run(*command, "--vocab", "base", "-q") == 0
+
+
+def test_a_reserved_token_that_got_a_name_stands_where_it_stood(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    named = save_tuned(base, tmp_path / "named", "llama", [*WORDS[:-1], "<start>"])
+    assert run("diff", base, named, "-o", tmp_path / "v", "-q") == 0
+    name = "model.embed_tokens.weight"
+    delta = open_weights(named)[name] - open_weights(base)[name]
+    torch.testing.assert_close(TaskVector.load(tmp_path / "v")[name], delta)

@@ -68,6 +68,7 @@ def diff(
     import torch
 
     from taskvec.cli._editing import open_model
+    from taskvec.edits.tokens import check_in_order
     from taskvec.vectors import TaskVector, save_adapter
     from taskvec.vectors.checks import differing_buffers
     from taskvec.weights import open_weights
@@ -75,6 +76,8 @@ def diff(
     start, end = open_model(base), open_model(tuned)
     if vocab is not None:
         end = _in_vocabulary_of(start, end, quiet)
+    elif end.adapter is None:
+        check_in_order(start, end)
     vector = TaskVector.between(start, end, on_extra=on_extra, on_missing=on_missing)
     element = getattr(torch, dtype) if dtype else None
     if rank is not None:

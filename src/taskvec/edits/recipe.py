@@ -13,6 +13,7 @@ from taskvec.config import Config
 from taskvec.edits.merge import Merge
 from taskvec.edits.parameters import FORMS, Each, Value, by_vector, constant, for_rule, settle
 from taskvec.edits.passes import passes
+from taskvec.edits.tokens import check_in_order
 from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
 from taskvec.rules import RULES, Rule
@@ -188,6 +189,10 @@ class _Reading:
         _check_distinct(same | {name: (weights.identity, None) for name, weights in tuned.items()})
         if recipe.vocab is not None:
             base, tuned = self._aligned(base, tuned, recipe.vocab)
+        else:
+            for weights in tuned.values():
+                if weights.adapter is None:
+                    check_in_order(base, weights)
         vectors = {name: self._of_base(file.vector(), base) for name, file in held.items()}
         for name, weights in tuned.items():
             vector = TaskVector.between(base, weights, on_extra=recipe.on_extra, on_missing=recipe.on_missing)

@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from filecmp import cmp
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from taskvec.errors import CorruptFile
+from taskvec.errors import CorruptFile, InputError
+from taskvec.weights import Weights
 
 _OPAQUE = ("*.model", "*.tiktoken", "tekken.json", "bpe.codes", "vocab-src.json", "vocab-tgt.json")
 
@@ -30,6 +32,29 @@ def tokens_of(folder: Path | None) -> dict[str, int] | None:
     }.items():
         found.setdefault(token, row)
     return found
+
+
+def check_in_order(base: Weights, tuned: Weights) -> None:
+    """Refuse to subtract row by row where a token stands in different rows of two models.
+
+    A row that goes by another string in one of them is no such case: reserved tokens get names.
+
+    Raises: InputError, with the first such token; CorruptFile.
+    Cost: reads both tokenizers, unless they are the same files.
+    """
+    if base.folder is None or tuned.folder is None:
+        return
+    one, other = base.folder / "tokenizer.json", tuned.folder / "tokenizer.json"
+    if one.is_file() and other.is_file() and cmp(one, other, shallow=False):
+        return
+    ours, theirs = tokens_of(base.folder) or {}, tokens_of(tuned.folder) or {}
+    moved = [token for token, row in theirs.items() if ours.get(token, row) != row]
+    if moved:
+        more = f" ({len(moved) - 1} more)" if len(moved) > 1 else ""
+        raise InputError(
+            f"{tuned.ref}: token {moved[0]!r} has row {theirs[moved[0]]}, expected {ours[moved[0]]} as in "
+            f"{base.ref}{more}; match the rows by token (--vocab base)"
+        )
 
 
 def opaque_files(folder: Path | None) -> dict[str, str]:
