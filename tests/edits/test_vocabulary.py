@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import ViTConfig, ViTModel
@@ -28,6 +28,7 @@ def in_memory(folder: Path, tokens: Sequence[str] | None, rows: Tensor, **more: 
     return MemoryWeights(folder.name, {"embed_tokens.weight": rows, **more}, folder=folder)
 
 
+@settings(deadline=None)  # it writes files
 @given(data=st.data())
 def test_every_row_is_the_one_that_the_tokens_say(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
