@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -374,6 +376,19 @@ def test_positions_that_cannot_be_are_refused_when_read(density: float, tmp_path
             )
             with pytest.raises(CorruptFile, match="'long': "):
                 tv.TaskVector.load(changed)["long"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, torch, taskvec as tv\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "vector = tv.TaskVector.from_tensors({'a': torch.ones(9000), 'b': torch.ones(90000)}, None)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        f"vector.save({str(tmp_path / 'v.safetensors')!r}, form='int8')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "v.safetensors: could not be written (file too large); nothing was left behind" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_provenance_is_kept_and_the_manifest_is_short(tmp_path: Path) -> None:

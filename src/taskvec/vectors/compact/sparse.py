@@ -7,7 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.rules.magnitude import Entries, find, located, share, trim
+from taskvec.rules.magnitude import cuts_of, share, trim
+from taskvec.rules.rule import Stacks
 from taskvec.vectors.compact.bits import pack, packed_size, unpack
 from taskvec.vectors.compact.form import (
     ContradictoryParts,
@@ -84,8 +85,7 @@ class Sparse(Form):
 
 def _largest(flat: Tensor, keep: int) -> Tensor:
     """``flat`` without all but its ``keep`` largest entries; of equal ones the first are kept."""
-    found = find(Entries.whole(flat[None]), keep)
-    [cut] = located([flat[None]], found, [one.ties for one in found])
+    [cut] = cuts_of(Stacks.single(flat[None]), "", keep)
     return trim(flat, cut)
 
 

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -33,10 +35,14 @@ class Spool(Weights):
         self._end = 0
 
     def allot(self, name: str, spec: TensorSpec) -> None:
-        """Make room for a tensor; it is zero until it is written."""
+        """Make room for a tensor; it is zero until it is written.
+
+        Raises: TaskvecError if there is none.
+        """
         self._known[name], self._places[name] = spec, self._end
         self._end += spec.nbytes
-        self._file.truncate(self._end)
+        with self._failing_in_words():
+            self._file.truncate(self._end)
 
     def put(self, name: str, tensor: Tensor, first: int = 0) -> None:
         """Write a tensor that there is room for, or its rows from ``first`` on.
@@ -44,15 +50,10 @@ class Spool(Weights):
         Raises: TaskvecError if the disk is full.
         """
         data, place = raw_bytes(tensor), self._place(name, first)
-        try:
+        with self._failing_in_words():
             while data:
                 written = os.pwrite(self._file.fileno(), data, place)
                 data, place = data[written:], place + written
-        except OSError as error:
-            what = (error.strerror or str(error)).lower()
-            raise TaskvecError(
-                f"{self.target}: could not be written ({what}); nothing was left behind"
-            ) from error
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Make room for a tensor and write it."""
@@ -62,6 +63,16 @@ class Spool(Weights):
     def close(self) -> None:
         """Let go of the file, and with it of all that was written."""
         self._file.close()
+
+    @contextmanager
+    def _failing_in_words(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            what = (error.strerror or str(error)).lower()
+            raise TaskvecError(
+                f"{self.target}: could not be written ({what}); nothing was left behind"
+            ) from error
 
     def _place(self, name: str, first: int) -> int:
         spec = self._known[name]
