@@ -222,7 +222,10 @@ def arguments() -> Namespace:
     parser.add_argument("--edits", nargs="+", choices=EDITS, default=list(EDITS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--mergekit", type=Path, default=os.environ.get("MERGEKIT"))
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.keep and not options.scratch:
+        parser.error("--keep needs --scratch: a temporary folder does not stay")
+    return options
 
 
 if __name__ == "__main__":
