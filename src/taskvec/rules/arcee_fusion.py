@@ -47,7 +47,7 @@ def measure(stacks: Stacks, name: str, **_: object) -> dict[str, list[float]]:
 
 
 def _importance(deltas: Tensor, context: Mapping[str, Any]) -> Tensor:
-    base = present(context["_base"]).double()
+    base = present(context.get("_base")).double()
     after = torch.softmax(base + deltas.double(), dim=-1) + _EPS
     before = torch.softmax(base, dim=-1) + _EPS
     change = after * (after / before).log()

@@ -1,7 +1,7 @@
 """Rules one after the other: each vector is changed, all are merged, what is merged is changed."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, get_args
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.registry import Registry
-from taskvec.rules.rule import Rule, Scope, Stacks, Stage
+from taskvec.rules.rule import Piece, Rule, Scope, Stacks, Stage
 
 
 class Rules(Registry[Rule]):
@@ -125,18 +125,14 @@ def _followed(
     """What ``part`` makes of the stacks it sees, computed when read."""
     known: dict[str, Mapping[str, Any]] = {}
 
-    def read(name: str, rows: slice | None) -> Tensor:
+    def pieces(name: str, rows: slice | None) -> Iterator[Piece]:
         if name not in known:
             given = {**settings, **found[name]}
-            known[name] = {**_measured(seen, part, name, given), **found[name]}
-        values = {**settings, **seen.own(name), **seen.context(name, rows), **known[name]}
-        return part.function(seen.read(name, rows), **part.own(values))
+            known[name] = {**given, **seen.own(name), **_measured(seen, part, name, given)}
+        for stack, context in seen.pieces(name, rows):
+            yield part.function(stack, **part.own({**known[name], **context})), context
 
-    def pieces(name: str) -> Sequence[slice | None]:
-        rows = part.goes_by_rows(name, seen.shapes[name], {**settings, **seen.own(name)})
-        return seen.pieces(name) if rows else [None]
-
-    return replace(seen, read=read, pieces=pieces)
+    return replace(seen, pieces=pieces)
 
 
 def _measured(seen: Stacks, part: Rule, name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:

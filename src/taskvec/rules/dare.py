@@ -10,7 +10,7 @@ from torch import Tensor
 from taskvec.rules.draws import RANGE, below
 from taskvec.rules.rule import ANYWHERE, Place, Rule
 
-_PIECE = 1 << 17  # entries at a time: what is made on the way stays in cache
+_PIECE = 1 << 16  # entries at a time: what is made on the way stays in cache
 
 
 def dare(
@@ -34,13 +34,13 @@ def dare(
     Source: Yu et al. 2024, arXiv:2311.03099. mergekit rescales each tensor to its own L1 norm instead.
     """
     limit = max(1, round(density * RANGE))
-    kept = deltas.clone(memory_format=torch.contiguous_format).reshape(len(deltas), -1)
-    for task, entries in enumerate(kept):
+    kept = torch.empty(len(deltas), deltas[0].numel(), dtype=deltas.dtype)
+    for task, (entries, out) in enumerate(zip(deltas.reshape(kept.shape), kept, strict=True)):
         for start in range(0, len(entries), _PIECE):
-            piece = entries[start : start + _PIECE]
+            piece = out[start : start + _PIECE]
             at = Place(_place.name, _place.first + start)
-            entries_of = piece.numpy()
-            np.multiply(entries_of, below(limit, seed, task, at, len(piece)), out=entries_of)
+            mask = below(limit, seed, task, at, len(piece))
+            np.multiply(entries[start : start + _PIECE].numpy(), mask, out=piece.numpy())
             piece.div_(density)
     return kept.reshape(deltas.shape)
 

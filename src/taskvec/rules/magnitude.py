@@ -7,10 +7,11 @@ the entry is then found among these few. Without one, or where the bracket misse
 seen a piece at a time, and several together (a whole model) count like one.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from sys import maxsize
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +22,14 @@ from taskvec.rules.rule import Stacks
 
 _DIGIT = 16
 _RADIX = 1 << _DIGIT
-_PIECE = 1 << 18  # entries at a time: what is made on the way stays in cache
+_PIECE = 1 << 16  # entries at a time: what is made on the way stays in cache
 SMALL = 1 << 14
 """Entries of a task up to which all are looked at at once."""
 
-SAMPLE = 1 << 15
+SAMPLE = 1 << 16
 """Entries of a sample, about."""
+
+_MOST = 1 << 23  # entries of a task that are gathered; where more lie inside a bracket, all are counted
 
 
 Made = Callable[[Tensor, Mapping[str, Any]], Tensor]
@@ -54,11 +57,13 @@ class Found:
         threshold: that magnitude.
         ties: how many of the entries of exactly this magnitude are among the k largest.
         equal: how many there are.
+        until: the index of the first of them that is not, if it is known.
     """
 
     threshold: float
     ties: int
     equal: int
+    until: int | None = None
 
 
 def share(entries: int, fraction: float) -> int:
@@ -76,37 +81,63 @@ class Entries:
     """What is selected from.
 
     Attributes:
-        parts: gives the stacks (task, ...), all float32 or all float64, anew at each call.
-        number: entries of a task in all parts together.
+        blocks: each gives pieces (task, ...), all float32 or all float64, anew at each call.
+        number: entries of a task in all blocks together.
         sample: some entries of each task (task, n), spread over all of them; saves a pass.
     """
 
-    parts: Callable[[], Iterable[Tensor]]
+    blocks: Sequence[Callable[[], Iterable[Tensor]]]
     number: int
     sample: Tensor | None = None
 
     @classmethod
     def of(cls, stacks: Stacks, name: str, made: Made = lambda stack, context: stack) -> "Entries":
         """The entries of one tensor, or what is ``made`` of its pieces and their context."""
+
+        def block(rows: slice | None) -> Iterator[Tensor]:
+            return (made(*piece) for piece in stacks.pieces(name, rows))
+
         number = stacks.numel(name)
         sample = None
         if number > SMALL:
-            rows = [made(*piece) for piece in stacks.sample(name, SAMPLE)]
+            rows = [made(*piece) for piece in stacks.sample(name, 4 * SAMPLE)]
             flat = torch.cat([stack.reshape(len(stack), -1) for stack in rows], dim=1)
             sample = flat[:, :: max(1, flat.shape[1] // SAMPLE)]
-        return cls(lambda: (made(*piece) for piece in stacks.of(name)), number, sample)
+        return cls([partial(block, rows) for rows in stacks.blocks(name)], number, sample)
 
-    def changed(self, made: Callable[[Tensor], Tensor]) -> "Entries":
-        """What is made of each piece (task, ...), entry by entry."""
-        sample = None if self.sample is None else made(self.sample)
-        return Entries(lambda: map(made, self.parts()), self.number, sample)
+    @classmethod
+    def all_of(cls, stacks: Stacks) -> "Entries":
+        """The entries of every tensor together."""
+        blocks = [e for name in stacks.changed for e in cls._unsampled(stacks, name)]
+        return cls(blocks, sum(map(stacks.numel, stacks.changed)))
+
+    @staticmethod
+    def _unsampled(stacks: Stacks, name: str) -> list[Callable[[], Iterable[Tensor]]]:
+        def block(rows: slice | None) -> Iterator[Tensor]:
+            return (stack for stack, _ in stacks.pieces(name, rows))
+
+        return [partial(block, rows) for rows in stacks.blocks(name)]
 
     @classmethod
     def whole(cls, stack: Tensor) -> "Entries":
         """The entries of one stack (task, ...)."""
         number = stack[0].numel()
         flat = stack.reshape(len(stack), -1)
-        return cls(lambda: [stack], number, flat[:, :: max(1, number // SAMPLE)] if number > SMALL else None)
+        sample = flat[:, :: max(1, number // SAMPLE)] if number > SMALL else None
+        return cls([lambda: [stack]], number, sample)
+
+    def changed(self, made: Callable[[Tensor], Tensor]) -> "Entries":
+        """What is made of each piece (task, ...), entry by entry."""
+        blocks = [partial(_mapped, made, block) for block in self.blocks]
+        return Entries(blocks, self.number, None if self.sample is None else made(self.sample))
+
+    def parts(self) -> Iterator[Tensor]:
+        """All pieces."""
+        return (part for block in self.blocks for part in block())
+
+
+def _mapped(made: Callable[[Tensor], Tensor], block: Callable[[], Iterable[Tensor]]) -> Iterable[Tensor]:
+    return map(made, block())
 
 
 def cuts_of(stacks: Stacks, name: str, keep: int) -> list[Cut]:
@@ -117,16 +148,21 @@ def cuts_of(stacks: Stacks, name: str, keep: int) -> list[Cut]:
 
     Cost: a pass over the tensor, and another where not all of several equal entries are kept.
     """
-    found = find(Entries.of(stacks, name), keep)
-    return located((stack for stack, _ in stacks.of(name)), found, [one.ties for one in found])
+    if keep == stacks.numel(name):
+        return [Cut(0.0)] * stacks.tasks(name)
+    entries = Entries.of(stacks, name)
+    found = find(entries, keep)
+    return located(entries, found, [one.ties for one in found])
 
 
-def located(parts: Iterable[Tensor], found: Sequence[Found], ties: Sequence[int]) -> list[Cut]:
-    """Cuts for a tensor that keep so many ``ties`` of the entries that are equal to the thresholds."""
+def located(entries: Entries, found: Sequence[Found], ties: Sequence[int]) -> list[Cut]:
+    """Cuts for a tensor that keep so many ``ties`` of its entries that are equal to the thresholds."""
     if all(number >= one.equal for number, one in zip(ties, found, strict=True)):
         return [Cut(one.threshold) for one in found]
+    if all(n == one.ties and one.until is not None for n, one in zip(ties, found, strict=True)):
+        return [Cut(one.threshold, one.until or 0) for one in found]
     until, left, first = [maxsize] * len(found), list(ties), 0
-    for part in parts:
+    for part in entries.parts():
         for task, delta in enumerate(part):
             if until[task] < maxsize:
                 continue
@@ -135,6 +171,8 @@ def located(parts: Iterable[Tensor], found: Sequence[Found], ties: Sequence[int]
                 until[task] = first + int(equal[left[task]])
             left[task] -= len(equal)
         first += part[0].numel()
+        if all(end < maxsize for end in until):
+            break
     return [Cut(one.threshold, end) for one, end in zip(found, until, strict=True)]
 
 
@@ -146,8 +184,7 @@ def trim(tensor: Tensor, cut: Cut, first: int = 0, out: Tensor | None = None) ->
         first: the index in that tensor of the first of them.
         out: where the result goes; may be ``tensor``.
     """
-    threshold = torch.tensor(cut.threshold, dtype=tensor.dtype)
-    below = torch.nextafter(threshold, torch.zeros_like(threshold)).item()
+    below = _below(cut.threshold, tensor.dtype)
     last = first + tensor.numel()
     if cut.until >= last:
         if not cut.threshold:
@@ -162,6 +199,13 @@ def trim(tensor: Tensor, cut: Cut, first: int = 0, out: Tensor | None = None) ->
     return target.reshape(tensor.shape)
 
 
+@cache
+def _below(threshold: float, dtype: torch.dtype) -> float:
+    """The next smaller float."""
+    kind = np.float64 if dtype == torch.float64 else np.float32
+    return float(np.nextafter(kind(threshold), kind(0)))
+
+
 def _shrunk(tensor: Tensor, bound: float, out: Tensor | None) -> Tensor:
     """Zero where the magnitude is at most ``bound``."""
     if out is None:
@@ -174,8 +218,9 @@ def find(entries: Entries, keep: int) -> list[Found]:
 
     Cost: a pass over the entries with a good sample, else two in float32 and four in float64.
     """
-    keys, ranks, equal = _select(entries, keep, _by_magnitude)
-    return [Found(*numbers) for numbers in zip(keys.tolist(), ranks, equal, strict=True)]
+    dtype, chosen = _select(entries, keep, _by_magnitude)
+    values = _numbers([one.key for one in chosen], dtype).tolist()
+    return [Found(value, *one[1:]) for value, one in zip(values, chosen, strict=True)]
 
 
 def kth_largest(entries: Entries, rank: int) -> Tensor:
@@ -183,33 +228,43 @@ def kth_largest(entries: Entries, rank: int) -> Tensor:
 
     Cost: as for ``find``.
     """
-    return _select(entries, rank, _by_value)[0]
+    dtype, chosen = _select(entries, rank, _by_value)
+    return _numbers([one.key for one in chosen], dtype)
 
 
 Keys = NDArray[np.signedinteger[Any]]
 KeyOf = Callable[[Tensor], Tensor]
 
 
-def _select(entries: Entries, rank: int, key: KeyOf) -> tuple[Tensor, list[int], list[int]]:
-    """The entry of this rank for each task, its rank among the entries equal to it, and their number."""
+class _Chosen(NamedTuple):
+    """The entry of a rank, by its key: its rank among those equal to it, their number, and the index of the
+    first of them that has a larger rank, if it is known."""
+
+    key: int
+    ties: int
+    equal: int
+    until: int | None = None
+
+
+def _select(entries: Entries, rank: int, key: KeyOf) -> tuple[torch.dtype, list[_Chosen]]:
+    """The entry of this rank for each task."""
     if entries.number <= SMALL:
         gathered = torch.cat([part.reshape(len(part), -1) for part in entries.parts()], dim=1)
-        dtype, chosen = gathered.dtype, [_among(key(one).numpy(), rank) for one in gathered]
-    else:
-        dtype = next(iter(entries.parts())).dtype
-        chosen = _bracketed(entries, rank, key) or _counted(entries, rank, key)
-    keys = torch.tensor([value for value, _, _ in chosen], dtype=_integer(dtype))
-    return _ordered(keys).view(dtype), [among for _, among, _ in chosen], [equal for _, _, equal in chosen]
+        return gathered.dtype, [_among(key(one).numpy(), rank) for one in gathered]
+    dtype = next(iter(entries.parts())).dtype if entries.sample is None else entries.sample.dtype
+    return dtype, _bracketed(entries, rank, key) or _counted(entries, rank, key)
 
 
-def _among(keys: Keys, rank: int) -> tuple[int, int, int]:
-    """The key of this rank, its rank among its equals, and their number."""
+def _among(keys: Keys, rank: int) -> _Chosen:
+    """The one of this rank."""
     place = len(keys) - rank
     value = np.partition(keys, place)[place]
-    return int(value), rank - int(np.count_nonzero(keys > value)), int(np.count_nonzero(keys == value))
+    ties = rank - int(np.count_nonzero(keys > value))
+    equal = np.flatnonzero(keys == value)
+    return _Chosen(int(value), ties, len(equal), int(equal[ties]) if ties < len(equal) else None)
 
 
-def _bracketed(entries: Entries, rank: int, key: KeyOf) -> list[tuple[int, int, int]]:
+def _bracketed(entries: Entries, rank: int, key: KeyOf) -> list[_Chosen]:
     """In one pass: count what is above a bracket and gather what is inside it.
 
     Empty if there is no sample, or if the wanted entry is in none of the brackets of some task.
@@ -217,34 +272,67 @@ def _bracketed(entries: Entries, rank: int, key: KeyOf) -> list[tuple[int, int, 
     if entries.sample is None:
         return []
     brackets = [_bracket(key(one).numpy(), rank / entries.number) for one in entries.sample]
-    above = [0] * len(brackets)
-    inside: list[list[Keys]] = [[] for _ in brackets]
-    for part in entries.parts():
-        for task, (low, high) in enumerate(brackets):
-            for piece in torch.split(part[task].reshape(-1), _PIECE):
-                keys = key(piece).numpy()
-                over = keys > high
-                above[task] += int(np.count_nonzero(over))
-                over ^= keys >= low
-                inside[task].append(keys[np.flatnonzero(over)])
-    gathered = [np.concatenate(pieces) for pieces in inside]
-    wanted = [rank - number for number in above]
-    if any(not 0 < left <= len(keys) for left, keys in zip(wanted, gathered, strict=True)):
+    inside: list[list[list[Keys]]] = [[[] for _ in entries.blocks] for _ in brackets]
+    wanted, gathered = [rank] * len(brackets), [0] * len(brackets)
+    starts = [0]
+    for place, block in enumerate(entries.blocks):
+        starts.append(starts[-1])
+        for part in block():
+            starts[-1] += part[0].numel()
+            for task, (low, high) in enumerate(brackets):
+                for piece in torch.split(part[task].reshape(-1), _PIECE):
+                    keys = key(piece).numpy()
+                    first, last = np.count_nonzero(keys < low), np.count_nonzero(keys <= high)
+                    wanted[task] -= len(keys) - int(last)
+                    if first < last:
+                        keys.partition(int(last) - 1)  # one place at a time is what numpy is fast at
+                        keys[:last].partition(int(first))
+                        inside[task][place].append(keys[first:last].copy())
+                        gathered[task] += int(last - first)
+        if max(gathered) > _MOST:
+            return []
+    if any(not 0 < left <= number for left, number in zip(wanted, gathered, strict=True)):
         return []
-    return [_among(keys, left) for left, keys in zip(wanted, gathered, strict=True)]
+    chosen = []
+    for task, (blocks, left) in enumerate(zip(inside, wanted, strict=True)):
+        one = _among(np.concatenate([keys for block in blocks for keys in block]), left)
+        equal = [sum(int(np.count_nonzero(keys == one.key)) for keys in block) for block in blocks]
+        until = _end(entries, equal, starts, task, one, key) if one.ties < one.equal else None
+        chosen.append(one._replace(until=until))
+    return chosen
+
+
+def _end(
+    entries: Entries, equal: Sequence[int], starts: Sequence[int], task: int, one: _Chosen, key: KeyOf
+) -> int:
+    """The index of the first entry that equals the chosen one but has a larger rank; reads one block.
+
+    Args:
+        equal: how many entries of each block are equal to the chosen one.
+        starts: the index of the first entry of each block.
+    """
+    totals = np.cumsum(equal)
+    place = int(np.searchsorted(totals, one.ties, side="right"))
+    left, first = one.ties - int(totals[place] - equal[place]), starts[place]
+    for part in entries.blocks[place]():
+        found = np.flatnonzero(key(part[task].reshape(-1)).numpy() == one.key)
+        if len(found) > left:
+            return first + int(found[left])
+        left, first = left - len(found), first + part[task].numel()
+    raise AssertionError("a block was read twice and was not the same")
 
 
 def _bracket(keys: Keys, fraction: float) -> tuple[int, int]:
     """The keys between which the entry that so large a fraction exceeds lies, most likely."""
     number = len(keys)
-    slack = 0.01 + 4 * (fraction * (1 - fraction) / number) ** 0.5
+    slack = 0.004 + 4 * (fraction * (1 - fraction) / number) ** 0.5
     least, most = np.iinfo(keys.dtype).min, np.iinfo(keys.dtype).max
     first, last = int((1 - fraction - slack) * number), int((1 - fraction + slack) * number) + 1
     inner = np.partition(keys, sorted({max(first, 0), min(last, number - 1)}))
     return int(inner[first]) if first > 0 else least, int(inner[last]) if last < number else most
 
 
-def _counted(entries: Entries, rank: int, key: KeyOf) -> list[tuple[int, int, int]]:
+def _counted(entries: Entries, rank: int, key: KeyOf) -> list[_Chosen]:
     """By histograms, one pass for every 16 bits."""
     first = next(iter(entries.parts()))
     prefixes, ranks, equal = [0] * len(first), [rank] * len(first), [0] * len(first)
@@ -261,7 +349,7 @@ def _counted(entries: Entries, rank: int, key: KeyOf) -> list[tuple[int, int, in
             digit = _RADIX - 1 - place
             equal[task] = int(counts[task, digit])
             prefixes[task] = digit - _RADIX // 2 if leading else (prefixes[task] << _DIGIT) | digit
-    return list(zip(prefixes, ranks, equal, strict=True))
+    return [_Chosen(*numbers) for numbers in zip(prefixes, ranks, equal, strict=True)]
 
 
 def _histogram(tensor: Tensor, key: KeyOf, shift: int, prefix: int | None) -> Tensor:
@@ -277,8 +365,14 @@ def _histogram(tensor: Tensor, key: KeyOf, shift: int, prefix: int | None) -> Te
     return counts
 
 
+def _numbers(keys: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The floats that have these keys."""
+    return _ordered(torch.tensor(keys, dtype=_integer(dtype))).view(dtype)
+
+
 def _by_magnitude(tensor: Tensor) -> Tensor:
-    return tensor.abs().view(_integer(tensor.dtype))
+    bits = tensor.view(_integer(tensor.dtype))
+    return bits & torch.iinfo(bits.dtype).max
 
 
 def _by_value(tensor: Tensor) -> Tensor:

@@ -72,10 +72,10 @@ def pcb(
 
 def prepare(stacks: Stacks, *, ratio: float, trim: str, **_: Any) -> Mapping[str, Mapping[str, Any]] | None:
     """The quantiles and extremes of each task."""
-    number = sum(map(stacks.numel, stacks.changed))
-    if trim == "tensor" or not number:
+    entries = Entries.all_of(stacks)
+    if trim == "tensor" or not entries.number:
         return None
-    whole = _found(Entries(lambda: (stack for _, stack in stacks), number), ratio)
+    whole = _found(entries, ratio)
     return {name: {"_balance": whole} for name in stacks.changed}
 
 

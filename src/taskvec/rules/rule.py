@@ -34,6 +34,10 @@ ANYWHERE = Place()
 """Where deltas lie that are of no model."""
 
 
+Piece = tuple[Tensor, Mapping[str, Any]]
+"""Deltas (task, *rows), and what goes with them: ``_place``, and where rules ask ``_base`` and ``_stats``."""
+
+
 @dataclass(frozen=True)
 class Stacks:
     """The deltas of a whole model, a piece of a tensor at a time; each iteration reads them anew.
@@ -41,48 +45,49 @@ class Stacks:
     Attributes:
         shapes: of every tensor of the model, changed or not.
         changed: the names of those that have deltas.
-        pieces: name -> slices of the first axis to read it by; ``None`` stands for the whole.
-        read: name and rows -> deltas (task, *rows), or what earlier rules of a chain made of them.
-        context: name and rows -> what goes with them: ``_place``, and where rules ask for it ``_base``.
+        blocks: name -> slices of the first axis to read it by; ``None`` stands for the whole.
+        pieces: name and rows -> their deltas, or what earlier rules of a chain made of them, in order.
         own: name -> parameters that are this tensor's own.
     """
 
     shapes: Mapping[str, Sequence[int]]
     changed: Sequence[str]
-    pieces: Callable[[str], Sequence[slice | None]]
-    read: Callable[[str, slice | None], Tensor]
-    context: Callable[[str, slice | None], Mapping[str, Any]]
+    blocks: Callable[[str], Sequence[slice | None]]
+    pieces: Callable[[str, slice | None], Iterator[Piece]]
     own: Callable[[str], Mapping[str, Any]] = lambda name: {}
 
     @classmethod
     def single(cls, deltas: Tensor, **context: Any) -> "Stacks":
         """The deltas of one tensor, called ``""``."""
-        return cls({"": deltas.shape[1:]}, [""], lambda _: [None], lambda *_: deltas, lambda *_: context)
+        return cls({"": deltas.shape[1:]}, [""], lambda _: [None], lambda *_: iter([(deltas, context)]))
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, stack) for name in self.changed for stack, _ in self.of(name))
 
-    def of(self, name: str) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
-        """The pieces of one tensor, each with its context."""
-        return ((self.read(name, rows), self.context(name, rows)) for rows in self.pieces(name))
+    def of(self, name: str) -> Iterator[Piece]:
+        """The pieces of one tensor."""
+        return (piece for rows in self.blocks(name) for piece in self.pieces(name, rows))
 
     def numel(self, name: str) -> int:
         """How many entries a tensor has."""
         return math.prod(self.shapes[name])
 
-    def sample(self, name: str, number: int) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
-        """Rows that are spread over a tensor, of about so many entries; all if it is in one piece."""
+    def tasks(self, name: str) -> int:
+        """How many task vectors there are."""
+        return len(next(self.of(name))[0])
+
+    def sample(self, name: str, number: int) -> Iterator[Piece]:
+        """Rows that are spread over a tensor, of about so many entries; all if it is in one block."""
         shape = self.shapes[name]
-        if len(self.pieces(name)) == 1:
+        if len(self.blocks(name)) == 1:
             yield from self.of(name)
             return
         width = max(1, self.numel(name) // shape[0])
-        together = max(1, number // 64 // width)
+        together = min(shape[0], max(1, number // 16 // width))
         count = min(shape[0] // together, max(8, number // (together * width)))
-        starts = [place * (shape[0] - together) // max(1, count - 1) for place in range(count)]
-        for start in starts:
-            rows = slice(start, start + together)
-            yield self.read(name, rows), self.context(name, rows)
+        for place in range(count):
+            start = place * (shape[0] - together) // max(1, count - 1)
+            yield from self.pieces(name, slice(start, start + together))
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def measure(stacks: Stacks, name: str, *, select_topk: float, **_: object) -> di
         differing = sum(int(part.count_nonzero()) for part in entries.parts())
         if differing:
             found = find(entries, share(differing, select_topk))
-            [cut] = located(entries.parts(), found, [one.ties for one in found])
+            [cut] = located(entries, found, [one.ties for one in found])
     energy, first = torch.zeros(1, dtype=torch.float64), 0
     for deltas, _context in stacks.of(name):
         chosen = _chosen(deltas, cut, first)

@@ -14,7 +14,7 @@ from taskvec.rules.magnitude import Cut, Entries, count_equal, cuts_of, find, lo
 from taskvec.rules.magnitude import trim as trim_at
 from taskvec.rules.rule import ANYWHERE, Place, Rule, Stacks
 
-_PIECE = 1 << 17  # entries at a time: what is made on the way stays in cache
+_PIECE = 1 << 16  # entries at a time: what is made on the way stays in cache
 
 
 def ties(
@@ -52,59 +52,59 @@ def ties(
     Source: Yadav et al. 2023, arXiv:2306.01708; ``weigh``: mergekit (before), PEFT (after).
     """
     factors = addition.coefficients(len(deltas), weights=weights)
-    first = _place.first
-    cuts = measure(Stacks.single(deltas), "", keep=keep, trim="tensor") if _cuts is None else {"_cuts": _cuts}
-    flat = deltas.reshape(len(deltas), -1)
+    ones = [1.0] * len(factors)
+    before, after = (factors, ones) if weigh == "before" else (ones, factors)
+    cuts = measure(Stacks.single(deltas), "", keep=keep, trim="tensor")["_cuts"] if _cuts is None else _cuts
     merged = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
-    before, after = (factors, [1.0] * len(factors)) if weigh == "before" else ([1.0] * len(factors), factors)
-    counts = before if weights is not None else [1.0] * len(factors)
-    for place, (piece, target) in enumerate(
-        zip(torch.split(flat, _PIECE, dim=1), torch.split(merged.reshape(-1), _PIECE), strict=True)
-    ):
-        at = first + place * _PIECE
-        trimmed = [trim_at(entries, cut, at) for entries, cut in zip(piece, cuts["_cuts"], strict=True)]
+    flat = deltas.reshape(len(deltas), -1)
+    pieces = zip(torch.split(flat, _PIECE, dim=1), torch.split(merged.reshape(-1), _PIECE), strict=True)
+    for place, (piece, target) in enumerate(pieces):
+        ballots = torch.empty_like(piece, memory_format=torch.contiguous_format)
+        for entries, cut, factor, ballot in zip(piece, cuts, before, ballots, strict=True):
+            trim_at(entries, cut, _place.first + place * _PIECE, out=ballot)
+            if factor != 1.0:
+                ballot.mul_(factor)
         if merge == "max":
-            target.copy_(_largest(torch.stack(trimmed), before, after, elect))
+            target.copy_(_largest(ballots, after, elect))
         else:
-            target.copy_(_summed(trimmed, before, after, counts, elect, merge))
+            _average(ballots, before if merge == "mean" else None, after, elect, target)
     return merged
 
 
-def _summed(
-    trimmed: Sequence[Tensor],
-    before: Sequence[float],
-    after: Sequence[float],
-    counts: Sequence[float],
-    elect: str,
-    merge: str,
-) -> Tensor:
-    """Elect signs and add what agrees, or average it by ``counts``: what is positive and what is negative is
-    gathered apart, and the sign says which of the two it is. ``trimmed`` is written into."""
-    votes, plus, minus, pluses, minuses, work = torch.zeros(6, len(trimmed[0]), dtype=trimmed[0].dtype)
-    for ballot, once, later, count in zip(trimmed, before, after, counts, strict=True):
-        if once != 1.0:
-            ballot.mul_(once)
-        plus.add_(torch.clamp_min(ballot, 0, out=work), alpha=later)
-        minus.add_(torch.clamp_max(ballot, 0, out=work), alpha=later)
-        votes.add_(ballot if elect == "mass" else torch.sign(ballot, out=work))
-        if merge == "mean":
-            pluses.add_(torch.gt(ballot, 0, out=work), alpha=count)
-            minuses.add_(torch.lt(ballot, 0, out=work), alpha=count)
-    positive = votes.ge_(0)
-    chosen = torch.lerp(minus, plus, positive, out=plus)
-    if merge == "sum":
-        return chosen
-    total = torch.lerp(minuses, pluses, positive, out=pluses)
-    return chosen.div_(total.add_(torch.eq(total, 0, out=work)))
+def _average(
+    ballots: Tensor, counts: Sequence[float] | None, factors: Sequence[float], elect: str, out: Tensor
+) -> None:
+    """Elect signs, add what agrees times its factor, and divide by the counts of what agrees, if any.
+
+    ``ballots`` (task, n) are written into.
+    """
+    work = torch.empty_like(out)
+    votes = _total(
+        ballots if elect == "mass" else ballots.sign(), [1.0] * len(ballots), torch.empty_like(out)
+    )
+    sign = votes.ge_(0).mul_(2).sub_(1)
+    # Times the sign, what agrees is positive, and what does not becomes zero.
+    agreeing = ballots.mul_(sign).relu_()
+    _total(agreeing, factors, out).mul_(sign)
+    if counts is not None:
+        total = _total(agreeing.sign_(), counts, work)
+        out.div_(total.add_(torch.eq(total, 0, out=sign)))
 
 
-def _largest(trimmed: Tensor, before: Sequence[float], after: Sequence[float], elect: str) -> Tensor:
+def _total(rows: Tensor, factors: Sequence[float], out: Tensor) -> Tensor:
+    """``sum_t c_t row_t``, into ``out``."""
+    torch.mul(rows[0], factors[0], out=out)
+    for row, factor in zip(rows[1:], factors[1:], strict=True):
+        out.add_(row, alpha=factor)
+    return out
+
+
+def _largest(ballots: Tensor, factors: Sequence[float], elect: str) -> Tensor:
     """Elect signs and take the entry of largest magnitude that agrees, (task, n) -> (n,)."""
-    ballots = trimmed * torch.tensor(before, dtype=trimmed.dtype)[:, None]
     signs = ballots.sign()
     votes = (ballots if elect == "mass" else signs).sum(0)
     agree = signs == torch.where(votes < 0, -1.0, 1.0)
-    chosen = ballots * agree * torch.tensor(after, dtype=trimmed.dtype)[:, None]
+    chosen = ballots * agree * torch.tensor(factors, dtype=ballots.dtype)[:, None]
     return chosen.gather(0, chosen.abs().argmax(0, keepdim=True))[0]
 
 
@@ -113,28 +113,27 @@ def measure(stacks: Stacks, name: str, *, keep: float, trim: str, **_: Any) -> d
     if trim == "global":
         return {}
     kept = share(stacks.numel(name), keep)
-    return {"_cuts": cuts_of(stacks, name, kept) if kept else [Cut(math.inf)] * len(stacks.read(name, None))}
+    return {"_cuts": cuts_of(stacks, name, kept) if kept else [Cut(math.inf)] * stacks.tasks(name)}
 
 
 def prepare(stacks: Stacks, *, keep: float, trim: str, **_: Any) -> dict[str, dict[str, list[Cut]]] | None:
     """One cut for each task over all tensors, its ties dealt out in the order of the tensors."""
     if trim == "tensor":
         return None
-    number = sum(stacks.numel(name) for name in stacks.changed)
-    if not number:
+    entries = Entries.all_of(stacks)
+    if not entries.number:
         return None
-    found = find(Entries(lambda: (stack for _, stack in stacks), number), share(number, keep))
+    found = find(entries, share(entries.number, keep))
     left = [one.ties for one in found]
     dealt: dict[str, dict[str, list[Cut]]] = {}
     for name in stacks.changed:
-        here = [
-            sum(count_equal(stack[task], one) for stack, _ in stacks.of(name))
-            for task, one in enumerate(found)
-        ]
-        own = [replace(one, equal=equal) for one, equal in zip(found, here, strict=True)]
-        cuts = located((stack for stack, _ in stacks.of(name)), own, left)
-        dealt[name] = {"_cuts": cuts}
-        left = [max(0, ties - equal) for ties, equal in zip(left, here, strict=True)]
+        own = Entries.of(stacks, name)
+        here = [0] * len(found)
+        for part in own.parts():
+            here = [n + count_equal(d, one) for n, d, one in zip(here, part, found, strict=True)]
+        equal = [replace(one, equal=number, until=None) for one, number in zip(found, here, strict=True)]
+        dealt[name] = {"_cuts": located(own, equal, left)}
+        left = [max(0, ties - number) for ties, number in zip(left, here, strict=True)]
     return dealt
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from threading import RLock
 from typing import Any
@@ -14,10 +14,10 @@ from torch import Tensor
 from taskvec.errors import InputError
 from taskvec.registry import nearest
 from taskvec.rules import RULES, Rule
-from taskvec.rules.rule import Place, Stacks
+from taskvec.rules.rule import Piece, Place, Stacks
 from taskvec.vectors.base import Base, shared_base
 from taskvec.vectors.info import VectorInfo
-from taskvec.vectors.linear import Origins, Spot, total, write_delta
+from taskvec.vectors.linear import CHUNK, Forms, Spot
 from taskvec.vectors.sources import Source
 from taskvec.vectors.statistics import check_statistics
 from taskvec.vectors.vector import TaskVector, joined_specs
@@ -187,49 +187,46 @@ class Combined(Source):
         return made if rows is None else made[rows]
 
     def _made(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
-        stack = self._stack(name, rows, dtype)
-        values = {**self._context(name, rows, dtype), **self._known(name, dtype)}
-        made = self._rule(stack, **{**self._settings_at(name), **self._rule.own(values)})
-        if made.shape != stack.shape[1:]:
-            raise InputError(
-                f"rule {self._rule.name!r}: {name!r} has shape {tuple(made.shape)}, "
-                f"expected {tuple(stack.shape[1:])}"
-            )
-        return made
+        settings = self._rule.own({**self._settings_at(name), **self._known(name, dtype)})
+        parts = []
+        for stack, context in self._pieces(name, rows, dtype):
+            made = self._rule(stack, **{**settings, **self._rule.own(context)})
+            if made.shape != stack.shape[1:]:
+                raise InputError(
+                    f"rule {self._rule.name!r}: {name!r} has shape {tuple(made.shape)}, "
+                    f"expected {tuple(stack.shape[1:])}"
+                )
+            parts.append(made)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _settings_at(self, name: str) -> Mapping[str, Any]:
         return {**self._settings, **self._each.get(name, {})}
 
-    def _stack(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
-        """The deltas of all vectors (task, *rows)."""
+    def _pieces(self, name: str, rows: slice | None, dtype: torch.dtype) -> Iterator[Piece]:
+        """The deltas of all vectors and what goes with them, in pieces that stay in cache if the rule goes
+        by rows."""
         shape = rows_shape(self.specs[name].shape, rows)
-        stack = torch.empty(len(self._vectors), *shape, dtype=dtype)
-        spot = Spot(name, rows, dtype)
-        origins = Origins(spot)
-        for vector, deltas in zip(self._vectors, stack, strict=True):
-            terms = vector.terms_at(name) if name in vector else []
-            if not terms:
-                deltas.zero_()
-            elif len(terms) == 1 and terms[0][1] == 1.0:
-                write_delta(terms[0][0], spot, origins, deltas)
-            else:
-                deltas.copy_(total(terms, spot, origins))
-        return stack
-
-    def _context(self, name: str, rows: slice | None, dtype: torch.dtype) -> dict[str, Any]:
-        """What a rule may ask for beside the deltas."""
-        shape = self.specs[name].shape
-        before = 0 if rows is None else rows.indices(shape[0])[0]
-        place = Place(name, before * math.prod(shape[1:]))
+        forms = [vector.terms_at(name) if name in vector else [] for vector in self._vectors]
+        deltas = Forms(forms, Spot(name, rows, dtype), shape)
         base = None if self._base is None else self._base.read(name, rows).to(dtype)
-        found = {"_place": place, "_base": base}
-        return {**found, "_stats": self._stats_of(name, rows)} if self._stats else found
+        stats = [self._stats_of(one, name, rows) for one in self._stats]
+        first = 0 if rows is None else rows.indices(self.specs[name].shape[0])[0]
+        for part in row_blocks(shape, CHUNK) if self.in_rows(name) else [None]:
+            before = first + (0 if part is None else part.start)
+            context: dict[str, Any] = {"_place": Place(name, before * math.prod(shape[1:]))}
+            if base is not None:
+                context["_base"] = base if part is None else base[part]
+            if stats:
+                cut = part is not None
+                context["_stats"] = [one and (one[0][part] if cut and one[1] else one[0]) for one in stats]
+            yield deltas.stack(part), context
 
-    def _stats_of(self, name: str, rows: slice | None) -> list[Tensor | None]:
-        """The statistics of each task, of the same rows if they have the shape of the deltas."""
-        shape = self.specs[name].shape
-        held = ((one, one.spec(name).shape == shape) if name in one else None for one in self._stats)
-        return [one and one[0].read(name, rows if one[1] else None) for one in held]
+    def _stats_of(self, stats: Weights, name: str, rows: slice | None) -> tuple[Tensor, bool] | None:
+        """Statistics of a tensor, of the same rows if (``True``) they have the shape of the deltas."""
+        if name not in stats:
+            return None
+        alike = stats.spec(name).shape == self.specs[name].shape
+        return stats.read(name, rows if alike else None), alike
 
     def _known(self, name: str, dtype: torch.dtype) -> Mapping[str, Any]:
         """What the first passes found: over the whole model, and over this tensor."""
@@ -248,8 +245,7 @@ class Combined(Source):
             {name: spec.shape for name, spec in self.specs.items()},
             tuple(name for name in self.specs if self.touches(name)),
             lambda name: list(row_blocks(self.specs[name].shape)) if self.in_rows(name) else [None],
-            lambda name, rows: self._stack(name, rows, dtype),
-            lambda name, rows: self._context(name, rows, dtype),
+            lambda name, rows: self._pieces(name, rows, dtype),
             lambda name: self._each.get(name, {}),
         )
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from taskvec.vectors.sources import Difference, Source
 from taskvec.weights import Weights
+from taskvec.weights.source import rows_shape
 
-CHUNK = 1 << 17
+CHUNK = 1 << 16
 """Elements computed at a time."""
 
 Terms = Sequence[tuple[Source, float]]
@@ -96,12 +97,45 @@ def total(terms: Terms, spot: Spot, origins: Origins, base: Tensor | None = None
     return out
 
 
-def write_delta(source: Source, spot: Spot, origins: Origins, out: Tensor) -> None:
-    """The direction of one source, written into ``out``."""
-    if isinstance(source, Difference):
-        out.copy_(source.tuned.read(spot.name, spot.rows)).sub_(origins.of(source.base))
-    else:
-        out.copy_(source.delta(*spot))
+class Forms:
+    """Several linear forms at one spot, read once, to be had some rows at a time.
+
+    Args:
+        forms: the terms of each; one without terms is zero.
+        spot: where.
+        shape: of what is there.
+    """
+
+    def __init__(self, forms: Sequence[Terms], spot: Spot, shape: Sequence[int]) -> None:
+        origins = Origins(spot)
+        self._dtype, self._shape = spot.dtype, tuple(shape)
+        self._operands = [_joined(terms, spot, origins) for terms in forms]
+
+    def stack(self, rows: slice | None = None) -> Tensor:
+        """The deltas (form, *rows), as a new tensor."""
+        shape = rows_shape(self._shape, rows)
+        stack = torch.empty(len(self._operands), *shape, dtype=self._dtype)
+        before: dict[int, Tensor] = {}
+        for one, deltas in zip(self._operands, stack, strict=True):
+            if one is None:
+                deltas.zero_()
+                continue
+            deltas.copy_(one.end if rows is None else one.end[rows])
+            if one.start is not None:
+                if id(one.start) not in before:
+                    start = one.start if rows is None else one.start[rows]
+                    before[id(one.start)] = start.to(self._dtype)
+                deltas.sub_(before[id(one.start)])
+        return stack
+
+
+def _joined(terms: Terms, spot: Spot, origins: Origins) -> _Operand | None:
+    """One operand of factor 1 that a form comes to; ``None`` for zero."""
+    if not terms:
+        return None
+    if len(terms) == 1 and terms[0][1] == 1.0:
+        return _operand(*terms[0], spot, origins)
+    return _Operand(1.0, total(terms, spot, origins), None)
 
 
 def _operand(source: Source, factor: float, spot: Spot, origins: Origins) -> _Operand:

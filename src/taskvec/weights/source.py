@@ -42,9 +42,9 @@ class TensorSpec:
         return self.numel * self.dtype.itemsize
 
 
-def row_blocks(shape: tuple[int, ...]) -> Iterator[slice | None]:
-    """Slices of the first axis of about ``BLOCK`` elements; ``None`` where one is enough."""
-    step = _step(shape)
+def row_blocks(shape: tuple[int, ...], size: int | None = None) -> Iterator[slice | None]:
+    """Slices of the first axis of about ``size`` (``BLOCK``) elements; ``None`` where one is enough."""
+    step = _step(shape, size or BLOCK)
     if step is None:
         yield None
         return
@@ -57,14 +57,14 @@ def rows_shape(shape: tuple[int, ...], rows: slice | None) -> tuple[int, ...]:
     return shape if rows is None else (len(range(*rows.indices(shape[0]))), *shape[1:])
 
 
-def _step(shape: tuple[int, ...]) -> int | None:
+def _step(shape: tuple[int, ...], size: int) -> int | None:
     """How many rows a block has; ``None`` where one block is enough."""
     numel = math.prod(shape)
-    return None if numel <= BLOCK else max(1, BLOCK * shape[0] // numel)
+    return None if numel <= size else max(1, size * shape[0] // numel)
 
 
 def _is_block(shape: tuple[int, ...], rows: slice) -> bool:
-    step = _step(shape)
+    step = _step(shape, BLOCK)
     if step is None or rows.start is None or rows.step not in (None, 1):
         return False
     return bool(rows.start % step == 0 and rows.stop == min(rows.start + step, shape[0]))
