@@ -282,6 +282,7 @@ def test_the_schema_names_every_key() -> None:
     schema = Recipe.model_json_schema()
     assert set(schema["properties"]) >= {"base", "vectors", "models", "rule", "parameters", "scale", "dtype"}
     assert schema["additionalProperties"] is False
+    assert all("description" in field for field in schema["properties"].values())
     assert set(schema["$defs"]) >= {"Gradient", "Filters", "Filter"}
 
 

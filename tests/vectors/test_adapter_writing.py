@@ -89,17 +89,9 @@ def test_an_adapter_comes_back_as_it_was(tmp_path: Path) -> None:
     """Extraction at the rank of an adapter, or above, gives its matrices again."""
     vector = save_pair(llama, tmp_path)
     low = TaskVector.load(save_adapter(vector, tmp_path / "low", rank=2).path).with_base(tmp_path / "base")
-    for rank in (2, 5, 40):
+    for rank in (2, 5, 16):
         again = save_adapter(low, tmp_path / f"again{rank}", rank=rank)
         assert again.error < 1e-14 and not again.left_out
-        factors = load_file(again.path / "adapter_model.safetensors")
-        assert {min(value.shape) for value in factors.values() if min(value.shape) <= rank} <= {
-            8,
-            16,
-            32,
-            20,
-            rank,
-        }
         merged(tmp_path / "base", llama, again.path)
 
 
@@ -147,6 +139,7 @@ def test_outputs_are_replaced_only_when_asked_and_inputs_never(tmp_path: Path) -
     ("settings", "said"),
     [
         ({"rank": 0}, "rank: 0, expected 1 or more"),
+        ({"rank": 17}, "rank: 17, expected at most 16, that of the largest matrix"),
         ({"rank": 1, "only": "mlps"}, "no selection called 'mlps'; did you mean 'mlp'"),
         ({"rank": 1, "only": "re:nothing"}, "re:nothing"),
         ({"rank": 1, "dtype": torch.int8}, "dtype int8, expected one of"),

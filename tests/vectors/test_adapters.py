@@ -17,6 +17,7 @@ from adapters import bert, convnext, gpt2, llama, merged, save_adapter_of, save_
 from taskvec.cli import main
 from taskvec.errors import BaseMismatch, InputError, KeyMismatch, UnsafeFile
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
+from taskvec.vectors.masked import emr
 from taskvec.weights import open_weights
 
 CASES: dict[str, tuple[Callable[[], Any], int, dict[str, Any]]] = {
@@ -149,6 +150,16 @@ def test_an_adapter_can_be_stored_as_an_ordinary_vector(place: Path) -> None:
     assert stored.info.regime == "lora" and stored.info.training is not None
     assert_same_vectors(stored, dense("a"))
     assert TaskVector.load("a").norm() == pytest.approx(stored.norm())
+
+
+def test_an_adapter_of_no_base_is_not_stored_as_another_vector(place: Path) -> None:
+    both = {name: TaskVector.load(name) for name in "ab"}
+    for vector in (both["a"], both["a"] + both["b"], combine("ties", list(both.values()))):
+        with pytest.raises(BaseMismatch, match="cannot be stored as a vector before it has one"):
+            vector.save("v.safetensors")
+    with pytest.raises(BaseMismatch, match="taskvec diff BASE ADAPTER"):
+        emr(both)
+    assert not Path("v.safetensors").exists()
 
 
 def test_pickled_factors_are_read_and_pickles_that_run_code_are_not(place: Path) -> None:

@@ -85,6 +85,9 @@ def save_adapter(
     _check(target, rank, dtype)
     check_target(target, force=force, inputs=vector.files)
     chosen, others = _sorted_out(vector, only)
+    largest = max(min(vector.specs[name].shape) for name in chosen)
+    if rank > largest:
+        raise InputError(f"rank: {rank}, expected at most {largest}, that of the largest matrix")
     turned = _orientation(vector, chosen)
     _check_size(target, vector, chosen, rank, dtype)
     factors: dict[str, Tensor] = {}

@@ -69,10 +69,11 @@ class Adapter(Source):
             for piece in pieces.values()
         )
         """Whether some of it is known only relative to the weights of the base."""
+        self.by_rows = base is None or base.by_rows or not self.relative
         self._factors: Callable[[Layer, torch.dtype], tuple[Tensor, Tensor]] = lru_cache(_KEPT)(
             self._read_factors
         )
-        self._lengths: Callable[[str, torch.dtype], Tensor] = lru_cache(_KEPT)(self._column_lengths)
+        self._lengths: Callable[[str, torch.dtype], Tensor] = lru_cache(None)(self._column_lengths)
 
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The change of one tensor, exact but for rounding in ``dtype``.
@@ -89,6 +90,20 @@ class Adapter(Source):
                 if layer.magnitude is None and start is None:
                     return change
                 return self._tuned(name, product, change, rows) - self._start(name, rows, dtype)
+
+    def working_bytes(self, name: str) -> int:
+        """What a block takes, and the factors."""
+        piece, more = self.pieces.get(name), 0
+        if isinstance(piece, Product):
+            factors = (self.weights.spec(piece.layer.a), self.weights.spec(piece.layer.b))
+            more = sum(spec.numel for spec in factors) * self.specs[name].dtype.itemsize
+        return super().working_bytes(name) + more
+
+    def ready(self, name: str) -> None:
+        """Measure the columns that DoRA rescales."""
+        piece = self.pieces.get(name)
+        if isinstance(piece, Product) and piece.layer.magnitude and piece.transposed:
+            self._lengths(name, self.specs[name].dtype)
 
     def grounded(self, base: Weights, *, drop: bool = False) -> "Adapter":
         """The direction among the tensors of ``base``.

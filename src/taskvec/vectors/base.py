@@ -44,6 +44,18 @@ class Base:
         return f"{self.ref or 'unknown'} (fingerprint {self.fingerprint() or 'unknown'})"
 
 
+def check_bound(where: str, base: Base) -> None:
+    """Refuse to store what belongs to any base that it fits: it would lose what it can be found by.
+
+    Raises: BaseMismatch.
+    """
+    if base.open:
+        raise BaseMismatch(
+            f"{where}: an adapter, which records no base, cannot be stored as a vector before it has one; "
+            "make it one of its base first, with with_base(base) or: taskvec diff BASE ADAPTER -o VECTOR"
+        )
+
+
 def shared_base(where: str, first: Base, other: Base) -> Base:
     """The base of both, with its weights if either has them.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
+from taskvec.vectors.base import check_bound
 from taskvec.vectors.compact import FORMS, Form
 from taskvec.vectors.compact.decoding import Decoded
 from taskvec.vectors.compact.encoding import encode
@@ -51,6 +52,7 @@ def save_vector(
     chosen = None if form is None else chosen_form(form, settings, dtype)
     # Refuse what cannot be written before reading gigabytes to find out what changed.
     check_target(target, force=force, inputs=vector.files)
+    check_bound(vector.ref, vector.base)
     save = partial(_save, vector, info, path=path, force=force, max_shard_size=max_shard_size, watch=watch)
     if chosen is None:
         return save(Deltas(vector, dtype), None)

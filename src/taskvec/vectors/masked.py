@@ -17,7 +17,7 @@ from torch import Tensor
 from taskvec.errors import InputError, NonFinite, UnknownName
 from taskvec.progress import Watch, unwatched
 from taskvec.registry import nearest
-from taskvec.vectors.base import Base
+from taskvec.vectors.base import Base, check_bound
 from taskvec.vectors.combining import combine
 from taskvec.vectors.compact.bits import pack, packed_size
 from taskvec.vectors.compact.form import part_name
@@ -94,6 +94,9 @@ class MaskedVectors:
     masks: Masks
     info: MaskInfo
     ref: str
+
+    def __post_init__(self) -> None:
+        check_bound(self.ref, self.unified.base)
 
     @property
     def tasks(self) -> tuple[str, ...]:
