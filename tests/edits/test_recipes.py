@@ -262,7 +262,7 @@ def test_gradients_interpolate_as_numpy_does(values: list[float], depth: float) 
     assert interpolated(values, depth) == pytest.approx(by_numpy(depth, values), abs=1e-12)
 
 
-@settings(max_examples=10)
+@settings(max_examples=10, deadline=None)
 @given(st.floats(-2, 2), st.sampled_from(["sum", "ties", "mean"]))
 def test_a_value_is_the_same_in_every_form(place: Path, value: float, rule: str) -> None:
     forms = (

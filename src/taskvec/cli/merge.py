@@ -44,7 +44,8 @@ def merge(
     Parameters
     ----------
     recipe
-        A YAML file; docs/recipes.md describes it. Paths in it are relative to it.
+        A YAML file; docs/recipes.md describes it. Paths in it are relative to it, in files of mergekit to the
+        working directory.
     output
         A folder, which also gets the config and tokenizer files of the base, or a .safetensors file.
     dry_run

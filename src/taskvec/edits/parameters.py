@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from taskvec.config import Config
 from taskvec.edits.passes import check_varying
@@ -43,7 +43,13 @@ def _plain(value: object) -> object:
     return value
 
 
-class Gradient(Config):
+class Documented(Config):
+    """Settings whose JSON schema says what each key is for."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Gradient(Documented):
     """A line through anchor values, equally spaced from the first block of the model to the last."""
 
     gradient: tuple[Annotated[float, Field(ge=-LARGEST, le=LARGEST)], ...] = Field(min_length=2)
@@ -51,7 +57,7 @@ class Gradient(Config):
     """For tensors that are in no block."""
 
 
-class Filter(Config):
+class Filter(Documented):
     """The value of the tensors whose name matches."""
 
     match: str = Field(min_length=1)
@@ -59,7 +65,7 @@ class Filter(Config):
     value: "Value"
 
 
-class Filters(Config):
+class Filters(Documented):
     """The first filter that matches a tensor's name gives its value."""
 
     filters: tuple[Filter, ...] = Field(min_length=1)

@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, PositiveFloat
 
-from taskvec.config import Config
 from taskvec.edits.merge import Merge
-from taskvec.edits.parameters import FORMS, Each, Value, by_vector, constant, for_rule, settle
+from taskvec.edits.parameters import FORMS, Documented, Each, Value, by_vector, constant, for_rule, settle
 from taskvec.edits.passes import passes
 from taskvec.edits.tokens import check_in_order
 from taskvec.edits.vocabulary import Vocab, align
@@ -32,7 +31,7 @@ RESERVED = ("base", *FORMS)
 """What no vector or model may be called, since the keys have another meaning."""
 
 
-class Recipe(Config):
+class Recipe(Documented):
     """A model to be made. Paths are relative to the file that says so."""
 
     base: str | None = None
@@ -55,6 +54,7 @@ class Recipe(Config):
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
     """Element type of the result; by default that of the base, tensor by tensor."""
     max_shard_gb: PositiveFloat = 5.0
+    """Size of a shard of the result, in GB."""
     on_extra: OnExtra = "error"
     """``drop`` leaves out tensors that a model has and the base lacks."""
     on_missing: OnMissing = "error"
