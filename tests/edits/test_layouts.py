@@ -117,12 +117,17 @@ def largest(delta: Array, count: int) -> Array:
 def dare(deltas: Sequence[Array], name: str) -> Array:
     total = np.zeros_like(deltas[0])
     for task, delta in enumerate(deltas):
-        words = np.random.Philox(key=xxhash.xxh3_128_intdigest(f"5/{task}/{name}".encode())).random_raw(
-            delta.size // 2 + 1
-        )
-        drawn = np.stack([words & 0xFFFFFFFF, words >> np.uint64(32)], 1).reshape(-1)[: delta.size]
-        total += np.where(drawn.reshape(delta.shape) < 0.4 * 2**32, delta / 0.4, 0.0)
+        upper, lower = (halves(f"{part}/5/{task}/{name}", delta.size) for part in ("upper", "lower"))
+        kept = (upper * 2**16 + lower).reshape(delta.shape) < 0.4 * 2**32
+        total += np.where(kept, delta / 0.4, 0.0)
     return total
+
+
+def halves(key: str, count: int) -> Array:
+    """16 random bits for each entry, of the Philox stream of a key."""
+    words = np.random.Philox(key=xxhash.xxh3_128_intdigest(key.encode())).random_raw(count // 4 + 1)
+    parts = [(words >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48)]
+    return np.stack(parts, 1).reshape(-1)[:count].astype(np.float64)
 
 
 def tsv(deltas: Sequence[Array], name: str) -> Array:
