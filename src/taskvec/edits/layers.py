@@ -94,6 +94,14 @@ class Picked(Weights):
     def _read(self, name: str, rows: slice | None) -> Tensor:
         return self._model.read(self._names[name], rows).to(self._specs[name].dtype)
 
+    def ready(self, name: str) -> None:
+        """Do ahead what reading ``name`` needs."""
+        self._model.ready(self._names.get(name, name))
+
+    def working_bytes(self, name: str) -> int:
+        """Bytes that reading a block of ``name`` takes, about."""
+        return super().working_bytes(name) + self._model.working_bytes(self._names.get(name, name))
+
     def close(self) -> None:
         """Close the model."""
         self._model.close()
