@@ -1,7 +1,5 @@
 """``taskvec analyze similarity``."""
 
-
-
 from taskvec.cli._common import Force, Json, Quiet, watching
 from taskvec.cli.analyze._options import Vectors
 from taskvec.cli.analyze._output import Output, check_folder, finish
