@@ -55,6 +55,11 @@ class Realigned(Weights):
         self.by_rows = all(model.by_rows for model in plan.models)
         self.frozen = all(model.frozen for model in plan.models)
 
+    @property
+    def inputs(self) -> tuple[Weights, ...]:
+        """Those of all models of the plan."""
+        return tuple(one for model in self._plan.models for one in model.inputs)
+
     def _resized(self, name: str, spec: TensorSpec) -> TensorSpec:
         axis = self._plan.axes.get(name)
         shape = (
