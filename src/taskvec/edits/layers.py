@@ -94,9 +94,14 @@ class Picked(Weights):
     def _read(self, name: str, rows: slice | None) -> Tensor:
         return self._model.read(self._names[name], rows).to(self._specs[name].dtype)
 
-    def ready(self, name: str) -> None:
-        """Do ahead what reading ``name`` needs."""
-        self._model.ready(self._names.get(name, name))
+    @property
+    def inputs(self) -> tuple[Weights, ...]:
+        """Those of the model."""
+        return self._model.inputs
+
+    def prepare(self) -> None:
+        """Do ahead what reading the model needs."""
+        self._model.prepare()
 
     def working_bytes(self, name: str) -> int:
         """Bytes that reading a block of ``name`` takes, about."""
@@ -156,9 +161,15 @@ class Joined(Weights):
     def _read(self, name: str, rows: slice | None) -> Tensor:
         return self._owner[name].read(name, rows)
 
-    def ready(self, name: str) -> None:
-        """Do ahead what reading ``name`` needs."""
-        self._owner[name].ready(name)
+    @property
+    def inputs(self) -> tuple[Weights, ...]:
+        """Those of all parts."""
+        return tuple(one for part in self._parts for one in part.inputs)
+
+    def prepare(self) -> None:
+        """Do ahead what reading the parts needs."""
+        for part in self._parts:
+            part.prepare()
 
     def working_bytes(self, name: str) -> int:
         """Bytes that reading a block of ``name`` takes, about."""

@@ -99,12 +99,6 @@ class Adapter(Source):
             more = sum(spec.numel for spec in factors) * self.specs[name].dtype.itemsize
         return super().working_bytes(name) + more
 
-    def ready(self, name: str) -> None:
-        """Measure the columns that DoRA rescales."""
-        piece = self.pieces.get(name)
-        if isinstance(piece, Product) and piece.layer.magnitude and piece.transposed:
-            self._lengths(name, self.specs[name].dtype)
-
     def grounded(self, base: Weights, *, drop: bool = False) -> "Adapter":
         """The direction among the tensors of ``base``.
 

@@ -168,10 +168,16 @@ class Combined(Source):
         copies = 3 * len(self._vectors) + 3
         return copies * self.specs[name].dtype.itemsize * (min(BLOCK, numel) if self.in_rows(name) else numel)
 
-    def ready(self, name: str) -> None:
-        """Take the first passes that ``name`` needs."""
-        if self.touches(name):
-            self._known(name, self.specs[name].dtype)
+    @property
+    def inputs(self) -> tuple[Weights, ...]:
+        """Those of the vectors, and the statistics."""
+        return (*(one for vector in self._vectors for one in vector.inputs), *self._stats)
+
+    def prepare(self) -> None:
+        """Take the passes over the whole model."""
+        for vector in self._vectors:
+            vector.prepare()
+        _ = self._prepared
 
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The rule's tensor, computed from all vectors' tensors."""

@@ -94,11 +94,15 @@ class EditedWeights(Weights):
         own = self._names.get(name)
         return self.base.in_rows(name) and (own is None or self.vector.in_rows(own))
 
-    def ready(self, name: str) -> None:
-        """Take the first passes that the edit of ``name`` needs."""
-        self.base.ready(name)
-        if name in self._names:
-            self.vector.ready(self._names[name])
+    @property
+    def inputs(self) -> tuple[Weights, ...]:
+        """The base, and what the vector is made of."""
+        return (*self.base.inputs, *self.vector.inputs)
+
+    def prepare(self) -> None:
+        """Take the passes over the whole model that the vector needs."""
+        self.base.prepare()
+        self.vector.prepare()
 
     def working_bytes(self, name: str) -> int:
         """Bytes that computing a block of ``name`` takes, about."""

@@ -163,9 +163,14 @@ class Deltas(Weights):
         """Whether rows of this tensor can be had by themselves."""
         return self._vector.in_rows(name)
 
-    def ready(self, name: str) -> None:
-        """Take the first passes that ``name`` needs."""
-        self._vector.ready(name)
+    @property
+    def inputs(self) -> tuple[Weights, ...]:
+        """What the vector is made of."""
+        return self._vector.inputs
+
+    def prepare(self) -> None:
+        """Take the passes over the whole model that the vector needs."""
+        self._vector.prepare()
 
     def working_bytes(self, name: str) -> int:
         """Bytes that computing a block of ``name`` takes, about."""

@@ -66,9 +66,9 @@ class Masked(Source):
         """What the unified vector takes, and as much again as one vector does."""
         return super().working_bytes(name) + self._unified.working_bytes(name)
 
-    def ready(self, name: str) -> None:
+    def prepare(self) -> None:
         """Do ahead what reading the unified vector needs."""
-        self._unified.ready(name)
+        self._unified.prepare()
 
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """Masked and rescaled."""

@@ -73,8 +73,13 @@ class Source(ABC):
         numel = self.specs[name].numel
         return 2 * self.specs[name].dtype.itemsize * (min(BLOCK, numel) if self.in_rows(name) else numel)
 
-    def ready(self, name: str) -> None:  # noqa: B027  # most sources need nothing
-        """Do ahead what reading ``name`` needs; reading does it otherwise."""
+    @property
+    def inputs(self) -> tuple[Weights, ...]:
+        """The weights that the direction is computed from, if it is."""
+        return ()
+
+    def prepare(self) -> None:  # noqa: B027  # most sources need nothing
+        """Do ahead what reading any tensor needs; reading does it otherwise."""
 
     def endpoint(self, base: Weights) -> Weights | None:
         """The weights that a step of exactly 1 from ``base`` leads to, if they are at hand."""
@@ -105,6 +110,11 @@ class Difference(Source):
         self.by_rows = base.by_rows and tuned.by_rows
         self.base, self.tuned = base, tuned
 
+    @property
+    def inputs(self) -> tuple[Weights, ...]:
+        """Both models."""
+        return (*self.base.inputs, *self.tuned.inputs)
+
     def touches(self, name: str) -> bool:
         """Whether both models hold ``name``; what the fine-tuned one lacks counts as unchanged."""
         return name in self.specs and name in self.tuned
@@ -134,6 +144,11 @@ class Stored(Source):
         )
         self.weights = weights
         self.info = info
+
+    @property
+    def inputs(self) -> tuple[Weights, ...]:
+        """What holds the deltas."""
+        return self.weights.inputs
 
     def touches(self, name: str) -> bool:
         """Whether a delta is stored for ``name``."""
@@ -174,9 +189,14 @@ class Scaled(Source):
         """What the vector takes."""
         return self.vector.working_bytes(name)
 
-    def ready(self, name: str) -> None:
+    @property
+    def inputs(self) -> tuple[Weights, ...]:
+        """Those of the vector."""
+        return self.vector.inputs
+
+    def prepare(self) -> None:
         """Do ahead what reading the vector needs."""
-        self.vector.ready(name)
+        self.vector.prepare()
 
     def touches(self, name: str) -> bool:
         """Whether the vector changes ``name`` and its factor is not zero."""

@@ -199,10 +199,15 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         """Bytes that computing a block of ``name`` takes, about."""
         return sum(source.working_bytes(name) for source, _ in self.terms_at(name))
 
-    def ready(self, name: str) -> None:
-        """Do ahead what reading ``name`` needs, such as first passes; reading does it otherwise."""
-        for source, _ in self.terms_at(name):
-            source.ready(name)
+    @property
+    def inputs(self) -> tuple[Weights, ...]:
+        """The weights that it is computed from."""
+        return tuple(one for source in self.terms for one in source.inputs)
+
+    def prepare(self) -> None:
+        """Do ahead what reading any tensor needs, such as passes over the whole model."""
+        for source in self.terms:
+            source.prepare()
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -21,6 +21,9 @@ from taskvec.weights.dtypes import NAMES, raw_bytes
 BLOCK = 1 << 20
 """Elements read at a time."""
 
+DIGESTED = 1 << 20
+"""Elements that a fingerprint digests at a time; another number would make other fingerprints."""
+
 THREADS = 4
 
 
@@ -64,7 +67,7 @@ def _step(shape: tuple[int, ...], size: int) -> int | None:
 
 
 def _is_block(shape: tuple[int, ...], rows: slice) -> bool:
-    step = _step(shape, BLOCK)
+    step = _step(shape, DIGESTED)
     if step is None or rows.start is None or rows.step not in (None, 1):
         return False
     return bool(rows.start % step == 0 and rows.stop == min(rows.start + step, shape[0]))
@@ -80,17 +83,22 @@ class Tally:
         """Digest what was read, if it is the whole tensor or one of its ``row_blocks``."""
         known = self._blocks.setdefault(name, {})
         if rows is None:
-            for block in row_blocks(spec.shape):
+            for block in row_blocks(spec.shape, DIGESTED):
                 start = 0 if block is None else block.start
                 if start not in known:
                     known[start] = _digest_of(tensor if block is None else tensor[block])
         elif _is_block(spec.shape, rows) and rows.start not in known:
             known[rows.start] = _digest_of(tensor)
 
+    def merge(self, other: "Tally") -> None:
+        """Take over the digests that another has gathered."""
+        for name, blocks in other._blocks.items():
+            self._blocks.setdefault(name, {}).update(blocks)
+
     def digest(self, name: str, spec: TensorSpec) -> bytes | None:
         """The digest of a tensor, or ``None`` while blocks of it are missing."""
         blocks = self._blocks.get(name, {})
-        starts = [0 if rows is None else rows.start for rows in row_blocks(spec.shape)]
+        starts = [0 if rows is None else rows.start for rows in row_blocks(spec.shape, DIGESTED)]
         if any(start not in blocks for start in starts):
             return None
         shape = "x".join(map(str, spec.shape))
@@ -125,6 +133,7 @@ class Weights(Mapping[str, Tensor], ABC):
         folder: where the config and tokenizer files lie, if anywhere.
         metadata: the free text of a safetensors header.
         files: what is read from disk, and so must not be written to.
+        tally: digests of what was read, while they are gathered.
     """
 
     adapter: Path | None = None
@@ -153,7 +162,7 @@ class Weights(Mapping[str, Tensor], ABC):
         self.files = files
         self._specs = specs
         self._fingerprint: str | None = None
-        self._tally: Tally | None = None
+        self.tally: Tally | None = None
 
     @abstractmethod
     def _read(self, name: str, rows: slice | None) -> Tensor:
@@ -166,12 +175,17 @@ class Weights(Mapping[str, Tensor], ABC):
         """
         stored = self._stored_name(name)
         tensor = self._read(stored, rows)
-        if self._tally is not None:
-            self._tally.add(stored, self._specs[stored], rows, tensor)
+        if self.tally is not None:
+            self.tally.add(stored, self._specs[stored], rows, tensor)
         return tensor
 
-    def ready(self, name: str) -> None:
-        """Do ahead what reading ``name`` needs, such as a first pass; reading does it otherwise."""
+    @property
+    def inputs(self) -> "tuple[Weights, ...]":
+        """The weights that this is computed from; itself if it is not computed."""
+        return (self,)
+
+    def prepare(self) -> None:
+        """Do ahead what reading any tensor needs, such as a pass over the whole model."""
 
     def working_bytes(self, name: str) -> int:
         """Bytes that reading one of the ``row_blocks`` of ``name`` takes, about."""
@@ -200,25 +214,25 @@ class Weights(Mapping[str, Tensor], ABC):
             return self._fingerprint
         found = folded(self.digests())
         if self.frozen:
-            self._fingerprint, self._tally = found, None
+            self._fingerprint, self.tally = found, None
         return found
 
     def digests(self) -> dict[str, bytes]:
         """The digest of each tensor: of its name, shape, dtype and content."""
-        digest = partial(self._digest, self._tally or Tally())
+        digest = partial(self._digest, self.tally or Tally())
         with ThreadPoolExecutor(THREADS) as pool:
             return dict(zip(self._specs, pool.map(digest, self._specs), strict=True))
 
     def fingerprint_while_reading(self) -> None:
         """From now on digest what is read, so that a fingerprint after a pass over the weights is free."""
-        if self.frozen and self._fingerprint is None and self._tally is None:
-            self._tally = Tally()
+        if self.frozen and self._fingerprint is None and self.tally is None:
+            self.tally = Tally()
 
     def _digest(self, tally: Tally, name: str) -> bytes:
         spec = self._specs[name]
         found = tally.digest(name, spec)
         if found is None:
-            for rows in self.row_blocks(name):
+            for rows in row_blocks(spec.shape, DIGESTED) if self.in_rows(name) else (None,):
                 tally.add(name, spec, rows, self._read(name, rows))
             found = tally.digest(name, spec)
         assert found is not None

@@ -1,45 +1,58 @@
-"""The engine of every edit on disk: blocks are read, computed and written by threads that share one list.
+"""The engine of every edit on disk: workers share out the tensors and write them block by block.
 
-Each thread takes the next block, computes it and writes it to its place, so nothing waits in a queue and
-memory is that of the blocks in the threads' hands, whatever the largest tensor is.
+A worker takes the next span of blocks, and each block goes from reading to its place in the file before the
+next one is begun. So nothing waits in a queue, and memory is that of a block for each worker, whatever the
+largest tensor is.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Condition, Lock
 
 import torch
 
 from taskvec.weights.dtypes import nonfinite_count, raw_bytes
 from taskvec.weights.plan import Shard
 from taskvec.weights.source import Tally, Weights
+from taskvec.weights.workers import Locks, in_processes, in_threads
 
-Told = Callable[[str], None]
-"""Called with the name of each tensor, or the file name of each shard, that is finished."""
+SPAN = 1 << 24
+"""Elements that one worker takes at a time, about."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive blocks of one tensor.
+
+    Attributes:
+        path: of the file they go to.
+        name: of the tensor.
+        blocks: rows (``None`` for the whole tensor) and the byte of the file at which they begin.
+    """
+
+    path: Path
+    name: str
+    blocks: tuple[tuple[slice | None, int], ...]
+
+
+Result = tuple[int, Tally, int]
+"""The number of a span, the digests of what was written, and how many entries were not finite."""
 
 
 @dataclass
 class Outcome:
-    """What is known after a pass.
+    """What is known of the output.
 
     Attributes:
         tally: digests of what was written.
-        bad: tensor -> number of entries that are NaN or infinite, in the order of the plan.
+        bad: tensor -> number of entries that are NaN or infinite.
     """
 
     tally: Tally = field(default_factory=Tally)
     bad: dict[str, int] = field(default_factory=dict)
-    _lock: Lock = field(default_factory=Lock)
-
-    def count(self, name: str, entries: int) -> None:
-        """Note that so many more entries of a tensor are not finite."""
-        with self._lock:
-            self.bad[name] = self.bad.get(name, 0) + entries
 
     def digest(self, name: str, weights: Weights) -> bytes:
         """The digest of a tensor that was written whole."""
@@ -54,209 +67,152 @@ def stream(
     *,
     memory: float,
     threads: int,
+    processes: int,
     allow_nonfinite: bool,
-    tensor_done: Told,
+    tensor_done: Callable[[str], None],
     shard_done: Callable[[Path, Outcome], None],
 ) -> Outcome:
     """Write ``shards``, each under its path.
 
     Args:
-        memory: bytes that all blocks at work may take together; a block that needs more runs alone.
+        memory: bytes that all workers may take together; a tensor that needs more runs alone.
+        threads: how many workers there are, if ``processes`` is 1.
+        processes: forked processes as workers instead.
+        allow_nonfinite: write NaN and infinities; they are counted in any case.
         tensor_done, shard_done: told in the calling thread; a shard is on the disk by then.
-        allow_nonfinite: else nothing more is written after the first NaN or infinity, only counted.
 
-    Raises: whatever reading, writing or the functions told raise, after all threads have stopped.
+    Raises: whatever reading, writing or the functions told raise, after all workers have stopped.
     """
+    for path, shard in shards.items():
+        with path.open("wb") as file:
+            file.write(shard.header)
+            file.truncate(shard.size)
+    weights.prepare()
+    spans = [span for path, shard in shards.items() for span in _spans(weights, path, shard)]
+    workers = max(1, min(processes if processes > 1 else threads, len(spans)))
+    gate = _Gate(weights, spans, memory / workers, workers)
+
+    def work(numbers: Iterator[int], locks: Locks) -> Iterator[Result]:
+        with _alone(), closing(_Files()) as files:
+            for number in numbers:
+                with gate.holding(number, locks):
+                    done = _write(weights, spans[number], files, allow_nonfinite)
+                yield number, *done
+
     outcome = Outcome()
-    queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-    before = torch.get_num_threads()
-    _keep_freed_memory()
-    with ExitStack() as stack:
-        files = [_File(path, shard, stack) for path, shard in shards.items()]
-        for file in files:
-            if not file.shard.places:
-                file.write(memoryview(b""), 0)
-        work = _Work(_steps(weights, files), _Gate(memory))
-
-        def finish(file: _File, name: str) -> None:
-            queue.put(lambda: tensor_done(name))
-            if file.finished(name):
-                file.close()
-                queue.put(lambda: shard_done(file.path, outcome))
-
-        def run() -> None:
-            torch.set_num_threads(1)  # the blocks are the parallelism
-            try:
-                for step in work:
-                    with work.gate.holding(step.cost):
-                        done = step.run(weights, outcome, allow_nonfinite)
-                    if done:
-                        finish(step.file, step.name)
-            except BaseException:
-                work.stop()
-                raise
-            finally:
-                queue.put(None)
-
-        with ThreadPoolExecutor(threads, thread_name_prefix="taskvec") as pool:
-            try:
-                running = [pool.submit(run) for _ in range(threads)]
-                left = threads
-                while left:
-                    told = queue.get()
-                    left -= told is None
-                    if told is not None and not outcome.bad:
-                        told()
-                for one in running:
-                    one.result()
-            finally:
-                work.stop()
-                torch.set_num_threads(before)
-    order = [name for shard in shards.values() for name in shard.places]
-    outcome.bad = {name: outcome.bad[name] for name in order if name in outcome.bad}
+    left = {path: len(shard.places) for path, shard in shards.items()}
+    waiting = {name: 0 for shard in shards.values() for name in shard.places}
+    for span in spans:
+        waiting[span.name] += 1
+    run = in_processes if processes > 1 else in_threads
+    inputs = weights.inputs if processes > 1 else ()
+    with closing(run(work, len(spans), workers, inputs)) as results:
+        for number, tally, bad in results:
+            span = spans[number]
+            outcome.tally.merge(tally)
+            if bad:
+                outcome.bad[span.name] = outcome.bad.get(span.name, 0) + bad
+            waiting[span.name] -= 1
+            if waiting[span.name] or (outcome.bad and not allow_nonfinite):
+                continue
+            tensor_done(span.name)
+            left[span.path] -= 1
+            if not left[span.path]:
+                _flush(span.path)
+                shard_done(span.path, outcome)
+    outcome.bad = {name: outcome.bad[name] for name in waiting if name in outcome.bad}
     return outcome
 
 
-def _keep_freed_memory() -> None:
-    """Let blocks be allocated where the last ones were, not in fresh pages that the kernel has to clear.
+def _spans(weights: Weights, path: Path, shard: Shard) -> Iterator[Span]:
+    for name, place in shard.places.items():
+        spec = weights.spec(name)
+        row = spec.nbytes // spec.shape[0] if spec.shape and spec.shape[0] else 0
+        blocks: list[tuple[slice | None, int]] = []
+        taken = 0
+        for rows in weights.row_blocks(name):
+            blocks.append((rows, place if rows is None else place + rows.start * row))
+            taken += 0 if rows is None else (rows.stop - rows.start) * row // spec.dtype.itemsize
+            if taken >= SPAN:
+                yield Span(path, name, tuple(blocks))
+                blocks, taken = [], 0
+        if blocks:
+            yield Span(path, name, tuple(blocks))
 
-    glibc returns large blocks to the kernel as soon as they are freed, unless it has seen larger ones come
-    and go; this is one.
-    """
-    torch.empty(24 << 20, dtype=torch.uint8)
+
+def _write(weights: Weights, span: Span, files: "_Files", allow_nonfinite: bool) -> tuple[Tally, int]:
+    """Read, compute and write one span; its digests, and how many of its entries are not finite."""
+    tally, bad = Tally(), 0
+    for rows, place in span.blocks:
+        block = weights.read(span.name, rows)
+        count = nonfinite_count(block)
+        bad += count
+        if allow_nonfinite or not count:
+            tally.add(span.name, weights.spec(span.name), rows, block)
+            files.write(span.path, raw_bytes(block), place)
+    return tally, bad
 
 
-class _File:
-    """A shard being written."""
+class _Files:
+    """The files that one worker writes to."""
 
-    def __init__(self, path: Path, shard: Shard, stack: ExitStack) -> None:
-        self.path, self.shard = path, shard
-        self._stack = stack
-        self._handle: int | None = None
-        self._lock = Lock()
-        self._left: dict[str, int] = {}
-        self._tensors = len(shard.places)
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._handles: dict[Path, int] = {}
 
-    def expect(self, name: str, blocks: int) -> None:
-        self._left[name] = blocks
-
-    def write(self, data: memoryview, place: int) -> None:
-        with self._lock:
-            if self._handle is None:
-                self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-                self._stack.callback(self.close)
-                _write_all(self._handle, memoryview(self.shard.header), 0)
-        _write_all(self._handle, data, place)
-
-    def block_done(self, name: str) -> bool:
-        """Whether this was the last block of the tensor."""
-        with self._lock:
-            self._left[name] -= 1
-            return not self._left[name]
-
-    def finished(self, name: str) -> bool:
-        """Whether this was the last tensor of the file; then it is flushed to the disk."""
-        with self._lock:
-            self._tensors -= 1
-            if self._tensors:
-                return False
-        if self._handle is not None:
-            os.fsync(self._handle)
-        return True
+    def write(self, path: Path, data: memoryview, place: int) -> None:
+        """Write all of ``data`` at byte ``place``."""
+        if path not in self._handles:
+            self._handles[path] = os.open(path, os.O_WRONLY)
+            self._open.callback(os.close, self._handles[path])
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._handles[path], data[done:], place + done)
 
     def close(self) -> None:
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            os.close(handle)
+        """Close them."""
+        self._open.close()
 
 
-def _write_all(handle: int, data: memoryview, place: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(handle, data[done:], place + done)
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One block of one tensor, or what has to be known before its first block (``ahead``)."""
-
-    file: _File
-    name: str
-    rows: slice | None
-    place: int
-    cost: int
-    ahead: bool = False
-
-    def run(self, weights: Weights, outcome: Outcome, allow_nonfinite: bool) -> bool:
-        """Whether the tensor is finished."""
-        if self.ahead:
-            weights.ready(self.name)
-            return False
-        block = weights.read(self.name, self.rows)
-        count = nonfinite_count(block)
-        if count and not allow_nonfinite:
-            outcome.count(self.name, count)
-        elif not outcome.bad:
-            outcome.tally.add(self.name, weights.spec(self.name), self.rows, block)
-            self.file.write(raw_bytes(block), self.place)
-        return self.file.block_done(self.name)
-
-
-def _steps(weights: Weights, files: Iterable[_File]) -> Iterator[_Step]:
-    """All steps in the order of the files; what comes ahead of a tensor precedes the tensor before it."""
-    waiting: list[_Step] = []
-    for file in files:
-        for name, place in file.shard.places.items():
-            cost = weights.working_bytes(name)
-            yield _Step(file, name, None, 0, cost, ahead=True)
-            yield from waiting
-            waiting = _blocks(weights, file, name, place, cost)
-    yield from waiting
-
-
-def _blocks(weights: Weights, file: _File, name: str, place: int, cost: int) -> list[_Step]:
-    spec = weights.spec(name)
-    pieces = list(weights.row_blocks(name))
-    file.expect(name, len(pieces))
-    row = spec.nbytes // spec.shape[0] if spec.shape and spec.shape[0] else 0
-    return [
-        _Step(file, name, rows, place + (0 if rows is None else rows.start * row), cost) for rows in pieces
-    ]
-
-
-class _Work:
-    """The list of steps that the threads share."""
-
-    def __init__(self, steps: Iterator[_Step], gate: "_Gate") -> None:
-        self._steps, self._lock, self._stopped = steps, Lock(), False
-        self.gate = gate
-
-    def __iter__(self) -> Iterator[_Step]:
-        while True:
-            with self._lock:
-                step = None if self._stopped else next(self._steps, None)
-            if step is None:
-                return
-            yield step
-
-    def stop(self) -> None:
-        self._stopped = True
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class _Gate:
-    """Admits steps while the bytes they take together stay below a bound; the first one always."""
+    """Lets workers share the memory: who needs more than a share waits for as many as it needs."""
 
-    def __init__(self, bound: float) -> None:
-        self._bound, self._held, self._changed = bound, 0, Condition()
+    def __init__(self, weights: Weights, spans: list[Span], share: float, workers: int) -> None:
+        costs = {span.name: weights.working_bytes(span.name) for span in spans}
+        self._shares = [min(workers, max(1, ceil(costs[span.name] / share))) for span in spans]
 
     @contextmanager
-    def holding(self, cost: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._held or self._held + cost <= self._bound)
-            self._held += cost
+    def holding(self, number: int, locks: Locks) -> Iterator[None]:
+        shares = self._shares[number]
+        with locks.turn:
+            for _ in range(shares):
+                locks.shares.acquire()
         try:
             yield
         finally:
-            with self._changed:
-                self._held -= cost
-                self._changed.notify_all()
+            for _ in range(shares):
+                locks.shares.release()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Compute in the calling thread alone, as the workers are the parallelism, and keep freed memory.
+
+    glibc returns large blocks to the kernel as soon as they are freed, and new ones are pages that have to
+    be cleared, unless it has seen larger ones come and go; this is one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.empty(24 << 20, dtype=torch.uint8)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

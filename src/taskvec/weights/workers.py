@@ -1,0 +1,161 @@
+"""Numbered work shared out among threads, or among forked processes."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from queue import SimpleQueue
+from threading import Lock, Semaphore, Thread
+from typing import Any, TypeVar
+
+from taskvec.errors import TaskvecError
+from taskvec.weights.source import Weights
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Locks:
+    """What workers share: a mutex, and as many shares of something as there are workers."""
+
+    turn: Any
+    shares: Any
+
+
+Work = Callable[[Iterator[int], Locks], Iterator[T]]
+"""Takes numbers as long as there are any, and gives a result for each."""
+
+
+def in_threads(
+    work: Work[T], count: int, workers: int, inputs: Sequence[Weights] = ()
+) -> Generator[T, None, None]:
+    """The results of ``work`` on the numbers below ``count``, as they come.
+
+    Closing the iterator lets the workers finish what they are at, and waits for them.
+
+    Raises: what work raises.
+    """
+    results: SimpleQueue[T | BaseException | None] = SimpleQueue()
+    locks, lock, stopped = Locks(Lock(), Semaphore(workers)), Lock(), False
+    left = iter(range(count))
+
+    def numbers() -> Iterator[int]:
+        while not stopped:
+            with lock:
+                number = next(left, None)
+            if number is None:
+                return
+            yield number
+
+    def run() -> None:
+        try:
+            for result in work(numbers(), locks):
+                results.put(result)
+        except BaseException as error:
+            results.put(error)
+        finally:
+            results.put(None)
+
+    threads = [Thread(target=run, name=f"taskvec-{n}") for n in range(workers)]
+    try:
+        for thread in threads:
+            thread.start()
+        running = workers
+        while running:
+            result = results.get()
+            if isinstance(result, BaseException):
+                raise result
+            if result is None:
+                running -= 1
+            else:
+                yield result
+    finally:
+        stopped = True
+        for thread in threads:
+            if thread.is_alive():
+                thread.join()
+
+
+def in_processes(
+    work: Work[T], count: int, workers: int, inputs: Sequence[Weights] = ()
+) -> Generator[T, None, None]:
+    """As ``in_threads``, with forked processes: Python's lock does not hold them up.
+
+    For programs without other threads, as the command line is: a fork copies no threads. Closing the
+    iterator ends the workers at once; they end too when this process is killed.
+
+    Args:
+        inputs: weights whose digests (``fingerprint_while_reading``) are brought back from the workers.
+
+    Raises: what work raises; TaskvecError if a worker is killed.
+    """
+    context = multiprocessing.get_context("fork")
+    locks, taken = Locks(context.Lock(), context.Semaphore(workers)), context.Value("q", 0)
+    parent = os.getpid()
+
+    def numbers() -> Iterator[int]:
+        while os.getppid() == parent:
+            with taken.get_lock():
+                number = taken.value
+                taken.value += 1
+            if number >= count:
+                return
+            yield number
+
+    def run(results: Connection) -> None:
+        _die_with_the_parent()
+        try:
+            for result in work(numbers(), locks):
+                results.send(result)
+            results.send([one.tally for one in inputs])
+        except BaseException as error:
+            results.send(error if isinstance(error, TaskvecError | OSError) else RuntimeError(repr(error)))
+        results.close()
+
+    pipes, processes = {}, []
+    try:
+        for _ in range(workers):
+            receiving, sending = context.Pipe(duplex=False)
+            processes.append(context.Process(target=run, args=(sending,), daemon=True))
+            processes[-1].start()
+            sending.close()
+            pipes[receiving] = processes[-1]
+        while pipes:
+            for pipe in wait(list(pipes)):
+                result = _received(pipe, pipes[pipe])  # type: ignore[index,arg-type]  # pipes are all we wait for
+                if isinstance(result, BaseException):
+                    raise result
+                if isinstance(result, list):
+                    for one, tally in zip(inputs, result, strict=True):
+                        if one.tally is not None and tally is not None:
+                            one.tally.merge(tally)
+                    pipes.pop(pipe).join()  # type: ignore[call-overload]
+                else:
+                    yield result
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _received(pipe: Connection, process: Any) -> Any:
+    try:
+        return pipe.recv()
+    except EOFError:
+        process.join()
+        return TaskvecError(
+            f"a worker ended with code {process.exitcode} in the middle of its work; "
+            "if the system ran out of memory, give less with --memory"
+        )
+
+
+def _die_with_the_parent() -> None:
+    """Get killed when the parent dies, and leave Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with suppress(AttributeError, OSError):  # only Linux has it; ``numbers`` looks at the parent too
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
