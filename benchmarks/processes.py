@@ -1,4 +1,4 @@
-"""What a whole process costs: seconds, processor seconds, and the most memory of its own it held."""
+"""What a whole process costs: seconds, processor seconds, and the most memory of its own that it held."""
 
 import os
 import re
@@ -11,20 +11,21 @@ from statistics import median
 from tempfile import TemporaryFile
 from time import perf_counter, sleep
 
-PAUSE = 0.01
+PAUSE = 0.02
 """Seconds between two looks at a process: how exact its end is, and how short a peak of memory can hide."""
 
-_ANONYMOUS = re.compile(r"^RssAnon:\s+(\d+) kB", re.MULTILINE)
+_ANONYMOUS = re.compile(r"^Pss_Anon:\s+(\d+) kB", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one process, from start to exit, or of the median one of several.
+    """Of a process and those it starts, from start to exit, or of the median one of several.
 
     Attributes:
         seconds: of wall clock.
-        cpu: seconds of processor, user and system, over all threads.
-        memory: the highest anonymous memory seen, in bytes; mapped files do not count.
+        cpu: seconds of processor, user and system, over all processes and threads.
+        memory: the highest anonymous memory seen, in bytes. Mapped files do not count, and what forked
+            processes share counts once.
         inner: seconds of the work itself, where the process prints them.
     """
 
@@ -70,9 +71,11 @@ def middle(costs: Iterable[Cost]) -> Cost:
 
 
 def _anonymous(process: int) -> int:
-    """Bytes of anonymous memory; nothing if the process has just ended."""
+    """Bytes of anonymous memory of a process and of all below it; nothing of those that have just ended."""
+    here = Path(f"/proc/{process}")
     try:
-        found = _ANONYMOUS.search(Path(f"/proc/{process}/status").read_text())
+        found = _ANONYMOUS.search((here / "smaps_rollup").read_text())
+        below = (here / "task" / str(process) / "children").read_text().split()
     except (FileNotFoundError, ProcessLookupError):
         return 0
-    return 1024 * int(found[1]) if found else 0
+    return (1024 * int(found[1]) if found else 0) + sum(_anonymous(int(child)) for child in below)
