@@ -20,7 +20,7 @@ from taskvec.weights import Weights, open_weights, source
 NAMES = [*RULES, "dare+ties", "breadcrumbs+tsv", "tsv+lines", "dare+consensus+lines", "nearswap+karcher"]
 NAMES += ["dare+fisher", "regmean+lines"]
 # Depth needs blocks, and the other laws are laws at any depth.
-# The inner rule of knots decides by sizes, and of equal ones of singular vectors rounding says which is larger.
+# The inner rule of knots decides by sizes, and which of two equal singular vectors is larger, rounding says.
 PLAIN: dict[str, Any] = {"alpha": 0.7, "beta": 0.0, "inner": "mean"}
 RANDOM = {"dare", "della"}
 # Sizes that are not those of the vectors: tanh of a product, a distance, a softmax of weights.

@@ -14,6 +14,7 @@ from taskvec.errors import CorruptFile, InputError
 from taskvec.rules.lines import BLOCKS
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import EDITABLE, short
+from taskvec.weights.source import rows_of
 
 _NUMBER_OF_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _EMBEDDING = re.compile(r"emb(?!ed_out)|wte|wpe|^shared\.")
@@ -136,7 +137,7 @@ class Origin(Weights):
         if spec.dtype not in EDITABLE:
             return self._model.read(name, rows)
         zeros = torch.zeros((), dtype=spec.dtype).expand(spec.shape)
-        return zeros if rows is None else zeros[rows]
+        return rows_of(zeros, rows)
 
 
 class Joined(Weights):

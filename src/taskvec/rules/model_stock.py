@@ -40,4 +40,6 @@ def measure(stacks: Stacks, name: str, *, per: Literal["tensor", "row"], **_: ob
     return sphere.measure(stacks, name, _ratio, per=per)
 
 
-MODEL_STOCK = Rule("model_stock", model_stock, "tensor", tasks=(2, None), measure=measure)
+MODEL_STOCK = Rule(
+    "model_stock", model_stock, "tensor", tasks=(2, None), measure=measure, in_rows=sphere.in_rows
+)

@@ -63,7 +63,7 @@ def measure(
 
 def in_rows(name: str, shape: Sequence[int], *, per: Per = "tensor", **_: object) -> bool:
     """Whether rows can be had by themselves: not where columns have coefficients of their own."""
-    return per != "column" or len(shape) < 2
+    return per == "tensor" or len(shape) < 2 or (per == "row" and len(shape) == 2)
 
 
 def _gram(rows: Tensor, origin: Tensor | None) -> Tensor:

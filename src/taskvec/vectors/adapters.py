@@ -25,7 +25,7 @@ from taskvec.vectors.lowrank import multiplied
 from taskvec.vectors.sources import Source, computing
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
-from taskvec.weights.source import row_blocks
+from taskvec.weights.source import row_blocks, rows_of
 
 _KEPT = 8
 """Layers whose factors stay in memory: a few for every thread."""
@@ -80,6 +80,8 @@ class Adapter(Source):
 
         Raises: InputError if it takes a base that is not at hand.
         """
+        if rows is not None and len(self.specs[name].shape) > 2:
+            return rows_of(self.delta(name, None, dtype), rows)
         match self.pieces[name]:
             case Shift(key, scaling):
                 return self.weights.read(key, rows).to(dtype).reshape(-1) * scaling
@@ -90,6 +92,10 @@ class Adapter(Source):
                 if layer.magnitude is None and start is None:
                     return change
                 return self._tuned(name, product, change, rows) - self._start(name, rows, dtype)
+
+    def in_rows(self, name: str) -> bool:
+        """Whether rows can be had by themselves: not those of convolutions, whose factors go by filters."""
+        return self.by_rows and len(self.specs[name].shape) <= 2
 
     def working_bytes(self, name: str) -> int:
         """What a block takes, and the factors."""

@@ -49,7 +49,21 @@ def editable_names(base: Weights, tuned: Weights, *, on_extra: OnExtra, on_missi
                 f"{where}: {name!r} has dtype {short(base.spec(name).dtype)} and differs from the base, "
                 f"expected {', '.join(sorted(map(short, EDITABLE)))}; convert both models first"
             )
+    _check_plain(base, tuned)
     return [name for name in base if base.spec(name).dtype in EDITABLE]
+
+
+def _check_plain(base: Weights, tuned: Weights) -> None:
+    """Refuse matrices of integers that differ: weights that are quantized, which no difference describes."""
+    for name in base:
+        spec = base.spec(name)
+        if name in tuned and not _counts(spec) and len(spec.shape) > 1 and spec.shape[0] > 1:
+            other = tuned.spec(name)
+            if spec != other or raw_bytes(base.read(name)) != raw_bytes(tuned.read(name)):
+                raise KeyMismatch(
+                    f"{tuned.ref}: {name!r} has dtype {short(other.dtype)} and differs from the base, "
+                    "expected floating-point weights; if both are quantized, convert them back first"
+                )
 
 
 def check_point(weights: Weights) -> None:

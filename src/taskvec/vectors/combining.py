@@ -1,7 +1,6 @@
 """Several task vectors made one by a rule."""
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -22,7 +21,7 @@ from taskvec.vectors.sources import Source
 from taskvec.vectors.statistics import check_statistics
 from taskvec.vectors.vector import TaskVector, joined_specs
 from taskvec.weights import TensorSpec, Weights, WeightsLike, open_weights
-from taskvec.weights.source import BLOCK, row_blocks, rows_shape
+from taskvec.weights.source import block_size, row_blocks, row_count, row_size, rows_of, rows_shape
 
 ROOM = 1 << 29
 """Bytes of tensors made of singular vectors that a combination keeps, to be read again at another scale."""
@@ -140,7 +139,7 @@ class Combined(Source):
                 *(file for vector in vectors for file in vector.files),
                 *(file for one in stats or () for file in one.files),
             ),
-            frozen=all(source.frozen for vector in vectors for source in vector.terms),
+            frozen=rule.name in RULES and all(source.frozen for vector in vectors for source in vector.terms),
         )
         recorded = json.loads(json.dumps({**settings, **({"each": each} if each else {})}, default=repr))
         self.by_rows = rule.by_rows and all(vector.by_rows for vector in vectors)
@@ -164,9 +163,8 @@ class Combined(Source):
 
     def working_bytes(self, name: str) -> int:
         """Bytes that computing a block takes, about: the deltas, what becomes of them, and a result."""
-        numel = self.specs[name].numel
-        copies = 3 * len(self._vectors) + 3
-        return copies * self.specs[name].dtype.itemsize * (min(BLOCK, numel) if self.in_rows(name) else numel)
+        elements = block_size(self.specs[name].shape, whole=not self.in_rows(name))
+        return (3 * len(self._vectors) + 3) * self.specs[name].dtype.itemsize * elements
 
     @property
     def inputs(self) -> tuple[Weights, ...]:
@@ -190,7 +188,7 @@ class Combined(Source):
                 if made.nbytes <= self._room:
                     self._room -= made.nbytes
                     self._kept[name, dtype] = made
-        return made if rows is None else made[rows]
+        return rows_of(made, rows)
 
     def _made(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         settings = self._rule.own({**self._settings_at(name), **self._known(name, dtype)})
@@ -216,15 +214,19 @@ class Combined(Source):
         deltas = Forms(forms, Spot(name, rows, dtype), shape)
         base = None if self._base is None else self._base.read(name, rows).to(dtype)
         stats = [self._stats_of(one, name, rows) for one in self._stats]
-        first = 0 if rows is None else rows.indices(self.specs[name].shape[0])[0]
+        whole = self.specs[name].shape
+        first = 0 if rows is None else rows.indices(row_count(whole))[0]
+        width = row_size(whole) if whole else 1
         for part in row_blocks(shape, CHUNK) if self.in_rows(name) else [None]:
             before = first + (0 if part is None else part.start)
-            context: dict[str, Any] = {"_place": Place(name, before * math.prod(shape[1:]))}
+            context: dict[str, Any] = {"_place": Place(name, before * width)}
             if base is not None:
-                context["_base"] = base if part is None else base[part]
+                context["_base"] = rows_of(base, part)
             if stats:
                 cut = part is not None
-                context["_stats"] = [one and (one[0][part] if cut and one[1] else one[0]) for one in stats]
+                context["_stats"] = [
+                    one and (rows_of(one[0], part) if cut and one[1] else one[0]) for one in stats
+                ]
             yield deltas.stack(part), context
 
     def _stats_of(self, stats: Weights, name: str, rows: slice | None) -> tuple[Tensor, bool] | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from taskvec.vectors.sources import Difference, Source
 from taskvec.weights import Weights
-from taskvec.weights.source import rows_shape
+from taskvec.weights.source import rows_of, rows_shape
 
 CHUNK = 1 << 16
 """Elements computed at a time."""
@@ -120,10 +120,10 @@ class Forms:
             if one is None:
                 deltas.zero_()
                 continue
-            deltas.copy_(one.end if rows is None else one.end[rows])
+            deltas.copy_(rows_of(one.end, rows))
             if one.start is not None:
                 if id(one.start) not in before:
-                    start = one.start if rows is None else one.start[rows]
+                    start = rows_of(one.start, rows)
                     before[id(one.start)] = start.to(self._dtype)
                 deltas.sub_(before[id(one.start)])
         return stack

@@ -29,7 +29,7 @@ from taskvec.vectors.sources import Source, Stored
 from taskvec.vectors.vector import TaskVector
 from taskvec.weights import TensorSpec, Weights, open_weights, save_weights
 from taskvec.weights.dtypes import EDITABLE, nonfinite_count, short
-from taskvec.weights.source import BLOCK, row_blocks
+from taskvec.weights.source import BLOCK, row_blocks, rows_of
 from taskvec.weights.staging import check_target
 
 Rescaler = Literal["global", "tensor_mean"]
@@ -73,7 +73,7 @@ class Masked(Source):
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """Masked and rescaled."""
         if rows is not None and rows.step not in (None, 1):
-            return self.delta(name, None, dtype)[rows]
+            return rows_of(self.delta(name, None, dtype), rows)
         unified = self._unified.read(name, rows, dtype)
         mask = self._masks.read(self._task, name, rows, unified)
         return torch.where(mask, unified, 0).mul_(self._factor)

@@ -9,6 +9,7 @@ from torch import Tensor
 from taskvec.vectors.info import VectorInfo
 from taskvec.vectors.sources import Source
 from taskvec.weights import Weights
+from taskvec.weights.source import rows_of
 
 if TYPE_CHECKING:
     from taskvec.vectors.vector import TaskVector
@@ -46,4 +47,4 @@ class Noise(Source):
         )
         noise = torch.randn(self.specs[name].shape, generator=generator, dtype=torch.float64)
         noise *= wanted / torch.linalg.vector_norm(noise).clamp_min(torch.finfo(torch.float64).tiny)
-        return (noise if rows is None else noise[rows]).to(dtype)
+        return rows_of(noise, rows).to(dtype)

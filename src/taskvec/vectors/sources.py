@@ -1,6 +1,5 @@
 """The directions that task vectors are linear combinations of."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from itertools import count
@@ -15,7 +14,7 @@ from taskvec.registry import nearest
 from taskvec.vectors.info import VectorInfo
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import compute_dtype
-from taskvec.weights.source import BLOCK
+from taskvec.weights.source import block_size
 
 if TYPE_CHECKING:
     from taskvec.vectors.vector import TaskVector
@@ -70,8 +69,8 @@ class Source(ABC):
 
     def working_bytes(self, name: str) -> int:
         """Bytes that computing a block of ``name`` takes, about."""
-        numel = self.specs[name].numel
-        return 2 * self.specs[name].dtype.itemsize * (min(BLOCK, numel) if self.in_rows(name) else numel)
+        elements = block_size(self.specs[name].shape, whole=not self.in_rows(name))
+        return 2 * self.specs[name].dtype.itemsize * elements
 
     @property
     def inputs(self) -> tuple[Weights, ...]:
@@ -169,8 +168,8 @@ class Scaled(Source):
         for name, factor in factors.items():
             if name not in vector.specs:
                 raise InputError(f"scale of {name!r}: no such tensor; {nearest(name, vector.specs)}")
-            if not math.isfinite(factor):
-                raise NonFinite(f"scale of {name!r}: {factor}, expected a finite number")
+            if not abs(factor) <= torch.finfo(torch.float32).max:
+                raise NonFinite(f"scale of {name!r}: {factor}, expected a finite number of float32")
         super().__init__(
             f"scaled({vector.ref})",
             ("scaled", vector, frozenset(factors.items())),

@@ -1,6 +1,5 @@
 """Task vectors: linear forms over directions, simplified as they are built, evaluated tensor by tensor."""
 
-import math
 from collections.abc import Iterator, Mapping
 from numbers import Real
 from pathlib import Path
@@ -21,7 +20,10 @@ from taskvec.vectors.noise import Noise
 from taskvec.vectors.sources import Difference, Scaled, Source, Stored, computing
 from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, open_weights
 from taskvec.weights.dtypes import EDITABLE, short
-from taskvec.weights.source import MemoryWeights
+from taskvec.weights.source import MemoryWeights, rows_of
+
+LARGEST = torch.finfo(torch.float32).max
+"""Of a coefficient, as deltas are multiplied in float32."""
 
 
 class TaskVector(Direction, Mapping[str, Tensor]):
@@ -38,8 +40,10 @@ class TaskVector(Direction, Mapping[str, Tensor]):
 
     def __init__(self, terms: Mapping[Source, float], base: Base, specs: Mapping[str, TensorSpec]) -> None:
         for source, coefficient in terms.items():
-            if not math.isfinite(coefficient):
-                raise NonFinite(f"{source.ref}: coefficient {coefficient}, expected a finite number")
+            if not abs(coefficient) <= LARGEST:
+                raise NonFinite(
+                    f"{source.ref}: coefficient {coefficient}, expected a finite number of float32"
+                )
         kept = [(source, float(c)) for source, c in terms.items() if c != 0]
         self.terms: Mapping[Source, float] = dict(sorted(kept, key=lambda term: term[0].order))
         self.base = base
@@ -230,7 +234,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         terms = self.terms_at(name)
         if not terms:
             zeros = torch.zeros((), dtype=dtype).expand(self.specs[name].shape)
-            return (zeros if rows is None else zeros[rows]).clone()
+            return rows_of(zeros, rows).clone()
         spot = Spot(name, rows, dtype)
         return total(terms, spot, Origins(spot))
 
@@ -315,8 +319,8 @@ class TaskVector(Direction, Mapping[str, Tensor]):
     def __mul__(self, factor: float) -> "TaskVector":
         if not _is_number(factor):
             return NotImplemented
-        if not math.isfinite(factor):
-            raise NonFinite(f"{self.ref}: coefficient {factor}, expected a finite number")
+        if not abs(factor) <= LARGEST:
+            raise NonFinite(f"{self.ref}: coefficient {factor}, expected a finite number of float32")
         return TaskVector({s: float(factor) * c for s, c in self.terms.items()}, self.base, self.specs)
 
     __rmul__ = __mul__

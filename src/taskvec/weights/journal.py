@@ -7,7 +7,10 @@ from typing import Any
 
 import xxhash
 
+from taskvec._version import __version__
 from taskvec.errors import TaskvecError
+from taskvec.weights.source import Weights
+from taskvec.weights.staging import remove
 from taskvec.weights.stored import StoredWeights
 
 FILE = "journal.json"
@@ -20,22 +23,24 @@ class Journal:
         partial: the hidden folder; the journal is a file in it.
         work: the folder of the shards.
         headers: of all shards to be.
-        identity: of the weights being written, as ``Weights.identity``.
+        weights: what is being written. What can change behind our back is never resumed.
     """
 
-    def __init__(self, partial: Path, work: Path, headers: Iterable[bytes], identity: object) -> None:
+    def __init__(self, partial: Path, work: Path, headers: Iterable[bytes], weights: Weights) -> None:
         self._path, self._work = partial / FILE, work
-        self._key = xxhash.xxh3_128_hexdigest(b"".join(headers) + _said(identity).encode())
+        said = f"{__version__}\0{_said(weights.identity)}"
+        self._key = xxhash.xxh3_128_hexdigest(b"".join(headers) + said.encode())
+        self._lasting = weights.frozen
         self._shards: dict[str, dict[str, str]] = {}
 
     def finished(self) -> set[str]:
         """The shards of an earlier run that are whole and the same; everything else is removed."""
-        for name, digests in self._recorded().items():
+        for name, digests in self._recorded().items() if self._lasting else ():
             if _digests(self._work / name) == digests:
                 self._shards[name] = digests
         for file in self._work.iterdir():
             if file.name not in self._shards:
-                file.unlink()
+                remove(file)
         return set(self._shards)
 
     def _recorded(self) -> Mapping[str, dict[str, str]]:

@@ -46,31 +46,59 @@ class TensorSpec:
 
 
 def row_blocks(shape: tuple[int, ...], size: int | None = None) -> Iterator[slice | None]:
-    """Slices of the first axis of about ``size`` (``BLOCK``) elements; ``None`` where one is enough."""
+    """Slices of the rows of about ``size`` (``BLOCK``) elements; ``None`` where one block is enough.
+
+    The rows of a tensor are its entries along all axes but the last, or along its only axis.
+    """
     step = _step(shape, size or BLOCK)
     if step is None:
         yield None
         return
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))
+    rows = row_count(shape)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
 
 
 def rows_shape(shape: tuple[int, ...], rows: slice | None) -> tuple[int, ...]:
-    """The shape of some rows of a tensor."""
-    return shape if rows is None else (len(range(*rows.indices(shape[0]))), *shape[1:])
+    """The shape of some rows of a tensor: of more than two axes, all but the last are one then."""
+    if rows is None:
+        return shape
+    return (len(range(*rows.indices(row_count(shape)))), *shape[1:][-1:])
+
+
+def rows_of(tensor: Tensor, rows: slice | None) -> Tensor:
+    """Some rows of a tensor."""
+    if rows is None:
+        return tensor
+    return (tensor.reshape(-1, tensor.shape[-1]) if tensor.dim() > 2 else tensor)[rows]
+
+
+def row_count(shape: tuple[int, ...]) -> int:
+    """How many rows a tensor has."""
+    return shape[0] if len(shape) == 1 else math.prod(shape[:-1])
+
+
+def row_size(shape: tuple[int, ...]) -> int:
+    """How many elements a row has."""
+    return 1 if len(shape) == 1 else shape[-1]
 
 
 def _step(shape: tuple[int, ...], size: int) -> int | None:
     """How many rows a block has; ``None`` where one block is enough."""
+    return None if math.prod(shape) <= size else max(1, size // row_size(shape))
+
+
+def block_size(shape: tuple[int, ...], *, whole: bool = False) -> int:
+    """Elements of the largest of the ``row_blocks``."""
     numel = math.prod(shape)
-    return None if numel <= size else max(1, size * shape[0] // numel)
+    return numel if whole or not shape else min(numel, max(BLOCK, row_size(shape)))
 
 
 def _is_block(shape: tuple[int, ...], rows: slice) -> bool:
     step = _step(shape, DIGESTED)
     if step is None or rows.start is None or rows.step not in (None, 1):
         return False
-    return bool(rows.start % step == 0 and rows.stop == min(rows.start + step, shape[0]))
+    return bool(rows.start % step == 0 and rows.stop == min(rows.start + step, row_count(shape)))
 
 
 class Tally:
@@ -86,7 +114,7 @@ class Tally:
             for block in row_blocks(spec.shape, DIGESTED):
                 start = 0 if block is None else block.start
                 if start not in known:
-                    known[start] = _digest_of(tensor if block is None else tensor[block])
+                    known[start] = _digest_of(rows_of(tensor, block))
         elif _is_block(spec.shape, rows) and rows.start not in known:
             known[rows.start] = _digest_of(tensor)
 
@@ -169,7 +197,8 @@ class Weights(Mapping[str, Tensor], ABC):
         """The tensor stored under ``name``, or some of its rows."""
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """The tensor called ``name``, or the slice ``rows`` of its first axis.
+        """The tensor called ``name``, or some of its rows: a slice of its first axis, or of all axes but the
+        last taken as one if there are more than two.
 
         Raises: KeyError for a name that is not there.
         """
@@ -190,7 +219,7 @@ class Weights(Mapping[str, Tensor], ABC):
     def working_bytes(self, name: str) -> int:
         """Bytes that reading one of the ``row_blocks`` of ``name`` takes, about."""
         spec = self.spec(name)
-        return min(spec.numel, BLOCK if self.in_rows(name) else spec.numel) * spec.dtype.itemsize
+        return block_size(spec.shape, whole=not self.in_rows(name)) * spec.dtype.itemsize
 
     def spec(self, name: str) -> TensorSpec:
         """Shape and dtype of ``name``, from the header alone."""
@@ -201,7 +230,7 @@ class Weights(Mapping[str, Tensor], ABC):
         return self.by_rows
 
     def row_blocks(self, name: str) -> Iterator[slice | None]:
-        """Slices of the first axis that cover ``name`` in order; ``None`` stands for the whole."""
+        """Slices of the rows that cover ``name`` in order; ``None`` stands for the whole."""
         return row_blocks(self.spec(name).shape) if self.in_rows(name) else iter((None,))
 
     def fingerprint(self) -> str:
@@ -310,7 +339,7 @@ class MemoryWeights(Weights):
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         tensor = self._tensors[name].detach()
-        return (tensor if rows is None else tensor[rows]).cpu()
+        return rows_of(tensor, rows).cpu()
 
 
 def spec_of(ref: str, name: object, value: object) -> TensorSpec:

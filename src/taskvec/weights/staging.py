@@ -8,6 +8,7 @@ folder: the next run to the same target resumes it if asked to, and clears it ot
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from types import TracebackType
 from taskvec.errors import DiskFull, OutputExists
 
 MANIFEST = "taskvec.json"
+
+WAITS = 10
+"""How often a lock is tried, 20 ms apart."""
 
 
 class staged:  # in lower case, as it is used like a function: with staged(...) as path
@@ -70,7 +74,7 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
             self._check()
         for leftover in self.partial.iterdir():
             if not (self._resume and self._folder) or leftover == self._aside:
-                _remove(leftover)
+                remove(leftover)
         if self._folder:
             self._work.mkdir(exist_ok=True)
 
@@ -80,7 +84,9 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
         try:
             if error is None:
                 self.keep = False
+                flush(self._work)
                 _swap_in(self._work, self.target, self._aside)
+                flush(self.target.parent)
             elif not isinstance(error, OSError | KeyboardInterrupt):
                 self.keep = False
         finally:
@@ -125,17 +131,33 @@ def check_space(target: Path, needed: int) -> None:
 @contextmanager
 def _locked(partial: Path, target: Path) -> Iterator[None]:
     """Hold the hidden folder; the lock dies with the process, so a killed run blocks nobody."""
-    partial.mkdir(exist_ok=True)
-    handle = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise OutputExists(f"{target}: another process is writing it") from None
+    handle = _lock(partial)
+    if handle is None:
+        raise OutputExists(f"{target}: another process is writing it")
     try:
         yield
     finally:
         os.close(handle)
+
+
+def _lock(partial: Path) -> int | None:
+    """An open handle of the folder, locked; ``None`` if another process holds it."""
+    for _ in range(WAITS):
+        partial.mkdir(exist_ok=True)
+        try:
+            handle = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), partial.stat()):
+                return handle
+        except FileNotFoundError:  # whoever held it has just finished and removed it
+            pass
+        except BlockingIOError:
+            time.sleep(0.02)  # or has been killed, and its workers are about to end
+        os.close(handle)
+    return None
 
 
 def _swap_in(work: Path, target: Path, aside: Path) -> None:
@@ -151,7 +173,17 @@ def _swap_in(work: Path, target: Path, aside: Path) -> None:
         raise
 
 
-def _remove(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the disk hold what was written to a file or to the list of a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError
 from taskvec.weights.dtypes import CODES, raw_bytes
-from taskvec.weights.source import TensorSpec, Weights
+from taskvec.weights.source import TensorSpec, Weights, row_count, row_size, rows_of, rows_shape
 
 
 class StoredWeights(Weights):
@@ -50,13 +50,14 @@ class StoredWeights(Weights):
         spec = self._specs[name]
         first, shape = 0, spec.shape
         if rows is not None:
-            first, last, step = rows.indices(shape[0])
+            first, _, step = rows.indices(row_count(shape))
             if step != 1:
-                return self._read(name, None)[rows]
-            shape = (max(0, last - first), *shape[1:])
+                return rows_of(self._read(name, None), rows)
+            shape = rows_shape(shape, rows)
         tensor = torch.empty(shape, dtype=spec.dtype)
-        row = spec.nbytes // spec.shape[0] if first else 0
-        place = self._start + self._offsets[name] + first * row
+        place = self._start + self._offsets[name]
+        if first:
+            place += first * row_size(spec.shape) * spec.dtype.itemsize
         if not _fill(self._handle, raw_bytes(tensor), place):
             raise CorruptFile(f"{self.ref}: ends inside {name!r}; was it written to since it was opened?")
         return tensor

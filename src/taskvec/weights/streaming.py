@@ -16,7 +16,8 @@ import torch
 
 from taskvec.weights.dtypes import nonfinite_count, raw_bytes
 from taskvec.weights.plan import Shard
-from taskvec.weights.source import Tally, Weights
+from taskvec.weights.source import Tally, Weights, row_size
+from taskvec.weights.staging import flush
 from taskvec.weights.workers import Locks, in_processes, in_threads
 
 SPAN = 1 << 24
@@ -84,9 +85,7 @@ def stream(
     Raises: whatever reading, writing or the functions told raise, after all workers have stopped.
     """
     for path, shard in shards.items():
-        with path.open("wb") as file:
-            file.write(shard.header)
-            file.truncate(shard.size)
+        _begin(path, shard)
     weights.prepare()
     spans = [span for path, shard in shards.items() for span in _spans(weights, path, shard)]
     workers = max(1, min(processes if processes > 1 else threads, len(spans)))
@@ -118,16 +117,32 @@ def stream(
             tensor_done(span.name)
             left[span.path] -= 1
             if not left[span.path]:
-                _flush(span.path)
+                flush(span.path)
                 shard_done(span.path, outcome)
     outcome.bad = {name: outcome.bad[name] for name in waiting if name in outcome.bad}
     return outcome
 
 
+def _begin(path: Path, shard: Shard) -> None:
+    """A file with its header, as long as it will be."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        _write_all(handle, memoryview(shard.header), 0)
+        os.truncate(handle, shard.size)
+    finally:
+        os.close(handle)
+
+
+def _write_all(handle: int, data: memoryview, place: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(handle, data[done:], place + done)
+
+
 def _spans(weights: Weights, path: Path, shard: Shard) -> Iterator[Span]:
     for name, place in shard.places.items():
         spec = weights.spec(name)
-        row = spec.nbytes // spec.shape[0] if spec.shape and spec.shape[0] else 0
+        row = row_size(spec.shape) * spec.dtype.itemsize if spec.shape else 0
         blocks: list[tuple[slice | None, int]] = []
         taken = 0
         for rows in weights.row_blocks(name):
@@ -165,21 +180,11 @@ class _Files:
         if path not in self._handles:
             self._handles[path] = os.open(path, os.O_WRONLY)
             self._open.callback(os.close, self._handles[path])
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._handles[path], data[done:], place + done)
+        _write_all(self._handles[path], data, place)
 
     def close(self) -> None:
         """Close them."""
         self._open.close()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class _Gate:

@@ -17,7 +17,7 @@ from taskvec.weights.journal import Journal
 from taskvec.weights.opening import PICKLES, WeightsLike, open_weights
 from taskvec.weights.plan import Shard, plan_shards
 from taskvec.weights.source import Weights, folded
-from taskvec.weights.staging import MANIFEST, check_space, check_target, staged
+from taskvec.weights.staging import MANIFEST, check_space, check_target, flush, staged
 from taskvec.weights.streaming import Outcome, stream
 
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
@@ -72,31 +72,34 @@ def save_weights(
     target = Path(path).expanduser()
     single = target.suffix == ".safetensors"
     shards = plan_shards(source, None if single else max_shard_size, metadata or {})
-    texts = {} if single else dict(extra_files or {})
-    side_files = [] if single else [one for one in side_files_of(like.folder) if str(one[1]) not in texts]
-    needed = sum(shard.size for shard in shards) + sum(file.stat().st_size for file, _ in side_files)
+    beside = _Beside(None if single else like.folder, {} if single else extra_files or {})
+    needed = sum(shard.size for shard in shards) + beside.size
     inputs = (*source.files, *like.files)
     if not resume:
         check_target(target, force=force, inputs=inputs)
         check_space(target, needed)
     staging = staged(target, folder=not single, force=force, inputs=inputs, resume=resume)
     with _failing_in_words(target, staging), staging as work:
-        journal = Journal(staging.partial, work, [shard.header for shard in shards], source.identity)
+        journal = Journal(staging.partial, work, [shard.header for shard in shards], source)
         places = {work if single else work / shard.file: shard for shard in shards}
         kept = set() if single else journal.finished()
+        staging.keep = bool(kept)
         left = {place: shard for place, shard in places.items() if place.name not in kept}
         if resume:
             check_space(target, needed - sum(place.stat().st_size for place in places.keys() - left.keys()))
         total, done = sum(len(shard.places) for shard in shards), count(1)
-        for shard in shards:
-            for _ in shard.places if shard.file in kept and not single else ():
-                watch(f"writing {target.name}", next(done), total)
+
+        def tensor_done(_: str) -> None:
+            watch(f"writing {target.name}", next(done), total)
 
         def shard_done(place: Path, outcome: Outcome) -> None:
             names = places[place].places
             journal.add(place.name, {name: outcome.digest(name, source).hex() for name in names})
             staging.keep = not single
 
+        for place in places.keys() - left.keys():
+            for name in places[place].places:
+                tensor_done(name)
         outcome = stream(
             source,
             left,
@@ -104,23 +107,41 @@ def save_weights(
             threads=threads or max(2, torch.get_num_threads()),
             processes=processes,
             allow_nonfinite=allow_nonfinite,
-            tensor_done=lambda name: watch(f"writing {target.name}", next(done), total),
+            tensor_done=tensor_done,
             shard_done=shard_done,
         )
         if outcome.bad and not allow_nonfinite:
             staging.keep = False
             raise NonFinite(nonfinite_message(source.ref, outcome.bad))
         if not single:
-            for file, place in side_files:
-                (work / place).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, work / place)
-            for name, text in texts.items():
-                (work / name).write_text(text() if callable(text) else text, encoding="utf-8")
+            beside.write(work)
             _write_index(work, shards)
             said = manifest() if callable(manifest) else manifest or {}
             facts = {"created_by": f"taskvec {__version__}", "fingerprint": folded(journal.digests())}
             _write_json(work / MANIFEST, {**facts, **said})
     return target
+
+
+class _Beside:
+    """The files beside the weights: those of a model folder, and more, which win over them."""
+
+    def __init__(self, folder: Path | None, texts: Mapping[str, str | Callable[[], str]]) -> None:
+        self._texts = texts
+        self._copied = [one for one in side_files_of(folder) if str(one[1]) not in texts]
+
+    @property
+    def size(self) -> int:
+        """Bytes of what is copied."""
+        return sum(file.stat().st_size for file, _ in self._copied)
+
+    def write(self, work: Path) -> None:
+        """Put them all into a folder."""
+        for file, place in self._copied:
+            (work / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, work / place)
+            flush(work / place)
+        for name, text in self._texts.items():
+            _write_text(work / name, text() if callable(text) else text)
 
 
 def nonfinite_message(where: str, bad: Mapping[str, int]) -> str:
@@ -141,7 +162,12 @@ def _write_index(folder: Path, shards: Sequence[Shard]) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    _write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+    flush(path)
 
 
 def side_files_of(folder: Path | None) -> list[tuple[Path, Path]]:

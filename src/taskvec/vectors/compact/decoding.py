@@ -10,6 +10,7 @@ from taskvec.vectors.compact.form import ContradictoryParts, Form, Parts, part_n
 from taskvec.vectors.info import CompactInfo
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
+from taskvec.weights.source import rows_of
 
 
 class Decoded(Weights):
@@ -36,7 +37,7 @@ class Decoded(Weights):
     def _read(self, name: str, rows: slice | None) -> Tensor:
         shape = self._specs[name].shape
         if rows is not None and rows.step not in (None, 1):
-            return self._read(name, None)[rows]
+            return rows_of(self._read(name, None), rows)
         if name not in self._coded:
             return self._weights.read(name, rows).to(self._specs[name].dtype)
         try:

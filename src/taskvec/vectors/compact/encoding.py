@@ -12,7 +12,7 @@ from taskvec.vectors.compact.form import PLAIN, Form, Parts, part_name
 from taskvec.vectors.compact.spool import Spool
 from taskvec.vectors.info import CompactInfo
 from taskvec.weights.dtypes import nonfinite_count
-from taskvec.weights.source import row_blocks
+from taskvec.weights.source import row_blocks, rows_of
 from taskvec.weights.writer import nonfinite_message
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _squares(parts: dict[str, Tensor], form: Form, tensor: Tensor) -> tuple[floa
     """Squared norms of what was lost and of the tensor, in float64."""
     held, lost, whole = Parts.held(parts), 0.0, 0.0
     for rows in row_blocks(tuple(tensor.shape)):
-        block = (tensor if rows is None else tensor[rows]).double()
+        block = rows_of(tensor, rows).double()
         back = held.read(PLAIN, rows) if PLAIN in parts else form.decode(held, tuple(tensor.shape), rows)
         lost += float((back.double() - block).square().sum())
         whole += float(block.square().sum())

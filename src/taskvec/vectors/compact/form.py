@@ -12,6 +12,7 @@ from torch import Tensor
 from taskvec.config import Config
 from taskvec.weights import TensorSpec
 from taskvec.weights.dtypes import EDITABLE
+from taskvec.weights.source import row_count, row_size, rows_of, rows_shape
 
 Shape = tuple[int, ...]
 Specs = Mapping[str, TensorSpec]
@@ -36,7 +37,7 @@ class Parts:
     def held(cls, tensors: Mapping[str, Tensor]) -> "Parts":
         """Parts that are at hand."""
         specs = {part: TensorSpec(tuple(value.shape), value.dtype) for part, value in tensors.items()}
-        return cls(specs, lambda part, rows: tensors[part] if rows is None else tensors[part][rows])
+        return cls(specs, lambda part, rows: rows_of(tensors[part], rows))
 
 
 class ContradictoryParts(ValueError):
@@ -80,14 +81,14 @@ def entries(shape: Shape, rows: slice | None) -> tuple[int, int]:
     """The first of the row-major entries that rows (a slice of step 1) hold, and the first after them."""
     if rows is None:
         return 0, math.prod(shape)
-    first, last, _ = rows.indices(shape[0])
-    width = math.prod(shape[1:])
+    first, last, _ = rows.indices(row_count(shape))
+    width = row_size(shape)
     return first * width, max(first, last) * width
 
 
 def shape_of(shape: Shape, rows: slice | None) -> Shape:
     """The shape of some rows of a tensor."""
-    return shape if rows is None else (len(range(*rows.indices(shape[0]))), *shape[1:])
+    return rows_shape(shape, rows)
 
 
 def floating(specs: Specs, part: str) -> torch.dtype:
