@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -83,9 +84,10 @@ def merge(
     if dry_run:
         _show_plan(made, output, memory=bound, force=force, json=json)
     else:
+        start = perf_counter()
         with watching(quiet) as watch:
             save_merge(made, output, force=force, memory=bound, resume=resume, watch=watch)
-        _show_result(made, output, json)
+        _show_result(made, output, perf_counter() - start, json)
 
 
 def parse_size(text: str, option: str) -> float:
@@ -119,7 +121,7 @@ def _opened(
     return replace(made, allow_nonfinite=made.allow_nonfinite or allow_nonfinite)
 
 
-def _show_result(made: "Merge", output: Path, json: bool) -> None:
+def _show_result(made: "Merge", output: Path, seconds: float, json: bool) -> None:
     from taskvec.edits.plan import edited_tensors
 
     edited = edited_tensors(made.weights)
@@ -128,6 +130,7 @@ def _show_result(made: "Merge", output: Path, json: bool) -> None:
         "edited tensors": edited,
         "copied tensors": len(made.weights) - edited,
         "bytes": sum(made.weights.spec(name).nbytes for name in made.weights),
+        "seconds": round(seconds, 3),
     }
     if json:
         print_json({key.replace(" ", "_"): value for key, value in facts.items()})
