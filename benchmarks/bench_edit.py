@@ -43,6 +43,8 @@ LAYOUTS: dict[str, Callable[[], Layout]] = {
 }
 PEER = {"0.3 GB", "1.3 GB"}
 """Checkpoints that mergekit is run on too."""
+AGREED = "0.3 GB"
+"""Checkpoints on which its results are compared with ours."""
 
 OURS: list[str | Path] = [sys.executable, "-m", "taskvec"]
 FASTEST = ["--lazy-unpickle", "--no-write-model-card", "--no-copy-tokenizer", "--quiet"]
@@ -140,6 +142,7 @@ def compare(place: Place, options: Namespace, peer: bool) -> dict[str, Cost]:
         runs[f"{edit}: ours"] = partial(place.ours, edit)
         if peer:
             runs[f"{edit}: mergekit"] = partial(place.theirs, options.mergekit, edit)
+    place.copied()  # so that all inputs are in memory
     costs: dict[str, list[Cost]] = {name: [] for name in runs}
     for _ in range(options.rounds):
         for name, once in runs.items():
@@ -177,12 +180,13 @@ def made(name: str, folder: Path, *, keep: bool) -> Iterator[Place]:
     needed, free = layout.nbytes * (1 + TUNED + 2), shutil.disk_usage(folder).free
     if needed > free:
         sys.exit(f"{folder}: {name} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; use --scratch")
-    place = Place(folder / layout.name, make(layout, folder))
+    here = folder / layout.name
     try:
-        yield place
+        yield Place(here, make(layout, folder))
     finally:
+        shutil.rmtree(here / "out", ignore_errors=True)
         if not keep:
-            shutil.rmtree(place.folder)
+            shutil.rmtree(here)
 
 
 def main(options: Namespace) -> None:
@@ -196,11 +200,8 @@ def main(options: Namespace) -> None:
             peer = options.mergekit is not None and name in PEER
             with made(name, folder, keep=options.keep) as place:
                 check(place)
-                same = (
-                    {edit: agreement(place, options.mergekit, edit) for edit in ("linear", "ties")}
-                    if peer
-                    else {}
-                )
+                compared = ("linear", "ties") if peer and name == AGREED else ()
+                same = {edit: agreement(place, options.mergekit, edit) for edit in compared}
                 costs = compare(place, options, peer)
             console.print(table_of(name, place.models.layout, costs))
             results[name] = {
