@@ -1,5 +1,6 @@
 """What the commands on files share: models by name, task vectors by name."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,11 +14,42 @@ if TYPE_CHECKING:
     from taskvec.vectors import TaskVector
     from taskvec.weights import Weights
 
+_SHARED = 100e6
+"""Bytes from which on an edit is shared out among processes."""
+
+Memory = Annotated[str, Parameter(help="What blocks being read and computed may take, such as 512MB or 2GB.")]
+Resume = Annotated[
+    bool,
+    Parameter(
+        negative=(),
+        help="Keep the finished shards of a run that was interrupted, if it was writing the same.",
+    ),
+]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 Vectors = Annotated[tuple[str, ...], Parameter(name=["--vector", "-v"], negative=())]
 Expression = Annotated[str | None, Parameter(name=["--expression", "-e"], allow_leading_hyphen=True)]
 AllowOther = Annotated[bool, Parameter(name="--allow-other-base", negative=())]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+
+
+def parse_size(text: str, option: str) -> float:
+    """Bytes in words such as ``512MB`` or ``1.5GiB``.
+
+    Raises: InputError.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", text.upper())
+    size = float(found[1]) * (1024 if found[3] else 1000) ** "_KMGT".find(found[2] or "_") if found else 0
+    if not size:
+        raise InputError(f"{option}: {text!r}, expected a size such as 512MB or 2GB")
+    return size
+
+
+def workers(weights: "Weights") -> int:
+    """How many processes to share an edit out to: one a core, but one for what is done in no time."""
+    import torch
+
+    size = sum(weights.spec(name).nbytes for name in weights)
+    return min(16, torch.get_num_threads()) if size >= _SHARED else 1
 
 
 def open_model(ref: str) -> "Weights":

@@ -1,17 +1,30 @@
 """``taskvec apply``."""
 
 from collections.abc import Mapping
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from taskvec.cli._common import Force, Json, Quiet, assignments, print_json, print_table, watching
-from taskvec.cli._editing import AllowOther, Expression, Output, Vectors
+from taskvec.cli._editing import (
+    AllowOther,
+    Expression,
+    Memory,
+    Output,
+    Resume,
+    Vectors,
+    parse_size,
+    workers,
+)
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
     from taskvec.vectors import TaskVector
     from taskvec.weights import Weights
+
+
+Stats = Annotated[tuple[str, ...], Parameter(name="--stats", negative=())]
 
 
 def apply(
@@ -23,10 +36,13 @@ def apply(
     expression: Expression = None,
     rule: str | None = None,
     param: Annotated[tuple[str, ...], Parameter(name=["--param", "-p"], negative=())] = (),
+    stats: Stats = (),
     scale: float = 1.0,
     allow_other_base: AllowOther = False,
     allow_nonfinite: Annotated[bool, Parameter(name="--allow-nonfinite", negative=())] = False,
     max_shard_gb: Annotated[float, Parameter(name="--max-shard-gb")] = 5.0,
+    memory: Memory = "512MB",
+    resume: Resume = False,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -52,6 +68,8 @@ def apply(
         rules, such as `dare+ties` or `tsv+lines`.
     param
         `name=value` for the rule.
+    stats
+        `name=PATH` of the statistics (`taskvec stats`) of each vector, for rules that use them.
     scale
         The scaling coefficient of the whole edit.
     allow_other_base
@@ -69,8 +87,10 @@ def apply(
     start = open_model(base)
     named = load_vectors(vector, start, allow_other_base=allow_other_base)
     params = _parameters(param, rule)
-    edit = _edit(start, named, expression, rule, params)
+    bound = parse_size(memory, "--memory")
+    edit = _edit(start, named, expression, rule, params, _statistics(stats, named, rule))
     edited = editing.apply(start, edit, scale)
+    begun = perf_counter()
     with watching(quiet) as watch:
         path = save_weights(
             edited,
@@ -87,6 +107,9 @@ def apply(
             },
             watch=watch,
             allow_nonfinite=allow_nonfinite,
+            memory=bound,
+            processes=workers(edited),
+            resume=resume,
         )
     changed = sum(bool(edit.terms_at(name)) for name in edit)
     facts = {
@@ -96,6 +119,7 @@ def apply(
         "edited tensors": changed,
         "copied tensors": len(edited) - changed,
         "bytes": sum(edited.spec(name).nbytes for name in edited),
+        "seconds": round(perf_counter() - begun, 3),
     }
     if json:
         print_json({key.replace(" ", "_"): value for key, value in facts.items()})
@@ -116,6 +140,7 @@ def _edit(
     expression: str | None,
     rule: str | None,
     params: Mapping[str, Any],
+    stats: "list[Weights] | None",
 ) -> "TaskVector":
     from taskvec.vectors import combine, parse_expression
     from taskvec.vectors.combining import grounded
@@ -124,7 +149,7 @@ def _edit(
     if expression is not None and rule is not None:
         raise InputError("--rule: given together with --expression, expected one of them")
     if rule is not None:
-        return combine(rule, grounded(list(named.values()), base), **params)
+        return combine(rule, grounded(list(named.values()), base), stats=stats, **params)
     if expression is None:
         if len(named) > 1:
             raise InputError('several vectors need an expression, such as -e "0.5*a + 0.5*b", or a --rule')
@@ -134,6 +159,24 @@ def _edit(
     if unused:
         raise InputError(f"--vector: {unused[0]!r} is not in the expression {expression!r}; leave it out")
     return edit
+
+
+def _statistics(
+    pairs: tuple[str, ...], named: Mapping[str, "TaskVector"], rule: str | None
+) -> "list[Weights] | None":
+    """The statistics of each vector, in their order."""
+    from taskvec.weights import open_weights
+
+    if not pairs:
+        return None
+    if rule is None:
+        raise InputError("--stats: given without --rule")
+    paths = assignments(pairs, "--stats")
+    for name in [*paths, *named]:
+        if name not in named or name not in paths:
+            known = "no statistics, expected some for each vector" if name in named else "no such vector"
+            raise InputError(f"--stats: {name!r}: {known}; vectors: {', '.join(named)}")
+    return [open_weights(paths[name]) for name in named]
 
 
 def _parameters(pairs: tuple[str, ...], rule: str | None) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def diff(
     """
     import torch
 
-    from taskvec.cli._editing import open_model
+    from taskvec.cli._editing import open_model, workers
     from taskvec.edits.tokens import check_in_order
     from taskvec.vectors import TaskVector, save_adapter
     from taskvec.vectors.checks import differing_buffers
@@ -103,6 +103,7 @@ def diff(
             force=force,
             task=task,
             max_shard_size=max_shard_gb * 1e9,
+            processes=workers(end),
             watch=watch,
         )
     written = open_weights(path)

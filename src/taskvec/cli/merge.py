@@ -1,6 +1,5 @@
 """``taskvec merge``."""
 
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from taskvec.cli._common import Force, Json, Quiet, print_json, print_table, watching
+from taskvec.cli._editing import Memory, Resume, parse_size, workers
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ def merge(
     dry_run: Flag = False,
     scale: float | None = None,
     vocab: Literal["base", "union", "intersection"] | None = None,
-    memory: str = "512MB",
+    memory: Memory = "512MB",
     max_shard_gb: Annotated[float | None, Parameter(name="--max-shard-gb")] = None,
     allow_nonfinite: Flag = False,
-    resume: Flag = False,
+    resume: Resume = False,
     schema: Flag = False,
     force: Force = False,
     json: Json = False,
@@ -56,14 +56,10 @@ def merge(
     vocab
         Bring models of different vocabularies to that of the base, or to the union or intersection of all, in
         place of the recipe's.
-    memory
-        What blocks being read and computed may take, such as 512MB or 2GB.
     max_shard_gb
         Size of a shard of a folder, in GB, in place of the recipe's.
     allow_nonfinite
         Write NaN and infinities instead of refusing them.
-    resume
-        Keep the finished shards of a run that was interrupted, if it was writing the same.
     schema
         Print the JSON schema of recipes and end.
     """
@@ -86,20 +82,16 @@ def merge(
     else:
         start = perf_counter()
         with watching(quiet) as watch:
-            save_merge(made, output, force=force, memory=bound, resume=resume, watch=watch)
+            save_merge(
+                made,
+                output,
+                force=force,
+                memory=bound,
+                processes=workers(made.weights),
+                resume=resume,
+                watch=watch,
+            )
         _show_result(made, output, perf_counter() - start, json)
-
-
-def parse_size(text: str, option: str) -> float:
-    """Bytes in words such as ``512MB`` or ``1.5GiB``.
-
-    Raises: InputError.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", text.upper())
-    size = float(found[1]) * (1024 if found[3] else 1000) ** "_KMGT".find(found[2] or "_") if found else 0
-    if not size:
-        raise InputError(f"{option}: {text!r}, expected a size such as 512MB or 2GB")
-    return size
 
 
 def _print_schema() -> None:

@@ -38,6 +38,7 @@ def save_merge(
     *,
     force: bool = False,
     memory: float = 512e6,
+    processes: int = 1,
     resume: bool = False,
     watch: Watch = unwatched,
 ) -> Path:
@@ -45,7 +46,7 @@ def save_merge(
 
     Args:
         path: a folder, or a ``.safetensors`` file, which holds the weights alone.
-        force, memory, resume, watch: as for ``save_weights``.
+        force, memory, processes, resume, watch: as for ``save_weights``.
 
     Returns: the path written.
     Raises: OutputExists; DiskFull; NonFinite.
@@ -64,6 +65,7 @@ def save_merge(
         watch=watch,
         allow_nonfinite=merge.allow_nonfinite,
         memory=memory,
+        processes=processes,
         resume=resume,
     )
 

@@ -33,6 +33,7 @@ def save_vector(
     force: bool,
     form: str | None = None,
     max_shard_size: float = 5e9,
+    processes: int = 1,
     watch: Watch = unwatched,
     **options: Any,
 ) -> Path:
@@ -55,7 +56,7 @@ def save_vector(
     check_bound(vector.ref, vector.base)
     save = partial(_save, vector, info, path=path, force=force, max_shard_size=max_shard_size, watch=watch)
     if chosen is None:
-        return save(Deltas(vector, dtype), None)
+        return save(Deltas(vector, dtype), None, processes=processes)
     with Spool(vector.ref, target, vector.files) as spool:
         return save(spool, encode(vector, chosen, spool, dtype, watch))
 
