@@ -18,7 +18,7 @@ from taskvec.errors import DiskFull, OutputExists
 
 MANIFEST = "taskvec.json"
 
-WAITS = 10
+WAITS = 50
 """How often a lock is tried, 20 ms apart."""
 
 
