@@ -6,6 +6,7 @@ A request is a line of JSON on standard input: ``arguments`` of the command, ``l
 
 import errno
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -16,17 +17,18 @@ from typing import Any
 
 import torch
 
+import taskvec.cli._editing
 import taskvec.cli.merge
 import taskvec.edits.card
 import taskvec.edits.recipe
-import taskvec.weights  # noqa: F401  # imported once, for all forks
+import taskvec.weights  # imported once, for all forks
 from taskvec.cli import main
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
 
 
 def die_before_change(number: int) -> None:
-    """Die in front of the so manieth change to the file system, opening a file to write included."""
+    """Die in front of the so many-th change to the file system, opening a file to write included."""
     seen = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -41,15 +43,17 @@ def die_before_change(number: int) -> None:
 
 
 def fill_after(room: int) -> None:
-    """A disk with so many bytes free for tensors."""
-    left, write = room, os.pwrite
+    """A disk with so many bytes free for tensors, of all processes together."""
+    left, write = multiprocessing.get_context("fork").Value("q", room), os.pwrite
 
     def written(handle: int, data: memoryview, place: int) -> int:
-        nonlocal left
-        if left <= 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        count = write(handle, data[:left], place)  # a disk takes what fits, and fails the next time
-        left -= count
+        with left.get_lock():
+            if left.value <= 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            count = write(
+                handle, data[: left.value], place
+            )  # a disk takes what fits, and fails the next time
+            left.value -= count
         return count
 
     os.pwrite = written  # type: ignore[assignment]
@@ -60,10 +64,17 @@ def limit_files(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+def share_out(processes: int) -> None:
+    """Share even a small edit out to processes."""
+    taskvec.cli._editing._SHARED = 0
+    torch.set_num_threads(processes)
+
+
 TROUBLE: dict[str, Callable[[int], None]] = {
     "die_before_change": die_before_change,
     "fill_after": fill_after,
     "limit_files": limit_files,
+    "share_out": share_out,
 }
 
 

@@ -18,10 +18,11 @@ import torch
 from taskvec.vectors import TaskVector, apply, combine
 from taskvec.weights import open_weights, save_weights
 
-MOMENTS = int(os.environ.get("TASKVEC_CRASHES", "8"))
+MOMENTS = int(os.environ.get("TASKVEC_CRASHES", "4"))
 """Random moments, or sizes, of each kind of trouble."""
 
 Files = dict[str, bytes]
+Trouble = dict[str, int]
 RESUME = "--resume"
 KILLED = -signal.SIGKILL
 
@@ -37,7 +38,7 @@ class Forks:
         self._log = log
 
     def __call__(
-        self, arguments: Sequence[str], trouble: dict[str, int] | None = None, send: int = 0, after: float = 0
+        self, arguments: Sequence[str], trouble: Trouble | None = None, send: int = 0, after: float = 0
     ) -> int:
         """The exit code of a command that gets into trouble, or is sent a signal seconds after its start."""
         request = {"arguments": list(arguments), "trouble": trouble or {}, "signal": send, "after": after}
@@ -143,6 +144,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> World:
     return World(tmp_path_factory.mktemp("world"), forks)
 
 
+by_threads_and_processes = pytest.mark.parametrize(
+    "trouble", [{}, {"share_out": 2}], ids=["threads", "processes"]
+)
 fresh_and_replacing = pytest.mark.parametrize("replacing", [False, True], ids=["fresh", "replacing"])
 
 
@@ -161,24 +165,28 @@ def test_dying_before_any_change_of_the_disk_never_shows_half_an_output(
 
 
 @fresh_and_replacing
-def test_dying_at_any_moment_never_shows_half_an_output(replacing: bool, world: World, forks: Forks) -> None:
-    draw = Random(replacing)
+@by_threads_and_processes
+def test_dying_at_any_moment_never_shows_half_an_output(
+    trouble: Trouble, replacing: bool, world: World, forks: Forks
+) -> None:
+    draw = Random(f"{replacing}{trouble}")
     for number in range(MOMENTS):
         force = world.prepare(replacing=replacing)
-        code = forks(world.arguments(*force), send=signal.SIGKILL, after=draw.uniform(0, world.seconds))
-        assert code in (0, KILLED)
+        moment = draw.uniform(0, world.seconds)
+        assert forks(world.arguments(*force), trouble, signal.SIGKILL, moment) in (0, KILLED)
         world.check(replacing=replacing)
         world.finish("--force", *((RESUME,) if number % 2 else ()))
 
 
 @fresh_and_replacing
+@by_threads_and_processes
 def test_an_interrupt_at_any_moment_is_one_line_and_never_shows_half_an_output(
-    replacing: bool, world: World, forks: Forks
+    trouble: Trouble, replacing: bool, world: World, forks: Forks
 ) -> None:
-    draw = Random(replacing)
+    draw = Random(f"{replacing}{trouble}")
     for number in range(MOMENTS):
         force = world.prepare(replacing=replacing)
-        code = forks(world.arguments(*force), send=signal.SIGINT, after=draw.uniform(0, world.seconds))
+        code = forks(world.arguments(*force), trouble, signal.SIGINT, draw.uniform(0, world.seconds))
         assert code in (0, 130)
         assert code == 0 or forks.said.count("\n") == 1
         world.check(replacing=replacing)
@@ -186,16 +194,17 @@ def test_an_interrupt_at_any_moment_is_one_line_and_never_shows_half_an_output(
 
 
 @fresh_and_replacing
-@pytest.mark.parametrize("trouble", ["fill_after", "limit_files"])
+@by_threads_and_processes
+@pytest.mark.parametrize("limit", ["fill_after", "limit_files"])
 def test_a_disk_that_fills_up_is_one_line_and_never_shows_half_an_output(
-    trouble: str, replacing: bool, world: World, forks: Forks
+    limit: str, trouble: Trouble, replacing: bool, world: World, forks: Forks
 ) -> None:
-    largest = max(map(len, world.new.values()))
-    room = sum(map(len, world.new.values())) if trouble == "fill_after" else largest
-    draw = Random(f"{trouble}{replacing}")
+    sizes = list(map(len, world.new.values()))
+    room = sum(sizes) if limit == "fill_after" else max(sizes)
+    draw = Random(f"{limit}{replacing}{trouble}")
     for number in range(MOMENTS):
         force = world.prepare(replacing=replacing)
-        assert forks(world.arguments(*force), {trouble: draw.randrange(room - 5000)}) == 1
+        assert forks(world.arguments(*force), {**trouble, limit: draw.randrange(room - 5000)}) == 1
         assert forks.said.count("\n") == 1 and "out: could not be written" in forks.said
         assert read(world.out) == (world.old if replacing else {})
         world.check(replacing=replacing)
