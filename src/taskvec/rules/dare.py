@@ -10,7 +10,7 @@ from torch import Tensor
 from taskvec.rules.draws import RANGE, below
 from taskvec.rules.rule import ANYWHERE, Place, Rule
 
-_PIECE = 1 << 16  # entries at a time: what is made on the way stays in cache
+_PIECE = 1 << 15  # entries at a time: what is made on the way stays in cache
 
 
 def dare(

@@ -282,13 +282,11 @@ def _bracketed(entries: Entries, rank: int, key: KeyOf) -> list[_Chosen]:
             for task, (low, high) in enumerate(brackets):
                 for piece in torch.split(part[task].reshape(-1), _PIECE):
                     keys = key(piece).numpy()
-                    first, last = np.count_nonzero(keys < low), np.count_nonzero(keys <= high)
-                    wanted[task] -= len(keys) - int(last)
-                    if first < last:
-                        keys.partition(int(last) - 1)  # one place at a time is what numpy is fast at
-                        keys[:last].partition(int(first))
-                        inside[task][place].append(keys[first:last].copy())
-                        gathered[task] += int(last - first)
+                    mask = keys > high
+                    wanted[task] -= int(np.count_nonzero(mask))
+                    mask ^= keys >= low
+                    inside[task][place].append(keys[mask])
+                    gathered[task] += len(inside[task][place][-1])
         if max(gathered) > _MOST:
             return []
     if any(not 0 < left <= number for left, number in zip(wanted, gathered, strict=True)):

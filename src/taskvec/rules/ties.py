@@ -14,7 +14,7 @@ from taskvec.rules.magnitude import Cut, Entries, count_equal, cuts_of, find, lo
 from taskvec.rules.magnitude import trim as trim_at
 from taskvec.rules.rule import ANYWHERE, Place, Rule, Stacks
 
-_PIECE = 1 << 16  # entries at a time: what is made on the way stays in cache
+_PIECE = 1 << 15  # entries at a time: what is made on the way stays in cache
 
 
 def ties(
@@ -78,7 +78,6 @@ def _average(
 
     ``ballots`` (task, n) are written into.
     """
-    work = torch.empty_like(out)
     votes = _total(
         ballots if elect == "mass" else ballots.sign(), [1.0] * len(ballots), torch.empty_like(out)
     )
@@ -87,14 +86,19 @@ def _average(
     agreeing = ballots.mul_(sign).relu_()
     _total(agreeing, factors, out).mul_(sign)
     if counts is not None:
-        total = _total(agreeing.sign_(), counts, work)
+        total = _total(agreeing.sign_(), counts, torch.empty_like(out))
         out.div_(total.add_(torch.eq(total, 0, out=sign)))
 
 
 def _total(rows: Tensor, factors: Sequence[float], out: Tensor) -> Tensor:
     """``sum_t c_t row_t``, into ``out``."""
-    torch.mul(rows[0], factors[0], out=out)
-    for row, factor in zip(rows[1:], factors[1:], strict=True):
+    if len(rows) > 1 and factors[0] == 1.0:
+        torch.add(rows[0], rows[1], alpha=factors[1], out=out)
+        rest = 2
+    else:
+        torch.mul(rows[0], factors[0], out=out)
+        rest = 1
+    for row, factor in zip(rows[rest:], factors[rest:], strict=True):
         out.add_(row, alpha=factor)
     return out
 
