@@ -40,6 +40,12 @@ def sparse(deltas: Tensor, densities: tuple[float, ...], gammas: tuple[float, ..
     return torch.stack([largest(*one) for one in zip(deltas, densities, gammas, strict=True)])
 
 
+def restored(deltas: Tensor, kept: Tensor) -> Tensor:
+    """Each of what is kept, brought back to the L1 norm of all."""
+    pairs = zip(deltas, kept, strict=True)
+    return torch.stack([left * (whole.abs().sum() / left.abs().sum()) for whole, left in pairs])
+
+
 def arc(first: Tensor, second: Tensor, t: float, dim: int | None = None) -> Tensor:
     """SLERP by rotating in the plane of the two, without the formula's sines of multiples."""
     axes = tuple(range(first.dim())) if dim is None else (dim,)
@@ -117,6 +123,49 @@ def test_breadcrumbs(here: Path, density: float, gamma: float, removed: float) -
         made,
         lambda base, deltas: base + weighted(sparse(deltas, (density,) * 2, (removed + 1e-9,) * 2), 0.7, 0.4),
     )
+
+
+def test_ties_and_breadcrumbs_rescale_what_is_kept(here: Path) -> None:
+    made = document("ties", weight=True, density=0.3, rescale=True)
+    check(
+        made,
+        lambda base, deltas: (
+            base + elected(restored(deltas, sparse(deltas, (0.3, 0.3))), (0.7, 0.4), mean=True)
+        ),
+    )
+    made = merge("""
+        merge_method: breadcrumbs
+        base_model: base
+        models:
+          - {model: a, parameters: {weight: 0.7, density: 0.5, gamma: 0.125}}
+          - {model: b, parameters: {weight: 0.4, density: 1, gamma: 0.1}}
+        parameters: {rescale: true}
+    """)
+    check(
+        made,
+        lambda base, deltas: (
+            base + weighted(restored(deltas, sparse(deltas, (0.5, 1), (0.125, 0))), 0.7, 0.4)
+        ),
+    )
+
+
+def test_rescaling_may_differ_from_tensor_to_tensor(here: Path) -> None:
+    made = merge("""
+        merge_method: ties
+        base_model: base
+        models:
+          - {model: a, parameters: {weight: 1, density: 0.25}}
+        parameters:
+          rescale: [{filter: norm, value: false}, {value: true}]
+    """).weights
+    for name in SHAPES:
+        base, deltas = (
+            STATES["base"][name].double(),
+            (STATES["a"][name].double() - STATES["base"][name])[None],
+        )
+        kept = largest(deltas[0], 0.25)[None]
+        expected = kept if "norm" in name else restored(deltas, kept)
+        torch.testing.assert_close(made[name].double(), base + expected[0], rtol=0, atol=1e-6)
 
 
 def test_breadcrumbs_ties_with_values_for_each_model(here: Path) -> None:

@@ -32,7 +32,6 @@ REFUSED = {
     "filter without value": ("merge_method: ties\nparameters: {density: [{filter: mlp}]}\n" + WHOLE, "expected a mapping with value"),
     "filter with a typo": ("merge_method: ties\nparameters: {density: [{fliter: mlp, value: 1}]}\n" + WHOLE, "unknown key 'fliter'; did you mean 'filter'"),
     "epsilon too wide": ("merge_method: della\nparameters: {density: 0.1, epsilon: 0.3}\n" + WHOLE, "epsilon"),
-    "rescale of ties": ("merge_method: ties\nparameters: {density: 0.5, rescale: true}\n" + WHOLE, "rescale: true is not supported"),
     "weights that cancel": ("merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: -1}}]", "add up to 0"),
     "same model twice": ("merge_method: linear\nmodels: [{model: a}, {model: ./a}]\nparameters: {weight: 0.5}", "given twice"),
     "no base": ("merge_method: ties\nmodels: [{model: a, parameters: {weight: 1}}]", "base_model is missing"),

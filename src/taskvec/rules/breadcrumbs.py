@@ -1,23 +1,35 @@
 """Model Breadcrumbs: neither the outliers nor the small change."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from taskvec.rules.magnitude import Cut, cuts_of, share, trim
-from taskvec.rules.rule import ANYWHERE, Place, Rule, Stacks
+from taskvec.rules.norms import l1_ratios, rescaled
+from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, Stacks, check_each, for_each, together
+
+Outliers = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Crumbs(NamedTuple):
+    """What is kept of one task: the entries from the cut ``small`` on, but not those from ``large`` on."""
+
+    small: Cut
+    large: Cut | None
 
 
 def breadcrumbs(
     deltas: Tensor,
     *,
-    density: Annotated[float, Field(gt=0, le=1)] = 0.15,
-    gamma: Annotated[float, Field(ge=0, lt=1)] = 0.01,
+    density: Fraction | Sequence[Fraction] = 0.15,
+    gamma: Outliers | Sequence[Outliers] = 0.01,
+    rescale: Literal["l1"] | None = None,
     _place: Place = ANYWHERE,
-    _crumbs: Sequence[tuple[Cut, Cut | None]] | None = None,
+    _crumbs: Sequence[Crumbs] | None = None,
+    _ratios: Sequence[float] | None = None,
 ) -> Tensor:
     """Remove the largest and the smallest entries of each task, then add.
 
@@ -25,44 +37,72 @@ def breadcrumbs(
 
     Args:
         deltas: (task, *shape).
-        density: fraction of the entries of each tensor that are kept: max(1, round(density n)) of n.
+        density: fraction of the entries of each tensor that are kept: max(1, round(density n)) of n. One for
+            all tasks or one for each.
         gamma: fraction of the entries, the largest, that are removed: int(gamma n), or fewer in a small
-            tensor where too few were left. ``density + gamma`` is at most 1.
+            tensor where too few were left. One for all tasks or one for each; ``density + gamma`` is at
+            most 1.
+        rescale: bring every tensor back to its L1 norm (``l1``), or leave what is kept as it is.
 
-    Nothing is rescaled. ``gamma = 0`` is trimming by magnitude.
-    Source: Davari & Belilovsky 2024, arXiv:2312.06795.
+    ``gamma = 0`` is trimming by magnitude.
+    Source: Davari & Belilovsky 2024, arXiv:2312.06795; ``rescale``: mergekit.
     """
     if not deltas[0].numel():
         return deltas.clone()
-    crumbs = _crumbs or measure(Stacks.single(deltas), "", density=density, gamma=gamma)["_crumbs"]
-    return torch.stack(
-        [_masked(delta, *pair, _place.first) for delta, pair in zip(deltas, crumbs, strict=True)]
-    )
+    if _crumbs is None:
+        found = measure(Stacks.single(deltas), "", density=density, gamma=gamma, rescale=rescale)
+        _crumbs, _ratios = found["_crumbs"], found["_ratios"]
+    kept = _masked(deltas, _crumbs, _place.first)
+    return kept if _ratios is None else rescaled(kept, _ratios)
 
 
-def _masked(delta: Tensor, small: Cut, large: Cut | None, first: int) -> Tensor:
-    kept = trim(delta, small, first)
-    return kept if large is None else kept.sub_(trim(delta, large, first))
+def _masked(deltas: Tensor, crumbs: Sequence[Crumbs], first: int) -> Tensor:
+    kept = torch.stack([trim(delta, one.small, first) for delta, one in zip(deltas, crumbs, strict=True)])
+    for delta, one, own in zip(deltas, crumbs, kept, strict=True):
+        if one.large is not None:
+            own.sub_(trim(delta, one.large, first))
+    return kept
 
 
 def measure(
-    stacks: Stacks, name: str, *, density: float, gamma: float, **_: object
-) -> dict[str, list[tuple[Cut, Cut | None]]]:
-    """For each task the cut below which entries are small, and the one above which they are outliers."""
+    stacks: Stacks,
+    name: str,
+    *,
+    density: float | Sequence[float],
+    gamma: float | Sequence[float],
+    rescale: str | None,
+    **_: object,
+) -> dict[str, Any]:
+    """What is kept of each task in a tensor, and what brings it back to its L1 norm."""
     entries = stacks.numel(name)
     if not entries:
         return {}
-    kept = share(entries, density)
-    outliers = min(int(gamma * entries), entries - kept)
-    small = cuts_of(stacks, name, kept + outliers)
-    large: Sequence[Cut | None] = cuts_of(stacks, name, outliers) if outliers else [None] * len(small)
-    return {"_crumbs": list(zip(small, large, strict=True))}
+    tasks = stacks.tasks(name)
+    kept = [share(entries, own) for own in for_each(density, tasks)]
+    outliers = [
+        min(int(own * entries), entries - left)
+        for own, left in zip(for_each(gamma, tasks), kept, strict=True)
+    ]
+    small = cuts_of(stacks, name, [sum(pair) for pair in zip(kept, outliers, strict=True)])
+    large: Sequence[Cut | None] = [None] * tasks
+    if any(outliers):
+        above = cuts_of(stacks, name, [max(1, number) for number in outliers])
+        large = [cut if number else None for cut, number in zip(above, outliers, strict=True)]
+    crumbs = list(map(Crumbs, small, large))
+    masked = (
+        (deltas, _masked(deltas, crumbs, context["_place"].first)) for deltas, context in stacks.of(name)
+    )
+    return {"_crumbs": crumbs, "_ratios": l1_ratios(masked) if rescale else None}
 
 
-def _check(tasks: int | None, *, density: float, gamma: float) -> str | None:
-    if density + gamma <= 1:
-        return None
-    return f"density {density:g} and gamma {gamma:g} add up to more than 1, so outliers would stay; lower one"
+def _check(
+    tasks: int | None, *, density: float | Sequence[float], gamma: float | Sequence[float], **_: object
+) -> str | None:
+    for kept, removed in together(density, gamma):
+        if kept + removed > 1:
+            sums = f"density {kept:g} and gamma {removed:g} add up to more than 1"
+            return f"{sums}, so outliers would stay; lower one"
+    return check_each(tasks, density=density, gamma=gamma)
 
 
 BREADCRUMBS = Rule("breadcrumbs", breadcrumbs, "tensor", stage="each", measure=measure, check=_check)

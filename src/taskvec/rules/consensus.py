@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.rules.rule import Rule
+from taskvec.rules.rule import Rule, check_each, for_each
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -33,21 +33,16 @@ def consensus(
     Source: Wang et al. 2024, arXiv:2405.07813 (Consensus TA; it writes >=, the authors' code >).
     """
     total = deltas.sum(0)
-    lams = lam if isinstance(lam, Sequence) else [lam] * len(deltas)
     needed = torch.zeros_like(total, dtype=torch.int32)
-    for delta, own in zip(deltas, lams, strict=True):
+    for delta, own in zip(deltas, for_each(lam, len(deltas)), strict=True):
         needed += delta.abs() > own * (total - delta).abs()
     return total * (needed >= k)
 
 
 def _check(tasks: int | None, *, lam: float | Sequence[float], k: int) -> str | None:
-    if tasks is None:
-        return None
-    if k > tasks:
+    if tasks is not None and k > tasks:
         return f"k is {k}, expected at most {tasks}, the number of task vectors; nothing would be kept"
-    if isinstance(lam, Sequence) and len(lam) != tasks:
-        return f"lam: {len(lam)} values, expected {tasks}, one for each task vector"
-    return None
+    return check_each(tasks, lam=lam)
 
 
 CONSENSUS = Rule("consensus", consensus, "element", check=_check)

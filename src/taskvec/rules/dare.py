@@ -1,5 +1,6 @@
 """DARE: drop and rescale."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -8,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from taskvec.rules.draws import RANGE, below
-from taskvec.rules.rule import ANYWHERE, Place, Rule
+from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, check_each, for_each
 
 _PIECE = 1 << 15  # entries at a time: what is made on the way stays in cache
 
@@ -16,7 +17,7 @@ _PIECE = 1 << 15  # entries at a time: what is made on the way stays in cache
 def dare(
     deltas: Tensor,
     *,
-    density: Annotated[float, Field(gt=0, le=1)] = 0.1,
+    density: Fraction | Sequence[Fraction] = 0.1,
     seed: Annotated[int, Field(ge=0)] = 0,
     _place: Place = ANYWHERE,
 ) -> Tensor:
@@ -26,23 +27,31 @@ def dare(
 
     Args:
         deltas: (task, *shape).
-        density: the probability of an entry to be kept, 1 - p for the paper's drop rate p.
+        density: the probability of an entry to be kept, 1 - p for the paper's drop rate p; one for all
+            tasks or one for each.
         seed: the mask of an entry depends on it, on the place of the task vector among the others, on the
             name of the tensor and on the entry's index, and on nothing else.
 
     The expectation is tau_t, and the relative error sqrt((1 - density) / density): 3 at density 0.1.
     Source: Yu et al. 2024, arXiv:2311.03099. mergekit rescales each tensor to its own L1 norm instead.
     """
-    limit = max(1, round(density * RANGE))
     kept = torch.empty(len(deltas), deltas[0].numel(), dtype=deltas.dtype)
-    for task, (entries, out) in enumerate(zip(deltas.reshape(kept.shape), kept, strict=True)):
+    chances = for_each(density, len(deltas))
+    for task, (entries, out, chance) in enumerate(
+        zip(deltas.reshape(kept.shape), kept, chances, strict=True)
+    ):
+        limit = max(1, round(chance * RANGE))
         for start in range(0, len(entries), _PIECE):
             piece = out[start : start + _PIECE]
             at = Place(_place.name, _place.first + start)
             mask = below(limit, seed, task, at, len(piece))
             np.multiply(entries[start : start + _PIECE].numpy(), mask, out=piece.numpy())
-            piece.div_(density)
+            piece.div_(chance)
     return kept.reshape(deltas.shape)
 
 
-DARE = Rule("dare", dare, "element", stage="each")
+def _check(tasks: int | None, *, density: float | Sequence[float], seed: int) -> str | None:
+    return check_each(tasks, density=density)
+
+
+DARE = Rule("dare", dare, "element", stage="each", check=_check)

@@ -1,21 +1,24 @@
 """DELLA: drop at random, small entries more often."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from taskvec.rules.draws import RANGE, draws
-from taskvec.rules.rule import ANYWHERE, Place, Rule, Stacks
+from taskvec.rules.norms import l1_ratios, rescaled
+from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, Stacks, check_each, for_each, together
+
+Window = Annotated[float, Field(ge=0, lt=0.5)]
 
 
 def della(
     deltas: Tensor,
     *,
-    density: Annotated[float, Field(gt=0, le=1)] = 0.5,
-    epsilon: Annotated[float, Field(ge=0, lt=0.5)] = 0.15,
+    density: Fraction | Sequence[Fraction] = 0.5,
+    epsilon: Window | Sequence[Window] = 0.15,
     rescale: Literal["element", "l1"] | None = "element",
     seed: Annotated[int, Field(ge=0)] = 0,
     _place: Place = ANYWHERE,
@@ -29,8 +32,9 @@ def della(
     Args:
         deltas: (task, *shape). Magnitudes are ranked within each row of (shape[0], -1); a tensor of
             one axis is a single row. A row of one entry has p = density.
-        density: the mean probability of an entry to be kept; 1 keeps all.
-        epsilon: how far the probability of the smallest and of the largest entry of a row is from it.
+        density: the mean probability of an entry to be kept; 1 keeps all. One for all tasks or one for each.
+        epsilon: how far the probability of the smallest and of the largest entry of a row is from it. One
+            for all tasks or one for each.
         rescale: divide by p_i (``element``), bring every tensor back to its L1 norm (``l1``), or neither.
         seed: as for ``dare``; with ``epsilon=0`` both give the same.
 
@@ -38,25 +42,20 @@ def della(
     ``rescale=l1, keep=1``, its ``della_linear`` is this rule with ``rescale=l1``.
     Source: Deep et al. 2024, arXiv:2406.11617 (MagPrune).
     """
-    if density == 1 or not deltas.numel():
+    if not deltas.numel():
         return deltas.clone()
-    kept = [_pruned(delta, density, epsilon, seed, n, _place) for n, delta in enumerate(deltas)]
-    if rescale == "element":
-        return torch.stack([pruned / chance.to(deltas.dtype) for pruned, chance in kept])
-    pruned = torch.stack([one for one, _ in kept])
-    if rescale is None:
+    pruned = _pruned(deltas, density, epsilon, rescale == "element", seed, _place)
+    if rescale != "l1":
         return pruned
-    if _ratios is None:
-        _ratios = _of(*_sizes(deltas, pruned))
-    return pruned * torch.tensor(_ratios, dtype=deltas.dtype).reshape(-1, *[1] * (deltas.dim() - 1))
+    return rescaled(pruned, l1_ratios([(deltas, pruned)]) if _ratios is None else _ratios)
 
 
 def measure(
     stacks: Stacks,
     name: str,
     *,
-    density: float,
-    epsilon: float,
+    density: float | Sequence[float],
+    epsilon: float | Sequence[float],
     rescale: str | None,
     seed: int,
     **_: object,
@@ -64,34 +63,43 @@ def measure(
     """What brings each task back to its L1 norm in a tensor."""
     if rescale != "l1" or density == 1 or not stacks.numel(name):
         return {}
-    before = after = torch.zeros(())
-    for deltas, context in stacks.of(name):
-        pruned = [_pruned(d, density, epsilon, seed, n, context["_place"])[0] for n, d in enumerate(deltas)]
-        whole, left = _sizes(deltas, torch.stack(pruned))
-        before, after = before + whole, after + left
-    return {"_ratios": _of(before, after)}
-
-
-def _sizes(*stacks: Tensor) -> list[Tensor]:
-    """The L1 norm of each task in each stack, float64."""
-    return [stack.reshape(len(stack), -1).abs().sum(1, dtype=torch.float64) for stack in stacks]
-
-
-def _of(before: Tensor, after: Tensor) -> list[float]:
-    return torch.where(after > 0, before / after, 1.0).tolist()
+    pieces = (
+        (deltas, _pruned(deltas, density, epsilon, False, seed, context["_place"]))
+        for deltas, context in stacks.of(name)
+    )
+    return {"_ratios": l1_ratios(pieces)}
 
 
 def _pruned(
-    delta: Tensor, density: float, epsilon: float, seed: int, vector: int, place: Place
-) -> tuple[Tensor, Tensor]:
-    """What is kept of one task, and the chance that each entry had."""
-    chance = _chances(delta, density, epsilon)
-    drawn = torch.from_numpy(draws(seed, vector, place, delta.numel()) / RANGE).reshape(delta.shape)
-    return delta * (drawn < chance), chance
+    deltas: Tensor,
+    density: float | Sequence[float],
+    epsilon: float | Sequence[float],
+    scaled: bool,
+    seed: int,
+    place: Place,
+) -> Tensor:
+    """What is kept of each task, divided by the chance that it had if ``scaled`` says so."""
+    kept = deltas.clone()
+    shares = zip(kept, for_each(density, len(kept)), for_each(epsilon, len(kept)), strict=True)
+    for vector, (delta, mean, window) in enumerate(shares):
+        if mean < 1:
+            chance = _chances(delta, mean, window)
+            drawn = torch.from_numpy(draws(seed, vector, place, delta.numel()) / RANGE)
+            delta.mul_(drawn.reshape(delta.shape) < chance)
+            if scaled:
+                delta.div_(chance)
+    return kept
 
 
-def _in_rows(name: str, shape: Sequence[int], *, epsilon: float, **_: object) -> bool:
-    return len(shape) > 1 or not epsilon
+def _in_rows(
+    name: str,
+    shape: Sequence[int],
+    *,
+    density: float | Sequence[float],
+    epsilon: float | Sequence[float],
+    **_: Any,
+) -> bool:
+    return len(shape) > 1 or not any(mean < 1 and window for mean, window in together(density, epsilon))
 
 
 def _chances(delta: Tensor, density: float, epsilon: float) -> Tensor:
@@ -106,10 +114,13 @@ def _chances(delta: Tensor, density: float, epsilon: float) -> Tensor:
     return chances.scatter_(1, order, by_rank.expand_as(order)).reshape(delta.shape)
 
 
-def _check(tasks: int | None, *, density: float, epsilon: float, **_: object) -> str | None:
-    if density == 1 or epsilon < density <= 1 - epsilon:
-        return None
-    return f"epsilon {epsilon:g} takes probabilities around density {density:g} out of the range 0 to 1"
+def _check(
+    tasks: int | None, *, density: float | Sequence[float], epsilon: float | Sequence[float], **_: object
+) -> str | None:
+    for mean, window in together(density, epsilon):
+        if mean < 1 and not window < mean <= 1 - window:
+            return f"epsilon {window:g} takes probabilities around density {mean:g} out of the range 0 to 1"
+    return check_each(tasks, density=density, epsilon=epsilon)
 
 
 DELLA = Rule("della", della, "tensor", stage="each", measure=measure, in_rows=_in_rows, check=_check)

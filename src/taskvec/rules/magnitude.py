@@ -32,6 +32,9 @@ SAMPLE = 1 << 16
 _MOST = 1 << 23  # entries of a task that are gathered; where more lie inside a bracket, all are counted
 
 
+Ranks = int | Sequence[int]
+"""A number of entries: the same for all tasks, or one for each."""
+
 Made = Callable[[Tensor, Mapping[str, Any]], Tensor]
 """A piece (task, *rows) and its context -> a stack (n, *rows)."""
 
@@ -140,7 +143,7 @@ def _mapped(made: Callable[[Tensor], Tensor], block: Callable[[], Iterable[Tenso
     return map(made, block())
 
 
-def cuts_of(stacks: Stacks, name: str, keep: int) -> list[Cut]:
+def cuts_of(stacks: Stacks, name: str, keep: Ranks) -> list[Cut]:
     """For each task, the cut that keeps exactly ``keep`` entries of one tensor.
 
     Args:
@@ -148,7 +151,7 @@ def cuts_of(stacks: Stacks, name: str, keep: int) -> list[Cut]:
 
     Cost: a pass over the tensor, and another where not all of several equal entries are kept.
     """
-    if keep == stacks.numel(name):
+    if all(number == stacks.numel(name) for number in ([keep] if isinstance(keep, int) else keep)):
         return [Cut(0.0)] * stacks.tasks(name)
     entries = Entries.of(stacks, name)
     found = find(entries, keep)
@@ -213,7 +216,7 @@ def _shrunk(tensor: Tensor, bound: float, out: Tensor | None) -> Tensor:
     return torch.hardshrink(tensor, bound, out=out)
 
 
-def find(entries: Entries, keep: int) -> list[Found]:
+def find(entries: Entries, keep: Ranks) -> list[Found]:
     """The ``keep``-th largest magnitude of each task.
 
     Cost: a pass over the entries with a good sample, else two in float32 and four in float64.
@@ -223,7 +226,7 @@ def find(entries: Entries, keep: int) -> list[Found]:
     return [Found(value, *one[1:]) for value, one in zip(values, chosen, strict=True)]
 
 
-def kth_largest(entries: Entries, rank: int) -> Tensor:
+def kth_largest(entries: Entries, rank: Ranks) -> Tensor:
     """For each task, the entry of this rank, (task,): the largest for 1, the least for their number.
 
     Cost: as for ``find``.
@@ -246,13 +249,20 @@ class _Chosen(NamedTuple):
     until: int | None = None
 
 
-def _select(entries: Entries, rank: int, key: KeyOf) -> tuple[torch.dtype, list[_Chosen]]:
+def _select(entries: Entries, rank: Ranks, key: KeyOf) -> tuple[torch.dtype, list[_Chosen]]:
     """The entry of this rank for each task."""
     if entries.number <= SMALL:
         gathered = torch.cat([part.reshape(len(part), -1) for part in entries.parts()], dim=1)
-        return gathered.dtype, [_among(key(one).numpy(), rank) for one in gathered]
-    dtype = next(iter(entries.parts())).dtype if entries.sample is None else entries.sample.dtype
-    return dtype, _bracketed(entries, rank, key) or _counted(entries, rank, key)
+        ranks = _ranks(rank, len(gathered))
+        chosen = [_among(key(one).numpy(), own) for one, own in zip(gathered, ranks, strict=True)]
+        return gathered.dtype, chosen
+    first = next(iter(entries.parts())) if entries.sample is None else entries.sample
+    ranks = _ranks(rank, len(first))
+    return first.dtype, _bracketed(entries, ranks, key) or _counted(entries, ranks, key)
+
+
+def _ranks(rank: Ranks, tasks: int) -> Sequence[int]:
+    return [rank] * tasks if isinstance(rank, int) else rank
 
 
 def _among(keys: Keys, rank: int) -> _Chosen:
@@ -264,16 +274,19 @@ def _among(keys: Keys, rank: int) -> _Chosen:
     return _Chosen(int(value), ties, len(equal), int(equal[ties]) if ties < len(equal) else None)
 
 
-def _bracketed(entries: Entries, rank: int, key: KeyOf) -> list[_Chosen]:
+def _bracketed(entries: Entries, ranks: Sequence[int], key: KeyOf) -> list[_Chosen]:
     """In one pass: count what is above a bracket and gather what is inside it.
 
     Empty if there is no sample, or if the wanted entry is in none of the brackets of some task.
     """
     if entries.sample is None:
         return []
-    brackets = [_bracket(key(one).numpy(), rank / entries.number) for one in entries.sample]
+    brackets = [
+        _bracket(key(one).numpy(), rank / entries.number)
+        for one, rank in zip(entries.sample, ranks, strict=True)
+    ]
     inside: list[list[list[Keys]]] = [[[] for _ in entries.blocks] for _ in brackets]
-    wanted, gathered = [rank] * len(brackets), [0] * len(brackets)
+    wanted, gathered = list(ranks), [0] * len(brackets)
     starts = [0]
     for place, block in enumerate(entries.blocks):
         starts.append(starts[-1])
@@ -330,10 +343,10 @@ def _bracket(keys: Keys, fraction: float) -> tuple[int, int]:
     return int(inner[first]) if first > 0 else least, int(inner[last]) if last < number else most
 
 
-def _counted(entries: Entries, rank: int, key: KeyOf) -> list[_Chosen]:
+def _counted(entries: Entries, wanted: Sequence[int], key: KeyOf) -> list[_Chosen]:
     """By histograms, one pass for every 16 bits."""
     first = next(iter(entries.parts()))
-    prefixes, ranks, equal = [0] * len(first), [rank] * len(first), [0] * len(first)
+    prefixes, ranks, equal = [0] * len(first), list(wanted), [0] * len(first)
     width = first.element_size() * 8
     for shift in range(width - _DIGIT, -1, -_DIGIT):
         leading = shift == width - _DIGIT

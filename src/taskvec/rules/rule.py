@@ -5,9 +5,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
 
 from taskvec.errors import InputError
@@ -34,6 +34,9 @@ ANYWHERE = Place()
 """Where deltas lie that are of no model."""
 
 
+Fraction = Annotated[float, Field(gt=0, le=1)]
+"""A share of entries that is not nothing."""
+
 Piece = tuple[Tensor, Mapping[str, Any]]
 """Deltas (task, *rows), and what goes with them: ``_place``, and where rules ask ``_base`` and ``_stats``."""
 
@@ -59,7 +62,8 @@ class Stacks:
     @classmethod
     def single(cls, deltas: Tensor, **context: Any) -> "Stacks":
         """The deltas of one tensor, called ``""``."""
-        return cls({"": deltas.shape[1:]}, [""], lambda _: [None], lambda *_: iter([(deltas, context)]))
+        given = {"_place": ANYWHERE, **context}
+        return cls({"": deltas.shape[1:]}, [""], lambda _: [None], lambda *_: iter([(deltas, given)]))
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, stack) for name in self.changed for stack, _ in self.of(name))
@@ -226,6 +230,25 @@ class Rule:
         }
         closed = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
         return create_model(self.name, __config__=closed, **fields)
+
+
+def for_each(value: float | Sequence[float], tasks: int) -> list[float]:
+    """A parameter that is one number for all tasks, or one for each."""
+    return list(value) if isinstance(value, Sequence) else [value] * tasks
+
+
+def together(*values: float | Sequence[float]) -> Iterator[tuple[float, ...]]:
+    """What several such parameters are for each task; once if all are one number."""
+    number = max(len(value) if isinstance(value, Sequence) else 1 for value in values)
+    return zip(*(for_each(value, number) for value in values), strict=False)
+
+
+def check_each(tasks: int | None, **values: float | Sequence[float]) -> str | None:
+    """What is wrong with the number of values, where there is one for each task."""
+    for name, value in values.items():
+        if isinstance(value, Sequence) and tasks is not None and len(value) != tasks:
+            return f"{name}: {len(value)} values, expected {tasks}, one for each task vector"
+    return None
 
 
 def present(base: Tensor | None) -> Tensor:

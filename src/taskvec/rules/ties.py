@@ -3,16 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from taskvec.rules import sum as addition
 from taskvec.rules.magnitude import Cut, Entries, count_equal, cuts_of, find, located, share
 from taskvec.rules.magnitude import trim as trim_at
-from taskvec.rules.rule import ANYWHERE, Place, Rule, Stacks
+from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, Stacks, check_each
 
 _PIECE = 1 << 15  # entries at a time: what is made on the way stays in cache
 
@@ -20,7 +19,7 @@ _PIECE = 1 << 15  # entries at a time: what is made on the way stays in cache
 def ties(
     deltas: Tensor,
     *,
-    keep: Annotated[float, Field(gt=0, le=1)] = 0.2,
+    keep: Fraction | Sequence[Fraction] = 0.2,
     trim: Literal["tensor", "global"] = "tensor",
     elect: Literal["mass", "count"] = "mass",
     merge: Literal["mean", "sum", "max"] = "mean",
@@ -37,8 +36,8 @@ def ties(
 
     Args:
         deltas: (task, *shape).
-        keep: fraction of entries kept of each task, above 0 and up to 1. Of n entries exactly
-            max(1, round(keep n)), equal magnitudes in row-major order.
+        keep: fraction of entries kept of each task, above 0 and up to 1; one for all tasks or one for each.
+            Of n entries exactly max(1, round(keep n)), equal magnitudes in row-major order.
         trim: whether a fraction of each ``tensor``, or of the whole task vector (``global``, as in the
             paper). The same when there is only one tensor.
         elect: the sign of the sum (``mass``), or of the number of positive minus negative (``count``).
@@ -112,22 +111,27 @@ def _largest(ballots: Tensor, factors: Sequence[float], elect: str) -> Tensor:
     return chosen.gather(0, chosen.abs().argmax(0, keepdim=True))[0]
 
 
-def measure(stacks: Stacks, name: str, *, keep: float, trim: str, **_: Any) -> dict[str, list[Cut]]:
+def measure(
+    stacks: Stacks, name: str, *, keep: float | Sequence[float], trim: str, **_: Any
+) -> dict[str, list[Cut]]:
     """One cut for each task, if each tensor is trimmed by itself."""
     if trim == "global":
         return {}
-    kept = share(stacks.numel(name), keep)
-    return {"_cuts": cuts_of(stacks, name, kept) if kept else [Cut(math.inf)] * stacks.tasks(name)}
+    kept = _shares(stacks.numel(name), keep)
+    nothing = kept == 0 or not stacks.numel(name)
+    return {"_cuts": [Cut(math.inf)] * stacks.tasks(name) if nothing else cuts_of(stacks, name, kept)}
 
 
-def prepare(stacks: Stacks, *, keep: float, trim: str, **_: Any) -> dict[str, dict[str, list[Cut]]] | None:
+def prepare(
+    stacks: Stacks, *, keep: float | Sequence[float], trim: str, **_: Any
+) -> dict[str, dict[str, list[Cut]]] | None:
     """One cut for each task over all tensors, its ties dealt out in the order of the tensors."""
     if trim == "tensor":
         return None
     entries = Entries.all_of(stacks)
     if not entries.number:
         return None
-    found = find(entries, share(entries.number, keep))
+    found = find(entries, _shares(entries.number, keep))
     left = [one.ties for one in found]
     dealt: dict[str, dict[str, list[Cut]]] = {}
     for name in stacks.changed:
@@ -141,4 +145,15 @@ def prepare(stacks: Stacks, *, keep: float, trim: str, **_: Any) -> dict[str, di
     return dealt
 
 
-TIES = Rule("ties", ties, "tensor", prepare=prepare, measure=measure)
+def _shares(entries: int, keep: float | Sequence[float]) -> int | list[int]:
+    """How many entries are kept, of all tasks or of each."""
+    if isinstance(keep, Sequence):
+        return [share(entries, own) for own in keep]
+    return share(entries, keep)
+
+
+def _check(tasks: int | None, *, keep: float | Sequence[float], **_: Any) -> str | None:
+    return check_each(tasks, keep=keep)
+
+
+TIES = Rule("ties", ties, "tensor", prepare=prepare, measure=measure, check=_check)
