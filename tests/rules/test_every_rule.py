@@ -209,9 +209,13 @@ def test_pieces_order_and_threads_change_no_bit(name: str) -> None:
     for tensor, value in expected.items():
         assert torch.equal(read[tensor], value)
         if value.dim():
-            rows = [pieces.read(tensor, slice(row, row + 1)) for row in range(len(value))]
-            assert torch.equal(torch.cat([value[:0], *rows]), value)
-            assert torch.equal(pieces.read(tensor, slice(None, None, 2)), value[::2])
+            count = source.row_count(tuple(value.shape))
+            rows = [pieces.read(tensor, slice(row, row + 1)) for row in range(count)]
+            assert torch.equal(
+                torch.cat([value.reshape(-1)[:0], *(row.reshape(-1) for row in rows)]), value.reshape(-1)
+            )
+            every_second = slice(None, None, 2)
+            assert torch.equal(pieces.read(tensor, every_second), source.rows_of(value, every_second))
 
 
 @every_rule
@@ -227,7 +231,7 @@ def test_the_size_of_blocks_changes_no_more_than_the_order_of_sums(
     for tensor, value in expected.items():
         blocks = source.row_blocks(value.shape) if pieces.in_rows(tensor) else [None]
         parts = [pieces.read(tensor, rows) for rows in blocks]
-        assert_near(torch.cat(parts) if value.dim() else parts[0], value, 1e-6)
+        assert_near(torch.cat(parts).reshape(value.shape) if value.dim() else parts[0], value, 1e-6)
 
 
 @every_rule

@@ -99,7 +99,7 @@ def _in_rows(
     epsilon: float | Sequence[float],
     **_: Any,
 ) -> bool:
-    return len(shape) > 1 or not any(mean < 1 and window for mean, window in together(density, epsilon))
+    return len(shape) == 2 or not any(mean < 1 and window for mean, window in together(density, epsilon))
 
 
 def _chances(delta: Tensor, density: float, epsilon: float) -> Tensor:

@@ -11,7 +11,8 @@ from taskvec.rules.rule import Place
 
 def is_matrix(deltas: Tensor, exclude: str | None, place: Place) -> bool:
     """Whether a stack (task, *shape) is one of matrices that are not excluded by name."""
-    return deltas.dim() == 3 and deltas.numel() > 0 and not (exclude and re.search(exclude, place.name))
+    axes = deltas.dim() - 1 if place.axes is None else place.axes
+    return axes == 2 and deltas.numel() > 0 and not (exclude and re.search(exclude, place.name))
 
 
 def in_rows(name: str, shape: Sequence[int], *, exclude: str | None, **_: object) -> bool:

@@ -24,10 +24,13 @@ class Place:
     Attributes:
         name: of the tensor.
         first: index within the tensor, row-major, of the first element at hand.
+        axes: how many axes the tensor has; ``None`` for as many as what is at hand. Rows are those of the
+            last axis, so some of them have at most two.
     """
 
     name: str = ""
     first: int = 0
+    axes: int | None = None
 
 
 ANYWHERE = Place()
@@ -48,7 +51,7 @@ class Stacks:
     Attributes:
         shapes: of every tensor of the model, changed or not.
         changed: the names of those that have deltas.
-        blocks: name -> slices of the first axis to read it by; ``None`` stands for the whole.
+        blocks: name -> slices of its rows, those of the last axis, to read it by; ``None`` stands for the whole.
         pieces: name and rows -> their deltas, or what earlier rules of a chain made of them, in order.
         own: name -> parameters that are this tensor's own.
     """
@@ -86,11 +89,12 @@ class Stacks:
         if len(self.blocks(name)) == 1:
             yield from self.of(name)
             return
-        width = max(1, self.numel(name) // shape[0])
-        together = min(shape[0], max(1, number // 16 // width))
-        count = min(shape[0] // together, max(8, number // (together * width)))
+        width = shape[-1] if len(shape) > 1 else 1
+        rows = self.numel(name) // width
+        together = min(rows, max(1, number // 16 // width))
+        count = min(rows // together, max(8, number // (together * width)))
         for place in range(count):
-            start = place * (shape[0] - together) // max(1, count - 1)
+            start = place * (rows - together) // max(1, count - 1)
             yield from self.pieces(name, slice(start, start + together))
 
 

@@ -219,7 +219,7 @@ class Combined(Source):
         width = row_size(whole) if whole else 1
         for part in row_blocks(shape, CHUNK) if self.in_rows(name) else [None]:
             before = first + (0 if part is None else part.start)
-            context: dict[str, Any] = {"_place": Place(name, before * width)}
+            context: dict[str, Any] = {"_place": Place(name, before * width, len(whole))}
             if base is not None:
                 context["_base"] = rows_of(base, part)
             if stats:
