@@ -1,0 +1,164 @@
+"""Workers, blocks and memory change no bit; a worker that dies takes the edit with it and nothing else."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from taskvec.errors import CorruptFile, NonFinite, TaskvecError
+from taskvec.vectors import TaskVector, apply, combine
+from taskvec.weights import Weights, open_weights, save_weights, source
+from taskvec.weights.source import TensorSpec, row_blocks, rows_of, rows_shape
+
+SHAPES = {
+    "wide": (40, 300),
+    "experts": (3, 20, 50),
+    "long": (7001,),
+    "one": (),
+    "none": (0, 5),
+    "row": (1, 900),
+}
+HOWS: list[dict[str, Any]] = [{"threads": 1}, {"threads": 4}, {"processes": 3}]
+
+
+def state(seed: int, scale: float = 1.0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {name: scale * torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+    return {**drawn, "ids": torch.arange(12).reshape(3, 4)}
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A base and three fine-tuned models in bfloat16, which makes many entries equal; read in small blocks."""
+    base = state(0)
+    made = [base, *({n: t + state(seed, 0.1)[n] if t.is_floating_point() else t for n, t in base.items()}
+                    for seed in (1, 2, 3))]  # fmt: skip
+    half = [{n: t.bfloat16() if t.is_floating_point() else t for n, t in one.items()} for one in made]
+    paths = [save_weights(one, tmp_path / f"model{n}") for n, one in enumerate(half)]
+    for constant in ("BLOCK", "DIGESTED"):
+        monkeypatch.setattr(source, constant, 500)
+    return paths
+
+
+@pytest.mark.parametrize("rule", ["sum", "ties", "dare+ties", "tsv", "model_stock", "metagpt", "della+sce"])
+def test_workers_of_any_kind_and_number_write_the_same_bytes(
+    rule: str, models: list[Path], tmp_path: Path
+) -> None:
+    written = []
+    for how in HOWS:
+        base = open_weights(models[0])
+        vectors = [TaskVector.between(base, path) for path in models[1:]]
+        edited = apply(base, combine(rule, vectors), 0.7)
+        out = tmp_path / "-".join(map(str, how.items()))
+        save_weights(edited, out, max_shard_size=30_000, **how)
+        written.append({file.name: file.read_bytes() for file in out.iterdir()})
+        found = open_weights(out)
+        assert json.loads((out / "taskvec.json").read_text())["fingerprint"] == found.fingerprint()
+        assert len(list(out.glob("*.safetensors"))) > 1
+    assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.parametrize("how", HOWS, ids=str)
+def test_fingerprints_of_inputs_come_with_the_pass_that_reads_them(
+    how: dict[str, Any], models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tuned = open_weights(models[0]), open_weights(models[1])
+    for one in (base, tuned):
+        one.fingerprint_while_reading()
+    save_weights(apply(base, 0.5 * TaskVector.between(base, tuned)), tmp_path / "out", **how)
+    expected = [open_weights(path).fingerprint() for path in models[:2]]
+
+    def read_again(name: str, rows: slice | None) -> Tensor:
+        assert name == "ids", "a tensor that the edit has read is read again"
+        return torch.arange(12).reshape(3, 4)
+
+    for one in (base, tuned):
+        monkeypatch.setattr(one, "_read", read_again)
+    assert [base.fingerprint(), tuned.fingerprint()] == expected
+
+
+class Odd(Weights):
+    """Weights of which one tensor is trouble."""
+
+    def __init__(self, trouble: Callable[[], Tensor]) -> None:
+        specs = {f"layer.{n}": TensorSpec((50, 50), torch.float32) for n in range(6)}
+        super().__init__("odd", specs, "odd")
+        self._trouble = trouble
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        return rows_of(self._trouble() if name == "layer.3" else torch.ones(50, 50), rows)
+
+
+def nan() -> Tensor:
+    return torch.ones(50, 50).index_fill(1, torch.tensor([4]), float("nan"))
+
+
+def corrupt() -> Tensor:
+    raise CorruptFile("odd: 'layer.3' ends early")
+
+
+def die() -> Tensor:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("how", HOWS, ids=str)
+def test_what_goes_wrong_in_a_worker_is_said_and_nothing_is_left(how: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(NonFinite, match=r"odd: 'layer.3' holds 50 values"):
+        save_weights(Odd(nan), tmp_path / "out", **how)
+    with pytest.raises(CorruptFile, match=r"'layer.3' ends early"):
+        save_weights(Odd(corrupt), tmp_path / "out", **how)
+    assert not list(tmp_path.iterdir())
+    kept = save_weights(Odd(nan), tmp_path / "out", allow_nonfinite=True, **how)
+    assert open_weights(kept)["layer.3"].isnan().sum() == 50
+
+
+def test_a_worker_that_is_killed_ends_the_edit(tmp_path: Path) -> None:
+    with pytest.raises(TaskvecError, match="a worker ended with code -9"):
+        save_weights(Odd(die), tmp_path / "out", processes=2)
+    assert not list(tmp_path.iterdir())
+
+
+class Counting(Weights):
+    """Weights that count how many of their tensors, had whole, are worked on at a time."""
+
+    by_rows = False
+
+    def __init__(self) -> None:
+        super().__init__(
+            "counting", {f"w{n}": TensorSpec((100,), torch.float32) for n in range(12)}, "counting"
+        )
+        self.now = self.most = 0
+        self._lock = Lock()
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        made = torch.ones(100) * sum(torch.randn(200, 200).sum().item() * 0 for _ in range(20))
+        with self._lock:
+            self.now -= 1
+        return made
+
+
+@pytest.mark.parametrize(("memory", "most"), [(1e6, 4), (800, 2), (400, 1), (1, 1)])
+def test_memory_decides_how_many_are_at_work(memory: float, most: int, tmp_path: Path) -> None:
+    weights = Counting()
+    save_weights(weights, tmp_path / "out", threads=4, memory=memory)
+    assert 1 <= weights.most <= most
+
+
+@pytest.mark.parametrize("shape", SHAPES.values())
+def test_blocks_are_the_rows_of_a_tensor_in_order(shape: tuple[int, ...]) -> None:
+    tensor = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+    blocks = [rows_of(tensor, rows) for rows in row_blocks(shape, 120)]
+    assert [block.shape for block in blocks] == [rows_shape(shape, rows) for rows in row_blocks(shape, 120)]
+    assert torch.equal(torch.cat([block.reshape(-1) for block in blocks]), tensor.reshape(-1))
+    assert all(block.numel() <= max(120, shape[-1] if len(shape) > 1 else 1) for block in blocks)
