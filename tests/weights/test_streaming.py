@@ -36,7 +36,7 @@ def state(seed: int, scale: float = 1.0) -> dict[str, Tensor]:
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """A base and three fine-tuned models in bfloat16, which makes many entries equal; read in small blocks."""
+    """A base and three fine-tuned models in bfloat16, with many equal entries; read in small blocks."""
     base = state(0)
     made = [base, *({n: t + state(seed, 0.1)[n] if t.is_floating_point() else t for n, t in base.items()}
                     for seed in (1, 2, 3))]  # fmt: skip
