@@ -1,6 +1,7 @@
 """What the commands on files share: models by name, task vectors by name."""
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -45,11 +46,12 @@ def parse_size(text: str, option: str) -> float:
 
 
 def workers(weights: "Weights") -> int:
-    """How many processes to share an edit out to: one a core, but one for what is done in no time."""
+    """How many processes to share an edit out to: one a core, but one for what is done in no time, and where
+    a process with libraries of its own had better not be forked."""
     import torch
 
     size = sum(weights.spec(name).nbytes for name in weights)
-    return min(16, torch.get_num_threads()) if size >= _SHARED else 1
+    return min(16, torch.get_num_threads()) if size >= _SHARED and sys.platform == "linux" else 1
 
 
 def open_model(ref: str) -> "Weights":
