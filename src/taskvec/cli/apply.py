@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -41,6 +41,7 @@ def apply(
     allow_other_base: AllowOther = False,
     allow_nonfinite: Annotated[bool, Parameter(name="--allow-nonfinite", negative=())] = False,
     max_shard_gb: Annotated[float, Parameter(name="--max-shard-gb")] = 5.0,
+    precision: Literal["float32", "float64"] = "float32",
     memory: Memory = "512MB",
     resume: Resume = False,
     force: Force = False,
@@ -78,7 +79,12 @@ def apply(
         Write NaN and infinities instead of refusing them.
     max_shard_gb
         Size of a shard of a folder, in GB.
+    precision
+        What deltas, rules and sums are computed in, before the result is rounded once. Tensors of float64
+        always take float64.
     """
+    import torch
+
     from taskvec import vectors as editing
     from taskvec.cli._editing import load_vectors, open_model
     from taskvec.rules import RULES
@@ -89,7 +95,7 @@ def apply(
     params = _parameters(param, rule)
     bound = parse_size(memory, "--memory")
     edit = _edit(start, named, expression, rule, params, _statistics(stats, named, rule))
-    edited = editing.apply(start, edit, scale)
+    edited = editing.apply(start, edit, scale, precision=getattr(torch, precision))
     begun = perf_counter()
     with watching(quiet) as watch:
         path = save_weights(
@@ -104,6 +110,7 @@ def apply(
                 "expression": expression,
                 "rule": {"name": rule, **RULES[rule].settings(params)} if rule else None,
                 "scale": scale,
+                "precision": precision,
             },
             watch=watch,
             allow_nonfinite=allow_nonfinite,

@@ -53,6 +53,9 @@ class Recipe(Documented):
     """The scaling coefficient of the whole edit, or of each tensor by filters or as a gradient."""
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
     """Element type of the result; by default that of the base, tensor by tensor."""
+    precision: Literal["float32", "float64"] = "float32"
+    """What deltas, rules and sums are computed in, before the result is rounded once; float64 tensors always
+    take float64."""
     max_shard_gb: PositiveFloat = 5.0
     """Size of a shard of the result, in GB."""
     on_extra: OnExtra = "error"
@@ -162,7 +165,14 @@ class _Reading:
             vector = vector.scaled({name: _number("scale", settled[name]) for name in self.edited})
             factor = 1.0
         dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
-        weights = apply(self.base, vector, factor, allow_other_base=recipe.allow_other_base, dtype=dtype)
+        weights = apply(
+            self.base,
+            vector,
+            factor,
+            allow_other_base=recipe.allow_other_base,
+            dtype=dtype,
+            precision=getattr(torch, recipe.precision),
+        )
         return Merge(
             weights,
             self.record,

@@ -51,7 +51,7 @@ class Stacks:
     Attributes:
         shapes: of every tensor of the model, changed or not.
         changed: the names of those that have deltas.
-        blocks: name -> slices of its rows, those of the last axis, to read it by; ``None`` stands for the whole.
+        blocks: name -> slices of its rows (of the last axis) to read it by; ``None`` stands for the whole.
         pieces: name and rows -> their deltas, or what earlier rules of a chain made of them, in order.
         own: name -> parameters that are this tensor's own.
     """

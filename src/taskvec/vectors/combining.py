@@ -3,7 +3,6 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from threading import RLock
 from typing import Any
 
@@ -58,16 +57,24 @@ def combine(
         for name, some in (each or {}).items()
     }
     check_statistics(known, vectors, stats)
-    if known.coefficients is not None and not single:
-        factors = known.coefficients(len(vectors), **settings)
-        total = factors[0] * vectors[0]
-        for factor, vector in zip(factors[1:], vectors[1:], strict=True):
-            total = total + factor * vector
-        return total
     base, specs = _common(vectors)
     _check_names(single, specs)
+    if known.coefficients is not None:
+        factors = known.coefficients(len(vectors), **settings)
+        own = {name: known.coefficients(len(vectors), **some) for name, some in single.items()}
+        first, *others = (
+            _weighted(vector, factors[place], {name: some[place] for name, some in own.items()})
+            for place, vector in enumerate(vectors)
+        )
+        return sum(others, first)
     made = Combined(known, vectors, settings, base, specs, each=single, stats=stats)
     return TaskVector({made: 1.0}, base, specs)
+
+
+def _weighted(vector: TaskVector, factor: float, own: Mapping[str, float]) -> TaskVector:
+    """The vector times a factor, which some tensors have of their own."""
+    own = {name: value for name, value in own.items() if name in vector and value != factor}
+    return vector.scaled({**dict.fromkeys(vector, factor), **own}) if own else factor * vector
 
 
 def grounded(vectors: Sequence[TaskVector], base: WeightsLike) -> list[TaskVector]:
@@ -150,6 +157,7 @@ class Combined(Source):
         self._room = ROOM if rule.scope == "matrix" else 0
         self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
         self._measured: dict[tuple[str, torch.dtype], Mapping[str, Any]] = {}
+        self._found: dict[torch.dtype, Mapping[str, Mapping[str, Any]]] = {}
         self._locks: defaultdict[object, RLock] = defaultdict(RLock)
 
     def touches(self, name: str) -> bool:
@@ -171,11 +179,11 @@ class Combined(Source):
         """Those of the vectors, and the statistics."""
         return (*(one for vector in self._vectors for one in vector.inputs), *self._stats)
 
-    def prepare(self) -> None:
+    def prepare(self, precision: torch.dtype = torch.float32) -> None:
         """Take the passes over the whole model."""
         for vector in self._vectors:
-            vector.prepare()
-        _ = self._prepared
+            vector.prepare(precision)
+        self._prepared(precision)
 
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The rule's tensor, computed from all vectors' tensors."""
@@ -238,7 +246,7 @@ class Combined(Source):
 
     def _known(self, name: str, dtype: torch.dtype) -> Mapping[str, Any]:
         """What the first passes found: over the whole model, and over this tensor."""
-        prepared = self._prepared.get(name, {})
+        prepared = self._prepared(dtype).get(name, {})
         if self._rule.measure is None:
             return prepared
         with self._locks[name]:
@@ -257,16 +265,14 @@ class Combined(Source):
             lambda name: self._each.get(name, {}),
         )
 
-    @property
-    def _prepared(self) -> Mapping[str, Mapping[str, Any]]:
-        """What the rule wants to know of the whole model, found in a first pass."""
-        with self._locks[None]:
-            return self._found
-
-    @cached_property
-    def _found(self) -> Mapping[str, Mapping[str, Any]]:
+    def _prepared(self, precision: torch.dtype) -> Mapping[str, Mapping[str, Any]]:
+        """What the rule wants to know of the whole model, found in a first pass, in the widest precision."""
         if self._rule.prepare is None:
             return {}
-        wide = any(spec.dtype == torch.float64 for spec in self.specs.values())
-        stacks = self._stacks(torch.float64 if wide else torch.float32)
-        return self._rule.prepare(stacks, **self._settings) or {}
+        for spec in self.specs.values():
+            precision = torch.promote_types(precision, spec.dtype)
+        with self._locks[None]:
+            if precision not in self._found:
+                stacks = self._stacks(precision)
+                self._found[precision] = self._rule.prepare(stacks, **self._settings) or {}
+            return self._found[precision]

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from taskvec.errors import BaseMismatch, KeyMismatch, NonFinite
+from taskvec.errors import BaseMismatch, InputError, KeyMismatch, NonFinite
 from taskvec.vectors.base import Base
 from taskvec.vectors.checks import check_fits, check_point
 from taskvec.vectors.linear import Origins, Spot, total
 from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, open_weights
-from taskvec.weights.dtypes import EDITABLE, compute_dtype
+from taskvec.weights.dtypes import EDITABLE, compute_dtype, rounded, short
 
 if TYPE_CHECKING:
     from taskvec.vectors.vector import TaskVector
@@ -24,17 +24,19 @@ def apply(
     *,
     allow_other_base: bool = False,
     dtype: torch.dtype | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> "EditedWeights":
     """``base + scale * vector``, lazily; ``base + vector`` is the same for open weights.
 
-    Tensors are computed in float32 (float64 for float64 models) and rounded once to the base's dtype. A
-    tensor that the vector does not change is the base's, bit for bit; with scale 1, that of a vector
-    between two models is the fine-tuned one's.
+    Tensors are computed in ``precision`` and rounded once to the dtype of the result. A tensor that the
+    vector does not change is the base's, bit for bit; with scale 1, that of a vector between two models is
+    the fine-tuned one's.
 
     Args:
         scale: the scaling coefficient; negative to forget, 0 for the base itself.
         allow_other_base: apply a vector that was taken from another base, or from an unknown one.
         dtype: element type of the result's floating-point tensors; those of the base by default.
+        precision: float32 or float64 for deltas, rules and sums; float64 tensors always take float64.
 
     Raises: BaseMismatch, naming both fingerprints; KeyMismatch if the vector does not fit; NonFinite.
     """
@@ -43,6 +45,8 @@ def apply(
         raise TypeError(f"a task vector is applied, not {type(vector).__name__}; see TaskVector.from_tensors")
     if not math.isfinite(scale):
         raise NonFinite(f"scale: {scale}, expected a finite number")
+    if precision not in (torch.float32, torch.float64):
+        raise InputError(f"precision: {short(precision)}, expected float32 or float64")
     check_point(weights)
     if vector.base.open:
         vector = vector.with_base(weights)
@@ -53,23 +57,30 @@ def apply(
             f"{vector.ref}: base {vector.base}, expected {own}; "
             "allow_other_base=True (--allow-other-base) applies it all the same"
         )
-    return EditedWeights(weights, scale * vector, dtype)
+    return EditedWeights(weights, scale * vector, dtype, precision)
 
 
 class EditedWeights(Weights):
     """The base's tensors with a vector added; tied, named and described as in the base."""
 
-    def __init__(self, base: Weights, vector: "TaskVector", dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        base: Weights,
+        vector: "TaskVector",
+        dtype: torch.dtype | None = None,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(
             f"{base.ref} + {vector.ref}",
             {name: _in(dtype, base.spec(name)) for name in base},
-            ("edited", base.identity, frozenset(vector.terms.items()), dtype),
+            ("edited", base.identity, frozenset(vector.terms.items()), dtype, precision),
             tied=base.tied,
             folder=base.folder,
             metadata=base.metadata,
             files=(*base.files, *vector.files),
         )
         self.base, self.vector = base, vector
+        self._precision = precision
         self.by_rows = base.by_rows and vector.by_rows
         self.frozen = base.frozen and all(source.frozen for source in vector.terms)
         self._names = _by_stored_name(base, vector)
@@ -79,15 +90,15 @@ class EditedWeights(Weights):
         terms = self.vector.terms_at(own)
         dtype = self._specs[name].dtype
         if not terms:
-            return self.base.read(name, rows).to(dtype)
+            return rounded(self.base.read(name, rows), dtype)
         if len(terms) == 1 and terms[0][1] == 1.0:
             end = terms[0][0].endpoint(self.base)
             if end is not None:
-                return end.read(own, rows).to(dtype)
+                return rounded(end.read(own, rows), dtype)
         stored = self.base.read(name, rows)
-        spot = Spot(own, rows, compute_dtype(stored.dtype))
+        spot = Spot(own, rows, torch.promote_types(compute_dtype(stored.dtype), self._precision))
         origins = Origins(spot, (self.base, stored) if own == name else None)
-        return total(terms, spot, origins, stored).to(dtype)
+        return total(terms, spot, origins, stored, dtype)
 
     def in_rows(self, name: str) -> bool:
         """Whether rows of this tensor can be had by themselves."""
@@ -102,12 +113,13 @@ class EditedWeights(Weights):
     def prepare(self) -> None:
         """Take the passes over the whole model that the vector needs."""
         self.base.prepare()
-        self.vector.prepare()
+        self.vector.prepare(self._precision)
 
     def working_bytes(self, name: str) -> int:
         """Bytes that computing a block of ``name`` takes, about."""
         own = self._names.get(name)
-        return super().working_bytes(name) + (0 if own is None else self.vector.working_bytes(own))
+        wider = self._precision.itemsize // torch.float32.itemsize
+        return super().working_bytes(name) + (0 if own is None else wider * self.vector.working_bytes(own))
 
     def close(self) -> None:
         """Close the base; the vector's sources stay open, others may use them."""

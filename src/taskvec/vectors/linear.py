@@ -12,6 +12,7 @@ from torch import Tensor
 
 from taskvec.vectors.sources import Difference, Source
 from taskvec.weights import Weights
+from taskvec.weights.dtypes import rounded
 from taskvec.weights.source import rows_of, rows_shape
 
 CHUNK = 1 << 16
@@ -60,17 +61,24 @@ class _Operand(NamedTuple):
     start: Tensor | None
 
 
-def total(terms: Terms, spot: Spot, origins: Origins, base: Tensor | None = None) -> Tensor:
+def total(
+    terms: Terms,
+    spot: Spot,
+    origins: Origins,
+    base: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """``sum_i c_i source_i``, as a new tensor in the precision of the spot; or ``base`` plus that.
 
     Args:
         terms: one or more.
-        base: weights (*rows) in any dtype, which that of the result is then.
+        base: weights (*rows) in any dtype.
+        dtype: of the result, the precision of the spot by default.
 
     The deltas are summed first: they are small, and only the last addition rounds at full size.
     """
     operands = [_operand(source, factor, spot, origins) for source, factor in terms]
-    out = torch.empty(operands[0].end.shape, dtype=spot.dtype if base is None else base.dtype)
+    out = torch.empty(operands[0].end.shape, dtype=dtype or spot.dtype)
     before, after, work = (torch.empty(CHUNK, dtype=spot.dtype) for _ in range(3))
     pieces = [(one.factor, _chunks(one.end), one.start) for one in operands]
     starts = {id(one.start): _chunks(one.start) for one in operands if one.start is not None}
@@ -93,7 +101,7 @@ def total(terms: Terms, spot: Spot, origins: Origins, base: Tensor | None = None
                 summed.mul_(factor)
         if bases is not None:
             summed.add_(start if begun is base else part.copy_(bases[place]))
-        target.copy_(summed)
+        target.copy_(summed if spot.dtype == torch.float32 else rounded(summed, out.dtype))
     return out
 
 

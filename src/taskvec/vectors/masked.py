@@ -66,9 +66,9 @@ class Masked(Source):
         """What the unified vector takes, and as much again as one vector does."""
         return super().working_bytes(name) + self._unified.working_bytes(name)
 
-    def prepare(self) -> None:
+    def prepare(self, precision: torch.dtype = torch.float32) -> None:
         """Do ahead what reading the unified vector needs."""
-        self._unified.prepare()
+        self._unified.prepare(precision)
 
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """Masked and rescaled."""

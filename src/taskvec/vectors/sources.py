@@ -77,8 +77,12 @@ class Source(ABC):
         """The weights that the direction is computed from, if it is."""
         return ()
 
-    def prepare(self) -> None:  # noqa: B027  # most sources need nothing
-        """Do ahead what reading any tensor needs; reading does it otherwise."""
+    def prepare(self, precision: torch.dtype = torch.float32) -> None:  # noqa: B027  # most need nothing
+        """Do ahead what reading any tensor in a precision needs; reading does it otherwise."""
+
+    def at(self, name: str, coefficient: float) -> "list[tuple[Source, float]]":
+        """The terms that so much of this direction is at one tensor."""
+        return [(self, coefficient)] if self.touches(name) else []
 
     def endpoint(self, base: Weights) -> Weights | None:
         """The weights that a step of exactly 1 from ``base`` leads to, if they are at hand."""
@@ -193,9 +197,18 @@ class Scaled(Source):
         """Those of the vector."""
         return self.vector.inputs
 
-    def prepare(self) -> None:
+    def prepare(self, precision: torch.dtype = torch.float32) -> None:
         """Do ahead what reading the vector needs."""
-        self.vector.prepare()
+        self.vector.prepare(precision)
+
+    def at(self, name: str, coefficient: float) -> list[tuple[Source, float]]:
+        """The terms of the vector there, times the factor: a linear form stays one."""
+        factor = coefficient * self.factors.get(name, 1.0)
+        terms = [(source, factor * own) for source, own in self.vector.terms_at(name)] if factor else []
+        for _, product in terms:
+            if not abs(product) <= torch.finfo(torch.float32).max:
+                raise NonFinite(f"scale of {name!r}: {product}, expected a finite float32")
+        return terms
 
     def touches(self, name: str) -> bool:
         """Whether the vector changes ``name`` and its factor is not zero."""

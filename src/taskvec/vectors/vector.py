@@ -209,10 +209,10 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         """The weights that it is computed from."""
         return tuple(one for source in self.terms for one in source.inputs)
 
-    def prepare(self) -> None:
-        """Do ahead what reading any tensor needs, such as passes over the whole model."""
+    def prepare(self, precision: torch.dtype = torch.float32) -> None:
+        """Do ahead what reading any tensor in a precision needs, such as passes over the whole model."""
         for source in self.terms:
-            source.prepare()
+            source.prepare(precision)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -222,7 +222,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
 
     def terms_at(self, name: str) -> list[tuple[Source, float]]:
         """The terms that can change ``name``."""
-        return [(source, c) for source, c in self.terms.items() if source.touches(name)]
+        return [term for source, c in self.terms.items() for term in source.at(name, c)]
 
     def read(self, name: str, rows: slice | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """The delta of one tensor, or of some of its rows, as a new tensor.

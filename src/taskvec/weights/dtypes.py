@@ -34,6 +34,17 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The nearest values of ``dtype``, ties to even; from float64 to 16 bits in one rounding, not two."""
+    if tensor.dtype != torch.float64 or dtype not in (torch.float16, torch.bfloat16):
+        return tensor.to(dtype)
+    # Rounded to odd: what float32 cannot hold ends in a bit that never makes a tie in 16 bits.
+    nearest = tensor.float()
+    bits = nearest.view(torch.int32)
+    bits -= (nearest.double().abs() > tensor.abs()).int()
+    return (bits | (bits.view(torch.float32).double() != tensor).int()).view(torch.float32).to(dtype)
+
+
 def short(dtype: torch.dtype) -> str:
     """``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
