@@ -61,9 +61,9 @@ def combine(
     _check_names(single, specs)
     if known.coefficients is not None:
         factors = known.coefficients(len(vectors), **settings)
-        own = {name: known.coefficients(len(vectors), **some) for name, some in single.items()}
+        varying = {name: known.coefficients(len(vectors), **some) for name, some in single.items()}
         first, *others = (
-            _weighted(vector, factors[place], {name: some[place] for name, some in own.items()})
+            _weighted(vector, factors[place], {name: some[place] for name, some in varying.items()})
             for place, vector in enumerate(vectors)
         )
         return sum(others, first)
