@@ -179,3 +179,13 @@ def test_what_is_left_of_nothing_is_not_rescaled() -> None:
     stack[1] = torch.arange(5)
     made = breadcrumbs(stack, density=0.2, gamma=0.8, rescale="l1")
     assert torch.equal(made, torch.zeros(2, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rule", ["ties", "tsv", "magmax", "della"])
+def test_large_tensors_of_many_axes_keep_their_shape(rule: str) -> None:
+    base = {"conv": torch.zeros(96, 64, 4, 4)}
+    generator = torch.Generator().manual_seed(0)
+    deltas = [torch.randn(96, 64, 4, 4, generator=generator) for _ in range(2)]
+    made = combine(rule, [TaskVector.from_tensors({"conv": one}, base) for one in deltas])
+    known = RULES[rule]
+    assert_close(made["conv"], known(torch.stack(deltas), **known.own({"_place": Place("conv")})))

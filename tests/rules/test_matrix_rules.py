@@ -74,7 +74,7 @@ def test_tsv_and_wudi_add_tasks_that_share_no_direction() -> None:
     right = torch.linalg.qr(torch.randn(9, 9, generator=generator, dtype=torch.float64)).Q
     stack = torch.stack([left[:, 3 * t : 3 * t + 2] @ right[3 * t : 3 * t + 2] for t in range(3)])
     assert_close(tsv(stack), stack.sum(0))  # rank 2 of 3 allowed: null directions take no part
-    assert_close(wudi(stack), stack.sum(0))
+    assert_close(wudi(stack, ridge=0), stack.sum(0))
 
 
 def test_more_tasks_than_directions_keep_one_each() -> None:
@@ -160,16 +160,31 @@ def test_wudi_by_least_squares(stack: Tensor) -> None:
     wanted = np.concatenate([matrix.numpy() @ d.T for matrix, d in zip(stack, scaled, strict=True)], axis=1)
     expected = np.linalg.lstsq(inputs.T, wanted.T, rcond=1e-9)[0].T
     if np.linalg.svd(inputs)[1].min() > 1e-3:
-        near(wudi(stack), expected, 1e-6)
+        near(wudi(stack, ridge=0), expected, 1e-6)
 
 
 def test_wudi_has_no_gradient_left_and_less_interference_than_the_sum() -> None:
     stack = torch.randn(3, 7, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    merged = wudi(stack).requires_grad_()
-    loss = interference(merged, stack)
-    [gradient] = torch.autograd.grad(loss, merged)
-    assert gradient.abs().max() < 1e-10
-    assert loss < interference(stack.sum(0), stack)
+    for ridge in (0.0, 0.1):
+        merged = wudi(stack, ridge=ridge).requires_grad_()
+        loss = interference(merged, stack)
+        read = torch.cat([delta / delta.norm() for delta in stack])
+        penalty = ridge * torch.linalg.matrix_norm(read, 2) ** 2 * (merged - stack.mean(0)).square().sum()
+        [gradient] = torch.autograd.grad(loss + penalty, merged)
+        assert gradient.abs().max() < 1e-10
+        assert loss < interference(stack.sum(0), stack)
+
+
+def test_a_ridge_keeps_wudi_small_where_all_rows_are_as_many_as_the_inputs() -> None:
+    # Four times 16 rows for 64 inputs: every task can be satisfied exactly.
+    generator = torch.Generator().manual_seed(0)
+    stack = torch.randn(4, 16, 64, generator=generator, dtype=torch.float64)
+    stack[3] = torch.randn(16, 48, generator=generator, dtype=torch.float64) @ stack[:3].reshape(48, 64)
+    stack[3] += 1e-5 * torch.randn(16, 64, generator=generator, dtype=torch.float64)
+    bare, drawn = wudi(stack, ridge=0), wudi(stack)
+    assert bare.norm() > 1000 * stack.sum(0).norm()
+    assert drawn.norm() < stack.sum(0).norm()
+    assert interference(drawn, stack) < interference(stack.sum(0), stack)
 
 
 @pytest.mark.parametrize("rule", [tsv, iso_c, iso_cts, wudi])

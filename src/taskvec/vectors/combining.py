@@ -209,7 +209,8 @@ class Combined(Source):
                     f"expected {tuple(stack.shape[1:])}"
                 )
             parts.append(made)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        made = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return made.reshape(rows_shape(self.specs[name].shape, rows))
 
     def _settings_at(self, name: str) -> Mapping[str, Any]:
         return {**self._settings, **self._each.get(name, {})}
