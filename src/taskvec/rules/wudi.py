@@ -21,12 +21,12 @@ def wudi(
 
         merged = argmin_M sum_t |(M - Delta_t) Delta_t^T|^2 / |Delta_t|^2 + r |M - mean|^2
                = mean + (sum_t (Delta_t - mean) G_t) (G + r I)^-1
-        G_t    = Delta_t^T Delta_t / |Delta_t|^2,   G = sum_t G_t,   r = ridge times the largest eigenvalue of G
+        G_t    = Delta_t^T Delta_t / |Delta_t|^2,   G = sum_t G_t,   r = ridge |G|_2
 
     Args:
-        deltas: (task, out, in). Tensors of other than two axes are averaged; zero matrices take no part.
-        ridge: how strongly what the updates hardly read is drawn to their mean. 0 is the bare minimum, which is
-            huge where the tasks' rows together are about as many as the inputs.
+        deltas: (task, out, in). Tensors of other than two axes are averaged.
+        ridge: how strongly what the updates hardly read is drawn to their mean. 0 is the bare minimum, which
+            is huge where the tasks' rows together are about as many as the inputs.
         exclude: regular expression; matrices whose name it matches are averaged too.
 
     Computed in float64. The published method takes 300 Adam steps towards this minimum from the sum and
