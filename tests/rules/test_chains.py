@@ -87,7 +87,7 @@ def test_lines_find_alpha_from_the_norms() -> None:
         assert_close(scaled[name], alpha * merged[name])
 
 
-def lines_factor(name: str, names: list[str], **params: object) -> float:
+def lines_factor(name: str, names: list[str], **params: Any) -> float:
     vector = TaskVector.from_tensors({known: torch.ones(2) for known in names}, None)
     return float(combine("lines", [vector], alpha=0, beta=1, **params)[name][0])
 

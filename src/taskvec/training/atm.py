@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def atm(
     scale: float = 1.0,
     checkpoint: Path | None = None,
     watch: Watch = unwatched,
-    **params: object,
+    **params: Any,
 ) -> TaskVector:
     """Fine-tune every task from the current model, merge the vectors into it, repeat.
 

@@ -23,6 +23,9 @@ from taskvec.weights.workers import Locks, in_processes, in_threads
 SPAN = 1 << 24
 """Elements that one worker takes at a time, about."""
 
+_FLUSHED = 1 << 28
+"""Bytes after which the disk is made to take what was written, while the workers go on."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -32,11 +35,13 @@ class Span:
         path: of the file they go to.
         name: of the tensor.
         blocks: rows (``None`` for the whole tensor) and the byte of the file at which they begin.
+        size: bytes of all of them.
     """
 
     path: Path
     name: str
     blocks: tuple[tuple[slice | None, int], ...]
+    size: int
 
 
 Result = tuple[int, Tally, int]
@@ -106,8 +111,13 @@ def stream(
     run = in_processes if processes > 1 else in_threads
     inputs = weights.inputs if processes > 1 else ()
     with closing(run(work, len(spans), workers, inputs)) as results:
+        unflushed = 0
         for number, tally, bad in results:
             span = spans[number]
+            unflushed += span.size
+            if unflushed >= _FLUSHED:
+                flush(span.path)
+                unflushed = 0
             outcome.tally.merge(tally)
             if bad:
                 outcome.bad[span.name] = outcome.bad.get(span.name, 0) + bad
@@ -147,12 +157,12 @@ def _spans(weights: Weights, path: Path, shard: Shard) -> Iterator[Span]:
         taken = 0
         for rows in weights.row_blocks(name):
             blocks.append((rows, place if rows is None else place + rows.start * row))
-            taken += 0 if rows is None else (rows.stop - rows.start) * row // spec.dtype.itemsize
-            if taken >= SPAN:
-                yield Span(path, name, tuple(blocks))
+            taken += spec.nbytes if rows is None else (rows.stop - rows.start) * row
+            if taken >= SPAN * spec.dtype.itemsize:
+                yield Span(path, name, tuple(blocks), taken)
                 blocks, taken = [], 0
         if blocks:
-            yield Span(path, name, tuple(blocks))
+            yield Span(path, name, tuple(blocks), taken)
 
 
 def _write(weights: Weights, span: Span, files: "_Files", allow_nonfinite: bool) -> tuple[Tally, int]:
