@@ -202,5 +202,5 @@ def test_a_linear_rule_with_weights_of_single_tensors_stays_a_linear_form() -> N
 def test_factors_of_factors_that_overflow_are_refused() -> None:
     base, tuned = models(torch.float32)
     vector = TaskVector.between(base, tuned[0]).scaled({"bias": 1e30}).scaled({"bias": 1e30})
-    with pytest.raises(InputError, match="scale of 'bias': .*e\\+60, expected a finite float32"):
+    with pytest.raises(InputError, match=r"scale of 'bias': .*e\+60, expected a finite float32"):
         vector["bias"]
