@@ -1,5 +1,6 @@
 """Settings read from files: frozen, and an unknown key is an error that names the nearest one."""
 
+import re
 import reprlib
 from collections.abc import Hashable
 from pathlib import Path
@@ -88,13 +89,27 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# YAML 1.1, which PyYAML reads, takes 1e-4 for text, as it has no dot.
+_UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain data in a text.
+
+    Raises: yaml.YAMLError, ValueError.
+    """
+    return yaml.load(text, Loader=_UniqueKeys)
+
+
 def read_yaml(path: Path) -> object:
     """The plain data in a YAML file.
 
     Raises: InputError for a file that is missing, no YAML, has a key twice, or has tags.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:

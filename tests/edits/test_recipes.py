@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import taskvec as tv
+from taskvec.config import read_yaml
 from taskvec.edits.card import card
 from taskvec.edits.merge import Merge
 from taskvec.edits.parameters import interpolated
@@ -592,3 +593,8 @@ def test_every_recipe_of_the_documentation_is_valid(tmp_path: Path, block: str) 
     merge = tv.open_recipe(tmp_path / "recipe.yaml")
     assert all(bool(merge.weights[name].isfinite().all()) for name in shapes)
     assert not torch.equal(merge.weights["lm_head.weight"], open_weights(tmp_path / "base")["lm_head.weight"])
+
+
+def test_numbers_without_a_dot_are_numbers(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("a: [1e-1, 2E+3, -1e4, 12, 1.5e-3, x1e-1, 1e]\n")
+    assert read_yaml(tmp_path / "r.yaml") == {"a": [0.1, 2000.0, -1e4, 12, 0.0015, "x1e-1", "1e"]}

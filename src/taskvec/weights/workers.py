@@ -114,16 +114,17 @@ def in_processes(
             results.send([one.tally for one in inputs])
         except BaseException as error:
             results.send(error if isinstance(error, TaskvecError | OSError) else RuntimeError(repr(error)))
-        results.close()
+        os._exit(0)  # what the parent has open and buffered is not this process's to close and flush
 
     pipes, processes = {}, []
     try:
         for _ in range(workers):
             receiving, sending = context.Pipe(duplex=False)
-            processes.append(context.Process(target=run, args=(sending,), daemon=True))
-            processes[-1].start()
+            process = context.Process(target=run, args=(sending,), daemon=True)
+            process.start()
+            processes.append(process)
             sending.close()
-            pipes[receiving] = processes[-1]
+            pipes[receiving] = process
         while pipes:
             for pipe in wait(list(pipes)):
                 result = _received(pipe, pipes[pipe])  # type: ignore[index,arg-type]  # pipes are all we wait for
@@ -133,7 +134,7 @@ def in_processes(
                     for one, tally in zip(inputs, result, strict=True):
                         if one.tally is not None and tally is not None:
                             one.tally.merge(tally)
-                    pipes.pop(pipe).join()  # type: ignore[call-overload]
+                    del pipes[pipe]  # type: ignore[arg-type]
                 else:
                     yield result
     finally:
