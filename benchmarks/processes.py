@@ -12,7 +12,10 @@ from tempfile import TemporaryFile
 from time import perf_counter, sleep
 
 PAUSE = 0.02
-"""Seconds between two looks at a process: how exact its end is, and how short a peak of memory can hide."""
+"""Seconds between two looks whether a process has ended."""
+
+LOOKS = 15
+"""Looks between two measurements of its memory, which hold the process up: how short a peak can hide."""
 
 _ANONYMOUS = re.compile(r"^Pss_Anon:\s+(\d+) kB", re.MULTILINE)
 
@@ -44,9 +47,11 @@ def run(command: Sequence[str | Path]) -> tuple[Cost, str]:
     with TemporaryFile("w+") as output, TemporaryFile("w+") as errors:
         start = perf_counter()
         process = subprocess.Popen(words, stdout=output, stderr=errors)
-        memory, ended = 0, 0
+        memory, ended, looks = 0, 0, 0
         while not ended:
-            memory = max(memory, _anonymous(process.pid))
+            if looks % LOOKS == 0:
+                memory = max(memory, _anonymous(process.pid))
+            looks += 1
             ended, status, used = os.wait4(process.pid, os.WNOHANG)
             sleep(0 if ended else PAUSE)
         seconds = perf_counter() - start
