@@ -39,13 +39,16 @@ def test_no_help_imports_torch() -> None:
 
 
 @pytest.mark.parametrize("command", [[], ["diff"]])
-def test_help_takes_less_than_half_a_second(command: list[str]) -> None:
-    def seconds() -> float:
+def test_help_takes_little_more_than_the_libraries_that_print_it(command: list[str]) -> None:
+    def seconds(*arguments: str) -> float:
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "taskvec", *command, "--help"], capture_output=True, check=True)
+        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
         return time.perf_counter() - start
 
-    assert min(seconds() for _ in range(5)) < 0.5
+    libraries = "import cyclopts, rich.markdown, rich.progress, rich.table"
+    pairs = [(seconds("-m", "taskvec", *command, "--help"), seconds("-c", libraries)) for _ in range(5)]
+    ours, floor = map(min, zip(*pairs, strict=True))
+    assert ours < 3 * floor
 
 
 @pytest.mark.parametrize(
