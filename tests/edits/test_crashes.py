@@ -18,7 +18,7 @@ import torch
 from taskvec.vectors import TaskVector, apply, combine
 from taskvec.weights import open_weights, save_weights
 
-MOMENTS = int(os.environ.get("TASKVEC_CRASHES", "4"))
+MOMENTS = int(os.environ.get("TASKVEC_CRASHES", "2"))
 """Random moments, or sizes, of each kind of trouble."""
 
 Files = dict[str, bytes]
