@@ -87,6 +87,18 @@ def test_a_token_of_two_models_only_is_their_mean_in_the_base_and_in_the_third(t
     assert torch.equal(total["embed_tokens.weight"][10:], torch.zeros(2, 2))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_rows_of_tensors_of_more_than_two_axes_are_not_taken_for_tokens(tmp_path: Path, axis: int) -> None:
+    rows = torch.arange(24.0).reshape(12, 2)
+    table = torch.arange(72.0).reshape(12, 2, 3).movedim(0, axis).contiguous()
+    base = in_memory(tmp_path / "base", WORDS[:10], rows[:10], table=table.narrow(axis, 0, 10))
+    tuned = in_memory(tmp_path / "tuned", WORDS[2:10] + WORDS[:2] + CHAT, rows, table=table)
+    view = align(base, [tuned], "base").tuned[0]
+    moved = table.index_select(axis, torch.tensor([8, 9, *range(8)]))
+    assert torch.equal(view["table"], moved)
+    assert torch.equal(view.read("table", slice(3, 17)), moved.reshape(-1, 3)[3:17])
+
+
 def test_where_nothing_has_to_move_the_weights_are_the_very_same(tmp_path: Path) -> None:
     rows = torch.randn(10, 2)
     base = in_memory(tmp_path / "base", WORDS[:10], rows)

@@ -23,6 +23,7 @@ SHAPES = {
     "embed.weight": (37, 5),
     "layer.0.weight": (9, 4),
     "layer.0.bias": (4,),
+    "conv.weight": (40, 2, 3),
     "scale": (),
     "none": (0, 3),
 }

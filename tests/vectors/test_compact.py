@@ -258,6 +258,18 @@ def test_low_rank_is_exact_for_a_matrix_of_that_rank(tmp_path: Path) -> None:
         assert_close(found["w"], matrix)
 
 
+def test_a_tensor_of_many_axes_that_is_kept_as_it_is_keeps_every_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskvec.weights.source.BLOCK", 8)
+    monkeypatch.setattr("taskvec.weights.source.DIGESTED", 8)
+    deltas = {"conv": torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(0))}
+    kept = compressed(
+        tv.TaskVector.from_tensors(deltas, None), tmp_path / "v.safetensors", "low-rank", rank=1
+    )
+    assert torch.equal(kept["conv"], deltas["conv"])
+
+
 def test_files_are_as_much_smaller_as_the_forms_promise(tmp_path: Path) -> None:
     whole = tv.TaskVector.from_tensors({"w": torch.randn(512, 512)}, None)
     bits = {"bf16": 16.0, "int8": 8 + 32 / 128, "1-bit": 1 + 32 / 512}

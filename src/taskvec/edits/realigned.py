@@ -10,6 +10,7 @@ from torch import Tensor
 
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import compute_dtype, raw_bytes
+from taskvec.weights.source import rows_of
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,16 @@ class Realigned(Weights):
         )
         return TensorSpec(tuple(shape), spec.dtype)
 
+    def in_rows(self, name: str) -> bool:
+        """Whether rows can be had by themselves: of more than two axes, a row is no entry of the first."""
+        return self.by_rows and (name not in self._plan.axes or len(self._specs[name].shape) <= 2)
+
     def _read(self, name: str, rows: slice | None) -> Tensor:
         axis = self._plan.axes.get(name)
         if axis is None:
             return self._own.read(name, rows)
+        if not self.in_rows(name):
+            return rows_of(self._joined(name, self._plan.places, axis, None), rows)
         if axis > 0:
             return self._joined(name, self._plan.places, axis, rows)
         return self._joined(name, self._plan.places[:, rows or slice(None)], 0, None)
@@ -116,11 +123,11 @@ class Realigned(Weights):
 def taken(weights: Weights, name: str, index: Tensor, axis: int, rows: slice | None = None) -> Tensor:
     """The entries ``index`` (int64, none negative) of a tensor along ``axis``.
 
-    Cost: along the first axis, one read for each run of consecutive rows.
+    Cost: along the first axis of a matrix, one read for each run of consecutive rows.
     """
     if axis > 0:
         return weights.read(name, rows).index_select(axis, index)
-    if not weights.by_rows:
+    if not weights.in_rows(name) or len(weights.spec(name).shape) > 2:
         return weights.read(name)[index]
     ends = (index.diff() != 1).nonzero()[:, 0] + 1
     runs = index.tensor_split(ends)

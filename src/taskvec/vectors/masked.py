@@ -29,7 +29,7 @@ from taskvec.vectors.sources import Source, Stored
 from taskvec.vectors.vector import TaskVector
 from taskvec.weights import TensorSpec, Weights, open_weights, save_weights
 from taskvec.weights.dtypes import EDITABLE, nonfinite_count, short
-from taskvec.weights.source import BLOCK, row_blocks, rows_of
+from taskvec.weights.source import BLOCK, row_blocks, row_count, row_size, rows_of
 from taskvec.weights.staging import check_target
 
 Rescaler = Literal["global", "tensor_mean"]
@@ -177,10 +177,11 @@ class MaskedVectors:
             for rows in _octets(spec.shape) if in_rows else [None]:
                 unified = self.unified.read(name, rows)
                 first = 0 if rows is None else rows.start
+                bits = first and first * row_size(spec.shape)
                 spool.put(name, unified.to(dtype or spec.dtype), first)
                 for task in self.tasks:
                     mask = self.masks.read(task, name, rows, unified)
-                    spool.put(part_name(name, task), pack(mask), first * math.prod(spec.shape[1:]) // 8)
+                    spool.put(part_name(name, task), pack(mask), bits // 8)
             watch(f"masking {spool.target.name}", done, len(changed))
 
     @classmethod
@@ -320,11 +321,10 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _octets(shape: tuple[int, ...]) -> Iterator[slice | None]:
-    """Slices of the first axis of about ``BLOCK`` entries, whose bits begin with a byte."""
-    numel = math.prod(shape)
-    if numel <= BLOCK:
+    """Slices of the rows of about ``BLOCK`` entries, whose bits begin with a byte."""
+    if math.prod(shape) <= BLOCK:
         yield None
         return
-    step = max(8, BLOCK * shape[0] // numel // 8 * 8)
-    for start in range(0, shape[0], step):
-        yield slice(start, min(start + step, shape[0]))
+    rows, step = row_count(shape), max(8, BLOCK // row_size(shape) // 8 * 8)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))

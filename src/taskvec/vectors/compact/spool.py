@@ -13,6 +13,7 @@ from torch import Tensor
 from taskvec.errors import TaskvecError
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import raw_bytes
+from taskvec.weights.source import row_count, row_size, rows_shape
 
 _serial = count()
 
@@ -76,17 +77,12 @@ class Spool(Weights):
 
     def _place(self, name: str, first: int) -> int:
         spec = self._known[name]
-        row = spec.nbytes // spec.shape[0] if first else 0
-        return self._places[name] + first * row
+        return self._places[name] + (first and first * row_size(spec.shape) * spec.dtype.itemsize)
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         spec = self._known[name]
-        if rows is None:
-            first, shape = 0, spec.shape
-        else:
-            first, last, _ = rows.indices(spec.shape[0])
-            shape = (max(0, last - first), *spec.shape[1:])
-        tensor = torch.empty(shape, dtype=spec.dtype)
+        first = 0 if rows is None else rows.indices(row_count(spec.shape))[0]
+        tensor = torch.empty(rows_shape(spec.shape, rows), dtype=spec.dtype)
         data, place = raw_bytes(tensor), self._place(name, first)
         while data:
             done = os.preadv(self._file.fileno(), [data], place)
