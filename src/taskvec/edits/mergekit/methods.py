@@ -120,7 +120,12 @@ def _arithmetic(*, normalize: bool, rescale: bool, **more: Parameter) -> dict[st
     }
 
 
-_GAMMA = Parameter(float, 0.01, "model", low=0, high=1)
+def _sparse(rule: str, parameters: Mapping[str, Parameter], note: str, *, elect: bool = False) -> Method:
+    """Vectors made sparse by a rule, then added, or merged by sign."""
+    return Method(partial(sparse_then, rule, elect), parameters, notes=(note,))
+
+
+_CRUMBS = _arithmetic(normalize=False, rescale=False, gamma=Parameter(float, 0.01, "model", low=0, high=1))
 _EPSILON = Parameter(float, 0.15, "model", low=0, high=0.5)
 
 COUNTED = "of n entries max(1, round(density n)) are kept, where mergekit keeps int(density n)"
@@ -142,35 +147,13 @@ FUSION = "quartiles are exact, where mergekit takes those of a sample of large t
 METHODS: dict[str, Method] = {
     "linear": Method(_linear, {"weight": _WEIGHT, "normalize": Parameter(bool, True)}, "model"),
     "task_arithmetic": Method(added, _arithmetic(normalize=False, rescale=False)),
-    "ties": Method(
-        partial(sparse_then, "ties", True), _arithmetic(normalize=True, rescale=False), notes=(COUNTED,)
-    ),
-    "dare_linear": Method(
-        partial(sparse_then, "dare", False), _arithmetic(normalize=False, rescale=True), notes=(DARE,)
-    ),
-    "dare_ties": Method(
-        partial(sparse_then, "dare", True), _arithmetic(normalize=False, rescale=True), notes=(DARE,)
-    ),
-    "breadcrumbs": Method(
-        partial(sparse_then, "breadcrumbs", False),
-        _arithmetic(normalize=False, rescale=False, gamma=_GAMMA),
-        notes=(COUNTED,),
-    ),
-    "breadcrumbs_ties": Method(
-        partial(sparse_then, "breadcrumbs", True),
-        _arithmetic(normalize=False, rescale=False, gamma=_GAMMA),
-        notes=(COUNTED,),
-    ),
-    "della": Method(
-        partial(sparse_then, "della", True),
-        _arithmetic(normalize=True, rescale=True, epsilon=_EPSILON),
-        notes=(DELLA,),
-    ),
-    "della_linear": Method(
-        partial(sparse_then, "della", False),
-        _arithmetic(normalize=False, rescale=True, epsilon=_EPSILON),
-        notes=(DELLA,),
-    ),
+    "ties": _sparse("ties", _arithmetic(normalize=True, rescale=False), COUNTED, elect=True),
+    "dare_linear": _sparse("dare", _arithmetic(normalize=False, rescale=True), DARE),
+    "dare_ties": _sparse("dare", _arithmetic(normalize=False, rescale=True), DARE, elect=True),
+    "breadcrumbs": _sparse("breadcrumbs", _CRUMBS, COUNTED),
+    "breadcrumbs_ties": _sparse("breadcrumbs", _CRUMBS, COUNTED, elect=True),
+    "della": _sparse("della", _arithmetic(normalize=True, rescale=True, epsilon=_EPSILON), DELLA, elect=True),
+    "della_linear": _sparse("della", _arithmetic(normalize=False, rescale=True, epsilon=_EPSILON), DELLA),
     "slerp": Method(_slerp, {"t": Parameter(float, low=0, high=1)}, "first", (2, 2)),
     "nuslerp": Method(
         _nuslerp,
