@@ -15,7 +15,7 @@ from tempfile import mkdtemp
 import pytest
 import torch
 
-from taskvec.vectors import TaskVector, apply, combine
+from taskvec.vectors import EditedWeights, TaskVector, apply, combine
 from taskvec.weights import open_weights, save_weights
 
 MOMENTS = int(os.environ.get("TASKVEC_CRASHES", "2"))
@@ -273,19 +273,39 @@ def test_a_finished_shard_that_was_damaged_since_is_written_again(world: World, 
     world.finish(RESUME)
 
 
+def interrupt(label: str, done: int, total: int, **facts: float) -> None:
+    """A watcher that loses patience after four tensors."""
+    if done == 4:
+        raise KeyboardInterrupt
+
+
 def test_tensors_in_memory_that_changed_since_are_not_mixed_with_finished_shards(tmp_path: Path) -> None:
     state = {f"layer.{i}": torch.full((100,), float(i)) for i in range(6)}
-
-    def interrupt(label: str, done: int, total: int, **facts: float) -> None:
-        if done == 4:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         save_weights(state, tmp_path / "out", max_shard_size=400, watch=interrupt)
     for tensor in state.values():
         tensor.add_(100)
     written = open_weights(save_weights(state, tmp_path / "out", max_shard_size=400, resume=True))
     assert all(torch.equal(written[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("rule", ["sum", "ties", "dare+ties", "tsv", "own scales"])
+def test_inputs_that_changed_since_are_not_mixed_with_finished_shards(rule: str, tmp_path: Path) -> None:
+    base = save_weights({f"layer.{i}": torch.zeros(10, 10) for i in range(6)}, tmp_path / "base.safetensors")
+
+    def edit(value: float) -> EditedWeights:
+        tuned = {name: torch.full((10, 10), value) for name in open_weights(base)}
+        path = save_weights(tuned, tmp_path / "tuned.safetensors", force=True)
+        vector = TaskVector.between(base, path)
+        if rule == "own scales":
+            return apply(base, (2 * vector).scaled({"layer.0": 0.5}))
+        return apply(base, combine(rule, [vector, 2 * vector]))
+
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(edit(1.0), tmp_path / "out", max_shard_size=400, watch=interrupt)
+    changed = edit(-7.0)
+    written = open_weights(save_weights(changed, tmp_path / "out", max_shard_size=400, resume=True))
+    assert all(torch.equal(written[name], tensor) for name, tensor in changed.items())
 
 
 def seconds_of_edit(place: Path, tensors: int) -> float:

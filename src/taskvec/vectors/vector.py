@@ -1,6 +1,6 @@
 """Task vectors: linear forms over directions, simplified as they are built, evaluated tensor by tensor."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any, overload
@@ -187,6 +187,11 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         return VectorInfo(base=base, tuned=self.ref)
 
     @property
+    def identity(self) -> Hashable:
+        """What equality goes by, together with the tensors."""
+        return frozenset(self.terms.items())
+
+    @property
     def ref(self) -> str:
         """The expression, for messages."""
         return " + ".join(_times(c, source.ref) for source, c in self.terms.items()) or "zero vector"
@@ -354,10 +359,10 @@ class TaskVector(Direction, Mapping[str, Tensor]):
 
     def __eq__(self, other: object) -> bool:
         """Whether both are the same linear form; then they hold the same tensors."""
-        return isinstance(other, TaskVector) and self.terms == other.terms and self.specs == other.specs
+        return isinstance(other, TaskVector) and self.identity == other.identity and self.specs == other.specs
 
     def __hash__(self) -> int:
-        return hash(frozenset(self.terms.items()))
+        return hash(self.identity)
 
     def __repr__(self) -> str:
         return f"<task vector {self.ref}: {len(self)} tensors>"

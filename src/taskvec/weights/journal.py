@@ -3,8 +3,10 @@
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
+import torch
 import xxhash
 
 from taskvec._version import __version__
@@ -72,7 +74,7 @@ def _digests(shard: Path) -> dict[str, str] | None:
 
 
 def _said(identity: Any) -> str:
-    """An identity in words that are the same in another process; what lies in memory has none that are."""
+    """An identity in words that are the same in another process; if there are none, it is never the same."""
     match identity:
         case tuple() | list():
             return f"({','.join(map(_said, identity))})"
@@ -80,5 +82,7 @@ def _said(identity: Any) -> str:
             return f"{{{','.join(sorted(map(_said, identity)))}}}"
         case Callable() as function if hasattr(function, "__qualname__"):
             return f"{function.__module__}.{function.__qualname__}"
+        case str() | bytes() | int() | float() | None | Path() | torch.dtype():
+            return repr(identity)
     inner = getattr(identity, "identity", None)
-    return repr(identity) if inner is None else _said(inner)
+    return token_hex() if inner is None else _said(inner)
