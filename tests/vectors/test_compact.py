@@ -21,8 +21,8 @@ import taskvec as tv
 from taskvec.errors import CorruptFile, InputError, KeyMismatch, NonFinite, OutputExists, UnknownName
 from taskvec.vectors.compact import FORMS
 from taskvec.vectors.compact.form import Parts
-from taskvec.vectors.compact.low_rank import TILE
 from taskvec.vectors.compact.sparse import PAGE
+from taskvec.vectors.lowrank import TILE
 from taskvec.weights.source import rows_of
 
 PARAMETERS: dict[str, dict[str, Any]] = {"sparse": {"density": 0.1}, "low-rank": {"rank": 3}}

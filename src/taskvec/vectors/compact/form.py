@@ -12,7 +12,7 @@ from torch import Tensor
 from taskvec.config import Config
 from taskvec.weights import TensorSpec
 from taskvec.weights.dtypes import EDITABLE
-from taskvec.weights.source import row_count, row_size, rows_of, rows_shape
+from taskvec.weights.source import row_count, row_size, rows_of
 
 Shape = tuple[int, ...]
 Specs = Mapping[str, TensorSpec]
@@ -84,11 +84,6 @@ def entries(shape: Shape, rows: slice | None) -> tuple[int, int]:
     first, last, _ = rows.indices(row_count(shape))
     width = row_size(shape)
     return first * width, max(first, last) * width
-
-
-def shape_of(shape: Shape, rows: slice | None) -> Shape:
-    """The shape of some rows of a tensor."""
-    return rows_shape(shape, rows)
 
 
 def floating(specs: Specs, part: str) -> torch.dtype:

@@ -6,12 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.vectors.compact.form import PLAIN, Form, Parts, Shape, Specs, floating, shape_of
+from taskvec.vectors.compact.form import PLAIN, Form, Parts, Shape, Specs, floating
+from taskvec.vectors.lowrank import TILE, multiplied
 from taskvec.weights import TensorSpec
 from taskvec.weights.dtypes import compute_dtype
-
-TILE = 128
-"""Rows multiplied at a time, counted from the first: what is read together changes no bit."""
 
 
 class LowRank(Form):
@@ -40,17 +38,13 @@ class LowRank(Form):
         return {"left": (left * size).to(dtype), "right": right.contiguous().to(dtype)}
 
     def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
-        """The product, computed tile by tile."""
+        """The product, of whole tiles of rows."""
         first, last, _ = (rows or slice(None)).indices(shape[0])
+        start = first // TILE * TILE
+        left = parts.read("left", slice(start, min(-(-last // TILE) * TILE, shape[0])))
         right = parts.read("right", None)
         dtype = compute_dtype(right.dtype)
-        right = right.to(dtype)
-        product = torch.empty(shape_of(shape, rows), dtype=dtype)
-        for start in range(first // TILE * TILE, last, TILE):
-            tile = parts.read("left", slice(start, min(start + TILE, shape[0]))).to(dtype) @ right
-            inner = slice(max(first, start), min(last, start + TILE))
-            product[inner.start - first : inner.stop - first] = tile[inner.start - start : inner.stop - start]
-        return product
+        return multiplied(left.to(dtype), right.to(dtype), slice(first - start, last - start))
 
     def layout(self, shape: Shape, specs: Specs) -> Specs:
         """Two matrices that have one side in common."""

@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from taskvec.vectors.compact.form import Form, Parts, Shape, Specs, entries, floating, shape_of
+from taskvec.vectors.compact.form import Form, Parts, Shape, Specs, entries, floating
 from taskvec.weights import TensorSpec
-from taskvec.weights.source import BLOCK
+from taskvec.weights.source import BLOCK, rows_shape
 
 
 class Quantized(Form):
@@ -58,7 +58,7 @@ class Quantized(Form):
         start = first // self.group
         scales = parts.read("scales", slice(start, -(-last // self.group)))
         spread = scales.repeat_interleave(self.group)[first - start * self.group :][: last - first]
-        return (self.factors(parts, first, last) * spread).reshape(shape_of(shape, rows))
+        return (self.factors(parts, first, last) * spread).reshape(rows_shape(shape, rows))
 
     def layout(self, shape: Shape, specs: Specs) -> Specs:
         """Sizes follow from the number of entries."""

@@ -18,10 +18,10 @@ from taskvec.vectors.compact.form import (
     Specs,
     entries,
     floating,
-    shape_of,
 )
 from taskvec.weights import TensorSpec
 from taskvec.weights.dtypes import compute_dtype
+from taskvec.weights.source import rows_shape
 
 PAGE = 1 << 16
 """Entries of a page. Its values and positions can be read without those of other pages."""
@@ -69,7 +69,7 @@ class Sparse(Form):
         inside = (places >= first) & (places < last)
         tensor = torch.zeros(last - first, dtype=compute_dtype(values.dtype))
         tensor[places[inside] - first] = values[inside].to(tensor.dtype)
-        return tensor.reshape(shape_of(shape, rows))
+        return tensor.reshape(rows_shape(shape, rows))
 
     def layout(self, shape: Shape, specs: Specs) -> Specs:
         """Sizes follow from the numbers of entries and of values."""
