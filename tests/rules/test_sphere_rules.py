@@ -1,5 +1,8 @@
 """SLERP, NuSLERP, multi-SLERP, the Karcher mean and Model Stock."""
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.linalg  # type: ignore[import-untyped]
@@ -112,6 +115,21 @@ def test_directions_that_cancel_are_averaged() -> None:
     cross = torch.tensor([[1.0, 0], [-2, 0], [0, 3], [0, -1]], dtype=torch.float64)
     assert_close(multislerp(cross), cross.mean(0))
     assert_close(karcher(cross, of="vectors"), cross.mean(0))
+
+
+@pytest.mark.parametrize("merge", [multislerp, partial(karcher, of="vectors", tol=1e-12)])
+@pytest.mark.parametrize("size", [1, 10, 20_000])
+def test_directions_that_cancel_but_for_rounding_are_averaged(merge: Any, size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for factor in (0.3, 1.7, 3.1):
+        one = torch.randn(size, generator=generator)
+        opposite = torch.stack([one, -factor * one])
+        assert_close(merge(opposite), opposite.mean(0))
+    if size > 1:
+        plane, _ = torch.linalg.qr(torch.randn(size, 2, generator=generator, dtype=torch.float64))
+        angles = torch.arange(3, dtype=torch.float64) * 2 * torch.pi / 3
+        thirds = torch.stack([angles.cos(), angles.sin()], 1) @ plane.T * torch.tensor([[1.0], [2.0], [0.5]])
+        assert_close(merge(thirds.float()), thirds.mean(0).float())
 
 
 def test_the_karcher_mean_is_nearest_to_all_points_by_arc_length() -> None:

@@ -13,6 +13,9 @@ from taskvec.rules.sphere import Coefficients, Of, Per
 
 _TINY = 1e-8
 
+_CANCELLED = 1e-6
+"""How long a mean of unit vectors has to be to have a direction that is not rounding."""
+
 
 def slerp(
     deltas: Tensor,
@@ -145,7 +148,7 @@ def _mean_direction(gram: Tensor, shares: Tensor) -> Tensor:
     size = sphere.norms(gram)
     unit = shares / torch.where(size > 0, size, 1.0)
     length = torch.einsum("rt,rts,rs->r", unit, gram, unit).clamp(min=0).sqrt()[:, None]
-    flat = length < _TINY
+    flat = length < _CANCELLED
     return torch.where(flat, shares, (size @ shares)[:, None] * unit / torch.where(flat, 1.0, length))
 
 
@@ -154,7 +157,7 @@ def _karcher(gram: Tensor, max_iter: int, tol: float) -> Tensor:
     valid = size > 0
     share = valid.double() / valid.sum().clamp(min=1)
     cosine = sphere.cosines(gram[None])[0]
-    if _length(share, cosine) < tol:
+    if _length(share, cosine) < _CANCELLED:
         return torch.full_like(size, 1 / len(size))
     mean = share / _length(share, cosine)
     for _ in range(max_iter):
