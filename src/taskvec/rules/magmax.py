@@ -12,13 +12,13 @@ def magmax(deltas: Tensor) -> Tensor:
         merged[j] = tau_t[j],     t = argmax_t |tau_t[j]|
 
     Args:
-        deltas: (task, *shape). Of equal magnitudes the later task's is taken.
+        deltas: (task, *shape). Of equal magnitudes the later task's is taken; NaN stays.
 
     Source: Marczak et al. 2024, arXiv:2407.06322.
     """
     winner = deltas[0].clone()
     for delta in deltas[1:]:
-        winner = torch.where(delta.abs() >= winner.abs(), delta, winner)
+        winner = torch.where((delta.abs() >= winner.abs()) | delta.isnan(), delta, winner)
     return winner
 
 

@@ -19,7 +19,7 @@ def nearswap(deltas: Tensor, *, t: Annotated[float, Field(gt=0)] = 1e-4) -> Tens
 
     Source: mergekit (nearswap; min(1, t / |tau|) tau, which is the same), for one vector.
     """
-    return deltas.clamp(-t, t)
+    return deltas.clamp(-t, t).add_(deltas - deltas)  # which is 0, but NaN where a change is not finite
 
 
 NEARSWAP = Rule("nearswap", nearswap, "element", stage="each")
