@@ -155,8 +155,9 @@ def test_a_vector_of_any_base_gives_the_average_of_the_weights_themselves() -> N
         ),
         ([torch.ones(2, 3), torch.ones(3, 2)], r"'w' has statistics of shape \(3, 2\), expected \(2, 3\)"),
         ([torch.ones(2, 3), -torch.ones(2, 3)], r"'w' has negative statistics"),
+        ([torch.ones(2, 3), torch.full((2, 3), torch.nan)], r"'w' has statistics that are NaN or infinite"),
     ],
-    ids=["none", "number", "missing", "shape", "negative"],
+    ids=["none", "number", "missing", "shape", "negative", "nan"],
 )
 def test_information_that_does_not_fit_is_named(information: Any, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):

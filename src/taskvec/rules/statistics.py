@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from taskvec.errors import InputError
+from taskvec.errors import InputError, NonFinite
 from taskvec.rules.rule import Place
 
 CONSUMES = "deltas, unlabelled inputs"
@@ -21,7 +21,7 @@ def given(
     """The statistics (task, *shape) of one tensor, new, in the dtype of its deltas; none if no task has any.
 
     Raises: InputError if there are none for the whole model, only some tasks have them here, or for other
-        shapes.
+        shapes; NonFinite.
     """
     where = f"rule {rule!r}: {place.name!r}" if place.name else f"rule {rule!r}"
     if stats is None:
@@ -38,4 +38,7 @@ def given(
     for one in known:
         if one.shape != torch.Size(shape):
             raise InputError(f"{where} has statistics of shape {tuple(one.shape)}, expected {tuple(shape)}")
-    return torch.stack([one.to(deltas.dtype) for one in known])
+    found = torch.stack([one.to(deltas.dtype) for one in known])
+    if not bool(found.isfinite().all()):
+        raise NonFinite(f"{where} has statistics that are NaN or infinite; make them again: taskvec stats")
+    return found
