@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from taskvec.errors import InputError
+from taskvec.errors import InputError, NonFinite
 from taskvec.rules import RULES, Rule
 from taskvec.rules.rule import Place
 from taskvec.vectors import TaskVector, apply, combine
@@ -139,6 +140,17 @@ def test_inputs_are_left_alone_and_shape_and_dtype_kept(name: str, stack: Callab
 def test_zero_in_zero_out(name: str, shape: tuple[int, ...]) -> None:
     zeros = torch.zeros(tasks_of(RULES[name], 3), *shape)
     assert torch.equal(merged(name, zeros), torch.zeros(shape))
+
+
+@every_rule
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("shape", [(), (6,), (5, 6), (2, 3, 4)])
+def test_what_is_not_finite_is_refused_or_shows(name: str, bad: float, shape: tuple[int, ...]) -> None:
+    for task in range(tasks_of(RULES[name], 3)):
+        stack = torch.randn(tasks_of(RULES[name], 3), *shape, generator=torch.Generator().manual_seed(task))
+        stack[task].view(-1)[-1] = bad
+        with suppress(NonFinite):
+            assert not merged(name, stack).isfinite().all()
 
 
 @pytest.mark.parametrize("name", IDENTITY)

@@ -6,13 +6,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from taskvec.errors import NonFinite
 from taskvec.rules.rule import Place
 
 
 def is_matrix(deltas: Tensor, exclude: str | None, place: Place) -> bool:
-    """Whether a stack (task, *shape) is one of matrices that are not excluded by name."""
+    """Whether a stack (task, *shape) is one of matrices that are not excluded by name.
+
+    Raises: NonFinite if it is, but has no singular vectors.
+    """
     axes = deltas.dim() - 1 if place.axes is None else place.axes
-    return axes == 2 and deltas.numel() > 0 and not (exclude and re.search(exclude, place.name))
+    if axes != 2 or not deltas.numel() or (exclude and re.search(exclude, place.name)):
+        return False
+    if not bool(deltas.isfinite().all()):
+        raise NonFinite(
+            f"{place.name!r} holds NaN or infinity in a task vector, so it has no singular vectors; "
+            "mend that model, or leave the matrix out with exclude"
+        )
+    return True
 
 
 def in_rows(name: str, shape: Sequence[int], *, exclude: str | None, **_: object) -> bool:
