@@ -307,6 +307,7 @@ BAD: dict[str, tuple[Callable[[], None], list[str], str]] = {
     "no fingerprint": (unmarked_vector, ["apply", "base", "-v", "a=v.safetensors"], "v.safetensors: base unknown (fingerprint unknown)"),
     "a pickle with code": (hostile, ["diff", "base", "evil.bin"], "evil.bin: holds more than tensors"),
     "not a pair": (nothing, ["apply", "base", "-v", "a.safetensors"], "--vector: 'a.safetensors' is not of the form name=value"),
+    "shards of no size": (nothing, ["apply", "base", *A, "--max-shard-gb", "nan"], "--max-shard-gb. expected a number above 0"),
     "inspect nothing": (nothing, ["inspect", "nowhere"], "nowhere: no such file"),
 }  # fmt: skip
 

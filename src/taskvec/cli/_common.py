@@ -48,6 +48,22 @@ def print_table(
         console.print()
 
 
+def print_facts(
+    title: str,
+    facts: Mapping[str, object],
+    *,
+    json: bool,
+    words: Mapping[str, str] | None = None,
+    note: str = "",
+) -> None:
+    """A table of what was written at ``facts["path"]``, with ``words`` for some values, or all as JSON."""
+    if json:
+        print_json({key.replace(" ", "_"): value for key, value in facts.items()})
+        return
+    shown = {**facts, **(words or {})}
+    print_table(None, [title, str(shown.pop("path"))], list(shown.items()), note)
+
+
 def _numeric(cell: object) -> bool:
     try:
         float(str(cell).rstrip("%").replace(",", "").split("/")[0] or "0")

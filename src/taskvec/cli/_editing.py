@@ -1,9 +1,11 @@
 """What the commands on files share: models by name, task vectors by name."""
 
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -25,6 +27,17 @@ Resume = Annotated[
         negative=(),
         help="Keep the finished shards of a run that was interrupted, if it was writing the same.",
     ),
+]
+
+
+def _above_zero(_: object, size: float | None) -> None:
+    if size is not None and not 0 < size < math.inf:
+        raise ValueError("expected a number above 0")
+
+
+ShardSize = Annotated[
+    float,
+    Parameter(name="--max-shard-gb", validator=_above_zero, help="Size of a shard of a folder, in GB."),
 ]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 Vectors = Annotated[tuple[str, ...], Parameter(name=["--vector", "-v"], negative=())]
@@ -52,6 +65,21 @@ def workers(weights: "Weights") -> int:
 
     size = sum(weights.spec(name).nbytes for name in weights)
     return min(16, torch.get_num_threads()) if size >= _SHARED and sys.platform == "linux" else 1
+
+
+def facts_of(path: Path, weights: "Weights", begun: float, **said: object) -> dict[str, object]:
+    """What is to be printed of an edited model; ``begun``, by ``perf_counter``, is when writing began."""
+    from taskvec.edits.plan import edited_tensors
+
+    edited = edited_tensors(weights)
+    return {
+        "path": str(path),
+        **said,
+        "edited tensors": edited,
+        "copied tensors": len(weights) - edited,
+        "bytes": sum(weights.spec(name).nbytes for name in weights),
+        "seconds": round(perf_counter() - begun, 3),
+    }
 
 
 def open_model(ref: str) -> "Weights":

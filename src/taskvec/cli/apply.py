@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Force, Json, Quiet, assignments, print_json, print_table, watching
+from taskvec.cli._common import Force, Json, Quiet, assignments, print_facts, watching
 from taskvec.cli._editing import (
     AllowOther,
     Expression,
     Memory,
     Output,
     Resume,
+    ShardSize,
     Vectors,
+    facts_of,
     parse_size,
     workers,
 )
@@ -40,7 +42,7 @@ def apply(
     scale: float = 1.0,
     allow_other_base: AllowOther = False,
     allow_nonfinite: Annotated[bool, Parameter(name="--allow-nonfinite", negative=())] = False,
-    max_shard_gb: Annotated[float, Parameter(name="--max-shard-gb")] = 5.0,
+    max_shard_gb: ShardSize = 5.0,
     precision: Literal["float32", "float64"] = "float32",
     memory: Memory = "512MB",
     resume: Resume = False,
@@ -77,8 +79,6 @@ def apply(
         Apply vectors that were taken from another base, or from an unknown one.
     allow_nonfinite
         Write NaN and infinities instead of refusing them.
-    max_shard_gb
-        Size of a shard of a folder, in GB.
     precision
         What deltas, rules and sums are computed in, before the result is rounded once. Tensors of float64
         always take float64.
@@ -118,27 +118,14 @@ def apply(
             processes=workers(edited),
             resume=resume,
         )
-    changed = sum(bool(edit.terms_at(name)) for name in edit)
-    facts = {
-        "path": str(path),
-        "edit": expression or (f"{rule}({', '.join(named)})" if rule else next(iter(named))),
-        "scale": scale,
-        "edited tensors": changed,
-        "copied tensors": len(edited) - changed,
-        "bytes": sum(edited.spec(name).nbytes for name in edited),
-        "seconds": round(perf_counter() - begun, 3),
-    }
-    if json:
-        print_json({key.replace(" ", "_"): value for key, value in facts.items()})
-    else:
-        tangent = [name for name, vector in named.items() if vector.info.space == "tangent"]
-        note = (
-            f"Trained in tangent space: {', '.join(tangent)}. The model written is an ordinary one; "
-            "`taskvec eval --space tangent` evaluates the edit in tangent space."
-        )
-        print_table(
-            None, ["edited model", str(facts.pop("path"))], list(facts.items()), note if tangent else ""
-        )
+    done = expression or (f"{rule}({', '.join(named)})" if rule else next(iter(named)))
+    tangent = [name for name, vector in named.items() if vector.info.space == "tangent"]
+    note = (
+        f"Trained in tangent space: {', '.join(tangent)}. The model written is an ordinary one; "
+        "`taskvec eval --space tangent` evaluates the edit in tangent space."
+    )
+    facts = facts_of(path, edited, begun, edit=done, scale=scale)
+    print_facts("edited model", facts, json=json, note=note if tangent else "")
 
 
 def _edit(

@@ -1,11 +1,9 @@
 """``taskvec compress``."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec.cli._common import Count, Force, Json, Quiet, print_json, print_table, watching
-from taskvec.cli._editing import Dtype, Output
+from taskvec.cli._editing import Dtype, Output, ShardSize
 
 if TYPE_CHECKING:
     from taskvec.vectors.info import CompactInfo
@@ -24,7 +22,7 @@ def compress(
     rank: Count | None = None,
     group: Count | None = None,
     dtype: Dtype | None = None,
-    max_shard_gb: Annotated[float, Parameter(name="--max-shard-gb")] = 5.0,
+    max_shard_gb: ShardSize = 5.0,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -53,8 +51,6 @@ def compress(
     dtype
         Of sparse and low-rank: element type of what is stored; float32 by default, float64 for float64
         models.
-    max_shard_gb
-        Size of a shard of a folder, in GB.
     """
     import torch
 

@@ -2,12 +2,10 @@
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from cyclopts import Parameter
-
-from taskvec.cli._common import Count, Force, Json, Quiet, print_json, print_table, watching
-from taskvec.cli._editing import Dtype, Output
+from taskvec.cli._common import Count, Force, Json, Quiet, print_facts, print_json, print_table, watching
+from taskvec.cli._editing import Dtype, Output, ShardSize
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ def diff(
     vocab: Literal["base"] | None = None,
     rank: Count | None = None,
     only: str | None = None,
-    max_shard_gb: Annotated[float, Parameter(name="--max-shard-gb")] = 5.0,
+    max_shard_gb: ShardSize = 5.0,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -62,8 +60,6 @@ def diff(
         Write a LoRA adapter of this rank instead: the nearest matrix for each linear layer, with the error.
     only
         With --rank, which matrices: `attention`, `mlp` or `re:PATTERN`; all by default.
-    max_shard_gb
-        Size of a shard of a folder, in GB.
     """
     import torch
 
@@ -117,11 +113,8 @@ def diff(
         "base fingerprint": start.fingerprint(),
         "integer tensors left to the base": kept,
     }
-    if json:
-        print_json({key.replace(" ", "_"): value for key, value in facts.items()})
-    else:
-        shown = {**facts, "integer tensors left to the base": ", ".join(kept) or "none differ"}
-        print_table(None, ["task vector", str(shown.pop("path"))], list(shown.items()))
+    words = {"integer tensors left to the base": ", ".join(kept) or "none differ"}
+    print_facts("task vector", facts, json=json, words=words)
 
 
 def _in_vocabulary_of(base: "Weights", tuned: "Weights", quiet: bool) -> "Weights":

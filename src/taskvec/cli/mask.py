@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from taskvec.cli._common import Force, Json, Quiet, assignments, print_json, print_table, watching
-from taskvec.cli._editing import Dtype, Output, Vectors, load_vectors
+from taskvec.cli._editing import Dtype, Output, ShardSize, Vectors, load_vectors
 from taskvec.errors import InputError
 
 
@@ -17,7 +17,7 @@ def mask(
     rescaler: Literal["global", "tensor_mean"] | None = None,
     lam: Annotated[tuple[str, ...], Parameter(name="--lam", negative=())] = (),
     dtype: Dtype | None = None,
-    max_shard_gb: Annotated[float, Parameter(name="--max-shard-gb")] = 5.0,
+    max_shard_gb: ShardSize = 5.0,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -43,8 +43,6 @@ def mask(
         others'. One number, or `task=NUMBER` once for each.
     dtype
         Element type of the vector that is shared; float32 by default, float64 for float64 models.
-    max_shard_gb
-        Size of a shard of a folder, in GB.
     """
     import torch
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Force, Json, Quiet, print_json, print_table, watching
-from taskvec.cli._editing import Memory, Resume, parse_size, workers
+from taskvec.cli._common import Force, Json, Quiet, print_facts, print_json, print_table, watching
+from taskvec.cli._editing import Memory, Resume, ShardSize, facts_of, parse_size, workers
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def merge(
     scale: float | None = None,
     vocab: Literal["base", "union", "intersection"] | None = None,
     memory: Memory = "512MB",
-    max_shard_gb: Annotated[float | None, Parameter(name="--max-shard-gb")] = None,
+    max_shard_gb: ShardSize | None = None,
     allow_nonfinite: Flag = False,
     resume: Resume = False,
     schema: Flag = False,
@@ -56,8 +56,6 @@ def merge(
     vocab
         Bring models of different vocabularies to that of the base, or to the union or intersection of all, in
         place of the recipe's.
-    max_shard_gb
-        Size of a shard of a folder, in GB, in place of the recipe's.
     allow_nonfinite
         Write NaN and infinities instead of refusing them.
     schema
@@ -80,7 +78,7 @@ def merge(
     if dry_run:
         _show_plan(made, output, memory=bound, force=force, json=json)
     else:
-        start = perf_counter()
+        begun = perf_counter()
         with watching(quiet) as watch:
             save_merge(
                 made,
@@ -91,7 +89,7 @@ def merge(
                 resume=resume,
                 watch=watch,
             )
-        _show_result(made, output, perf_counter() - start, json)
+        print_facts("edited model", facts_of(output, made.weights, begun), json=json)
 
 
 def _print_schema() -> None:
@@ -107,27 +105,8 @@ def _opened(
 
     made = open_recipe(path, **instead)
     if max_shard_gb is not None:
-        if not 0 < max_shard_gb < float("inf"):
-            raise InputError(f"--max-shard-gb: {max_shard_gb}, expected a number above 0")
         made = replace(made, max_shard_size=max_shard_gb * 1e9)
     return replace(made, allow_nonfinite=made.allow_nonfinite or allow_nonfinite)
-
-
-def _show_result(made: "Merge", output: Path, seconds: float, json: bool) -> None:
-    from taskvec.edits.plan import edited_tensors
-
-    edited = edited_tensors(made.weights)
-    facts = {
-        "path": str(output),
-        "edited tensors": edited,
-        "copied tensors": len(made.weights) - edited,
-        "bytes": sum(made.weights.spec(name).nbytes for name in made.weights),
-        "seconds": round(seconds, 3),
-    }
-    if json:
-        print_json({key.replace(" ", "_"): value for key, value in facts.items()})
-    else:
-        print_table(None, ["edited model", str(facts.pop("path"))], list(facts.items()))
 
 
 def _show_plan(made: "Merge", output: Path, *, memory: float, force: bool, json: bool) -> None:

@@ -6,16 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from taskvec.cli._common import Force, Json, Quiet, watching
-from taskvec.cli.analyze._options import (
-    BatchSize,
-    ModelOption,
-    Precision,
-    Samples,
-    Split,
-    Suite,
-    Vectors,
-    evaluator_of,
-)
+from taskvec.cli.analyze import _options as options
 from taskvec.cli.analyze._output import Output, check_folder, finish
 from taskvec.cli.analyze._vectors import by_regime, files_of, tasks_of
 
@@ -26,19 +17,19 @@ if TYPE_CHECKING:
 
 
 def disentanglement(
-    vectors: Vectors,
+    vectors: options.Vectors,
     /,
     *,
-    model: ModelOption,
-    suite: Suite,
+    model: options.ModelOption,
+    suite: options.Suite,
     output: Output,
     pair: Annotated[tuple[tuple[str, str], ...], Parameter(negative=())] = (),
     grid: Annotated[tuple[float, float, float], Parameter(negative=())] = (-3.0, 3.0, 21),
-    split: Split = "test",
-    samples: Samples = 200,
+    split: options.Split = "test",
+    samples: options.Samples = 200,
     post_hoc: Annotated[bool, Parameter(negative=())] = False,
-    batch_size: BatchSize = 64,
-    precision: Precision = "float32",
+    batch_size: options.BatchSize = 64,
+    precision: options.Precision = "float32",
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -69,7 +60,7 @@ def disentanglement(
     values = square_grid(*grid)
     regimes = by_regime(vectors)
     tasks = tasks_of(regimes, only=[name for of_pair in pair for name in of_pair])
-    evaluator, suite_name = evaluator_of(
+    evaluator, suite_name = options.evaluator_of(
         model, suite, tasks, limits={split: samples}, batch_size=batch_size, precision=precision
     )
     panels = _panels(evaluator, regimes, tasks, post_hoc)

@@ -6,16 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from taskvec.cli._common import Force, Json, Quiet, watching
-from taskvec.cli.analyze._options import (
-    BatchSize,
-    ModelOption,
-    Precision,
-    Samples,
-    Split,
-    Suite,
-    Vectors,
-    evaluator_of,
-)
+from taskvec.cli.analyze import _options as options
 from taskvec.cli.analyze._output import Output, check_folder, finish
 from taskvec.cli.analyze._vectors import by_regime, files_of, tasks_of
 
@@ -26,17 +17,17 @@ if TYPE_CHECKING:
 
 
 def linearity(
-    vectors: Vectors,
+    vectors: options.Vectors,
     /,
     *,
-    model: ModelOption,
-    suite: Suite,
+    model: options.ModelOption,
+    suite: options.Suite,
     output: Output,
     coefficients: Annotated[tuple[float, ...] | None, Parameter(consume_multiple=True, negative=())] = None,
-    split: Split = "test",
-    samples: Samples = 200,
-    batch_size: BatchSize = 64,
-    precision: Precision = "float32",
+    split: options.Split = "test",
+    samples: options.Samples = 200,
+    batch_size: options.BatchSize = 64,
+    precision: options.Precision = "float32",
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -60,7 +51,7 @@ def linearity(
     check_folder(output, force=force)
     regimes = by_regime(vectors)
     tasks = tasks_of(regimes)
-    evaluator, suite_name = evaluator_of(
+    evaluator, suite_name = options.evaluator_of(
         model, suite, tasks, limits={split: samples}, batch_size=batch_size, precision=precision
     )
     with watching(quiet) as watch:
