@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, three fine-tuned models, and a stored vector of the third."""
     folder = tmp_path_factory.mktemp("recipes")
     save_weights({**state(0), "steps": torch.arange(3)}, folder / "base")
-    (folder / "base" / "config.json").write_text("{}")
+    (folder / "base" / "config.json").write_text('{"dtype": "float32"}')
     for seed, name in enumerate(("a", "b", "c"), start=1):
         save_weights({**moved(seed), "steps": torch.arange(3) + seed}, folder / name)
     TaskVector.between(folder / "base", folder / "c").save(folder / "c.safetensors", task="third")
@@ -251,6 +251,7 @@ def test_the_dtype_of_the_result(made: Made, dtype: str) -> None:
     kind = getattr(torch, dtype)
     assert {merge.weights.spec(name).dtype for name in SHAPES} == {kind}
     assert merge.weights.spec("steps").dtype == torch.int64
+    assert merge.files["config.json"] == f'{{\n  "dtype": "{dtype}"\n}}\n'
     wanted = (state(0)["embed.weight"].double() + summed([1, 1])["embed.weight"]).to(kind)
     torch.testing.assert_close(merge.weights["embed.weight"], wanted, rtol=1e-2, atol=1e-6)
 

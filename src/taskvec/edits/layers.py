@@ -1,22 +1,17 @@
 """Models made of other models' layers: tensors renamed, picked from several, put one after the other."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from taskvec.edits.tokens import resized
-from taskvec.errors import CorruptFile, InputError
 from taskvec.rules.lines import BLOCKS
 from taskvec.weights import TensorSpec, Weights
-from taskvec.weights.dtypes import EDITABLE, short
+from taskvec.weights.dtypes import EDITABLE
 from taskvec.weights.source import rows_of
 
-_NUMBER_OF_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _EMBEDDING = re.compile(r"emb(?!ed_out)|wte|wpe|^shared\.")
 
 
@@ -198,86 +193,3 @@ def widened(models: Sequence[Weights]) -> list[Weights]:
 def _widened(model: Weights, wide: Mapping[str, torch.dtype]) -> Weights:
     own = {name: dtype for name, dtype in wide.items() if name in model and model.spec(name).dtype != dtype}
     return Picked(model, {name: name for name in model}, own) if own else model
-
-
-def config_of(
-    folder: Path | None,
-    *,
-    layers: Sequence[tuple[Path | None, int]] | None,
-    dtype: torch.dtype | None,
-    tokens: int | None = None,
-) -> str | None:
-    """The text of the config.json in ``folder`` for another model made of it; ``None`` if there is none.
-
-    Args:
-        layers: folder and number of the layer that each layer of the result is described by; ``None`` for
-            those of the model itself.
-        dtype: of the result's tensors; ``None`` for that of the model.
-        tokens: rows of the result's embedding; ``None`` for those of the model.
-
-    Raises: InputError for a config that does not tell its number of layers; CorruptFile.
-    """
-    config = read_config(folder)
-    if config is None:
-        return None
-    if layers is not None:
-        config = _with_layers(config, folder, layers)
-    if tokens is not None:
-        config = resized(config, tokens)
-    if dtype is not None:
-        key = next((key for key in ("torch_dtype", "dtype") if key in config), "dtype")
-        config = {**_with_dtype(config, short(dtype)), key: short(dtype)}
-    return json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-
-
-def read_config(folder: Path | None) -> dict[str, Any] | None:
-    """The config.json of a model folder, if it has one.
-
-    Raises: CorruptFile.
-    """
-    path = folder / "config.json" if folder is not None else None
-    if path is None or not path.is_file():
-        return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CorruptFile(f"{path}: not valid JSON ({error}); download or write it again") from None
-    if not isinstance(config, dict):
-        raise CorruptFile(f"{path}: {type(config).__name__}, expected a mapping; download or write it again")
-    return config
-
-
-def _with_layers(
-    config: dict[str, Any], folder: Path | None, layers: Sequence[tuple[Path | None, int]]
-) -> dict[str, Any]:
-    """Another number of layers, and lists with an entry for each layer put together anew."""
-    key = next((key for key in _NUMBER_OF_LAYERS if isinstance(config.get(key), int)), None)
-    if key is None:
-        inner = config.get("text_config")
-        if isinstance(inner, dict):
-            return {**config, "text_config": _with_layers(inner, folder, layers)}
-        raise InputError(f"{folder}/config.json: no number of layers, expected one of {_NUMBER_OF_LAYERS}")
-    before, made = config[key], {**config, key: len(layers)}
-    described = {place: read_config(place) or {} for place in {place for place, _ in layers}}
-    for name, value in config.items():
-        if isinstance(value, list) and len(value) == before and "layer" in name:
-            made[name] = [_entry(described[place], name, number, value) for place, number in layers]
-    return made
-
-
-def _entry(config: Mapping[str, Any], name: str, number: int, otherwise: Sequence[Any]) -> Any:
-    own = config.get(name, config.get("text_config", {}).get(name))
-    listed = own if isinstance(own, list) and number < len(own) else otherwise
-    return listed[min(number, len(listed) - 1)]
-
-
-def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """``dtype`` wherever one is named, in inner configs too."""
-    return {
-        key: dtype
-        if key in ("dtype", "torch_dtype") and isinstance(value, str)
-        else _with_dtype(value, dtype)
-        if isinstance(value, dict)
-        else value
-        for key, value in config.items()
-    }

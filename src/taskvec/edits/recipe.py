@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, PositiveFloat
 
+from taskvec.edits.configs import config_of
 from taskvec.edits.merge import Merge
 from taskvec.edits.parameters import FORMS, Documented, Each, Value, by_vector, constant, for_rule, settle
 from taskvec.edits.passes import passes
@@ -182,8 +183,14 @@ class _Reading:
             inputs=self.inputs,
             passes=rounds,
             allow_nonfinite=recipe.allow_nonfinite,
-            files=self.files,
+            files=self._files(dtype),
         )
+
+    def _files(self, dtype: torch.dtype | None) -> Mapping[str, str]:
+        """The side files that are not those of the base, in another vocabulary or dtype."""
+        rows = self.record.get("vocabulary", {}).get("rows")
+        config = None if dtype is None else config_of(self.base.folder, dtype=dtype, tokens=rows)
+        return self.files if config is None else {**self.files, "config.json": config}
 
     def _opened(self) -> tuple[Weights, dict[str, Weights], dict[str, TaskVector]]:
         recipe = self.recipe

@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from taskvec.edits.configs import read_config, read_mapping, resized
 from taskvec.errors import CorruptFile, InputError
 from taskvec.weights import Weights
 
@@ -65,17 +66,9 @@ def opaque_files(folder: Path | None) -> dict[str, str]:
     return {file.name: sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def vocabulary_size(folder: Path | None) -> int | None:
-    """What ``config.json`` says of the number of tokens, its own or that of its text part."""
-    config = _mapping(folder / "config.json") if folder is not None else {}
-    parts = (config, config.get("text_config"))
-    sizes = (part.get("vocab_size") for part in parts if isinstance(part, Mapping))
-    return next((size for size in sizes if isinstance(size, int)), None)
-
-
 def added_tokens(folder: Path | None) -> dict[str, dict[str, Any]]:
     """The tokens that were added to a tokenizer's own, as ``tokenizer.json`` describes them."""
-    content = {} if folder is None else _mapping(folder / "tokenizer.json")
+    content = {} if folder is None else read_mapping(folder / "tokenizer.json")
     return {entry["content"]: entry for entry in content.get("added_tokens") or []}
 
 
@@ -90,7 +83,7 @@ def with_added(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) ->
 
     Returns: texts by file name; empty if more tokens would not get the rows that follow.
     """
-    tokenizer, config = _mapping(folder / "tokenizer.json"), _mapping(folder / "config.json")
+    tokenizer, config = read_mapping(folder / "tokenizer.json"), read_config(folder)
     own = _of_tokenizer(folder / "tokenizer.json")
     if own is None or own != tokens_of(folder) or sorted(own.values()) != list(range(len(own))):
         return {}
@@ -100,16 +93,9 @@ def with_added(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) ->
     return {name: json.dumps(one, indent=2, ensure_ascii=False) + "\n" for name, one in contents.items()}
 
 
-def resized(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The content of a ``config.json`` for an embedding of so many rows."""
-    inner = config.get("text_config")
-    made = {**config, "text_config": resized(inner, rows)} if isinstance(inner, Mapping) else dict(config)
-    return {**made, "vocab_size": rows} if "vocab_size" in made else made
-
-
 def _of_tokenizer(file: Path) -> dict[str, int] | None:
     """The vocabulary of the tokenizer's model, then the tokens added to it."""
-    content = _mapping(file)
+    content = read_mapping(file)
     if not content:
         return None
     match content.get("model"):
@@ -148,7 +134,7 @@ def _of_vocabulary(folder: Path) -> dict[str, int] | None:
 
 def _later(file: Path) -> dict[str, int]:
     """Tokens that a slow tokenizer lists in its configuration."""
-    listed = _mapping(file).get("added_tokens_decoder") or {}
+    listed = read_mapping(file).get("added_tokens_decoder") or {}
     found = {
         entry["content"]: int(row)
         for row, entry in (listed.items() if isinstance(listed, Mapping) else ())
@@ -164,7 +150,7 @@ def _first(file: Path, entry: Any) -> str:
 
 
 def _entries(file: Path) -> dict[str, int]:
-    return _checked(file, _mapping(file))
+    return _checked(file, read_mapping(file))
 
 
 def _checked(file: Path, tokens: Mapping[Any, Any]) -> dict[str, int]:
@@ -174,16 +160,3 @@ def _checked(file: Path, tokens: Mapping[Any, Any]) -> dict[str, int]:
                 f"{file}: token {token!r} has row {row!r}, expected a number; save the tokenizer again"
             )
     return dict(tokens)
-
-
-def _mapping(file: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty if there is none."""
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, ValueError) as error:
-        raise CorruptFile(f"{file}: not valid JSON ({error}); download or save it again") from None
-    if not isinstance(content, dict):
-        raise CorruptFile(f"{file}: holds {type(content).__name__}, expected a mapping; save it again")
-    return content

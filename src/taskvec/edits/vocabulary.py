@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from taskvec.edits.configs import vocabulary_size
 from taskvec.edits.realigned import Plan, Realigned, taken
-from taskvec.edits.tokens import added_tokens, opaque_files, tokens_of, vocabulary_size, with_added
+from taskvec.edits.tokens import added_tokens, opaque_files, tokens_of, with_added
 from taskvec.errors import InputError, KeyMismatch
 from taskvec.weights import Weights
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from taskvec.edits.configs import config_of
 from taskvec.edits.layers import (
     Joined,
     Picked,
     before_layers,
-    config_of,
     depths,
     layer_of,
     renumbered,

@@ -1,11 +1,10 @@
 """Chat templates: the text that ``chat_template`` stands for."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from taskvec.errors import CorruptFile
+from taskvec.edits.configs import read_mapping
 
 FILE = "chat_template.jinja"
 """Where a template lies, and wins over one in the tokenizer's config."""
@@ -41,13 +40,8 @@ def _template_of(folder: Path | None) -> str | None:
         return None
     if (folder / FILE).is_file():
         return (folder / FILE).read_text(encoding="utf-8").strip()
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return None
-    try:
-        held = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-    except (ValueError, AttributeError) as error:
-        raise CorruptFile(f"{path}: not a tokenizer config ({error}); download or write it again") from None
+    held = read_mapping(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(held, list):
-        held = next((one.get("template") for one in held if one.get("name") == "default"), None)
+        named = {one.get("name"): one.get("template") for one in held if isinstance(one, dict)}
+        held = named.get("default")
     return held.strip() if isinstance(held, str) else None
