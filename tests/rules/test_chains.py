@@ -137,6 +137,9 @@ def test_lines_without_blocks_or_with_a_strange_expression_are_refused() -> None
     for blocks, message in (("(", "not a regular expression"), ("layer", "0 groups, expected one")):
         with pytest.raises(InputError, match=message):
             combine("lines", loose, blocks=blocks)
+    for blocks, found in (("(w)", "'w'"), (r"(\d)?w", "None")):
+        with pytest.raises(InputError, match=f"finds {found} in 'w', expected the block's number"):
+            combine("lines", loose, blocks=blocks)["w"]
 
 
 def test_every_order_but_each_merge_after_is_refused() -> None:

@@ -58,13 +58,23 @@ def prepare(
 
 
 def block_depths(names: Iterable[str], blocks: str = BLOCKS) -> dict[str, float]:
-    """The depth of each tensor in its stack of blocks, 0 to 1; those that are in none are left out."""
-    found = [(name, match) for name in names if (match := re.search(blocks, name))]
+    """The depth of each tensor in its stack of blocks, 0 to 1; those that are in none are left out.
+
+    Raises: InputError if what ``blocks`` finds in a name is no number.
+    """
+    places: dict[str, tuple[str, int]] = {}
     last: dict[str, int] = {}
-    for name, match in found:
-        stack = name[: match.start()]
-        last[stack] = max(int(match[1]), last.get(stack, 0))
-    return {name: int(match[1]) / (last[name[: match.start()]] or 1) for name, match in found}
+    for name in names:
+        match = re.search(blocks, name)
+        if match is None:
+            continue
+        if not (match[1] or "").isdecimal():
+            raise InputError(
+                f"rule 'lines': blocks {blocks!r} finds {match[1]!r} in {name!r}, expected the block's number"
+            )
+        places[name] = stack, number = name[: match.start()], int(match[1])
+        last[stack] = max(number, last.get(stack, 0))
+    return {name: number / (last[stack] or 1) for name, (stack, number) in places.items()}
 
 
 def _matching(merged: Stacks, given: Stacks) -> float:
