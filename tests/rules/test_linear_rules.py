@@ -30,6 +30,8 @@ def test_weights_are_factors_of_the_sum_and_shares_of_the_mean() -> None:
 def test_shares_that_add_up_to_nothing_are_refused() -> None:
     with pytest.raises(InputError, match="add up to 0"):
         RULES["mean"](STACK, weights=[1, -1, 0])
+    with pytest.raises(InputError, match="add up to 0"):
+        combine("dare+mean", vectors(), weights=[1, -1, 0])
 
 
 @pytest.mark.parametrize("name", ["sum", "mean"])

@@ -29,10 +29,17 @@ def coefficients(tasks: int, *, weights: Sequence[float] | None = None) -> list[
     Raises: InputError if the sum is smaller than 1e-8, or for a wrong number of weights.
     """
     given = addition.coefficients(tasks, weights=weights)
+    complaint = check_sum(tasks, weights=given)
+    if complaint:
+        raise InputError(complaint)
     total = sum(given)
-    if abs(total) < 1e-8:
-        raise InputError(f"weights: they add up to {total:g}, expected a sum that is not zero")
     return [weight / total for weight in given]
 
 
-MEAN = Rule("mean", mean, "linear", coefficients=coefficients)
+def check_sum(tasks: int | None, *, weights: Sequence[float] | None, **_: object) -> str | None:
+    """What is wrong with weights that are divided by their sum."""
+    total = 1.0 if weights is None else sum(weights)
+    return f"weights add up to {total:g}, expected a sum that is not zero" if abs(total) < 1e-8 else None
+
+
+MEAN = Rule("mean", mean, "linear", coefficients=coefficients, check=check_sum)

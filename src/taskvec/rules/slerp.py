@@ -177,11 +177,6 @@ def _length(coefficients: Tensor, cosine: Tensor) -> Tensor:
     return (coefficients @ cosine @ coefficients).clamp(min=0).sqrt()
 
 
-def _nonzero_sum(tasks: int | None, *, weights: Sequence[float] | None, **_: object) -> str | None:
-    total = 1.0 if weights is None else sum(weights)
-    return f"weights add up to {total:g}, expected a sum that is not zero" if abs(total) < 1e-8 else None
-
-
 WEIGHTS = "deltas, base"
 
 
@@ -212,7 +207,7 @@ NUSLERP = Rule(
     tasks=(2, 2),
     measure=_measuring(_nuslerp, "weights"),
     in_rows=sphere.in_rows,
-    check=_nonzero_sum,
+    check=mean.check_sum,
 )
 MULTISLERP = Rule(
     "multislerp",
@@ -220,7 +215,7 @@ MULTISLERP = Rule(
     "tensor",
     consumes=WEIGHTS,
     measure=_measuring(_multislerp, "weights"),
-    check=_nonzero_sum,
+    check=mean.check_sum,
 )
 KARCHER = Rule(
     "karcher", karcher, "tensor", consumes=WEIGHTS, measure=_measuring(_nearest, "max_iter", "tol")
