@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-import xxhash
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -33,6 +32,7 @@ from transformers import (
 )
 
 from checkpoints import SHAPE
+from philox import stream
 from taskvec.cli import main
 from taskvec.vectors import TaskVector, apply, combine
 from taskvec.weights import save_weights
@@ -117,17 +117,10 @@ def largest(delta: Array, count: int) -> Array:
 def dare(deltas: Sequence[Array], name: str) -> Array:
     total = np.zeros_like(deltas[0])
     for task, delta in enumerate(deltas):
-        upper, lower = (halves(f"{part}/5/{task}/{name}", delta.size) for part in ("upper", "lower"))
+        upper, lower = (stream(f"{part}/5/{task}/{name}", delta.size) for part in ("upper", "lower"))
         kept = (upper * 2**16 + lower).reshape(delta.shape) < 0.4 * 2**32
         total += np.where(kept, delta / 0.4, 0.0)
     return total
-
-
-def halves(key: str, count: int) -> Array:
-    """16 random bits for each entry, of the Philox stream of a key."""
-    words = np.random.Philox(key=xxhash.xxh3_128_intdigest(key.encode())).random_raw(count // 4 + 1)
-    parts = [(words >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48)]
-    return np.stack(parts, 1).reshape(-1)[:count].astype(np.float64)
 
 
 def tsv(deltas: Sequence[Array], name: str) -> Array:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from taskvec.errors import InputError
-from taskvec.rules import RULES, magnitude
+from taskvec.rules import RULES, quantiles
 from taskvec.rules.breadcrumbs import breadcrumbs
 from taskvec.rules.dare import dare
 from taskvec.rules.della import della
@@ -30,9 +30,9 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
     """How thresholds are found; few entries would always be looked at at once."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "at once":
-            patch.setattr(magnitude, "SMALL", 0)
+            patch.setattr(quantiles, "SMALL", 0)
         if request.param == "by counting":
-            patch.setattr(magnitude, "_bracketed", lambda *_: [])
+            patch.setattr(quantiles, "_bracketed", lambda *_: [])
         yield request.param
 
 

@@ -11,16 +11,17 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from taskvec.errors import InputError
-from taskvec.rules import RULES, magnitude
+from taskvec.rules import RULES, quantiles
 from taskvec.rules.arcee_fusion import arcee_fusion
 from taskvec.rules.breadcrumbs import breadcrumbs
 from taskvec.rules.consensus import consensus
 from taskvec.rules.magmax import magmax
-from taskvec.rules.magnitude import Entries, cuts_of, kth_largest, share, trim
+from taskvec.rules.magnitude import cuts_of, share, trim
 from taskvec.rules.metagpt import metagpt
 from taskvec.rules.nearswap import nearswap
 from taskvec.rules.passthrough import passthrough
 from taskvec.rules.pcb import pcb
+from taskvec.rules.quantiles import Entries, kth_largest
 from taskvec.rules.rule import Stacks
 from taskvec.rules.sce import sce
 from taskvec.vectors import TaskVector, combine
@@ -55,9 +56,9 @@ def test_the_kth_largest_value_is_that_of_sorting(stack: Tensor, dtype: torch.dt
     rank = min(rank, stack.shape[1])
     expected = stack.sort(descending=True).values[:, rank - 1]
     halves = [stack[:, :3], stack[:, 3:]]
-    for small in (0, magnitude.SMALL):
+    for small in (0, quantiles.SMALL):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(magnitude, "SMALL", small)
+            patch.setattr(quantiles, "SMALL", small)
             for sample in (None, stack, stack[:, :2]):
                 found = kth_largest(Entries([lambda: halves], stack.shape[1], sample), rank)
                 assert torch.equal(found, expected)

@@ -167,7 +167,6 @@ def test_a_file_gives_back_every_bit_of_every_task(
 ) -> None:
     monkeypatch.setattr("taskvec.vectors.masked.BLOCK", block)
     monkeypatch.setattr(weights_source, "BLOCK", block)
-    monkeypatch.setattr(weights_source, "DIGESTED", block)
     masked = method(vectors())
     path = masked.save(tmp_path / shape, max_shard_size=300)
     loaded = tv.MaskedVectors.load(path)

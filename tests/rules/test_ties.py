@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from taskvec.errors import InputError
-from taskvec.rules import RULES, magnitude
-from taskvec.rules.magnitude import Cut, Entries, cuts_of, find, trim
+from taskvec.rules import RULES, quantiles
+from taskvec.rules.magnitude import Cut, cuts_of, trim
+from taskvec.rules.quantiles import Entries, find
 from taskvec.rules.rule import Stacks
 from taskvec.rules.ties import ties
 from taskvec.vectors import TaskVector, combine
@@ -63,9 +64,9 @@ def way(request: pytest.FixtureRequest) -> Iterator[str]:
     """How the entry of a rank is found; few entries would always be looked at at once."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "at once":
-            patch.setattr(magnitude, "SMALL", 0)
+            patch.setattr(quantiles, "SMALL", 0)
         if request.param == "by counting":
-            patch.setattr(magnitude, "_bracketed", lambda *_: [])
+            patch.setattr(quantiles, "_bracketed", lambda *_: [])
         yield request.param
 
 

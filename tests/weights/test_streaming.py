@@ -42,8 +42,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
                     for seed in (1, 2, 3))]  # fmt: skip
     half = [{n: t.bfloat16() if t.is_floating_point() else t for n, t in one.items()} for one in made]
     paths = [save_weights(one, tmp_path / f"model{n}") for n, one in enumerate(half)]
-    for constant in ("BLOCK", "DIGESTED"):
-        monkeypatch.setattr(source, constant, 500)
+    monkeypatch.setattr(source, "BLOCK", 500)
     return paths
 
 
@@ -156,9 +155,12 @@ def test_memory_decides_how_many_are_at_work(memory: float, most: int, tmp_path:
 
 
 @pytest.mark.parametrize("shape", SHAPES.values())
-def test_blocks_are_the_rows_of_a_tensor_in_order(shape: tuple[int, ...]) -> None:
+def test_blocks_are_the_rows_of_a_tensor_in_order(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "BLOCK", 120)
     tensor = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
-    blocks = [rows_of(tensor, rows) for rows in row_blocks(shape, 120)]
-    assert [block.shape for block in blocks] == [rows_shape(shape, rows) for rows in row_blocks(shape, 120)]
+    blocks = [rows_of(tensor, rows) for rows in row_blocks(shape)]
+    assert [block.shape for block in blocks] == [rows_shape(shape, rows) for rows in row_blocks(shape)]
     assert torch.equal(torch.cat([block.reshape(-1) for block in blocks]), tensor.reshape(-1))
     assert all(block.numel() <= max(120, shape[-1] if len(shape) > 1 else 1) for block in blocks)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskvec.rules.magnitude import Entries, kth_largest
+from taskvec.rules.quantiles import Entries, kth_largest
 from taskvec.rules.rule import Rule, Stacks, present
 
 _EPS = 1e-8

@@ -1,17 +1,19 @@
 """DARE: drop and rescale."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from taskvec.compiled import compiled
 from taskvec.rules.draws import RANGE, below
 from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, check_each, for_each
 
-_PIECE = 1 << 15  # entries at a time: what is made on the way stays in cache
+Numbers = NDArray[np.floating[Any]]
 
 
 def dare(
@@ -37,17 +39,19 @@ def dare(
     """
     kept = torch.empty(len(deltas), deltas[0].numel(), dtype=deltas.dtype)
     chances = for_each(density, len(deltas))
-    for task, (entries, out, chance) in enumerate(
-        zip(deltas.reshape(kept.shape), kept, chances, strict=True)
-    ):
-        limit = max(1, round(chance * RANGE))
-        for start in range(0, len(entries), _PIECE):
-            piece = out[start : start + _PIECE]
-            at = Place(_place.name, _place.first + start)
-            mask = below(limit, seed, task, at, len(piece))
-            np.multiply(entries[start : start + _PIECE].numpy(), mask, out=piece.numpy())
-            piece.div_(chance)
+    tasks = zip(deltas.reshape(kept.shape).numpy(), kept.numpy(), chances, strict=True)
+    for task, (entries, out, chance) in enumerate(tasks):
+        mask = below(max(1, round(chance * RANGE)), seed, task, _place, len(entries))
+        _drop(entries, mask, out.dtype.type(chance), out)
     return kept.reshape(deltas.shape)
+
+
+@compiled
+def _drop(entries: Numbers, mask: NDArray[np.bool_], chance: float, out: Numbers) -> None:
+    """Keep what the mask keeps, over its chance; NaN and infinity never get lost."""
+    zero, one = out.dtype.type(0), out.dtype.type(1)
+    for i in range(len(out)):
+        out[i] = entries[i] * (one if mask[i] else zero) / chance
 
 
 def _check(tasks: int | None, *, density: float | Sequence[float], seed: int) -> str | None:

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.rules.magnitude import Entries, kth_largest, share
+from taskvec.rules.magnitude import share
+from taskvec.rules.quantiles import Entries, kth_largest
 from taskvec.rules.rule import Rule, Stacks
 
 _TAIL = 1e-4

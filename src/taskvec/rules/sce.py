@@ -7,7 +7,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.rules.magnitude import Cut, Entries, find, located, share, trim
+from taskvec.rules.magnitude import Cut, located, share, trim
+from taskvec.rules.quantiles import Entries, find
 from taskvec.rules.rule import ANYWHERE, Place, Rule, Stacks
 
 

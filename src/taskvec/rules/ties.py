@@ -3,17 +3,21 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from taskvec.compiled import compiled
 from taskvec.rules import sum as addition
-from taskvec.rules.magnitude import Cut, Entries, count_equal, cuts_of, find, located, share
-from taskvec.rules.magnitude import trim as trim_at
+from taskvec.rules.magnitude import Cut, count_equal, cuts_of, located, share, stretches
+from taskvec.rules.quantiles import Entries, find
 from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, Stacks, check_each
 
-_PIECE = 1 << 15  # entries at a time: what is made on the way stays in cache
+Numbers = NDArray[np.floating[Any]]
 
 
 def ties(
@@ -55,60 +59,76 @@ def ties(
     before, after = (factors, ones) if weigh == "before" else (ones, factors)
     cuts = measure(Stacks.single(deltas), "", keep=keep, trim="tensor")["_cuts"] if _cuts is None else _cuts
     merged = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
-    flat = deltas.reshape(len(deltas), -1)
-    pieces = zip(torch.split(flat, _PIECE, dim=1), torch.split(merged.reshape(-1), _PIECE), strict=True)
-    for place, (piece, target) in enumerate(pieces):
-        ballots = torch.empty_like(piece, memory_format=torch.contiguous_format)
-        for entries, cut, factor, ballot in zip(piece, cuts, before, ballots, strict=True):
-            trim_at(entries, cut, _place.first + place * _PIECE, out=ballot)
-            if factor != 1.0:
-                ballot.mul_(factor)
-        if merge == "max":
-            target.copy_(_largest(ballots, after, elect))
-        else:
-            _average(ballots, before if merge == "mean" else None, after, elect, target)
+    entries = deltas.reshape(len(deltas), -1).contiguous().numpy()
+    numbers = partial(np.asarray, dtype=entries.dtype)
+    election, result = (numbers(before), numbers(after)), merged.reshape(-1).numpy()
+    chosen = elect == "mass", _MERGES.index(merge)
+    for start, stop, bounds in stretches(cuts, _place.first, entries.shape[1], deltas.dtype):
+        _merge(entries, start, stop, numbers(bounds), *election, *chosen, result)
     return merged
 
 
-def _average(
-    ballots: Tensor, counts: Sequence[float] | None, factors: Sequence[float], elect: str, out: Tensor
+_MERGES = ("mean", "sum", "max")
+_TILE = 2048  # entries at a time: what is made on the way stays in the first cache
+
+
+@compiled
+def _merge(
+    deltas: Numbers,
+    start: int,
+    stop: int,
+    bounds: Numbers,
+    before: Numbers,
+    after: Numbers,
+    mass: bool,
+    merge: int,
+    merged: Numbers,
 ) -> None:
-    """Elect signs, add what agrees times its factor, and divide by the counts of what agrees, if any.
+    """Trim, elect and merge the entries from ``start`` to ``stop``; NaN stays NaN.
 
-    ``ballots`` (task, n) are written into.
+    Args:
+        deltas: (task, n).
+        bounds: (task,), of magnitudes that go.
+        before, after: (task,), factors of the election and of what was elected.
+        merged: (n,), written into.
     """
-    votes = _total(
-        ballots if elect == "mass" else ballots.sign(), [1.0] * len(ballots), torch.empty_like(out)
-    )
-    sign = votes.ge_(0).mul_(2).sub_(1)
-    # Times the sign, what agrees is positive, and what does not becomes zero.
-    agreeing = ballots.mul_(sign).relu_()
-    _total(agreeing, factors, out).mul_(sign)
-    if counts is not None:
-        total = _total(agreeing.sign_(), counts, torch.empty_like(out))
-        out.div_(total.add_(torch.eq(total, 0, out=sign)))
-
-
-def _total(rows: Tensor, factors: Sequence[float], out: Tensor) -> Tensor:
-    """``sum_t c_t row_t``, into ``out``."""
-    if len(rows) > 1 and factors[0] == 1.0:
-        torch.add(rows[0], rows[1], alpha=factors[1], out=out)
-        rest = 2
-    else:
-        torch.mul(rows[0], factors[0], out=out)
-        rest = 1
-    for row, factor in zip(rows[rest:], factors[rest:], strict=True):
-        out.add_(row, alpha=factor)
-    return out
-
-
-def _largest(ballots: Tensor, factors: Sequence[float], elect: str) -> Tensor:
-    """Elect signs and take the entry of largest magnitude that agrees, (task, n) -> (n,)."""
-    signs = ballots.sign()
-    votes = (ballots if elect == "mass" else signs).sum(0)
-    agree = signs == torch.where(votes < 0, -1.0, 1.0)
-    chosen = ballots * agree * torch.tensor(factors, dtype=ballots.dtype)[:, None]
-    return chosen.gather(0, chosen.abs().argmax(0, keepdim=True))[0]
+    zero, one = deltas.dtype.type(0), deltas.dtype.type(1)
+    ballots = np.empty((len(deltas), _TILE), deltas.dtype)
+    signs, counts = np.empty(_TILE, deltas.dtype), np.empty(_TILE, deltas.dtype)
+    for first in range(start, stop, _TILE):
+        target = merged[first : min(first + _TILE, stop)]
+        size = len(target)
+        signs[:], counts[:], target[:] = zero, zero, zero
+        for task in range(len(deltas)):
+            entries, ballot, bound, factor = (
+                deltas[task, first:stop],
+                ballots[task],
+                bounds[task],
+                before[task],
+            )
+            for i in range(size):
+                entry = entries[i]
+                ballot[i] = zero if abs(entry) <= bound else entry * factor
+                signs[i] += ballot[i] if mass else np.sign(ballot[i])
+        for i in range(size):
+            signs[i] = one if signs[i] >= zero else -one
+        for task in range(len(deltas)):
+            ballot, factor, count = ballots[task], after[task], before[task]
+            for i in range(size):
+                # Times the sign, what agrees is positive.
+                agreeing = ballot[i] * signs[i]
+                differs = agreeing <= zero
+                if merge == 2:
+                    chosen = zero if differs else agreeing * factor
+                    larger = not (abs(chosen) <= abs(target[i]) or target[i] != target[i])
+                    target[i] = chosen if larger else target[i]
+                else:
+                    target[i] += zero if differs else agreeing * factor
+                    counts[i] += zero if differs else count
+        for i in range(size):
+            target[i] *= signs[i]
+            if merge == 0:
+                target[i] /= one if counts[i] == zero else counts[i]
 
 
 def measure(

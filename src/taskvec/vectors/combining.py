@@ -15,7 +15,7 @@ from taskvec.rules import RULES, Rule
 from taskvec.rules.rule import Piece, Place, Stacks
 from taskvec.vectors.base import Base, shared_base
 from taskvec.vectors.info import VectorInfo
-from taskvec.vectors.linear import CHUNK, Forms, Spot
+from taskvec.vectors.linear import Forms, Spot
 from taskvec.vectors.sources import Source
 from taskvec.vectors.statistics import check_statistics
 from taskvec.vectors.vector import TaskVector, joined_specs
@@ -216,8 +216,7 @@ class Combined(Source):
         return {**self._settings, **self._each.get(name, {})}
 
     def _pieces(self, name: str, rows: slice | None, dtype: torch.dtype) -> Iterator[Piece]:
-        """The deltas of all vectors and what goes with them, in pieces that stay in cache if the rule goes
-        by rows."""
+        """The deltas of all vectors and what goes with them, a block at a time if the rule goes by rows."""
         shape = rows_shape(self.specs[name].shape, rows)
         forms = [vector.terms_at(name) if name in vector else [] for vector in self._vectors]
         deltas = Forms(forms, Spot(name, rows, dtype), shape)
@@ -226,7 +225,7 @@ class Combined(Source):
         whole = self.specs[name].shape
         first = 0 if rows is None else rows.indices(row_count(whole))[0]
         width = row_size(whole) if whole else 1
-        for part in row_blocks(shape, CHUNK) if self.in_rows(name) else [None]:
+        for part in row_blocks(shape) if self.in_rows(name) else [None]:
             before = first + (0 if part is None else part.start)
             context: dict[str, Any] = {"_place": Place(name, before * width, len(whole))}
             if base is not None:

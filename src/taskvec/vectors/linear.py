@@ -7,9 +7,12 @@ an edit costs little more than moving its bytes.
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from taskvec.compiled import compiled
 from taskvec.vectors.sources import Difference, Source
 from taskvec.weights import Weights
 from taskvec.weights.dtypes import rounded
@@ -19,6 +22,7 @@ CHUNK = 1 << 16
 """Elements computed at a time."""
 
 Terms = Sequence[tuple[Source, float]]
+Bits = NDArray[np.uint16]
 
 
 class Spot(NamedTuple):
@@ -123,18 +127,30 @@ class Forms:
         """The deltas (form, *rows), as a new tensor."""
         shape = rows_shape(self._shape, rows)
         stack = torch.empty(len(self._operands), *shape, dtype=self._dtype)
-        before: dict[int, Tensor] = {}
         for one, deltas in zip(self._operands, stack, strict=True):
             if one is None:
                 deltas.zero_()
-                continue
-            deltas.copy_(rows_of(one.end, rows))
-            if one.start is not None:
-                if id(one.start) not in before:
-                    start = rows_of(one.start, rows)
-                    before[id(one.start)] = start.to(self._dtype)
-                deltas.sub_(before[id(one.start)])
+            elif one.start is None:
+                deltas.copy_(rows_of(one.end, rows))
+            else:
+                _subtract(rows_of(one.end, rows), rows_of(one.start, rows), deltas)
         return stack
+
+
+def _subtract(end: Tensor, start: Tensor, out: Tensor) -> None:
+    """``end - start``, in the precision of what it is written to."""
+    if end.dtype == start.dtype == torch.bfloat16 and out.dtype == torch.float32:
+        after, before = (tensor.reshape(-1).view(torch.uint16).numpy() for tensor in (end, start))
+        _subtract_bfloat16(after, before, out.reshape(-1).numpy())
+    else:
+        out.copy_(end).sub_(start)
+
+
+@compiled
+def _subtract_bfloat16(end: Bits, start: Bits, out: NDArray[np.float32]) -> None:
+    for i in range(len(out)):
+        after, before = np.uint32(np.uint32(end[i]) << 16), np.uint32(np.uint32(start[i]) << 16)
+        out[i] = after.view(np.float32) - before.view(np.float32)
 
 
 def _joined(terms: Terms, spot: Spot, origins: Origins) -> _Operand | None:

@@ -18,11 +18,9 @@ from taskvec.errors import InputError
 from taskvec.registry import nearest
 from taskvec.weights.dtypes import NAMES, raw_bytes
 
-BLOCK = 1 << 20
-"""Elements read at a time."""
-
-DIGESTED = 1 << 20
-"""Elements that a fingerprint digests at a time; another number would make other fingerprints."""
+BLOCK = 1 << 18
+"""Elements that are read, computed, written and digested at a time, so that they stay in cache from one step
+to the next; another number would make other fingerprints."""
 
 THREADS = 4
 
@@ -45,12 +43,12 @@ class TensorSpec:
         return self.numel * self.dtype.itemsize
 
 
-def row_blocks(shape: tuple[int, ...], size: int | None = None) -> Iterator[slice | None]:
-    """Slices of the rows of about ``size`` (``BLOCK``) elements; ``None`` where one block is enough.
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice | None]:
+    """Slices of the rows of about ``BLOCK`` elements; ``None`` where one block is enough.
 
     The rows of a tensor are its entries along all axes but the last, or along its only axis.
     """
-    step = _step(shape, size or BLOCK)
+    step = _step(shape)
     if step is None:
         yield None
         return
@@ -83,9 +81,9 @@ def row_size(shape: tuple[int, ...]) -> int:
     return 1 if len(shape) == 1 else shape[-1]
 
 
-def _step(shape: tuple[int, ...], size: int) -> int | None:
+def _step(shape: tuple[int, ...]) -> int | None:
     """How many rows a block has; ``None`` where one block is enough."""
-    return None if math.prod(shape) <= size else max(1, size // row_size(shape))
+    return None if math.prod(shape) <= BLOCK else max(1, BLOCK // row_size(shape))
 
 
 def block_size(shape: tuple[int, ...], *, whole: bool = False) -> int:
@@ -94,44 +92,54 @@ def block_size(shape: tuple[int, ...], *, whole: bool = False) -> int:
     return numel if whole or not shape else min(numel, max(BLOCK, row_size(shape)))
 
 
-def _is_block(shape: tuple[int, ...], rows: slice) -> bool:
-    step = _step(shape, DIGESTED)
-    if step is None or rows.start is None or rows.step not in (None, 1):
-        return False
-    return bool(rows.start % step == 0 and rows.stop == min(rows.start + step, row_count(shape)))
-
-
 class Tally:
     """Digests of the blocks of one set of weights, gathered as they are read, in any order, by any thread."""
 
     def __init__(self) -> None:
-        self._blocks: dict[str, dict[int, bytes]] = {}
+        self._blocks: dict[str, tuple[TensorSpec, dict[int, bytes]]] = {}
+        self._whole: dict[str, bytes] = {}
 
     def add(self, name: str, spec: TensorSpec, rows: slice | None, tensor: Tensor) -> None:
         """Digest what was read, if it is the whole tensor or one of its ``row_blocks``."""
-        known = self._blocks.setdefault(name, {})
+        if name in self._whole:
+            return
+        _, known = self._blocks.setdefault(name, (spec, {}))
         if rows is None:
-            for block in row_blocks(spec.shape, DIGESTED):
+            for block in row_blocks(spec.shape):
                 start = 0 if block is None else block.start
                 if start not in known:
                     known[start] = _digest_of(rows_of(tensor, block))
-        elif _is_block(spec.shape, rows) and rows.start not in known:
+        elif rows.start not in known and _is_block(spec.shape, rows):
             known[rows.start] = _digest_of(tensor)
+        self._fold(name, spec, known)
 
     def merge(self, other: "Tally") -> None:
         """Take over the digests that another has gathered."""
-        for name, blocks in other._blocks.items():
-            self._blocks.setdefault(name, {}).update(blocks)
+        self._whole.update(other._whole)
+        for name, (spec, blocks) in other._blocks.items():
+            _, known = self._blocks.setdefault(name, (spec, {}))
+            known.update(blocks)
+            self._fold(name, spec, known)
 
-    def digest(self, name: str, spec: TensorSpec) -> bytes | None:
+    def digest(self, name: str) -> bytes | None:
         """The digest of a tensor, or ``None`` while blocks of it are missing."""
-        blocks = self._blocks.get(name, {})
-        starts = [0 if rows is None else rows.start for rows in row_blocks(spec.shape, DIGESTED)]
-        if any(start not in blocks for start in starts):
-            return None
-        shape = "x".join(map(str, spec.shape))
-        header = f"{name}\0{NAMES[spec.dtype]}\0{shape}\0".encode()
-        return xxhash.xxh3_128_digest(header + b"".join(blocks[start] for start in starts))
+        return self._whole.get(name)
+
+    def _fold(self, name: str, spec: TensorSpec, known: Mapping[int, bytes]) -> None:
+        """One digest of a tensor for those of its blocks, once all are there."""
+        step = _step(spec.shape)
+        if len(known) == (1 if step is None else -(-row_count(spec.shape) // step)):
+            header = f"{name}\0{NAMES[spec.dtype]}\0{'x'.join(map(str, spec.shape))}\0".encode()
+            blocks = b"".join(known[start] for start in sorted(known))
+            self._whole[name] = xxhash.xxh3_128_digest(header + blocks)
+            self._blocks.pop(name, None)
+
+
+def _is_block(shape: tuple[int, ...], rows: slice) -> bool:
+    step = _step(shape)
+    if step is None or rows.start is None or rows.step not in (None, 1):
+        return False
+    return bool(rows.start % step == 0 and rows.stop == min(rows.start + step, row_count(shape)))
 
 
 def _digest_of(tensor: Tensor) -> bytes:
@@ -259,11 +267,11 @@ class Weights(Mapping[str, Tensor], ABC):
 
     def _digest(self, tally: Tally, name: str) -> bytes:
         spec = self._specs[name]
-        found = tally.digest(name, spec)
+        found = tally.digest(name)
         if found is None:
-            for rows in row_blocks(spec.shape, DIGESTED) if self.in_rows(name) else (None,):
+            for rows in self.row_blocks(name):
                 tally.add(name, spec, rows, self._read(name, rows))
-            found = tally.digest(name, spec)
+            found = tally.digest(name)
         assert found is not None
         return found
 

@@ -94,7 +94,7 @@ def save_weights(
 
         def shard_done(place: Path, outcome: Outcome) -> None:
             names = places[place].places
-            journal.add(place.name, {name: outcome.digest(name, source).hex() for name in names})
+            journal.add(place.name, {name: outcome.digest(name).hex() for name in names})
             staging.keep = not single
 
         for place in places.keys() - left.keys():

@@ -1,0 +1,315 @@
+"""The k-th largest entry, by magnitude or by value, found exactly, in few passes and without sorting.
+
+The bits of a non-negative float order like an integer, and those of any float after flipping some. With a
+sample at hand, one pass counts what is above a bracket around the wanted entry and gathers what is inside;
+the entry is then found among these few. Without one, or where the bracket missed, a histogram of the leading
+16 bits tells which bin the entry falls into, and histograms of the next bits narrow it further. Tensors are
+seen a piece at a time, and several together (a whole model) count like one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from taskvec.compiled import compiled
+from taskvec.rules.rule import Stacks
+
+_DIGIT = 16
+_RADIX = 1 << _DIGIT
+_TILE = 1 << 11  # entries at a time: what is made on the way stays in the first cache
+SMALL = 1 << 14
+"""Entries of a task up to which all are looked at at once."""
+
+SAMPLE = 1 << 16
+"""Entries of a sample, about."""
+
+_MOST = 1 << 23  # entries of a task that are gathered; where more lie inside a bracket, all are counted
+
+
+Ranks = int | Sequence[int]
+"""A number of entries: the same for all tasks, or one for each."""
+
+Made = Callable[[Tensor, Mapping[str, Any]], Tensor]
+"""A piece (task, *rows) and its context -> a stack (n, *rows)."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The k-th largest magnitude of one task.
+
+    Attributes:
+        threshold: that magnitude.
+        ties: how many of the entries of exactly this magnitude are among the k largest.
+        equal: how many there are.
+        until: the index of the first of them that is not, if it is known.
+    """
+
+    threshold: float
+    ties: int
+    equal: int
+    until: int | None = None
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What is selected from.
+
+    Attributes:
+        blocks: each gives pieces (task, ...), all float32 or all float64, anew at each call.
+        number: entries of a task in all blocks together.
+        sample: some entries of each task (task, n), spread over all of them; saves a pass.
+    """
+
+    blocks: Sequence[Callable[[], Iterable[Tensor]]]
+    number: int
+    sample: Tensor | None = None
+
+    @classmethod
+    def of(cls, stacks: Stacks, name: str, made: Made = lambda stack, context: stack) -> "Entries":
+        """The entries of one tensor, or what is ``made`` of its pieces and their context."""
+
+        def block(rows: slice | None) -> Iterator[Tensor]:
+            return (made(*piece) for piece in stacks.pieces(name, rows))
+
+        number = stacks.numel(name)
+        sample = None
+        if number > SMALL:
+            rows = [made(*piece) for piece in stacks.sample(name, 4 * SAMPLE)]
+            flat = torch.cat([stack.reshape(len(stack), -1) for stack in rows], dim=1)
+            sample = flat[:, :: max(1, flat.shape[1] // SAMPLE)]
+        return cls([partial(block, rows) for rows in stacks.blocks(name)], number, sample)
+
+    @classmethod
+    def all_of(cls, stacks: Stacks) -> "Entries":
+        """The entries of every tensor together."""
+        blocks = [e for name in stacks.changed for e in cls._unsampled(stacks, name)]
+        return cls(blocks, sum(map(stacks.numel, stacks.changed)))
+
+    @staticmethod
+    def _unsampled(stacks: Stacks, name: str) -> list[Callable[[], Iterable[Tensor]]]:
+        def block(rows: slice | None) -> Iterator[Tensor]:
+            return (stack for stack, _ in stacks.pieces(name, rows))
+
+        return [partial(block, rows) for rows in stacks.blocks(name)]
+
+    @classmethod
+    def whole(cls, stack: Tensor) -> "Entries":
+        """The entries of one stack (task, ...)."""
+        number = stack[0].numel()
+        flat = stack.reshape(len(stack), -1)
+        sample = flat[:, :: max(1, number // SAMPLE)] if number > SMALL else None
+        return cls([lambda: [stack]], number, sample)
+
+    def changed(self, made: Callable[[Tensor], Tensor]) -> "Entries":
+        """What is made of each piece (task, ...), entry by entry."""
+        blocks = [partial(_mapped, made, block) for block in self.blocks]
+        return Entries(blocks, self.number, None if self.sample is None else made(self.sample))
+
+    def parts(self) -> Iterator[Tensor]:
+        """All pieces."""
+        return (part for block in self.blocks for part in block())
+
+
+def _mapped(made: Callable[[Tensor], Tensor], block: Callable[[], Iterable[Tensor]]) -> Iterable[Tensor]:
+    return map(made, block())
+
+
+def find(entries: Entries, keep: Ranks) -> list[Found]:
+    """The ``keep``-th largest magnitude of each task.
+
+    Cost: a pass over the entries with a good sample, else two in float32 and four in float64.
+    """
+    dtype, chosen = _select(entries, keep, magnitude=True)
+    values = _numbers([one.key for one in chosen], dtype).tolist()
+    return [Found(value, *one[1:]) for value, one in zip(values, chosen, strict=True)]
+
+
+def kth_largest(entries: Entries, rank: Ranks) -> Tensor:
+    """For each task, the entry of this rank, (task,): the largest for 1, the least for their number.
+
+    Cost: as for ``find``.
+    """
+    dtype, chosen = _select(entries, rank, magnitude=False)
+    return _numbers([one.key for one in chosen], dtype)
+
+
+Keys = NDArray[np.signedinteger[Any]]
+
+
+class _Chosen(NamedTuple):
+    """The entry of a rank, by its key: its rank among those equal to it, their number, and the index of the
+    first of them that has a larger rank, if it is known."""
+
+    key: int
+    ties: int
+    equal: int
+    until: int | None = None
+
+
+def _select(entries: Entries, rank: Ranks, *, magnitude: bool) -> tuple[torch.dtype, list[_Chosen]]:
+    """The entry of this rank for each task."""
+    if entries.number <= SMALL:
+        gathered = torch.cat([part.reshape(len(part), -1) for part in entries.parts()], dim=1)
+        ranks = _ranks(rank, len(gathered))
+        chosen = [_among(_keys(one, magnitude), own) for one, own in zip(gathered, ranks, strict=True)]
+        return gathered.dtype, chosen
+    first = next(iter(entries.parts())) if entries.sample is None else entries.sample
+    ranks = _ranks(rank, len(first))
+    return first.dtype, _bracketed(entries, ranks, magnitude) or _counted(entries, ranks, magnitude)
+
+
+def _ranks(rank: Ranks, tasks: int) -> Sequence[int]:
+    return [rank] * tasks if isinstance(rank, int) else rank
+
+
+def _among(keys: Keys, rank: int) -> _Chosen:
+    """The one of this rank."""
+    place = len(keys) - rank
+    value = np.partition(keys, place)[place]
+    ties = rank - int(np.count_nonzero(keys > value))
+    equal = np.flatnonzero(keys == value)
+    return _Chosen(int(value), ties, len(equal), int(equal[ties]) if ties < len(equal) else None)
+
+
+def _bracketed(entries: Entries, ranks: Sequence[int], magnitude: bool) -> list[_Chosen]:
+    """In one pass: count what is above a bracket and gather what is inside it.
+
+    Empty if there is no sample, or if the wanted entry is in none of the brackets of some task.
+    """
+    if entries.sample is None:
+        return []
+    brackets = [
+        _bracket(_keys(one, magnitude), rank / entries.number)
+        for one, rank in zip(entries.sample, ranks, strict=True)
+    ]
+    inside: list[list[list[Keys]]] = [[[] for _ in entries.blocks] for _ in brackets]
+    wanted, gathered = list(ranks), [0] * len(brackets)
+    starts = [0]
+    for place, block in enumerate(entries.blocks):
+        starts.append(starts[-1])
+        for part in block():
+            starts[-1] += part[0].numel()
+            for task, (low, high) in enumerate(brackets):
+                above, found = _split(_bits(part[task]), magnitude, low, high)
+                wanted[task] -= above
+                gathered[task] += len(found)
+                inside[task][place].append(found)
+        if max(gathered) > _MOST:
+            return []
+    if any(not 0 < left <= number for left, number in zip(wanted, gathered, strict=True)):
+        return []
+    chosen = []
+    for task, (blocks, left) in enumerate(zip(inside, wanted, strict=True)):
+        one = _among(np.concatenate([keys for block in blocks for keys in block]), left)
+        equal = [sum(int(np.count_nonzero(keys == one.key)) for keys in block) for block in blocks]
+        until = _end(entries, equal, starts, task, one, magnitude) if one.ties < one.equal else None
+        chosen.append(one._replace(until=until))
+    return chosen
+
+
+@compiled
+def _split(bits: Keys, magnitude: bool, low: int, high: int) -> tuple[int, Keys]:
+    """How many keys are above ``high``, and those from ``low`` to ``high``."""
+    above, number = 0, 0
+    keys, room = np.empty(_TILE, bits.dtype), np.empty(len(bits) + 1, bits.dtype)
+    least, most, largest = (
+        bits.dtype.type(low),
+        bits.dtype.type(high),
+        bits.dtype.type(np.iinfo(bits.dtype).max),
+    )
+    for start in range(0, len(bits), _TILE):
+        tile = bits[start : start + _TILE]
+        for i in range(len(tile)):
+            one = tile[i]
+            keys[i] = one & largest if magnitude or one >= 0 else one ^ largest
+            above += keys[i] > most
+        for i in range(len(tile)):
+            room[number] = keys[i]  # without a branch: the next one takes the place of one that is outside
+            number += (least <= keys[i]) & (keys[i] <= most)
+    return above, room[:number].copy()
+
+
+def _end(
+    entries: Entries, equal: Sequence[int], starts: Sequence[int], task: int, one: _Chosen, magnitude: bool
+) -> int:
+    """The index of the first entry that equals the chosen one but has a larger rank; reads one block.
+
+    Args:
+        equal: how many entries of each block are equal to the chosen one.
+        starts: the index of the first entry of each block.
+    """
+    totals = np.cumsum(equal)
+    place = int(np.searchsorted(totals, one.ties, side="right"))
+    left, first = one.ties - int(totals[place] - equal[place]), starts[place]
+    for part in entries.blocks[place]():
+        found = np.flatnonzero(_keys(part[task], magnitude) == one.key)
+        if len(found) > left:
+            return first + int(found[left])
+        left, first = left - len(found), first + part[task].numel()
+    raise AssertionError("a block was read twice and was not the same")
+
+
+def _bracket(keys: Keys, fraction: float) -> tuple[int, int]:
+    """The keys between which the entry that so large a fraction exceeds lies, most likely."""
+    number = len(keys)
+    slack = 0.004 + 4 * (fraction * (1 - fraction) / number) ** 0.5
+    least, most = np.iinfo(keys.dtype).min, np.iinfo(keys.dtype).max
+    first, last = int((1 - fraction - slack) * number), int((1 - fraction + slack) * number) + 1
+    inner = np.partition(keys, sorted({max(first, 0), min(last, number - 1)}))
+    return int(inner[first]) if first > 0 else least, int(inner[last]) if last < number else most
+
+
+def _counted(entries: Entries, wanted: Sequence[int], magnitude: bool) -> list[_Chosen]:
+    """By histograms, one pass for every 16 bits."""
+    first = next(iter(entries.parts()))
+    prefixes, ranks, equal = [0] * len(first), list(wanted), [0] * len(first)
+    width = first.element_size() * 8
+    for shift in range(width - _DIGIT, -1, -_DIGIT):
+        leading = shift == width - _DIGIT
+        counts = np.zeros((len(first), _RADIX), np.int64)
+        for part in entries.parts():
+            for task, tensor in enumerate(part):
+                digits = _keys(tensor, magnitude) >> shift
+                if leading:
+                    digits += _RADIX // 2  # the sign: negative keys come first
+                else:
+                    digits = digits[(digits >> _DIGIT) == prefixes[task]] & (_RADIX - 1)
+                counts[task] += np.bincount(digits, minlength=_RADIX)
+        for task, above in enumerate(counts[:, ::-1].cumsum(1)):
+            place = int(np.searchsorted(above, ranks[task]))
+            ranks[task] -= int(above[place - 1]) if place else 0
+            digit = _RADIX - 1 - place
+            equal[task] = int(counts[task, digit])
+            prefixes[task] = digit - _RADIX // 2 if leading else (prefixes[task] << _DIGIT) | digit
+    return [_Chosen(*numbers) for numbers in zip(prefixes, ranks, equal, strict=True)]
+
+
+def _bits(tensor: Tensor) -> Keys:
+    """The bits of the entries in row-major order, as signed integers."""
+    flat = tensor.reshape(-1).contiguous()
+    bits: Keys = flat.view(torch.int64 if flat.dtype == torch.float64 else torch.int32).numpy()
+    return bits
+
+
+def _keys(tensor: Tensor, magnitude: bool) -> Keys:
+    """Integers in the order of the magnitudes, or of the values."""
+    bits = _bits(tensor)
+    return bits & np.iinfo(bits.dtype).max if magnitude else _ordered(bits)
+
+
+def _numbers(keys: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The floats that have these keys."""
+    kind = np.int64 if dtype == torch.float64 else np.int32
+    return torch.from_numpy(_ordered(np.array(keys, kind))).view(dtype)
+
+
+def _ordered(bits: Keys) -> Keys:
+    """Float bits as integers in the order of the floats, and back: non-negative ones stay as they are."""
+    ordered: Keys = np.where(bits < 0, bits ^ np.iinfo(bits.dtype).max, bits)
+    return ordered
