@@ -51,14 +51,23 @@ def save(tensors: State, folder: str) -> None:
     Path(folder, "config.json").write_text(json.dumps(CONFIG))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, models a and b fine-tuned from it, and the vector of b. Not to be written to."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for seed, name in enumerate(("base", "a", "b")):
+            save(moved(seed) if seed else state(0), name)
+        TaskVector.between("base", "b").save("b.safetensors")
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A base, models a and b fine-tuned from it, and the vector of b."""
+def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as the working directory."""
     monkeypatch.chdir(tmp_path)
-    for seed, name in enumerate(("base", "a", "b")):
-        save(moved(seed) if seed else state(0), name)
-    TaskVector.between("base", "b").save("b.safetensors")
-    return tmp_path
+    return Path(shutil.copytree(made, tmp_path, dirs_exist_ok=True))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

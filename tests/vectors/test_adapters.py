@@ -72,14 +72,24 @@ def test_an_edit_with_an_adapter_is_what_peft_merges(case: str, dtype: torch.dty
     assert sum(not torch.equal(expected[name], start[name]) for name in start) == changed
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base and two adapters of different rank and targets. Not to be written to."""
+    folder = tmp_path_factory.mktemp("made")
+    base = save_base(llama, folder / "base")
+    for adapter, seed in (("a", 1), ("b", 2)):
+        targets = {"target_modules": ["q_proj", "up_proj" if adapter == "a" else "v_proj"], "r": 5 - seed}
+        save_adapter_of(base, llama, folder / adapter, seed, **targets)
+        said = folder / adapter / "adapter_config.json"
+        said.write_text(said.read_text().replace(str(base), "base"))
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a base and two adapters of different rank and targets."""
+def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, as the working directory."""
     monkeypatch.chdir(tmp_path)
-    base = save_base(llama, Path("base"))
-    save_adapter_of(base, llama, Path("a"), 1, target_modules=["q_proj", "up_proj"])
-    save_adapter_of(base, llama, Path("b"), 2, r=3, target_modules=["q_proj", "v_proj"])
-    return tmp_path
+    return Path(shutil.copytree(made, tmp_path, dirs_exist_ok=True))
 
 
 def dense(adapter: str) -> TaskVector:

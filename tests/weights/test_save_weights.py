@@ -5,8 +5,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -179,15 +178,17 @@ def test_what_fails_leaves_the_old_output_and_nothing_else(
 
 def test_a_killed_write_leaves_the_old_output_and_the_next_one_clears_up(tmp_path: Path) -> None:
     target = save_weights({"old": torch.ones(3)}, tmp_path / "out")
-    script = (
-        "import os, signal, sys, torch\n"
-        "from taskvec.weights import save_weights\n"
-        "die = lambda label, done, total: os.kill(os.getpid(), signal.SIGKILL) if done == 2 else None\n"
-        "state = {name: torch.ones(9) for name in 'abc'}\n"
-        "save_weights(state, sys.argv[1], force=True, max_shard_size=40, watch=die)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, str(target)], check=False)
-    assert done.returncode == -signal.SIGKILL
+
+    def die(label: str, done: int, total: int, **facts: float) -> None:
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    state = {name: torch.ones(9) for name in "abc"}
+    options = {"force": True, "max_shard_size": 40, "watch": die}
+    process = get_context("fork").Process(target=save_weights, args=(state, target), kwargs=options)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert list(open_weights(target)) == ["old"]
     assert (tmp_path / ".out.partial" / "out" / "model-00001-of-00003.safetensors").exists()
     save_weights({"new": torch.ones(3)}, target, force=True)
