@@ -69,7 +69,7 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
         check_target(self.target, force=self._force, inputs=self._inputs)
 
     def _clear(self) -> None:
-        if self._aside.exists() and not self.target.exists():  # killed in the middle of a swap
+        if os.path.lexists(self._aside) and not os.path.lexists(self.target):  # killed in a swap
             self._aside.rename(self.target)
             self._check()
         for leftover in self.partial.iterdir():
@@ -161,8 +161,9 @@ def _lock(partial: Path) -> int | None:
 
 
 def _swap_in(work: Path, target: Path, aside: Path) -> None:
-    """Rename into place. A folder that is replaced steps aside first: no rename replaces a full one."""
-    if not target.is_dir() or target.is_symlink():
+    """Rename into place. No rename puts a folder over anything, or a file over a folder: that steps aside."""
+    folders = work.is_dir() or (target.is_dir() and not target.is_symlink())
+    if not folders or not os.path.lexists(target):
         work.replace(target)
         return
     target.rename(aside)

@@ -1,0 +1,51 @@
+"""What an output may take the place of."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from taskvec.errors import OutputExists
+from taskvec.weights import open_weights, save_weights
+
+STATE = {"a": torch.ones(2, 3)}
+
+
+def a_file(place: Path) -> None:
+    place.write_text("text")
+
+
+def an_empty_folder(place: Path) -> None:
+    place.mkdir()
+
+
+def a_folder_of_ours(place: Path) -> None:
+    save_weights({"old": torch.zeros(1)}, place.parent / "made").rename(place)
+
+
+def a_link_to_a_folder_of_ours(place: Path) -> None:
+    place.symlink_to(save_weights({"old": torch.zeros(1)}, place.parent / "linked").name)
+
+
+def a_link_to_nowhere(place: Path) -> None:
+    place.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("output", ["out", "out.safetensors"])
+@pytest.mark.parametrize(
+    "put", [a_file, an_empty_folder, a_folder_of_ours, a_link_to_a_folder_of_ours, a_link_to_nowhere]
+)
+def test_force_replaces_whatever_is_there_and_leaves_alone_what_links_lead_to(
+    put: Callable[[Path], None], output: str, tmp_path: Path
+) -> None:
+    target = tmp_path / output
+    put(target)
+    beside = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(OutputExists, match="exists already"):
+        save_weights(STATE, target)
+    save_weights(STATE, target, force=True)
+    assert not target.is_symlink() and list(open_weights(target)) == ["a"]
+    assert {path.name for path in tmp_path.iterdir()} == beside
+    if (tmp_path / "linked").exists():
+        assert list(open_weights(tmp_path / "linked")) == ["old"]
