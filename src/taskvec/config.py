@@ -76,9 +76,11 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 class _UniqueKeys(yaml.SafeLoader):
     """Plain YAML data, no tags that build objects; a key given twice is an error, not a lottery."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Bring in the mappings that ``<<`` names; what the mapping itself says wins over them."""
+        own = [pair for pair in node.value if pair[0].tag != "tag:yaml.org,2002:merge"]
         seen: set[object] = set()
-        for key_node, _ in node.value:
+        for key_node, _ in own:
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if not isinstance(key, Hashable):
@@ -86,7 +88,9 @@ class _UniqueKeys(yaml.SafeLoader):
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice, line {line}")
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        super().flatten_mapping(node)
+        brought = {self.construct_object(key, deep=True): (key, value) for key, value in node.value}
+        node.value = list(brought.values())
 
 
 # YAML 1.1, which PyYAML reads, takes 1e-4 for text, as it has no dot.
