@@ -131,7 +131,7 @@ def test_the_scale_and_the_shards_of_the_command_line_win(place: Path, run: Runn
 
 def test_memory_threads_and_resume_do_not_change_a_byte(place: Path, run: Runner) -> None:
     run("recipe.yaml", "-o", "out", "-q")
-    run("recipe.yaml", "-o", "again", "--memory", "1kB", "--resume", "-q")
+    run("recipe.yaml", "-o", "again", "--memory", "1MB", "--resume", "-q")
     assert load_bytes("out") == load_bytes("again")
 
 
@@ -184,7 +184,8 @@ REFUSED = {
     "an empty recipe": (("empty.yaml", "-o", "out"), "nothing, expected a recipe"),
     "a key twice": (("twice.yaml", "-o", "out"), "key 'base' is given twice"),
     "memory of nothing": (("recipe.yaml", "-o", "out", "--memory", "0MB"), "--memory: '0MB'"),
-    "memory in words": (("recipe.yaml", "-o", "out", "--memory", "much"), "expected a size such as 512MB"),
+    "memory for nothing": (("recipe.yaml", "-o", "out", "--memory", "1B"), "'1B', expected a size from 1MB"),
+    "memory in words": (("recipe.yaml", "-o", "out", "--memory", "much"), "such as 512MB or 2GB"),
     "shards of no size": (("recipe.yaml", "-o", "out", "--max-shard-gb", "0"), "--max-shard-gb"),
     "a scale that is no number": (("recipe.yaml", "-o", "out", "--scale", "nan"), "scale: nan"),
     "an input as output": (("recipe.yaml", "-o", "base", "--force"), "is an input of this very edit"),

@@ -388,3 +388,9 @@ def test_apply_diff_and_inspect_take_adapters_by_the_shell(
     a, _ = run("inspect", "a", "b", "--json")["files"]
     assert (a["kind"], a["norm"]) == ("LoRA adapter", pytest.approx(dense("a").norm()))
     assert run("inspect", "a", "b", "--json")["cosines"][0][1] == pytest.approx(dense("a").cosine(dense("b")))
+    for pair in (("a", "b.safetensors"), ("b.safetensors", "a")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["inspect", *pair])
+        said = "taskvec: a: an adapter, which records no base, is not compared with b.safetensors"
+        assert said in capsys.readouterr().err
+        assert len(run("inspect", *pair, "--allow-other-base", "--json")["cosines"]) == 2

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from taskvec.vectors import TaskVector
     from taskvec.weights import Weights
 
+_LEAST = 1e6
 _SHARED = 100e6
 """Bytes from which on an edit is shared out among processes."""
 
@@ -53,8 +54,8 @@ def parse_size(text: str, option: str) -> float:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", text.upper())
     size = float(found[1]) * (1024 if found[3] else 1000) ** "_KMGT".find(found[2] or "_") if found else 0
-    if not size:
-        raise InputError(f"{option}: {text!r}, expected a size such as 512MB or 2GB")
+    if size < _LEAST:
+        raise InputError(f"{option}: {text!r}, expected a size from 1MB on, such as 512MB or 2GB")
     return size
 
 
@@ -84,11 +85,30 @@ def facts_of(path: Path, weights: "Weights", begun: float, **said: object) -> di
 
 def open_model(ref: str) -> "Weights":
     """Weights by path, hub id, or a known name such as ``minilm``; what exists on the disk wins."""
-    from taskvec.models.known import MODELS, known_model
     from taskvec.weights import open_weights
 
-    known = not Path(ref).exists() and ref in MODELS
-    return open_weights(known_model(ref).ref() if known else ref)
+    return open_weights((None if Path(ref).exists() else known_ref(ref)) or ref)
+
+
+def known_ref(name: str) -> str | None:
+    """The path or hub id of a known model."""
+    from taskvec.models.known import MODELS
+
+    return MODELS[name].ref() if name in MODELS else None
+
+
+def check_vectors(vectors: "Mapping[str, TaskVector]", output: Path, quiet: bool) -> None:
+    """Refuse an output inside the folder of a vector; say it if two vectors are the same.
+
+    Raises: OutputExists.
+    """
+    from taskvec.edits.inputs import check_outside, copies, said_of_copy, stored
+
+    held = {name: files[0] for name, vector in vectors.items() if (files := stored(vector))}
+    check_outside(output, held.values())
+    if not quiet:
+        said = (f"note: {name}: {said_of_copy(first)}\n" for first, name in copies(held))
+        sys.stderr.writelines(said)
 
 
 def load_vectors(

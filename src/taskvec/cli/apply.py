@@ -86,12 +86,15 @@ def apply(
     import torch
 
     from taskvec import vectors as editing
-    from taskvec.cli._editing import load_vectors, open_model
+    from taskvec.cli._editing import check_vectors, load_vectors, open_model
+    from taskvec.edits.inputs import check_outside, check_sound
     from taskvec.rules import RULES
     from taskvec.weights import save_weights
 
-    start = open_model(base)
+    start = check_sound(open_model(base))
+    check_outside(output, [start])
     named = load_vectors(vector, start, allow_other_base=allow_other_base)
+    check_vectors(named, output, quiet)
     params = _parameters(param, rule)
     bound = parse_size(memory, "--memory")
     edit = _edit(start, named, expression, rule, params, _statistics(stats, named, rule))

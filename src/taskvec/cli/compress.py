@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec.cli._common import Count, Force, Json, Quiet, print_json, print_table, watching
-from taskvec.cli._editing import Dtype, Output, ShardSize
+from taskvec.cli._editing import Dtype, Output, ShardSize, check_vectors
 
 if TYPE_CHECKING:
     from taskvec.vectors.info import CompactInfo
@@ -59,6 +59,7 @@ def compress(
 
     given = {"density": density, "rank": rank, "group": group}
     opened = TaskVector.load(vector)
+    check_vectors({"": opened}, output, quiet)
     with watching(quiet) as watch:
         path = opened.save(
             output,

@@ -64,12 +64,14 @@ def diff(
     import torch
 
     from taskvec.cli._editing import open_model, workers
+    from taskvec.edits.inputs import check_outside, check_sound
     from taskvec.edits.tokens import check_in_order
     from taskvec.vectors import TaskVector, save_adapter
     from taskvec.vectors.checks import differing_buffers
     from taskvec.weights import open_weights
 
-    start, end = open_model(base), open_model(tuned)
+    start, end = check_sound(open_model(base)), check_sound(open_model(tuned))
+    check_outside(output, [start, end])
     if vocab is not None:
         end = _in_vocabulary_of(start, end, quiet)
     elif end.adapter is None:

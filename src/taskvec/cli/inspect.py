@@ -172,11 +172,20 @@ def _sizes(weights: "Weights", kind: str) -> dict[str, Any]:
 
 
 def _cosines(opened: Sequence["Weights"], allow_other_base: bool) -> list[list[float]]:
+    from taskvec.errors import BaseMismatch
     from taskvec.vectors import TaskVector, similarity
 
+    adapter = next((one for one in opened if one.adapter is not None), None)
+    other = next((one for one in opened if one.adapter is None), None)
+    if adapter is not None and other is not None and not allow_other_base:
+        raise BaseMismatch(
+            f"{adapter.ref}: an adapter, which records no base, is not compared with {other.ref} unless "
+            "--allow-other-base says so; or make it a vector with: taskvec diff BASE ADAPTER -o VECTOR"
+        )
     vectors = [TaskVector.opened(weights) for weights in opened]
     if allow_other_base:
-        vectors = [vector.rebased(vectors[0].base) for vector in vectors]
+        base = next((vector.base for vector in vectors if vector.base.open), vectors[0].base)
+        vectors = [vector.rebased(base) for vector in vectors]
     return [[float(value) for value in row] for row in similarity(vectors)]
 
 

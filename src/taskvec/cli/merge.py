@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from taskvec.cli._common import Force, Json, Quiet, print_facts, print_json, print_table, watching
-from taskvec.cli._editing import Memory, Resume, ShardSize, facts_of, parse_size, workers
+from taskvec.cli._editing import Memory, Resume, ShardSize, facts_of, known_ref, parse_size, workers
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _opened(
 ) -> "Merge":
     from taskvec.edits.opening import open_recipe
 
-    made = open_recipe(path, **instead)
+    made = open_recipe(path, known=known_ref, **instead)
     if max_shard_gb is not None:
         made = replace(made, max_shard_size=max_shard_gb * 1e9)
     return replace(made, allow_nonfinite=made.allow_nonfinite or allow_nonfinite)

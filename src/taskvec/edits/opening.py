@@ -6,16 +6,18 @@ from typing import Any
 from taskvec.config import read_yaml
 from taskvec.edits import recipe
 from taskvec.edits.card import card
+from taskvec.edits.inputs import check_outside
 from taskvec.edits.merge import Merge
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
 from taskvec.weights import save_weights
 
 
-def open_recipe(path: str | Path, **instead: object) -> Merge:
+def open_recipe(path: str | Path, *, known: recipe.Known = recipe.none_known, **instead: object) -> Merge:
     """The model that a recipe file describes, ours or mergekit's; reads headers only.
 
     Args:
+        known: the path or hub id that a short name in a recipe of ours stands for.
         **instead: fields in place of the recipe's, such as ``scale``; ``None`` for its own.
 
     Raises: InputError, one line, for whatever does not fit.
@@ -23,7 +25,7 @@ def open_recipe(path: str | Path, **instead: object) -> Merge:
     place = Path(path)
     content = read_yaml(place)
     if not (isinstance(content, dict) and "merge_method" in content):
-        return recipe.read(place, content, **instead)
+        return recipe.read(place, content, known=known, **instead)
     from taskvec.edits import mergekit
 
     for name, value in instead.items():
@@ -52,6 +54,7 @@ def save_merge(
     Raises: OutputExists; DiskFull; NonFinite.
     Cost: one read of the inputs, or more where a rule prepares; their fingerprints come with it.
     """
+    check_outside(Path(path), merge.inputs.values())
     for weights in merge.inputs.values():
         weights.fingerprint_while_reading()
     return save_weights(

@@ -10,6 +10,7 @@ from time import perf_counter
 
 import torch
 
+from taskvec.edits.inputs import check_outside
 from taskvec.edits.merge import Merge
 from taskvec.vectors import EditedWeights
 from taskvec.weights import Weights
@@ -64,6 +65,7 @@ def plan(merge: Merge, target: Path, *, memory: float, force: bool = False) -> P
     """
     weights, target = merge.weights, target.expanduser()
     single = target.suffix == ".safetensors"
+    check_outside(target, merge.inputs.values())
     check_target(target, force=force, inputs=(*weights.files, *merge.like.files))
     shards = plan_shards(weights, None if single else merge.max_shard_size, {})
     beside = [] if single else side_files_of(merge.like.folder)

@@ -1,6 +1,6 @@
 """Recipes: YAML files that say which model to make of a base and task vectors, or of fine-tuned models."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, PositiveFloat
 
 from taskvec.edits.configs import config_of
+from taskvec.edits.inputs import check_sound, copies, said_of_copy
 from taskvec.edits.merge import Merge
 from taskvec.edits.parameters import FORMS, Documented, Each, Value, by_vector, constant, for_rule, settle
 from taskvec.edits.passes import passes
@@ -27,6 +28,8 @@ from taskvec.weights import Weights, hub, open_weights
 from taskvec.weights.dtypes import EDITABLE
 
 Names = dict[str, Annotated[str, Field(min_length=1)]]
+
+Known = Callable[[str], str | None]
 
 RESERVED = ("base", *FORMS)
 """What no vector or model may be called, since the keys have another meaning."""
@@ -72,7 +75,11 @@ class Recipe(Documented):
     """Write NaN and infinities instead of refusing them."""
 
 
-def read(path: Path, content: object, **instead: object) -> Merge:
+def none_known(_: str) -> None:
+    """No short names of models."""
+
+
+def read(path: Path, content: object, *, known: Known = none_known, **instead: object) -> Merge:
     """The model that a recipe describes, with every input opened and matched; reads headers only.
 
     Vectors that were stored with the fingerprint of their base make the base be read once, to compare.
@@ -80,6 +87,7 @@ def read(path: Path, content: object, **instead: object) -> Merge:
     Args:
         path: of the recipe, for messages and for the paths in it.
         content: the plain data in it.
+        known: the path or hub id that a short name stands for, where no file has that name.
         **instead: fields in place of the recipe's, such as ``scale``; ``None`` for its own.
 
     Raises: InputError, opening with the path, for whatever does not fit.
@@ -95,7 +103,7 @@ def read(path: Path, content: object, **instead: object) -> Merge:
         raise InputError(f"{where}: nested too deeply, or in itself") from None
     with _told(where):
         _check(recipe)
-        return _Reading(path, recipe).merge()
+        return _Reading(path, recipe, known).merge()
 
 
 def _check(recipe: Recipe) -> None:
@@ -142,8 +150,8 @@ def _told(where: str) -> Iterator[None]:
 class _Reading:
     """A recipe, opened."""
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        self.path, self.recipe = path, recipe
+    def __init__(self, path: Path, recipe: Recipe, known: Known) -> None:
+        self.path, self.recipe, self.known = path, recipe, known
         said = recipe.model_dump(mode="json", exclude_defaults=True)
         self.record: dict[str, Any] = {"kind": "edited model", "recipe": said}
         self.files: Mapping[str, str] = {}
@@ -204,6 +212,8 @@ class _Reading:
             inputs = {**tuned}
         same = {name: (file.weights.identity, file.task) for name, file in held.items()}
         _check_distinct(same | {name: (weights.identity, None) for name, weights in tuned.items()})
+        whole = {name: file.weights for name, file in held.items() if file.task is None} | tuned
+        self.copies = list(copies({"base": base, **whole} if recipe.base is not None else whole))
         if recipe.vocab is not None:
             base, tuned = self._aligned(base, tuned, recipe.vocab)
         else:
@@ -261,7 +271,9 @@ class _Reading:
         where = f"{field}: {name}" if name else field
         path = self.path.parent / Path(ref).expanduser()
         if path.exists():
-            return open_weights(path)
+            return check_sound(open_weights(path))
+        if (known := self.known(ref)) is not None:
+            return open_weights(known)
         # A path into a folder that exists is a slip of the pen, not a wish to download.
         if (
             Path(ref).exists()
@@ -269,7 +281,7 @@ class _Reading:
             or (self.path.parent / Path(ref).parts[0]).exists()
         ):
             raise InputError(f"{where}: {path}: no such file or folder; paths are relative to the recipe")
-        return open_weights(ref)
+        return check_sound(open_weights(ref))
 
     def _combined(self) -> tuple[TaskVector, int]:
         """The edit before it is scaled, and how often the inputs are read for it."""
@@ -304,10 +316,11 @@ class _Reading:
 
     def _notes(self) -> Iterator[str]:
         yield from self.record.get("vocabulary", {}).get("notes", ())
+        for first, name in self.copies:
+            zero = "the base itself, so its task vector is zero"
+            yield f"{name}: {zero if first == 'base' else said_of_copy(first)}"
         for name in self.recipe.models:
             tuned = self.inputs[name]
-            if self.recipe.base is not None and tuned.identity == self.inputs["base"].identity:
-                yield f"{name}: the base itself, so its task vector is zero"
             if tuned.adapter is None:  # which has names of its own
                 extra = [one for one in tuned if one not in self.base]
                 missing = [one for one in self.base if one not in tuned]

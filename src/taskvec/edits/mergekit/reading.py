@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from taskvec.edits.configs import config_of
+from taskvec.edits.inputs import check_sound, copies, said_of_copy
 from taskvec.edits.layers import (
     Joined,
     Picked,
@@ -139,6 +140,7 @@ class _Reading:
         names = sorted({name for part in parts for own in part.own_names for name in own.values()})
         scopes = [scope for part in parts for own in (part.shared, *part.own) for scope in own]
         said += [f"filter {part!r} is part of no tensor's name" for part in idle_filters(scopes, names)]
+        said += [f"{name}: {said_of_copy(first)}" for first, name in copies(self.models)]
         return list(dict.fromkeys([*said, *self._said]))
 
     # Forms
@@ -315,8 +317,8 @@ def _opened(ref: str) -> Weights:
     """A model, or a model with an adapter (``model+adapter``) applied to it."""
     model, plus, adapter = ref.partition("+")
     if not plus or Path(ref).exists():
-        return open_weights(ref)
-    weights = open_weights(model)
+        return check_sound(open_weights(ref))
+    weights = check_sound(open_weights(model))
     return apply(weights, TaskVector.load(adapter).with_base(weights))
 
 

@@ -1,0 +1,101 @@
+"""Whether inputs are what they seem: sound folders, no two alike, and none that holds the output."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from taskvec.edits.configs import read_config
+from taskvec.errors import CorruptFile, OutputExists
+from taskvec.vectors import TaskVector
+from taskvec.vectors.adapters import Adapter
+from taskvec.vectors.sources import Stored
+from taskvec.weights import Weights
+from taskvec.weights.dtypes import raw_bytes
+from taskvec.weights.source import row_size
+
+LOOK = 1 << 10
+"""Entries of a tensor that are compared first."""
+
+
+def check_sound(weights: Weights) -> Weights:
+    """Refuse a model folder whose config.json is broken, or with a shard that is no part of the weights.
+
+    Returns: the weights.
+    Raises: CorruptFile.
+    """
+    folder = weights.folder
+    if folder is None:
+        return weights
+    read_config(folder)
+    if Path(weights.ref).expanduser().is_file():  # the user said which
+        return weights
+    for shard in sorted(folder.glob("model-*-of-*.safetensors")):
+        if shard.resolve() not in weights.files:
+            raise CorruptFile(
+                f"{shard}: no part of the weights in this folder, expected only shards of one model; "
+                "remove it, write the index again, or name the file that is meant"
+            )
+    return weights
+
+
+def check_outside(target: Path, inputs: Iterable[Weights]) -> None:
+    """Refuse an output that would lie inside an input folder, among the files of another model.
+
+    Outputs that are input files themselves are left to ``check_target``.
+
+    Raises: OutputExists.
+    """
+    place = target.expanduser().resolve()
+    for weights in inputs:
+        folder = Path(weights.ref).expanduser()
+        if folder.is_dir() and folder.resolve() in place.parents and place not in weights.files:
+            raise OutputExists(f"{target}: lies inside the input {weights.ref}; choose another output")
+
+
+def copies(inputs: Mapping[str, Weights]) -> Iterator[tuple[str, str]]:
+    """Names of inputs that hold the same tensors though they are other files, each with the first such one.
+
+    Cost: a look at the first entries of tensors; a read of all only where those are the same.
+    """
+    seen: dict[str, Weights] = {}
+    for name, weights in inputs.items():
+        first = next((other for other, held in seen.items() if alike(held, weights)), None)
+        if first is None:
+            seen[name] = weights
+        else:
+            yield first, name
+
+
+def said_of_copy(first: str) -> str:
+    """What is to be said of an input that is a copy of another."""
+    return f"holds the same tensors as {first}, and both count"
+
+
+def alike(one: Weights, other: Weights) -> bool:
+    """Whether two inputs hold the same tensors, and mean the same by them."""
+    if one.identity == other.identity:
+        return True
+    if _specs(one) != _specs(other) or _settings(one) != _settings(other):
+        return False
+    return all(_start(one, name) == _start(other, name) for name in one) and (
+        one.fingerprint() == other.fingerprint()
+    )
+
+
+def stored(vector: TaskVector) -> list[Weights]:
+    """The files that a vector was opened from."""
+    return [source.weights for source in vector.terms if isinstance(source, Stored | Adapter)]
+
+
+def _specs(weights: Weights) -> dict[str, object]:
+    return {name: weights.spec(name) for name in weights}
+
+
+def _settings(weights: Weights) -> bytes | None:
+    return None if weights.adapter is None else weights.adapter.read_bytes()
+
+
+def _start(weights: Weights, name: str) -> bytes:
+    """The first entries of a tensor."""
+    shape = weights.spec(name).shape
+    rows = slice(0, 1 + LOOK // max(1, row_size(shape))) if shape else None
+    return bytes(raw_bytes(weights.read(name, rows)))
