@@ -4,6 +4,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -363,4 +365,23 @@ def test_an_interrupted_edit_leaves_nothing(
     monkeypatch.setattr("taskvec.weights.writer.stream", interrupted)
     assert run("apply", "base", *A, "-o", "out").code == 130
     monkeypatch.undo()
+    assert snapshot(place) == before and not list(place.glob(".*"))
+
+
+def test_a_second_interrupt_disturbs_nothing(place: Path) -> None:
+    code = (
+        "import atexit, os, signal, time, taskvec.weights.writer as writer\n"
+        "from taskvec.cli import main\n"
+        "def interrupt(*_, **__): os.kill(os.getpid(), signal.SIGINT); time.sleep(1)\n"
+        "writer.stream, remove = interrupt, writer.staged._leave\n"
+        "writer.staged._leave = lambda self: (interrupt(), remove(self))\n"
+        "atexit.register(interrupt)\n"
+        "main(['apply', 'base', '-v', 'a=a.safetensors', '-o', 'out'])\n"
+    )
+    before = snapshot(place)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        130,
+        "taskvec: interrupted; nothing half-written was left behind\n",
+    )
     assert snapshot(place) == before and not list(place.glob(".*"))

@@ -5,8 +5,12 @@ Exit codes: 0 done, 1 failed while working, 2 bad input, 130 interrupted.
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import current_thread, main_thread
+from types import FrameType
 
 from cyclopts import App, CycloptsError
 
@@ -60,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if os.environ.get("TASKVEC_DEBUG"):
         sys.exit(_run(argv))
     try:
-        code = _run(argv)
+        with _interrupted_once():
+            code = _run(argv)
     except TaskvecError as error:
         code = _fail(str(error), error.exit_code)
     except KeyboardInterrupt as error:
@@ -81,6 +86,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:  # a defect of ours: say so in one line, with the way to see more
         code = _fail(f"internal error: {type(error).__name__}: {error} (TASKVEC_DEBUG=1 shows where)", 1)
     sys.exit(code)
+
+
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Let the first Ctrl-C end the work, and no second one disturb what is cleared up and said after it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or current_thread() is not main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, before)
 
 
 def _run(argv: Sequence[str] | None) -> int:
