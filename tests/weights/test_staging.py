@@ -49,3 +49,22 @@ def test_force_replaces_whatever_is_there_and_leaves_alone_what_links_lead_to(
     assert {path.name for path in tmp_path.iterdir()} == beside
     if (tmp_path / "linked").exists():
         assert list(open_weights(tmp_path / "linked")) == ["old"]
+
+
+@pytest.mark.parametrize("output", ["out", "out.safetensors"])
+@pytest.mark.parametrize("put", [a_file, an_empty_folder, a_folder_of_ours, a_link_to_nowhere])
+def test_what_appears_while_work_goes_on_is_not_replaced(
+    put: Callable[[Path], None], output: str, tmp_path: Path
+) -> None:
+    target, placed = tmp_path / output, []
+
+    def appear(label: str, done: int, total: int, **facts: float) -> None:
+        put(target)
+        placed.append(target.lstat().st_ino)
+
+    with pytest.raises(OutputExists, match="exists already"):
+        save_weights(STATE, target, watch=appear)
+    assert placed == [target.lstat().st_ino]
+    save_weights(STATE, target, force=True, resume=True)
+    assert list(open_weights(target)) == ["a"]
+    assert not (tmp_path / f".{output}.partial").exists()

@@ -61,6 +61,7 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
         try:
             self._clear()
         except BaseException:
+            self.keep = self._resume and any(self.partial.iterdir())
             self._leave()
             raise
         return self._work
@@ -71,7 +72,7 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
     def _clear(self) -> None:
         if os.path.lexists(self._aside) and not os.path.lexists(self.target):  # killed in a swap
             self._aside.rename(self.target)
-            self._check()
+        self._check()  # again, as whoever held the lock may have finished just now
         for leftover in self.partial.iterdir():
             if not (self._resume and self._folder) or leftover == self._aside:
                 remove(leftover)
@@ -83,6 +84,7 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
     ) -> None:
         try:
             if error is None:
+                self._check()  # again, as work takes long and anything may be there by now
                 self.keep = False
                 flush(self._work)
                 _swap_in(self._work, self.target, self._aside)
