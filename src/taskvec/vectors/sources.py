@@ -13,7 +13,7 @@ from taskvec.errors import InputError, NonFinite
 from taskvec.registry import nearest
 from taskvec.vectors.info import VectorInfo
 from taskvec.weights import TensorSpec, Weights
-from taskvec.weights.dtypes import compute_dtype
+from taskvec.weights.dtypes import LARGEST, compute_dtype
 from taskvec.weights.source import block_size
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class Scaled(Source):
         for name, factor in factors.items():
             if name not in vector.specs:
                 raise InputError(f"scale of {name!r}: no such tensor; {nearest(name, vector.specs)}")
-            if not abs(factor) <= torch.finfo(torch.float32).max:
+            if not abs(factor) <= LARGEST:
                 raise NonFinite(f"scale of {name!r}: {factor}, expected a finite number of float32")
         super().__init__(
             f"scaled({vector.ref})",
@@ -206,7 +206,7 @@ class Scaled(Source):
         factor = coefficient * self.factors.get(name, 1.0)
         terms = [(source, factor * own) for source, own in self.vector.terms_at(name)] if factor else []
         for _, product in terms:
-            if not abs(product) <= torch.finfo(torch.float32).max:
+            if not abs(product) <= LARGEST:
                 raise NonFinite(f"scale of {name!r}: {product}, expected a finite float32")
         return terms
 

@@ -19,11 +19,8 @@ from taskvec.vectors.linear import Origins, Spot, total
 from taskvec.vectors.noise import Noise
 from taskvec.vectors.sources import Difference, Scaled, Source, Stored, computing
 from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, open_weights
-from taskvec.weights.dtypes import EDITABLE, short
+from taskvec.weights.dtypes import EDITABLE, LARGEST, short
 from taskvec.weights.source import MemoryWeights, rows_of
-
-LARGEST = torch.finfo(torch.float32).max
-"""Of a coefficient, as deltas are multiplied in float32."""
 
 
 class TaskVector(Direction, Mapping[str, Tensor]):

@@ -28,6 +28,9 @@ NAMES: dict[torch.dtype, str] = {dtype: code for code, dtype in CODES.items()}
 # Eight-bit floats are left out: they carry scales in other tensors, so adding them means nothing.
 EDITABLE = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
+LARGEST = torch.finfo(torch.float32).max
+"""Of a coefficient, as deltas are multiplied in float32."""
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The precision that arithmetic on ``dtype`` is done in: float32, or float64 for float64."""
