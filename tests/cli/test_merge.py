@@ -120,6 +120,14 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(place: Path, run: Runner) 
     assert Path("out/model.safetensors").stat().st_size == found["shards"][0]
 
 
+def test_the_plan_says_what_its_time_leaves_out(place: Path, run: Runner) -> None:
+    said = "base: base\nmodels: {a: a, c: base/model.safetensors}\nrule: ties\nparameters: {trim: global}\n"
+    Path("passes.yaml").write_text(said)
+    shown = run("passes.yaml", "-o", "out", "--dry-run").out
+    assert " times over " in shown and "to read, computing comes on top, estimated" in shown
+    assert "to read and compute, estimated" in run("recipe.yaml", "-o", "out", "--dry-run").out
+
+
 def test_the_scale_and_the_shards_of_the_command_line_win(place: Path, run: Runner) -> None:
     assert run("recipe.yaml", "-o", "out", "--scale", "0.5", "--max-shard-gb", "1e-7", "-q").code == 0
     assert len(list(Path("out").glob("model-*.safetensors"))) == 3

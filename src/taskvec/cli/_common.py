@@ -65,8 +65,9 @@ def print_facts(
 
 
 def _numeric(cell: object) -> bool:
+    text = str(cell)
     try:
-        float(str(cell).rstrip("%").replace(",", "").split("/")[0] or "0")
+        [float(part) for part in text.rstrip("%").replace(",", "").split("/") if text]
     except ValueError:
         return False
     return True

@@ -116,18 +116,17 @@ def _show_plan(made: "Merge", output: Path, *, memory: float, force: bool, json:
     if json:
         print_json({"path": str(output), **asdict(found)})
         return
+    again = f", {found.passes} times over" if found.passes > 1 else ""
+    work = "read, computing comes on top" if again else "read and compute"
     rows = [
         ("edited tensors", f"{found.edited:,}"),
         ("copied tensors", f"{found.copied:,}"),
-        (
-            "read",
-            f"{_size(found.read)}, {found.passes} times over" if found.passes > 1 else _size(found.read),
-        ),
+        ("read", _size(found.read) + again),
         ("write", f"{_size(found.written)}, of {_size(found.free)} free"),
         ("shards", f"{len(found.shards)}, the largest {_size(max(found.shards))}"),
         ("largest tensor", f"{found.largest}, {_size(found.largest_bytes)}"),
         ("memory", f"about {_size(found.memory)} for blocks at work"),
-        ("time", f"{_duration(found.seconds)} to read and compute, estimated from a sample"),
+        ("time", f"{_duration(found.seconds)} to {work}, estimated from a sample"),
     ]
     print_table(None, ["plan", str(output)], rows, "Nothing was written.")
 

@@ -37,7 +37,7 @@ class Plan:
         largest_bytes: its bytes.
         memory: bytes that blocks at work take at most, about; torch itself comes on top.
         free: bytes free where the output goes.
-        seconds: of reading and computing, estimated from a sample; writing comes on top.
+        seconds: of reading, and in a single pass of computing, estimated from a sample; writing comes on top.
     """
 
     edited: int
