@@ -10,8 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from taskvec.compiled import compiled
-from taskvec.rules.draws import RANGE, below
+from taskvec.rules.draws import RANGE, halves
 from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, check_each, for_each
+
+_PIECE = 1 << 17  # entries at a time: what is made on the way stays in cache
 
 Numbers = NDArray[np.floating[Any]]
 
@@ -41,17 +43,42 @@ def dare(
     chances = for_each(density, len(deltas))
     tasks = zip(deltas.reshape(kept.shape).numpy(), kept.numpy(), chances, strict=True)
     for task, (entries, out, chance) in enumerate(tasks):
-        mask = below(max(1, round(chance * RANGE)), seed, task, _place, len(entries))
-        _drop(entries, mask, out.dtype.type(chance), out)
+        for start in range(0, len(entries), _PIECE):
+            place = Place(_place.name, _place.first + start)
+            _drop_piece(
+                entries[start : start + _PIECE], out[start : start + _PIECE], chance, seed, task, place
+            )
     return kept.reshape(deltas.shape)
 
 
+def _drop_piece(entries: Numbers, out: Numbers, chance: float, seed: int, task: int, place: Place) -> None:
+    least, rest = divmod(max(1, round(chance * RANGE)), 1 << 16)
+    divisor = entries.dtype.type(chance)
+    upper = halves("upper", seed, task, place, len(entries))
+    for index in _drop(entries, upper, np.uint32(least), divisor, out).tolist():
+        if halves("lower", seed, task, Place(place.name, place.first + index), 1)[0] < rest:
+            out[index] = entries[index] / divisor
+
+
 @compiled
-def _drop(entries: Numbers, mask: NDArray[np.bool_], chance: float, out: Numbers) -> None:
-    """Keep what the mask keeps, over its chance; NaN and infinity never get lost."""
+def _drop(
+    entries: Numbers, upper: NDArray[np.uint16], least: np.uint32, chance: np.floating[Any], out: Numbers
+) -> NDArray[np.int64]:
+    """Keep, over its chance, what drew less than ``least``; the indices of what drew just this.
+
+    NaN and infinity do not get lost: what is dropped is multiplied by zero.
+    """
     zero, one = out.dtype.type(0), out.dtype.type(1)
+    equal = 0
     for i in range(len(out)):
-        out[i] = entries[i] * (one if mask[i] else zero) / chance
+        out[i] = entries[i] * (one if np.uint32(upper[i]) < least else zero) / chance
+        equal += np.uint32(upper[i]) == least
+    found = np.empty(equal, np.int64)
+    for i in range(len(out) if equal else 0):
+        if np.uint32(upper[i]) == least:
+            found[len(found) - equal] = i
+            equal -= 1
+    return found
 
 
 def _check(tasks: int | None, *, density: float | Sequence[float], seed: int) -> str | None:

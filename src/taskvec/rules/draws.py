@@ -16,22 +16,12 @@ def draws(seed: int, vector: int, place: Place, count: int) -> NDArray[np.uint32
     The upper and the lower 16 bits are streams of their own. The Philox counter is an eighth of the index of
     the element, its key a digest of seed, vector, tensor name and stream.
     """
-    upper, lower = (_stream(part, seed, vector, place, count) for part in ("upper", "lower"))
+    upper, lower = (halves(part, seed, vector, place, count) for part in ("upper", "lower"))
     return np.left_shift(upper, np.uint32(16), dtype=np.uint32) | lower
 
 
-def below(limit: int, seed: int, vector: int, place: Place, count: int) -> NDArray[np.bool_]:
-    """Where ``draws`` are below ``limit``; half the work, as the upper bits settle nearly all."""
-    least, rest = divmod(limit, 1 << 16)
-    upper = _stream("upper", seed, vector, place, count)
-    found = upper < least
-    for index in np.flatnonzero(upper == least):
-        lower = _stream("lower", seed, vector, Place(place.name, place.first + int(index)), 1)
-        found[index] = lower[0] < rest
-    return found
-
-
-def _stream(part: str, seed: int, vector: int, place: Place, count: int) -> NDArray[np.uint16]:
+def halves(part: str, seed: int, vector: int, place: Place, count: int) -> NDArray[np.uint16]:
+    """The ``upper`` or the ``lower`` 16 bits of ``draws``; the upper ones settle nearly all."""
     key = xxhash.xxh3_64_intdigest(f"{part}/{seed}/{vector}/{place.name}".encode())
     block, skip = divmod(place.first, 8)  # a step of the counter gives four times 32 bits
     words = philox(block, key & 0xFFFFFFFF, key >> 32, (skip + count + 7) // 8)

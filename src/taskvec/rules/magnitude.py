@@ -54,23 +54,24 @@ def cuts_of(stacks: Stacks, name: str, keep: Ranks) -> list[Cut]:
 
 def located(entries: Entries, found: Sequence[Found], ties: Sequence[int]) -> list[Cut]:
     """Cuts for a tensor that keep so many ``ties`` of its entries that are equal to the thresholds."""
-    if all(number >= one.equal for number, one in zip(ties, found, strict=True)):
-        return [Cut(one.threshold) for one in found]
-    if all(n == one.ties and one.until is not None for n, one in zip(ties, found, strict=True)):
-        return [Cut(one.threshold, one.until or 0) for one in found]
-    until, left, first = [maxsize] * len(found), list(ties), 0
-    for part in entries.parts():
+    until = [
+        maxsize if number >= one.equal else one.until if number == one.ties else None
+        for number, one in zip(ties, found, strict=True)
+    ]
+    left, first = list(ties), 0
+    for part in entries.parts() if None in until else ():
         for task, delta in enumerate(part):
-            if until[task] < maxsize:
-                continue
-            equal = np.flatnonzero((delta.abs() == found[task].threshold).reshape(-1).numpy())
-            if len(equal) > left[task]:
-                until[task] = first + int(equal[left[task]])
-            left[task] -= len(equal)
+            if until[task] is None:
+                equal = np.flatnonzero((delta.abs() == found[task].threshold).reshape(-1).numpy())
+                if len(equal) > left[task]:
+                    until[task] = first + int(equal[left[task]])
+                left[task] -= len(equal)
         first += part[0].numel()
-        if all(end < maxsize for end in until):
+        if None not in until:
             break
-    return [Cut(one.threshold, end) for one, end in zip(found, until, strict=True)]
+    return [
+        Cut(one.threshold, maxsize if end is None else end) for one, end in zip(found, until, strict=True)
+    ]
 
 
 def trim(tensor: Tensor, cut: Cut, first: int = 0) -> Tensor:

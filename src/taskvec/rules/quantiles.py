@@ -188,71 +188,50 @@ def _bracketed(entries: Entries, ranks: Sequence[int], magnitude: bool) -> list[
         _bracket(_keys(one, magnitude), rank / entries.number)
         for one, rank in zip(entries.sample, ranks, strict=True)
     ]
-    inside: list[list[list[Keys]]] = [[[] for _ in entries.blocks] for _ in brackets]
-    wanted, gathered = list(ranks), [0] * len(brackets)
-    starts = [0]
-    for place, block in enumerate(entries.blocks):
-        starts.append(starts[-1])
-        for part in block():
-            starts[-1] += part[0].numel()
-            for task, (low, high) in enumerate(brackets):
-                above, found = _split(_bits(part[task]), magnitude, low, high)
-                wanted[task] -= above
-                gathered[task] += len(found)
-                inside[task][place].append(found)
+    inside: list[list[tuple[Keys, NDArray[np.int64]]]] = [[] for _ in brackets]
+    wanted, gathered, first = list(ranks), [0] * len(brackets), 0
+    for part in entries.parts():
+        for task, (low, high) in enumerate(brackets):
+            above, keys, places = _split(_bits(part[task]), magnitude, low, high)
+            wanted[task] -= above
+            gathered[task] += len(keys)
+            inside[task].append((keys, places + first))
+        first += part[0].numel()
         if max(gathered) > _MOST:
             return []
     if any(not 0 < left <= number for left, number in zip(wanted, gathered, strict=True)):
         return []
     chosen = []
-    for task, (blocks, left) in enumerate(zip(inside, wanted, strict=True)):
-        one = _among(np.concatenate([keys for block in blocks for keys in block]), left)
-        equal = [sum(int(np.count_nonzero(keys == one.key)) for keys in block) for block in blocks]
-        until = _end(entries, equal, starts, task, one, magnitude) if one.ties < one.equal else None
-        chosen.append(one._replace(until=until))
+    for parts, left in zip(inside, wanted, strict=True):
+        keys, places = (np.concatenate(some) for some in zip(*parts, strict=True))
+        one = _among(keys, left)
+        chosen.append(one if one.until is None else one._replace(until=int(places[one.until])))
     return chosen
 
 
 @compiled
-def _split(bits: Keys, magnitude: bool, low: int, high: int) -> tuple[int, Keys]:
-    """How many keys are above ``high``, and those from ``low`` to ``high``."""
-    above, number = 0, 0
-    keys, room = np.empty(_TILE, bits.dtype), np.empty(len(bits) + 1, bits.dtype)
-    least, most, largest = (
-        bits.dtype.type(low),
-        bits.dtype.type(high),
-        bits.dtype.type(np.iinfo(bits.dtype).max),
-    )
+def _split(bits: Keys, magnitude: bool, low: int, high: int) -> tuple[int, Keys, NDArray[np.int64]]:
+    """How many keys are above ``high``; those from ``low`` to ``high``; and their indices."""
+    kind = bits.dtype.type
+    least, most, largest = kind(low), kind(high), kind(np.iinfo(bits.dtype).max)
+    keys, flags = np.empty(_TILE, bits.dtype), np.zeros(_TILE, np.uint8)
+    found, places = np.empty(len(bits) + 1, bits.dtype), np.empty(len(bits) + 1, np.int64)
+    above, number = 0, np.uint64(0)
     for start in range(0, len(bits), _TILE):
         tile = bits[start : start + _TILE]
         for i in range(len(tile)):
             one = tile[i]
             keys[i] = one & largest if magnitude or one >= 0 else one ^ largest
-            above += keys[i] > most
         for i in range(len(tile)):
-            room[number] = keys[i]  # without a branch: the next one takes the place of one that is outside
-            number += (least <= keys[i]) & (keys[i] <= most)
-    return above, room[:number].copy()
-
-
-def _end(
-    entries: Entries, equal: Sequence[int], starts: Sequence[int], task: int, one: _Chosen, magnitude: bool
-) -> int:
-    """The index of the first entry that equals the chosen one but has a larger rank; reads one block.
-
-    Args:
-        equal: how many entries of each block are equal to the chosen one.
-        starts: the index of the first entry of each block.
-    """
-    totals = np.cumsum(equal)
-    place = int(np.searchsorted(totals, one.ties, side="right"))
-    left, first = one.ties - int(totals[place] - equal[place]), starts[place]
-    for part in entries.blocks[place]():
-        found = np.flatnonzero(_keys(part[task], magnitude) == one.key)
-        if len(found) > left:
-            return first + int(found[left])
-        left, first = left - len(found), first + part[task].numel()
-    raise AssertionError("a block was read twice and was not the same")
+            above += keys[i] > most
+            flags[i] = (least <= keys[i]) & (keys[i] <= most)
+        flags[len(tile) :] = 0
+        for eight in np.flatnonzero(flags.view(np.uint64)):
+            for i in range(8 * eight, 8 * eight + 8):
+                # Without a branch: the next one takes the place of one that is outside.
+                found[number], places[number] = keys[i], start + i
+                number += np.uint64(flags[i])
+    return above, found[:number].copy(), places[:number].copy()
 
 
 def _bracket(keys: Keys, fraction: float) -> tuple[int, int]:

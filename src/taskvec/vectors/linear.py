@@ -16,10 +16,12 @@ from taskvec.compiled import compiled
 from taskvec.vectors.sources import Difference, Source
 from taskvec.weights import Weights
 from taskvec.weights.dtypes import rounded
-from taskvec.weights.source import rows_of, rows_shape
+from taskvec.weights.source import row_size, rows_of, rows_shape
 
 CHUNK = 1 << 16
 """Elements computed at a time."""
+
+_TILE = 1 << 12  # of them, where the loops are compiled: in the first cache
 
 Terms = Sequence[tuple[Source, float]]
 Bits = NDArray[np.uint16]
@@ -83,6 +85,16 @@ def total(
     """
     operands = [_operand(source, factor, spot, origins) for source, factor in terms]
     out = torch.empty(operands[0].end.shape, dtype=dtype or spot.dtype)
+    pairs = [tensor for one in operands for tensor in (one.end, one.start)]
+    if base is not None and spot.dtype == torch.float32 and _are_bfloat16(base, out, *pairs):
+        _add_bfloat16(
+            tuple(_bits(one.end) for one in operands),
+            tuple(_bits(one.start) for one in operands if one.start is not None),
+            np.array([one.factor for one in operands], np.float32),
+            _bits(base),
+            _bits(out),
+        )
+        return out
     before, after, work = (torch.empty(CHUNK, dtype=spot.dtype) for _ in range(3))
     pieces = [(one.factor, _chunks(one.end), one.start) for one in operands]
     starts = {id(one.start): _chunks(one.start) for one in operands if one.start is not None}
@@ -122,35 +134,72 @@ class Forms:
         origins = Origins(spot)
         self._dtype, self._shape = spot.dtype, tuple(shape)
         self._operands = [_joined(terms, spot, origins) for terms in forms]
+        self._pairs: tuple[tuple[Bits, ...], tuple[Bits, ...]] | None = None
+        pairs = [(one.end, one.start) for one in self._operands if one is not None and one.start is not None]
+        if len(pairs) == len(forms) and spot.dtype == torch.float32 and _are_bfloat16(*sum(pairs, ())):
+            self._pairs = tuple(_bits(end) for end, _ in pairs), tuple(_bits(start) for _, start in pairs)
 
     def stack(self, rows: slice | None = None) -> Tensor:
         """The deltas (form, *rows), as a new tensor."""
         shape = rows_shape(self._shape, rows)
         stack = torch.empty(len(self._operands), *shape, dtype=self._dtype)
+        if self._pairs:
+            first = 0 if rows is None else rows.start * row_size(shape)
+            _subtract_bfloat16(*self._pairs, first, stack.reshape(len(stack), -1).numpy())
+            return stack
         for one, deltas in zip(self._operands, stack, strict=True):
             if one is None:
                 deltas.zero_()
-            elif one.start is None:
-                deltas.copy_(rows_of(one.end, rows))
-            else:
-                _subtract(rows_of(one.end, rows), rows_of(one.start, rows), deltas)
+                continue
+            deltas.copy_(rows_of(one.end, rows))
+            if one.start is not None:
+                deltas.sub_(rows_of(one.start, rows))
         return stack
 
 
-def _subtract(end: Tensor, start: Tensor, out: Tensor) -> None:
-    """``end - start``, in the precision of what it is written to."""
-    if end.dtype == start.dtype == torch.bfloat16 and out.dtype == torch.float32:
-        after, before = (tensor.reshape(-1).view(torch.uint16).numpy() for tensor in (end, start))
-        _subtract_bfloat16(after, before, out.reshape(-1).numpy())
-    else:
-        out.copy_(end).sub_(start)
+def _are_bfloat16(*tensors: Tensor | None) -> bool:
+    return all(tensor is not None and tensor.dtype == torch.bfloat16 for tensor in tensors)
+
+
+def _bits(tensor: Tensor) -> Bits:
+    """The bits of bfloat16 numbers: the upper half of a float32."""
+    bits: Bits = tensor.reshape(-1).view(torch.uint16).numpy()
+    return bits
 
 
 @compiled
-def _subtract_bfloat16(end: Bits, start: Bits, out: NDArray[np.float32]) -> None:
-    for i in range(len(out)):
-        after, before = np.uint32(np.uint32(end[i]) << 16), np.uint32(np.uint32(start[i]) << 16)
-        out[i] = after.view(np.float32) - before.view(np.float32)
+def _subtract_bfloat16(
+    ends: tuple[Bits, ...], starts: tuple[Bits, ...], first: int, out: NDArray[np.float32]
+) -> None:
+    """``end_i - start_i`` from the entry ``first`` on, in float32, (i, n)."""
+    number = out.shape[1]
+    for term in range(len(ends)):
+        end, start, row = ends[term][first : first + number], starts[term][first : first + number], out[term]
+        for i in range(number):
+            after, before = np.uint32(np.uint32(end[i]) << 16), np.uint32(np.uint32(start[i]) << 16)
+            row[i] = after.view(np.float32) - before.view(np.float32)
+
+
+@compiled
+def _add_bfloat16(
+    ends: tuple[Bits, ...], starts: tuple[Bits, ...], factors: NDArray[np.float32], base: Bits, out: Bits
+) -> None:
+    """``base + sum_i c_i (end_i - start_i)`` in float32, rounded once, ties to even."""
+    summed = np.empty(_TILE, np.float32)
+    for first in range(0, len(out), _TILE):
+        weights, target = base[first : first + _TILE], out[first : first + _TILE]
+        summed[:] = 0
+        for term in range(len(ends)):
+            end, start = ends[term][first : first + _TILE], starts[term][first : first + _TILE]
+            factor = factors[term]
+            for i in range(len(target)):
+                after, before = np.uint32(np.uint32(end[i]) << 16), np.uint32(np.uint32(start[i]) << 16)
+                summed[i] += factor * (after.view(np.float32) - before.view(np.float32))
+        for i in range(len(target)):
+            exact = np.float32(summed[i] + np.uint32(np.uint32(weights[i]) << 16).view(np.float32))
+            bits = exact.view(np.uint32)
+            nearest = np.uint32(bits + np.uint32(0x7FFF) + np.uint32(np.uint32(bits >> 16) & np.uint32(1)))
+            target[i] = np.uint16(0x7FC0) if np.isnan(exact) else np.uint16(nearest >> 16)
 
 
 def _joined(terms: Terms, spot: Spot, origins: Origins) -> _Operand | None:

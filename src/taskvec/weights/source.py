@@ -18,7 +18,7 @@ from taskvec.errors import InputError
 from taskvec.registry import nearest
 from taskvec.weights.dtypes import NAMES, raw_bytes
 
-BLOCK = 1 << 18
+BLOCK = 1 << 19
 """Elements that are read, computed, written and digested at a time, so that they stay in cache from one step
 to the next; another number would make other fingerprints."""
 
