@@ -6,19 +6,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
-from tempfile import mkdtemp
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from effort import EFFORT
 from taskvec.vectors import EditedWeights, TaskVector, apply, combine
 from taskvec.weights import open_weights, save_weights
 
-MOMENTS = int(os.environ.get("TASKVEC_CRASHES", "2"))
+MOMENTS = 2 * EFFORT
 """Random moments, or sizes, of each kind of trouble."""
 
 Files = dict[str, bytes]
@@ -74,9 +76,9 @@ class World:
 
     def __init__(self, place: Path, forks: Forks) -> None:
         generator = torch.Generator().manual_seed(0)
-        shapes = {**{f"layer.{i}.weight": (300, 1000) for i in range(6)}, "head.bias": (7,)}
+        shapes = {**{f"layer.{i}.weight": (60, 1000) for i in range(6)}, "head.bias": (7,)}
         draw = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-        self.base = save_weights(draw, place / "base", max_shard_size=2.5e6)
+        self.base = save_weights(draw, place / "base", max_shard_size=5e5)
         (self.base / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
         (self.base / "1_Pooling").mkdir()
         (self.base / "1_Pooling" / "config.json").write_text("{}")
@@ -88,13 +90,13 @@ class World:
         self.place = place / "work"
         self.place.mkdir()
         self.out = self.place / "out"
-        self.old = self._made(self.arguments(scale=-2.0, shard=1.3e-3))
+        self.old = self._made(self.arguments(scale=-2.0, shard=2.6e-4))
         started = time.perf_counter()
         self.new = self._made(self.arguments())
         self.seconds = time.perf_counter() - started
         assert set(self.old) - set(self.new), "the old output has files of its own"
 
-    def arguments(self, *flags: str, scale: float = 0.5, shard: float = 2.5e-3) -> list[str]:
+    def arguments(self, *flags: str, scale: float = 0.5, shard: float = 5e-4) -> list[str]:
         """The command that writes an edit."""
         words = [
             "merge",
@@ -166,29 +168,16 @@ def test_dying_before_any_change_of_the_disk_never_shows_half_an_output(
 
 @fresh_and_replacing
 @by_threads_and_processes
-def test_dying_at_any_moment_never_shows_half_an_output(
-    trouble: Trouble, replacing: bool, world: World, forks: Forks
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_the_end_at_any_moment_never_shows_half_an_output(
+    sent: signal.Signals, trouble: Trouble, replacing: bool, world: World, forks: Forks
 ) -> None:
-    draw = Random(f"{replacing}{trouble}")
+    draw = Random(f"{sent}{replacing}{trouble}")
     for number in range(MOMENTS):
         force = world.prepare(replacing=replacing)
-        moment = draw.uniform(0, world.seconds)
-        assert forks(world.arguments(*force), trouble, signal.SIGKILL, moment) in (0, KILLED)
-        world.check(replacing=replacing)
-        world.finish("--force", *((RESUME,) if number % 2 else ()))
-
-
-@fresh_and_replacing
-@by_threads_and_processes
-def test_an_interrupt_at_any_moment_is_one_line_and_never_shows_half_an_output(
-    trouble: Trouble, replacing: bool, world: World, forks: Forks
-) -> None:
-    draw = Random(f"{replacing}{trouble}")
-    for number in range(MOMENTS):
-        force = world.prepare(replacing=replacing)
-        code = forks(world.arguments(*force), trouble, signal.SIGINT, draw.uniform(0, world.seconds))
-        assert code in (0, 130)
-        assert code == 0 or forks.said.count("\n") == 1
+        code = forks(world.arguments(*force), trouble, sent, draw.uniform(0, world.seconds))
+        assert code in (0, KILLED if sent is signal.SIGKILL else 130)
+        assert code != 130 or forks.said.count("\n") == 1
         world.check(replacing=replacing)
         world.finish("--force", *((RESUME,) if number % 2 else ()))
 
@@ -258,8 +247,7 @@ def test_another_process_resumes_with_the_shards_that_were_finished(world: World
     assert forks(world.arguments(), {"fill_after": sum(map(len, world.new.values())) * 5 // 6}) == 1
     assert "finished shards wait in .out.partial, --resume" in forks.said
     before = written_at(world.place / ".out.partial" / "out")
-    subprocess.run([sys.executable, "-m", "taskvec", *world.arguments(RESUME)], check=True)
-    assert read(world.out) == world.new
+    world.finish(RESUME)
     assert len(before.items() & written_at(world.out).items()) == 2
 
 
@@ -308,18 +296,37 @@ def test_inputs_that_changed_since_are_not_mixed_with_finished_shards(rule: str,
     assert all(torch.equal(written[name], tensor) for name, tensor in changed.items())
 
 
-def seconds_of_edit(place: Path, tensors: int) -> float:
-    """Processor seconds of an edit of so many tiny tensors, all in one file."""
-    place = Path(mkdtemp(dir=place))
+def calls_of_edit(rule: str, place: Path, tensors: int) -> int:
+    """Calls of functions, in all threads, while so many tiny tensors of one file are edited."""
     names = [f"layers.{i // 16}.experts.{i % 16}.weight" for i in range(tensors)]
-    base = save_weights({name: torch.zeros(4) for name in names}, place / "base.safetensors")
-    tuned = save_weights({name: torch.ones(4) for name in names}, place / "tuned.safetensors")
-    start = time.process_time()
-    edit = combine("ties", [TaskVector.between(base, tuned), 2 * TaskVector.between(base, tuned)])
-    save_weights(apply(base, edit), place / "out")
-    return time.process_time() - start
+    base, tuned = place / f"base{tensors}.safetensors", place / f"tuned{tensors}.safetensors"
+    for path, value in ((base, 0.0), (tuned, 1.0)):
+        save_file({name: torch.full((4,), value) for name in names}, path)
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    threading.setprofile(count)
+    sys.setprofile(count)
+    try:
+        vector = TaskVector.between(base, tuned)
+        save_weights(apply(base, combine(rule, [vector, 2 * vector])), place / f"out{tensors}")
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return calls
 
 
-def test_the_cost_of_many_small_tensors_grows_with_their_number_not_its_square(tmp_path: Path) -> None:
-    few, many = (min(seconds_of_edit(tmp_path, tensors) for _ in range(2)) for tensors in (150, 1200))
-    assert many < 3 * 8 * few
+every_tensor_is_named_for_each = pytest.mark.xfail(
+    reason="what a rule measures of a tensor names all tensors"
+)
+
+
+@pytest.mark.parametrize("rule", ["mean", pytest.param("sce", marks=every_tensor_is_named_for_each)])
+def test_the_cost_of_many_small_tensors_grows_with_their_number_not_its_square(
+    rule: str, tmp_path: Path
+) -> None:
+    _, few, many = (calls_of_edit(rule, tmp_path, tensors) for tensors in (2, 30, 300))  # the first imports
+    assert many < 1.5 * 10 * few

@@ -15,8 +15,10 @@ from taskvec.experiments.config import load_experiment
 def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = yaml.safe_load(demo.FILE.read_text())
     values["tasks"] = ["display", "gabor"]
-    values["limits"] = {"train": 64, "validation": 20, "test": 40}
-    values["training"] |= {"steps": 4, "batch_size": 8}
+    values["limits"] = {"train": 16, "validation": 10, "test": 20}
+    values["training"] |= {"steps": 4, "batch_size": 4}
+    values["regimes"] = {regime: values["regimes"][regime] for regime in ("full", "tangent", "post-hoc")}
+    values["search"] = {"step": 0.5, "coarse": 1, "limit": 1.5}
     values["negation"]["targets"] = ["gabor"]
     values["disentanglement"] = {"pairs": [["display", "gabor"]], "grid": {"points": 3}, "samples": 5}
     path = tmp_path / "short.yaml"
