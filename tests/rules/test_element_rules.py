@@ -60,7 +60,7 @@ def test_the_kth_largest_value_is_that_of_sorting(stack: Tensor, dtype: torch.dt
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(quantiles, "SMALL", small)
             for sample in (None, stack, stack[:, :2]):
-                found = kth_largest(Entries([lambda: halves], stack.shape[1], sample), rank)
+                found = kth_largest(Entries(lambda: halves, stack.shape[1], sample), rank)
                 assert torch.equal(found, expected)
 
 

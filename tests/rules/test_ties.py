@@ -92,13 +92,13 @@ def test_trimming_keeps_exactly_what_a_stable_sort_keeps(way: str, stack: Tensor
 def test_what_is_found_in_pieces_is_what_is_found_in_the_whole(way: str, stack: Tensor, keep: int) -> None:
     keep = min(keep, stack.shape[1])
     pieces = [stack[:, :7], stack[:, 7:]]
-    found = find(Entries([lambda: pieces[:1], lambda: pieces[1:]], stack.shape[1], stack), keep)
+    found = find(Entries(lambda: pieces, stack.shape[1], stack), keep)
     assert found == find(Entries.whole(stack), keep)
 
 
 def test_a_sample_that_misleads_costs_a_pass_and_no_more() -> None:
     stack = torch.randn(2, 40_000, generator=torch.Generator().manual_seed(0))
-    wrong = Entries([lambda: [stack]], 40_000, torch.zeros(2, 100))
+    wrong = Entries(lambda: [stack], 40_000, torch.zeros(2, 100))
     assert find(wrong, 8_000) == find(Entries.whole(stack), 8_000)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
@@ -86,9 +87,9 @@ def test_fingerprints_of_inputs_come_with_the_pass_that_reads_them(
 class Odd(Weights):
     """Weights of which one tensor is trouble."""
 
-    def __init__(self, trouble: Callable[[], Tensor]) -> None:
+    def __init__(self, trouble: Callable[[], Tensor], *files: Path) -> None:
         specs = {f"layer.{n}": TensorSpec((50, 50), torch.float32) for n in range(6)}
-        super().__init__("odd", specs, "odd")
+        super().__init__("odd", specs, "odd", files=files)
         self._trouble = trouble
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
@@ -104,6 +105,7 @@ def corrupt() -> Tensor:
 
 
 def die() -> Tensor:
+    time.sleep(0.5)  # for what comes first to be finished
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
@@ -123,6 +125,39 @@ def test_a_worker_that_is_killed_ends_the_edit(tmp_path: Path) -> None:
     with pytest.raises(TaskvecError, match="a worker ended with code -9"):
         save_weights(Odd(die), tmp_path / "out", processes=2)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_finished_when_a_worker_was_killed_waits_for_another_run(tmp_path: Path) -> None:
+    with pytest.raises(TaskvecError, match=r"ended with code -9.*; finished shards wait in \.out.*--resume"):
+        save_weights(Odd(die), tmp_path / "out", processes=2, max_shard_size=15_000)
+    read = Counted()
+    save_weights(read, tmp_path / "out", resume=True, max_shard_size=15_000)
+    assert "layer.0" not in read.names and len(open_weights(tmp_path / "out")) == 6
+
+
+class Counted(Odd):
+    """The same weights without trouble, which note what is read."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: torch.ones(50, 50))
+        self.names: set[str] = set()
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        self.names.add(name)
+        return super()._read(name, rows)
+
+
+def test_an_input_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "input"
+    file.write_text("before")
+
+    def meddle() -> Tensor:
+        file.write_text("afterwards")
+        return torch.ones(50, 50)
+
+    with pytest.raises(CorruptFile, match=r"input: was written to while it was read; run again"):
+        save_weights(Odd(meddle, file), tmp_path / "out", max_shard_size=15_000)
+    assert list(tmp_path.iterdir()) == [file]
 
 
 class Counting(Weights):

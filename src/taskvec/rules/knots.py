@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskvec.errors import InputError
 from taskvec.rules.matrix import check_pattern, is_matrix
-from taskvec.rules.rule import ANYWHERE, Place, Rule, Stacks
+from taskvec.rules.rule import ANYWHERE, Place, Rule
 
 _WIDTHS = (64, 256)
 """Ranks that are tried before a whole decomposition: those of a few adapters together."""
@@ -59,8 +58,7 @@ def check(
     for keyword, words in (("_base", "the weights of the base"), ("_stats", "statistics")):
         if keyword in rule.keywords:
             return f"inner is {inner!r}, which needs {words}; choose another"
-    settings = rule.settings(options or {}, tasks)
-    if _looks_at_all(rule, settings):
+    if rule.looks_at_all(rule.settings(options or {}, tasks)):
         return f"inner is {inner!r}, which with these options looks at the whole model; choose another"
     return check_pattern(tasks, exclude=exclude)
 
@@ -69,16 +67,6 @@ def _rule(inner: str) -> Rule:
     from taskvec.rules import RULES  # where this rule itself is listed
 
     return RULES[inner]
-
-
-def _looks_at_all(rule: Rule, settings: Mapping[str, Any]) -> bool:
-    """Whether the rule finds numbers in all tensors first."""
-    if rule.prepare is None:
-        return False
-    try:
-        return rule.prepare(Stacks.single(torch.zeros(2, 2, 2)), **settings) is not None
-    except InputError:  # such as no layers to count
-        return True
 
 
 def _aligned(deltas: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from itertools import pairwise
 from sys import maxsize
 
@@ -108,7 +108,7 @@ def stretches(
         )
 
 
-@cache
+@lru_cache(1 << 12)
 def _below(threshold: float, dtype: torch.dtype) -> float:
     """The next smaller float."""
     kind = np.float64 if dtype == torch.float64 else np.float32

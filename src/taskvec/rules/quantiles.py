@@ -7,9 +7,8 @@ the entry is then found among these few. Without one, or where the bracket misse
 seen a piece at a time, and several together (a whole model) count like one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,42 +60,30 @@ class Entries:
     """What is selected from.
 
     Attributes:
-        blocks: each gives pieces (task, ...), all float32 or all float64, anew at each call.
-        number: entries of a task in all blocks together.
+        parts: gives pieces (task, ...), all float32 or all float64, anew at each call.
+        number: entries of a task in all pieces together.
         sample: some entries of each task (task, n), spread over all of them; saves a pass.
     """
 
-    blocks: Sequence[Callable[[], Iterable[Tensor]]]
+    parts: Callable[[], Iterable[Tensor]]
     number: int
     sample: Tensor | None = None
 
     @classmethod
     def of(cls, stacks: Stacks, name: str, made: Made = lambda stack, context: stack) -> "Entries":
         """The entries of one tensor, or what is ``made`` of its pieces and their context."""
-
-        def block(rows: slice | None) -> Iterator[Tensor]:
-            return (made(*piece) for piece in stacks.pieces(name, rows))
-
         number = stacks.numel(name)
         sample = None
         if number > SMALL:
             rows = [made(*piece) for piece in stacks.sample(name, 4 * SAMPLE)]
             flat = torch.cat([stack.reshape(len(stack), -1) for stack in rows], dim=1)
             sample = flat[:, :: max(1, flat.shape[1] // SAMPLE)]
-        return cls([partial(block, rows) for rows in stacks.blocks(name)], number, sample)
+        return cls(lambda: (made(*piece) for piece in stacks.of(name)), number, sample)
 
     @classmethod
     def all_of(cls, stacks: Stacks) -> "Entries":
         """The entries of every tensor together."""
-        blocks = [e for name in stacks.changed for e in cls._unsampled(stacks, name)]
-        return cls(blocks, sum(map(stacks.numel, stacks.changed)))
-
-    @staticmethod
-    def _unsampled(stacks: Stacks, name: str) -> list[Callable[[], Iterable[Tensor]]]:
-        def block(rows: slice | None) -> Iterator[Tensor]:
-            return (stack for stack, _ in stacks.pieces(name, rows))
-
-        return [partial(block, rows) for rows in stacks.blocks(name)]
+        return cls(lambda: (stack for _, stack in stacks), sum(map(stacks.numel, stacks.changed)))
 
     @classmethod
     def whole(cls, stack: Tensor) -> "Entries":
@@ -104,20 +91,12 @@ class Entries:
         number = stack[0].numel()
         flat = stack.reshape(len(stack), -1)
         sample = flat[:, :: max(1, number // SAMPLE)] if number > SMALL else None
-        return cls([lambda: [stack]], number, sample)
+        return cls(lambda: [stack], number, sample)
 
     def changed(self, made: Callable[[Tensor], Tensor]) -> "Entries":
         """What is made of each piece (task, ...), entry by entry."""
-        blocks = [partial(_mapped, made, block) for block in self.blocks]
-        return Entries(blocks, self.number, None if self.sample is None else made(self.sample))
-
-    def parts(self) -> Iterator[Tensor]:
-        """All pieces."""
-        return (part for block in self.blocks for part in block())
-
-
-def _mapped(made: Callable[[Tensor], Tensor], block: Callable[[], Iterable[Tensor]]) -> Iterable[Tensor]:
-    return map(made, block())
+        sample = None if self.sample is None else made(self.sample)
+        return Entries(lambda: map(made, self.parts()), self.number, sample)
 
 
 def find(entries: Entries, keep: Ranks) -> list[Found]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
 
@@ -199,6 +200,35 @@ class Rule:
         if complaint:
             raise InputError(f"rule {self.name!r}: {complaint}")
         return settings
+
+    def looks_at_all(self, settings: Mapping[str, Any]) -> bool:
+        """Whether with these parameters the rule settles something for the whole model first."""
+        if self.prepare is None:
+            return False
+        made_up = Stacks.single(torch.zeros(2, 2, 2))
+        try:
+            return self.prepare(made_up, **self.own(settings), _given=made_up) is not None
+        except InputError:  # such as no layers to count
+            return True
+
+    def check_varying(self, settings: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse a parameter that differs from tensor to tensor where it is settled for the whole model.
+
+        Args:
+            settings: those of every tensor.
+
+        Raises: InputError.
+        """
+        kinds = list({repr(sorted(one.items())): one for one in settings}.values())
+        for part in self.stages or (self,):
+            asked = inspect.signature(part.prepare).parameters if part.prepare else ()
+            varying = [name for name in part.parameters() if any(one[name] != kinds[0][name] for one in kinds)]
+            settled = next((name for name in varying if name in asked), None)
+            if settled and any(map(part.looks_at_all, kinds)):
+                raise InputError(
+                    f"rule {self.name!r}: {settled} differs from tensor to tensor, but {part.name!r} looks at "
+                    "the whole model with it, expected one value"
+                )
 
     def own(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the values that the function takes."""

@@ -56,6 +56,8 @@ def combine(
         name: {**params, **some} if own else known.settings({**params, **some}, len(vectors))
         for name, some in (each or {}).items()
     }
+    if not own:
+        known.check_varying([settings, *single.values()])
     check_statistics(known, vectors, stats)
     base, specs = _common(vectors)
     _check_names(single, specs)
@@ -97,6 +99,11 @@ def _rule(rule: str | Rule | Callable[..., Tensor]) -> Rule:
     if isinstance(rule, Rule):
         return RULES.completed(rule.name, [rule])
     return Rule(getattr(rule, "__name__", "custom"), rule, "tensor")
+
+
+def _ours(rule: Rule) -> bool:
+    """Whether the rule is the one of this name in the registry, which does not change behind our back."""
+    return rule.name in RULES and RULES[rule.name] is rule
 
 
 def _check_names(each: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> None:
@@ -146,7 +153,7 @@ class Combined(Source):
                 *(file for vector in vectors for file in vector.files),
                 *(file for one in stats or () for file in one.files),
             ),
-            frozen=rule.name in RULES and all(source.frozen for vector in vectors for source in vector.terms),
+            frozen=_ours(rule) and all(source.frozen for vector in vectors for source in vector.terms),
         )
         recorded = json.loads(json.dumps({**settings, **({"each": each} if each else {})}, default=repr))
         self.by_rows = rule.by_rows and all(vector.by_rows for vector in vectors)
@@ -180,7 +187,8 @@ class Combined(Source):
         return (*(one for vector in self._vectors for one in vector.inputs), *self._stats)
 
     def prepare(self, precision: torch.dtype = torch.float32) -> None:
-        """Take the passes over the whole model."""
+        """Take the passes over the whole model; each tensor is read once then, so none is kept."""
+        self._room = 0
         for vector in self._vectors:
             vector.prepare(precision)
         self._prepared(precision)

@@ -78,7 +78,7 @@ class Source(ABC):
         return ()
 
     def prepare(self, precision: torch.dtype = torch.float32) -> None:  # noqa: B027  # most need nothing
-        """Do ahead what reading any tensor in a precision needs; reading does it otherwise."""
+        """Do ahead what reading each tensor once, in a precision, needs; reading does it otherwise."""
 
     def at(self, name: str, coefficient: float) -> "list[tuple[Source, float]]":
         """The terms that so much of this direction is at one tensor."""

@@ -222,7 +222,7 @@ class Weights(Mapping[str, Tensor], ABC):
         return (self,)
 
     def prepare(self) -> None:
-        """Do ahead what reading any tensor needs, such as a pass over the whole model."""
+        """Do ahead what reading each tensor once needs, such as a pass over the whole model."""
 
     def working_bytes(self, name: str) -> int:
         """Bytes that reading one of the ``row_blocks`` of ``name`` takes, about."""

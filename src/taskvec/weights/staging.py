@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from taskvec.errors import DiskFull, OutputExists
+from taskvec.errors import DiskFull, InputError, OutputExists
 
 MANIFEST = "taskvec.json"
 
@@ -89,7 +89,7 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
                 flush(self._work)
                 _swap_in(self._work, self.target, self._aside)
                 flush(self.target.parent)
-            elif not isinstance(error, OSError | KeyboardInterrupt):
+            elif isinstance(error, InputError):  # would come again
                 self.keep = False
         finally:
             self._leave()

@@ -108,6 +108,9 @@ def stream(
     waiting = {name: 0 for shard in shards.values() for name in shard.places}
     for span in spans:
         waiting[span.name] += 1
+    if processes > 1 and spans:  # what is loaded and compiled on first use is so before the fork
+        first = min(spans, key=lambda span: span.size)
+        weights.read(first.name, first.blocks[0][0])
     run = in_processes if processes > 1 else in_threads
     inputs = weights.inputs if processes > 1 else ()
     with closing(run(work, len(spans), workers, inputs)) as results:

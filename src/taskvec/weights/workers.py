@@ -146,7 +146,7 @@ def in_processes(
 def _received(pipe: Connection, process: Any) -> Any:
     try:
         return pipe.recv()
-    except EOFError:
+    except (EOFError, OSError):  # nothing, or the half of something
         process.join()
         return TaskvecError(
             f"a worker ended with code {process.exitcode} in the middle of its work; "

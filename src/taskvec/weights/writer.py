@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from taskvec._version import __version__
-from taskvec.errors import NonFinite, TaskvecError
+from taskvec.errors import CorruptFile, NonFinite, TaskvecError
 from taskvec.progress import Watch, unwatched
 from taskvec.weights.journal import Journal
 from taskvec.weights.opening import PICKLES, WeightsLike, open_weights
 from taskvec.weights.plan import Shard, plan_shards
 from taskvec.weights.source import Weights, folded
 from taskvec.weights.staging import MANIFEST, check_space, check_target, flush, staged
+from taskvec.weights.stored import file_identity
 from taskvec.weights.streaming import Outcome, stream
 
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
@@ -100,6 +101,7 @@ def save_weights(
         for place in places.keys() - left.keys():
             for name in places[place].places:
                 tensor_done(name)
+        states = {file: file_identity(file) for file in inputs}
         outcome = stream(
             source,
             left,
@@ -110,6 +112,9 @@ def save_weights(
             tensor_done=tensor_done,
             shard_done=shard_done,
         )
+        for file, state in states.items():
+            if file_identity(file) != state:
+                raise CorruptFile(f"{file}: was written to while it was read; run again")
         if outcome.bad and not allow_nonfinite:
             staging.keep = False
             raise NonFinite(nonfinite_message(source.ref, outcome.bad))
@@ -211,6 +216,10 @@ def _failing_in_words(target: Path, staging: staged) -> Iterator[None]:
     except KeyboardInterrupt:
         if staging.keep:
             raise KeyboardInterrupt(f"interrupted; {kept}") from None
+        raise
+    except TaskvecError as error:
+        if staging.keep:
+            raise type(error)(f"{error}; {kept}") from None
         raise
     except OSError as error:
         what = error.strerror or str(error)
