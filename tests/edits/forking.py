@@ -97,7 +97,7 @@ def obey(request: dict[str, Any]) -> int:
 def main_loop() -> None:
     """Fork for every request, until there are no more."""
     torch.set_num_threads(1)
-    os.fsync = lambda handle: None  # whoever is killed here, the system lives on
+    os.fsync = lambda fd: None  # whoever is killed here, the system lives on
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()
