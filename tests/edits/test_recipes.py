@@ -421,7 +421,7 @@ BAD: dict[str, tuple[dict[str, Any], type[InputError], str]] = {
             "parameters": {"trim": "global", "keep": {"gradient": [0.1, 0.5], "default": 0.2}},
         },
         InputError,
-        "parameters.keep: differs from tensor to tensor, but 'ties' looks at the whole model",
+        "rule 'ties': keep differs from tensor to tensor, but 'ties' looks at the whole model",
     ),
     "the same model twice": (
         {"models": {"a": "a", "again": "a/model.safetensors"}, "rule": "sum"},

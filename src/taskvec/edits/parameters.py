@@ -14,7 +14,6 @@ import torch
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from taskvec.config import Config
-from taskvec.edits.passes import check_varying
 from taskvec.errors import InputError
 from taskvec.registry import nearest
 from taskvec.rules import Rule
@@ -239,9 +238,7 @@ def for_rule(
         for name, one in _varying(where, value, names, edited).items():
             each[name][field] = _for_each(field, one, len(vectors))
     params |= next(iter(each.values()), {})
-    each = {name: own for name, own in each.items() if own}
-    check_varying(rule, params, each, len(vectors), names)
-    return params, each
+    return params, {name: own for name, own in each.items() if own}
 
 
 def by_vector(where: str, value: Mapping[str, Any], vectors: Sequence[str]) -> dict[str, Any]:

@@ -1,13 +1,11 @@
 """How often a rule goes through a model, found by letting it go through a made-up one."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from taskvec.errors import InputError
 from taskvec.rules import Rule
 from taskvec.vectors import TaskVector, combine
 from taskvec.weights import TensorSpec, Weights, open_weights
@@ -56,25 +54,3 @@ class _MadeUp(Weights):
         found = self._values if rows is None else self._values[rows]
         self.rows[name] += len(found)
         return found
-
-
-def check_varying(
-    rule: Rule,
-    params: Mapping[str, Any],
-    each: Mapping[str, Mapping[str, Any]],
-    tasks: int,
-    names: Sequence[str],
-) -> None:
-    """Refuse a parameter that varies from tensor to tensor, where a rule settles it for the whole model.
-
-    Raises: InputError.
-    """
-    kinds = list({repr(own): own for own in each.values()}.values())
-    for part in rule.stages or (rule,):
-        asked = inspect.signature(part.prepare).parameters if part.prepare else {}
-        varying = sorted({name for own in kinds for name in own} & asked.keys())
-        if varying and any(passes(part, part.own({**params, **own}), tasks, names) > 1 for own in kinds):
-            raise InputError(
-                f"parameters.{varying[0]}: differs from tensor to tensor, but {part.name!r} looks at the "
-                "whole model with it, expected one value"
-            )

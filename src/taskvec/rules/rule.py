@@ -222,12 +222,14 @@ class Rule:
         kinds = list({repr(sorted(one.items())): one for one in settings}.values())
         for part in self.stages or (self,):
             asked = inspect.signature(part.prepare).parameters if part.prepare else ()
-            varying = [name for name in part.parameters() if any(one[name] != kinds[0][name] for one in kinds)]
+            varying = [
+                name for name in part.parameters() if any(one[name] != kinds[0][name] for one in kinds)
+            ]
             settled = next((name for name in varying if name in asked), None)
             if settled and any(map(part.looks_at_all, kinds)):
                 raise InputError(
-                    f"rule {self.name!r}: {settled} differs from tensor to tensor, but {part.name!r} looks at "
-                    "the whole model with it, expected one value"
+                    f"rule {self.name!r}: {settled} differs from tensor to tensor, but {part.name!r} looks "
+                    "at the whole model with it, expected one value"
                 )
 
     def own(self, values: Mapping[str, Any]) -> dict[str, Any]:
