@@ -1,6 +1,6 @@
 """Parameters with a value for each task, and rescaling by what they removed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from taskvec.errors import InputError
-from taskvec.rules import RULES, quantiles
+from taskvec.rules import RULES
 from taskvec.rules.breadcrumbs import breadcrumbs
 from taskvec.rules.dare import dare
 from taskvec.rules.della import della
@@ -23,17 +23,6 @@ from taskvec.weights import source
 few = settings(max_examples=30, deadline=None, derandomize=True)
 HERE = Place("layer.0.weight")
 DENSITIES = [0.2, 1.0, 0.55]
-
-
-@pytest.fixture(params=["at once", "by a sample", "by counting"], scope="module")
-def way(request: pytest.FixtureRequest) -> Iterator[str]:
-    """How thresholds are found; few entries would always be looked at at once."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param != "at once":
-            patch.setattr(quantiles, "SMALL", 0)
-        if request.param == "by counting":
-            patch.setattr(quantiles, "_bracketed", lambda *_: [])
-        yield request.param
 
 
 @st.composite

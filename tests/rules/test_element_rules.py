@@ -10,6 +10,7 @@ from scipy.special import rel_entr, softmax  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.testing import assert_close
 
+from rules.stacks import stacks
 from taskvec.errors import InputError
 from taskvec.rules import RULES, quantiles
 from taskvec.rules.arcee_fusion import arcee_fusion
@@ -28,16 +29,6 @@ from taskvec.vectors import TaskVector, combine
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 Flat = NDArray[np.float64]
-
-
-@st.composite
-def stacks(draw: st.DrawFn) -> Tensor:
-    """(task, n) float64, with equal magnitudes and zeros."""
-    tasks, n = draw(st.integers(1, 4)), draw(st.integers(1, 30))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    coarse = torch.randint(-3, 4, (tasks, n), generator=generator) * 0.25
-    fine = torch.randn(tasks, n, generator=generator, dtype=torch.float64)
-    return coarse + fine * draw(st.sampled_from([0.0, 1.0]))
 
 
 def vectors(*stacks: Tensor) -> list[TaskVector]:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
 import taskvec as tv
+from rules.stacks import stacks
 from taskvec.errors import BaseMismatch, CorruptFile, InputError, NonFinite, OutputExists, UnknownName
 from taskvec.rules.emr import emr as rule
 from taskvec.weights import source as weights_source
@@ -27,16 +27,6 @@ SHAPES = {
     "scale": (),
     "none": (0, 3),
 }
-
-
-@st.composite
-def stacks(draw: st.DrawFn) -> Tensor:
-    """(task, n) float64, with equal magnitudes, zeros and sums that cancel."""
-    tasks, n = draw(st.integers(1, 5)), draw(st.integers(1, 30))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    coarse = torch.randint(-3, 4, (tasks, n), generator=generator) * 0.25
-    fine = torch.randn(tasks, n, generator=generator, dtype=torch.float64)
-    return coarse + fine * draw(st.sampled_from([0.0, 1.0]))
 
 
 def base() -> dict[str, Tensor]:

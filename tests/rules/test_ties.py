@@ -1,6 +1,5 @@
 """Laws and values of TIES."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from taskvec.errors import InputError
-from taskvec.rules import RULES, quantiles
+from taskvec.rules import RULES
 from taskvec.rules.magnitude import Cut, cuts_of, trim
 from taskvec.rules.quantiles import Entries, find
 from taskvec.rules.rule import Stacks
@@ -57,17 +56,6 @@ def test_value_by_sorting(stack: Tensor, keep: float, merge: Any) -> None:
     assert_close(
         ties(stack, keep=keep, merge=merge).double(), by_sorting(stack, keep, merge), atol=1e-6, rtol=1e-5
     )
-
-
-@pytest.fixture(params=["at once", "by a sample", "by counting"], scope="module")
-def way(request: pytest.FixtureRequest) -> Iterator[str]:
-    """How the entry of a rank is found; few entries would always be looked at at once."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param != "at once":
-            patch.setattr(quantiles, "SMALL", 0)
-        if request.param == "by counting":
-            patch.setattr(quantiles, "_bracketed", lambda *_: [])
-        yield request.param
 
 
 def cut_at(stack: Tensor, keep: int) -> list[Cut]:
