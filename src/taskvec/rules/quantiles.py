@@ -28,7 +28,7 @@ SMALL = 1 << 14
 SAMPLE = 1 << 16
 """Entries of a sample, about."""
 
-_MOST = 1 << 23  # entries of a task that are gathered; where more lie inside a bracket, all are counted
+_MOST = 1 << 22  # entries of a task that are gathered; where more lie inside a bracket, all are counted
 
 
 Ranks = int | Sequence[int]
@@ -167,14 +167,14 @@ def _bracketed(entries: Entries, ranks: Sequence[int], magnitude: bool) -> list[
         _bracket(_keys(one, magnitude), rank / entries.number)
         for one, rank in zip(entries.sample, ranks, strict=True)
     ]
-    inside: list[list[tuple[Keys, NDArray[np.int64]]]] = [[] for _ in brackets]
+    inside: list[list[tuple[Keys, NDArray[np.int32], int]]] = [[] for _ in brackets]
     wanted, gathered, first = list(ranks), [0] * len(brackets), 0
     for part in entries.parts():
         for task, (low, high) in enumerate(brackets):
             above, keys, places = _split(_bits(part[task]), magnitude, low, high)
             wanted[task] -= above
             gathered[task] += len(keys)
-            inside[task].append((keys, places + first))
+            inside[task].append((keys, places, first))
         first += part[0].numel()
         if max(gathered) > _MOST:
             return []
@@ -182,19 +182,21 @@ def _bracketed(entries: Entries, ranks: Sequence[int], magnitude: bool) -> list[
         return []
     chosen = []
     for parts, left in zip(inside, wanted, strict=True):
-        keys, places = (np.concatenate(some) for some in zip(*parts, strict=True))
-        one = _among(keys, left)
-        chosen.append(one if one.until is None else one._replace(until=int(places[one.until])))
+        one = _among(np.concatenate([keys for keys, _, _ in parts]), left)
+        if one.until is not None:
+            places = np.concatenate([begun + places.astype(np.int64) for _, places, begun in parts])
+            one = one._replace(until=int(places[one.until]))
+        chosen.append(one)
     return chosen
 
 
 @compiled
-def _split(bits: Keys, magnitude: bool, low: int, high: int) -> tuple[int, Keys, NDArray[np.int64]]:
+def _split(bits: Keys, magnitude: bool, low: int, high: int) -> tuple[int, Keys, NDArray[np.int32]]:
     """How many keys are above ``high``; those from ``low`` to ``high``; and their indices."""
     kind = bits.dtype.type
     least, most, largest = kind(low), kind(high), kind(np.iinfo(bits.dtype).max)
     keys, flags = np.empty(_TILE, bits.dtype), np.zeros(_TILE, np.uint8)
-    found, places = np.empty(len(bits) + 1, bits.dtype), np.empty(len(bits) + 1, np.int64)
+    found, places = np.empty(len(bits) + 1, bits.dtype), np.empty(len(bits) + 1, np.int32)
     above, number = 0, np.uint64(0)
     for start in range(0, len(bits), _TILE):
         tile = bits[start : start + _TILE]
