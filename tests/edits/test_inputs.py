@@ -107,6 +107,16 @@ def test_a_folder_that_is_not_sound_is_refused(
     assert code == 2 and wanted in said and said.count("\n") == 1 and not Path("out").exists()
 
 
+@pytest.mark.parametrize("file", ["r.yaml", "m.yaml"])
+def test_what_does_not_fit_is_said_with_the_recipe(run: Callable[..., Ended], file: str) -> None:
+    save_weights({**state(1), "layer.0.weight": torch.zeros(3, 3)}, "odd.safetensors")
+    recipe(a="a", b="odd.safetensors")
+    code, said = run("merge", file, "-o", "out")
+    assert code == 2 and said.startswith(
+        f"taskvec: {file}: odd.safetensors: 'layer.0.weight' has shape (3, 3)"
+    )
+
+
 def test_a_file_that_is_named_is_what_was_meant(run: Callable[..., Ended]) -> None:
     shutil.copy("b/model-00001-of-00002.safetensors", "a/model-00004-of-00003.safetensors")
     assert run("diff", "base", "a/model.safetensors.index.json", "-o", "v.safetensors")[0] == 0

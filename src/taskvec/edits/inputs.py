@@ -1,10 +1,11 @@
 """Whether inputs are what they seem: sound folders, no two alike, and none that holds the output."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from taskvec.edits.configs import read_config
-from taskvec.errors import CorruptFile, OutputExists
+from taskvec.errors import CorruptFile, InputError, OutputExists
 from taskvec.vectors import TaskVector
 from taskvec.vectors.adapters import Adapter
 from taskvec.vectors.sources import Stored
@@ -14,6 +15,16 @@ from taskvec.weights.source import row_size
 
 LOOK = 1 << 10
 """Entries of a tensor that are compared first."""
+
+
+@contextmanager
+def told(where: str) -> Iterator[None]:
+    """Open the messages of errors with the recipe, or the place in it, that they come from."""
+    try:
+        yield
+    except InputError as error:
+        said = str(error)
+        raise type(error)(said if said.startswith(where) else f"{where}: {said}") from None
 
 
 def check_sound(weights: Weights) -> Weights:

@@ -116,7 +116,7 @@ class Origin(Weights):
 
     def __init__(self, model: Weights) -> None:
         super().__init__(
-            f"the origin of {model.ref}",
+            "zero",
             {name: model.spec(name) for name in model},
             ("origin", model.identity),
             tied=model.tied,

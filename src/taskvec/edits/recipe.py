@@ -1,7 +1,6 @@
 """Recipes: YAML files that say which model to make of a base and task vectors, or of fine-tuned models."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,10 +9,10 @@ import torch
 from pydantic import Field, PositiveFloat
 
 from taskvec.edits.configs import config_of
-from taskvec.edits.inputs import check_sound, copies, said_of_copy
+from taskvec.edits.inputs import check_sound, copies, said_of_copy, told
 from taskvec.edits.merge import Merge
 from taskvec.edits.parameters import FORMS, Documented, Each, Value, by_vector, constant, for_rule, settle
-from taskvec.edits.passes import passes
+from taskvec.edits.passes import Passes, passes
 from taskvec.edits.tokens import check_in_order
 from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
@@ -101,7 +100,7 @@ def read(path: Path, content: object, *, known: Known = none_known, **instead: o
         recipe = Recipe.parse(where, {**content, **given})
     except RecursionError:
         raise InputError(f"{where}: nested too deeply, or in itself") from None
-    with _told(where):
+    with told(where):
         _check(recipe)
         return _Reading(path, recipe, known).merge()
 
@@ -135,16 +134,6 @@ def _check(recipe: Recipe) -> None:
         unused = [name for name in names if name not in names_in(recipe.expression)]
         if unused:
             raise InputError(f"{unused[0]!r} is not in the expression; leave it out")
-
-
-@contextmanager
-def _told(where: str) -> Iterator[None]:
-    """Open the messages of errors with the recipe they come from."""
-    try:
-        yield
-    except InputError as error:
-        said = str(error)
-        raise type(error)(said if said.startswith(where) else f"{where}: {said}") from None
 
 
 class _Reading:
@@ -283,13 +272,13 @@ class _Reading:
             raise InputError(f"{where}: {path}: no such file or folder; paths are relative to the recipe")
         return check_sound(open_weights(ref))
 
-    def _combined(self) -> tuple[TaskVector, int]:
-        """The edit before it is scaled, and how often the inputs are read for it."""
+    def _combined(self) -> tuple[TaskVector, Callable[[], Passes]]:
+        """The edit before it is scaled, and what finds how often the inputs are read for it."""
         vectors, recipe = self.vectors, self.recipe
         if self.rule is None:
             if recipe.expression is None:
-                return next(iter(vectors.values())), 1
-            return parse_expression(recipe.expression, vectors), 1
+                return next(iter(vectors.values())), Passes
+            return parse_expression(recipe.expression, vectors), Passes
         names = list(vectors)
         params, each = for_rule(self.rule, recipe.parameters, names, self.names, self.edited)
         varying = {field for own in each.values() for field in own}
@@ -298,7 +287,7 @@ class _Reading:
             "name": self.rule.name,
             **{k: settings[k] for k in settings if k not in varying},
         }
-        rounds = passes(self.rule, params, len(names), self.names)
+        rounds = partial(passes, self.rule, params, len(names), self.names)
         given = list(vectors.values())
         made = combine(self.rule, grounded(given, self.base), each=each, stats=self._statistics(), **params)
         return made, rounds

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from taskvec.edits.inputs import told
 from taskvec.edits.layers import Origin, widened
 from taskvec.edits.mergekit.methods import Method
 from taskvec.edits.mergekit.settings import Scope, resolve
@@ -50,12 +51,9 @@ class Part:
             order.remove(self.base)
             start = models[self.base]
         self._check_number(method, len(order))
-        vectors = [TaskVector.between(start, models[place]) for place in order]
-        table = self.table(method, order, list(vectors[0]))
-        try:
-            merged = method.combine(vectors, table)
-        except InputError as error:
-            raise type(error)(f"{self.where}: {error}") from None
+        with told(self.where):
+            vectors = [TaskVector.between(start, models[place]) for place in order]
+            merged = method.combine(vectors, self.table(method, order, list(vectors[0])))
         return apply(start, merged, dtype=dtype)
 
     def table(self, method: Method, order: Sequence[int], names: Sequence[str]) -> Table:

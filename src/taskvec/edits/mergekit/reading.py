@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from taskvec.edits.configs import config_of
-from taskvec.edits.inputs import check_sound, copies, said_of_copy
+from taskvec.edits.inputs import check_sound, copies, said_of_copy, told
 from taskvec.edits.layers import (
     Joined,
     Picked,
@@ -235,10 +235,8 @@ class _Reading:
 
     def _open(self, field: str, ref: str) -> Weights:
         if ref not in self.models:
-            try:
+            with told(f"{self.where}: {field}"):
                 self.models[ref] = _opened(ref)
-            except InputError as error:
-                raise type(error)(f"{self.where}: {field}: {error}") from None
         return self.models[ref]
 
     def _scope(self, field: str, given: Mapping[str, Any] | None) -> Scope:
@@ -292,10 +290,8 @@ class _Reading:
     def _in_one_vocabulary(self, sources: Sequence[Weights], base: int, vocab: Vocab) -> list[Weights]:
         """The models with their rows matched token by token, as views."""
         others = [source for place, source in enumerate(sources) if place != base]
-        try:
+        with told(self.where):
             seen = align(sources[base], others, vocab)
-        except InputError as error:
-            raise type(error)(f"{self.where}: {error}") from None
         self._aligned, self.tokens, self.files = seen.base, seen.facts["rows"], seen.files
         self._said += seen.facts["notes"]
         return [*seen.tuned[:base], seen.base, *seen.tuned[base:]]
