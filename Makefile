@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/taskvec demo -o runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
