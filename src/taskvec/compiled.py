@@ -30,7 +30,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
         if keep:
             try:
                 return made(True)(*args, **kwargs)
-            except (OSError, RuntimeError):  # there is no folder, or no room, to keep it in
+            except Exception:  # no folder or no room to keep it in, or what is there is damaged
                 keep = False
         return made(False)(*args, **kwargs)
 

@@ -249,7 +249,9 @@ def test_the_size_of_blocks_changes_no_more_than_the_order_of_sums(
 @every_rule
 def test_a_model_is_edited_and_its_integers_stay(name: str) -> None:
     base, vectors = model(tasks_of(RULES[name], 3))
-    most = {"density": 0.8} if name.startswith("dare") else {}  # of few entries, a tenth may be none
+    most: dict[str, Any] = (
+        {"density": 0.8} if name.startswith("dare") else {}
+    )  # of few entries, a tenth may be none
     edit = combine(name, vectors, stats=stats_of(RULES[name], vectors), **most)
     edited = apply(base, edit)
     assert torch.equal(edited["position_ids"], base["position_ids"])
