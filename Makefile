@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/taskvec demo -o runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
