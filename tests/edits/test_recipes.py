@@ -118,7 +118,7 @@ def by_numpy(depth: float, anchors: list[float]) -> float:
 def test_an_expression_is_a_linear_combination(made: Made) -> None:
     merge = made(expression="0.4*a - 0.3*b", scale=0.5)
     check(merge, summed([0.4, -0.3], 0.5))
-    assert merge.passes == 1
+    assert merge.passes() == (1, 0)
 
 
 def test_what_is_left_out_is_said(made: Made) -> None:
@@ -292,7 +292,7 @@ def test_the_plan_counts_and_writes_nothing(made: Made, place: Path) -> None:
     before = sorted(place.iterdir())
     found = plan(made(rule="ties", parameters={"trim": "global"}), place / "out", memory=1e6)
     assert (found.edited, found.copied) == (len(SHAPES), 1)
-    assert found.passes > 1
+    assert found.passes > found.ahead > 0
     assert found.read == sum(
         (place / name / "model.safetensors").stat().st_size for name in ("base", "a", "b")
     )

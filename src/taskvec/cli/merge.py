@@ -117,7 +117,7 @@ def _show_plan(made: "Merge", output: Path, *, memory: float, force: bool, json:
         print_json({"path": str(output), **asdict(found)})
         return
     again = f", {found.passes} times over" if found.passes > 1 else ""
-    work = "read, computing comes on top" if again else "read and compute"
+    work = "read, computing comes on top" if found.ahead else "read and compute"
     rows = [
         ("edited tensors", f"{found.edited:,}"),
         ("copied tensors", f"{found.copied:,}"),

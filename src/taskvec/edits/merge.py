@@ -1,9 +1,10 @@
 """What a recipe of any dialect comes to: a model to be written, and what is to be said of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from taskvec.edits.passes import Passes
 from taskvec.weights import Weights
 
 
@@ -18,8 +19,8 @@ class Merge:
         notes: said once on standard error: what was assumed, where another tool's result differs.
         max_shard_size: bytes of a shard of the output.
         inputs: what is read, by the names of the recipe; their fingerprints complete the record.
-        passes: how often the inputs are read, writing included; more than once for rules that look at
-            the whole model first.
+        passes: finds how often the inputs are read; more than once for rules that look at a tensor, or at
+            the whole model, first.
         allow_nonfinite: write NaN and infinities.
         files: name -> text of side files written in place of those of ``like``, such as a config.json.
     """
@@ -30,6 +31,6 @@ class Merge:
     notes: tuple[str, ...] = ()
     max_shard_size: float = 5e9
     inputs: Mapping[str, Weights] = field(default_factory=dict)
-    passes: int = 1
+    passes: Callable[[], Passes] = Passes
     allow_nonfinite: bool = False
     files: Mapping[str, str] = field(default_factory=dict)

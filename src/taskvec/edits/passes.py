@@ -1,7 +1,7 @@
 """How often a rule goes through a model, found by letting it go through a made-up one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,22 +10,34 @@ from taskvec.rules import Rule
 from taskvec.vectors import TaskVector, combine
 from taskvec.weights import TensorSpec, Weights, open_weights
 
-ROWS = 1 << 18
-"""Of the made-up tensors: enough that a rule takes no shortcut, and that a sample of them is no pass."""
+ROWS = 1 << 20
+"""Of the made-up tensors: enough that a rule takes no shortcut, and that some samples are no pass."""
 
 
-def passes(rule: Rule, params: Mapping[str, Any], tasks: int, names: Sequence[str]) -> int:
-    """How often a rule goes through the whole model: once to combine, and as often as it does to prepare.
+class Passes(NamedTuple):
+    """How often an edit reads its inputs.
 
-    Found by a rehearsal with a model of these names, of which two tensors have deltas. The rule is asked for
-    the first; what it reads of the second it reads to prepare.
+    Attributes:
+        all: in all.
+        ahead: before the first tensor can be made.
+    """
+
+    all: int = 1
+    ahead: int = 0
+
+
+def passes(rule: Rule, params: Mapping[str, Any], tasks: int, names: Sequence[str]) -> Passes:
+    """How often a rule goes through a model: to look at all of it, to measure a tensor, and to combine.
+
+    Found by a rehearsal with a model of these names, of which two tensors have deltas. What is read of the
+    second counts; into the first, rules may look once more to see what is there.
 
     Raises: InputError for parameters that do not fit.
     """
     rule.settings(params, tasks)
-    if rule.prepare is None or len(names) < 2:
-        return 1
-    first, second, *rest = names
+    if rule.prepare is None and rule.measure is None:
+        return Passes()
+    first, second, *rest = dict.fromkeys([*names, "rehearsal", "another"])
     base = open_weights(
         {first: torch.zeros(ROWS, 1), second: torch.zeros(ROWS, 1)} | {n: torch.zeros(1) for n in rest}
     )
@@ -37,8 +49,10 @@ def passes(rule: Rule, params: Mapping[str, Any], tasks: int, names: Sequence[st
         stats=stats if "_stats" in rule.keywords else None,
         **params,
     )
-    made.read(first)
-    return 1 + round(deltas[0].rows[second] / ROWS)
+    made.prepare()
+    ahead = deltas[0].rows[second]
+    made.read(second)
+    return Passes(deltas[0].rows[second] // ROWS, ahead // ROWS)
 
 
 class _MadeUp(Weights):
@@ -48,7 +62,7 @@ class _MadeUp(Weights):
         specs = dict.fromkeys(names, TensorSpec((ROWS, 1), torch.float32))
         super().__init__(f"rehearsal {task}", specs, ("rehearsal", task))
         self.rows = dict.fromkeys(names, 0)
-        self._values = torch.linspace(-1, 1 + task, ROWS)[:, None]
+        self._values = torch.randn(ROWS, 1, generator=torch.Generator().manual_seed(task))
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         found = self._values if rows is None else self._values[rows]

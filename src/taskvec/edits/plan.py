@@ -12,6 +12,7 @@ import torch
 
 from taskvec.edits.inputs import check_outside
 from taskvec.edits.merge import Merge
+from taskvec.edits.passes import Passes
 from taskvec.vectors import EditedWeights
 from taskvec.weights import Weights
 from taskvec.weights.plan import plan_shards
@@ -31,19 +32,22 @@ class Plan:
         copied: tensors that pass through as they are.
         read: bytes of the input files, read in every pass.
         passes: over the inputs, the one that writes included.
+        ahead: those of them that come before the first tensor can be made.
         written: bytes of the output, side files included.
         shards: bytes of each file of weights.
         largest: the largest tensor of the output.
         largest_bytes: its bytes.
         memory: bytes that blocks at work take at most, about; torch itself comes on top.
         free: bytes free where the output goes.
-        seconds: of reading, and in a single pass of computing, estimated from a sample; writing comes on top.
+        seconds: of reading, and of computing if no pass comes ahead, estimated from a sample; writing comes
+            on top.
     """
 
     edited: int
     copied: int
     read: int
     passes: int
+    ahead: int
     written: int
     shards: tuple[int, ...]
     largest: str
@@ -74,21 +78,22 @@ def plan(merge: Merge, target: Path, *, memory: float, force: bool = False) -> P
     edited = edited_tensors(weights)
     largest = max(weights, key=lambda name: weights.spec(name).nbytes, default="")
     one = max((weights.working_bytes(name) for name in weights), default=0)
-    threads = max(2, torch.get_num_threads())
+    threads, passes = max(2, torch.get_num_threads()), merge.passes()
     files = {file for file in weights.files if file.is_file()}
     home = next(parent for parent in target.absolute().parents if parent.exists())
     return Plan(
         edited=edited,
         copied=len(weights) - edited,
         read=sum(file.stat().st_size for file in files),
-        passes=merge.passes,
+        passes=passes.all,
+        ahead=passes.ahead,
         written=written,
         shards=tuple(shard.size for shard in shards),
         largest=largest,
         largest_bytes=weights.spec(largest).nbytes if largest else 0,
         memory=max(one, min(int(memory), one * threads)),
         free=shutil.disk_usage(home).free,
-        seconds=_seconds(merge, threads),
+        seconds=_seconds(merge, passes, threads),
     )
 
 
@@ -101,13 +106,13 @@ def edited_tensors(weights: Weights) -> int:
     return sum(name in changed or weights.spec(name) != base.spec(name) for name in weights)
 
 
-def _seconds(merge: Merge, threads: int) -> float:
+def _seconds(merge: Merge, passes: Passes, threads: int) -> float:
     """A sample of the work, timed, and put in proportion to all of it.
 
     Where a rule looks at the whole model first, only reading is sampled: its result would need that look.
     """
     weights = merge.weights
-    sources = [weights] if merge.passes == 1 else [*merge.inputs.values()]
+    sources, times = ([*merge.inputs.values()], passes.all) if passes.ahead else ([weights], 1)
     sizes = {name: weights.spec(name).nbytes for name in weights if weights.spec(name).nbytes}
     if not sizes:
         return 0.0
@@ -123,7 +128,7 @@ def _seconds(merge: Merge, threads: int) -> float:
             done += sizes[name]
             if perf_counter() - start > SAMPLE_SECONDS or done > SAMPLE_BYTES:
                 break
-        return (perf_counter() - start) * total / done * merge.passes / threads
+        return (perf_counter() - start) * total / done * times / threads
     finally:
         torch.set_num_threads(before)
 
