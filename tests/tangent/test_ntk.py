@@ -16,6 +16,7 @@ from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionMode
 
 import taskvec as tv
 from taskvec.errors import InputError
+from taskvec.experiments.memory import QUIET
 from taskvec.tangent.ntk import Mode, ntk, ntk_operator, ntk_product
 from taskvec.tangent.ntk.planning import planned
 from taskvec.tangent.ntk.samples import Inputs, Samples, selected
@@ -448,9 +449,10 @@ def test_a_vector_of_another_shape_is_refused() -> None:
         ntk_product(model, x, None, vectors(5, 2))
 
 
-def test_little_memory_is_respected() -> None:
+def test_little_memory_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.profiler import ProfilerActivity, profile
 
+    monkeypatch.setenv("KINETO_LOG_LEVEL", QUIET)  # read once a process: a loud log would reach other tests
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(200, 400), nn.Tanh(), nn.Linear(400, 200), nn.Tanh(), nn.Linear(200, 5))
     x = vectors(200, 200).float()
