@@ -47,6 +47,7 @@ def test_what_is_settled_for_the_whole_model_is_one_value(
     [
         ("ties", {}, {"keep": 0.9}),
         ("ties", {}, {"trim": "tensor", "weights": (1, 2, 3)}),
+        ("ties", {}, {"weights": (0, 0, 0)}),
         ("pcb", {"trim": "tensor"}, {"ratio": 0.5}),
         ("dare+ties", {"density": 0.5}, {"density": 0.9, "keep": 0.5}),
         ("tsv", {}, {"exclude": "layers"}),
