@@ -372,6 +372,7 @@ def test_a_second_interrupt_disturbs_nothing(place: Path) -> None:
     code = (
         "import atexit, os, signal, time, taskvec.weights.writer as writer\n"
         "from taskvec.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run in the background
         "def interrupt(*_, **__): os.kill(os.getpid(), signal.SIGINT); time.sleep(1)\n"
         "writer.stream, remove = interrupt, writer.staged._leave\n"
         "writer.staged._leave = lambda self: (interrupt(), remove(self))\n"

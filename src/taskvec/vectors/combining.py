@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from threading import RLock
 from typing import Any
 
@@ -266,12 +267,20 @@ class Combined(Source):
 
     def _stacks(self, dtype: torch.dtype) -> Stacks:
         return Stacks(
-            {name: spec.shape for name, spec in self.specs.items()},
-            tuple(name for name in self.specs if self.touches(name)),
+            self._shapes,
+            self._changed,
             lambda name: list(row_blocks(self.specs[name].shape)) if self.in_rows(name) else [None],
             lambda name, rows: self._pieces(name, rows, dtype),
             lambda name: self._each.get(name, {}),
         )
+
+    @cached_property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: spec.shape for name, spec in self.specs.items()}
+
+    @cached_property
+    def _changed(self) -> tuple[str, ...]:
+        return tuple(name for name in self.specs if self.touches(name))
 
     def _prepared(self, precision: torch.dtype) -> Mapping[str, Mapping[str, Any]]:
         """What the rule wants to know of the whole model, found in a first pass, in the widest precision."""
