@@ -8,6 +8,8 @@ from torch import Tensor
 
 from taskvec.rules import Rule
 from taskvec.vectors import TaskVector, combine
+from taskvec.vectors.combining import Combined
+from taskvec.vectors.sources import Scaled
 from taskvec.weights import TensorSpec, Weights, open_weights
 
 ROWS = 1 << 20
@@ -26,15 +28,22 @@ class Passes(NamedTuple):
     ahead: int = 0
 
 
-def passes(rule: Rule, params: Mapping[str, Any], tasks: int, names: Sequence[str]) -> Passes:
-    """How often a rule goes through a model: to look at all of it, to measure a tensor, and to combine.
+def passes(*vectors: TaskVector) -> Passes:
+    """How often the rules behind vectors read their inputs: to look at all, to measure, and to combine."""
+    found = [Passes()]
+    for source in {source for vector in vectors for source in vector.terms}:
+        if isinstance(source, Scaled):
+            found.append(passes(source.vector))
+        if isinstance(source, Combined):
+            found.append(_rehearsed(source.rule, source.settings, len(source.vectors), list(source.specs)))
+    return Passes(max(one.all for one in found), max(one.ahead for one in found))
 
-    Found by a rehearsal with a model of these names, of which two tensors have deltas. What is read of the
-    second counts; into the first, rules may look once more to see what is there.
 
-    Raises: InputError for parameters that do not fit.
+def _rehearsed(rule: Rule, params: Mapping[str, Any], tasks: int, names: Sequence[str]) -> Passes:
+    """The passes of a rule over a made-up model of these names, of which two tensors have deltas.
+
+    What is read of the second counts; into the first, rules may look once more to see what is there.
     """
-    rule.settings(params, tasks)
     if rule.prepare is None and rule.measure is None:
         return Passes()
     first, second, *rest = dict.fromkeys([*names, "rehearsal", "another"])

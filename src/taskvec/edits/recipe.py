@@ -13,7 +13,7 @@ from taskvec.edits.configs import config_of
 from taskvec.edits.inputs import check_sound, copies, said_of_copy, told
 from taskvec.edits.merge import Merge
 from taskvec.edits.parameters import FORMS, Documented, Each, Value, by_vector, constant, for_rule, settle
-from taskvec.edits.passes import Passes, passes
+from taskvec.edits.passes import passes
 from taskvec.edits.tokens import check_in_order
 from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
@@ -155,7 +155,7 @@ class _Reading:
     def merge(self) -> Merge:
         """The edited model, and what is to be said of it."""
         recipe = self.recipe
-        vector, rounds = self._combined()
+        vector = self._combined()
         scale = recipe.scale
         if constant(scale):
             factor = _number("scale", scale)
@@ -179,7 +179,7 @@ class _Reading:
             notes=tuple(self._notes()),
             max_shard_size=recipe.max_shard_gb * 1e9,
             inputs=self.inputs,
-            passes=rounds,
+            passes=partial(passes, vector),
             allow_nonfinite=recipe.allow_nonfinite,
             files=self._files(dtype),
         )
@@ -273,13 +273,13 @@ class _Reading:
             raise InputError(f"{where}: {path}: no such file or folder; paths are relative to the recipe")
         return check_sound(open_weights(ref))
 
-    def _combined(self) -> tuple[TaskVector, Callable[[], Passes]]:
-        """The edit before it is scaled, and what finds how often the inputs are read for it."""
+    def _combined(self) -> TaskVector:
+        """The edit before it is scaled."""
         vectors, recipe = self.vectors, self.recipe
         if self.rule is None:
             if recipe.expression is None:
-                return next(iter(vectors.values())), Passes
-            return parse_expression(recipe.expression, vectors), Passes
+                return next(iter(vectors.values()))
+            return parse_expression(recipe.expression, vectors)
         names = list(vectors)
         params, each = for_rule(self.rule, recipe.parameters, names, self.names, self.edited)
         varying = {field for own in each.values() for field in own}
@@ -288,10 +288,8 @@ class _Reading:
             "name": self.rule.name,
             **{k: settings[k] for k in settings if k not in varying},
         }
-        rounds = partial(passes, self.rule, params, len(names), self.names)
-        given = list(vectors.values())
-        made = combine(self.rule, grounded(given, self.base), each=each, stats=self._statistics(), **params)
-        return made, rounds
+        given = grounded(list(vectors.values()), self.base)
+        return combine(self.rule, given, each=each, stats=self._statistics(), **params)
 
     def _statistics(self) -> list[Weights] | None:
         if self.rule is not None and "_stats" in self.rule.keywords and not self.recipe.statistics:

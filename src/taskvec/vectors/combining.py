@@ -123,7 +123,11 @@ def _common(vectors: Sequence[TaskVector]) -> tuple[Base, Mapping[str, TensorSpe
 
 
 class Combined(Source):
-    """What a rule makes of several vectors."""
+    """What a rule makes of several vectors.
+
+    Attributes:
+        rule, vectors, settings: which rule, of which vectors, with which parameters.
+    """
 
     def __init__(
         self,
@@ -159,7 +163,7 @@ class Combined(Source):
         recorded = json.loads(json.dumps({**settings, **({"each": each} if each else {})}, default=repr))
         self.by_rows = rule.by_rows and all(vector.by_rows for vector in vectors)
         self.info = VectorInfo(tuned=self.ref, rule={"name": rule.name, **recorded})
-        self._rule, self._vectors, self._settings = rule, tuple(vectors), dict(settings)
+        self.rule, self.vectors, self.settings = rule, tuple(vectors), dict(settings)
         self._each, self._stats = each, tuple(stats or ())
         self._base = base.weights if "_base" in rule.keywords else None
         self._room = ROOM if rule.scope == "matrix" else 0
@@ -170,27 +174,27 @@ class Combined(Source):
 
     def touches(self, name: str) -> bool:
         """Whether any of the vectors changes ``name``."""
-        return any(vector.terms_at(name) for vector in self._vectors)
+        return any(vector.terms_at(name) for vector in self.vectors)
 
     def in_rows(self, name: str) -> bool:
         """Whether the rule, and every vector, gives rows of this tensor by themselves."""
-        rows = self._rule.goes_by_rows(name, self.specs[name].shape, self._settings_at(name))
-        return rows and all(vector.in_rows(name) for vector in self._vectors)
+        rows = self.rule.goes_by_rows(name, self.specs[name].shape, self._settings_at(name))
+        return rows and all(vector.in_rows(name) for vector in self.vectors)
 
     def working_bytes(self, name: str) -> int:
         """Bytes that computing a block takes, about: the deltas, what becomes of them, and a result."""
         elements = block_size(self.specs[name].shape, whole=not self.in_rows(name))
-        return (3 * len(self._vectors) + 3) * self.specs[name].dtype.itemsize * elements
+        return (3 * len(self.vectors) + 3) * self.specs[name].dtype.itemsize * elements
 
     @property
     def inputs(self) -> tuple[Weights, ...]:
         """Those of the vectors, and the statistics."""
-        return (*(one for vector in self._vectors for one in vector.inputs), *self._stats)
+        return (*(one for vector in self.vectors for one in vector.inputs), *self._stats)
 
     def prepare(self, precision: torch.dtype = torch.float32) -> None:
         """Take the passes over the whole model; each tensor is read once then, so none is kept."""
         self._room = 0
-        for vector in self._vectors:
+        for vector in self.vectors:
             vector.prepare(precision)
         self._prepared(precision)
 
@@ -208,13 +212,13 @@ class Combined(Source):
         return rows_of(made, rows)
 
     def _made(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
-        settings = self._rule.own({**self._settings_at(name), **self._known(name, dtype)})
+        settings = self.rule.own({**self._settings_at(name), **self._known(name, dtype)})
         parts = []
         for stack, context in self._pieces(name, rows, dtype):
-            made = self._rule(stack, **{**settings, **self._rule.own(context)})
+            made = self.rule(stack, **{**settings, **self.rule.own(context)})
             if made.shape != stack.shape[1:]:
                 raise InputError(
-                    f"rule {self._rule.name!r}: {name!r} has shape {tuple(made.shape)}, "
+                    f"rule {self.rule.name!r}: {name!r} has shape {tuple(made.shape)}, "
                     f"expected {tuple(stack.shape[1:])}"
                 )
             parts.append(made)
@@ -222,12 +226,12 @@ class Combined(Source):
         return made.reshape(rows_shape(self.specs[name].shape, rows))
 
     def _settings_at(self, name: str) -> Mapping[str, Any]:
-        return {**self._settings, **self._each.get(name, {})}
+        return {**self.settings, **self._each.get(name, {})}
 
     def _pieces(self, name: str, rows: slice | None, dtype: torch.dtype) -> Iterator[Piece]:
         """The deltas of all vectors and what goes with them, a block at a time if the rule goes by rows."""
         shape = rows_shape(self.specs[name].shape, rows)
-        forms = [vector.terms_at(name) if name in vector else [] for vector in self._vectors]
+        forms = [vector.terms_at(name) if name in vector else [] for vector in self.vectors]
         deltas = Forms(forms, Spot(name, rows, dtype), shape)
         base = None if self._base is None else self._base.read(name, rows).to(dtype)
         stats = [self._stats_of(one, name, rows) for one in self._stats]
@@ -256,12 +260,12 @@ class Combined(Source):
     def _known(self, name: str, dtype: torch.dtype) -> Mapping[str, Any]:
         """What the first passes found: over the whole model, and over this tensor."""
         prepared = self._prepared(dtype).get(name, {})
-        if self._rule.measure is None:
+        if self.rule.measure is None:
             return prepared
         with self._locks[name]:
             if (name, dtype) not in self._measured:
-                settings = self._rule.own({**self._settings_at(name), **prepared})
-                found = self._rule.measure(self._stacks(dtype), name, **settings)
+                settings = self.rule.own({**self._settings_at(name), **prepared})
+                found = self.rule.measure(self._stacks(dtype), name, **settings)
                 self._measured[name, dtype] = {**prepared, **(found or {})}
             return self._measured[name, dtype]
 
@@ -284,12 +288,12 @@ class Combined(Source):
 
     def _prepared(self, precision: torch.dtype) -> Mapping[str, Mapping[str, Any]]:
         """What the rule wants to know of the whole model, found in a first pass, in the widest precision."""
-        if self._rule.prepare is None:
+        if self.rule.prepare is None:
             return {}
         for spec in self.specs.values():
             precision = torch.promote_types(precision, spec.dtype)
         with self._locks[None]:
             if precision not in self._found:
                 stacks = self._stacks(precision)
-                self._found[precision] = self._rule.prepare(stacks, **self._settings) or {}
+                self._found[precision] = self.rule.prepare(stacks, **self.settings) or {}
             return self._found[precision]

@@ -13,6 +13,7 @@ from taskvec.edits.mergekit.settings import Scope, resolve
 from taskvec.edits.mergekit.values import Table, Values
 from taskvec.errors import InputError, KeyMismatch
 from taskvec.vectors import TaskVector, apply
+from taskvec.vectors.edited import EditedWeights
 from taskvec.weights import Weights
 
 
@@ -38,7 +39,7 @@ class Part:
     shared: tuple[Scope, ...]
     own: tuple[tuple[Scope, ...], ...]
 
-    def merged(self, method: Method, dtype: torch.dtype | None) -> Weights:
+    def merged(self, method: Method, dtype: torch.dtype | None) -> EditedWeights:
         """The layers, merged by a method; lazy."""
         models = widened(self.sources)
         _check_same_names(self.where, models)

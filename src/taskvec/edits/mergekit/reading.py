@@ -1,7 +1,7 @@
 """From a mergekit YAML file to a model that can be written."""
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from taskvec.edits.mergekit.methods import METHODS
 from taskvec.edits.mergekit.part import Part
 from taskvec.edits.mergekit.settings import Scope, idle_filters, parse_scope
 from taskvec.edits.mergekit.templates import FILE, chosen
+from taskvec.edits.passes import passes
 from taskvec.edits.tokens import tokens_of
 from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
@@ -57,6 +58,7 @@ def read(path: Path, content: object) -> Merge:
         like=like,
         notes=tuple(reading.notes(parts)),
         inputs=dict(reading.models),
+        passes=partial(passes, *(one.vector for one in weights)),
         files={name: text for name, text in files.items() if text is not None},
     )
 
