@@ -176,7 +176,7 @@ def test_the_end_at_any_moment_never_shows_half_an_output(
     for number in range(MOMENTS):
         force = world.prepare(replacing=replacing)
         code = forks(world.arguments(*force), trouble, sent, draw.uniform(0, world.seconds))
-        # An interrupt before the command begins, after its end, or in a hook of a fork is Python's own affair.
+        # An interrupt before the command begins, after its end, or in a hook of a fork is Python's own.
         assert code in ((0, KILLED) if sent is signal.SIGKILL else (0, 130, -sent)), forks.said
         assert code != 130 or "Traceback" not in forks.said
         world.check(replacing=replacing)
