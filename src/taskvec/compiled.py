@@ -12,7 +12,7 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """The same function of numpy arrays and numbers, compiled by numba on its first call.
 
     It runs without Python's lock. The machine code is kept beside the source, or in the user's cache folder
-    where that may not be written to, so only the very first call waits for the compiler (about a second).
+    where that may not be written to, so only the very first call waits for the compiler.
     """
 
     @cache

@@ -138,8 +138,7 @@ def measure(
     if trim == "global":
         return {}
     kept = _shares(stacks.numel(name), keep)
-    nothing = kept == 0 or not stacks.numel(name)
-    return {"_cuts": [Cut(math.inf)] * stacks.tasks(name) if nothing else cuts_of(stacks, name, kept)}
+    return {"_cuts": [Cut(math.inf)] * stacks.tasks(name) if kept == 0 else cuts_of(stacks, name, kept)}
 
 
 def prepare(

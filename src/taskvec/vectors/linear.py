@@ -137,7 +137,8 @@ class Forms:
         self._pairs: tuple[tuple[Bits, ...], tuple[Bits, ...]] | None = None
         pairs = [(one.end, one.start) for one in self._operands if one is not None and one.start is not None]
         if len(pairs) == len(forms) and spot.dtype == torch.float32 and _are_bfloat16(*sum(pairs, ())):
-            self._pairs = tuple(_bits(end) for end, _ in pairs), tuple(_bits(start) for _, start in pairs)
+            ends, starts = zip(*pairs, strict=True)
+            self._pairs = tuple(map(_bits, ends)), tuple(map(_bits, starts))
 
     def stack(self, rows: slice | None = None) -> Tensor:
         """The deltas (form, *rows), as a new tensor."""
