@@ -10,12 +10,14 @@ import os
 import shutil
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from mmap import MAP_POPULATE, MAP_SHARED, PROT_READ, mmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import sleep
 
 import torch
 import yaml
@@ -23,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from copying import copy_all
 from measure import write
 from processes import Cost, middle, run
 from synthetic import TUNED, Layout, Models, experts, llama, make, one_large
@@ -49,6 +50,10 @@ AGREED = "0.3 GB"
 """Checkpoints on which its results are compared with ours."""
 WHOLE = 1 << 22
 """Entries of a tensor up to which all are checked."""
+
+REST = 3
+"""Seconds before a run. A virtual machine may give memory back to its host soon after it got free, and is
+slow to come by it again: every run, however early it begins to write, finds it in the same state."""
 
 OURS: list[str | Path] = [sys.executable, "-m", "taskvec"]
 FASTEST = ["--lazy-unpickle", "--no-write-model-card", "--no-copy-tokenizer", "--quiet"]
@@ -104,12 +109,10 @@ class Place:
         return self._run([program, self.recipe(edit), self.out, *FASTEST, *seed])[0]
 
     def _run(self, command: list[str | Path]) -> tuple[Cost, str]:
-        """One run with the inputs in memory and the disk at rest, into a folder that is not there."""
+        """One run with the disk at rest, into a folder that is not there."""
         shutil.rmtree(self.out, ignore_errors=True)
         os.sync()
-        # Memory that was free for a while is slow to come by in a virtual machine: write and read it once.
-        copy_all(self.models.files, self.shards, self.out)
-        shutil.rmtree(self.out)
+        sleep(REST)
         return run(command)
 
 
@@ -173,6 +176,16 @@ def agreement(place: Place, program: Path, edit: str) -> float:
     return same / total
 
 
+@contextmanager
+def in_memory(files: Iterable[Path]) -> Iterator[None]:
+    """Keep files in the system's cache: what a process maps is not dropped for not being used."""
+    with ExitStack() as held:
+        for path in files:
+            with path.open("rb") as file:
+                held.enter_context(mmap(file.fileno(), 0, MAP_SHARED | MAP_POPULATE, PROT_READ))
+        yield
+
+
 def compare(place: Place, options: Namespace, peer: bool) -> dict[str, Cost]:
     """The median cost of every run on one set of models."""
     runs: dict[str, Callable[[], Cost]] = {
@@ -184,9 +197,10 @@ def compare(place: Place, options: Namespace, peer: bool) -> dict[str, Cost]:
         if peer:
             runs[f"{edit}: mergekit"] = partial(place.theirs, options.mergekit, edit)
     costs: dict[str, list[Cost]] = {name: [] for name in runs}
-    for _ in range(options.rounds):
-        for name, once in runs.items():
-            costs[name].append(once())
+    with in_memory(place.models.files):
+        for _ in range(options.rounds):
+            for name, once in runs.items():
+                costs[name].append(once())
     return {name: middle(found) for name, found in costs.items()}
 
 

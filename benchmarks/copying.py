@@ -14,6 +14,9 @@ from time import perf_counter
 CHUNK = 1 << 19
 """Bytes moved at a time: stays in cache."""
 
+FLUSHED = 1 << 26
+"""Bytes after which the disk has to take what was written, if it is asked to."""
+
 
 def read(path: Path) -> None:
     """Read a file once."""
@@ -26,11 +29,22 @@ def read(path: Path) -> None:
 def copy(path: Path, out: Path, *, flushed: bool) -> None:
     """Read a file once and write it again."""
     buffer = memoryview(bytearray(CHUNK))
+    waiting = 0
     with path.open("rb", buffering=0) as source, out.open("wb", buffering=0) as target:
         while count := source.readinto(buffer):
             target.write(buffer[:count])
+            waiting += count
+            if flushed and waiting >= FLUSHED:
+                flush(target.fileno())
+                waiting = 0
         if flushed:
-            os.fsync(target.fileno())
+            flush(target.fileno())
+
+
+def flush(handle: int) -> None:
+    """Put a file on the disk and out of memory."""
+    os.fsync(handle)
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def copy_all(inputs: Sequence[Path], outputs: int, out: Path, *, flushed: bool = False) -> None:

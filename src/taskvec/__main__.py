@@ -1,5 +1,5 @@
 """``python -m taskvec``."""
 
-from taskvec.cli import main
+from taskvec.cli import command
 
-main()
+command()

@@ -13,7 +13,7 @@ from taskvec.compiled import compiled
 from taskvec.rules.draws import RANGE, halves
 from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, check_each, for_each
 
-_PIECE = 1 << 17  # entries at a time: what is made on the way stays in cache
+_TILE = 1 << 12  # entries at a time: in the first cache
 
 Numbers = NDArray[np.floating[Any]]
 
@@ -43,21 +43,14 @@ def dare(
     chances = for_each(density, len(deltas))
     tasks = zip(deltas.reshape(kept.shape).numpy(), kept.numpy(), chances, strict=True)
     for task, (entries, out, chance) in enumerate(tasks):
-        for start in range(0, len(entries), _PIECE):
-            place = Place(_place.name, _place.first + start)
-            _drop_piece(
-                entries[start : start + _PIECE], out[start : start + _PIECE], chance, seed, task, place
-            )
+        least, rest = divmod(max(1, round(chance * RANGE)), 1 << 16)
+        divisor = entries.dtype.type(chance)
+        upper = halves("upper", seed, task, _place, len(entries))
+        equal = _drop(entries, upper, np.uint32(least), divisor, out).tolist()
+        for index in equal if rest else ():
+            if halves("lower", seed, task, Place(_place.name, _place.first + index), 1)[0] < rest:
+                out[index] = entries[index] / divisor
     return kept.reshape(deltas.shape)
-
-
-def _drop_piece(entries: Numbers, out: Numbers, chance: float, seed: int, task: int, place: Place) -> None:
-    least, rest = divmod(max(1, round(chance * RANGE)), 1 << 16)
-    divisor = entries.dtype.type(chance)
-    upper = halves("upper", seed, task, place, len(entries))
-    for index in _drop(entries, upper, np.uint32(least), divisor, out).tolist():
-        if halves("lower", seed, task, Place(place.name, place.first + index), 1)[0] < rest:
-            out[index] = entries[index] / divisor
 
 
 @compiled
@@ -69,16 +62,19 @@ def _drop(
     NaN and infinity do not get lost: what is dropped is multiplied by zero.
     """
     zero, one = out.dtype.type(0), out.dtype.type(1)
-    equal = 0
-    for i in range(len(out)):
-        out[i] = entries[i] * (one if np.uint32(upper[i]) < least else zero) / chance
-        equal += np.uint32(upper[i]) == least
-    found = np.empty(equal, np.int64)
-    for i in range(len(out) if equal else 0):
-        if np.uint32(upper[i]) == least:
-            found[len(found) - equal] = i
-            equal -= 1
-    return found
+    found, number = np.empty(len(out), np.int64), 0
+    for start in range(0, len(out), _TILE):
+        drawn, target = upper[start : start + _TILE], out[start : start + _TILE]
+        for i in range(len(target)):
+            target[i] = entries[start + i] * (one if np.uint32(drawn[i]) < least else zero) / chance
+        equal = np.uint16(0)
+        for i in range(len(target)):
+            equal |= np.uint16(np.uint32(drawn[i]) == least)
+        for i in range(len(target) if equal else 0):
+            if np.uint32(drawn[i]) == least:
+                found[number] = start + i
+                number += 1
+    return found[:number].copy()
 
 
 def _check(tasks: int | None, *, density: float | Sequence[float], seed: int) -> str | None:

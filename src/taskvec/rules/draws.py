@@ -28,7 +28,7 @@ def halves(part: str, seed: int, vector: int, place: Place, count: int) -> NDArr
     return words.astype("<u4", copy=False).view("<u2").reshape(-1)[skip : skip + count]
 
 
-_TILE = 128  # counters at a time: their state stays in the first cache
+_TILE = 128  # counters at a time: their words stay in the first cache
 
 
 @compiled
@@ -43,19 +43,19 @@ def philox(first: int, key: int, other_key: int, count: int) -> NDArray[np.uint3
     """
     words = np.empty((count, 4), np.uint32)
     a, b, c, d = np.empty((4, _TILE), np.uint32)
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     for start in range(0, count, _TILE):
         size = min(_TILE, count - start)
         for i in range(size):
             counter = np.uint64(first) + np.uint64(start + i)
-            a[i], b[i], c[i], d[i] = np.uint32(counter), np.uint32(counter >> np.uint64(32)), 0, 0
-        k0, k1 = np.uint32(key), np.uint32(other_key)
-        for _ in range(10):
-            for i in range(size):
-                p, q = np.uint64(a[i]) * np.uint64(0xD2511F53), np.uint64(c[i]) * np.uint64(0xCD9E8D57)
-                a[i] = np.uint32(q >> np.uint64(32)) ^ b[i] ^ k0
-                c[i] = np.uint32(p >> np.uint64(32)) ^ d[i] ^ k1
-                b[i], d[i] = np.uint32(q), np.uint32(p)
-            k0, k1 = np.uint32(k0 + np.uint32(0x9E3779B9)), np.uint32(k1 + np.uint32(0xBB67AE85))
+            w, x, y, z = counter & low, counter >> half, np.uint64(0), np.uint64(0)
+            k0, k1 = np.uint64(key), np.uint64(other_key)
+            for _ in range(10):
+                p, q = w * np.uint64(0xD2511F53), y * np.uint64(0xCD9E8D57)
+                w, x = (q >> half) ^ x ^ k0, q & low
+                y, z = (p >> half) ^ z ^ k1, p & low
+                k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
+            a[i], b[i], c[i], d[i] = w, x, y, z
         block = words[start : start + size]
         for i in range(size):
             block[i, 0], block[i, 1], block[i, 2], block[i, 3] = a[i], b[i], c[i], d[i]

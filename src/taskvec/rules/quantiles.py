@@ -199,16 +199,19 @@ def _split(bits: Keys, magnitude: bool, low: int, high: int) -> tuple[int, Keys,
     found, places = np.empty(len(bits) + 1, bits.dtype), np.empty(len(bits) + 1, np.int32)
     above, number = 0, np.uint64(0)
     for start in range(0, len(bits), _TILE):
-        tile = bits[start : start + _TILE]
+        tile, over = bits[start : start + _TILE], kind(0)
         for i in range(len(tile)):
             one = tile[i]
             keys[i] = one & largest if magnitude or one >= 0 else one ^ largest
         for i in range(len(tile)):
-            above += keys[i] > most
+            over = kind(over + kind(keys[i] > most))
+        above += over
+        for i in range(len(tile)):
             flags[i] = (least <= keys[i]) & (keys[i] <= most)
         flags[len(tile) :] = 0
-        for eight in np.flatnonzero(flags.view(np.uint64)):
-            for i in range(8 * eight, 8 * eight + 8):
+        eights = flags.view(np.uint64)
+        for eight in range(len(eights)):
+            for i in range(8 * eight, 8 * eight + 8 if eights[eight] else 0):
                 # Without a branch: the next one takes the place of one that is outside.
                 found[number], places[number] = keys[i], start + i
                 number += np.uint64(flags[i])

@@ -286,12 +286,16 @@ class Combined(Source):
     def _changed(self) -> tuple[str, ...]:
         return tuple(name for name in self.specs if self.touches(name))
 
+    @cached_property
+    def _widest(self) -> torch.dtype:
+        dtypes = {spec.dtype for spec in self.specs.values()}
+        return torch.float64 if torch.float64 in dtypes else torch.float32
+
     def _prepared(self, precision: torch.dtype) -> Mapping[str, Mapping[str, Any]]:
         """What the rule wants to know of the whole model, found in a first pass, in the widest precision."""
         if self.rule.prepare is None:
             return {}
-        for spec in self.specs.values():
-            precision = torch.promote_types(precision, spec.dtype)
+        precision = torch.promote_types(precision, self._widest)
         with self._locks[None]:
             if precision not in self._found:
                 stacks = self._stacks(precision)

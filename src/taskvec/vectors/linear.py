@@ -85,19 +85,21 @@ def total(
     """
     operands = [_operand(source, factor, spot, origins) for source, factor in terms]
     out = torch.empty(operands[0].end.shape, dtype=dtype or spot.dtype)
-    pairs = [tensor for one in operands for tensor in (one.end, one.start)]
-    if base is not None and spot.dtype == torch.float32 and _are_bfloat16(base, out, *pairs):
-        _add_bfloat16(
-            tuple(_bits(one.end) for one in operands),
-            tuple(_bits(one.start) for one in operands if one.start is not None),
-            np.array([one.factor for one in operands], np.float32),
-            _bits(base),
-            _bits(out),
-        )
-        return out
+    if base is not None and spot.dtype == torch.float32 and _are_bfloat16(base, out):
+        factors = np.array([one.factor for one in operands], np.float32)
+        starts = [one.start for one in operands if one.start is not None]
+        if not starts:
+            deltas = tuple(one.end.reshape(-1).numpy() for one in operands)
+            _add_float32(deltas, factors, _bits(base), _bits(out))
+            return out
+        ends = [one.end for one in operands]
+        if len(starts) == len(ends) and _are_bfloat16(*ends, *starts):
+            pairs = tuple(map(_bits, ends)), tuple(map(_bits, starts))
+            _add_bfloat16(*pairs, factors, _bits(base), _bits(out))
+            return out
     before, after, work = (torch.empty(CHUNK, dtype=spot.dtype) for _ in range(3))
     pieces = [(one.factor, _chunks(one.end), one.start) for one in operands]
-    starts = {id(one.start): _chunks(one.start) for one in operands if one.start is not None}
+    begins = {id(one.start): _chunks(one.start) for one in operands if one.start is not None}
     bases = None if base is None else _chunks(base)
     for place, target in enumerate(_chunks(out)):
         size = len(target)
@@ -108,7 +110,7 @@ def total(
             into.copy_(ends[place])
             if own is not None:
                 if own is not begun:
-                    start.copy_(starts[id(own)][place])
+                    start.copy_(begins[id(own)][place])
                     begun = own
                 into.sub_(start)
             if n:
@@ -196,6 +198,26 @@ def _add_bfloat16(
             for i in range(len(target)):
                 after, before = np.uint32(np.uint32(end[i]) << 16), np.uint32(np.uint32(start[i]) << 16)
                 summed[i] += factor * (after.view(np.float32) - before.view(np.float32))
+        for i in range(len(target)):
+            exact = np.float32(summed[i] + np.uint32(np.uint32(weights[i]) << 16).view(np.float32))
+            bits = exact.view(np.uint32)
+            nearest = np.uint32(bits + np.uint32(0x7FFF) + np.uint32(np.uint32(bits >> 16) & np.uint32(1)))
+            target[i] = np.uint16(0x7FC0) if np.isnan(exact) else np.uint16(nearest >> 16)
+
+
+@compiled
+def _add_float32(
+    deltas: tuple[NDArray[np.float32], ...], factors: NDArray[np.float32], base: Bits, out: Bits
+) -> None:
+    """``base + sum_i c_i delta_i`` in float32, rounded once, ties to even."""
+    summed = np.empty(_TILE, np.float32)
+    for first in range(0, len(out), _TILE):
+        weights, target = base[first : first + _TILE], out[first : first + _TILE]
+        summed[:] = 0
+        for term in range(len(deltas)):
+            delta, factor = deltas[term][first : first + _TILE], factors[term]
+            for i in range(len(target)):
+                summed[i] += factor * delta[i]
         for i in range(len(target)):
             exact = np.float32(summed[i] + np.uint32(np.uint32(weights[i]) << 16).view(np.float32))
             bits = exact.view(np.uint32)

@@ -1,5 +1,7 @@
 """Element types: their names in safetensors files, and which of them arithmetic is done on."""
 
+from math import isfinite
+
 import torch
 from torch import Tensor
 
@@ -70,7 +72,6 @@ def nonfinite_count(tensor: Tensor) -> int:
         tensor = torch.view_as_real(tensor)
     if tensor.dtype not in EDITABLE:
         tensor = tensor.float()
-    low, high = torch.aminmax(tensor)
-    if low.isfinite() and high.isfinite():
+    if all(map(isfinite, map(float, torch.aminmax(tensor)))):
         return 0
     return int(tensor.numel() - tensor.isfinite().sum().item())

@@ -1,15 +1,16 @@
 """The engine of every edit on disk: workers share out the tensors and write them block by block.
 
-A worker takes the next span of blocks, and each block goes from reading to its place in the file before the
-next one is begun. So nothing waits in a queue, and memory is that of a block for each worker, whatever the
-largest tensor is.
+A worker takes the next tensor, or a part of a very large one, and each block goes from reading to its place
+in the file before the next one is begun. So nothing waits in a queue, and memory is that of a block for each
+worker, whatever the largest tensor is.
 """
 
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from math import ceil
+from itertools import accumulate
+from math import ceil, inf
 from pathlib import Path
 
 import torch
@@ -20,11 +21,15 @@ from taskvec.weights.source import Tally, Weights, row_size
 from taskvec.weights.staging import flush
 from taskvec.weights.workers import Locks, in_processes, in_threads
 
-SPAN = 1 << 24
-"""Elements that one worker takes at a time, about."""
+SPAN = 1 << 23
+"""Elements that a worker writes before it says so, about."""
 
-_FLUSHED = 1 << 28
-"""Bytes after which the disk is made to take what was written, while the workers go on."""
+_PARTS = 4
+"""Of the whole for each worker: a larger tensor is shared. A rule that measures a tensor before it makes any
+part of it does so in each worker that makes one."""
+
+_SETTLED = 1 << 25
+"""Bytes after which what was written is put on the disk and out of memory, while the workers go on."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +97,21 @@ def stream(
     for path, shard in shards.items():
         _begin(path, shard)
     weights.prepare()
-    spans = [span for path, shard in shards.items() for span in _spans(weights, path, shard)]
-    workers = max(1, min(processes if processes > 1 else threads, len(spans)))
+    workers = processes if processes > 1 else threads
+    share = sum(shard.data_size for shard in shards.values()) / (_PARTS * workers)
+    parts = [part for path, shard in shards.items() for part in _parts(weights, path, shard, share)]
+    spans = [span for part in parts for span in part]
+    workers = max(1, min(workers, len(parts)))
     gate = _Gate(weights, spans, memory / workers, workers)
+    firsts = list(accumulate(map(len, parts), initial=0))
 
     def work(numbers: Iterator[int], locks: Locks) -> Iterator[Result]:
         with _alone(), closing(_Files()) as files:
-            for number in numbers:
-                with gate.holding(number, locks):
-                    done = _write(weights, spans[number], files, allow_nonfinite)
-                yield number, *done
+            for part in numbers:
+                for number in range(firsts[part], firsts[part + 1]):
+                    with gate.holding(number, locks):
+                        done = _write(weights, spans[number], files, allow_nonfinite)
+                    yield number, *done
 
     outcome = Outcome()
     left = {path: len(shard.places) for path, shard in shards.items()}
@@ -113,14 +123,14 @@ def stream(
         weights.read(first.name, first.blocks[0][0])
     run = in_processes if processes > 1 else in_threads
     inputs = weights.inputs if processes > 1 else ()
-    with closing(run(work, len(spans), workers, inputs)) as results:
-        unflushed = 0
+    with closing(run(work, len(parts), workers, inputs)) as results:
+        unsettled = 0
         for number, tally, bad in results:
             span = spans[number]
-            unflushed += span.size
-            if unflushed >= _FLUSHED:
-                flush(span.path)
-                unflushed = 0
+            unsettled += span.size
+            if unsettled >= _SETTLED:
+                _settle(span.path)
+                unsettled = 0
             outcome.tally.merge(tally)
             if bad:
                 outcome.bad[span.name] = outcome.bad.get(span.name, 0) + bad
@@ -152,20 +162,48 @@ def _write_all(handle: int, data: memoryview, place: int) -> None:
         done += os.pwrite(handle, data[done:], place + done)
 
 
-def _spans(weights: Weights, path: Path, shard: Shard) -> Iterator[Span]:
+def _settle(path: Path) -> None:
+    """Flush a file and give the memory of it back, which the next pages to be written then have.
+
+    A large output would else push the inputs and other programs' files out of memory, and take pages that
+    were free for long, which are slow to come by in a virtual machine.
+    """
+    flush(path)
+    if hasattr(os, "posix_fadvise"):  # macOS has none
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+
+
+def _parts(weights: Weights, path: Path, shard: Shard, share: float) -> list[list[Span]]:
+    """What one worker takes at a time: spans of one tensor, of up to ``share`` bytes; the largest first."""
+    parts: list[list[Span]] = []
     for name, place in shard.places.items():
-        spec = weights.spec(name)
-        row = row_size(spec.shape) * spec.dtype.itemsize if spec.shape else 0
-        blocks: list[tuple[slice | None, int]] = []
-        taken = 0
-        for rows in weights.row_blocks(name):
-            blocks.append((rows, place if rows is None else place + rows.start * row))
-            taken += spec.nbytes if rows is None else (rows.stop - rows.start) * row
-            if taken >= SPAN * spec.dtype.itemsize:
-                yield Span(path, name, tuple(blocks), taken)
-                blocks, taken = [], 0
-        if blocks:
+        taken = inf
+        for span in _spans(weights, path, name, place):
+            if taken + span.size > share:
+                parts.append([])
+                taken = 0
+            parts[-1].append(span)
+            taken += span.size
+    return sorted(parts, key=lambda part: -sum(span.size for span in part))
+
+
+def _spans(weights: Weights, path: Path, name: str, place: int) -> Iterator[Span]:
+    spec = weights.spec(name)
+    row = row_size(spec.shape) * spec.dtype.itemsize if spec.shape else 0
+    blocks: list[tuple[slice | None, int]] = []
+    taken = 0
+    for rows in weights.row_blocks(name):
+        blocks.append((rows, place if rows is None else place + rows.start * row))
+        taken += spec.nbytes if rows is None else (rows.stop - rows.start) * row
+        if taken >= SPAN * spec.dtype.itemsize:
             yield Span(path, name, tuple(blocks), taken)
+            blocks, taken = [], 0
+    if blocks:
+        yield Span(path, name, tuple(blocks), taken)
 
 
 def _write(weights: Weights, span: Span, files: "_Files", allow_nonfinite: bool) -> tuple[Tally, int]:
