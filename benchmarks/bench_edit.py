@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from copying import read
 from measure import write
 from processes import Cost, middle, run
 from synthetic import TUNED, Layout, Models, experts, llama, make, one_large
@@ -178,11 +179,12 @@ def agreement(place: Place, program: Path, edit: str) -> float:
 
 @contextmanager
 def in_memory(files: Iterable[Path]) -> Iterator[None]:
-    """Keep files in the system's cache: what a process maps is not dropped for not being used."""
+    """Read files, and keep them in the system's cache: what is mapped is not dropped for lack of use."""
     with ExitStack() as held:
         for path in files:
             with path.open("rb") as file:
                 held.enter_context(mmap(file.fileno(), 0, MAP_SHARED | MAP_POPULATE, PROT_READ))
+            read(path)
         yield
 
 
@@ -207,6 +209,7 @@ def compare(place: Place, options: Namespace, peer: bool) -> dict[str, Cost]:
 def table_of(name: str, layout: Layout, costs: Mapping[str, Cost]) -> Table:
     """The figures of one set of models, with what the targets speak of."""
     title = f"{name}: {layout.nbytes / 1e9:.2f} GB, {len(layout.shapes):,} tensors, {TUNED} fine-tuned models"
+    floor = min(cost.inner or 0 for name, cost in costs.items() if name.startswith("floor"))
     table = Table("run", "s", "CPU s", "MB", "edit s", "x floor", "mergekit / ours", title=title)
     for run_name, cost in costs.items():
         edit, _, who = run_name.partition(": ")
@@ -218,7 +221,7 @@ def table_of(name: str, layout: Layout, costs: Mapping[str, Cost]) -> Table:
             f"{cost.cpu:.2f}",
             f"{cost.memory / 1e6:.0f}",
             "" if inner is None else f"{inner:.2f}",
-            "" if inner is None else f"{inner / (costs['floor'].inner or inner):.2f}",
+            "" if inner is None else f"{inner / floor:.2f}",
             "" if peer is None else f"{peer.seconds / cost.seconds:.1f}",
         )
     return table

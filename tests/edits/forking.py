@@ -91,7 +91,6 @@ def obey(request: dict[str, Any]) -> int:
         return int(done.code or 0)
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def main_loop() -> None:

@@ -21,6 +21,9 @@ _LEAST = 1e6
 _SHARED = 100e6
 """Bytes from which on an edit is shared out among processes."""
 
+_TENSOR = 1e5
+"""Bytes that are edited in the time that a tensor takes besides, however small it is; at least."""
+
 Memory = Annotated[str, Parameter(help="What blocks being read and computed may take, such as 512MB or 2GB.")]
 Resume = Annotated[
     bool,
@@ -64,7 +67,7 @@ def workers(weights: "Weights") -> int:
     a process with libraries of its own had better not be forked."""
     import torch
 
-    size = sum(weights.spec(name).nbytes for name in weights)
+    size = sum(weights.spec(name).nbytes + _TENSOR for name in weights)
     return min(16, torch.get_num_threads()) if size >= _SHARED and sys.platform == "linux" else 1
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from math import prod
 from sys import maxsize
 
 import numpy as np
@@ -66,7 +67,7 @@ def located(entries: Entries, found: Sequence[Found], ties: Sequence[int]) -> li
                 if len(equal) > left[task]:
                     until[task] = first + int(equal[left[task]])
                 left[task] -= len(equal)
-        first += part[0].numel()
+        first += prod(part.shape[1:])
         if None not in until:
             break
     return [

@@ -9,6 +9,7 @@ seen a piece at a time, and several together (a whole model) count like one.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taskvec.compiled import compiled
+from taskvec.rules.pairs import Bits, Deltas, Pairs, stacked
 from taskvec.rules.rule import Stacks
 
 _DIGIT = 16
@@ -34,7 +36,7 @@ _MOST = 1 << 22  # entries of a task that are gathered; where more lie inside a 
 Ranks = int | Sequence[int]
 """A number of entries: the same for all tasks, or one for each."""
 
-Made = Callable[[Tensor, Mapping[str, Any]], Tensor]
+Made = Callable[[Any, Mapping[str, Any]], Deltas]
 """A piece (task, *rows) and its context -> a stack (n, *rows)."""
 
 
@@ -60,12 +62,12 @@ class Entries:
     """What is selected from.
 
     Attributes:
-        parts: gives pieces (task, ...), all float32 or all float64, anew at each call.
+        parts: gives pieces (task, ...), all float32 or all float64, tensors or ``Pairs``, anew at each call.
         number: entries of a task in all pieces together.
         sample: some entries of each task (task, n), spread over all of them; saves a pass.
     """
 
-    parts: Callable[[], Iterable[Tensor]]
+    parts: Callable[[], Iterable[Any]]
     number: int
     sample: Tensor | None = None
 
@@ -75,7 +77,7 @@ class Entries:
         number = stacks.numel(name)
         sample = None
         if number > SMALL:
-            rows = [made(*piece) for piece in stacks.sample(name, 4 * SAMPLE)]
+            rows = [stacked(made(*piece)) for piece in stacks.sample(name, 4 * SAMPLE)]
             flat = torch.cat([stack.reshape(len(stack), -1) for stack in rows], dim=1)
             sample = flat[:, :: max(1, flat.shape[1] // SAMPLE)]
         return cls(lambda: (made(*piece) for piece in stacks.of(name)), number, sample)
@@ -134,7 +136,7 @@ class _Chosen(NamedTuple):
 def _select(entries: Entries, rank: Ranks, *, magnitude: bool) -> tuple[torch.dtype, list[_Chosen]]:
     """The entry of this rank for each task."""
     if entries.number <= SMALL:
-        gathered = torch.cat([part.reshape(len(part), -1) for part in entries.parts()], dim=1)
+        gathered = torch.cat([stacked(part).reshape(len(part), -1) for part in entries.parts()], dim=1)
         ranks = _ranks(rank, len(gathered))
         chosen = [_among(_keys(one, magnitude), own) for one, own in zip(gathered, ranks, strict=True)]
         return gathered.dtype, chosen
@@ -169,13 +171,14 @@ def _bracketed(entries: Entries, ranks: Sequence[int], magnitude: bool) -> list[
     ]
     inside: list[list[tuple[Keys, NDArray[np.int32], int]]] = [[] for _ in brackets]
     wanted, gathered, first = list(ranks), [0] * len(brackets), 0
+    kind = _keys(entries.sample[:1, :1], magnitude).dtype
     for part in entries.parts():
         for task, (low, high) in enumerate(brackets):
-            above, keys, places = _split(_bits(part[task]), magnitude, low, high)
+            above, keys, places = _split(*_content(part, task), magnitude, np.array([low, high], kind))
             wanted[task] -= above
             gathered[task] += len(keys)
             inside[task].append((keys, places, first))
-        first += part[0].numel()
+        first += prod(part.shape[1:])
         if max(gathered) > _MOST:
             return []
     if any(not 0 < left <= number for left, number in zip(wanted, gathered, strict=True)):
@@ -191,20 +194,31 @@ def _bracketed(entries: Entries, ranks: Sequence[int], magnitude: bool) -> list[
 
 
 @compiled
-def _split(bits: Keys, magnitude: bool, low: int, high: int) -> tuple[int, Keys, NDArray[np.int32]]:
-    """How many keys are above ``high``; those from ``low`` to ``high``; and their indices."""
-    kind = bits.dtype.type
-    least, most, largest = kind(low), kind(high), kind(np.iinfo(bits.dtype).max)
-    keys, flags = np.empty(_TILE, bits.dtype), np.zeros(_TILE, np.uint8)
-    found, places = np.empty(len(bits) + 1, bits.dtype), np.empty(len(bits) + 1, np.int32)
-    above, number = 0, np.uint64(0)
+def _split(
+    bits: NDArray[np.integer[Any]], starts: Bits | None, magnitude: bool, bracket: Keys
+) -> tuple[Any, Keys, NDArray[np.int32]]:
+    """How many keys are above a bracket; those inside, ends included; and their indices.
+
+    Args:
+        bits: of floats; or of bfloat16 weights, if the keys are those of their differences from ``starts``.
+    """
+    kind = bracket.dtype.type
+    least, most, largest = bracket[0], bracket[1], kind(np.iinfo(bracket.dtype).max)
+    keys, flags = np.empty(_TILE, bracket.dtype), np.zeros(_TILE, np.uint8)
+    found, places = np.empty(len(bits) + 1, bracket.dtype), np.empty(len(bits) + 1, np.int32)
+    above, number = np.int64(0), np.uint64(0)
     for start in range(0, len(bits), _TILE):
         tile, over = bits[start : start + _TILE], kind(0)
+        begun = tile if starts is None else starts[start : start + _TILE]
         for i in range(len(tile)):
-            one = tile[i]
+            if starts is None:
+                one = tile[i]
+            else:
+                after, before = np.uint32(np.uint32(tile[i]) << 16), np.uint32(np.uint32(begun[i]) << 16)
+                one = np.float32(after.view(np.float32) - before.view(np.float32)).view(np.int32)
             keys[i] = one & largest if magnitude or one >= 0 else one ^ largest
         for i in range(len(tile)):
-            over = kind(over + kind(keys[i] > most))
+            over += kind(keys[i] > most)
         above += over
         for i in range(len(tile)):
             flags[i] = (least <= keys[i]) & (keys[i] <= most)
@@ -251,6 +265,13 @@ def _counted(entries: Entries, wanted: Sequence[int], magnitude: bool) -> list[_
             equal[task] = int(counts[task, digit])
             prefixes[task] = digit - _RADIX // 2 if leading else (prefixes[task] << _DIGIT) | digit
     return [_Chosen(*numbers) for numbers in zip(prefixes, ranks, equal, strict=True)]
+
+
+def _content(deltas: Deltas, task: int) -> tuple[NDArray[np.integer[Any]], Bits | None]:
+    """The bits of the entries of one task, or the bits of both weights whose differences they are."""
+    if isinstance(deltas, Pairs):
+        return deltas.ends[task], deltas.starts[task]
+    return _bits(deltas[task]), None
 
 
 def _bits(tensor: Tensor) -> Keys:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.registry import nearest
+from taskvec.rules.pairs import Deltas
 
 Scope = Literal["linear", "element", "model", "tensor", "matrix"]
 Stage = Literal["each", "merge", "after"]
@@ -41,8 +42,9 @@ ANYWHERE = Place()
 Fraction = Annotated[float, Field(gt=0, le=1)]
 """A share of entries that is not nothing."""
 
-Piece = tuple[Tensor, Mapping[str, Any]]
-"""Deltas (task, *rows), and what goes with them: ``_place``, and where rules ask ``_base`` and ``_stats``."""
+Piece = tuple[Any, Mapping[str, Any]]
+"""Deltas (task, *rows), a tensor or for rules that take them ``Pairs``; and what goes with them: ``_place``,
+and where rules ask ``_base`` and ``_stats``."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,12 @@ class Stacks:
     own: Callable[[str], Mapping[str, Any]] = lambda name: {}
 
     @classmethod
-    def single(cls, deltas: Tensor, **context: Any) -> "Stacks":
+    def single(cls, deltas: Deltas, **context: Any) -> "Stacks":
         """The deltas of one tensor, called ``""``."""
         given = {"_place": ANYWHERE, **context}
         return cls({"": deltas.shape[1:]}, [""], lambda _: [None], lambda *_: iter([(deltas, given)]))
 
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
         return ((name, stack) for name in self.changed for stack, _ in self.of(name))
 
     def of(self, name: str) -> Iterator[Piece]:
@@ -125,6 +127,7 @@ class Rule:
             tensor if ``scope`` says so, or if there is a ``measure``.
         check: number of tasks (``None`` if unknown) and parameters -> what is wrong with them together.
         stages: of a chain, its steps.
+        takes_pairs: whether the function and its first passes take ``Pairs`` for a stack as well.
     """
 
     name: str
@@ -139,8 +142,9 @@ class Rule:
     in_rows: Callable[..., bool] | None = None
     check: Callable[..., str | None] | None = None
     stages: tuple["Rule", ...] = ()
+    takes_pairs: bool = False
 
-    def __call__(self, deltas: Tensor, **params: Any) -> Tensor:
+    def __call__(self, deltas: Deltas, **params: Any) -> Tensor:
         """Combine one stack of deltas, (task, *shape) -> (*shape).
 
         Raises: InputError if the rule is not for so many tasks.

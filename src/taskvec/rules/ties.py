@@ -14,6 +14,7 @@ from torch import Tensor
 from taskvec.compiled import compiled
 from taskvec.rules import sum as addition
 from taskvec.rules.magnitude import Cut, count_equal, cuts_of, located, share, stretches
+from taskvec.rules.pairs import Bits, Deltas, Pairs
 from taskvec.rules.quantiles import Entries, find
 from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, Stacks, check_each
 
@@ -21,7 +22,7 @@ Numbers = NDArray[np.floating[Any]]
 
 
 def ties(
-    deltas: Tensor,
+    deltas: Deltas,
     *,
     keep: Fraction | Sequence[Fraction] = 0.2,
     trim: Literal["tensor", "global"] = "tensor",
@@ -39,7 +40,7 @@ def ties(
         merged    = mean of w_t trimmed_t over the tasks whose entry has that sign
 
     Args:
-        deltas: (task, *shape).
+        deltas: (task, *shape), a tensor or the weights whose differences they are.
         keep: fraction of entries kept of each task, above 0 and up to 1; one for all tasks or one for each.
             Of n entries exactly max(1, round(keep n)), equal magnitudes in row-major order.
         trim: whether a fraction of each ``tensor``, or of the whole task vector (``global``, as in the
@@ -58,13 +59,16 @@ def ties(
     ones = [1.0] * len(factors)
     before, after = (factors, ones) if weigh == "before" else (ones, factors)
     cuts = measure(Stacks.single(deltas), "", keep=keep, trim="tensor")["_cuts"] if _cuts is None else _cuts
-    merged = torch.empty_like(deltas[0], memory_format=torch.contiguous_format)
-    entries = deltas.reshape(len(deltas), -1).contiguous().numpy()
-    numbers = partial(np.asarray, dtype=entries.dtype)
-    election, result = (numbers(before), numbers(after)), merged.reshape(-1).numpy()
+    merged = torch.empty(deltas.shape[1:], dtype=deltas.dtype)
+    result = merged.reshape(-1).numpy()
+    numbers = partial(np.asarray, dtype=result.dtype)
+    if isinstance(deltas, Pairs):
+        entries: tuple[Any, Any] = deltas.ends, deltas.starts
+    else:
+        entries = deltas.reshape(len(deltas), -1).contiguous().numpy(), None
     chosen = elect == "mass", _MERGES.index(merge)
-    for start, stop, bounds in stretches(cuts, _place.first, entries.shape[1], deltas.dtype):
-        _merge(entries, start, stop, numbers(bounds), *election, *chosen, result)
+    for start, stop, bounds in stretches(cuts, _place.first, len(result), deltas.dtype):
+        _merge(*entries, start, stop, numbers(bounds), numbers(before), numbers(after), *chosen, result)
     return merged
 
 
@@ -74,7 +78,8 @@ _TILE = 2048  # entries at a time: what is made on the way stays in the first ca
 
 @compiled
 def _merge(
-    deltas: Numbers,
+    deltas: Numbers | tuple[Bits, ...],
+    origins: tuple[Bits, ...] | None,
     start: int,
     stop: int,
     bounds: Numbers,
@@ -87,32 +92,33 @@ def _merge(
     """Trim, elect and merge the entries from ``start`` to ``stop``; NaN stays NaN.
 
     Args:
-        deltas: (task, n).
+        deltas: (task, n); or bfloat16 weights, if the deltas are their differences from the ``origins``.
         bounds: (task,), of magnitudes that go.
         before, after: (task,), factors of the election and of what was elected.
         merged: (n,), written into.
     """
-    zero, one = deltas.dtype.type(0), deltas.dtype.type(1)
-    ballots = np.empty((len(deltas), _TILE), deltas.dtype)
-    signs, counts = np.empty(_TILE, deltas.dtype), np.empty(_TILE, deltas.dtype)
+    zero, one = merged.dtype.type(0), merged.dtype.type(1)
+    ballots = np.empty((len(bounds), _TILE), merged.dtype)
+    signs, counts = np.empty(_TILE, merged.dtype), np.empty(_TILE, merged.dtype)
     for first in range(start, stop, _TILE):
         target = merged[first : min(first + _TILE, stop)]
         size = len(target)
         signs[:], counts[:], target[:] = zero, zero, zero
-        for task in range(len(deltas)):
-            entries, ballot, bound, factor = (
-                deltas[task, first:stop],
-                ballots[task],
-                bounds[task],
-                before[task],
-            )
+        for task in range(len(bounds)):
+            ballot, bound, factor = ballots[task], bounds[task], before[task]
+            ends = deltas[task][first:stop]
+            starts = ends if origins is None else origins[task][first:stop]
             for i in range(size):
-                entry = entries[i]
+                if origins is None:
+                    entry = ends[i]
+                else:
+                    end, begun = np.uint32(np.uint32(ends[i]) << 16), np.uint32(np.uint32(starts[i]) << 16)
+                    entry = end.view(np.float32) - begun.view(np.float32)
                 ballot[i] = zero if abs(entry) <= bound else entry * factor
                 signs[i] += ballot[i] if mass else np.sign(ballot[i])
         for i in range(size):
             signs[i] = one if signs[i] >= zero else -one
-        for task in range(len(deltas)):
+        for task in range(len(bounds)):
             ballot, factor, count = ballots[task], after[task], before[task]
             for i in range(size):
                 # Times the sign, what agrees is positive.
@@ -175,4 +181,4 @@ def _check(tasks: int | None, *, keep: float | Sequence[float], **_: Any) -> str
     return check_each(tasks, keep=keep)
 
 
-TIES = Rule("ties", ties, "tensor", prepare=prepare, measure=measure, check=_check)
+TIES = Rule("ties", ties, "tensor", prepare=prepare, measure=measure, check=_check, takes_pairs=True)

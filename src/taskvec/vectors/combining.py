@@ -248,7 +248,7 @@ class Combined(Source):
                 context["_stats"] = [
                     one and (rows_of(one[0], part) if cut and one[1] else one[0]) for one in stats
                 ]
-            yield deltas.stack(part), context
+            yield deltas.pairs(part) if self.rule.takes_pairs else deltas.stack(part), context
 
     def _stats_of(self, stats: Weights, name: str, rows: slice | None) -> tuple[Tensor, bool] | None:
         """Statistics of a tensor, of the same rows if (``True``) they have the shape of the deltas."""

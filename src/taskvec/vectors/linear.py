@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taskvec.compiled import compiled
+from taskvec.rules.pairs import Bits, Deltas, Pairs, stacked
 from taskvec.vectors.sources import Difference, Source
 from taskvec.weights import Weights
 from taskvec.weights.dtypes import rounded
@@ -24,7 +25,6 @@ CHUNK = 1 << 16
 _TILE = 1 << 12  # of them, where the loops are compiled: in the first cache
 
 Terms = Sequence[tuple[Source, float]]
-Bits = NDArray[np.uint16]
 
 
 class Spot(NamedTuple):
@@ -85,21 +85,11 @@ def total(
     """
     operands = [_operand(source, factor, spot, origins) for source, factor in terms]
     out = torch.empty(operands[0].end.shape, dtype=dtype or spot.dtype)
-    if base is not None and spot.dtype == torch.float32 and _are_bfloat16(base, out):
-        factors = np.array([one.factor for one in operands], np.float32)
-        starts = [one.start for one in operands if one.start is not None]
-        if not starts:
-            deltas = tuple(one.end.reshape(-1).numpy() for one in operands)
-            _add_float32(deltas, factors, _bits(base), _bits(out))
-            return out
-        ends = [one.end for one in operands]
-        if len(starts) == len(ends) and _are_bfloat16(*ends, *starts):
-            pairs = tuple(map(_bits, ends)), tuple(map(_bits, starts))
-            _add_bfloat16(*pairs, factors, _bits(base), _bits(out))
-            return out
+    if base is not None and spot.dtype == torch.float32 and _added(operands, base, out):
+        return out
     before, after, work = (torch.empty(CHUNK, dtype=spot.dtype) for _ in range(3))
     pieces = [(one.factor, _chunks(one.end), one.start) for one in operands]
-    begins = {id(one.start): _chunks(one.start) for one in operands if one.start is not None}
+    starts = {id(one.start): _chunks(one.start) for one in operands if one.start is not None}
     bases = None if base is None else _chunks(base)
     for place, target in enumerate(_chunks(out)):
         size = len(target)
@@ -110,7 +100,7 @@ def total(
             into.copy_(ends[place])
             if own is not None:
                 if own is not begun:
-                    start.copy_(begins[id(own)][place])
+                    start.copy_(starts[id(own)][place])
                     begun = own
                 into.sub_(start)
             if n:
@@ -121,6 +111,22 @@ def total(
             summed.add_(start if begun is base else part.copy_(bases[place]))
         target.copy_(summed if spot.dtype == torch.float32 else rounded(summed, out.dtype))
     return out
+
+
+def _added(operands: Sequence[_Operand], base: Tensor, out: Tensor) -> bool:
+    """Write ``base`` plus the operands into ``out``, if both are bfloat16 and a compiled loop can."""
+    if not _are_bfloat16(base, out):
+        return False
+    factors = np.array([one.factor for one in operands], np.float32)
+    ends, starts = [one.end for one in operands], [one.start for one in operands]
+    if all(start is None for start in starts):
+        _add_float32(tuple(end.reshape(-1).numpy() for end in ends), factors, _bits(base), _bits(out))
+        return True
+    if _are_bfloat16(*ends, *starts):
+        pairs = tuple(map(_bits, ends)), tuple(_bits(one) for one in starts if one is not None)
+        _add_bfloat16(*pairs, factors, _bits(base), _bits(out))
+        return True
+    return False
 
 
 class Forms:
@@ -136,20 +142,24 @@ class Forms:
         origins = Origins(spot)
         self._dtype, self._shape = spot.dtype, tuple(shape)
         self._operands = [_joined(terms, spot, origins) for terms in forms]
-        self._pairs: tuple[tuple[Bits, ...], tuple[Bits, ...]] | None = None
-        pairs = [(one.end, one.start) for one in self._operands if one is not None and one.start is not None]
-        if len(pairs) == len(forms) and spot.dtype == torch.float32 and _are_bfloat16(*sum(pairs, ())):
-            ends, starts = zip(*pairs, strict=True)
-            self._pairs = tuple(map(_bits, ends)), tuple(map(_bits, starts))
+        self._pairs: Pairs | None = None
+        sides = [(one.end, one.start) for one in self._operands if one is not None and one.start is not None]
+        if len(sides) == len(forms) and spot.dtype == torch.float32 and _are_bfloat16(*sum(sides, ())):
+            ends, starts = zip(*sides, strict=True)
+            self._pairs = Pairs(tuple(map(_bits, ends)), tuple(map(_bits, starts)), (len(forms), *shape))
+
+    def pairs(self, rows: slice | None = None) -> Deltas:
+        """The deltas (form, *rows) as pairs, where they are differences of bfloat16; else their ``stack``."""
+        if self._pairs is None:
+            return self.stack(rows)
+        shape = rows_shape(self._shape, rows)
+        return self._pairs.part(0 if rows is None else rows.start * row_size(shape), shape)
 
     def stack(self, rows: slice | None = None) -> Tensor:
         """The deltas (form, *rows), as a new tensor."""
-        shape = rows_shape(self._shape, rows)
-        stack = torch.empty(len(self._operands), *shape, dtype=self._dtype)
-        if self._pairs:
-            first = 0 if rows is None else rows.start * row_size(shape)
-            _subtract_bfloat16(*self._pairs, first, stack.reshape(len(stack), -1).numpy())
-            return stack
+        if self._pairs is not None:
+            return stacked(self.pairs(rows))
+        stack = torch.empty(len(self._operands), *rows_shape(self._shape, rows), dtype=self._dtype)
         for one, deltas in zip(self._operands, stack, strict=True):
             if one is None:
                 deltas.zero_()
@@ -165,22 +175,8 @@ def _are_bfloat16(*tensors: Tensor | None) -> bool:
 
 
 def _bits(tensor: Tensor) -> Bits:
-    """The bits of bfloat16 numbers: the upper half of a float32."""
     bits: Bits = tensor.reshape(-1).view(torch.uint16).numpy()
     return bits
-
-
-@compiled
-def _subtract_bfloat16(
-    ends: tuple[Bits, ...], starts: tuple[Bits, ...], first: int, out: NDArray[np.float32]
-) -> None:
-    """``end_i - start_i`` from the entry ``first`` on, in float32, (i, n)."""
-    number = out.shape[1]
-    for term in range(len(ends)):
-        end, start, row = ends[term][first : first + number], starts[term][first : first + number], out[term]
-        for i in range(number):
-            after, before = np.uint32(np.uint32(end[i]) << 16), np.uint32(np.uint32(start[i]) << 16)
-            row[i] = after.view(np.float32) - before.view(np.float32)
 
 
 @compiled

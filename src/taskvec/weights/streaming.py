@@ -6,12 +6,14 @@ worker, whatever the largest tensor is.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from itertools import accumulate
-from math import ceil, inf
+from functools import cached_property
+from itertools import accumulate, chain
+from math import ceil
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -21,8 +23,11 @@ from taskvec.weights.source import Tally, Weights, row_size
 from taskvec.weights.staging import flush
 from taskvec.weights.workers import Locks, in_processes, in_threads
 
-SPAN = 1 << 23
-"""Elements that a worker writes before it says so, about."""
+SPAN = 1 << 24
+"""Bytes that a worker writes before it says so."""
+
+_SMALL = 1 << 20
+"""Bytes below which tensors are taken several at a time."""
 
 _PARTS = 4
 """Of the whole for each worker: a larger tensor is shared. A rule that measures a tensor before it makes any
@@ -32,25 +37,38 @@ _SETTLED = 1 << 25
 """Bytes after which what was written is put on the disk and out of memory, while the workers go on."""
 
 
-@dataclass(frozen=True)
-class Span:
-    """Consecutive blocks of one tensor.
+Sized = TypeVar("Sized", "Block", "Span")
 
-    Attributes:
-        path: of the file they go to.
-        name: of the tensor.
-        blocks: rows (``None`` for the whole tensor) and the byte of the file at which they begin.
-        size: bytes of all of them.
-    """
 
-    path: Path
+class Block(NamedTuple):
+    """Rows of a tensor (``None`` for all), the byte of a file at which they begin, and their bytes."""
+
     name: str
-    blocks: tuple[tuple[slice | None, int], ...]
+    rows: slice | None
+    place: int
     size: int
 
 
-Result = tuple[int, Tally, int]
-"""The number of a span, the digests of what was written, and how many entries were not finite."""
+@dataclass(frozen=True)
+class Span:
+    """Consecutive blocks of one tensor, or several small tensors, and the file they go to."""
+
+    path: Path
+    blocks: Sequence[Block]
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(block.size for block in self.blocks)
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        """The tensors that have blocks here."""
+        return tuple(dict.fromkeys(block.name for block in self.blocks))
+
+
+Result = tuple[int, Tally, dict[str, int]]
+"""The number of a span, the digests of what was written, and how many entries of a tensor were not finite."""
 
 
 @dataclass
@@ -116,11 +134,11 @@ def stream(
     outcome = Outcome()
     left = {path: len(shard.places) for path, shard in shards.items()}
     waiting = {name: 0 for shard in shards.values() for name in shard.places}
-    for span in spans:
-        waiting[span.name] += 1
+    for name in chain.from_iterable(span.names for span in spans):
+        waiting[name] += 1
     if processes > 1 and spans:  # what is loaded and compiled on first use is so before the fork
-        first = min(spans, key=lambda span: span.size)
-        weights.read(first.name, first.blocks[0][0])
+        first = min(spans, key=lambda span: span.size).blocks[0]
+        weights.read(first.name, first.rows)
     run = in_processes if processes > 1 else in_threads
     inputs = weights.inputs if processes > 1 else ()
     with closing(run(work, len(parts), workers, inputs)) as results:
@@ -132,13 +150,13 @@ def stream(
                 _settle(span.path)
                 unsettled = 0
             outcome.tally.merge(tally)
-            if bad:
-                outcome.bad[span.name] = outcome.bad.get(span.name, 0) + bad
-            waiting[span.name] -= 1
-            if waiting[span.name] or (outcome.bad and not allow_nonfinite):
-                continue
-            tensor_done(span.name)
-            left[span.path] -= 1
+            for name, count in bad.items():
+                outcome.bad[name] = outcome.bad.get(name, 0) + count
+            for name in span.names:
+                waiting[name] -= 1
+                if not waiting[name] and (allow_nonfinite or not outcome.bad):
+                    tensor_done(name)
+                    left[span.path] -= 1
             if not left[span.path]:
                 flush(span.path)
                 shard_done(span.path, outcome)
@@ -177,44 +195,55 @@ def _settle(path: Path) -> None:
             os.close(handle)
 
 
-def _parts(weights: Weights, path: Path, shard: Shard, share: float) -> list[list[Span]]:
+def _parts(weights: Weights, path: Path, shard: Shard, share: float) -> list[Sequence[Span]]:
     """What one worker takes at a time: spans of one tensor, of up to ``share`` bytes; the largest first."""
-    parts: list[list[Span]] = []
+    parts: list[Sequence[Span]] = []
+    few: list[Block] = []
     for name, place in shard.places.items():
-        taken = inf
-        for span in _spans(weights, path, name, place):
-            if taken + span.size > share:
-                parts.append([])
-                taken = 0
-            parts[-1].append(span)
-            taken += span.size
+        blocks = list(_blocks(weights, name, place))
+        if sum(block.size for block in blocks) < _SMALL:
+            few += blocks
+        else:
+            parts += _together([Span(path, some) for some in _together(blocks, SPAN)], share)
+    parts += [[Span(path, some)] for some in _together(few, _SMALL)]
     return sorted(parts, key=lambda part: -sum(span.size for span in part))
 
 
-def _spans(weights: Weights, path: Path, name: str, place: int) -> Iterator[Span]:
+def _blocks(weights: Weights, name: str, place: int) -> Iterator[Block]:
     spec = weights.spec(name)
     row = row_size(spec.shape) * spec.dtype.itemsize if spec.shape else 0
-    blocks: list[tuple[slice | None, int]] = []
-    taken = 0
     for rows in weights.row_blocks(name):
-        blocks.append((rows, place if rows is None else place + rows.start * row))
-        taken += spec.nbytes if rows is None else (rows.stop - rows.start) * row
-        if taken >= SPAN * spec.dtype.itemsize:
-            yield Span(path, name, tuple(blocks), taken)
-            blocks, taken = [], 0
-    if blocks:
-        yield Span(path, name, tuple(blocks), taken)
+        if rows is None:
+            yield Block(name, None, place, spec.nbytes)
+        else:
+            yield Block(name, rows, place + rows.start * row, (rows.stop - rows.start) * row)
 
 
-def _write(weights: Weights, span: Span, files: "_Files", allow_nonfinite: bool) -> tuple[Tally, int]:
+def _together(items: Sequence[Sized], size: float) -> Iterator[Sequence[Sized]]:
+    """Consecutive items, as many at a time as have up to ``size`` bytes together, but at least one."""
+    taken, first = 0, 0
+    for place, item in enumerate(items):
+        if place > first and taken + item.size > size:
+            yield items[first:place]
+            taken, first = 0, place
+        taken += item.size
+    if items:
+        yield items[first:]
+
+
+def _write(
+    weights: Weights, span: Span, files: "_Files", allow_nonfinite: bool
+) -> tuple[Tally, dict[str, int]]:
     """Read, compute and write one span; its digests, and how many of its entries are not finite."""
-    tally, bad = Tally(), 0
-    for rows, place in span.blocks:
-        block = weights.read(span.name, rows)
+    tally = Tally()
+    bad: dict[str, int] = {}
+    for name, rows, place, _ in span.blocks:
+        block = weights.read(name, rows)
         count = nonfinite_count(block)
-        bad += count
+        if count:
+            bad[name] = bad.get(name, 0) + count
         if allow_nonfinite or not count:
-            tally.add(span.name, weights.spec(span.name), rows, block)
+            tally.add(name, weights.spec(name), rows, block)
             files.write(span.path, raw_bytes(block), place)
     return tally, bad
 
@@ -242,8 +271,9 @@ class _Gate:
     """Lets workers share the memory: who needs more than a share waits for as many as it needs."""
 
     def __init__(self, weights: Weights, spans: list[Span], share: float, workers: int) -> None:
-        costs = {span.name: weights.working_bytes(span.name) for span in spans}
-        self._shares = [min(workers, max(1, ceil(costs[span.name] / share))) for span in spans]
+        costs = {name: weights.working_bytes(name) for span in spans for name in span.names}
+        most = [max(costs[name] for name in span.names) for span in spans]
+        self._shares = [min(workers, max(1, ceil(cost / share))) for cost in most]
 
     @contextmanager
     def holding(self, number: int, locks: Locks) -> Iterator[None]:

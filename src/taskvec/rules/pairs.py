@@ -1,0 +1,74 @@
+"""Deltas as the pairs of bfloat16 weights whose differences they are."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from taskvec.compiled import compiled
+
+Bits = NDArray[np.uint16]
+"""Of bfloat16 numbers: the upper half of a float32."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What a stack of deltas (task, *shape) in float32 is computed from, in half the memory or less.
+
+    A loop that takes the differences as it goes spares writing and reading the stack. To all else this is a
+    sequence of tensors, (*shape) for each task.
+
+    Attributes:
+        ends, starts: of each task the bits (n,) of the fine-tuned and of the pre-trained weights.
+        shape: (task, *shape).
+    """
+
+    ends: tuple[Bits, ...]
+    starts: tuple[Bits, ...]
+    shape: tuple[int, ...]
+    dtype = torch.float32
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, task: int) -> Tensor:
+        return Pairs(self.ends[task : task + 1], self.starts[task : task + 1], (1, *self.shape[1:])).stack()[
+            0
+        ]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[task] for task in range(len(self)))
+
+    def part(self, first: int, shape: Sequence[int]) -> "Pairs":
+        """Those from the entry ``first`` on that fill ``shape``."""
+        entries = slice(first, first + int(np.prod(shape)))
+        ends, starts = (tuple(one[entries] for one in side) for side in (self.ends, self.starts))
+        return Pairs(ends, starts, (len(self), *shape))
+
+    def stack(self) -> Tensor:
+        """The deltas, as a new tensor."""
+        stack = torch.empty(self.shape)
+        _subtract(self.ends, self.starts, stack.reshape(len(self), -1).numpy())
+        return stack
+
+
+Deltas = Tensor | Pairs
+"""A stack of deltas (task, *shape)."""
+
+
+def stacked(deltas: Deltas) -> Tensor:
+    """As one tensor."""
+    return deltas.stack() if isinstance(deltas, Pairs) else deltas
+
+
+@compiled
+def _subtract(ends: tuple[Bits, ...], starts: tuple[Bits, ...], out: NDArray[np.float32]) -> None:
+    """``end_i - start_i`` in float32, (i, n)."""
+    for task in range(len(ends)):
+        end, start, row = ends[task], starts[task], out[task]
+        for i in range(len(row)):
+            after, before = np.uint32(np.uint32(end[i]) << 16), np.uint32(np.uint32(start[i]) << 16)
+            row[i] = after.view(np.float32) - before.view(np.float32)
