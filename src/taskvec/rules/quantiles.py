@@ -30,7 +30,7 @@ SMALL = 1 << 14
 SAMPLE = 1 << 16
 """Entries of a sample, about."""
 
-_MOST = 1 << 22  # entries of a task that are gathered; where more lie inside a bracket, all are counted
+_MOST = 1 << 21  # entries of a task that are gathered; where more may lie inside a bracket, all are counted
 
 
 Ranks = int | Sequence[int]
@@ -161,25 +161,27 @@ def _among(keys: Keys, rank: int) -> _Chosen:
 def _bracketed(entries: Entries, ranks: Sequence[int], magnitude: bool) -> list[_Chosen]:
     """In one pass: count what is above a bracket and gather what is inside it.
 
-    Empty if there is no sample, or if the wanted entry is in none of the brackets of some task.
+    Empty if there is no sample, if too much is inside, or if the wanted entry of some task is not.
     """
     if entries.sample is None:
         return []
-    brackets = [
-        _bracket(_keys(one, magnitude), rank / entries.number)
-        for one, rank in zip(entries.sample, ranks, strict=True)
+    samples = [_keys(one, magnitude) for one in entries.sample]
+    brackets = [_bracket(one, rank / entries.number) for one, rank in zip(samples, ranks, strict=True)]
+    shares = [
+        np.mean((low <= one) & (one <= high)) for one, (low, high) in zip(samples, brackets, strict=True)
     ]
+    if max(shares) * entries.number > _MOST:
+        return []
     inside: list[list[tuple[Keys, NDArray[np.int32], int]]] = [[] for _ in brackets]
     wanted, gathered, first = list(ranks), [0] * len(brackets), 0
-    kind = _keys(entries.sample[:1, :1], magnitude).dtype
     for part in entries.parts():
-        for task, (low, high) in enumerate(brackets):
-            above, keys, places = _split(*_content(part, task), magnitude, np.array([low, high], kind))
+        for task, bracket in enumerate(brackets):
+            above, keys, places = _split(*_content(part, task), magnitude, bracket)
             wanted[task] -= above
             gathered[task] += len(keys)
             inside[task].append((keys, places, first))
         first += prod(part.shape[1:])
-        if max(gathered) > _MOST:
+        if max(gathered) > 2 * _MOST:
             return []
     if any(not 0 < left <= number for left, number in zip(wanted, gathered, strict=True)):
         return []
@@ -232,32 +234,28 @@ def _split(
     return above, found[:number].copy(), places[:number].copy()
 
 
-def _bracket(keys: Keys, fraction: float) -> tuple[int, int]:
+def _bracket(keys: Keys, fraction: float) -> Keys:
     """The keys between which the entry that so large a fraction exceeds lies, most likely."""
     number = len(keys)
     slack = 0.004 + 4 * (fraction * (1 - fraction) / number) ** 0.5
     least, most = np.iinfo(keys.dtype).min, np.iinfo(keys.dtype).max
     first, last = int((1 - fraction - slack) * number), int((1 - fraction + slack) * number) + 1
     inner = np.partition(keys, sorted({max(first, 0), min(last, number - 1)}))
-    return int(inner[first]) if first > 0 else least, int(inner[last]) if last < number else most
+    ends = inner[first] if first > 0 else least, inner[last] if last < number else most
+    return np.array(ends, keys.dtype)
 
 
 def _counted(entries: Entries, wanted: Sequence[int], magnitude: bool) -> list[_Chosen]:
     """By histograms, one pass for every 16 bits."""
     first = next(iter(entries.parts()))
     prefixes, ranks, equal = [0] * len(first), list(wanted), [0] * len(first)
-    width = first.element_size() * 8
+    width = first.dtype.itemsize * 8
     for shift in range(width - _DIGIT, -1, -_DIGIT):
         leading = shift == width - _DIGIT
         counts = np.zeros((len(first), _RADIX), np.int64)
         for part in entries.parts():
             for task, tensor in enumerate(part):
-                digits = _keys(tensor, magnitude) >> shift
-                if leading:
-                    digits += _RADIX // 2  # the sign: negative keys come first
-                else:
-                    digits = digits[(digits >> _DIGIT) == prefixes[task]] & (_RADIX - 1)
-                counts[task] += np.bincount(digits, minlength=_RADIX)
+                _count(_keys(tensor, magnitude), shift, None if leading else prefixes[task], counts[task])
         for task, above in enumerate(counts[:, ::-1].cumsum(1)):
             place = int(np.searchsorted(above, ranks[task]))
             ranks[task] -= int(above[place - 1]) if place else 0
@@ -265,6 +263,22 @@ def _counted(entries: Entries, wanted: Sequence[int], magnitude: bool) -> list[_
             equal[task] = int(counts[task, digit])
             prefixes[task] = digit - _RADIX // 2 if leading else (prefixes[task] << _DIGIT) | digit
     return [_Chosen(*numbers) for numbers in zip(prefixes, ranks, equal, strict=True)]
+
+
+@compiled
+def _count(keys: Keys, shift: int, prefix: int | None, counts: NDArray[np.int64]) -> None:
+    """Add up how many keys have which digit of 16 bits, from the bit ``shift`` on.
+
+    Args:
+        prefix: of the keys that count, what is above the digit; ``None`` if nothing is. Then negative keys
+            come first, and the digit has their sign.
+    """
+    for key in keys:
+        digit = key >> shift
+        if prefix is None:
+            counts[digit + _RADIX // 2] += 1
+        elif (digit >> _DIGIT) == prefix:
+            counts[digit & (_RADIX - 1)] += 1
 
 
 def _content(deltas: Deltas, task: int) -> tuple[NDArray[np.integer[Any]], Bits | None]:
