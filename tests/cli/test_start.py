@@ -1,5 +1,6 @@
 """What every command owes its user before it does anything."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,20 @@ def test_a_result_that_cannot_be_written_is_one_line_and_exit_code_1() -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "No space left" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["rules", "--json"], 0), (["rules", "nope"], 2), (["inspect", "nope"], 2)]
+)
+def test_a_process_ends_at_once_and_loses_nothing(arguments: list[str], code: int) -> None:
+    before = (
+        "import atexit, sys\nfrom taskvec.cli import command\n"
+        "atexit.register(lambda: sys.stderr.write('left in order'))\n"
+        f"sys.argv = ['taskvec', *{arguments!r}]\ncommand()\nsys.stderr.write('not reached')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", before], capture_output=True, text=True)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert done.returncode == stopped.value.code == code
+    assert done.stderr.endswith("left in order")
+    assert (json.loads(done.stdout) != []) if code == 0 else not done.stdout

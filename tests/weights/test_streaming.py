@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from taskvec.errors import CorruptFile, NonFinite, TaskvecError
 from taskvec.vectors import TaskVector, apply, combine
-from taskvec.weights import Weights, open_weights, save_weights, source
+from taskvec.weights import Weights, open_weights, save_weights, source, streaming
 from taskvec.weights.source import TensorSpec, row_blocks, rows_of, rows_shape
 
 SHAPES = {
@@ -199,3 +199,52 @@ def test_blocks_are_the_rows_of_a_tensor_in_order(
     assert [block.shape for block in blocks] == [rows_shape(shape, rows) for rows in row_blocks(shape)]
     assert torch.equal(torch.cat([block.reshape(-1) for block in blocks]), tensor.reshape(-1))
     assert all(block.numel() <= max(120, shape[-1] if len(shape) > 1 else 1) for block in blocks)
+
+
+class Measuring(Weights):
+    """Weights that note which worker reads which tensor."""
+
+    def __init__(self, rows: dict[str, int]) -> None:
+        specs = {name: TensorSpec((number, 50), torch.float32) for name, number in rows.items()}
+        super().__init__("measuring", specs, "measuring")
+        self.readers: dict[str, set[int]] = {name: set() for name in specs}
+        self.names: list[str] = []
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        self.readers[name].add(get_ident())
+        self.names.append(name)
+        time.sleep(0.001)
+        return rows_of(torch.ones(self.spec(name).shape), rows)
+
+
+def test_a_tensor_is_one_workers_unless_it_is_a_large_part_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "BLOCK", 500)
+    monkeypatch.setattr(streaming, "SPAN", 4000)
+    monkeypatch.setattr(streaming, "_SMALL", 1000)
+    weights = Measuring(
+        {**{f"small.{n}": 4 for n in range(5)}, **{f"w{n}": 40 for n in range(8)}, "huge": 400}
+    )
+    save_weights(weights, tmp_path / "out", threads=2)
+    assert {name for name, workers in weights.readers.items() if len(workers) > 1} == {"huge"}
+    assert weights.names[0] == "huge" and weights.names[-1].startswith("small")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no such call")
+def test_what_was_written_leaves_memory_as_it_reaches_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "BLOCK", 500)
+    monkeypatch.setattr(streaming, "SPAN", 4000)
+    monkeypatch.setattr(streaming, "_SMALL", 0)
+    monkeypatch.setattr(streaming, "_SETTLED", 10_000)
+    dropped = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *given: dropped.append(given[1:]))
+    save_weights(Measuring({"w": 400}), tmp_path / "out", threads=1)
+    assert dropped == [(0, 0, os.POSIX_FADV_DONTNEED)] * 6
+    monkeypatch.delattr(os, "posix_fadvise")
+    save_weights(Measuring({"w": 400}), tmp_path / "other", threads=1)
+    assert (tmp_path / "other/model.safetensors").read_bytes() == (
+        tmp_path / "out/model.safetensors"
+    ).read_bytes()
