@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from taskvec.rules import ties
+from taskvec.rules.dare import dare
 from taskvec.rules.pairs import Pairs
 from taskvec.rules.quantiles import Entries, find, kth_largest
+from taskvec.rules.rule import Place
 from taskvec.rules.ties import ties as merged_by_ties
 from taskvec.vectors import TaskVector, combine
 from taskvec.weights import source
@@ -77,20 +78,42 @@ def test_ties_makes_the_same_of_them(drawn: tuple[Tensor, list[Tensor]], **optio
     assert torch.equal(merged_by_ties(pairs, **options), merged_by_ties(pairs.stack(), **options))
 
 
+@few
+@given(drawn=weights(), density=st.sampled_from([0.001, 0.3, 0.5, 1.0]), seed=st.integers(0, 9))
+def test_dare_makes_the_same_of_them(drawn: tuple[Tensor, list[Tensor]], density: float, seed: int) -> None:
+    pairs = paired(*drawn)
+    place = Place("w", 5)
+    one, other = (dare(given, density=density, seed=seed, _place=place) for given in (pairs, pairs.stack()))
+    assert torch.equal(one, other)
+
+
 def test_what_is_not_finite_stays_so() -> None:
     base, tuned = torch.zeros(6).bfloat16(), torch.tensor([1, math.nan, 2, math.inf, -math.inf, 3]).bfloat16()
-    made = merged_by_ties(paired(base, [tuned, tuned]), keep=1.0)
-    assert made.isfinite().tolist() == [True, False, True, False, False, True]
+    pairs = paired(base, [tuned, tuned])
+    for made in (merged_by_ties(pairs, keep=1.0), dare(pairs, density=0.01)[0]):
+        assert made.isfinite().tolist() == [True, False, True, False, False, True]
 
 
-@pytest.mark.parametrize("trim", ["tensor", "global"])
+@pytest.mark.parametrize(
+    ("rule", "params"),
+    [
+        ("ties", {"keep": 0.3}),
+        ("ties", {"keep": 0.3, "trim": "global"}),
+        ("ties", {"keep": 1.0}),
+        ("dare", {"density": 0.3}),
+        ("dare+ties", {"density": 0.5, "keep": 0.7}),
+        ("ties+lines", {"alpha": "auto"}),
+        ("dare+metagpt", {}),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("block", [300, 1 << 19])
 def test_models_in_bfloat16_combine_as_the_same_numbers_in_float32_do(
-    trim: str, block: int, monkeypatch: pytest.MonkeyPatch
+    rule: str, params: dict[str, Any], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "BLOCK", block)
     generator = torch.Generator().manual_seed(0)
-    shapes = {"a": (30, 40), "b": (5, 6, 70), "c": (9,)}
+    shapes = {"layer.0.a": (30, 40), "layer.1.b": (5, 6, 70), "layer.2.c": (9,), "none": (0, 4)}
     base = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}
     tuned = [
         {name: (t + 0.1 * torch.randn(t.shape, generator=generator)).bfloat16() for name, t in base.items()}
@@ -99,6 +122,6 @@ def test_models_in_bfloat16_combine_as_the_same_numbers_in_float32_do(
     made = []
     for dtype in (torch.bfloat16, torch.float32):
         start, *ends = ({name: t.to(dtype) for name, t in one.items()} for one in (base, *tuned))
-        merged = combine(ties.TIES, [TaskVector.between(start, end) for end in ends], keep=0.3, trim=trim)
+        merged = combine(rule, [TaskVector.between(start, end) for end in ends], **params)
         made.append({name: merged[name] for name in merged})
     assert all(torch.equal(made[0][name], made[1][name]) for name in shapes)

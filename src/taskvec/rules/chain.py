@@ -10,6 +10,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.registry import Registry
+from taskvec.rules.pairs import Deltas, stacked
 from taskvec.rules.rule import Piece, Rule, Scope, Stacks, Stage
 
 
@@ -67,17 +68,17 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
             raise InputError(f"rule {name!r}: two of its rules have the parameter {twice[0]!r}; chain others")
         keywords.update(part.keywords)
 
-    def function(deltas: Tensor, **values: Any) -> Tensor:
+    def function(deltas: Deltas, **values: Any) -> Tensor:
         for part in parts:
             deltas = part.function(deltas, **part.own(values))
-        return deltas
+        return stacked(deltas)
 
     def prepare(stacks: Stacks, **settings: Any) -> Mapping[str, Mapping[str, Any]] | None:
         found: dict[str, dict[str, Any]] = {changed: {} for changed in stacks.changed}
         seen = stacks
         for part in parts:
             if part.prepare is not None:
-                made = part.prepare(seen, **part.own(settings), _given=stacks) or {}
+                made = part.prepare(seen, **part.own(settings), _given=stacks.stacked()) or {}
                 for tensor, extra in made.items():
                     found[tensor].update(extra)
             seen = _followed(seen, part, settings, found)
@@ -116,6 +117,7 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
         in_rows=None if all(part.by_rows for part in parts) else in_rows,
         check=check if any(part.check for part in parts) else None,
         stages=tuple(parts),
+        takes_pairs=parts[0].takes_pairs,
     )
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,16 +37,15 @@ class Pairs:
         return len(self.ends)
 
     def __getitem__(self, task: int) -> Tensor:
-        return Pairs(self.ends[task : task + 1], self.starts[task : task + 1], (1, *self.shape[1:])).stack()[
-            0
-        ]
+        one = slice(task, task + 1)
+        return Pairs(self.ends[one], self.starts[one], (1, *self.shape[1:])).stack()[0]
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[task] for task in range(len(self)))
 
     def part(self, first: int, shape: Sequence[int]) -> "Pairs":
         """Those from the entry ``first`` on that fill ``shape``."""
-        entries = slice(first, first + int(np.prod(shape)))
+        entries = slice(first, first + prod(shape))
         ends, starts = (tuple(one[entries] for one in side) for side in (self.ends, self.starts))
         return Pairs(ends, starts, (len(self), *shape))
 
@@ -57,6 +58,13 @@ class Pairs:
 
 Deltas = Tensor | Pairs
 """A stack of deltas (task, *shape)."""
+
+
+def entries_of(deltas: Deltas, task: int) -> tuple[NDArray[Any], Bits | None]:
+    """The entries of one task (n,); or the bits of both weights whose differences they are."""
+    if isinstance(deltas, Pairs):
+        return deltas.ends[task], deltas.starts[task]
+    return deltas[task].reshape(-1).numpy(), None
 
 
 def stacked(deltas: Deltas) -> Tensor:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taskvec.compiled import compiled
-from taskvec.rules.pairs import Bits, Deltas, Pairs, stacked
+from taskvec.rules.pairs import Bits, Deltas, entries_of, stacked
 from taskvec.rules.rule import Stacks
 
 _DIGIT = 16
@@ -176,7 +176,9 @@ def _bracketed(entries: Entries, ranks: Sequence[int], magnitude: bool) -> list[
     wanted, gathered, first = list(ranks), [0] * len(brackets), 0
     for part in entries.parts():
         for task, bracket in enumerate(brackets):
-            above, keys, places = _split(*_content(part, task), magnitude, bracket)
+            bits, starts = entries_of(part, task)
+            whole = bits if starts is not None else bits.view(bracket.dtype)
+            above, keys, places = _split(whole, starts, magnitude, bracket)
             wanted[task] -= above
             gathered[task] += len(keys)
             inside[task].append((keys, places, first))
@@ -279,13 +281,6 @@ def _count(keys: Keys, shift: int, prefix: int | None, counts: NDArray[np.int64]
             counts[digit + _RADIX // 2] += 1
         elif (digit >> _DIGIT) == prefix:
             counts[digit & (_RADIX - 1)] += 1
-
-
-def _content(deltas: Deltas, task: int) -> tuple[NDArray[np.integer[Any]], Bits | None]:
-    """The bits of the entries of one task, or the bits of both weights whose differences they are."""
-    if isinstance(deltas, Pairs):
-        return deltas.ends[task], deltas.starts[task]
-    return _bits(deltas[task]), None
 
 
 def _bits(tensor: Tensor) -> Keys:

@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.registry import nearest
-from taskvec.rules.pairs import Deltas
+from taskvec.rules.pairs import Deltas, stacked
 
 Scope = Literal["linear", "element", "model", "tensor", "matrix"]
 Stage = Literal["each", "merge", "after"]
@@ -84,7 +84,16 @@ class Stacks:
 
     def tasks(self, name: str) -> int:
         """How many task vectors there are."""
-        return len(next(self.of(name))[0])
+        one = slice(0, 1) if len(self.blocks(name)) > 1 else None
+        return len(next(self.pieces(name, one))[0])
+
+    def stacked(self) -> "Stacks":
+        """The same, with every piece as one tensor."""
+
+        def pieces(name: str, rows: slice | None) -> Iterator[Piece]:
+            return ((stacked(deltas), context) for deltas, context in self.pieces(name, rows))
+
+        return replace(self, pieces=pieces)
 
     def sample(self, name: str, number: int) -> Iterator[Piece]:
         """Rows that are spread over a tensor, of about so many entries; all if it is in one block."""

@@ -7,7 +7,7 @@ worker, whatever the largest tensor is.
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, chain
@@ -187,12 +187,10 @@ def _settle(path: Path) -> None:
     were free for long, which are slow to come by in a virtual machine.
     """
     flush(path)
-    if hasattr(os, "posix_fadvise"):  # macOS has none
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(handle)
+    handle = os.open(path, os.O_RDONLY)
+    with suppress(AttributeError, OSError):  # macOS does not know how; it is advice only
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(handle)
 
 
 def _parts(weights: Weights, path: Path, shard: Shard, share: float) -> list[Sequence[Span]]:
