@@ -5,7 +5,7 @@ an edit costs little more than moving its bytes.
 """
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -117,16 +117,16 @@ def _added(operands: Sequence[_Operand], base: Tensor, out: Tensor) -> bool:
     """Write ``base`` plus the operands into ``out``, if both are bfloat16 and a compiled loop can."""
     if not _are_bfloat16(base, out):
         return False
-    factors = np.array([one.factor for one in operands], np.float32)
     ends, starts = [one.end for one in operands], [one.start for one in operands]
+    factors = np.array([one.factor for one in operands], np.float32)
     if all(start is None for start in starts):
-        _add_float32(tuple(end.reshape(-1).numpy() for end in ends), factors, _bits(base), _bits(out))
-        return True
-    if _are_bfloat16(*ends, *starts):
-        pairs = tuple(map(_bits, ends)), tuple(_bits(one) for one in starts if one is not None)
-        _add_bfloat16(*pairs, factors, _bits(base), _bits(out))
-        return True
-    return False
+        _add(tuple(end.reshape(-1).numpy() for end in ends), None, factors, _bits(base), _bits(out))
+    elif _are_bfloat16(*ends, *starts):
+        origins = tuple(_bits(start) for start in starts if start is not None)
+        _add(tuple(map(_bits, ends)), origins, factors, _bits(base), _bits(out))
+    else:
+        return False
+    return True
 
 
 class Forms:
@@ -180,40 +180,32 @@ def _bits(tensor: Tensor) -> Bits:
 
 
 @compiled
-def _add_bfloat16(
-    ends: tuple[Bits, ...], starts: tuple[Bits, ...], factors: NDArray[np.float32], base: Bits, out: Bits
+def _add(
+    ends: tuple[NDArray[Any], ...],
+    starts: tuple[Bits, ...] | None,
+    factors: NDArray[np.float32],
+    base: Bits,
+    out: Bits,
 ) -> None:
-    """``base + sum_i c_i (end_i - start_i)`` in float32, rounded once, ties to even."""
+    """``base + sum_i c_i end_i`` in float32, rounded once to bfloat16, ties to even.
+
+    Args:
+        ends: deltas in float32; or bfloat16 weights, if the deltas are their differences from ``starts``.
+    """
     summed = np.empty(_TILE, np.float32)
     for first in range(0, len(out), _TILE):
         weights, target = base[first : first + _TILE], out[first : first + _TILE]
         summed[:] = 0
         for term in range(len(ends)):
-            end, start = ends[term][first : first + _TILE], starts[term][first : first + _TILE]
-            factor = factors[term]
+            end, factor = ends[term][first : first + _TILE], factors[term]
+            start = end if starts is None else starts[term][first : first + _TILE]
             for i in range(len(target)):
-                after, before = np.uint32(np.uint32(end[i]) << 16), np.uint32(np.uint32(start[i]) << 16)
-                summed[i] += factor * (after.view(np.float32) - before.view(np.float32))
-        for i in range(len(target)):
-            exact = np.float32(summed[i] + np.uint32(np.uint32(weights[i]) << 16).view(np.float32))
-            bits = exact.view(np.uint32)
-            nearest = np.uint32(bits + np.uint32(0x7FFF) + np.uint32(np.uint32(bits >> 16) & np.uint32(1)))
-            target[i] = np.uint16(0x7FC0) if np.isnan(exact) else np.uint16(nearest >> 16)
-
-
-@compiled
-def _add_float32(
-    deltas: tuple[NDArray[np.float32], ...], factors: NDArray[np.float32], base: Bits, out: Bits
-) -> None:
-    """``base + sum_i c_i delta_i`` in float32, rounded once, ties to even."""
-    summed = np.empty(_TILE, np.float32)
-    for first in range(0, len(out), _TILE):
-        weights, target = base[first : first + _TILE], out[first : first + _TILE]
-        summed[:] = 0
-        for term in range(len(deltas)):
-            delta, factor = deltas[term][first : first + _TILE], factors[term]
-            for i in range(len(target)):
-                summed[i] += factor * delta[i]
+                if starts is None:
+                    delta = end[i]
+                else:
+                    after, before = np.uint32(np.uint32(end[i]) << 16), np.uint32(np.uint32(start[i]) << 16)
+                    delta = after.view(np.float32) - before.view(np.float32)
+                summed[i] += factor * delta
         for i in range(len(target)):
             exact = np.float32(summed[i] + np.uint32(np.uint32(weights[i]) << 16).view(np.float32))
             bits = exact.view(np.uint32)
