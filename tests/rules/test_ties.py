@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from taskvec.errors import InputError
-from taskvec.rules import RULES
+from taskvec.rules import RULES, quantiles
 from taskvec.rules.magnitude import Cut, cuts_of, trim
 from taskvec.rules.quantiles import Entries, find
 from taskvec.rules.rule import Stacks
@@ -171,3 +171,13 @@ def test_settings_hold_every_option() -> None:
     assert RULES["ties"].settings({"keep": 0.5}) == {
         "keep": 0.5, "trim": "tensor", "elect": "mass", "merge": "mean", "weights": None, "weigh": "before",
     }  # fmt: skip
+
+
+def test_one_pass_does_for_a_large_piece_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantiles, "_PIECE", 100)
+    monkeypatch.setattr(quantiles, "SMALL", 0)
+    monkeypatch.delattr(quantiles, "_counted")
+    stack = torch.randn(3, 5_000, generator=torch.Generator().manual_seed(0)).round(decimals=3)
+    for rank, found in ((1_000, find(Entries.whole(stack), 1_000)), (37, find(Entries.whole(stack), 37))):
+        expected = stack.abs().sort(dim=1, descending=True).values[:, rank - 1]
+        assert [one.threshold for one in found] == expected.tolist()

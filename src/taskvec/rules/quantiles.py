@@ -7,7 +7,7 @@ the entry is then found among these few. Without one, or where the bracket misse
 seen a piece at a time, and several together (a whole model) count like one.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ SAMPLE = 1 << 16
 
 _MOST = 1 << 21  # entries of a task that are gathered; where more may lie inside a bracket, all are counted
 
+_PIECE = 1 << 20  # entries that are looked at at once
 
 Ranks = int | Sequence[int]
 """A number of entries: the same for all tasks, or one for each."""
@@ -172,45 +173,62 @@ def _bracketed(entries: Entries, ranks: Sequence[int], magnitude: bool) -> list[
     ]
     if max(shares) * entries.number > _MOST:
         return []
-    inside: list[list[tuple[Keys, NDArray[np.int32], int]]] = [[] for _ in brackets]
+    # One buffer for each task, as many small arrays between large ones would let memory grow.
+    size = min(entries.number, int(1.5 * max(shares) * entries.number) + 2 * _PIECE) + 1
+    found = [(np.empty(size, one.dtype), np.empty(size, np.int64)) for one in samples]
     wanted, gathered, first = list(ranks), [0] * len(brackets), 0
     for part in entries.parts():
         for task, bracket in enumerate(brackets):
-            bits, starts = entries_of(part, task)
-            whole = bits if starts is not None else bits.view(bracket.dtype)
-            above, keys, places = _split(whole, starts, magnitude, bracket)
-            wanted[task] -= above
-            gathered[task] += len(keys)
-            inside[task].append((keys, places, first))
+            for place, bits, starts in _pieces(part, task, bracket.dtype):
+                if gathered[task] + len(bits) >= size:
+                    return []
+                args = magnitude, bracket, first + place, gathered[task]
+                above, gathered[task] = _split(bits, starts, *args, *found[task])
+                wanted[task] -= above
         first += prod(part.shape[1:])
-        if max(gathered) > 2 * _MOST:
-            return []
     if any(not 0 < left <= number for left, number in zip(wanted, gathered, strict=True)):
         return []
     chosen = []
-    for parts, left in zip(inside, wanted, strict=True):
-        one = _among(np.concatenate([keys for keys, _, _ in parts]), left)
-        if one.until is not None:
-            places = np.concatenate([begun + places.astype(np.int64) for _, places, begun in parts])
-            one = one._replace(until=int(places[one.until]))
-        chosen.append(one)
+    for (keys, places), number, left in zip(found, gathered, wanted, strict=True):
+        one = _among(keys[:number], left)
+        chosen.append(one if one.until is None else one._replace(until=int(places[one.until])))
     return chosen
+
+
+def _pieces(part: Deltas, task: int, kind: np.dtype[Any]) -> Iterator[tuple[int, NDArray[Any], Bits | None]]:
+    """Index and bits of some entries of one task after the other, or bits of what they are differences of."""
+    entries, starts = entries_of(part, task)
+    for first in range(0, len(entries), _PIECE):
+        some = slice(first, first + _PIECE)
+        if starts is None:
+            yield first, entries[some].view(kind), None
+        else:
+            yield first, entries[some], starts[some]
 
 
 @compiled
 def _split(
-    bits: NDArray[np.integer[Any]], starts: Bits | None, magnitude: bool, bracket: Keys
-) -> tuple[Any, Keys, NDArray[np.int32]]:
-    """How many keys are above a bracket; those inside, ends included; and their indices.
+    bits: NDArray[np.integer[Any]],
+    starts: Bits | None,
+    magnitude: bool,
+    bracket: Keys,
+    first: int,
+    number: int,
+    found: Keys,
+    places: NDArray[np.int64],
+) -> tuple[Any, Any]:
+    """How many keys are above a bracket, and the number of those found inside it, ends included.
 
     Args:
         bits: of floats; or of bfloat16 weights, if the keys are those of their differences from ``starts``.
+        first: the index of the first entry.
+        number: of keys that were found before; more, and their indices, are written behind them into
+            ``found`` and ``places``, which have room for one more than all.
     """
     kind = bracket.dtype.type
     least, most, largest = bracket[0], bracket[1], kind(np.iinfo(bracket.dtype).max)
     keys, flags = np.empty(_TILE, bracket.dtype), np.zeros(_TILE, np.uint8)
-    found, places = np.empty(len(bits) + 1, bracket.dtype), np.empty(len(bits) + 1, np.int32)
-    above, number = np.int64(0), np.uint64(0)
+    above, end = np.int64(0), np.uint64(number)
     for start in range(0, len(bits), _TILE):
         tile, over = bits[start : start + _TILE], kind(0)
         begun = tile if starts is None else starts[start : start + _TILE]
@@ -231,9 +249,9 @@ def _split(
         for eight in range(len(eights)):
             for i in range(8 * eight, 8 * eight + 8 if eights[eight] else 0):
                 # Without a branch: the next one takes the place of one that is outside.
-                found[number], places[number] = keys[i], start + i
-                number += np.uint64(flags[i])
-    return above, found[:number].copy(), places[:number].copy()
+                found[end], places[end] = keys[i], first + start + i
+                end += np.uint64(flags[i])
+    return above, end
 
 
 def _bracket(keys: Keys, fraction: float) -> Keys:
