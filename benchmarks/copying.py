@@ -15,7 +15,7 @@ CHUNK = 1 << 19
 """Bytes moved at a time: stays in cache."""
 
 FLUSHED = 1 << 26
-"""Bytes after which the disk has to take what was written, if it is asked to."""
+"""Bytes after which what was written goes to the disk and out of memory, with ``--fsync``."""
 
 
 def read(path: Path) -> None:

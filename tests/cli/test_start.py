@@ -96,6 +96,8 @@ def test_a_process_ends_at_once_and_loses_nothing(arguments: list[str], code: in
     before = (
         "import atexit, sys\nfrom taskvec.cli import command\n"
         "atexit.register(lambda: sys.stderr.write('left in order'))\n"
+        "class Held: __del__ = lambda self: sys.stderr.write('taken apart')\n"
+        "held = Held()\n"
         f"sys.argv = ['taskvec', *{arguments!r}]\ncommand()\nsys.stderr.write('not reached')\n"
     )
     done = subprocess.run([sys.executable, "-c", before], capture_output=True, text=True)
@@ -104,3 +106,9 @@ def test_a_process_ends_at_once_and_loses_nothing(arguments: list[str], code: in
     assert done.returncode == stopped.value.code == code
     assert done.stderr.endswith("left in order")
     assert (json.loads(done.stdout) != []) if code == 0 else not done.stdout
+
+
+def test_a_message_that_a_library_leaves_with_is_written_and_means_failure() -> None:
+    code = "import sys, taskvec.cli as cli\ncli.main = lambda: sys.exit('a message')\ncli.command()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "a message\n")

@@ -228,6 +228,8 @@ def test_a_tensor_is_one_workers_unless_it_is_a_large_part_of_the_whole(
     )
     save_weights(weights, tmp_path / "out", threads=2)
     assert {name for name, workers in weights.readers.items() if len(workers) > 1} == {"huge"}
+    weights.names.clear()
+    save_weights(weights, tmp_path / "in order", threads=1)
     assert weights.names[0] == "huge" and weights.names[-1].startswith("small")
 
 

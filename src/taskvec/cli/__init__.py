@@ -62,18 +62,20 @@ def _app(command: str | None) -> App:
 def command() -> NoReturn:
     """What the shell runs: ``main``, quick to begin and to end.
 
-    Imports make hundreds of thousands of objects and no garbage, so it is looked for less often. What a
-    process holds goes with it: taking it apart piece by piece would need half a second more.
+    Imports make many objects and no garbage, so it is looked for less often. What a process holds goes with
+    it, where Python would take it apart piece by piece.
     """
     gc.set_threshold(20_000)
     try:
         main()
     except SystemExit as leaving:
+        if not isinstance(leaving.code, int | None):  # a message, which is Python's to write
+            raise
         atexit._run_exitfuncs()
         with suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
-        os._exit(leaving.code if isinstance(leaving.code, int) else 0)
+        os._exit(leaving.code or 0)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -2,9 +2,9 @@
 
 The bits of a non-negative float order like an integer, and those of any float after flipping some. With a
 sample at hand, one pass counts what is above a bracket around the wanted entry and gathers what is inside;
-the entry is then found among these few. Without one, or where the bracket missed, a histogram of the leading
-16 bits tells which bin the entry falls into, and histograms of the next bits narrow it further. Tensors are
-seen a piece at a time, and several together (a whole model) count like one.
+the entry is then found among these few. Without one, or where the bracket missed or holds too much, a
+histogram of the leading 16 bits tells which bin the entry falls into, and histograms of the next bits narrow
+it further. Tensors are seen a piece at a time, and several together (a whole model) count like one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -36,8 +36,7 @@ part of it does so in each worker that makes one."""
 _SETTLED = 1 << 25
 """Bytes after which what was written is put on the disk and out of memory, while the workers go on."""
 
-
-Sized = TypeVar("Sized", "Block", "Span")
+Item = TypeVar("Item", "Block", "Span")
 
 
 class Block(NamedTuple):
@@ -217,7 +216,7 @@ def _blocks(weights: Weights, name: str, place: int) -> Iterator[Block]:
             yield Block(name, rows, place + rows.start * row, (rows.stop - rows.start) * row)
 
 
-def _together(items: Sequence[Sized], size: float) -> Iterator[Sequence[Sized]]:
+def _together(items: Sequence[Item], size: float) -> Iterator[Sequence[Item]]:
     """Consecutive items, as many at a time as have up to ``size`` bytes together, but at least one."""
     taken, first = 0, 0
     for place, item in enumerate(items):
