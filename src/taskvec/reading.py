@@ -1,0 +1,246 @@
+"""What is read from disk, by one door for each kind: every failure is one sentence that names the file.
+
+Files are hostile: names in them lead nowhere else, what is no plain file is never opened, and nothing is
+allocated for a size that a file merely claims.
+"""
+
+import errno
+import json
+import os
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from taskvec.errors import CorruptFile, InputError
+
+TEXT_LIMIT = 1 << 28
+"""Bytes of the largest text that is read whole: tokenizers and indexes have tens of MB at most."""
+
+DEPTH = 100
+"""Lists in lists in JSON, and mappings; an honest file has ten."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_AGAIN = "download or write it again"
+
+
+def local_path(text: str | os.PathLike[str]) -> Path:
+    """A path that somebody gave, with ``~`` filled in.
+
+    Raises: InputError for what can be no path.
+    """
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"{text}: no such user, so no home folder; write the path out") from None
+    return _check_path(path)
+
+
+def open_regular(path: Path) -> int:
+    """A handle of a plain file, for reading.
+
+    Raises: InputError if it is not there, may not be read, or is a pipe, a device, a socket or a folder;
+        opening one of those can wait forever, or do things.
+    """
+    try:
+        _check_regular(path, _check_path(path).stat())
+        # Between the look and the opening another file may have come: look at what was opened too.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _check_regular(path, os.fstat(handle))
+        except BaseException:
+            os.close(handle)
+            raise
+    except OSError as error:
+        raise InputError(f"{path}: {_words(error)}") from None
+    return handle
+
+
+def _check_path(path: Path) -> Path:
+    if "\0" in str(path):
+        raise InputError(f"{printable(str(path))}: holds a zero byte, which no path can")
+    return path
+
+
+def _check_regular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise InputError(f"{path}: is {kind}, expected a file")
+
+
+def _words(error: OSError) -> str:
+    known = {errno.ENOENT: "no such file", errno.ENOTDIR: "no such file", errno.EACCES: "may not be read"}
+    return known.get(error.errno or 0) or (error.strerror or str(error)).lower()
+
+
+def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
+    """All of a plain file.
+
+    Raises: InputError if it cannot be read or has more than ``limit`` bytes.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        try:
+            data = file.read(limit + 1)
+        except OSError as error:
+            raise InputError(f"{path}: {_words(error)}") from None
+    if len(data) > limit:
+        raise InputError(f"{path}: holds more than {limit / 1e6:,.0f} MB, too much for a file of its kind")
+    return data
+
+
+def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
+    """All of a text file in UTF-8.
+
+    Raises: InputError if it cannot be read or is too large; CorruptFile if it is no such text.
+    """
+    try:
+        return read_bytes(path, limit).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CorruptFile(
+            f"{path}: not text in UTF-8 (byte {error.start}: {error.reason}); {_AGAIN}"
+        ) from None
+
+
+def read_json(path: Path, limit: int = TEXT_LIMIT) -> Any:
+    """The content of a JSON file.
+
+    Raises: InputError if it cannot be read; CorruptFile if it is no JSON, has a name twice, is nested deeper
+        than ``DEPTH``, or holds characters that no file can.
+    """
+    return parse_json(read_text(path, limit), str(path))
+
+
+def read_mapping(path: Path, limit: int = TEXT_LIMIT) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Raises: as ``read_json``; CorruptFile if it holds anything else.
+    """
+    content = read_json(path, limit)
+    if not isinstance(content, dict):
+        raise CorruptFile(f"{path}: holds {kind_of(content)}, expected a mapping; {_AGAIN}")
+    return content
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """The content of a JSON document; ``where`` opens messages.
+
+    Raises: CorruptFile, as ``read_json``.
+    """
+    try:
+        content = json.loads(text, object_pairs_hook=_unique_keys)
+    except RecursionError:
+        raise CorruptFile(f"{where}: nested deeper than {DEPTH}; {_AGAIN}") from None
+    except ValueError as error:
+        raise CorruptFile(f"{where}: not valid JSON ({printable(str(error))}); {_AGAIN}") from None
+    if _depth(content) > DEPTH:
+        raise CorruptFile(f"{where}: nested deeper than {DEPTH}; {_AGAIN}")
+    # Half a surrogate pair can be written in JSON, and nowhere else.
+    escape = b"\\ud" if isinstance(text, bytes) else "\\ud"
+    if escape in text.lower():  # type: ignore[operator]  # both are text or both are bytes
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise CorruptFile(f"{where}: holds half a character (a lone surrogate); {_AGAIN}") from None
+    return content
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping; a name given twice is an error, not a lottery."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the name {twice!r} is given twice")
+    return found
+
+
+def _depth(content: Any) -> int:
+    """How deep lists and mappings are nested, up to one more than ``DEPTH``."""
+    level, depth = [content], 0
+    while depth <= DEPTH:
+        level = [part for part in level if isinstance(part, list | dict)]
+        if not level:
+            break
+        level, depth = [inner for part in level for inner in _parts(part)], depth + 1
+    return depth
+
+
+def _parts(content: Any) -> Iterator[Any]:
+    return iter(content.values() if isinstance(content, dict) else content)
+
+
+def kind_of(content: object) -> str:
+    """What a JSON document holds, in words.
+
+    >>> kind_of([1]), kind_of(None)
+    ('a list', 'nothing')
+    """
+    names = {dict: "a mapping", list: "a list", str: "text", bool: "a truth value", type(None): "nothing"}
+    return names.get(type(content), "a number")
+
+
+def inside(folder: Path, name: object, where: object) -> Path:
+    """The path of what a file in ``folder`` names.
+
+    Args:
+        name: as it stands in the file: relative, without steps upward.
+        where: the file; opens messages.
+
+    Raises: InputError if the name leads out of the folder, by itself or through a link.
+    """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise InputError(f"{where}: {name!r} is no name of a file; {_AGAIN}")
+    place = Path(name)
+    if place.is_absolute() or ".." in place.parts:
+        raise InputError(f"{where}: {name!r} leads out of the folder; {_AGAIN}")
+    path = folder / place
+    check_inside(path, folder)
+    return path
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse a file of ``folder`` that is a link to somewhere else.
+
+    The snapshot folders of a hub cache hold links to the blobs beside them, which belong to the model.
+
+    Raises: InputError.
+    """
+    home = Path(os.path.realpath(folder))
+    real = Path(os.path.realpath(path))
+    if not any(real.is_relative_to(root) for root in (home, *_blobs(home))):
+        raise InputError(
+            f"{path}: is a link that leads out of its folder, to {real}; put a copy in place "
+            "of the link, or name the folder it leads to"
+        )
+
+
+def _blobs(home: Path) -> list[Path]:
+    """Where the links of a snapshot in a hub cache lead: models--ORG--NAME/snapshots/REVISION to …/blobs."""
+    return [
+        parent.parent / "blobs"
+        for parent in home.parents
+        if parent.name == "snapshots" and parent.parent.name.startswith(("models--", "datasets--"))
+    ]
+
+
+def printable(text: str) -> str:
+    """A text without characters that steer a terminal, which are written as escapes.
+
+    >>> printable("a\\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    steers = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character != "\n"
+    return character.encode("unicode_escape", "surrogatepass").decode() if steers else character
