@@ -7,6 +7,7 @@ allocated for a size that a file merely claims.
 import errno
 import json
 import os
+import reprlib
 import stat
 import unicodedata
 from collections import Counter
@@ -18,6 +19,14 @@ from taskvec.errors import CorruptFile, InputError
 
 TEXT_LIMIT = 1 << 28
 """Bytes of the largest text that is read whole: tokenizers and indexes have tens of MB at most."""
+
+NAME_LIMIT = 255
+"""Bytes of a name in a folder, on the file systems there are."""
+
+_PATH_LIMIT = 4095
+
+_ROOM = len("..partial")
+"""What the name of a working folder has beyond that of the output."""
 
 DEPTH = 100
 """Lists in lists in JSON, and mappings; an honest file has ten."""
@@ -37,11 +46,26 @@ def local_path(text: str | os.PathLike[str]) -> Path:
 
     Raises: InputError for what can be no path.
     """
+    if not str(text):
+        raise InputError("an empty name, expected a path")
     try:
         path = Path(text).expanduser()
     except RuntimeError:
         raise InputError(f"{text}: no such user, so no home folder; write the path out") from None
     return _check_path(path)
+
+
+def output_path(text: str | os.PathLike[str]) -> Path:
+    """A path to write to that somebody gave, with ``~`` filled in.
+
+    Raises: InputError for what can be no path, or has no room for a working folder beside it.
+    """
+    path = local_path(text)
+    if path.name in ("", ".."):
+        raise InputError(f"{text}: no name of its own, expected that of a file or folder to write")
+    if len(os.fsencode(path.name)) > NAME_LIMIT - _ROOM:
+        raise InputError(f"{shown(str(text))}: too long a name, expected {NAME_LIMIT - _ROOM} bytes at most")
+    return path
 
 
 def open_regular(path: Path) -> int:
@@ -67,6 +91,12 @@ def open_regular(path: Path) -> int:
 def _check_path(path: Path) -> Path:
     if "\0" in str(path):
         raise InputError(f"{printable(str(path))}: holds a zero byte, which no path can")
+    try:
+        parts = [part.encode() for part in path.parts]
+    except UnicodeEncodeError:
+        raise InputError(f"{shown(str(path))}: a name that is not UTF-8; rename it") from None
+    if max(map(len, parts), default=0) > NAME_LIMIT or sum(map(len, parts)) + len(parts) > _PATH_LIMIT:
+        raise InputError(f"{shown(str(path))}: file name too long")
     return path
 
 
@@ -94,6 +124,23 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
     if len(data) > limit:
         raise InputError(f"{path}: holds more than {limit / 1e6:,.0f} MB, too much for a file of its kind")
     return data
+
+
+def copy_regular(path: Path, copy: Path) -> None:
+    """Copy a plain file to where nothing is yet.
+
+    Raises: InputError if it cannot be read, or changes its size meanwhile; OSError if it cannot be written.
+    """
+    with os.fdopen(open_regular(path), "rb") as source, copy.open("xb") as target:
+        left = os.fstat(source.fileno()).st_size
+        while left:
+            try:
+                block = source.read(min(left, 1 << 20))
+            except OSError as error:
+                raise InputError(f"{path}: {_words(error)}") from None
+            if not block:
+                raise InputError(f"{path}: became shorter while it was copied; run again")
+            left -= target.write(block)
 
 
 def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
@@ -135,6 +182,8 @@ def parse_json(text: str | bytes, where: str) -> Any:
     Raises: CorruptFile, as ``read_json``.
     """
     try:
+        # Strictly: left to itself, the reader of bytes lets halves of characters pass.
+        text = text if isinstance(text, str) else text.decode("utf-8")
         content = json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError:
         raise CorruptFile(f"{where}: nested deeper than {DEPTH}; {_AGAIN}") from None
@@ -143,8 +192,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     if _depth(content) > DEPTH:
         raise CorruptFile(f"{where}: nested deeper than {DEPTH}; {_AGAIN}")
     # Half a surrogate pair can be written in JSON, and nowhere else.
-    escape = b"\\ud" if isinstance(text, bytes) else "\\ud"
-    if escape in text.lower():  # type: ignore[operator]  # both are text or both are bytes
+    if "\\ud" in text.lower():
         try:
             json.dumps(content, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -157,7 +205,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the name {twice!r} is given twice")
+        raise ValueError(f"the name {shown(twice)} is given twice")
     return found
 
 
@@ -196,11 +244,11 @@ def inside(folder: Path, name: object, where: object) -> Path:
     Raises: InputError if the name leads out of the folder, by itself or through a link.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise InputError(f"{where}: {name!r} is no name of a file; {_AGAIN}")
+        raise InputError(f"{where}: {shown(name)} is no name of a file; {_AGAIN}")
     place = Path(name)
     if place.is_absolute() or ".." in place.parts:
-        raise InputError(f"{where}: {name!r} leads out of the folder; {_AGAIN}")
-    path = folder / place
+        raise InputError(f"{where}: {shown(name)} leads out of the folder; {_AGAIN}")
+    path = folder / _check_path(place)
     check_inside(path, folder)
     return path
 
@@ -228,6 +276,17 @@ def _blobs(home: Path) -> list[Path]:
         for parent in home.parents
         if parent.name == "snapshots" and parent.parent.name.startswith(("models--", "datasets--"))
     ]
+
+
+def shown(value: object) -> str:
+    """What stands in a file, in few enough characters for a message.
+
+    >>> shown("a" * 1000)[:3], len(shown("a" * 1000))
+    ("'aa", 120)
+    """
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = 120
+    return printable(shortener.repr(value))
 
 
 def printable(text: str) -> str:

@@ -57,7 +57,8 @@ def short(dtype: torch.dtype) -> str:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The content of a CPU tensor in row-major order, as a flat view of bytes; no copy if contiguous."""
-    flat = tensor.detach().contiguous().reshape(-1)
+    dense = tensor.detach().contiguous()
+    flat = dense.as_strided((dense.numel(),), (1,))  # one entry alone may have any stride
     return flat.view(torch.uint8).numpy().data
 
 

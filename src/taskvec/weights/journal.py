@@ -10,12 +10,21 @@ import torch
 import xxhash
 
 from taskvec._version import __version__
-from taskvec.errors import TaskvecError
+from taskvec.config import Config
+from taskvec.errors import InputError, TaskvecError
+from taskvec.reading import read_json
 from taskvec.weights.source import Weights
 from taskvec.weights.staging import remove
 from taskvec.weights.stored import StoredWeights
 
 FILE = "journal.json"
+
+
+class _Record(Config):
+    """What the file holds."""
+
+    key: str
+    shards: dict[str, dict[str, str]]
 
 
 class Journal:
@@ -47,11 +56,11 @@ class Journal:
 
     def _recorded(self) -> Mapping[str, dict[str, str]]:
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            found: Mapping[str, dict[str, str]] = content["shards"] if content["key"] == self._key else {}
-        except (OSError, ValueError, KeyError, TypeError):
+            said = _Record.parse(FILE, read_json(self._path))
+        except InputError:
             return {}
-        return found
+        mine = said.shards if said.key == self._key else {}
+        return {name: digests for name, digests in mine.items() if Path(name).name == name}
 
     def add(self, shard: str, digests: Mapping[str, str]) -> None:
         """Record a shard that is on the disk."""

@@ -347,7 +347,7 @@ class MemoryWeights(Weights):
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         tensor = self._tensors[name].detach()
-        return rows_of(tensor, rows).cpu()
+        return rows_of(tensor, rows).cpu().resolve_conj().resolve_neg()
 
 
 def spec_of(ref: str, name: object, value: object) -> TensorSpec:
@@ -357,10 +357,15 @@ def spec_of(ref: str, name: object, value: object) -> TensorSpec:
     """
     if not isinstance(name, str):
         raise InputError(f"{ref}: name {name!r}, expected a string")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{ref}: name {name!r} holds half a character, expected text") from None
     if not isinstance(value, Tensor):
         raise InputError(f"{ref}: {name!r} is {type(value).__name__}, expected a tensor")
-    if value.layout != torch.strided or value.device.type == "meta" or value.dtype not in NAMES:
-        found = f"{value.layout}, {value.dtype}, {value.device}"
+    if value.is_nested or value.layout != torch.strided or value.device.type == "meta" or value.dtype not in NAMES:
+        kind = "nested" if value.is_nested else value.layout
+        found = f"{kind}, {value.dtype}, {value.device}"
         raise InputError(f"{ref}: {name!r} is {found}, expected a dense tensor with data and a plain dtype")
     return TensorSpec(tuple(value.shape), value.dtype)
 
@@ -372,7 +377,8 @@ def shared_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     for name, value in tensors.items():
         if value.numel() == 0:
             continue
-        key = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        view = (tuple(value.shape), value.stride(), value.is_conj(), value.is_neg())
+        key = (value.device, value.data_ptr(), value.dtype, *view)
         if first.setdefault(key, name) != name:
             aliases[name] = first[key]
     return aliases
