@@ -23,6 +23,8 @@ DEPTH = 100
 """Lists in lists in JSON, and mappings; an honest file has ten."""
 
 _KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -72,8 +74,12 @@ def _check_path(path: Path) -> Path:
 
 def _check_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-        raise InputError(f"{path}: is {kind}, expected a file")
+        raise InputError(f"{path}: is {describe(found)}, expected a file")
+
+
+def describe(found: os.stat_result) -> str:
+    """What a name on the disk stands for, in words."""
+    return _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
 
 
 def _words(error: OSError) -> str:

@@ -67,10 +67,14 @@ class StoredWeights(Weights):
         self._close()
 
 
-def file_identity(path: Path) -> tuple[str, int, int]:
-    """What tells one state of a file from another: resolved path, size, time of last change."""
+def file_identity(path: Path) -> tuple[str, int, int, int, int]:
+    """What tells one state of a file from another: resolved path, size, times of last change, inode.
+
+    Copying and unpacking set the time of the last change of content (mtime) to what it was elsewhere; nothing
+    sets that of the inode (ctime).
+    """
     stat = path.stat()
-    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from taskvec.weights.journal import Journal
 from taskvec.weights.opening import PICKLES, WeightsLike, open_weights
 from taskvec.weights.plan import Shard, plan_shards
 from taskvec.weights.source import Weights, folded
-from taskvec.weights.staging import MANIFEST, check_space, check_target, flush, staged
+from taskvec.weights.staging import MANIFEST, check_space, check_target, staged
 from taskvec.weights.stored import file_identity
 from taskvec.weights.streaming import Outcome, stream
+from taskvec.writing import flush
 
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 
@@ -81,7 +82,7 @@ def save_weights(
         check_space(target, needed)
     staging = staged(target, folder=not single, force=force, inputs=inputs, resume=resume)
     with _failing_in_words(target, staging), staging as work:
-        journal = Journal(staging.partial, work, [shard.header for shard in shards], source)
+        journal = Journal(staging.partial, work, shards, source)
         places = {work if single else work / shard.file: shard for shard in shards}
         kept = set() if single else journal.finished()
         staging.keep = bool(kept)
