@@ -23,6 +23,9 @@ MANIFEST = "taskvec.json"
 JOURNAL = "journal.json"
 """What is finished of an output, beside it in the hidden folder."""
 
+LONGEST = 255 - len("..partial")
+"""Bytes of the longest name of an output."""
+
 WAITS = 50
 """How often a lock is tried, 20 ms apart."""
 
@@ -128,8 +131,10 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
 def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
     """Refuse a target that must not be written; cheap, so that it can come before any work.
 
-    Raises: OutputExists.
+    Raises: OutputExists; InputError for a name that no disk takes, or that leaves no room for a hidden one.
     """
+    if len(os.fsencode(target.name)) > LONGEST:
+        raise InputError(f"{target}: the name is longer than {LONGEST} bytes; choose a shorter one")
     resolved = target.resolve()
     for path in inputs:
         if resolved == path or resolved in path.parents:
