@@ -25,13 +25,12 @@ NAME_LIMIT = 255
 
 _PATH_LIMIT = 4095
 
-_ROOM = len("..partial")
-"""What the name of a working folder has beyond that of the output."""
-
 DEPTH = 100
 """Lists in lists in JSON, and mappings; an honest file has ten."""
 
 _KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -53,19 +52,6 @@ def local_path(text: str | os.PathLike[str]) -> Path:
     except RuntimeError:
         raise InputError(f"{text}: no such user, so no home folder; write the path out") from None
     return _check_path(path)
-
-
-def output_path(text: str | os.PathLike[str]) -> Path:
-    """A path to write to that somebody gave, with ``~`` filled in.
-
-    Raises: InputError for what can be no path, or has no room for a working folder beside it.
-    """
-    path = local_path(text)
-    if path.name in ("", ".."):
-        raise InputError(f"{text}: no name of its own, expected that of a file or folder to write")
-    if len(os.fsencode(path.name)) > NAME_LIMIT - _ROOM:
-        raise InputError(f"{shown(str(text))}: too long a name, expected {NAME_LIMIT - _ROOM} bytes at most")
-    return path
 
 
 def open_regular(path: Path) -> int:
@@ -102,8 +88,12 @@ def _check_path(path: Path) -> Path:
 
 def _check_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-        raise InputError(f"{path}: is {kind}, expected a file")
+        raise InputError(f"{path}: is {describe(found)}, expected a file")
+
+
+def describe(found: os.stat_result) -> str:
+    """What a name on the disk stands for, in words."""
+    return _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
 
 
 def _words(error: OSError) -> str:

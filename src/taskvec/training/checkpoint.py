@@ -1,5 +1,6 @@
 """The state of a training on disk, so that a killed run goes on to the same bits."""
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError
+from taskvec.writing import open_own
 
 
 class Checkpoint:
@@ -53,15 +55,14 @@ class Checkpoint:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_name(f".{self._path.name}.partial")
-        torch.save(
-            {
-                "signature": self._signature,
-                "step": step,
-                "leaves": {name: leaf.detach() for name, leaf in self._leaves.items()},
-                "optimizer": self._optimizer.state_dict(),
-            },
-            partial,
-        )
+        state = {
+            "signature": self._signature,
+            "step": step,
+            "leaves": {name: leaf.detach() for name, leaf in self._leaves.items()},
+            "optimizer": self._optimizer.state_dict(),
+        }
+        with os.fdopen(open_own(partial, fresh=True), "wb") as file:
+            torch.save(state, file)
         partial.replace(self._path)
         self._last = time.monotonic()
 

@@ -1,5 +1,6 @@
 """Task vectors on disk."""
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
+from taskvec.reading import local_path
 from taskvec.vectors.base import check_bound
 from taskvec.vectors.compact import FORMS, Form
 from taskvec.vectors.compact.decoding import Decoded
@@ -48,7 +50,7 @@ def save_vector(
     if dtype is not None and dtype not in EDITABLE:
         wanted = ", ".join(sorted(map(short, EDITABLE)))
         raise InputError(f"{path}: dtype {short(dtype)}, expected one of {wanted}")
-    target = Path(path).expanduser()
+    target = local_path(path)
     settings = {name: value for name, value in options.items() if name not in info}
     chosen = None if form is None else chosen_form(form, settings, dtype)
     # Refuse what cannot be written before reading gigabytes to find out what changed.
@@ -122,7 +124,7 @@ def opened(weights: Weights, info: VectorInfo) -> Weights:
 def with_task(path: str | Path) -> tuple[str | Path, str | None]:
     """The file and the task in a reference to a masked vector, ``PATH#TASK``; a path that exists wins."""
     place, mark, task = str(path).rpartition("#")
-    return (place, task) if mark and not Path(path).expanduser().exists() else (path, None)
+    return (place, task) if mark and not os.path.exists(local_path(path)) else (path, None)
 
 
 def masked(place: str | Path, task: str) -> "TaskVector":

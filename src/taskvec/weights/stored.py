@@ -79,8 +79,11 @@ class StoredWeights(Weights):
         self._close()
 
 
-def file_identity(path: Path) -> tuple[str, int, int]:
-    """What tells one state of a file from another: resolved path, size, time of last change.
+def file_identity(path: Path) -> tuple[str, int, int, int, int]:
+    """What tells one state of a file from another: resolved path, size, times of last change, inode.
+
+    Copying and unpacking set the time of the last change of content (mtime) to what it was elsewhere; nothing
+    sets that of the inode (ctime).
 
     Raises: InputError if it is gone.
     """
@@ -89,7 +92,7 @@ def file_identity(path: Path) -> tuple[str, int, int]:
     except OSError as error:
         what = (error.strerror or str(error)).lower()
         raise InputError(f"{path}: could not be read ({what}); was it removed meanwhile?") from None
-    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def _fill(handle: int, buffer: memoryview, place: int) -> bool:

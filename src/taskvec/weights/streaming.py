@@ -20,8 +20,8 @@ import torch
 from taskvec.weights.dtypes import nonfinite_count, raw_bytes
 from taskvec.weights.plan import Shard
 from taskvec.weights.source import Tally, Weights, row_size
-from taskvec.weights.staging import flush
 from taskvec.weights.workers import Locks, in_processes, in_threads
+from taskvec.writing import flush
 
 SPAN = 1 << 24
 """Bytes that a worker writes before it says so."""

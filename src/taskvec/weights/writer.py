@@ -12,14 +12,15 @@ import torch
 from taskvec._version import __version__
 from taskvec.errors import CorruptFile, InputError, NonFinite, TaskvecError
 from taskvec.progress import Watch, unwatched
-from taskvec.reading import check_inside, copy_regular, inside, output_path, read_json
+from taskvec.reading import check_inside, copy_regular, inside, local_path, read_json
 from taskvec.weights.journal import Journal
 from taskvec.weights.opening import PICKLES, WeightsLike, open_weights
 from taskvec.weights.plan import Shard, plan_shards
 from taskvec.weights.source import Weights, folded
-from taskvec.weights.staging import MANIFEST, check_space, check_target, flush, staged
+from taskvec.weights.staging import MANIFEST, check_space, check_target, staged
 from taskvec.weights.stored import file_identity
 from taskvec.weights.streaming import Outcome, stream
+from taskvec.writing import flush
 
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 _INDEX = "model.safetensors.index.json"
@@ -71,7 +72,7 @@ def save_weights(
     """
     source = open_weights(weights)
     like = like or source
-    target = output_path(path)
+    target = local_path(path)
     single = target.suffix == ".safetensors"
     shards = plan_shards(source, None if single else max_shard_size, metadata or {})
     beside = _Beside(None if single else like.folder, {} if single else extra_files or {}, shards)
@@ -82,7 +83,7 @@ def save_weights(
         check_space(target, needed)
     staging = staged(target, folder=not single, force=force, inputs=inputs, resume=resume)
     with _failing_in_words(target, staging), staging as work:
-        journal = Journal(staging.partial, work, [shard.header for shard in shards], source)
+        journal = Journal(staging.partial, work, shards, source)
         places = {work if single else work / shard.file: shard for shard in shards}
         kept = set() if single else journal.finished()
         staging.keep = bool(kept)
