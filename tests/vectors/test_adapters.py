@@ -272,7 +272,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "another rank": (edit_json(r=5), r"expected rank 5 as in the settings"),
     "no rank": (edit_json(r=0), "a rank is smaller than 1"),
     "no number": (edit_json(lora_alpha="much"), "'lora_alpha'"),
-    "no pattern": (edit_json(alpha_pattern={"(": 1}), "is no regular expression"),
+    "no pattern": (edit_json(alpha_pattern={"(": 1}), "is not a regular expression"),
     "settings that are no JSON": (
         lambda folder: (folder / "adapter_config.json").write_text("{"),
         "not valid JSON",

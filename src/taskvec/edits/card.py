@@ -1,5 +1,6 @@
 """The model card of an edited model: a short README.md that says what it is made of."""
 
+import os
 import re
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def card(merge: Merge, title: str) -> str:
 
 
 def _on_hub(weights: Weights) -> bool:
-    return hub.is_reference(weights.ref) and not Path(weights.ref).exists()
+    return hub.is_reference(weights.ref) and not os.path.exists(weights.ref)
 
 
 def _said(weights: Weights) -> str:

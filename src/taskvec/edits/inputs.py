@@ -1,11 +1,13 @@
 """Whether inputs are what they seem: sound folders, no two alike, and none that holds the output."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from taskvec.edits.configs import read_config
 from taskvec.errors import CorruptFile, InputError, OutputExists
+from taskvec.reading import local_path, read_bytes
 from taskvec.vectors import TaskVector
 from taskvec.vectors.adapters import Adapter
 from taskvec.vectors.sources import Stored
@@ -37,7 +39,7 @@ def check_sound(weights: Weights) -> Weights:
     if folder is None:
         return weights
     read_config(folder)
-    if Path(weights.ref).expanduser().is_file():  # the user said which
+    if os.path.isfile(os.path.expanduser(weights.ref)):  # the user said which
         return weights
     for shard in sorted(folder.glob("model-*-of-*.safetensors")):
         if shard.resolve() not in weights.files:
@@ -55,10 +57,11 @@ def check_outside(target: Path, inputs: Iterable[Weights]) -> None:
 
     Raises: OutputExists.
     """
-    place = target.expanduser().resolve()
+    place = local_path(target).resolve()
     for weights in inputs:
-        folder = Path(weights.ref).expanduser()
-        if folder.is_dir() and folder.resolve() in place.parents and place not in weights.files:
+        folder = os.path.expanduser(weights.ref)
+        inside = os.path.isdir(folder) and Path(folder).resolve() in place.parents
+        if inside and place not in weights.files:
             raise OutputExists(f"{target}: lies inside the input {weights.ref}; choose another output")
 
 
@@ -102,7 +105,7 @@ def _specs(weights: Weights) -> dict[str, object]:
 
 
 def _settings(weights: Weights) -> bytes | None:
-    return None if weights.adapter is None else weights.adapter.read_bytes()
+    return None if weights.adapter is None else read_bytes(weights.adapter)
 
 
 def _start(weights: Weights, name: str) -> bytes:

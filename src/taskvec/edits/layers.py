@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from taskvec.rules.lines import BLOCKS
+from taskvec.rules.lines import BLOCKS, DIGITS
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import EDITABLE
 from taskvec.weights.source import rows_of
@@ -29,7 +29,9 @@ def layer_of(name: str) -> Layer | None:
     Layer(stack='model.layers', number=3)
     """
     match = re.search(BLOCKS, name)
-    return Layer(name[: match.start(1) - 1], int(match[1])) if match else None
+    if match is None or len(match[1]) > DIGITS:
+        return None
+    return Layer(name[: match.start(1) - 1], int(match[1]))
 
 
 def renumbered(name: str, number: int) -> str:

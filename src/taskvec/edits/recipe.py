@@ -1,5 +1,6 @@
 """Recipes: YAML files that say which model to make of a base and task vectors, or of fine-tuned models."""
 
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from taskvec.edits.passes import passes
 from taskvec.edits.tokens import check_in_order
 from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
+from taskvec.reading import local_path
 from taskvec.rules import RULES, Rule
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
 from taskvec.vectors.checks import OnExtra, OnMissing, differing_buffers
@@ -254,21 +256,21 @@ class _Reading:
         return self.rule.name == "mean" or {**self.rule.parameters(), **given}.get("of") == "weights"
 
     def _open_vector(self, name: str, ref: str) -> "_File":
-        task = with_task(self.path.parent / Path(ref).expanduser())[1]
+        task = with_task(self.path.parent / local_path(ref))[1]
         return _File(self._open("vectors", name, ref.removesuffix(f"#{task}")), task)
 
     def _open(self, field: str, name: str, ref: str) -> Weights:
         where = f"{field}: {name}" if name else field
-        path = self.path.parent / Path(ref).expanduser()
-        if path.exists():
+        path = self.path.parent / local_path(ref)
+        if os.path.exists(path):
             return check_sound(open_weights(path))
         if (known := self.known(ref)) is not None:
             return open_weights(known)
         # A path into a folder that exists is a slip of the pen, not a wish to download.
         if (
-            Path(ref).exists()
+            os.path.exists(ref)
             or not hub.is_reference(ref)
-            or (self.path.parent / Path(ref).parts[0]).exists()
+            or os.path.exists(self.path.parent / Path(ref).parts[0])
         ):
             raise InputError(f"{where}: {path}: no such file or folder; paths are relative to the recipe")
         return check_sound(open_weights(ref))

@@ -1,17 +1,22 @@
 """Which token each row of an embedding belongs to, as the tokenizer files beside the weights say."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from filecmp import cmp
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from taskvec.edits.configs import read_config, read_mapping, resized
 from taskvec.errors import CorruptFile, InputError
+from taskvec.reading import open_regular, read_text, shown
 from taskvec.weights import Weights
 
 _OPAQUE = ("*.model", "*.tiktoken", "tekken.json", "bpe.codes", "vocab-src.json", "vocab-tgt.json")
+
+_MOST = 1 << 40
+"""What the numbers of rows stay below."""
 
 
 def tokens_of(folder: Path | None) -> dict[str, int] | None:
@@ -63,13 +68,15 @@ def opaque_files(folder: Path | None) -> dict[str, str]:
     if folder is None:
         return {}
     files = sorted(file for pattern in _OPAQUE for file in folder.glob(pattern))
-    return {file.name: sha256(file.read_bytes()).hexdigest() for file in files}
+    return {file.name: _digest(file) for file in files}
 
 
 def added_tokens(folder: Path | None) -> dict[str, dict[str, Any]]:
     """The tokens that were added to a tokenizer's own, as ``tokenizer.json`` describes them."""
-    content = {} if folder is None else read_mapping(folder / "tokenizer.json")
-    return {entry["content"]: entry for entry in content.get("added_tokens") or []}
+    if folder is None:
+        return {}
+    file = folder / "tokenizer.json"
+    return {token: entry for token, _, entry in _added(file, read_mapping(file))}
 
 
 def with_added(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) -> dict[str, str]:
@@ -88,7 +95,8 @@ def with_added(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) ->
     if own is None or own != tokens_of(folder) or sorted(own.values()) != list(range(len(own))):
         return {}
     numbered = [{**entry, "id": row} for row, entry in enumerate(entries, start=len(own))]
-    tokenizer["added_tokens"] = [*(tokenizer.get("added_tokens") or []), *numbered]
+    had = [entry for *_, entry in _added(folder / "tokenizer.json", tokenizer)]
+    tokenizer["added_tokens"] = [*had, *numbered]
     contents = {"tokenizer.json": tokenizer, **({"config.json": resized(config, rows)} if config else {})}
     return {name: json.dumps(one, indent=2, ensure_ascii=False) + "\n" for name, one in contents.items()}
 
@@ -105,48 +113,68 @@ def _of_tokenizer(file: Path) -> dict[str, int] | None:
             found = _checked(file, {_first(file, entry): row for row, entry in enumerate(scored)})
         case _:
             raise CorruptFile(f"{file}: 'model.vocab' is missing, expected tokens; save the tokenizer again")
-    for entry in content.get("added_tokens") or []:
+    for token, row, _ in _added(file, content):
+        found.setdefault(token, row)
+    return found
+
+
+def _added(file: Path, content: Mapping[str, Any]) -> list[tuple[str, int, dict[str, Any]]]:
+    """Each token that was added to those of the tokenizer's model, its row, and all that is said of it."""
+    listed = content.get("added_tokens") or []
+    found = []
+    for entry in listed if isinstance(listed, list) else [listed]:
         match entry:
-            case {"content": str() as token, "id": int() as row}:
-                found.setdefault(token, row)
+            case {"content": str() as token, "id": row} if _is_row(row):
+                found.append((token, row, entry))
             case _:
                 raise CorruptFile(
-                    f"{file}: 'added_tokens' holds {entry!r}, expected id and content; "
+                    f"{file}: 'added_tokens' holds {shown(entry)}, expected id and content; "
                     "save the tokenizer again"
                 )
     return found
 
 
+def _is_row(row: object) -> bool:
+    return type(row) is int and 0 <= row < _MOST
+
+
 def _of_vocabulary(folder: Path) -> dict[str, int] | None:
     if any((folder / name).exists() for name in ("bpe.codes", "vocab-src.json")):
         return None  # beside these, the numbers in a vocabulary file are not those of the rows
-    if (folder / "vocab.json").is_file():
+    if os.path.lexists(folder / "vocab.json"):
         return _entries(folder / "vocab.json")
     file = folder / "vocab.txt"
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
-    try:
-        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise CorruptFile(f"{file}: not UTF-8 text ({error.reason}); save the tokenizer again") from None
+    lines = read_text(file).removesuffix("\n").split("\n")
     return {line.removesuffix("\r"): row for row, line in enumerate(lines)}
 
 
 def _later(file: Path) -> dict[str, int]:
     """Tokens that a slow tokenizer lists in its configuration."""
     listed = read_mapping(file).get("added_tokens_decoder") or {}
-    found = {
-        entry["content"]: int(row)
-        for row, entry in (listed.items() if isinstance(listed, Mapping) else ())
-        if isinstance(entry, Mapping) and "content" in entry and row.isdecimal()
-    }
+    found: dict[str, int] = {}
+    for row, entry in listed.items() if isinstance(listed, Mapping) else ():
+        match entry:
+            case {"content": str() as token} if row.isdecimal() and len(row) <= len(str(_MOST)):
+                found[token] = int(row)
+            case {"content": _}:
+                raise CorruptFile(
+                    f"{file}: 'added_tokens_decoder' holds {shown(entry)} for {shown(row)}, expected a row and "
+                    "the content of its token; save the tokenizer again"
+                )
     return _checked(file, found)
 
 
 def _first(file: Path, entry: Any) -> str:
     if not isinstance(entry, list) or not entry:
-        raise CorruptFile(f"{file}: 'model.vocab' holds {entry!r}, expected token and score; save it again")
+        raise CorruptFile(f"{file}: 'model.vocab' holds {shown(entry)}, expected token and score; save it again")
     return str(entry[0])
+
+
+def _digest(file: Path) -> str:
+    with os.fdopen(open_regular(file), "rb") as content:
+        return file_digest(content, "sha256").hexdigest()
 
 
 def _entries(file: Path) -> dict[str, int]:
@@ -155,8 +183,8 @@ def _entries(file: Path) -> dict[str, int]:
 
 def _checked(file: Path, tokens: Mapping[Any, Any]) -> dict[str, int]:
     for token, row in tokens.items():
-        if not isinstance(token, str) or not isinstance(row, int) or row < 0:
+        if not isinstance(token, str) or not _is_row(row):
             raise CorruptFile(
-                f"{file}: token {token!r} has row {row!r}, expected a number; save the tokenizer again"
+                f"{file}: token {shown(token)} has row {shown(row)}, expected a number; save the tokenizer again"
             )
     return dict(tokens)

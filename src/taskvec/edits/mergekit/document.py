@@ -1,6 +1,6 @@
 """What a mergekit YAML file may hold. Keys that are not here are refused."""
 
-from pathlib import Path
+import os
 from typing import Annotated, Any, Self, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -18,7 +18,7 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64")
 def _reference(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError("expected a folder or a hub id (org/name@revision), with + an adapter")
-    if value.count("+") > 1 and not Path(value).exists():
+    if value.count("+") > 1 and not os.path.exists(value):
         raise ValueError("more than one +, expected a model and one adapter")
     return value
 

@@ -314,7 +314,7 @@ class _Reading:
 def _opened(ref: str) -> Weights:
     """A model, or a model with an adapter (``model+adapter``) applied to it."""
     model, plus, adapter = ref.partition("+")
-    if not plus or Path(ref).exists():
+    if not plus or os.path.exists(ref):
         return check_sound(open_weights(ref))
     weights = check_sound(open_weights(model))
     return apply(weights, TaskVector.load(adapter).with_base(weights))
