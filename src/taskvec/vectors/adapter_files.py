@@ -255,12 +255,12 @@ def _check_kind(path: Path, settings: Settings) -> None:
     """Refuse what is no sum of base and factors, or not one whose terms are known."""
     if settings.peft_type != "LORA":
         raise InputError(
-            f"{path}: an adapter of the kind {settings.peft_type}, expected LORA; merge it with PEFT"
+            f"{path}: an adapter of the kind {settings.peft_type[:40]}, expected LORA; merge it with PEFT"
         )
     start = settings.init_lora_weights
     if isinstance(start, str) and start.lower() not in PLAIN_STARTS:
         raise InputError(
-            f"{path}: init_lora_weights is {start!r}, which changes the base before training, "
+            f"{path}: init_lora_weights is {shown(start)}, which changes the base before training, "
             "convert it: save_pretrained with path_initial_model_for_weight_conversion"
         )
     if not all(
@@ -276,7 +276,7 @@ def _check_kind(path: Path, settings: Settings) -> None:
         active = value is True or (isinstance(value, dict | list) and len(value) > 0)
         if active and name not in _CHANGES_NOTHING:
             raise InputError(
-                f"{path}: {name!r} is set, expected plain LoRA, rsLoRA or DoRA; merge this adapter with PEFT"
+                f"{path}: {shown(name)} is set, expected plain LoRA, rsLoRA or DoRA; merge this adapter with PEFT"
             )
 
 
