@@ -9,7 +9,6 @@ from random import Random
 from typing import Any
 
 from effort import EFFORT
-
 from taskvec.errors import InputError
 
 ODD: list[object] = [
@@ -48,7 +47,7 @@ def texts(content: Any, most: int = 80) -> Iterator[str]:
 
 
 def refused(call: Callable[[], object]) -> bool:
-    """Whether ``call`` says in one line that it was given something wrong; anything else it raises is ours."""
+    """Whether ``call`` says in one line that it was given something wrong; what else it raises is ours."""
     try:
         call()
     except InputError as error:

@@ -50,9 +50,7 @@ class Pattern:
     Raises: InputError for what is no expression or too large; while matching, for one that takes too long.
     """
 
-    def __init__(
-        self, text: str, where: str, watch: Stopwatch | None = None, *, within: str = "{}"
-    ) -> None:
+    def __init__(self, text: str, where: str, watch: Stopwatch | None = None, *, within: str = "{}") -> None:
         import regex
 
         self.text, self.where = text, where

@@ -54,6 +54,19 @@ def local_path(text: str | os.PathLike[str]) -> Path:
     return _check_path(path)
 
 
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of something on the disk; not if it can be no path, or nobody may look."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of a folder; not if it can be no path, or nobody may look."""
+    return exists(path) and Path(path).is_dir()
+
+
 def open_regular(path: Path) -> int:
     """A handle of a plain file, for reading.
 

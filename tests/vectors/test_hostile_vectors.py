@@ -2,19 +2,18 @@
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hostile import little_memory, mutations, refused, texts
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import taskvec as tv
+from hostile import little_memory, mutations, refused, texts
 from taskvec.errors import CorruptFile, InputError, KeyMismatch
 from taskvec.vectors import parse_expression
 from taskvec.vectors.statistics import KEY, StatisticsInfo, read_statistics
@@ -136,7 +135,9 @@ def test_a_shape_that_a_few_entries_claim_is_not_allocated(tmp_path: Path) -> No
     assert held["m.weight"].flatten().nonzero().flatten().tolist() == [1, 5, 9]
     large = tv.TaskVector.load(sparse_claiming(tmp_path / "large.safetensors", (100_000, 10_000)))
     with little_memory():
-        with pytest.raises(KeyMismatch, match=r"'m\.weight' has shape \(100000, 10000\), expected \(40, 30\)"):
+        with pytest.raises(
+            KeyMismatch, match=r"'m\.weight' has shape \(100000, 10000\), expected \(40, 30\)"
+        ):
             tv.apply(BASE, large.with_base(BASE))
         assert large.read("m.weight", slice(0, 100)).sum() == 3
     with little_memory(), pytest.raises(CorruptFile, match=r"a row of 10,000,000,000 entries, expected"):

@@ -1,4 +1,4 @@
-"""Files that lie, and names in them that lead elsewhere: one sentence, and nothing allocated, opened or lost."""
+"""Files that lie, and names in them that lead elsewhere: one sentence; nothing allocated, opened, lost."""
 
 import io
 import json
@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from hostile import little_memory, mutations, refused, texts
 from safetensors.torch import save_file
 
+from hostile import little_memory, mutations, refused, texts
 from taskvec.errors import CorruptFile, InputError
 from taskvec.weights import Weights, open_weights, save_weights
 
@@ -101,7 +101,12 @@ def test_pipes_are_not_opened(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("", "an empty name"), ("~nosuchuser/x", "no such user"), ("x" * 300, "too long"), ("a/" * 3000, "long")],
+    [
+        ("", "an empty name"),
+        ("~nosuchuser/x", "no such user"),
+        ("x" * 300, "too long"),
+        ("a/" * 3000, "long"),
+    ],
 )
 def test_names_that_no_file_has_are_refused_in_words(name: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
@@ -124,7 +129,7 @@ class Viewed:
     """A tensor of a storage, as torch writes one."""
 
     def __init__(self, numel: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
-        self._said = (Stored(numel), offset, size, stride, False, OrderedDict())
+        self._said: tuple[Any, ...] = (Stored(numel), offset, size, stride, False, OrderedDict())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return torch._utils._rebuild_tensor_v2, self._said
@@ -235,7 +240,7 @@ def test_views_that_are_conjugate_or_negated_are_read_as_they_count(tmp_path: Pa
 @pytest.mark.filterwarnings("ignore")
 def test_tensors_that_are_not_dense_are_refused(make: Callable[[], torch.Tensor], tmp_path: Path) -> None:
     torch.save({"w": make()}, tmp_path / "x.bin")
-    with pytest.raises(InputError, match="'w' is .*, expected a dense tensor"):
+    with pytest.raises(InputError, match=r"'w' is .*, expected a dense tensor"):
         open_weights(tmp_path / "x.bin")
 
 
@@ -269,7 +274,9 @@ def model(tmp_path: Path) -> Path:
     save_file(STATE, folder / "model.safetensors")
     (folder / "config.json").write_text('{"model_type": "bert"}')
     (folder / "1_Pooling" / "config.json").write_text("{}")
-    (folder / "modules.json").write_text('[{"idx": 0, "path": ""}, {"path": "1_Pooling", "type": "x.Pooling"}]')
+    (folder / "modules.json").write_text(
+        '[{"idx": 0, "path": ""}, {"path": "1_Pooling", "type": "x.Pooling"}]'
+    )
     (tmp_path / "secret.txt").write_text("secret")
     return folder
 
@@ -331,7 +338,7 @@ def test_no_module_takes_the_place_of_what_is_written(name: str, model: Path) ->
     (model / name / "x").write_text("x")
     (model / "modules.json").write_text(json.dumps([{"path": name}]))
     weights = open_weights(model / "weights.safetensors")
-    with pytest.raises(InputError, match="would lie where .* is written; rename it"):
+    with pytest.raises(InputError, match=r"would lie where .* is written; rename it"):
         save_weights(weights, model.parent / "out")
 
 

@@ -1,7 +1,6 @@
 """What the commands on files share: models by name, task vectors by name."""
 
 import math
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from cyclopts import Parameter
 
 from taskvec.cli._common import assignments
 from taskvec.errors import InputError
+from taskvec.reading import exists
 
 if TYPE_CHECKING:
     from taskvec.vectors import TaskVector
@@ -91,7 +91,7 @@ def open_model(ref: str) -> "Weights":
     """Weights by path, hub id, or a known name such as ``minilm``; what exists on the disk wins."""
     from taskvec.weights import open_weights
 
-    return open_weights((None if os.path.exists(ref) else known_ref(ref)) or ref)
+    return open_weights((None if exists(ref) else known_ref(ref)) or ref)
 
 
 def known_ref(name: str) -> str | None:

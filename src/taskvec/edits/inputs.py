@@ -1,13 +1,12 @@
 """Whether inputs are what they seem: sound folders, no two alike, and none that holds the output."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from taskvec.edits.configs import read_config
 from taskvec.errors import CorruptFile, InputError, OutputExists
-from taskvec.reading import local_path, read_bytes
+from taskvec.reading import exists, is_folder, local_path, read_bytes
 from taskvec.vectors import TaskVector
 from taskvec.vectors.adapters import Adapter
 from taskvec.vectors.sources import Stored
@@ -39,7 +38,8 @@ def check_sound(weights: Weights) -> Weights:
     if folder is None:
         return weights
     read_config(folder)
-    if os.path.isfile(os.path.expanduser(weights.ref)):  # the user said which
+    place = Path(weights.ref).expanduser()
+    if exists(place) and not is_folder(place):  # the user said which
         return weights
     for shard in sorted(folder.glob("model-*-of-*.safetensors")):
         if shard.resolve() not in weights.files:
@@ -59,8 +59,8 @@ def check_outside(target: Path, inputs: Iterable[Weights]) -> None:
     """
     place = local_path(target).resolve()
     for weights in inputs:
-        folder = os.path.expanduser(weights.ref)
-        inside = os.path.isdir(folder) and Path(folder).resolve() in place.parents
+        folder = Path(weights.ref).expanduser()
+        inside = is_folder(folder) and folder.resolve() in place.parents
         if inside and place not in weights.files:
             raise OutputExists(f"{target}: lies inside the input {weights.ref}; choose another output")
 

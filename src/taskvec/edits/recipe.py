@@ -1,6 +1,5 @@
 """Recipes: YAML files that say which model to make of a base and task vectors, or of fine-tuned models."""
 
-import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from taskvec.edits.passes import passes
 from taskvec.edits.tokens import check_in_order
 from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
-from taskvec.reading import local_path
+from taskvec.reading import exists, local_path
 from taskvec.rules import RULES, Rule
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
 from taskvec.vectors.checks import OnExtra, OnMissing, differing_buffers
@@ -262,16 +261,12 @@ class _Reading:
     def _open(self, field: str, name: str, ref: str) -> Weights:
         where = f"{field}: {name}" if name else field
         path = self.path.parent / local_path(ref)
-        if os.path.exists(path):
+        if exists(path):
             return check_sound(open_weights(path))
         if (known := self.known(ref)) is not None:
             return open_weights(known)
         # A path into a folder that exists is a slip of the pen, not a wish to download.
-        if (
-            os.path.exists(ref)
-            or not hub.is_reference(ref)
-            or os.path.exists(self.path.parent / Path(ref).parts[0])
-        ):
+        if exists(ref) or not hub.is_reference(ref) or exists(self.path.parent / Path(ref).parts[0]):
             raise InputError(f"{where}: {path}: no such file or folder; paths are relative to the recipe")
         return check_sound(open_weights(ref))
 

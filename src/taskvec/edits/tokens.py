@@ -160,15 +160,17 @@ def _later(file: Path) -> dict[str, int]:
                 found[token] = int(row)
             case {"content": _}:
                 raise CorruptFile(
-                    f"{file}: 'added_tokens_decoder' holds {shown(entry)} for {shown(row)}, expected a row and "
-                    "the content of its token; save the tokenizer again"
+                    f"{file}: 'added_tokens_decoder' holds {shown(entry)} for {shown(row)}, expected a row "
+                    "and the content of its token; save the tokenizer again"
                 )
     return _checked(file, found)
 
 
 def _first(file: Path, entry: Any) -> str:
     if not isinstance(entry, list) or not entry:
-        raise CorruptFile(f"{file}: 'model.vocab' holds {shown(entry)}, expected token and score; save it again")
+        raise CorruptFile(
+            f"{file}: 'model.vocab' holds {shown(entry)}, expected token and score; save it again"
+        )
     return str(entry[0])
 
 
@@ -185,6 +187,7 @@ def _checked(file: Path, tokens: Mapping[Any, Any]) -> dict[str, int]:
     for token, row in tokens.items():
         if not isinstance(token, str) or not _is_row(row):
             raise CorruptFile(
-                f"{file}: token {shown(token)} has row {shown(row)}, expected a number; save the tokenizer again"
+                f"{file}: token {shown(token)} has row {shown(row)}, expected a number; "
+                "save the tokenizer again"
             )
     return dict(tokens)

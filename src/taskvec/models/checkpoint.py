@@ -1,6 +1,5 @@
 """Checkpoint folders in the transformers layout, local or on the hub."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from taskvec.errors import CorruptFile, InputError, MissingExtra
-from taskvec.reading import read_mapping
+from taskvec.reading import is_folder, read_mapping
 
 
 def transformers() -> Any:
@@ -29,7 +28,7 @@ def config_file(ref: str) -> Path:
 
     Raises: InputError if there is none, or the hub cannot be reached.
     """
-    if os.path.isdir(ref):
+    if is_folder(ref):
         path = Path(ref) / "config.json"
         if not path.is_file():
             raise InputError(f"{ref}: no config.json in the folder; expected a transformers checkpoint")
@@ -48,7 +47,7 @@ def config_file(ref: str) -> Path:
 def located(ref: str) -> dict[str, str]:
     """``org/name@revision`` as the arguments that transformers takes; a folder stays whole."""
     name, at, revision = ref.partition("@")
-    if os.path.isdir(ref) or not at:
+    if is_folder(ref) or not at:
         return {"path_or_repo_id": ref}
     return {"path_or_repo_id": name, "revision": revision}
 
@@ -89,7 +88,9 @@ def tensor_names(folder: Path) -> list[str]:
         if (folder / index).is_file():
             where = read_mapping(folder / index).get("weight_map")
             if not isinstance(where, dict):
-                raise CorruptFile(f"{folder / index}: 'weight_map' is missing, expected names and their shards")
+                raise CorruptFile(
+                    f"{folder / index}: 'weight_map' is missing, expected names and their shards"
+                )
             return list(where)
     if (folder / "model.safetensors").is_file():
         with safe_open(folder / "model.safetensors", framework="pt") as file:

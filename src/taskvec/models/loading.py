@@ -1,13 +1,12 @@
 """From a reference to a callable backbone."""
 
-import os
 import re
 from pathlib import Path
 
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.known import LOADERS, MODELS
-from taskvec.reading import read_mapping
+from taskvec.reading import is_folder, read_mapping
 from taskvec.registry import nearest
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -26,7 +25,7 @@ def load_backbone(ref: str | Path) -> Backbone:
     if name in MODELS:
         known = MODELS[name]
         return _load(known.kind or _kind(known.ref()), known.ref())
-    if os.path.isdir(name):
+    if is_folder(name):
         return _load(_kind(name), name)
     if _HUB_ID.fullmatch(name):
         return _load(_kind(name), name)

@@ -106,9 +106,7 @@ class Settings(Config):
         where, watch, given = f"{self._where}: {field}", Stopwatch(), patterns or {}
         if sum(map(len, given)) > PATTERNS:
             raise InputError(f"{where}: more than {PATTERNS:,} characters of patterns; write simpler ones")
-        return [
-            (Pattern(text, where, watch, within=r"(.*\.)?({})$"), value) for text, value in given.items()
-        ]
+        return [(Pattern(text, where, watch, within=r"(.*\.)?({})$"), value) for text, value in given.items()]
 
 
 @dataclass(frozen=True)
@@ -276,7 +274,8 @@ def _check_kind(path: Path, settings: Settings) -> None:
         active = value is True or (isinstance(value, dict | list) and len(value) > 0)
         if active and name not in _CHANGES_NOTHING:
             raise InputError(
-                f"{path}: {shown(name)} is set, expected plain LoRA, rsLoRA or DoRA; merge this adapter with PEFT"
+                f"{path}: {shown(name)} is set, expected plain LoRA, rsLoRA or DoRA; "
+                "merge this adapter with PEFT"
             )
 
 

@@ -1,6 +1,5 @@
 """Task vectors on disk."""
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
-from taskvec.reading import local_path
+from taskvec.reading import exists, local_path
 from taskvec.vectors.base import check_bound
 from taskvec.vectors.compact import FORMS, Form
 from taskvec.vectors.compact.decoding import Decoded
@@ -124,7 +123,7 @@ def opened(weights: Weights, info: VectorInfo) -> Weights:
 def with_task(path: str | Path) -> tuple[str | Path, str | None]:
     """The file and the task in a reference to a masked vector, ``PATH#TASK``; a path that exists wins."""
     place, mark, task = str(path).rpartition("#")
-    return (place, task) if mark and not os.path.exists(local_path(path)) else (path, None)
+    return (place, task) if mark and not exists(local_path(path)) else (path, None)
 
 
 def masked(place: str | Path, task: str) -> "TaskVector":

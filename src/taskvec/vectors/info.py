@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, NonNegativeFloat, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, ValidationError
 
 from taskvec._version import __version__
 from taskvec.config import Config
@@ -61,12 +61,12 @@ class CompactInfo(Said):
     """What a file says of the form that its tensors are stored in."""
 
     form: str
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     error: NonNegativeFloat
     """What the form lost, as a share of the norm of the vector."""
     errors: dict[str, NonNegativeFloat]
     """The same for every tensor that is stored, in their order."""
-    coded: dict[str, Shape] = {}
+    coded: dict[str, Shape] = Field(default_factory=dict)
     """The tensors that are stored in parts, with their shapes; the others are stored as they are."""
 
 
@@ -74,7 +74,7 @@ class MaskInfo(Said):
     """What a file says of the masks that it holds beside a unified vector."""
 
     method: str
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     factors: dict[str, float]
     """What the unified vector, masked, is multiplied by for each task."""
 
@@ -100,7 +100,7 @@ class VectorInfo(Said):
     metrics: dict[str, Any] | None = None
     compact: CompactInfo | None = None
     masks: MaskInfo | None = None
-    unchanged: dict[str, Shape] = {}
+    unchanged: dict[str, Shape] = Field(default_factory=dict)
     """Tensors that fine-tuning left alone, with their shapes; no zeros are stored for them."""
 
     def header(self) -> dict[str, str]:

@@ -1,13 +1,12 @@
 """One door to every kind of weights."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from taskvec.errors import InputError
-from taskvec.reading import local_path
+from taskvec.reading import exists, local_path
 from taskvec.weights import hub
 from taskvec.weights.pickled import PickledWeights
 from taskvec.weights.sharded import ShardedWeights, index_kind
@@ -54,9 +53,9 @@ def open_weights(ref: WeightsLike) -> Weights:
 
 def _open_path(ref: str) -> Weights:
     path = local_path(ref)
-    if not os.path.exists(path):
+    if not exists(path):
         # A path into a folder that exists is a slip of the pen, not a wish to download.
-        if not hub.is_reference(ref) or os.path.exists(path.parts[0]):
+        if not hub.is_reference(ref) or exists(path.parts[0]):
             raise InputError(f"{ref}: no such file or folder")
         path = hub.resolve(ref)
     return _open_file(_find_in(path) if path.is_dir() else path, ref, path if path.is_dir() else None)

@@ -44,7 +44,7 @@ class PickledWeights(MemoryWeights):
         self._tensors = {}
 
     def _check_held(self, path: Path) -> None:
-        """Refuse tensors whose entries are mostly the same few in memory: they would be written one by one."""
+        """Refuse tensors whose entries are mostly the same few: they would be written one by one."""
         size, claimed = path.stat().st_size, sum(spec.nbytes for spec in self._specs.values())
         if claimed > max(_SMALL, SPREAD * size):
             name, spec = max(self._specs.items(), key=lambda item: item[1].nbytes)

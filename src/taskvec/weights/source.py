@@ -363,7 +363,12 @@ def spec_of(ref: str, name: object, value: object) -> TensorSpec:
         raise InputError(f"{ref}: name {name!r} holds half a character, expected text") from None
     if not isinstance(value, Tensor):
         raise InputError(f"{ref}: {name!r} is {type(value).__name__}, expected a tensor")
-    if value.is_nested or value.layout != torch.strided or value.device.type == "meta" or value.dtype not in NAMES:
+    if (
+        value.is_nested
+        or value.layout != torch.strided
+        or value.device.type == "meta"
+        or value.dtype not in NAMES
+    ):
         kind = "nested" if value.is_nested else value.layout
         found = f"{kind}, {value.dtype}, {value.device}"
         raise InputError(f"{ref}: {name!r} is {found}, expected a dense tensor with data and a plain dtype")

@@ -136,7 +136,8 @@ def _read_header(path: Path, handle: int) -> tuple[dict[str, Any], int]:
         start, stop = _offsets(path, name, entry)
         if start != end or stop - start != _spec(path, name, entry).nbytes:
             raise CorruptFile(
-                f"{path}: {name!r} lies at bytes {shown(start)} to {shown(stop)}, which does not fit; {_AGAIN}"
+                f"{path}: {name!r} lies at bytes {shown(start)} to {shown(stop)}, "
+                f"which does not fit; {_AGAIN}"
             )
         end = stop
     if end != length - 8 - size:
@@ -156,7 +157,7 @@ def _spec(path: Path, name: str, entry: Mapping[str, Any]) -> TensorSpec:
     if not isinstance(code, str) or code not in CODES:
         raise InputError(f"{path}: {name!r} has dtype {_word(code)}, expected one of {', '.join(CODES)}")
     # A tensor of no elements has strides all the same, which must be numbers too.
-    sizes = shape if isinstance(shape, list) else [None]
+    sizes: list[Any] = shape if isinstance(shape, list) else [None]
     if not all(type(size) is int and 0 <= size < _LARGEST for size in sizes) or (
         math.prod(max(1, size) for size in sizes) * CODES[code].itemsize >= _LARGEST
     ):

@@ -190,8 +190,8 @@ def side_files_of(folder: Path | None) -> list[tuple[Path, Path]]:
 
     The module folders of a sentence-transformers model belong to it whole.
 
-    Raises: InputError for a file, or a module, that leads out of the folder; CorruptFile for a list of modules
-        that is none.
+    Raises: InputError for a file, or a module, that leads out of the folder; CorruptFile for a list of
+        modules that is none.
     """
     if folder is None:
         return []

@@ -27,6 +27,7 @@ from taskvec.edits.passes import passes
 from taskvec.edits.tokens import tokens_of
 from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
+from taskvec.reading import exists
 from taskvec.vectors import TaskVector, apply
 from taskvec.weights import Weights, open_weights
 from taskvec.weights.dtypes import EDITABLE, short
@@ -314,7 +315,7 @@ class _Reading:
 def _opened(ref: str) -> Weights:
     """A model, or a model with an adapter (``model+adapter``) applied to it."""
     model, plus, adapter = ref.partition("+")
-    if not plus or os.path.exists(ref):
+    if not plus or exists(ref):
         return check_sound(open_weights(ref))
     weights = check_sound(open_weights(model))
     return apply(weights, TaskVector.load(adapter).with_base(weights))
