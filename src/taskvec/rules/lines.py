@@ -102,7 +102,7 @@ def _square(tensor: Tensor) -> float:
 
 def _check(tasks: int | None, *, blocks: str, **_: Any) -> str | None:
     try:
-        groups = Pattern(blocks, "blocks").groups
+        groups = Pattern(blocks, f"blocks is {shown(blocks)}").groups
     except InputError as error:
         return str(error)
     return None if groups == 1 else f"blocks is {blocks!r}: {groups} groups, expected one, the block's number"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError, NonFinite
 from taskvec.patterns import Pattern
+from taskvec.reading import shown
 from taskvec.rules.rule import Place
 
 
@@ -35,7 +36,7 @@ def in_rows(name: str, shape: Sequence[int], *, exclude: str | None, **_: object
 def check_pattern(tasks: int | None, *, exclude: str | None, **_: object) -> str | None:
     """What is wrong with ``exclude``."""
     try:
-        Pattern(exclude or "", "exclude")
+        Pattern(exclude or "", f"exclude is {shown(exclude)}")
     except InputError as error:
         return str(error)
     return None

@@ -27,6 +27,9 @@ CODES: dict[str, torch.dtype] = {
 }
 NAMES: dict[torch.dtype, str] = {dtype: code for code, dtype in CODES.items()}
 
+HEADER_LIMIT = 100_000_000
+"""Bytes of the largest header of a safetensors file, the same as the library of the format takes."""
+
 # Eight-bit floats are left out: they carry scales in other tensors, so adding them means nothing.
 EDITABLE = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 

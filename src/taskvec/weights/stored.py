@@ -17,11 +17,8 @@ from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError, TaskvecError
 from taskvec.reading import open_regular, parse_json, shown
-from taskvec.weights.dtypes import CODES, raw_bytes
+from taskvec.weights.dtypes import CODES, HEADER_LIMIT, raw_bytes
 from taskvec.weights.source import TensorSpec, Weights, row_count, row_size, rows_of, rows_shape
-
-HEADER_LIMIT = 100_000_000
-"""Bytes of the largest header, the same as the library of the format takes."""
 
 _LARGEST = 1 << 63
 """What sizes, and a tensor's bytes, stay below."""
