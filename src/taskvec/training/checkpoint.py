@@ -1,6 +1,8 @@
 """The state of a training on disk, so that a killed run goes on to the same bits."""
 
+import os
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,10 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError
+from taskvec.reading import open_regular
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a parameter."""
 
 
 class Checkpoint:
@@ -31,21 +37,52 @@ class Checkpoint:
         if self._path is None or not self._path.exists():
             return 0
         try:
-            state: dict[str, Any] = torch.load(self._path, weights_only=True, map_location="cpu")
+            with os.fdopen(open_regular(self._path), "rb") as file:
+                if any(
+                    entry.compress_type != zipfile.ZIP_STORED for entry in zipfile.ZipFile(file).infolist()
+                ):
+                    raise ValueError  # torch packs nothing, and would unpack anything
+                file.seek(0)
+                state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+            of_another = state["signature"] != self._signature
+            if not of_another:
+                return self._restored(state)
+        except InputError:
+            raise
         except Exception as error:  # torch reports a damaged archive in many types
             raise InputError(
                 f"{self._path}: damaged training checkpoint ({type(error).__name__}); remove it to start anew"
             ) from None
-        if state.get("signature") != self._signature:
-            raise InputError(
-                f"{self._path}: the checkpoint is of another training (settings, data or start differ); "
-                "remove it to start anew"
-            )
+        raise InputError(
+            f"{self._path}: the checkpoint is of another training (settings, data or start differ); "
+            "remove it to start anew"
+        )
+
+    def _restored(self, state: Mapping[str, Any]) -> int:
+        """Take over the state; one that does not fit raises something or other."""
+        leaves, step = list(self._leaves.values()), state["step"]
+        found = [state["leaves"][name] for name in self._leaves]
+        names = MOMENTS if isinstance(self._optimizer, torch.optim.AdamW) else ()
+        kept = {
+            place: {name: of_leaf[name] for name in names}
+            for place, of_leaf in state["optimizer"]["state"].items()
+        }
+        moments = [
+            (value, torch.Size() if name == "step" else leaves[place].shape)
+            for place, of_leaf in kept.items()
+            for name, value in of_leaf.items()
+        ]
+        for value, shape in [*zip(found, (leaf.shape for leaf in leaves), strict=True), *moments]:
+            if value.shape != shape or value.layout != torch.strided or not value.is_floating_point():
+                raise ValueError
+        if not (type(step) is int and 0 <= step < 2**31):
+            raise ValueError
         with torch.no_grad():
-            for name, leaf in self._leaves.items():
-                leaf.copy_(state["leaves"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
+            for leaf, value in zip(leaves, found, strict=True):
+                leaf.copy_(value)
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        return step
 
     def save_if_due(self, step: int) -> None:
         """Write the state after ``step`` steps, unless it was written a moment ago."""
@@ -53,15 +90,17 @@ class Checkpoint:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_name(f".{self._path.name}.partial")
-        torch.save(
-            {
-                "signature": self._signature,
-                "step": step,
-                "leaves": {name: leaf.detach() for name, leaf in self._leaves.items()},
-                "optimizer": self._optimizer.state_dict(),
-            },
-            partial,
-        )
+        partial.unlink(missing_ok=True)
+        with partial.open("xb") as file:  # a new file, never what a link of that name leads to
+            torch.save(
+                {
+                    "signature": self._signature,
+                    "step": step,
+                    "leaves": {name: leaf.detach() for name, leaf in self._leaves.items()},
+                    "optimizer": self._optimizer.state_dict(),
+                },
+                file,
+            )
         partial.replace(self._path)
         self._last = time.monotonic()
 
