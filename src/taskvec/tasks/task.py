@@ -171,7 +171,10 @@ class Task(Config):
         train = self._labelled("train", self.data.rows("train"))
         if held_out is not None:
             return {"train": train}
-        return dict(zip(("train", "validation"), held_out_split(train), strict=True))
+        try:
+            return dict(zip(("train", "validation"), held_out_split(train), strict=True))
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from None
 
     def _labelled(self, split: SplitName, rows: Rows | None) -> Split:
         """Rows with their labels as places in the classes; dropped ones left out."""

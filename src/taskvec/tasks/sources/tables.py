@@ -34,6 +34,9 @@ Row = Mapping[str, Any]
 LINE = 10_000_000
 """Characters of the longest line of a table."""
 
+ROW = 50
+"""What a row takes in memory besides its text, in bytes."""
+
 
 class Table(Source):
     """Rows with named fields, in one file with a field that tells the split, or in a file for each split."""
@@ -181,7 +184,7 @@ class Parquet(Table):
                 if name not in columns:
                     raise InputError(f"{path}: no field {name!r}; {nearest(name, columns)}")
             for batch in file.iter_batches(batch_size=256, columns=self._fields()):
-                left -= batch.num_rows + batch.nbytes
+                left -= batch.num_rows * ROW + batch.nbytes
                 _check_unpacked(left, path)
                 yield from batch.to_pylist()
 
@@ -194,7 +197,7 @@ def _lines(path: Path) -> Iterator[str]:
         unpacked = gzip.GzipFile(fileobj=held) if path.suffix == ".gz" else held
         file = TextIOWrapper(unpacked, encoding="utf-8-sig", newline="")
         while line := file.readline(LINE + 1):
-            left -= len(line)
+            left -= len(line) + ROW
             _check_unpacked(left, path)
             if len(line) > LINE:
                 raise InputError(f"{path}: has a line of more than {LINE / 1e6:.0f} million characters")
