@@ -2,7 +2,6 @@
 
 import re
 import reprlib
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +9,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taskvec.errors import InputError
+from taskvec.reading import DEPTH, printable, read_text
 from taskvec.registry import nearest
+
+YAML_LIMIT = 1 << 20
+"""Bytes of a YAML file; it is for people to write, and its reader is slow."""
+
+VALUES = 200_000
+"""What a YAML file may hold; a few hundred bytes of aliases can stand for billions."""
 
 
 class Config(BaseModel):
@@ -35,7 +41,7 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
     # An unknown key first: what it hides is often the missing one.
     found = sorted(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     complaint = found[0]
-    path = [str(part) for part in complaint["loc"]]
+    path = [printable(str(part)) for part in complaint["loc"]]
     more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
     if complaint["type"] == "extra_forbidden":
         owner, name = path[:-1], path[-1]
@@ -73,56 +79,154 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in getattr(annotation, "__args__", ()) for model in _models(part)]
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Plain YAML data, no tags that build objects; a key given twice is an error, not a lottery."""
+_TAG = "tag:yaml.org,2002:"
+_MERGE = f"{_TAG}merge"
+
+
+class _Plain(yaml.SafeLoader):
+    """Plain YAML data, no tags that build objects; a key given twice is an error, not a lottery.
+
+    Dates, and the numbers in base 60 that YAML 1.1 has, are text.
+    """
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        """Go down a level; the reader looks at all those above again and again."""
+        if self.flow_level >= DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {DEPTH}", problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The content as nodes, not too many of them with aliases written out."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _measured(node, 0, {})[0] > VALUES:
+            raise _at(node, f"more than {VALUES:,} values, with aliases written out")
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """What a node stands for."""
+        try:
+            value = super().construct_object(node, deep=deep)
+            if isinstance(value, str):
+                value.encode()
+        except UnicodeEncodeError:
+            raise _at(node, "half a character (a lone surrogate)") from None
+        except (ValueError, LookupError):  # what becomes of !!int '' and !!bool foo
+            raise _at(node, f"{reprlib.repr(node.value)} is no {node.tag.removeprefix(_TAG)}") from None
+        if isinstance(value, int) and value.bit_length() > 64:
+            raise _at(node, f"{reprlib.repr(node.value)} is a number of more than 64 bits")
+        if isinstance(value, str) and "\0" in value:
+            raise _at(node, "a zero byte in a text")
+        return value
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Bring in the mappings that ``<<`` names; what the mapping itself says wins over them."""
-        own = [pair for pair in node.value if pair[0].tag != "tag:yaml.org,2002:merge"]
-        seen: set[object] = set()
-        for key_node, _ in own:
-            key = self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if not isinstance(key, Hashable):
-                raise yaml.MarkedYAMLError(problem=f"a {type(key).__name__} as a key, line {line}")
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice, line {line}")
-            seen.add(key)
-        super().flatten_mapping(node)
-        brought = {self.construct_object(key, deep=True): (key, value) for key, value in node.value}
-        node.value = list(brought.values())
+        """Bring in the mappings that ``<<`` names: what the mapping says wins, then the earlier one."""
+        own: dict[object, Any] = {}
+        brought: dict[object, Any] = {}
+        given: set[object] = set()
+        for key_node, value_node in node.value:
+            key = self._key(key_node)
+            if key in given:
+                raise _at(key_node, f"key {reprlib.repr(key)} is given twice")
+            given.add(key)
+            if key_node.tag != _MERGE:
+                own[key] = key_node, value_node
+                continue
+            for part in _mappings(value_node):
+                self.flatten_mapping(part)
+                for pair in part.value:
+                    brought.setdefault(self._key(pair[0]), pair)
+        node.value = list({**brought, **own}.values())
+
+    def _key(self, node: yaml.Node) -> Any:
+        if not isinstance(node, yaml.ScalarNode):
+            raise _at(node, f"a {'dict' if isinstance(node, yaml.MappingNode) else 'list'} as a key")
+        return self.construct_object(node)
 
 
-# YAML 1.1, which PyYAML reads, takes 1e-4 for text, as it has no dot.
-_UniqueKeys.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+_Plain.yaml_constructors = {
+    **{
+        f"{_TAG}{kind}": yaml.SafeLoader.yaml_constructors[f"{_TAG}{kind}"]
+        for kind in ("null", "bool", "int", "float", "str", "seq", "map")
+    },
+    _MERGE: yaml.SafeLoader.construct_scalar,
+    None: yaml.SafeLoader.construct_undefined,
+}
+_Plain.yaml_implicit_resolvers = {
+    letter: [look for look in looks if look[0] in (f"{_TAG}null", f"{_TAG}bool", _MERGE)]
+    for letter, looks in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Plain.add_implicit_resolver(
+    f"{_TAG}int",
+    re.compile(r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)\Z"),
+    list("-+0123456789"),
+)
+# YAML 1.1 takes 1e-4 for text, as it has no dot.
+_Plain.add_implicit_resolver(
+    f"{_TAG}float",
+    re.compile(
+        r"([-+]?([0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
+        r"|\.(inf|Inf|INF))|\.(nan|NaN|NAN))\Z"
+    ),
+    list("-+.0123456789"),
 )
 
 
-def parse_yaml(text: str) -> Any:
-    """The plain data in a text.
-
-    Raises: yaml.YAMLError, ValueError.
-    """
-    return yaml.load(text, Loader=_UniqueKeys)
+def _at(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
-def read_yaml(path: Path) -> object:
-    """The plain data in a YAML file.
+def _mappings(node: yaml.Node) -> list[Any]:
+    """What ``<<`` stands before."""
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    for part in parts:
+        if not isinstance(part, yaml.MappingNode):
+            raise _at(part, "<< takes a mapping, or a list of mappings")
+    return parts
 
-    Raises: InputError for a file that is missing, no YAML, has a key twice, or has tags.
+
+def _measured(node: yaml.Node, above: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many nodes there are from ``node`` on, and in how many levels, with aliases written out."""
+    if id(node) not in known and above <= DEPTH:
+        if isinstance(node, yaml.ScalarNode):
+            known[id(node)] = 1, 0
+        else:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
+            sizes = [_measured(part, above + 1, known) for pair in pairs for part in pair]
+            count = 1 + sum(nodes for nodes, _ in sizes)
+            known[id(node)] = count, 1 + max((levels for _, levels in sizes), default=0)
+    nodes, levels = known.get(id(node), (1, 1))
+    if above + levels > DEPTH:
+        raise _at(node, f"nested deeper than {DEPTH}, or in itself")
+    return nodes, levels
+
+
+def parse_yaml(text: str, where: str = "YAML") -> Any:
+    """The plain data in a text; ``where`` opens messages.
+
+    Raises: InputError, as ``read_yaml``.
     """
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({error})") from None
-    except (ValueError, RecursionError) as error:  # a number of 5000 digits, a list nested as deep
-        raise InputError(f"{path}: not valid YAML: {error}") from None
+        return yaml.load(text, Loader=_Plain)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}: not valid YAML: {error.problem}{line}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {error}") from None
+        parts = [error.context, error.problem, f"line {mark.line + 1}" if mark else None]
+        reason = ", ".join(filter(None, parts))
+    except RecursionError:
+        reason = f"nested deeper than {DEPTH}"
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # no character, "\UFFFFFFFF" among them
+        reason = " ".join(str(error).split())
+    raise InputError(f"{where}: not valid YAML: {printable(shortened(reason))}")
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """A text for a message, cut to a length that a line can hold."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def read_yaml(path: Path) -> Any:
+    """The plain data in a YAML file.
+
+    Raises: InputError for a file that is missing, no YAML, too large, nested deeper than ``DEPTH``, has a key
+        twice, or has tags that stand for more than numbers and text.
+    """
+    return parse_yaml(read_text(path, YAML_LIMIT), str(path))

@@ -1,5 +1,7 @@
 """The results store: a finished cell is never computed twice, a killed run never spoils the folder."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -116,4 +118,47 @@ def test_a_run_that_is_working_is_not_removed(tmp_path: Path) -> None:
 def test_a_result_that_is_no_table_of_figures_is_named(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text('{"key": "k", "cell": "single", "result": 5}\n')
     with pytest.raises(CorruptFile, match=r"records\.jsonl, line 1"):
+        Store(tmp_path).has("cell", {})
+
+
+RECORD = {"cell": "single", "key": "k", "result": {"v": 0.5}}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("[1]", "3", "null", '"text"', "[" * 100_000, "9" * 6000, r'{"key": "\ud800"}', "\x00", "\xff", ""),
+        *(json.dumps({**RECORD, field: value}) for field in RECORD for value in (None, 3, [], ["x"], True)),
+        '{"key": "a", "cell": "b", "result": {}, "key": "c"}',
+        json.dumps({**RECORD, "digest": "of another result"}),
+        json.dumps({**RECORD, "digest": [3]}),
+    ],
+)
+def test_a_line_of_any_other_shape_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes((json.dumps(RECORD) + "\n" + line + "\n").encode("latin-1"))
+    with pytest.raises(CorruptFile, match=r"records\.jsonl, line 2: .*remove the line to compute it again$"):
+        Store(tmp_path).has("cell", {})
+
+
+def test_a_figure_that_was_changed_is_not_taken_for_a_measured_one(tmp_path: Path) -> None:
+    Store(tmp_path).result("cell", {"seed": 0}, lambda: {"accuracy": 0.5, "pair": (1, float("nan"))})
+    assert Store(tmp_path).has("cell", {"seed": 0})
+    path = tmp_path / "records.jsonl"
+    path.write_text(path.read_text().replace("0.5", "0.9"))
+    with pytest.raises(CorruptFile, match="line 1: was changed after a run wrote it"):
+        Store(tmp_path).has("cell", {"seed": 0})
+
+
+@pytest.mark.parametrize("text", ["years of work", '{"step": 1}', json.dumps(RECORD) + "\nyears of work"])
+def test_what_no_run_wrote_is_not_cut(tmp_path: Path, text: str) -> None:
+    (tmp_path / "records.jsonl").write_text(text)
+    with pytest.raises(CorruptFile, match="not a record of a run"):
+        Store(tmp_path).has("cell", {})
+    assert (tmp_path / "records.jsonl").read_text() == text
+
+
+def test_records_that_are_no_plain_file_are_never_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "records.jsonl")
+    with pytest.raises(InputError, match="is a pipe, expected a file"):
         Store(tmp_path).has("cell", {})

@@ -104,7 +104,7 @@ def test_a_csv_without_a_header_is_given_its_columns(tmp_path: Path) -> None:
         ('{"split": "test", "text": "x", "label": "maybe"}', "row 31: label 'maybe' is outside"),
         ('{"split": "test", "text": "x", "label": 0.5}', "row 31: label 0.5, expected a whole number"),
         ('{"split": "test", "text": "x", "label": true}', "row 31: label True, expected a whole number"),
-        ('{"split": "test", "text"', "row 31: not JSON"),
+        ('{"split": "test", "text"', "row 31: not valid JSON"),
         ("[1, 2]", "row 31: list, expected an object"),
     ],
 )
@@ -354,11 +354,11 @@ def test_a_folder_in_place_of_a_file_is_an_error(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ('{"split": "test", "label": 0, "text": ["a"]}', "text is a list, expected text"),
-        ('{"split": "test", "label": 0, "text": "\\ud800"}', "half of a surrogate pair"),
+        ('{"split": "test", "label": 0, "text": "\\ud800"}', "half a character"),
         ('{"split": "test", "label": 0, "text": null}', "the field 'text' is empty"),
         ('{"split": "test", "label": "--5", "text": "a"}', "label '--5' is outside the 2 classes"),
         ('{"split": "test", "label": "\u00b2", "text": "a"}', "is outside the 2 classes"),
-        ("[" * 100_000, "not JSON"),
+        ("[" * 100_000, "nested deeper than 100"),
     ],
 )
 def test_values_of_the_wrong_kind_are_named(tmp_path: Path, row: str, message: str) -> None:

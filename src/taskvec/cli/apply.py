@@ -177,16 +177,12 @@ def _statistics(
 
 
 def _parameters(pairs: tuple[str, ...], rule: str | None) -> dict[str, Any]:
-    import yaml
-
     from taskvec.config import parse_yaml
 
     if pairs and rule is None:
         raise InputError("--param: given without --rule")
-    try:
-        return {name: parse_yaml(text) for name, text in assignments(pairs, "--param").items()}
-    except yaml.YAMLError as error:
-        raise InputError(f"--param: a value is not valid YAML: {error}") from None
+    given = assignments(pairs, "--param")
+    return {name: parse_yaml(text, f"--param {name}") for name, text in given.items()}
 
 
 def _provenance(vector: "TaskVector") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from taskvec.config import Config, read_yaml
 from taskvec.errors import InputError
 from taskvec.evaluation.search import Grid
+from taskvec.reading import local_path
 from taskvec.registry import nearest
 from taskvec.rules import RULES
 from taskvec.tasks.suite import Suite, load_suite
@@ -72,7 +73,7 @@ class Plane(Config):
 
     start: float = -3.0
     stop: float = 3.0
-    points: int = Field(default=21, ge=2)
+    points: int = Field(default=21, ge=2, le=1001)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -230,6 +231,7 @@ def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> 
 
     Raises: InputError naming the file and the key at fault.
     """
+    path = local_path(path)
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: {type(values).__name__}, expected keys such as 'experiment' and 'model'")

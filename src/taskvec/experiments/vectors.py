@@ -111,6 +111,7 @@ class Vectors:
         compute: Callable[[Path], TaskVector],
     ) -> TaskVector:
         key = key_of("vector", inputs)
+        name = name if len(name.encode()) <= 200 else "many"  # the key tells them apart
         path = self._store.folder / "vectors" / f"seed{seed}" / regime / f"{name}-{key[:8]}.safetensors"
         checkpoint = self._store.folder / "partial" / f"{name}-{key[:8]}.pt"
 

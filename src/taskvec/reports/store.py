@@ -16,9 +16,16 @@ from typing import Any
 import xxhash
 
 from taskvec.errors import CorruptFile, InputError, OutputExists
+from taskvec.reading import parse_json, read_bytes
 from taskvec.writing import open_own, remove
 
 Record = dict[str, Any]
+
+RECORDS = 1 << 30
+"""Bytes of the records of one run, at most; heat maps have some MB."""
+
+BEGIN = b'{"cell": "'
+"""What a record begins with, be it cut short."""
 
 MADE = (
     "partial",
@@ -61,20 +68,28 @@ class Store:
     def _read(self) -> Iterator[Record]:
         if not self._path.exists():
             return
-        data = self._path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
+        *lines, rest = read_bytes(self._path, RECORDS).split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            yield self._record(line, number)
+        if rest:
+            if not rest.startswith(BEGIN[: len(rest)]):
+                self._record(rest, len(lines) + 1)  # something else, which is not ours to cut
             with os.fdopen(open_own(self._path), "r+b") as file:
-                file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                record["key"], record["cell"], {**record["result"]}
-            except (ValueError, KeyError, TypeError):
-                raise CorruptFile(
-                    f"{self._path}, line {number}: not a record of a run; remove the line to compute it again"
-                ) from None
-            yield record
+                file.truncate(sum(len(line) + 1 for line in lines))
+
+    def _record(self, line: bytes, number: int) -> Record:
+        where = f"{self._path}, line {number}"
+        remedy = "remove the line to compute it again"
+        try:
+            record = parse_json(line, where)
+        except CorruptFile:
+            record = None
+        match record:
+            case {"key": str(), "cell": str(), "result": dict()}:
+                if record.get("digest", digest := _digest(record)) != digest:
+                    raise CorruptFile(f"{where}: was changed after a run wrote it; {remedy}")
+                return dict(record)
+        raise CorruptFile(f"{where}: not a record of a run; {remedy}")
 
     @contextmanager
     def locked(self, fresh: bool = False) -> Iterator[None]:
@@ -127,6 +142,7 @@ class Store:
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "versions": versions(),
             }
+            record["digest"] = _digest(record)
             self.folder.mkdir(parents=True, exist_ok=True)
             with os.fdopen(open_own(self._path), "ab") as file:
                 file.write(json.dumps(record).encode() + b"\n")
@@ -140,6 +156,11 @@ class Store:
 def key_of(cell: str, inputs: Mapping[str, object]) -> str:
     """Digest of a cell's kind and inputs."""
     return xxhash.xxh3_128_hexdigest(json.dumps([cell, inputs], sort_keys=True).encode())
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """Of what a record says, so that a changed figure is not taken for a measured one."""
+    return key_of(record["cell"], {"key": record["key"], "result": record["result"]})
 
 
 def versions() -> dict[str, str]:

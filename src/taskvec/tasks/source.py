@@ -2,21 +2,30 @@
 
 import os
 import re
+import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import Field
 
-from taskvec.config import Config
+from taskvec.config import Config, shortened
 from taskvec.errors import InputError
+from taskvec.reading import local_path, open_regular, printable
 from taskvec.registry import Registry
 
 SplitName = Literal["train", "validation", "test"]
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+UNPACKED = 1 << 26
+"""Bytes that any compressed file may hold."""
+
+RATIO = 200
+"""Times its own size that a larger one may hold; texts and pictures hold a tenth of that."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +60,12 @@ class Source(Config, ABC):
         Raises: InputError if a variable in it is not set, or nothing is there.
         """
         found = self.folder / expanded(path)
-        if not found.exists():
+        try:
+            found.stat()
+        except OSError as error:
+            reason = "no such file or folder" if isinstance(error, FileNotFoundError) else error.strerror
             variables = "".join(f"; {name} is {os.environ[name]!r}" for name in _VARIABLE.findall(path))
-            raise InputError(f"{found}: no such file or folder{variables}")
+            raise InputError(f"{found}: {reason}{variables}") from None
         return found
 
     def existing_file(self, path: str) -> Path:
@@ -97,7 +109,7 @@ def expanded(path: str) -> Path:
                 f"{path}: the environment variable {name} is not set, expected the folder that holds "
                 f"{tail!r}; export {name}=/path/to/data"
             )
-    return Path(_VARIABLE.sub(lambda match: os.environ[match[1]], path)).expanduser()
+    return local_path(_VARIABLE.sub(lambda match: os.environ[match[1]], path))
 
 
 SOURCES: Registry[type[Source]] = Registry(
@@ -120,8 +132,61 @@ def numbered(path: Path, rows: Sequence[int]) -> Callable[[int], str]:
     return lambda place: f"{path}, row {rows[place]}"
 
 
+def opened(path: Path) -> BinaryIO:
+    """A plain file, for reading.
+
+    Raises: InputError for anything else, which could wait forever.
+    """
+    return os.fdopen(open_regular(path), "rb")
+
+
 def chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
     """The bytes of a file, a piece at a time."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         while piece := file.read(size):
             yield piece
+
+
+def most_unpacked(packed: int) -> int:
+    """How much may come out of so many compressed bytes; a bomb gives a thousandfold."""
+    return max(UNPACKED, RATIO * packed)
+
+
+@contextmanager
+def one_sentence(what: str, remedy: str = "") -> Iterator[None]:
+    """Around a library that reads a file: of a damaged one, it raises a dozen unrelated types.
+
+    Raises: InputError for each of them: ``what``, the reason in brackets, the remedy.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{what} ({printable(shortened(reason))}){remedy}") from None
+
+
+def text_of(value: object, where: str, field: str) -> str:
+    """A field as a model reads it.
+
+    Raises: InputError for what is no text.
+    """
+    if not isinstance(value, str | int | float):
+        raise InputError(f"{where}: {field} is a {type(value).__name__}, expected text")
+    return str(value)
+
+
+_WHOLE = re.compile(r"\s*-?[0-9]{1,18}\s*")
+
+
+def label_of(value: object, where: str, field: str) -> int | str:
+    """Labels are whole numbers or names; a number in text (CSV) is a number.
+
+    Raises: InputError for anything else.
+    """
+    if isinstance(value, str):
+        return int(value) if _WHOLE.fullmatch(value) else value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise InputError(f"{where}: {field} {reprlib.repr(value)}, expected a whole number or a class name")

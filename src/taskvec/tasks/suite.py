@@ -1,5 +1,6 @@
 """Suites: named sets of tasks, read from YAML."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from taskvec.config import Config, read_yaml
 from taskvec.errors import InputError, UnknownName
+from taskvec.reading import local_path
 from taskvec.registry import nearest
 from taskvec.tasks.task import Task
 
@@ -65,9 +67,9 @@ def load_suite(ref: str | Path) -> Suite:
 
     Raises: UnknownName with the nearest name; InputError naming the file and the key at fault.
     """
-    path = Path(ref)
+    path = local_path(ref)
     if path.suffix in (".yaml", ".yml"):
-        return _read(path.resolve(), str(ref))
+        return _read(Path(os.path.realpath(path)), str(ref))
     if str(ref) not in suite_names():
         raise UnknownName(
             f"no suite called {str(ref)!r}; {nearest(str(ref), suite_names())}, or the path of a YAML file"

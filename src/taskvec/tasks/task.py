@@ -1,5 +1,6 @@
 """A task: splits of labelled examples, the recipe of its frozen head, its metric."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -60,8 +61,8 @@ class Split:
 class Task(Config):
     """One classification task, as a suite file declares it. Data are read when a split is asked for."""
 
-    name: str = Field(pattern=r"^[\w.-]+$")
-    """Also the name of files: letters, digits and ``_ . -``."""
+    name: str = Field(pattern=r"^[\w-][\w.-]*$", max_length=100)
+    """Also the name of files: letters, digits and ``_ . -``, not beginning with a dot."""
     version: PositiveInt = 1
     """Raised when data, classes, prompts or splits change: figures of two versions do not compare."""
     description: str = ""
@@ -133,6 +134,10 @@ class Task(Config):
         found = self.data.class_names()
         if found is None:
             raise InputError(f"{self.name}: the data carry no class names; list them under 'classes'")
+        if len(found) < 2 or len(set(found)) < len(found):
+            raise InputError(
+                f"{self.name}: the classes in the data are {reprlib.repr(found)}, expected several, each once"
+            )
         return found
 
     @property
@@ -166,7 +171,10 @@ class Task(Config):
         train = self._labelled("train", self.data.rows("train"))
         if held_out is not None:
             return {"train": train}
-        return dict(zip(("train", "validation"), held_out_split(train), strict=True))
+        try:
+            return dict(zip(("train", "validation"), held_out_split(train), strict=True))
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from None
 
     def _labelled(self, split: SplitName, rows: Rows | None) -> Split:
         """Rows with their labels as places in the classes; dropped ones left out."""

@@ -2,6 +2,7 @@
 
 import os
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError
+from taskvec.reading import open_regular
 from taskvec.writing import open_own
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of a parameter."""
 
 
 class Checkpoint:
@@ -33,21 +38,52 @@ class Checkpoint:
         if self._path is None or not self._path.exists():
             return 0
         try:
-            state: dict[str, Any] = torch.load(self._path, weights_only=True, map_location="cpu")
+            with os.fdopen(open_regular(self._path), "rb") as file:
+                if any(
+                    entry.compress_type != zipfile.ZIP_STORED for entry in zipfile.ZipFile(file).infolist()
+                ):
+                    raise ValueError  # torch packs nothing, and would unpack anything
+                file.seek(0)
+                state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+            of_another = state["signature"] != self._signature
+            if not of_another:
+                return self._restored(state)
+        except InputError:
+            raise
         except Exception as error:  # torch reports a damaged archive in many types
             raise InputError(
                 f"{self._path}: damaged training checkpoint ({type(error).__name__}); remove it to start anew"
             ) from None
-        if state.get("signature") != self._signature:
-            raise InputError(
-                f"{self._path}: the checkpoint is of another training (settings, data or start differ); "
-                "remove it to start anew"
-            )
+        raise InputError(
+            f"{self._path}: the checkpoint is of another training (settings, data or start differ); "
+            "remove it to start anew"
+        )
+
+    def _restored(self, state: Mapping[str, Any]) -> int:
+        """Take over the state; one that does not fit raises something or other."""
+        leaves, step = list(self._leaves.values()), state["step"]
+        found = [state["leaves"][name] for name in self._leaves]
+        names = MOMENTS if isinstance(self._optimizer, torch.optim.AdamW) else ()
+        kept = {
+            place: {name: of_leaf[name] for name in names}
+            for place, of_leaf in state["optimizer"]["state"].items()
+        }
+        moments = [
+            (value, torch.Size() if name == "step" else leaves[place].shape)
+            for place, of_leaf in kept.items()
+            for name, value in of_leaf.items()
+        ]
+        for value, shape in [*zip(found, (leaf.shape for leaf in leaves), strict=True), *moments]:
+            if value.shape != shape or value.layout != torch.strided or not value.is_floating_point():
+                raise ValueError
+        if not (type(step) is int and 0 <= step < 2**31):
+            raise ValueError
         with torch.no_grad():
-            for name, leaf in self._leaves.items():
-                leaf.copy_(state["leaves"][name])
-        self._optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
+            for leaf, value in zip(leaves, found, strict=True):
+                leaf.copy_(value)
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        return step
 
     def save_if_due(self, step: int) -> None:
         """Write the state after ``step`` steps, unless it was written a moment ago."""

@@ -1,14 +1,18 @@
 """Data sets of the Hugging Face hub, or local folders that the ``datasets`` library reads."""
 
+from collections.abc import Iterator
 from functools import cached_property
+from io import BytesIO
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from taskvec.errors import InputError, MissingExtra
+from taskvec.reading import check_inside
 from taskvec.registry import nearest
-from taskvec.tasks.source import Rows, Source, SplitName, expanded
-from taskvec.tasks.sources.images import ImageFolder, LazyImages, readable, rgb
+from taskvec.tasks.source import Rows, Source, SplitName, expanded, label_of, one_sentence, opened, text_of
+from taskvec.tasks.sources.images import ImageFolder, LazyImages, Pixels, decoded, is_folder, readable
 
 
 def _usual_splits() -> dict[SplitName, str]:
@@ -44,13 +48,17 @@ class Hub(Source):
         if split not in self.splits:
             return None
         table = self._table(split)
-        labels = [_label(value) for value in self._column(table, self.label)]
-        return Rows(self._inputs(table), labels, lambda place: f"{self.id}, {split} row {place + 1}")
+        labels = [label_of(*found, self.label) for found in self._column(table, self.label, split)]
+        return Rows(self._inputs(table, split), labels, lambda place: self._where(split, place))
 
     def class_names(self) -> tuple[str, ...] | None:
         """Names that the label column declares."""
         if self._folder is not None:
             return self._folder.class_names()
+        if "train" not in self.splits:
+            raise InputError(
+                f"{self.id}: 'splits' names no 'train', whose column of labels names the classes"
+            )
         names = getattr(self._table("train").features.get(self.label), "names", None)
         return tuple(map(readable, names)) if names else None
 
@@ -65,7 +73,7 @@ class Hub(Source):
         if self.local is None:
             return None
         try:
-            there = (self.folder / expanded(self.local)).is_dir()
+            there = is_folder(self.folder / expanded(self.local))
         except InputError:  # the variable is not set: the hub will do
             return None
         return ImageFolder(path=self.local, folder=self.folder) if there else None
@@ -86,36 +94,63 @@ class Hub(Source):
             raise MissingExtra(
                 f"{self.id}: the package datasets is not installed; pip install 'taskvec[data]'"
             ) from None
-        folder = self.folder / self.id
-        place = str(folder) if folder.is_dir() else self.id
+        place = str(self._home) if self._home else self.id
         remedy = (
             f"; or put the images into {self.local}/train/<class>/ and /test/<class>/" if self.local else ""
         )
-        try:
+        with one_sentence(f"{self.id}: split {self.splits[split]!r} cannot be loaded", remedy):
             return datasets.load_dataset(place, self.config, split=self.splits[split], revision=self.revision)
-        except Exception as error:  # the library raises a dozen unrelated types, network ones included
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(
-                f"{self.id}: split {self.splits[split]!r} cannot be loaded ({reason}){remedy}"
-            ) from None
 
-    def _inputs(self, table: Any) -> Any:
+    @cached_property
+    def _home(self) -> Path | None:
+        """The folder that holds the data set, if it is not of the hub."""
+        folder = self.folder / self.id
+        return folder if is_folder(folder) else None
+
+    def _inputs(self, table: Any, split: str) -> Any:
         if self.image is not None:
-            images = self._column(table, self.image)
-            return LazyImages(lambda at: rgb(images[at]), range(len(images)))
+            return self._images(table, self.image, split)
         if self.text is None:
             columns = ", ".join(table.column_names)
             raise InputError(f"{self.id}: neither 'text' nor 'image' names a column; there are {columns}")
-        texts = [str(value) for value in self._column(table, self.text)]
+        texts = [text_of(*found, self.text) for found in self._column(table, self.text, split)]
         if self.text2 is None:
             return texts
-        return list(zip(texts, (str(value) for value in self._column(table, self.text2)), strict=True))
+        seconds = [text_of(*found, self.text2) for found in self._column(table, self.text2, split)]
+        return list(zip(texts, seconds, strict=True))
 
-    def _column(self, table: Any, name: str) -> Any:
+    def _images(self, table: Any, column: str, split: str) -> LazyImages:
+        """Pictures that are decoded here, as are those of any other source."""
+        self._check_column(table, column)
+        import datasets
+
+        with one_sentence(f"{self.id}: the column {column!r} holds no images"):
+            images = table.cast_column(column, datasets.Image(decode=False))[column]
+        return LazyImages(lambda at: self._image(images[at], self._where(split, at)), range(len(images)))
+
+    def _image(self, value: Any, where: str) -> Pixels:
+        match value:
+            case {"bytes": bytes(content)}:
+                return decoded(BytesIO(content), where)
+            case {"path": str(name)}:
+                import datasets
+
+                path = Path(name)
+                check_inside(path, self._home or Path(datasets.config.HF_CACHE_HOME))
+                with opened(path) as file:
+                    return decoded(file, where)
+        raise InputError(f"{where}: no image there")
+
+    def _where(self, split: str, place: int) -> str:
+        return f"{self.id}, {split} row {place + 1}"
+
+    def _column(self, table: Any, name: str, split: str) -> Iterator[tuple[Any, str]]:
+        """The values of a column, each with the place it is at."""
+        self._check_column(table, name)
+        with one_sentence(f"{self.id}: the column {name!r} cannot be read"):
+            for place, value in enumerate(table[name]):
+                yield value, self._where(split, place)
+
+    def _check_column(self, table: Any, name: str) -> None:
         if name not in table.column_names:
             raise InputError(f"{self.id}: no column {name!r}; {nearest(name, table.column_names)}")
-        return table[name]
-
-
-def _label(value: object) -> int | str:
-    return int(value) if isinstance(value, int) else str(value)

@@ -1,9 +1,16 @@
 """Images: numpy archives and folders of files, one folder a class."""
 
+import math
+import os
+import re
+import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import xxhash
@@ -11,11 +18,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from taskvec.errors import InputError, MissingExtra
-from taskvec.tasks.source import Rows, Source, SplitName, chunks
+from taskvec.reading import printable
+from taskvec.tasks.source import Rows, Source, SplitName, chunks, most_unpacked, one_sentence, opened
 
 Pixels = NDArray[np.uint8]
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What Pillow may take a file for, whatever its name: PostScript, for one, it would have run."""
 
 
 class LazyImages(Sequence[Any]):
@@ -38,9 +49,36 @@ class LazyImages(Sequence[Any]):
         return self._read(self._places[at])
 
 
+def decoded(file: BinaryIO, where: str) -> Pixels:
+    """The first picture in a file as an array (H, W, 3), uint8.
+
+    Raises: InputError for a file that is damaged, no picture, or larger than ``PIL.Image.MAX_IMAGE_PIXELS``.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise MissingExtra(
+            "pillow is not installed, needed to read images; pip install 'taskvec[data]'"
+        ) from None
+    with one_sentence(f"{where}: cannot be read as an image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd tags, which nobody looks at
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file, formats=FORMATS) as image:
+            return rgb(image)
+
+
 def rgb(image: Any) -> Pixels:
-    """A PIL image as an array (H, W, 3), uint8."""
-    return np.asarray(image.convert("RGB"), dtype=np.uint8).copy()
+    """A PIL image as an array (H, W, 3), uint8; of 16 bits, the upper eight.
+
+    Raises: ValueError for numbers that are no shades.
+    """
+    if image.mode[0] not in "IF":
+        return np.asarray(image.convert("RGB"), dtype=np.uint8).copy()
+    # Pillow would make everything above 255 white.
+    shades = np.asarray(image)
+    if image.mode == "F" or shades.min() < 0 or shades.max() > 0xFFFF:
+        raise ValueError("pixels of 32 bits, expected 8 or 16")
+    return np.repeat((shades >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def readable(name: str) -> str:
@@ -77,13 +115,14 @@ class Npz(Source):
             return None
         keys = [key.replace("{split}", self.splits[split]) for key in (self.images, self.labels)]
         with _archive(path) as archive:
-            if keys[0] not in archive and split == "validation":
+            if keys[0] not in archive.members and split == "validation":
                 return None
-            pixels, labels = (_array(archive, key, path) for key in keys)
+            pixels, labels = map(archive.read, keys)
         if (
             pixels.dtype != np.uint8
             or pixels.ndim not in (3, 4)
             or (pixels.ndim == 4 and pixels.shape[3] != 3)
+            or 0 in pixels.shape[1:]
         ):
             raise InputError(
                 f"{path}: {keys[0]!r} is {pixels.dtype} {pixels.shape}, "
@@ -100,7 +139,15 @@ class Npz(Source):
         """The names in the archive."""
         path = self.existing_file(self.path)
         with _archive(path) as archive:
-            return tuple(map(str, archive[self.names].tolist())) if self.names in archive else None
+            if self.names not in archive.members:
+                return None
+            found = archive.read(self.names)
+        if found.ndim != 1 or found.dtype.kind not in "Uiu":
+            raise InputError(f"{path}: {self.names!r} is {found.dtype} {found.shape}, expected names")
+        with one_sentence(f"{path}: {self.names!r} holds what is no text"):
+            names = tuple(map(str, found.tolist()))
+            "".join(names).encode()
+        return names
 
     def digest(self) -> str:
         """Of the bytes of the archive."""
@@ -122,20 +169,25 @@ class ImageFolder(Source):
         """Images in the order of class and file name, read when they are looked at.
 
         Labels are folder names: numbers where they are written in digits, readable class names otherwise.
+        Hidden files and folders are left out; links are followed, but in folders below that of a class.
         """
         root = self.existing(self.path)
         place = self.splits.get(split)
-        if place is None or (split == "validation" and not (root / place).is_dir()):
+        if place is None or (split == "validation" and not is_folder(root / place)):
             return None
-        files = [file for folder in _folders(root / place) for file in _files(folder)]
-        labels = [_label(file.parent.name) for file in files]
+        found = [(file, _label(folder.name)) for folder in _folders(root / place) for file in _files(folder)]
+        files = [file for file, _ in found]
         return Rows(
-            LazyImages(lambda at: _opened(files[at]), range(len(files))), labels, lambda at: str(files[at])
+            LazyImages(lambda at: _picture(files[at]), range(len(files))),
+            [label for _, label in found],
+            lambda at: str(files[at]),
         )
 
     def class_names(self) -> tuple[str, ...]:
         """The training folders' names, in their order."""
         root = self.existing(self.path)
+        if "train" not in self.splits:
+            raise InputError(f"{root}: 'splits' names no folder for 'train', whose folders are the classes")
         labels = {_label(folder.name) for folder in _folders(root / self.splits["train"])}
         numbers = sorted(label for label in labels if isinstance(label, int))
         if numbers == list(range(len(labels))):
@@ -146,52 +198,118 @@ class ImageFolder(Source):
         """Of the names and sizes of the files: reading every image would take minutes."""
         root = self.existing(self.path)
         digest = xxhash.xxh3_128()
-        for place in self.splits.values():
-            for folder in _folders(root / place) if (root / place).is_dir() else ():
-                for file in _files(folder):
-                    digest.update(f"{file.relative_to(root)}\0{file.stat().st_size}\0".encode())
+        with one_sentence(f"{root}: cannot be looked through"):
+            for place in self.splits.values():
+                for folder in _folders(root / place) if is_folder(root / place) else ():
+                    for file in _files(folder):
+                        digest.update(os.fsencode(f"{file.relative_to(root)}\0{file.stat().st_size}\0"))
         return digest.hexdigest()
 
 
-def _archive(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a numpy archive ({error})") from None
+@dataclass(frozen=True)
+class _Archive:
+    """The arrays of a numpy archive by name; none may claim more than the file holds of it."""
+
+    path: Path
+    archive: zipfile.ZipFile
+    members: dict[str, zipfile.ZipInfo]
+
+    def read(self, key: str) -> NDArray[Any]:
+        """One array.
+
+        Raises: InputError for one that is not there, is damaged or holds Python objects.
+        """
+        if key not in self.members:
+            there = printable(", ".join(self.members))
+            raise InputError(f"{self.path}: no array {key!r}; there are {there}")
+        with one_sentence(f"{self.path}: array {key!r} cannot be read"):
+            member = self.members[key]
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
+                raise ValueError("packed otherwise than numpy does it")
+            with self.archive.open(member) as stream:
+                return self._content(stream, member)
+
+    def _content(self, stream: Any, member: zipfile.ZipInfo) -> NDArray[Any]:
+        head = BytesIO(stream.read(1 << 16))
+        version = np.lib.format.read_magic(head)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"version {version}")
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, columns_first, dtype = read(head)
+        size, held = math.prod(shape) * dtype.itemsize, member.file_size - head.tell()
+        if dtype.hasobject:
+            raise ValueError("holds Python objects, which are not read")
+        packed = min(member.compress_size, self.path.stat().st_size)
+        unpacked = packed if member.compress_type == zipfile.ZIP_STORED else most_unpacked(packed)
+        if min(shape, default=0) < 0 or size != held:
+            raise ValueError(f"claims to be {dtype} {shape}, and there are {held:,} bytes")
+        if size > unpacked:
+            raise ValueError("holds far more than so few bytes can in good faith; store it with numpy.savez")
+        flat, done = np.empty(size, np.uint8), 0
+        piece = head.read()
+        while piece:
+            flat[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+            done, piece = done + len(piece), stream.read(1 << 20)
+        if done < size:
+            raise ValueError("cut short")
+        return flat.view(dtype).reshape(shape, order="F" if columns_first else "C")
 
 
-def _array(archive: Any, key: str, path: Path) -> NDArray[Any]:
-    if key not in archive:
-        raise InputError(f"{path}: no array {key!r}; there are {', '.join(archive.files)}")
+@contextmanager
+def _archive(path: Path) -> Iterator[_Archive]:
+    with opened(path) as file:
+        with one_sentence(f"{path}: not a numpy archive"):
+            archive = zipfile.ZipFile(file)
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            if len(members) < len(archive.infolist()):
+                raise ValueError("two arrays of one name")
+        yield _Archive(path, archive, members)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder to look into."""
     try:
-        return np.asarray(archive[key])
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: array {key!r} cannot be read ({error})") from None
+        return path.is_dir()
+    except OSError:  # a name too long, or nothing that may be looked at
+        return False
 
 
 def _folders(split: Path) -> list[Path]:
-    if not split.is_dir():
+    if not is_folder(split):
         raise InputError(f"{split}: no such folder, expected one folder of images for each class")
-    return sorted(folder for folder in split.iterdir() if folder.is_dir())
+    with one_sentence(f"{split}: cannot be looked through"):
+        found = sorted(folder for folder in split.iterdir() if folder.name[0] != "." and folder.is_dir())
+    for folder in found:
+        if not folder.name.isprintable():
+            raise InputError(f"{folder}: the name of a class holds what is no character; rename it")
+    return found
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    with one_sentence(f"{folder}: cannot be looked through"):
+        return sorted(_walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if name[0] != "."]
+        for name in files:
+            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES:
+                yield Path(place, name)
+
+
+_DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 def _label(folder: str) -> int | str:
-    return int(folder) if folder.isdigit() else readable(folder)
+    return int(folder) if _DIGITS.fullmatch(folder) else readable(folder)
 
 
-def _opened(file: Path) -> Pixels:
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError:
-        raise MissingExtra(
-            "pillow is not installed, needed to read images; pip install 'taskvec[data]'"
-        ) from None
-    try:
-        with Image.open(file) as image:
-            return rgb(image)
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{file}: cannot be read as an image ({error})") from None
+def _picture(path: Path) -> Pixels:
+    with opened(path) as file:
+        return decoded(file, str(path))

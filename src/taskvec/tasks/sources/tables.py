@@ -2,24 +2,40 @@
 
 import csv
 import gzip
-import json
-import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import xxhash
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, model_validator
 
 from taskvec.errors import InputError, MissingExtra
+from taskvec.reading import parse_json
 from taskvec.registry import nearest
-from taskvec.tasks.source import SPLITS, Rows, Source, SplitName, chunks, numbered
+from taskvec.tasks.source import (
+    SPLITS,
+    Rows,
+    Source,
+    SplitName,
+    chunks,
+    label_of,
+    most_unpacked,
+    numbered,
+    one_sentence,
+    opened,
+    text_of,
+)
 
 Row = Mapping[str, Any]
 
-_WHOLE = re.compile(r"\s*-?[0-9]{1,18}\s*")
+LINE = 10_000_000
+"""Characters of the longest line of a table."""
+
+ROW = 50
+"""What a row takes in memory besides its text, in bytes."""
 
 
 class Table(Source):
@@ -39,7 +55,7 @@ class Table(Source):
     """Field that tells the split, when all are in one file."""
     splits: dict[SplitName, str] = Field(default_factory=dict)
     """What that field holds for each split, where it is not the split's own name."""
-    skip: NonNegativeInt = 0
+    skip: int = Field(default=0, ge=0, lt=2**31)
     """Leading rows that hold no example."""
 
     @model_validator(mode="after")
@@ -78,7 +94,7 @@ class Table(Source):
                 continue
             text = _text(row, self.text, where)
             inputs.append((text, _text(row, self.text2, where)) if self.text2 else text)
-            labels.append(_label(_field(row, self.label, where), where, self.label))
+            labels.append(label_of(_field(row, self.label, where), where, self.label))
             numbers.append(number)
         return Rows(inputs, labels, numbered(path, numbers))
 
@@ -95,6 +111,16 @@ class Table(Source):
         """Rows after the skipped ones, counted from 1 with them."""
         return islice(enumerate(self.read(path), start=1), self.skip, None)
 
+    def _fields(self) -> list[str]:
+        """The fields that make an example."""
+        names = [self.text, self.text2, self.label, self.split if self.path is not None else None]
+        return [name for name in dict.fromkeys(names) if name is not None]
+
+    def _check_columns(self, columns: Sequence[str], path: Path) -> None:
+        for name in self._fields():
+            if columns.count(name) > 1:
+                raise InputError(f"{path}: the column {name!r} is there twice; rename one of them")
+
     @abstractmethod
     def read(self, path: Path) -> Iterator[Row]:
         """All rows of one file."""
@@ -107,15 +133,11 @@ class Jsonl(Table):
 
     def read(self, path: Path) -> Iterator[Row]:
         """Objects, line by line."""
-        with _opened(path) as file:
-            for number, line in enumerate(_lines(file, path), start=1):
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{path}, row {number}: not JSON ({error})") from None
-                if not isinstance(row, dict):
-                    raise InputError(f"{path}, row {number}: {type(row).__name__}, expected an object")
-                yield row
+        for number, line in enumerate(_lines(path), start=1):
+            row = parse_json(line, f"{path}, row {number}")
+            if not isinstance(row, dict):
+                raise InputError(f"{path}, row {number}: {type(row).__name__}, expected an object")
+            yield row
 
 
 class Csv(Table):
@@ -128,13 +150,17 @@ class Csv(Table):
 
     def read(self, path: Path) -> Iterator[Row]:
         """Records by column name."""
-        with _opened(path) as file:
-            lines = _lines(file, path)
-            try:
-                for row in csv.DictReader(lines, fieldnames=self.columns, delimiter=self.delimiter):
-                    yield {key: value for key, value in row.items() if value is not None}
-            except csv.Error as error:
-                raise InputError(f"{path}: not a table of columns ({error})") from None
+        with one_sentence(f"{path}: not a table of columns"):
+            rows = csv.reader(_lines(path), delimiter=self.delimiter)
+            columns = next(rows, []) if self.columns is None else list(self.columns)
+            self._check_columns(columns, path)
+            for number, row in enumerate(filter(None, rows), start=1):
+                if any(row[len(columns) :]):
+                    raise InputError(
+                        f"{path}, row {number}: {len(row)} fields, and there are {len(columns)} columns; "
+                        f"quote the fields that hold {self.delimiter!r}"
+                    )
+                yield dict(zip(columns, row, strict=False))
 
 
 class Parquet(Table):
@@ -143,34 +169,47 @@ class Parquet(Table):
     source: Literal["parquet"] = "parquet"
 
     def read(self, path: Path) -> Iterator[Row]:
-        """Records, a batch at a time."""
+        """The fields that make examples, a batch at a time."""
         try:
-            import pyarrow as arrow
             from pyarrow import parquet
         except ImportError:
             raise MissingExtra(
                 "pyarrow is not installed, needed for parquet; pip install 'taskvec[data]'"
             ) from None
-        try:
-            with parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches():
-                    yield from batch.to_pylist()
-        except (arrow.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
+        left = most_unpacked(path.stat().st_size)
+        with one_sentence(f"{path}: not a parquet file"), parquet.ParquetFile(path) as file:
+            columns = file.schema_arrow.names
+            self._check_columns(columns, path)
+            for name in self._fields():
+                if name not in columns:
+                    raise InputError(f"{path}: no field {name!r}; {nearest(name, columns)}")
+            for batch in file.iter_batches(batch_size=256, columns=self._fields()):
+                left -= batch.num_rows * ROW + batch.nbytes
+                _check_unpacked(left, path)
+                yield from batch.to_pylist()
 
 
-def _opened(path: Path) -> TextIO:
-    # utf-8-sig: spreadsheets put a byte order mark before the first column.
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a text, which may be packed by gzip."""
+    left = most_unpacked(path.stat().st_size)
+    with one_sentence(f"{path}: cannot be read to its end"), opened(path) as held:
+        # utf-8-sig: spreadsheets put a byte order mark before the first column.
+        unpacked = gzip.GzipFile(fileobj=held) if path.suffix == ".gz" else held
+        file = TextIOWrapper(unpacked, encoding="utf-8-sig", newline="")
+        while line := file.readline(LINE + 1):
+            left -= len(line) + ROW
+            _check_unpacked(left, path)
+            if len(line) > LINE:
+                raise InputError(f"{path}: has a line of more than {LINE / 1e6:.0f} million characters")
+            yield line
 
 
-def _lines(file: TextIO, path: Path) -> Iterator[str]:
-    try:
-        yield from file
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read to its end ({error})") from None
+def _check_unpacked(left: int, path: Path) -> None:
+    if left < 0:
+        raise InputError(
+            f"{path}: holds far more than a file of its size can in good faith; "
+            "if it is meant, unpack it and name the result"
+        )
 
 
 def _field(row: Row, name: str, where: str) -> object:
@@ -182,19 +221,4 @@ def _field(row: Row, name: str, where: str) -> object:
 
 
 def _text(row: Row, name: str, where: str) -> str:
-    value = _field(row, name, where)
-    if not isinstance(value, str | int | float):
-        raise InputError(f"{where}: {name} is a {type(value).__name__}, expected text")
-    text = str(value)
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise InputError(f"{where}: {name} holds half of a surrogate pair, which is no text")
-    return text
-
-
-def _label(value: object, where: str, field: str) -> int | str:
-    """Labels are whole numbers or names; a number in text (CSV) is a number."""
-    if isinstance(value, str):
-        return int(value) if _WHOLE.fullmatch(value) else value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise InputError(f"{where}: {field} {value!r}, expected a whole number or a class name")
+    return text_of(_field(row, name, where), where, name)
