@@ -55,7 +55,9 @@ class Part:
         with told(self.where):
             vectors = [TaskVector.between(start, models[place]) for place in order]
             merged = method.combine(vectors, self.table(method, order, list(vectors[0])))
-        return apply(start, merged, dtype=dtype)
+        edited = apply(start, merged, dtype=dtype)
+        edited.start = models[order[0] if self.base is None else self.base]
+        return edited
 
     def table(self, method: Method, order: Sequence[int], names: Sequence[str]) -> Table:
         """The parameters of every tensor."""
