@@ -22,14 +22,13 @@ def reassociated(function: Callable[P, R]) -> Callable[P, R]:
     return _compiled(function, fastmath={"reassoc"})
 
 
-def _compiled(function: Callable[P, R], **options: object) -> Callable[P, R]:
+def _compiled(function: Callable[P, R], fastmath: bool | set[str] = False) -> Callable[P, R]:
     @cache
     def made(keep: bool) -> Callable[P, R]:
         import numba
 
-        dispatcher: Callable[P, R] = numba.njit(nogil=True, error_model="numpy", cache=keep, **options)(
-            function
-        )
+        compiler = numba.njit(nogil=True, error_model="numpy", cache=keep, fastmath=fastmath)
+        dispatcher: Callable[P, R] = compiler(function)
         return dispatcher
 
     keep = True

@@ -92,7 +92,7 @@ def _evaluated(node: ast.expr, vectors: Mapping[str, TaskVector]) -> TaskVector 
 def _joined(op: ast.operator, left: TaskVector | float, right: TaskVector | float) -> TaskVector | float:
     if isinstance(op, ast.Mult):
         if not isinstance(left, TaskVector):
-            return right * left
+            return right * left if isinstance(right, TaskVector) else _finite(left * right)
         if not isinstance(right, TaskVector):
             return left * right
         raise _NotLinear("a vector times a vector, expected a number on one side")
@@ -101,12 +101,12 @@ def _joined(op: ast.operator, left: TaskVector | float, right: TaskVector | floa
             raise _NotLinear("division by a vector, expected a number")
         if right == 0:
             raise _NotLinear("division by zero")
-        return left / right
+        return left / right if isinstance(left, TaskVector) else _finite(left / right)
     if isinstance(left, TaskVector) and isinstance(right, TaskVector):
         return left + right if isinstance(op, ast.Add) else left - right
     if isinstance(left, TaskVector) or isinstance(right, TaskVector):
         raise _NotLinear("a number plus or minus a vector, expected two vectors")
-    return left + right if isinstance(op, ast.Add) else left - right
+    return _finite(left + right if isinstance(op, ast.Add) else left - right)
 
 
 def _shown(text: str) -> str:

@@ -1,5 +1,6 @@
 """Task vectors: linear forms over directions, simplified as they are built, evaluated tensor by tensor."""
 
+import math
 from collections.abc import Hashable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
@@ -348,6 +349,8 @@ class TaskVector(Direction, Mapping[str, Tensor]):
     def __truediv__(self, divisor: float) -> "TaskVector":
         if not _is_number(divisor):
             return NotImplemented
+        if not math.isfinite(divisor):
+            raise NonFinite(f"{self.ref}: divided by {divisor}, expected a finite number")
         return TaskVector({s: c / float(divisor) for s, c in self.terms.items()}, self.base, self.specs)
 
     def __neg__(self) -> "TaskVector":
