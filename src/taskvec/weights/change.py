@@ -49,6 +49,11 @@ class Change(NamedTuple):
             return 0.0
         return math.sqrt(self.distance / self.norm) if self.norm else math.inf
 
+    def times(self, factor: float) -> "Change":
+        """That of so many times the entries, of which these are a sample."""
+        entries, changed = round(factor * self.entries), round(factor * self.changed)
+        return Change(entries, changed, factor * self.distance, factor * self.norm)
+
 
 def joined(changes: Iterable[Change]) -> Change:
     """The change of several tensors together."""
