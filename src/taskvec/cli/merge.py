@@ -75,6 +75,7 @@ def merge(
     check_target(output, force=force or resume, inputs=[recipe.resolve()])
     made = _opened(recipe, {"scale": scale, "vocab": vocab}, max_shard_gb, allow_nonfinite)
     check_outside(output, made.inputs.values())
+    check_target(output, force=force or resume, inputs=(*made.weights.files, *made.like.files))
     say(made.notes)
     if dry_run:
         _show_plan(made, output, memory=bound, force=force, json=json)

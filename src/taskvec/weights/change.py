@@ -14,7 +14,7 @@ from taskvec.compiled import reassociated
 _TILE = 1 << 12  # entries summed in float32 before float64 takes over
 _CHUNK = 1 << 19  # entries converted at a time, where the dtypes are not those of the compiled loops
 
-_COMPILED = (torch.float32, torch.float64)
+_SMALL = 1 << 16  # entries up to which it is not worth while to load a compiler
 
 
 class Change(NamedTuple):
@@ -72,7 +72,7 @@ def between(before: Tensor, after: Tensor) -> Change:
     >>> between(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0]))
     Change(entries=2, changed=1, distance=1.0, norm=25.0)
     """
-    if before.dtype == after.dtype == torch.bfloat16:
+    if before.dtype == after.dtype == torch.bfloat16 and before.numel() > _SMALL:
         return Change(before.numel(), *_sums_of_bits(_bits(before), _bits(after)))
     return _measured(before, after, step=False)
 
@@ -84,6 +84,11 @@ def step(before: Tensor, delta: Tensor) -> Change:
 
 def _measured(before: Tensor, after: Tensor, *, step: bool) -> Change:
     wide = torch.float64 if torch.float64 in (before.dtype, after.dtype) else torch.float32
+    if before.numel() <= _SMALL:
+        own, delta = before.double(), after.double() if step else after.to(wide).sub(before.to(wide)).double()
+        return Change(
+            before.numel(), int(delta.count_nonzero()), *(float(t.square().sum()) for t in (delta, own))
+        )
     pairs = [(before.reshape(-1), after.reshape(-1))]
     if before.dtype != wide or after.dtype != wide:  # in chunks, as the copies take memory
         pairs = list(zip(*(torch.split(flat, _CHUNK) for flat in pairs[0]), strict=True))

@@ -317,14 +317,15 @@ class _Reading:
 
         Those that give layers alone may have any, unless the vocabulary is to be changed.
         """
-        givers = {
-            source.identity: self.models[entry.model]
-            for piece, part in zip(self.module.slices or [], parts, strict=True)
-            for entry, source in zip(piece.sources, part.sources, strict=True)
-            if any(goes_by_token(name) for name in source)
-        }
-        self._check_order(givers.values(), "bring the models to one vocabulary first, in a recipe with vocab")
         if self.document.vocab is None:
+            givers = {
+                source.identity: self.models[entry.model]
+                for piece, part in zip(self.module.slices or [], parts, strict=True)
+                for entry, source in zip(piece.sources, part.sources, strict=True)
+                if any(goes_by_token(name) for name in source)
+            }
+            advice = "bring the models to one vocabulary first, with a recipe that says vocab"
+            self._check_order(givers.values(), advice)
             return
         base = tokens_of(self.like.folder)
         for ref, model in self.models.items():
