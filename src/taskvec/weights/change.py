@@ -85,10 +85,9 @@ def step(before: Tensor, delta: Tensor) -> Change:
 def _measured(before: Tensor, after: Tensor, *, step: bool) -> Change:
     wide = torch.float64 if torch.float64 in (before.dtype, after.dtype) else torch.float32
     if before.numel() <= _SMALL:
-        own, delta = before.double(), after.double() if step else after.to(wide).sub(before.to(wide)).double()
-        return Change(
-            before.numel(), int(delta.count_nonzero()), *(float(t.square().sum()) for t in (delta, own))
-        )
+        delta = after if step else after.to(wide) - before.to(wide)
+        distance, norm = (float(part.double().square().sum()) for part in (delta, before))
+        return Change(before.numel(), int(delta.count_nonzero()), distance, norm)
     pairs = [(before.reshape(-1), after.reshape(-1))]
     if before.dtype != wide or after.dtype != wide:  # in chunks, as the copies take memory
         pairs = list(zip(*(torch.split(flat, _CHUNK) for flat in pairs[0]), strict=True))
