@@ -81,12 +81,15 @@ class _Reading:
             self._scope("parameters", document.parameters),
         )
 
-    @cached_property
+    @property
     def like(self) -> Weights:
         """The model whose config and tokenizer files go with the output."""
+        return self.first if self._aligned is None else self._aligned
+
+    @cached_property
+    def first(self) -> Weights:
+        """The base model, or the first of all."""
         document = self.document
-        if self._aligned is not None:
-            return self._aligned
         if document.base_model is not None:
             return self._open("base_model", document.base_model)
         if self.module.models:
@@ -109,7 +112,7 @@ class _Reading:
             ]
             self._check_tokens(parts)
         with told(self.where):
-            self._said += contradictions.of_models(list(self.models.values()), like=self.like)
+            self._said += contradictions.of_models([self.first, *self.models.values()], like=self.first)
         return parts
 
     def described(self) -> list[tuple[Path | None, int]] | None:
