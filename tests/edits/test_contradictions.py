@@ -13,11 +13,28 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    BartConfig,
+    BartForConditionalGeneration,
+    CLIPConfig,
+    CLIPModel,
+    MambaConfig,
+    MambaModel,
+    OPTConfig,
+    OPTModel,
+    SwinConfig,
+    SwinModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 from taskvec.cli import main
 from taskvec.edits import contradictions
 from taskvec.vectors import TaskVector
 from taskvec.weights import open_weights, save_weights
+from vocabularies import KINDS
 
 WIDTH, ROWS, LAYERS = 8, 12, 3
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -283,3 +300,59 @@ def test_a_base_of_zeros_and_heads_alone_are_far_from_nothing() -> None:
     base = {"w": torch.zeros(8, 8), "bias": torch.ones(8)}
     model = {"w": torch.ones(8, 8), "bias": -torch.ones(8)}
     assert contradictions.of_distances(open_weights(base), {"a": TaskVector.between(base, model)}) == []
+
+
+PART: dict[str, Any] = {
+    "vocab_size": 60,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+VISION = {**PART, "hidden_size": 24, "num_hidden_layers": 3, "image_size": 16, "patch_size": 8}
+BOTH_SIDES: dict[str, Any] = {
+    "vocab_size": 60,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "pad_token_id": 0,
+}
+BOTH_SIDES |= {f"{side}_attention_heads": 2 for side in ("encoder", "decoder")}
+ZOO: dict[str, Callable[[], Any]] = {
+    **{kind: lambda make=make: make(60) for kind, (make, _) in KINDS.items()},  # type: ignore[misc]
+    "albert": lambda: AlbertModel(AlbertConfig(**PART, embedding_size=8)),
+    "bart": lambda: BartForConditionalGeneration(BartConfig(**BOTH_SIDES)),
+    "clip": lambda: CLIPModel(CLIPConfig(text_config=PART, vision_config=VISION)),
+    "mamba": lambda: MambaModel(MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2)),
+    "opt": lambda: OPTModel(OPTConfig(**PART, ffn_dim=32, word_embed_proj_dim=8)),
+    "swin": lambda: SwinModel(
+        SwinConfig(image_size=32, embed_dim=8, depths=[1, 2], num_heads=[2, 2], window_size=2)
+    ),
+    "t5": lambda: T5EncoderModel(T5Config(vocab_size=60, d_model=16, num_layers=2, num_decoder_layers=3)),
+}
+
+
+@pytest.mark.parametrize("kind", ZOO)
+def test_models_as_transformers_saves_them_contradict_nothing_until_a_number_is_changed(
+    kind: str, tmp_path: Path
+) -> None:
+    ZOO[kind]().save_pretrained(tmp_path)
+    model, path = open_weights(tmp_path), tmp_path / "config.json"
+    assert contradictions.of_models([model], like=model) == []
+    before = json.loads(path.read_text())
+    for key in (
+        "num_hidden_layers",
+        "n_layer",
+        "num_layers",
+        "decoder_layers",
+        "hidden_size",
+        "n_embd",
+        "vocab_size",
+    ):
+        if key in before and (kind, key) != (
+            "albert",
+            "num_hidden_layers",
+        ):  # which has one layer, used often
+            path.write_text(json.dumps({**before, key: before[key] + 1}))
+            [said] = contradictions.of_models([model], like=None)
+            assert f"config.json says {key} " in said or "layers" in said

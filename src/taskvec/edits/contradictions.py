@@ -6,6 +6,7 @@ entries of a matrix.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,15 +102,23 @@ def _of_model(model: Weights, *, written: bool) -> Iterator[str]:
 
 
 def _depth(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
-    said = {value for key, value in _flat(config) if _last(key) in _DEPTHS and isinstance(value, int)}
+    """A stack of layers without a number in the config, and a number without a stack.
+
+    Of encoder and decoder either may lack; of more stacks only the deepest is looked at.
+    """
+    found = sorted(depths(model).values(), reverse=True)
+    stacks = Counter(found if len(found) <= 2 else found[:1])
+    said = Counter(value for key, value in _flat(config) if _last(key) in _DEPTHS and isinstance(value, int))
     more = config.get(_MORE_LAYERS)
-    found = max(depths(model).values(), default=None)
-    allowed = said | {depth + more for depth in said if isinstance(more, int)}
-    if found is not None and said and found not in allowed:
-        nearest = min(said, key=lambda depth: abs(depth - found))
-        happens = "are left out" if found > nearest else "that lack are made at random"
+    if isinstance(more, int) and stacks & Counter(depth + more for depth in said):
+        return
+    unsaid, idle = stacks - said, said - stacks
+    if unsaid and idle:
+        depth = max(unsaid)
+        nearest = min(idle, key=lambda number: abs(number - depth))
+        happens = "are left out" if depth > nearest else "that lack are made at random"
         yield (
-            f"{model.ref}: config.json says {nearest} layers, the weights have {found}; when loaded, layers "
+            f"{model.ref}: config.json says {nearest} layers, the weights have {depth}; when loaded, layers "
             f"{happens}; correct the config"
         )
 
@@ -120,6 +129,10 @@ def _sizes(model: Weights, config: Mapping[str, Any], *, written: bool) -> Itera
         if written and "model_type" in config:
             raise InputError(f"{message}, so that the result would not load; correct the config")
         yield f"{message}; correct the config"
+    for part in ("text_config", "vision_config"):  # of which a part of the model may lack
+        inner = config.get(part)
+        if isinstance(inner, Mapping):
+            yield from (f"{message}; correct the config" for message in _width(model, inner, f"{part}."))
 
 
 def _vocabulary(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
@@ -131,14 +144,14 @@ def _vocabulary(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{model.ref}: config.json says vocab_size {said}, {name!r} has {rows} rows"
 
 
-def _width(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
+def _width(model: Weights, config: Mapping[str, Any], place: str = "") -> Iterator[str]:
     key = next((key for key in _WIDTHS if isinstance(config.get(key), int)), None)
     matrices = [name for name in model if len(model.spec(name).shape) > 1]
     if key and matrices and not any(config[key] in model.spec(name).shape for name in model):
         name = matrices[0]
         yield (
-            f"{model.ref}: config.json says {key} {config[key]}, no tensor has that size ({name!r} has "
-            f"{model.spec(name).shape})"
+            f"{model.ref}: config.json says {place}{key} {config[key]}, no tensor has that size ({name!r} "
+            f"has {model.spec(name).shape})"
         )
 
 
