@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -24,6 +24,12 @@ Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Force = Annotated[bool, Parameter(name="--force", negative=(), help="Replace an output that exists.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print results as JSON.")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Show no progress.")]
+
+
+def say(notes: Iterable[str]) -> None:
+    """Notes on standard error, a line each: what is lost, assumed or odd. They are no progress: ``--quiet``
+    leaves them."""
+    sys.stderr.writelines(f"note: {note}\n" for note in notes)
 
 
 def print_json(payload: object) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from taskvec.rules.lines import BLOCKS, DIGITS
 from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE
 from taskvec.weights.source import rows_of
 
@@ -158,6 +159,10 @@ class Joined(Weights):
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         return self._owner[name].read(name, rows)
+
+    def read_with_change(self, name: str, rows: slice | None = None) -> tuple[Tensor, Change | None]:
+        """Those of the part that has it."""
+        return self._owner[name].read_with_change(name, rows)
 
     @property
     def inputs(self) -> tuple[Weights, ...]:

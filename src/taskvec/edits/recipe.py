@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, PositiveFloat
 
+from taskvec.edits import contradictions
 from taskvec.edits.configs import config_of
 from taskvec.edits.inputs import check_sound, copies, said_of_copy, told
 from taskvec.edits.merge import Merge
@@ -205,12 +206,13 @@ class _Reading:
         _check_distinct(same | {name: (weights.identity, None) for name, weights in tuned.items()})
         whole = {name: file.weights for name, file in held.items() if file.task is None} | tuned
         self.copies = list(copies({"base": base, **whole} if recipe.base is not None else whole))
+        self.said = contradictions.of_models([base, *tuned.values()], like=base)
         if recipe.vocab is not None:
             base, tuned = self._aligned(base, tuned, recipe.vocab)
         else:
             for weights in tuned.values():
                 if weights.adapter is None:
-                    check_in_order(base, weights)
+                    self.said += check_in_order(base, weights)
         vectors = {name: self._of_base(file.vector(), base) for name, file in held.items()}
         for name, weights in tuned.items():
             vector = TaskVector.between(base, weights, on_extra=recipe.on_extra, on_missing=recipe.on_missing)
@@ -301,6 +303,8 @@ class _Reading:
 
     def _notes(self) -> Iterator[str]:
         yield from self.record.get("vocabulary", {}).get("notes", ())
+        yield from self.said
+        yield from contradictions.of_distances(self.base, self.vectors)
         for first, name in self.copies:
             zero = "the base itself, so its task vector is zero"
             yield f"{name}: {zero if first == 'base' else said_of_copy(first)}"

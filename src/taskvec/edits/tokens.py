@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from filecmp import cmp
 from hashlib import file_digest
 from pathlib import Path
@@ -12,6 +12,9 @@ from taskvec.edits.configs import read_config, read_mapping, resized
 from taskvec.errors import CorruptFile, InputError
 from taskvec.reading import open_regular, read_text, shown
 from taskvec.weights import Weights
+
+BY_TOKEN = "match the rows by token (--vocab base)"
+"""What to do where a token stands in different rows."""
 
 _OPAQUE = ("*.model", "*.tiktoken", "tekken.json", "bpe.codes", "vocab-src.json", "vocab-tgt.json")
 
@@ -40,27 +43,115 @@ def tokens_of(folder: Path | None) -> dict[str, int] | None:
     return found
 
 
-def check_in_order(base: Weights, tuned: Weights) -> None:
-    """Refuse to subtract row by row where a token stands in different rows of two models.
+def check_in_order(base: Weights, tuned: Weights, advice: str = BY_TOKEN) -> list[str]:
+    """Refuse to go row by row where a token stands in different rows of two models, or most are others.
 
-    A row that goes by another string in one of them is no such case: reserved tokens get names.
+    Some rows that go by other strings are no such case: reserved tokens get names.
 
+    Args:
+        advice: what is to be done about it; closes the message.
+
+    Returns: what is to be said of tokens that differ, or cannot be compared.
     Raises: InputError, with the first such token; CorruptFile.
     Cost: reads both tokenizers, unless they are the same files.
     """
     if base.folder is None or tuned.folder is None:
-        return
+        return []
     one, other = base.folder / "tokenizer.json", tuned.folder / "tokenizer.json"
     if one.is_file() and other.is_file() and cmp(one, other, shallow=False):
-        return
-    ours, theirs = tokens_of(base.folder) or {}, tokens_of(tuned.folder) or {}
+        return []
+    ours, theirs = tokens_of(base.folder), tokens_of(tuned.folder)
+    if ours is None or theirs is None:
+        return _check_opaque(base, tuned, advice)
+    return _check_rows(base, tuned, ours, theirs, advice)
+
+
+def _check_rows(
+    base: Weights, tuned: Weights, ours: Mapping[str, int], theirs: Mapping[str, int], advice: str
+) -> list[str]:
     moved = [token for token, row in theirs.items() if ours.get(token, row) != row]
     if moved:
         more = f" ({len(moved) - 1} more)" if len(moved) > 1 else ""
         raise InputError(
             f"{tuned.ref}: token {moved[0]!r} has row {theirs[moved[0]]}, expected {ours[moved[0]]} as in "
-            f"{base.ref}{more}; match the rows by token (--vocab base)"
+            f"{base.ref}{more}; {advice}"
         )
+    rows = set(ours.values())
+    renamed = [token for token, row in theirs.items() if token not in ours and row in rows]
+    if not renamed:
+        return []
+    row = theirs[renamed[0]]
+    was = next(token for token, place in ours.items() if place == row)
+    if len(renamed) > min(len(ours), len(theirs)) / 2:
+        raise InputError(
+            f"{tuned.ref}: row {row} is token {renamed[0]!r}, expected {was!r} as in {base.ref} "
+            f"({len(renamed)} of {len(theirs)} differ); were both fine-tuned from one model?"
+        )
+    return [
+        f"{tuned.ref}: {len(renamed)} rows go by other tokens than in {base.ref}, such as {renamed[0]!r} for "
+        f"{was!r}; taken for the same"
+    ]
+
+
+def _check_opaque(base: Weights, tuned: Weights, advice: str) -> list[str]:
+    """The same check of tokenizers that no file tells in plain text."""
+    assert base.folder is not None and tuned.folder is not None
+    ours, theirs = opaque_files(base.folder), opaque_files(tuned.folder)
+    for name in ours.keys() & theirs.keys():
+        if ours[name] != theirs[name]:
+            pieces = [pieces_of(weights.folder / name) for weights in (base, tuned) if weights.folder]
+            if None in pieces:
+                said = f"{name} differs from that of {base.ref} and is not read; rows are taken for the same"
+                return [f"{tuned.ref}: {said}"]
+            return _check_rows(base, tuned, pieces[0] or {}, pieces[1] or {}, advice)
+    return []
+
+
+def pieces_of(file: Path) -> dict[str, int] | None:
+    """The pieces of a SentencePiece model and their rows; ``None`` for a file that is none.
+
+    Rows are those of the file, which some libraries shift by a few.
+    """
+    try:
+        pieces = [piece for number, piece in _fields(file.read_bytes()) if number == 1]
+        texts = [next(text for number, text in _fields(piece) if number == 1) for piece in pieces]
+        return {text.decode("utf-8"): row for row, text in enumerate(texts)} or None
+    except (ValueError, IndexError, StopIteration):
+        return None
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """The fields of a protocol-buffer message that hold bytes: number and content.
+
+    Raises: ValueError, IndexError if it is none.
+    """
+    place = 0
+    while place < len(message):
+        tag, place = _varint(message, place)
+        kind = tag & 7
+        if kind == 2:
+            size, place = _varint(message, place)
+            if place + size > len(message):
+                raise ValueError("cut off")
+            yield tag >> 3, message[place : place + size]
+            place += size
+        elif kind == 0:
+            _, place = _varint(message, place)
+        elif kind in (1, 5):
+            place += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    """A number of variable length, and where it ends."""
+    value = shift = 0
+    while shift < 64:
+        byte = message[place]
+        value, place, shift = value | (byte & 127) << shift, place + 1, shift + 7
+        if byte < 128:
+            return value, place
+    raise ValueError("a number of more than 64 bits")
 
 
 def opaque_files(folder: Path | None) -> dict[str, str]:

@@ -16,7 +16,7 @@ from taskvec.errors import InputError, KeyMismatch
 from taskvec.patterns import Pattern, Stopwatch
 from taskvec.reading import read_mapping, shown
 from taskvec.weights import Weights
-from taskvec.weights.dtypes import EDITABLE, short
+from taskvec.weights.dtypes import EDITABLE, raw_bytes, short
 
 PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 """Initialisations by name that leave the base as it is; the others subtract from it what they start with."""
@@ -25,7 +25,7 @@ PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 _CHANGES_NOTHING = frozenset({
     "auto_mapping", "base_model_class", "corda_config", "ensure_weight_tying", "eva_config",
     "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config",
-    "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save",
+    "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
     "parent_library", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules",
     "task_type",
 })
@@ -34,6 +34,8 @@ _CHANGES_NOTHING = frozenset({
 
 PATTERNS = 200_000
 """Characters of all patterns of an adapter: each takes some time to compile."""
+_HEADS = ("classifier", "score")
+"""What PEFT saves whole of a classifier, of which a model has one."""
 
 _PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
@@ -70,12 +72,13 @@ class Settings(Config):
     init_lora_weights: bool | str | None = True
     rank_pattern: dict[str, Rank] | None = None
     alpha_pattern: dict[str, Alpha] | None = None
+    modules_to_save: list[str] | None = None
     base_model_name_or_path: str | None = None
     _where: str = PrivateAttr("adapter_config.json")
 
     def record(self) -> dict[str, Any]:
         """What decides what the factors stand for, where it is not the default."""
-        kept = set(Settings.model_fields) - {"base_model_name_or_path"}
+        kept = set(Settings.model_fields) - {"base_model_name_or_path", "modules_to_save"}
         found = self.model_dump(mode="json", include=kept, exclude_defaults=True)
         return {
             "r": self.r,
@@ -186,7 +189,8 @@ def read_settings(path: Path) -> Settings:
 def read_parts(weights: Weights, settings: Settings) -> tuple[list[Layer], dict[str, str]]:
     """The layers of an adapter, and the tensors saved whole: name in the model -> name in the file.
 
-    Raises: KeyMismatch for a tensor without its partner, of another rank, or not explained by the settings.
+    Raises: KeyMismatch for a tensor without its partner, of another rank, or not explained by the settings;
+        for a layer that is there twice, or is not there though the settings say that it was saved whole.
     """
     parts: dict[str, dict[str, str]] = {}
     saved: dict[str, str] = {}
@@ -195,17 +199,49 @@ def read_parts(weights: Weights, settings: Settings) -> tuple[list[Layer], dict[
         match = _PART.fullmatch(name)
         if match:
             _check_floating(weights, key)
-            parts.setdefault(match["module"], {})[match["part"]] = key
+            _keep_once(weights, parts.setdefault(match["module"], {}), match["part"], key)
         elif "lora_" in name:
             raise KeyMismatch(
                 f"{weights.ref}: {key!r} found, expected lora_A.weight, lora_B.weight, lora_B.bias, "
                 "lora_embedding_A, lora_embedding_B or lora_magnitude_vector"
             )
         elif ".original_module." not in name:  # what a layer was before it was trained whole
-            saved[_WRAPPER.sub("", name)] = key
+            _keep_once(weights, saved, _WRAPPER.sub("", name), key)
+    _check_saved(weights, settings, saved)
     if not parts:
         raise KeyMismatch(f"{weights.ref}: no factors of a layer in it, expected lora_A and lora_B of some")
     return [_layer(weights, settings, module, found) for module, found in parts.items()], saved
+
+
+def _keep_once(weights: Weights, found: dict[str, str], name: str, key: str) -> None:
+    """Note which tensor of the file something is; PEFT writes biases of heads twice, which are equal.
+
+    Raises: KeyMismatch if another tensor, with other content, is the same thing.
+    """
+    first = found.setdefault(name, key)
+    if first != key and raw_bytes(weights.read(first)) != raw_bytes(weights.read(key)):
+        raise KeyMismatch(
+            f"{weights.ref}: {first!r} and {key!r} are the same part of the same layer, expected one; "
+            "remove the one that is not meant"
+        )
+
+
+def _check_saved(weights: Weights, settings: Settings, saved: Mapping[str, str]) -> None:
+    """Refuse an adapter that lacks what it says was trained whole.
+
+    Raises: KeyMismatch.
+    """
+    present = [f".{name}" for name in saved]
+    missing = [
+        module for module in settings.modules_to_save or () if not any(f".{module}." in n for n in present)
+    ]
+    if any(module not in missing for module in _HEADS):  # PEFT lists every name that a head may have
+        missing = [module for module in missing if module not in _HEADS]
+    if missing:
+        raise KeyMismatch(
+            f"{weights.ref}: no tensor of {missing[0]!r}, expected it saved whole as modules_to_save in "
+            "adapter_config.json says; save the adapter again, or remove the name there if it was not trained"
+        )
 
 
 def _layer(weights: Weights, settings: Settings, module: str, found: Mapping[str, str]) -> Layer:
@@ -271,11 +307,12 @@ def _check_kind(path: Path, settings: Settings) -> None:
         raise InputError(f"{path}: use_dora and lora_bias are both set, expected one of them at most")
     _ = settings._ranks, settings._alphas  # refused here if they are no regular expressions
     for name, value in (settings.model_extra or {}).items():
-        active = value is True or (isinstance(value, dict | list) and len(value) > 0)
-        if active and name not in _CHANGES_NOTHING:
+        if value and name not in _CHANGES_NOTHING:
+            known = isinstance(value, bool | dict | list)
+            said = f"{shown(name)} is set" if known else f"{shown(name)} is {shown(value)}"
             raise InputError(
-                f"{path}: {shown(name)} is set, expected plain LoRA, rsLoRA or DoRA; "
-                "merge this adapter with PEFT"
+                f"{path}: {said}, expected plain LoRA, rsLoRA or DoRA; merge this adapter with PEFT, or "
+                "remove the setting if it did nothing in training"
             )
 
 

@@ -99,21 +99,30 @@ def _evaluated(node: ast.expr, vectors: Mapping[str, TaskVector]) -> TaskVector 
 def _joined(op: ast.operator, left: TaskVector | float, right: TaskVector | float) -> TaskVector | float:
     if isinstance(op, ast.Mult):
         if not isinstance(left, TaskVector):
-            return right * left
+            return (
+                _kept(right, right * left, left) if isinstance(right, TaskVector) else _finite(left * right)
+            )
         if not isinstance(right, TaskVector):
-            return left * right
+            return _kept(left, left * right, right)
         raise _NotLinear("a vector times a vector, expected a number on one side")
     if isinstance(op, ast.Div):
         if isinstance(right, TaskVector):
             raise _NotLinear("division by a vector, expected a number")
         if right == 0:
             raise _NotLinear("division by zero")
-        return left / right
+        return _kept(left, left / right, right) if isinstance(left, TaskVector) else _finite(left / right)
     if isinstance(left, TaskVector) and isinstance(right, TaskVector):
         return left + right if isinstance(op, ast.Add) else left - right
     if isinstance(left, TaskVector) or isinstance(right, TaskVector):
         raise _NotLinear("a number plus or minus a vector, expected two vectors")
-    return left + right if isinstance(op, ast.Add) else left - right
+    return _finite(left + right if isinstance(op, ast.Add) else left - right)
+
+
+def _kept(before: TaskVector, after: TaskVector, number: float) -> TaskVector:
+    """The vector after it was scaled by a number."""
+    if number and len(after.terms) < len(before.terms):
+        raise _NotLinear(f"a coefficient rounded to 0 (by {number:g}), expected 0 itself or a larger one")
+    return after
 
 
 def _words(node: ast.expr) -> str:

@@ -17,7 +17,8 @@ from taskvec.vectors.compact.decoding import Decoded
 from taskvec.vectors.compact.encoding import encode
 from taskvec.vectors.compact.spool import Spool
 from taskvec.vectors.info import OPEN_FIELDS, CompactInfo, VectorInfo, check_fields
-from taskvec.weights import TensorSpec, Weights, save_weights
+from taskvec.weights import TensorSpec, Weights, change, save_weights
+from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
 from taskvec.weights.source import row_blocks
 from taskvec.weights.staging import check_target
@@ -84,7 +85,9 @@ def _save(
     }
     said = VectorInfo.model_validate({**dict(vector.info), **info, **facts})
     manifest = {"kind": "task vector", **summary(said)}
-    return save_weights(stored, path, metadata=said.header(), manifest=manifest, watch=watch, **options)
+    written = save_weights(stored, path, metadata=said.header(), manifest=manifest, watch=watch, **options)
+    vector.changes = _changes(vector, stored)
+    return written
 
 
 def chosen_form(name: str, settings: Mapping[str, Any], dtype: torch.dtype | None) -> Form:
@@ -141,6 +144,22 @@ def summary(info: VectorInfo) -> dict[str, Any]:
     return info.model_dump(mode="json", exclude={"unchanged": True, "compact": {"errors", "coded"}})
 
 
+def _changes(vector: "TaskVector", stored: Weights) -> Mapping[str, Change] | None:
+    """How far each tensor leads from the base, as measured while it was stored; the others do not move."""
+    base = vector.base.weights
+    if base is None or stored.changes is None:
+        return None
+    still = {
+        name: change.joined(
+            change.between(block, block)
+            for block in (base.read(name, rows) for rows in base.row_blocks(name))
+        )
+        for name in vector.specs
+        if name not in stored
+    }
+    return {**stored.changes, **still}
+
+
 class Deltas(Weights):
     """The tensors of a vector that are not zero, in the element type they are stored in."""
 
@@ -160,6 +179,15 @@ class Deltas(Weights):
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         return self._vector.read(name, rows).to(self._specs[name].dtype)
+
+    def read_with_change(self, name: str, rows: slice | None = None) -> tuple[Tensor, Change | None]:
+        """As ``read``, and how far that leads from the base, if it is at hand."""
+        base = self._vector.base.weights
+        if base is None:
+            return super().read_with_change(name, rows)
+        begun = base.read(name, rows)
+        delta = self._vector.read(name, rows, known=(base, begun)).to(self._specs[name].dtype)
+        return delta, change.step(begun, delta)
 
     def in_rows(self, name: str) -> bool:
         """Whether rows of this tensor can be had by themselves."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.registry import nearest
+from taskvec.weights.change import Change
 from taskvec.weights.dtypes import NAMES, raw_bytes
 
 BLOCK = 1 << 19
@@ -171,6 +172,7 @@ class Weights(Mapping[str, Tensor], ABC):
         metadata: the free text of a safetensors header.
         files: what is read from disk, and so must not be written to.
         tally: digests of what was read, while they are gathered.
+        changes: how far each tensor of an edit went, once all have been written.
     """
 
     adapter: Path | None = None
@@ -200,6 +202,7 @@ class Weights(Mapping[str, Tensor], ABC):
         self._specs = specs
         self._fingerprint: str | None = None
         self.tally: Tally | None = None
+        self.changes: Mapping[str, Change] | None = None
 
     @abstractmethod
     def _read(self, name: str, rows: slice | None) -> Tensor:
@@ -216,6 +219,10 @@ class Weights(Mapping[str, Tensor], ABC):
         if self.tally is not None:
             self.tally.add(stored, self._specs[stored], rows, tensor)
         return tensor
+
+    def read_with_change(self, name: str, rows: slice | None = None) -> tuple[Tensor, Change | None]:
+        """As ``read``, and how far that is from what it was made of, where the weights are an edit."""
+        return self.read(name, rows), None
 
     @property
     def inputs(self) -> "tuple[Weights, ...]":
@@ -265,6 +272,17 @@ class Weights(Mapping[str, Tensor], ABC):
         """From now on digest what is read, so that a fingerprint after a pass over the weights is free."""
         if self.frozen and self._fingerprint is None and self.tally is None:
             self.tally = Tally()
+
+    def written(self, digests: Mapping[str, bytes], changes: Mapping[str, Change] | None) -> None:
+        """Keep what is known once all has been written: a fingerprint from then on is free.
+
+        Args:
+            digests: of all tensors.
+            changes: of all tensors of an edit; ``None`` if some are not known.
+        """
+        self.changes = changes
+        if self.frozen:
+            self._fingerprint, self.tally = folded(digests), None
 
     def _digest(self, tally: Tally, name: str) -> bytes:
         spec = self._specs[name]

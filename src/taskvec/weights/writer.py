@@ -120,6 +120,7 @@ def save_weights(
         if outcome.bad and not allow_nonfinite:
             staging.keep = False
             raise NonFinite(nonfinite_message(source.ref, outcome.bad))
+        source.written(journal.digests(), None if kept else outcome.changes)
         if not single:
             beside.write(work)
             _write_index(work, shards)
