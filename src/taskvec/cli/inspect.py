@@ -51,7 +51,7 @@ def inspect(
             lengths = [
                 (layer, "not finite" if norm is None else f"{norm:.4g}") for layer, norm in layers.items()
             ]
-            print_table(None, ["layer", "norm"], rows)
+            print_table(None, ["layer", "norm"], lengths)
     if cosines:
         names = [f"{number}" for number in range(1, len(vectors) + 1)]
         rows = [
