@@ -85,3 +85,17 @@ def test_names_that_no_file_has_are_refused_in_words(
     err = capsys.readouterr().err
     assert ended.value.code == 2 and err.startswith("taskvec: ") and err.count("\n") == 1, err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.safetensors", "v.safetensors"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_lengths_that_are_not_finite_are_shown_as_such(
+    value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file(
+        {"layer.0.w": torch.tensor([1.0, value]), "layer.1.w": torch.ones(4)}, tmp_path / "x.safetensors"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", str(tmp_path / "x.safetensors")])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 0, err
+    assert [line.split()[-2] for line in out.splitlines() if "layer." in line] == ["finite", "2"]

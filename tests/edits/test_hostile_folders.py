@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hostile import refused, texts
+from hostile import little_memory, refused, texts
 from taskvec.edits.configs import config_of, vocabulary_size
 from taskvec.edits.inputs import check_sound
 from taskvec.edits.mergekit.templates import chosen
@@ -106,3 +107,13 @@ def test_blocks_are_numbered_by_numbers(number: str) -> None:
     names = [f"model.layers.{number}.weight", "model.layers.0.weight"]
     assert depths(names) == {"model.layers": 1 if len(number) > 1 else 10}
     assert refused(lambda: block_depths(names)) == (len(number) > 1)
+
+
+def test_an_embedding_of_many_rows_and_no_columns_is_none(models: tuple[Path, Path]) -> None:
+    header = {"embed_tokens.weight": {"dtype": "F32", "shape": [1 << 40, 0], "data_offsets": [0, 0]}}
+    text = json.dumps(header).encode()
+    for folder in models:
+        (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+        (folder / "config.json").write_text('{"vocab_size": 1099511627776}')
+    with little_memory(), pytest.raises(InputError, match="no embedding of tokens found"):
+        align(open_weights(models[0]), [open_weights(models[1])], "union")

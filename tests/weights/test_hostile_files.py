@@ -396,3 +396,15 @@ def test_every_record_of_an_interrupted_run_is_used_rightly_or_not_at_all(tmp_pa
         out = save_weights(STATE, tmp_path / "out", max_shard_size=20, resume=True, force=True)
         found = everything(out)
         assert {name: found[name] for name in expected} == expected
+
+
+def test_a_revision_is_no_path_upward() -> None:
+    with pytest.raises(InputError, match=r"a revision of steps upward"):
+        open_weights("org/name@refs/../../../x")
+
+
+def test_no_header_is_written_that_would_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskvec.weights.plan.HEADER_LIMIT", 100)
+    with pytest.raises(InputError, match=r"2 tensors need a header of .* expected .* at most"):
+        save_weights(STATE, tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []

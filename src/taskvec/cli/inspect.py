@@ -48,7 +48,10 @@ def inspect(
         shown = [(key.replace("_", " "), _said(value)) for key, value in entry.items() if value is not None]
         print_table(None, ["path", str(dict(shown).pop("path"))], shown[1:])
         if layers:
-            print_table(None, ["layer", "norm"], [(layer, f"{norm:.4g}") for layer, norm in layers.items()])
+            lengths = [
+                (layer, "not finite" if norm is None else f"{norm:.4g}") for layer, norm in layers.items()
+            ]
+            print_table(None, ["layer", "norm"], lengths)
     if cosines:
         names = [f"{number}" for number in range(1, len(vectors) + 1)]
         rows = [

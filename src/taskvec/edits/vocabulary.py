@@ -169,7 +169,7 @@ def _rows(weights: Weights) -> int:
 
 def _is_input(name: str, weights: Weights) -> bool:
     shape = weights.spec(name).shape
-    return bool(_IS_INPUT.search(name)) and len(shape) == 2 and shape[0] > 0
+    return bool(_IS_INPUT.search(name)) and len(shape) == 2 and 0 not in shape
 
 
 def _vocabulary_axes(models: Sequence[_Model]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
-from taskvec.reading import exists, local_path
+from taskvec.reading import exists, local_path, shown
 from taskvec.vectors.base import check_bound
 from taskvec.vectors.compact import FORMS, Form
 from taskvec.vectors.compact.decoding import Decoded
@@ -116,7 +116,7 @@ def opened(weights: Weights, info: VectorInfo) -> Weights:
         return weights
     if info.compact.form not in FORMS:
         raise InputError(
-            f"{weights.ref}: form {info.compact.form!r}, expected one of {', '.join(FORMS)}; "
+            f"{weights.ref}: form {shown(info.compact.form)}, expected one of {', '.join(FORMS)}; "
             "a later taskvec wrote it, upgrade"
         )
     form = FORMS[info.compact.form].parse(f"{weights.ref}: 'settings' in the header", info.compact.settings)

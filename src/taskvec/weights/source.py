@@ -69,7 +69,8 @@ def rows_of(tensor: Tensor, rows: slice | None) -> Tensor:
     """Some rows of a tensor."""
     if rows is None:
         return tensor
-    return (tensor.reshape(-1, tensor.shape[-1]) if tensor.dim() > 2 else tensor)[rows]
+    shape = tuple(tensor.shape)
+    return (tensor.reshape(row_count(shape), row_size(shape)) if len(shape) > 2 else tensor)[rows]
 
 
 def row_count(shape: tuple[int, ...]) -> int:
