@@ -20,20 +20,7 @@ HOME = Path(taskvec.__file__).parent
 VALUES: list[Any] = [
     *(None, True, 0, -1, 1, 2**63, 2**64 - 1, -(2**63), 0.5, -0.0, 1e308, float("inf"), float("nan")),
     *("", " ", "a", "²", "..", "../x", "/", "~nosuchuser", "${NO_SUCH}", "${HOME}", "{task}", "x" * 300),
-    *(
-        "\n",
-        "a\x1bb",
-        "-1",
-        "1e999",
-        "0x10",
-        "from-data",
-        "builtin",
-        "jsonl",
-        "npz",
-        "images",
-        "hf",
-        "é" * 90,
-    ),
+    *("\n", "a\x1bb", "-1", "1e999", "from-data", "builtin", "jsonl", "npz", "images", "hf", "é" * 90),
     *([], [[]], [None], ["a", "a"], [1, 2], {}, {"a": 1}, {"a": {"a": {}}}, {"": ""}, {"train": "a"}),
 ]
 
@@ -49,7 +36,7 @@ def places(content: Any) -> Iterator[tuple[Any, Any]]:
 def changed(sound: Any, draw: Random) -> str:
     content = json.loads(json.dumps(sound))
     for _ in range(draw.choice([1, 1, 3])):
-        holder, key = draw.choice(list(places(content)))
+        holder, key = draw.choice(list(places(content)) or [({"": 0}, "")])
         match draw.randrange(5):
             case 0:
                 del holder[key]
@@ -68,7 +55,7 @@ def check(error: InputError, path: Path) -> None:
 def test_any_suite_is_read_or_refused_in_one_line(name: str, tmp_path: Path) -> None:
     sound = read_yaml(HOME / "tasks" / "suites" / f"{name}.yaml")
     path, draw = tmp_path / "s.yaml", Random(name)
-    for _ in range(60 * EFFORT):
+    for _ in range(25 * EFFORT):
         path.write_text(changed(sound, draw))
         try:
             load_suite(path)
@@ -78,7 +65,7 @@ def test_any_suite_is_read_or_refused_in_one_line(name: str, tmp_path: Path) -> 
 
 def test_any_experiment_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
     sound, path, draw = read_yaml(HOME / "experiments" / "demo.yaml"), tmp_path / "e.yaml", Random(0)
-    for _ in range(120 * EFFORT):
+    for _ in range(50 * EFFORT):
         path.write_text(changed(sound, draw))
         try:
             load_experiment(path)
@@ -105,7 +92,7 @@ def test_any_options_of_data_are_taken_or_refused_in_one_line(data: dict[str, An
         "suite": "s",
         "tasks": {"t": {"classes": ["a", "b"], "data": data, "labels": {"0": "a", "1": "b"}}},
     }
-    for _ in range(60 * EFFORT):
+    for _ in range(25 * EFFORT):
         path.write_text(changed(sound, draw))
         try:
             for found in load_suite(path).tasks.values():

@@ -19,7 +19,7 @@ def state_at(path: Path, kind: str = "adamw") -> tuple[Checkpoint, dict[str, tor
     leaves = {name: torch.ones(3, 2, requires_grad=True) for name in ("a", "b")}
     values = list(leaves.values())
     optimizer = torch.optim.SGD(values, lr=0.1) if kind == "sgd" else torch.optim.AdamW(values, lr=0.1)
-    (leaves["a"] ** 2).sum().backward()
+    torch.autograd.backward((leaves["a"] ** 2).sum())
     optimizer.step()
     found = Checkpoint(path, leaves, optimizer, "signature")
     found.every = 0.0
