@@ -34,3 +34,16 @@ def test_machine_code_that_cannot_be_kept_or_read_is_made_again(
     place: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     run(place(tmp_path))
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
+def test_machine_code_in_a_folder_that_others_write_to_is_not_run(mode: int, tmp_path: Path) -> None:
+    run(tmp_path)
+    kept = {file: file.read_bytes() for file in tmp_path.rglob("*.nb?")}
+    assert kept, "the machine code is kept for the next process"
+    poison = b"\x80\x04cposix\nsystem\n(S'touch poisoned'\ntR."
+    for file in kept:
+        file.write_bytes(poison)
+        file.parent.chmod(mode)
+    run(tmp_path)
+    assert {file.read_bytes() for file in kept} == {poison}, "nothing is read or written there"

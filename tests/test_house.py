@@ -14,7 +14,7 @@ import taskvec
 SOURCE = Path(taskvec.__file__).parent
 GROUND = {
     *("_version", "config", "compiled", "errors", "patterns", "progress", "reading", "registry"),
-    *("selection", "substitution"),
+    *("selection", "substitution", "writing"),
 }
 EDITING = {"weights", "rules", "vectors", "edits"}
 LEARNING = {"models", "tangent", "tasks", "training"}

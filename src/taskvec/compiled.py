@@ -1,8 +1,11 @@
 """Loops over entries as machine code, where a chain of tensor operations would read everything many times."""
 
+import os
+import stat
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -12,15 +15,29 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """The same function of numpy arrays and numbers, compiled by numba on its first call.
 
     It runs without Python's lock. The machine code is kept beside the source, or in the user's cache folder
-    where that may not be written to, so only the very first call waits for the compiler.
+    where that may not be written to, so only the very first call waits for the compiler. A folder that
+    others can write to (``NUMBA_CACHE_DIR``) is not used: what lies there is run.
     """
+    return _compiled(function)
 
+
+def reassociated(function: Callable[P, R]) -> Callable[P, R]:
+    """As ``compiled``, with sums in whatever order is fastest; their last digits depend on the machine."""
+    return _compiled(function, fastmath={"reassoc"})
+
+
+def _compiled(function: Callable[P, R], fastmath: bool | set[str] = False) -> Callable[P, R]:
     @cache
     def made(keep: bool) -> Callable[P, R]:
         import numba
 
-        dispatcher: Callable[P, R] = numba.njit(nogil=True, error_model="numpy", cache=keep)(function)
-        return dispatcher
+        dispatcher: Any = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
+        if keep:
+            dispatcher.enable_caching()
+            if not _is_safe(Path(dispatcher.stats.cache_path)):
+                return made(False)
+        found: Callable[P, R] = dispatcher
+        return found
 
     keep = True
 
@@ -35,3 +52,22 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
         return made(False)(*args, **kwargs)
 
     return call
+
+
+def _is_safe(folder: Path) -> bool:
+    """Whether nobody but this user, and root, can put files into a folder, or another one in its place.
+
+    Beside the source they could as well change the source.
+    """
+    if folder.is_relative_to(Path(__file__).parent):
+        return True
+    ours = (0, os.geteuid())
+    real = Path(os.path.realpath(folder))
+    for place in (real, *real.parents):
+        found = place.stat() if place.exists() else None
+        if found is None:
+            continue
+        shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if found.st_uid not in ours or (shared and (place == real or not found.st_mode & stat.S_ISVTX)):
+            return False
+    return True

@@ -28,6 +28,13 @@ class Match(Protocol):
         """Where the match begins."""
 
 
+class Stopwatch:
+    """How many seconds are left, for all patterns that share it."""
+
+    def __init__(self) -> None:
+        self.left = SECONDS
+
+
 class Pattern:
     """A compiled regular expression, in Python's syntax.
 
@@ -37,24 +44,26 @@ class Pattern:
     Args:
         text: the expression.
         where: the file, field or option that holds it; opens messages.
+        watch: of patterns that may take the time of one together.
+        within: what is matched, with ``{}`` where the expression goes.
 
     Raises: InputError for what is no expression or too large; while matching, for one that takes too long.
     """
 
-    def __init__(self, text: str, where: str) -> None:
+    def __init__(self, text: str, where: str, watch: Stopwatch | None = None, *, within: str = "{}") -> None:
         import regex
 
         self.text, self.where = text, where
-        self._left = SECONDS
+        self._watch = watch or Stopwatch()
         if len(text) > LENGTH or _written_out(text) > REPEATS:
             raise InputError(
                 f"{where}: {_short(text)} is too large a regular expression; write a simpler one"
             )
         try:
             self.groups = re.compile(text).groups
-            self._compiled: Any = regex.compile(text)
+            self._compiled: Any = regex.compile(within.format(text))
         except (re.error, regex.error, RecursionError, OverflowError) as error:
-            raise InputError(f"{where}: {_short(text)} is no regular expression ({error})") from None
+            raise InputError(f"{where}: {_short(text)} is not a regular expression ({error})") from None
 
     def fullmatch(self, name: str) -> Match | None:
         """The match of the whole of ``name``."""
@@ -71,16 +80,16 @@ class Pattern:
     def _bounded(self, find: Callable[..., object], name: str) -> Match | None:
         begun = perf_counter()
         try:
-            if self._left <= 0:
+            if self._watch.left <= 0:
                 raise TimeoutError
-            return cast(Match | None, find(name, timeout=self._left))
+            return cast(Match | None, find(name, timeout=self._watch.left))
         except TimeoutError:
             raise InputError(
                 f"{self.where}: {_short(self.text)} takes more than {SECONDS:g} s on tensor names; "
                 "repeat no group that holds a repetition itself"
             ) from None
         finally:
-            self._left -= perf_counter() - begun
+            self._watch.left -= perf_counter() - begun
 
 
 def _written_out(text: str) -> int:

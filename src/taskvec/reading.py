@@ -7,6 +7,7 @@ allocated for a size that a file merely claims.
 import errno
 import json
 import os
+import reprlib
 import stat
 import unicodedata
 from collections import Counter
@@ -19,10 +20,17 @@ from taskvec.errors import CorruptFile, InputError
 TEXT_LIMIT = 1 << 28
 """Bytes of the largest text that is read whole: tokenizers and indexes have tens of MB at most."""
 
+NAME_LIMIT = 255
+"""Bytes of a name in a folder, on the file systems there are."""
+
+_PATH_LIMIT = 4095
+
 DEPTH = 100
 """Lists in lists in JSON, and mappings; an honest file has ten."""
 
 _KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFLNK: "a link",
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -37,11 +45,26 @@ def local_path(text: str | os.PathLike[str]) -> Path:
 
     Raises: InputError for what can be no path.
     """
+    if not str(text):
+        raise InputError("an empty name, expected a path")
     try:
         path = Path(text).expanduser()
     except RuntimeError:
         raise InputError(f"{text}: no such user, so no home folder; write the path out") from None
     return _check_path(path)
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of something on the disk; not if it can be no path, or nobody may look."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of a folder; not if it can be no path, or nobody may look."""
+    return exists(path) and Path(path).is_dir()
 
 
 def open_regular(path: Path) -> int:
@@ -67,13 +90,23 @@ def open_regular(path: Path) -> int:
 def _check_path(path: Path) -> Path:
     if "\0" in str(path):
         raise InputError(f"{printable(str(path))}: holds a zero byte, which no path can")
+    try:
+        parts = [part.encode() for part in path.parts]
+    except UnicodeEncodeError:
+        raise InputError(f"{shown(str(path))}: a name that is not UTF-8; rename it") from None
+    if max(map(len, parts), default=0) > NAME_LIMIT or sum(map(len, parts)) + len(parts) > _PATH_LIMIT:
+        raise InputError(f"{shown(str(path))}: file name too long")
     return path
 
 
 def _check_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-        raise InputError(f"{path}: is {kind}, expected a file")
+        raise InputError(f"{path}: is {describe(found)}, expected a file")
+
+
+def describe(found: os.stat_result) -> str:
+    """What a name on the disk stands for, in words."""
+    return _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
 
 
 def _words(error: OSError) -> str:
@@ -94,6 +127,23 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
     if len(data) > limit:
         raise InputError(f"{path}: holds more than {limit / 1e6:,.0f} MB, too much for a file of its kind")
     return data
+
+
+def copy_regular(path: Path, copy: Path) -> None:
+    """Copy a plain file to where nothing is yet.
+
+    Raises: InputError if it cannot be read, or changes its size meanwhile; OSError if it cannot be written.
+    """
+    with os.fdopen(open_regular(path), "rb") as source, copy.open("xb") as target:
+        left = os.fstat(source.fileno()).st_size
+        while left:
+            try:
+                block = source.read(min(left, 1 << 20))
+            except OSError as error:
+                raise InputError(f"{path}: {_words(error)}") from None
+            if not block:
+                raise InputError(f"{path}: became shorter while it was copied; run again")
+            left -= target.write(block)
 
 
 def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
@@ -135,6 +185,8 @@ def parse_json(text: str | bytes, where: str) -> Any:
     Raises: CorruptFile, as ``read_json``.
     """
     try:
+        # Strictly: left to itself, the reader of bytes lets halves of characters pass.
+        text = text if isinstance(text, str) else text.decode("utf-8")
         content = json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError:
         raise CorruptFile(f"{where}: nested deeper than {DEPTH}; {_AGAIN}") from None
@@ -143,8 +195,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     if _depth(content) > DEPTH:
         raise CorruptFile(f"{where}: nested deeper than {DEPTH}; {_AGAIN}")
     # Half a surrogate pair can be written in JSON, and nowhere else.
-    escape = b"\\ud" if isinstance(text, bytes) else "\\ud"
-    if escape in text.lower():  # type: ignore[operator]  # both are text or both are bytes
+    if "\\ud" in text.lower():
         try:
             json.dumps(content, ensure_ascii=False).encode()
         except UnicodeEncodeError:
@@ -157,7 +208,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the name {twice!r} is given twice")
+        raise ValueError(f"the name {shown(twice)} is given twice")
     return found
 
 
@@ -196,11 +247,11 @@ def inside(folder: Path, name: object, where: object) -> Path:
     Raises: InputError if the name leads out of the folder, by itself or through a link.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise InputError(f"{where}: {name!r} is no name of a file; {_AGAIN}")
+        raise InputError(f"{where}: {shown(name)} is no name of a file; {_AGAIN}")
     place = Path(name)
     if place.is_absolute() or ".." in place.parts:
-        raise InputError(f"{where}: {name!r} leads out of the folder; {_AGAIN}")
-    path = folder / place
+        raise InputError(f"{where}: {shown(name)} leads out of the folder; {_AGAIN}")
+    path = folder / _check_path(place)
     check_inside(path, folder)
     return path
 
@@ -228,6 +279,17 @@ def _blobs(home: Path) -> list[Path]:
         for parent in home.parents
         if parent.name == "snapshots" and parent.parent.name.startswith(("models--", "datasets--"))
     ]
+
+
+def shown(value: object) -> str:
+    """What stands in a file, in few enough characters for a message.
+
+    >>> shown("a" * 1000)[:3], len(shown("a" * 1000))
+    ("'aa", 120)
+    """
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = 120
+    return printable(shortener.repr(value))
 
 
 def printable(text: str) -> str:

@@ -1,9 +1,9 @@
 """Selections of parameters, by the names they have in checkpoints."""
 
-import re
 from collections.abc import Iterable
 
 from taskvec.errors import InputError
+from taskvec.patterns import Pattern
 from taskvec.registry import nearest
 
 _ATTENTION = r"(self_attn|encoder_attn|cross_attn|attn|attention|SelfAttention|EncDecAttention)"
@@ -61,15 +61,12 @@ def matching(names: Iterable[str], selection: str, where: str) -> list[str]:
     return found
 
 
-def _pattern(selection: str) -> re.Pattern[str]:
+def _pattern(selection: str) -> Pattern:
     kind, colon, expression = selection.partition(":")
     if colon and kind == "re":
-        try:
-            return re.compile(expression)
-        except re.error as error:
-            raise InputError(f"selection {selection!r}: not a regular expression ({error})") from None
+        return Pattern(expression, "selection")
     if selection not in SELECTIONS:
         raise InputError(
             f"no selection called {selection!r}; {nearest(selection, SELECTIONS)}, or re:PATTERN"
         )
-    return re.compile(SELECTIONS[selection])
+    return Pattern(SELECTIONS[selection], "selection")

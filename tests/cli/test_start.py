@@ -112,3 +112,57 @@ def test_a_message_that_a_library_leaves_with_is_written_and_means_failure() -> 
     code = "import sys, taskvec.cli as cli\ncli.main = lambda: sys.exit('a message')\ncli.command()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "a message\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("arguments", "code"), [("rules --json", 0), ("rules nope", 2)])
+def test_closed_streams_change_nothing_else(closed: str, arguments: str, code: int, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m taskvec {arguments} {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == (code == 2 and "2>" not in closed)
+    assert (json.loads(done.stdout) != []) if code == 0 and ">&-" not in closed.split() else not done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    command = f"{sys.executable} -m taskvec rules | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "x" * 300, "é" * 140])
+def test_a_name_that_is_too_long_is_bad_input(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (
+        ["inspect", name],
+        ["train", "-m", "builtin", "-t", "gabor", "-o", str(tmp_path / name)],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_names_in_files_never_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    names = ["a\x1b[2J\x07.0.weight", "b\u202e.0.weight", "c\r\x9b1A.0.weight"]
+    for place, file in enumerate(("base", "tuned", "other")):
+        tensors = {name: torch.full((2, 2 + place // 2), float(place)) for name in names}
+        save_file(tensors, tmp_path / f"{file}.safetensors")
+    base, tuned, other, vector = (str(tmp_path / f"{n}.safetensors") for n in ("base", "tuned", "other", "v"))
+    for arguments, code in (
+        (["diff", base, tuned, "-o", vector], 0),
+        (["inspect", vector, tuned], 0),
+        (["inspect", vector, tuned, "--json"], 0),
+        (["diff", base, other, "-o", f"{vector}2.safetensors"], 2),
+        (["apply", other, "-v", f"v={vector}", "--allow-other-base", "-o", str(tmp_path / "out")], 2),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == code
+        shown = "".join(capsys.readouterr())
+        assert not set(shown) & {"\x1b", "\x07", "\u202e", "\r", "\x9b"}

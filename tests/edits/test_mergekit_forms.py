@@ -330,6 +330,66 @@ def test_slices_of_models_with_other_tokens_are_refused(tmp_path: Path) -> None:
         """)
 
 
+ROW_BY_ROW = {
+    "linear": "merge_method: linear\nmodels: [{model: one}, {model: two}]\nparameters: {weight: 0.5}",
+    "linear with a base": (
+        "merge_method: linear\nbase_model: one\nmodels: [{model: one}, {model: two}]\nparameters: {weight: 0.5}"
+    ),
+    "slerp": "merge_method: slerp\nbase_model: one\nmodels: [{model: two}]\nparameters: {t: 0.5}",
+    "task_arithmetic": (
+        "merge_method: task_arithmetic\nbase_model: one\nmodels: [{model: two}]\nparameters: {weight: 0.5}"
+    ),
+}
+SLICES = {
+    "a foreign head": [("one", 0, 2), ("two", 2, 4)],
+    "foreign embeddings, under the tokenizer of the base": [("two", 0, 2), ("one", 2, 4)],
+}
+
+
+@pytest.mark.parametrize("case", ROW_BY_ROW)
+def test_rows_of_other_tokens_are_not_averaged(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with_tokens(Path("one"), 0, "abcdefg")
+    with_tokens(Path("two"), 1, "abcdegf")
+    if "base" in ROW_BY_ROW[case]:
+        merge(ROW_BY_ROW[case] + "\ntokenizer_source: union")
+    base = "" if "base" in ROW_BY_ROW[case] else " and base_model"
+    said = rf"two: token 'g' has row 5, expected 6 as in one \(1 more\); .* tokenizer_source: union \(or base\){base}$"
+    with pytest.raises(InputError, match=said):
+        merge(ROW_BY_ROW[case])
+
+
+@pytest.mark.parametrize("case", SLICES)
+def test_rows_of_other_tokens_do_not_come_with_a_slice(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with_tokens(Path("one"), 0, "abcdefg")
+    with_tokens(Path("two"), 1, "abcdegf")
+    with pytest.raises(InputError, match=r"two: token 'g' has row 5.*one vocabulary first, with a recipe"):
+        merge(sliced(*SLICES[case]))
+
+
+def test_layers_alone_may_come_from_a_model_of_other_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with_tokens(Path("one"), 0, "abcdefg")
+    two = with_tokens(Path("two"), 1, "abcdegf")
+    made = merge(sliced(("one", 0, 1), ("two", 1, 3), ("one", 3, 4)))
+    name = "model.layers.2.mlp.up_proj.weight"
+    torch.testing.assert_close(made.weights[name], open_weights(two)[name], rtol=0, atol=0)
+
+
+def sliced(*slices: tuple[str, int, int]) -> str:
+    entries = "".join(
+        f"  - sources: [{{model: {name}, layer_range: [{first}, {end}]}}]\n" for name, first, end in slices
+    )
+    return f"merge_method: passthrough\nbase_model: one\nslices:\n{entries}"
+
+
 # Chat templates
 
 

@@ -52,7 +52,7 @@ def test_tokens_of_plain_vocabularies(tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("tokenizer.json", "{", "not valid JSON"),
-        ("tokenizer.json", "[]", "holds list, expected a mapping"),
+        ("tokenizer.json", "[]", "holds a list, expected a mapping"),
         ("tokenizer.json", '{"model": {}}', "'model.vocab' is missing"),
         ("tokenizer.json", '{"model": {"vocab": {"a": "0"}}}', "token 'a' has row '0'"),
         ("tokenizer.json", '{"model": {"vocab": [1]}}', "expected token and score"),

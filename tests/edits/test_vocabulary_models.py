@@ -287,6 +287,7 @@ def test_tokens_in_other_rows_are_refused_without_a_vocabulary(
         assert "(19 more); match the rows by token (--vocab base)" in said
         assert not Path(str(command[-1])).exists()
         assert run(*command, "--vocab", "base", "-q") == 0
+        capsys.readouterr()
 
 
 def test_a_reserved_token_that_got_a_name_stands_where_it_stood(tmp_path: Path) -> None:

@@ -44,10 +44,18 @@ def test_a_folder_without_a_configuration_is_named(tmp_path: Path) -> None:
         load_backbone(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[]"])
-def test_a_broken_configuration_is_named(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not valid JSON"),
+        ("{}", "model_type"),
+        ("[]", "holds a list"),
+        ('{"model_type": ["bert"]}', "model_type"),
+    ],
+)
+def test_a_broken_configuration_is_named(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(InputError, match=r"config\.json.*model_type"):
+    with pytest.raises(InputError, match=rf"config\.json: .*{words}"):
         load_backbone(tmp_path)
 
 

@@ -268,11 +268,24 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "trained tokens": (edit_json(trainable_token_indices=[1]), "'trainable_token_indices' is set"),
     "repeated layers": (edit_json(layer_replication=[[0, 2]]), "'layer_replication' is set"),
     "a later variant": (edit_json(use_something=True), "'use_something' is set, expected plain LoRA"),
+    "a number of a later variant": (edit_json(lora_gain=2.0), "'lora_gain' is 2.0, expected plain LoRA"),
+    "a word of a later variant": (
+        edit_json(lora_mode="twice"),
+        "'lora_mode' is 'twice', expected plain LoRA",
+    ),
+    "a head that was not saved": (
+        edit_json(modules_to_save=["lm_head"]),
+        "no tensor of 'lm_head', expected it saved whole as modules_to_save",
+    ),
+    "a layer under two prefixes": (
+        edit_factors(lambda f: {**f, **{k.removeprefix("base_model.model."): 2 * v for k, v in f.items()}}),
+        "are the same part of the same layer, expected one",
+    ),
     "DoRA without its lengths": (edit_json(use_dora=True), "lora_magnitude_vector' is missing"),
     "another rank": (edit_json(r=5), r"expected rank 5 as in the settings"),
     "no rank": (edit_json(r=0), "a rank is smaller than 1"),
     "no number": (edit_json(lora_alpha="much"), "'lora_alpha'"),
-    "no pattern": (edit_json(alpha_pattern={"(": 1}), "is no regular expression"),
+    "no pattern": (edit_json(alpha_pattern={"(": 1}), "is not a regular expression"),
     "settings that are no JSON": (
         lambda folder: (folder / "adapter_config.json").write_text("{"),
         "not valid JSON",
@@ -394,3 +407,25 @@ def test_apply_diff_and_inspect_take_adapters_by_the_shell(
         said = "taskvec: a: an adapter, which records no base, is not compared with b.safetensors"
         assert said in capsys.readouterr().err
         assert len(run("inspect", *pair, "--allow-other-base", "--json")["cosines"]) == 2
+
+
+def test_settings_that_do_nothing_may_be_of_any_name(place: Path) -> None:
+    before = TaskVector.load("a").info.training
+    edit_json(use_something=False, lora_gain=0, lora_mode="", lora_map={}, modules_to_save=[])(Path("a"))
+    assert TaskVector.load("a").info.training == before
+
+
+def test_two_names_in_an_adapter_do_not_lead_to_one_layer(place: Path) -> None:
+    shutil.copytree("a", "c")
+    names = [f"{prefix}layer.lora_{part}.weight" for prefix in ("", "model.") for part in "AB"]
+    save_file({name: torch.ones(4, 4) for name in names}, "c/adapter_model.safetensors")
+    with pytest.raises(KeyMismatch, match="another layer of the adapter, expected one"):
+        apply({"layer.weight": torch.zeros(4, 4)}, TaskVector.load("c"))
+
+
+@pytest.mark.parametrize("held", ["classifier", "score"])
+def test_a_classifier_has_one_of_the_two_heads_that_peft_lists(held: str, place: Path) -> None:
+    edit_json(modules_to_save=["classifier", "score"])(Path("a"))
+    head = torch.ones(2, 16, dtype=torch.float64)
+    edit_factors(lambda f: {**f, f"base_model.model.{held}.weight": head})(Path("a"))
+    assert f"{held}.weight" in TaskVector.load("a")

@@ -95,7 +95,7 @@ def test_plain_weights_are_no_vector_and_a_vector_no_weights(vector: Path, tmp_p
 @pytest.mark.parametrize(
     ("text", "kind", "words"),
     [
-        ("{", CorruptFile, "'taskvec' in the header is not valid JSON"),
+        ("{", CorruptFile, "'taskvec' in the header: not valid JSON"),
         ("[]", CorruptFile, "'taskvec' in the header"),
         ('{"format": 7}', InputError, "format 7, expected 1 to 2; a later taskvec wrote it"),
         ('{"format": 1, "metrics": 3}', CorruptFile, "'metrics' in the header"),

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed while working, 2 bad input, 130 interrupted.
 import atexit
 import errno
 import gc
+import logging
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from cyclopts import App, CycloptsError
 
 from taskvec._version import __version__
 from taskvec.errors import TaskvecError
+from taskvec.reading import printable
 
 COMMANDS = {
     "diff": "Extract a task vector: what fine-tuning changed.",
@@ -83,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     ``TASKVEC_DEBUG=1`` in the environment lets the traceback through.
     """
+    _open_standard_streams()
+    if not any(isinstance(handler, _Notes) for handler in logging.getLogger("taskvec").handlers):
+        logging.getLogger("taskvec").addHandler(_Notes())
     if os.environ.get("TASKVEC_DEBUG"):
         sys.exit(_run(argv))
     try:
@@ -104,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     ) as error:
         code = _fail(_os_error(error), 2)  # a path that was given cannot be what it was given for
     except OSError as error:
-        code = _fail(_os_error(error), 1)
+        code = _fail(_os_error(error), 2 if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else 1)
+    except MemoryError:
+        code = _fail("not enough memory; give less with --memory, or make room", 1)
     except Exception as error:  # a defect of ours: say so in one line, with the way to see more
         code = _fail(f"internal error: {type(error).__name__}: {error} (TASKVEC_DEBUG=1 shows where)", 1)
     sys.exit(code)
@@ -141,12 +148,32 @@ def _run(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _line(message: str) -> str:
-    return "taskvec: " + " ".join(message.split())
+def _open_standard_streams() -> None:
+    """Let nothing that is opened take the number of a standard stream that was closed by who called us."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+class _Notes(logging.Handler):
+    """What the library notes, a line each on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say("note: " + record.getMessage())
+
+
+def _say(message: str) -> None:
+    with suppress(OSError, ValueError):  # nobody hears it
+        sys.stderr.write(printable(" ".join(message.split())) + "\n")
+        sys.stderr.flush()
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(_line(message) + "\n")
+    _say("taskvec: " + message)
     return code
 
 

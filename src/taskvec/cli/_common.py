@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
+from taskvec.reading import printable
 
 WIDE = 140
 """Columns of a table that goes into a file or a pipe, where nothing needs to be folded."""
@@ -23,6 +24,12 @@ Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Force = Annotated[bool, Parameter(name="--force", negative=(), help="Replace an output that exists.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print results as JSON.")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Show no progress.")]
+
+
+def say(notes: Iterable[str]) -> None:
+    """Notes on standard error, a line each: what is lost, assumed or odd. They are no progress: ``--quiet``
+    leaves them."""
+    sys.stderr.writelines(f"note: {note}\n" for note in notes)
 
 
 def print_json(payload: object) -> None:
@@ -34,16 +41,16 @@ def print_table(
     title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = ""
 ) -> None:
     """A table on standard output; every column but the first is aligned right if it holds numbers."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title and printable(title), title_justify="left", header_style="bold")
     for place, column in enumerate(columns):
         numeric = place > 0 and all(_numeric(row[place]) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(printable(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*(printable(str(cell)) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else WIDE, markup=False, emoji=False)
     console.print(table)
     if note:
-        console.print(note, highlight=False, style="dim")
+        console.print(printable(note), highlight=False, style="dim")
     if title:
         console.print()
 
@@ -124,6 +131,7 @@ class _Bars:
         self._known: dict[str, TaskID] = {}
 
     def __call__(self, label: str, done: int, total: int, **facts: float) -> None:
+        label = printable(label)
         if label not in self._known:
             self._known[label] = self._bars.add_task(label, total=total, facts="")
         self._bars.update(self._known[label], completed=done, total=total, facts=_said(facts))
@@ -140,7 +148,7 @@ class _Lines:
         now = time.monotonic()
         if done >= total or now - self._last >= 10:
             self._last = now
-            sys.stderr.write(f"{label}: {done}/{total} {_said(facts)}".rstrip() + "\n")
+            sys.stderr.write(f"{printable(label)}: {done}/{total} {_said(facts)}".rstrip() + "\n")
             sys.stderr.flush()
 
 

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from taskvec.cli._common import assignments
 from taskvec.errors import InputError
+from taskvec.reading import exists
 
 if TYPE_CHECKING:
     from taskvec.vectors import TaskVector
@@ -73,6 +74,7 @@ def workers(weights: "Weights") -> int:
 
 def facts_of(path: Path, weights: "Weights", begun: float, **said: object) -> dict[str, object]:
     """What is to be printed of an edited model; ``begun``, by ``perf_counter``, is when writing began."""
+    from taskvec.edits.outcome import changed
     from taskvec.edits.plan import edited_tensors
 
     edited = edited_tensors(weights)
@@ -81,6 +83,7 @@ def facts_of(path: Path, weights: "Weights", begun: float, **said: object) -> di
         **said,
         "edited tensors": edited,
         "copied tensors": len(weights) - edited,
+        **changed(weights.changes),
         "bytes": sum(weights.spec(name).nbytes for name in weights),
         "seconds": round(perf_counter() - begun, 3),
     }
@@ -90,7 +93,7 @@ def open_model(ref: str) -> "Weights":
     """Weights by path, hub id, or a known name such as ``minilm``; what exists on the disk wins."""
     from taskvec.weights import open_weights
 
-    return open_weights((None if Path(ref).exists() else known_ref(ref)) or ref)
+    return open_weights((None if exists(ref) else known_ref(ref)) or ref)
 
 
 def known_ref(name: str) -> str | None:
@@ -100,18 +103,17 @@ def known_ref(name: str) -> str | None:
     return MODELS[name].ref() if name in MODELS else None
 
 
-def check_vectors(vectors: "Mapping[str, TaskVector]", output: Path, quiet: bool) -> None:
-    """Refuse an output inside the folder of a vector; say it if two vectors are the same.
+def check_vectors(vectors: "Mapping[str, TaskVector]", output: Path) -> list[str]:
+    """Refuse an output inside the folder of a vector.
 
+    Returns: what is to be said of vectors that are the same.
     Raises: OutputExists.
     """
     from taskvec.edits.inputs import check_outside, copies, said_of_copy, stored
 
     held = {name: files[0] for name, vector in vectors.items() if (files := stored(vector))}
     check_outside(output, held.values())
-    if not quiet:
-        said = (f"note: {name}: {said_of_copy(first)}\n" for first, name in copies(held))
-        sys.stderr.writelines(said)
+    return [f"{name}: {said_of_copy(first)}" for first, name in copies(held)]
 
 
 def load_vectors(

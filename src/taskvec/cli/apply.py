@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Force, Json, Quiet, assignments, print_facts, watching
+from taskvec.cli._common import Force, Json, Quiet, assignments, print_facts, say, watching
 from taskvec.cli._editing import (
     AllowOther,
     Expression,
@@ -87,18 +87,22 @@ def apply(
 
     from taskvec import vectors as editing
     from taskvec.cli._editing import check_vectors, load_vectors, open_model
+    from taskvec.edits import contradictions
     from taskvec.edits.inputs import check_outside, check_sound
+    from taskvec.edits.outcome import changed, unchanged
     from taskvec.rules import RULES
     from taskvec.weights import save_weights
 
     start = check_sound(open_model(base))
     check_outside(output, [start])
     named = load_vectors(vector, start, allow_other_base=allow_other_base)
-    check_vectors(named, output, quiet)
+    notes = check_vectors(named, output) + contradictions.of_models([start], like=start)
     params = _parameters(param, rule)
     bound = parse_size(memory, "--memory")
     edit = _edit(start, named, expression, rule, params, _statistics(stats, named, rule))
     edited = editing.apply(start, edit, scale, precision=getattr(torch, precision))
+    say(notes + contradictions.of_distances(start, named))
+    start.fingerprint_while_reading()
     begun = perf_counter()
     with watching(quiet) as watch:
         path = save_weights(
@@ -106,7 +110,7 @@ def apply(
             output,
             force=force,
             max_shard_size=max_shard_gb * 1e9,
-            manifest={
+            manifest=lambda: {
                 "kind": "edited model",
                 "base": {"ref": start.ref, "fingerprint": start.fingerprint()},
                 "vectors": {name: _provenance(vector) for name, vector in named.items()},
@@ -114,6 +118,7 @@ def apply(
                 "rule": {"name": rule, **RULES[rule].settings(params)} if rule else None,
                 "scale": scale,
                 "precision": precision,
+                "change": changed(edited.changes),
             },
             watch=watch,
             allow_nonfinite=allow_nonfinite,
@@ -127,6 +132,7 @@ def apply(
         f"Trained in tangent space: {', '.join(tangent)}. The model written is an ordinary one; "
         "`taskvec eval --space tangent` evaluates the edit in tangent space."
     )
+    say(unchanged(edited, {start.ref: start}))
     facts = facts_of(path, edited, begun, edit=done, scale=scale)
     print_facts("edited model", facts, json=json, note=note if tangent else "")
 

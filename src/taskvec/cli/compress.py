@@ -59,7 +59,7 @@ def compress(
 
     given = {"density": density, "rank": rank, "group": group}
     opened = TaskVector.load(vector)
-    check_vectors({"": opened}, output, quiet)
+    check_vectors({"": opened}, output)
     with watching(quiet) as watch:
         path = opened.save(
             output,

@@ -1,10 +1,10 @@
 """``taskvec diff``."""
 
-import sys
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from taskvec.cli._common import Count, Force, Json, Quiet, print_facts, print_json, print_table, watching
+from taskvec.cli._common import Count, Force, Json, Quiet, print_facts, print_json, print_table, say, watching
 from taskvec.cli._editing import Dtype, Output, ShardSize
 from taskvec.errors import InputError
 
@@ -64,20 +64,28 @@ def diff(
     import torch
 
     from taskvec.cli._editing import open_model, workers
+    from taskvec.edits import contradictions
     from taskvec.edits.inputs import check_outside, check_sound
+    from taskvec.edits.outcome import changed
     from taskvec.edits.tokens import check_in_order
     from taskvec.vectors import TaskVector, save_adapter
     from taskvec.vectors.checks import differing_buffers
     from taskvec.weights import open_weights
+    from taskvec.weights.change import joined
 
     start, end = check_sound(open_model(base)), check_sound(open_model(tuned))
     check_outside(output, [start, end])
+    notes = contradictions.of_models([start, end], like=None)
     if vocab is not None:
-        end = _in_vocabulary_of(start, end, quiet)
+        end, said = _in_vocabulary_of(start, end)
+        notes += said
     elif end.adapter is None:
-        check_in_order(start, end)
+        notes += check_in_order(start, end)
     vector = TaskVector.between(start, end, on_extra=on_extra, on_missing=on_missing)
     element = getattr(torch, dtype) if dtype else None
+    if rank is None and only is not None:
+        raise InputError("--only: given without --rank")
+    say(notes + contradictions.of_distances(start, {end.ref: vector}))
     if rank is not None:
         with watching(quiet) as watch:
             made = save_adapter(
@@ -92,8 +100,6 @@ def diff(
             )
         _show_adapter(made, json)
         return
-    if only is not None:
-        raise InputError("--only: given without --rank")
     with watching(quiet) as watch:
         path = vector.save(
             output,
@@ -106,11 +112,14 @@ def diff(
         )
     written = open_weights(path)
     kept = differing_buffers(start, end)
+    moved = changed(vector.changes)
+    if not moved["changed tensors"]:
+        say([f"{end.ref}: the same weights as {start.ref}: the task vector is zero"])
     facts = {
         "path": str(path),
-        "changed tensors": len(written),
+        **moved,
         "unchanged tensors": len(vector) - len(written),
-        "norm": TaskVector.load(path).norm(),
+        "norm": math.sqrt(joined((vector.changes or {}).values()).distance),
         "bytes": sum(written.spec(name).nbytes for name in written),
         "base fingerprint": start.fingerprint(),
         "integer tensors left to the base": kept,
@@ -119,8 +128,8 @@ def diff(
     print_facts("task vector", facts, json=json, words=words)
 
 
-def _in_vocabulary_of(base: "Weights", tuned: "Weights", quiet: bool) -> "Weights":
-    """The fine-tuned model with the rows of the base's tokens; what that changes is said."""
+def _in_vocabulary_of(base: "Weights", tuned: "Weights") -> "tuple[Weights, list[str]]":
+    """The fine-tuned model with the rows of the base's tokens, and what is to be said of it."""
     from taskvec.edits.vocabulary import align
 
     if tuned.adapter is not None:
@@ -128,9 +137,7 @@ def _in_vocabulary_of(base: "Weights", tuned: "Weights", quiet: bool) -> "Weight
             f"--vocab: {tuned.ref} is an adapter, whose tokens are those of its base; leave it out"
         )
     seen = align(base, [tuned])
-    if not quiet:
-        sys.stderr.writelines(f"note: {note}\n" for note in seen.facts["notes"])
-    return seen.tuned[0]
+    return seen.tuned[0], list(seen.facts["notes"])
 
 
 def _show_adapter(made: "Extraction", json: bool) -> None:

@@ -88,7 +88,7 @@ def _masked_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
         "base": base.ref,
         "base_fingerprint": base.fingerprint() or "not recorded",
         "method": masked.info.method,
-        **masked.info.settings,
+        **{name: value for name, value in masked.info.settings.items() if name in ("lam", "rescaler")},
         "factors": masked.info.factors,
     }
     norms = {} if headers else {task: _finite(masked.vector(task).norm()) for task in masked.tasks}

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Force, Json, Quiet, assignments, print_json, print_table, watching
+from taskvec.cli._common import Force, Json, Quiet, assignments, print_json, print_table, say, watching
 from taskvec.cli._editing import Dtype, Output, ShardSize, Vectors, check_vectors, load_vectors
 from taskvec.errors import InputError
 
@@ -55,7 +55,7 @@ def mask(
         raise InputError("--rescaler: given with --method tall, expected with emr")
     lams = _lams(lam)
     named = load_vectors(vector)
-    check_vectors(named, output, quiet)
+    say(check_vectors(named, output))
     masked = emr(named, rescaler=rescaler or "global") if method == "emr" else tall_masks(named, lam=lams)
     with watching(quiet) as watch:
         path = masked.save(

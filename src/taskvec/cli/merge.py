@@ -1,6 +1,5 @@
 """``taskvec merge``."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Force, Json, Quiet, print_facts, print_json, print_table, watching
+from taskvec.cli._common import Force, Json, Quiet, print_facts, print_json, print_table, say, watching
 from taskvec.cli._editing import Memory, Resume, ShardSize, facts_of, known_ref, parse_size, workers
 from taskvec.errors import InputError
 
@@ -61,7 +60,9 @@ def merge(
     schema
         Print the JSON schema of recipes and end.
     """
+    from taskvec.edits.inputs import check_outside
     from taskvec.edits.opening import save_merge
+    from taskvec.edits.outcome import unchanged
     from taskvec.weights.staging import check_target
 
     if schema:
@@ -73,8 +74,9 @@ def merge(
     bound = parse_size(memory, "--memory")
     check_target(output, force=force or resume, inputs=[recipe.resolve()])
     made = _opened(recipe, {"scale": scale, "vocab": vocab}, max_shard_gb, allow_nonfinite)
-    if not quiet:
-        sys.stderr.writelines(f"note: {note}\n" for note in made.notes)
+    check_outside(output, made.inputs.values())
+    check_target(output, force=force or resume, inputs=(*made.weights.files, *made.like.files))
+    say(made.notes)
     if dry_run:
         _show_plan(made, output, memory=bound, force=force, json=json)
     else:
@@ -89,6 +91,7 @@ def merge(
                 resume=resume,
                 watch=watch,
             )
+        say(unchanged(made.weights, made.inputs))
         print_facts("edited model", facts_of(output, made.weights, begun), json=json)
 
 

@@ -8,6 +8,7 @@ from jinja2 import Environment, StrictUndefined
 
 from taskvec._version import __version__
 from taskvec.edits.merge import Merge
+from taskvec.reading import exists
 from taskvec.weights import Weights, hub
 
 _TEMPLATE = """\
@@ -69,7 +70,7 @@ def card(merge: Merge, title: str) -> str:
 
 
 def _on_hub(weights: Weights) -> bool:
-    return hub.is_reference(weights.ref) and not Path(weights.ref).exists()
+    return hub.is_reference(weights.ref) and not exists(weights.ref)
 
 
 def _said(weights: Weights) -> str:

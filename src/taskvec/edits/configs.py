@@ -1,13 +1,15 @@
 """What config.json says of a model, and what it has to say of another model made of it."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from taskvec.errors import CorruptFile, InputError
+from taskvec import reading
+from taskvec.errors import InputError
 from taskvec.weights.dtypes import short
 
 _NUMBER_OF_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -18,15 +20,7 @@ def read_mapping(file: Path) -> dict[str, Any]:
 
     Raises: CorruptFile.
     """
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, ValueError) as error:
-        raise CorruptFile(f"{file}: not valid JSON ({error}); download or save it again") from None
-    if not isinstance(content, dict):
-        raise CorruptFile(f"{file}: holds {type(content).__name__}, expected a mapping; save it again")
-    return content
+    return reading.read_mapping(file) if os.path.lexists(file) else {}
 
 
 def read_config(folder: Path | None) -> dict[str, Any]:
@@ -42,7 +36,7 @@ def vocabulary_size(folder: Path | None) -> int | None:
     config = read_config(folder)
     parts = (config, config.get("text_config"))
     sizes = (part.get("vocab_size") for part in parts if isinstance(part, Mapping))
-    return next((size for size in sizes if isinstance(size, int)), None)
+    return next((size for size in sizes if type(size) is int), None)
 
 
 def config_of(
@@ -79,7 +73,7 @@ def _with_layers(
     config: dict[str, Any], folder: Path | None, layers: Sequence[tuple[Path | None, int]]
 ) -> dict[str, Any]:
     """Another number of layers, and lists with an entry for each layer put together anew."""
-    key = next((key for key in _NUMBER_OF_LAYERS if isinstance(config.get(key), int)), None)
+    key = next((key for key in _NUMBER_OF_LAYERS if type(config.get(key)) is int), None)
     if key is None:
         inner = config.get("text_config")
         if isinstance(inner, dict):
@@ -88,13 +82,14 @@ def _with_layers(
     before, made = config[key], {**config, key: len(layers)}
     described = {place: read_config(place) for place in {place for place, _ in layers}}
     for name, value in config.items():
-        if isinstance(value, list) and len(value) == before and "layer" in name:
+        if isinstance(value, list) and value and len(value) == before and "layer" in name:
             made[name] = [_entry(described[place], name, number, value) for place, number in layers]
     return made
 
 
 def _entry(config: Mapping[str, Any], name: str, number: int, otherwise: Sequence[Any]) -> Any:
-    own = config.get(name, config.get("text_config", {}).get(name))
+    inner = config.get("text_config")
+    own = config.get(name, inner.get(name) if isinstance(inner, dict) else None)
     listed = own if isinstance(own, list) and number < len(own) else otherwise
     return listed[min(number, len(listed) - 1)]
 

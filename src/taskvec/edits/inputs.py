@@ -6,6 +6,7 @@ from pathlib import Path
 
 from taskvec.edits.configs import read_config
 from taskvec.errors import CorruptFile, InputError, OutputExists
+from taskvec.reading import exists, is_folder, local_path, read_bytes
 from taskvec.vectors import TaskVector
 from taskvec.vectors.adapters import Adapter
 from taskvec.vectors.sources import Stored
@@ -37,7 +38,8 @@ def check_sound(weights: Weights) -> Weights:
     if folder is None:
         return weights
     read_config(folder)
-    if Path(weights.ref).expanduser().is_file():  # the user said which
+    place = Path(weights.ref).expanduser()
+    if exists(place) and not is_folder(place):  # the user said which
         return weights
     for shard in sorted(folder.glob("model-*-of-*.safetensors")):
         if shard.resolve() not in weights.files:
@@ -55,10 +57,11 @@ def check_outside(target: Path, inputs: Iterable[Weights]) -> None:
 
     Raises: OutputExists.
     """
-    place = target.expanduser().resolve()
+    place = local_path(target).resolve()
     for weights in inputs:
         folder = Path(weights.ref).expanduser()
-        if folder.is_dir() and folder.resolve() in place.parents and place not in weights.files:
+        inside = is_folder(folder) and folder.resolve() in place.parents
+        if inside and place not in weights.files:
             raise OutputExists(f"{target}: lies inside the input {weights.ref}; choose another output")
 
 
@@ -102,7 +105,7 @@ def _specs(weights: Weights) -> dict[str, object]:
 
 
 def _settings(weights: Weights) -> bytes | None:
-    return None if weights.adapter is None else weights.adapter.read_bytes()
+    return None if weights.adapter is None else read_bytes(weights.adapter)
 
 
 def _start(weights: Weights, name: str) -> bytes:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from taskvec.rules.lines import BLOCKS
+from taskvec.rules.lines import BLOCKS, DIGITS
 from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE
 from taskvec.weights.source import rows_of
 
@@ -29,7 +30,9 @@ def layer_of(name: str) -> Layer | None:
     Layer(stack='model.layers', number=3)
     """
     match = re.search(BLOCKS, name)
-    return Layer(name[: match.start(1) - 1], int(match[1])) if match else None
+    if match is None or len(match[1]) > DIGITS:
+        return None
+    return Layer(name[: match.start(1) - 1], int(match[1]))
 
 
 def renumbered(name: str, number: int) -> str:
@@ -156,6 +159,10 @@ class Joined(Weights):
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         return self._owner[name].read(name, rows)
+
+    def read_with_change(self, name: str, rows: slice | None = None) -> tuple[Tensor, Change | None]:
+        """Those of the part that has it."""
+        return self._owner[name].read_with_change(name, rows)
 
     @property
     def inputs(self) -> tuple[Weights, ...]:

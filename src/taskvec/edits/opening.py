@@ -8,6 +8,7 @@ from taskvec.edits import recipe
 from taskvec.edits.card import card
 from taskvec.edits.inputs import check_outside
 from taskvec.edits.merge import Merge
+from taskvec.edits.outcome import changed
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
 from taskvec.weights import save_weights
@@ -63,7 +64,11 @@ def save_merge(
         force=force,
         max_shard_size=merge.max_shard_size,
         like=merge.like,
-        manifest=lambda: {**merge.record, "inputs": _fingerprints(merge)},
+        manifest=lambda: {
+            **merge.record,
+            "inputs": _fingerprints(merge),
+            "change": changed(merge.weights.changes),
+        },
         extra_files={**merge.files, "README.md": lambda: card(merge, Path(path).name)},
         watch=watch,
         allow_nonfinite=merge.allow_nonfinite,

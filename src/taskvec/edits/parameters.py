@@ -5,7 +5,6 @@ through anchor values over the blocks of the model, one with the key ``filters``
 from the names of the vectors gives each its own value.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from taskvec.config import Config
 from taskvec.errors import InputError
+from taskvec.patterns import Pattern
 from taskvec.registry import nearest
 from taskvec.rules import Rule
 from taskvec.rules.lines import block_depths
@@ -197,11 +197,8 @@ def _by_name(where: str, value: Filters, names: Sequence[str]) -> dict[str, Plai
 def _matching(where: str, match: str, names: Sequence[str]) -> list[str]:
     if not match.startswith("re:"):
         return [name for name in names if match in name]
-    try:
-        compiled = re.compile(match.removeprefix("re:"))
-    except re.error as error:
-        raise InputError(f"{where}: not a regular expression ({error})") from None
-    return [name for name in names if compiled.fullmatch(name)]
+    pattern = Pattern(match.removeprefix("re:"), where)
+    return [name for name in names if pattern.fullmatch(name)]
 
 
 def for_rule(

@@ -13,6 +13,7 @@ import torch
 from taskvec.edits.inputs import check_outside
 from taskvec.edits.merge import Merge
 from taskvec.edits.passes import Passes
+from taskvec.reading import local_path
 from taskvec.vectors import EditedWeights
 from taskvec.weights import Weights
 from taskvec.weights.plan import plan_shards
@@ -67,7 +68,7 @@ def plan(merge: Merge, target: Path, *, memory: float, force: bool = False) -> P
     Raises: OutputExists; DiskFull.
     Cost: about half a second, for the sample.
     """
-    weights, target = merge.weights, target.expanduser()
+    weights, target = merge.weights, local_path(target)
     single = target.suffix == ".safetensors"
     check_outside(target, merge.inputs.values())
     check_target(target, force=force, inputs=(*weights.files, *merge.like.files))

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, PositiveFloat
 
+from taskvec.edits import contradictions
 from taskvec.edits.configs import config_of
 from taskvec.edits.inputs import check_sound, copies, said_of_copy, told
 from taskvec.edits.merge import Merge
@@ -17,6 +18,7 @@ from taskvec.edits.passes import passes
 from taskvec.edits.tokens import check_in_order
 from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
+from taskvec.reading import exists, local_path
 from taskvec.rules import RULES, Rule
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
 from taskvec.vectors.checks import OnExtra, OnMissing, differing_buffers
@@ -204,12 +206,13 @@ class _Reading:
         _check_distinct(same | {name: (weights.identity, None) for name, weights in tuned.items()})
         whole = {name: file.weights for name, file in held.items() if file.task is None} | tuned
         self.copies = list(copies({"base": base, **whole} if recipe.base is not None else whole))
+        self.said = contradictions.of_models([base, *tuned.values()], like=base)
         if recipe.vocab is not None:
             base, tuned = self._aligned(base, tuned, recipe.vocab)
         else:
             for weights in tuned.values():
                 if weights.adapter is None:
-                    check_in_order(base, weights)
+                    self.said += check_in_order(base, weights)
         vectors = {name: self._of_base(file.vector(), base) for name, file in held.items()}
         for name, weights in tuned.items():
             vector = TaskVector.between(base, weights, on_extra=recipe.on_extra, on_missing=recipe.on_missing)
@@ -254,22 +257,18 @@ class _Reading:
         return self.rule.name == "mean" or {**self.rule.parameters(), **given}.get("of") == "weights"
 
     def _open_vector(self, name: str, ref: str) -> "_File":
-        task = with_task(self.path.parent / Path(ref).expanduser())[1]
+        task = with_task(self.path.parent / local_path(ref))[1]
         return _File(self._open("vectors", name, ref.removesuffix(f"#{task}")), task)
 
     def _open(self, field: str, name: str, ref: str) -> Weights:
         where = f"{field}: {name}" if name else field
-        path = self.path.parent / Path(ref).expanduser()
-        if path.exists():
+        path = self.path.parent / local_path(ref)
+        if exists(path):
             return check_sound(open_weights(path))
         if (known := self.known(ref)) is not None:
             return open_weights(known)
         # A path into a folder that exists is a slip of the pen, not a wish to download.
-        if (
-            Path(ref).exists()
-            or not hub.is_reference(ref)
-            or (self.path.parent / Path(ref).parts[0]).exists()
-        ):
+        if exists(ref) or not hub.is_reference(ref) or exists(self.path.parent / Path(ref).parts[0]):
             raise InputError(f"{where}: {path}: no such file or folder; paths are relative to the recipe")
         return check_sound(open_weights(ref))
 
@@ -304,6 +303,8 @@ class _Reading:
 
     def _notes(self) -> Iterator[str]:
         yield from self.record.get("vocabulary", {}).get("notes", ())
+        yield from self.said
+        yield from contradictions.of_distances(self.base, self.vectors)
         for first, name in self.copies:
             zero = "the base itself, so its task vector is zero"
             yield f"{name}: {zero if first == 'base' else said_of_copy(first)}"

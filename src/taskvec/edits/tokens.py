@@ -1,17 +1,25 @@
 """Which token each row of an embedding belongs to, as the tokenizer files beside the weights say."""
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from filecmp import cmp
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
 from taskvec.edits.configs import read_config, read_mapping, resized
 from taskvec.errors import CorruptFile, InputError
+from taskvec.reading import open_regular, read_text, shown
 from taskvec.weights import Weights
 
+BY_TOKEN = "match the rows by token (--vocab base)"
+"""What to do where a token stands in different rows."""
+
 _OPAQUE = ("*.model", "*.tiktoken", "tekken.json", "bpe.codes", "vocab-src.json", "vocab-tgt.json")
+
+_MOST = 1 << 40
+"""What the numbers of rows stay below."""
 
 
 def tokens_of(folder: Path | None) -> dict[str, int] | None:
@@ -35,27 +43,115 @@ def tokens_of(folder: Path | None) -> dict[str, int] | None:
     return found
 
 
-def check_in_order(base: Weights, tuned: Weights) -> None:
-    """Refuse to subtract row by row where a token stands in different rows of two models.
+def check_in_order(base: Weights, tuned: Weights, advice: str = BY_TOKEN) -> list[str]:
+    """Refuse to go row by row where a token stands in different rows of two models, or most are others.
 
-    A row that goes by another string in one of them is no such case: reserved tokens get names.
+    Some rows that go by other strings are no such case: reserved tokens get names.
 
+    Args:
+        advice: what is to be done about it; closes the message.
+
+    Returns: what is to be said of tokens that differ, or cannot be compared.
     Raises: InputError, with the first such token; CorruptFile.
     Cost: reads both tokenizers, unless they are the same files.
     """
     if base.folder is None or tuned.folder is None:
-        return
+        return []
     one, other = base.folder / "tokenizer.json", tuned.folder / "tokenizer.json"
     if one.is_file() and other.is_file() and cmp(one, other, shallow=False):
-        return
-    ours, theirs = tokens_of(base.folder) or {}, tokens_of(tuned.folder) or {}
+        return []
+    ours, theirs = tokens_of(base.folder), tokens_of(tuned.folder)
+    if ours is None or theirs is None:
+        return _check_opaque(base, tuned, advice)
+    return _check_rows(base, tuned, ours, theirs, advice)
+
+
+def _check_rows(
+    base: Weights, tuned: Weights, ours: Mapping[str, int], theirs: Mapping[str, int], advice: str
+) -> list[str]:
     moved = [token for token, row in theirs.items() if ours.get(token, row) != row]
     if moved:
         more = f" ({len(moved) - 1} more)" if len(moved) > 1 else ""
         raise InputError(
             f"{tuned.ref}: token {moved[0]!r} has row {theirs[moved[0]]}, expected {ours[moved[0]]} as in "
-            f"{base.ref}{more}; match the rows by token (--vocab base)"
+            f"{base.ref}{more}; {advice}"
         )
+    rows = set(ours.values())
+    renamed = [token for token, row in theirs.items() if token not in ours and row in rows]
+    if not renamed:
+        return []
+    row = theirs[renamed[0]]
+    was = next(token for token, place in ours.items() if place == row)
+    if len(renamed) > min(len(ours), len(theirs)) / 2:
+        raise InputError(
+            f"{tuned.ref}: row {row} is token {renamed[0]!r}, expected {was!r} as in {base.ref} "
+            f"({len(renamed)} of {len(theirs)} differ); were both fine-tuned from one model?"
+        )
+    return [
+        f"{tuned.ref}: {len(renamed)} rows go by other tokens than in {base.ref}, such as {renamed[0]!r} for "
+        f"{was!r}; taken for the same"
+    ]
+
+
+def _check_opaque(base: Weights, tuned: Weights, advice: str) -> list[str]:
+    """The same check of tokenizers that no file tells in plain text."""
+    assert base.folder is not None and tuned.folder is not None
+    ours, theirs = opaque_files(base.folder), opaque_files(tuned.folder)
+    for name in ours.keys() & theirs.keys():
+        if ours[name] != theirs[name]:
+            pieces = [pieces_of(weights.folder / name) for weights in (base, tuned) if weights.folder]
+            if None in pieces:
+                said = f"{name} differs from that of {base.ref} and is not read; rows are taken for the same"
+                return [f"{tuned.ref}: {said}"]
+            return _check_rows(base, tuned, pieces[0] or {}, pieces[1] or {}, advice)
+    return []
+
+
+def pieces_of(file: Path) -> dict[str, int] | None:
+    """The pieces of a SentencePiece model and their rows; ``None`` for a file that is none.
+
+    Rows are those of the file, which some libraries shift by a few.
+    """
+    try:
+        pieces = [piece for number, piece in _fields(file.read_bytes()) if number == 1]
+        texts = [next(text for number, text in _fields(piece) if number == 1) for piece in pieces]
+        return {text.decode("utf-8"): row for row, text in enumerate(texts)} or None
+    except (ValueError, IndexError, StopIteration):
+        return None
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """The fields of a protocol-buffer message that hold bytes: number and content.
+
+    Raises: ValueError, IndexError if it is none.
+    """
+    place = 0
+    while place < len(message):
+        tag, place = _varint(message, place)
+        kind = tag & 7
+        if kind == 2:
+            size, place = _varint(message, place)
+            if place + size > len(message):
+                raise ValueError("cut off")
+            yield tag >> 3, message[place : place + size]
+            place += size
+        elif kind == 0:
+            _, place = _varint(message, place)
+        elif kind in (1, 5):
+            place += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+
+
+def _varint(message: bytes, place: int) -> tuple[int, int]:
+    """A number of variable length, and where it ends."""
+    value = shift = 0
+    while shift < 64:
+        byte = message[place]
+        value, place, shift = value | (byte & 127) << shift, place + 1, shift + 7
+        if byte < 128:
+            return value, place
+    raise ValueError("a number of more than 64 bits")
 
 
 def opaque_files(folder: Path | None) -> dict[str, str]:
@@ -63,13 +159,15 @@ def opaque_files(folder: Path | None) -> dict[str, str]:
     if folder is None:
         return {}
     files = sorted(file for pattern in _OPAQUE for file in folder.glob(pattern))
-    return {file.name: sha256(file.read_bytes()).hexdigest() for file in files}
+    return {file.name: _digest(file) for file in files}
 
 
 def added_tokens(folder: Path | None) -> dict[str, dict[str, Any]]:
     """The tokens that were added to a tokenizer's own, as ``tokenizer.json`` describes them."""
-    content = {} if folder is None else read_mapping(folder / "tokenizer.json")
-    return {entry["content"]: entry for entry in content.get("added_tokens") or []}
+    if folder is None:
+        return {}
+    file = folder / "tokenizer.json"
+    return {token: entry for token, _, entry in _added(file, read_mapping(file))}
 
 
 def with_added(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) -> dict[str, str]:
@@ -88,7 +186,8 @@ def with_added(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) ->
     if own is None or own != tokens_of(folder) or sorted(own.values()) != list(range(len(own))):
         return {}
     numbered = [{**entry, "id": row} for row, entry in enumerate(entries, start=len(own))]
-    tokenizer["added_tokens"] = [*(tokenizer.get("added_tokens") or []), *numbered]
+    had = [entry for *_, entry in _added(folder / "tokenizer.json", tokenizer)]
+    tokenizer["added_tokens"] = [*had, *numbered]
     contents = {"tokenizer.json": tokenizer, **({"config.json": resized(config, rows)} if config else {})}
     return {name: json.dumps(one, indent=2, ensure_ascii=False) + "\n" for name, one in contents.items()}
 
@@ -105,48 +204,70 @@ def _of_tokenizer(file: Path) -> dict[str, int] | None:
             found = _checked(file, {_first(file, entry): row for row, entry in enumerate(scored)})
         case _:
             raise CorruptFile(f"{file}: 'model.vocab' is missing, expected tokens; save the tokenizer again")
-    for entry in content.get("added_tokens") or []:
+    for token, row, _ in _added(file, content):
+        found.setdefault(token, row)
+    return found
+
+
+def _added(file: Path, content: Mapping[str, Any]) -> list[tuple[str, int, dict[str, Any]]]:
+    """Each token that was added to those of the tokenizer's model, its row, and all that is said of it."""
+    listed = content.get("added_tokens") or []
+    found = []
+    for entry in listed if isinstance(listed, list) else [listed]:
         match entry:
-            case {"content": str() as token, "id": int() as row}:
-                found.setdefault(token, row)
+            case {"content": str() as token, "id": row} if _is_row(row):
+                found.append((token, row, entry))
             case _:
                 raise CorruptFile(
-                    f"{file}: 'added_tokens' holds {entry!r}, expected id and content; "
+                    f"{file}: 'added_tokens' holds {shown(entry)}, expected id and content; "
                     "save the tokenizer again"
                 )
     return found
 
 
+def _is_row(row: object) -> bool:
+    return type(row) is int and 0 <= row < _MOST
+
+
 def _of_vocabulary(folder: Path) -> dict[str, int] | None:
     if any((folder / name).exists() for name in ("bpe.codes", "vocab-src.json")):
         return None  # beside these, the numbers in a vocabulary file are not those of the rows
-    if (folder / "vocab.json").is_file():
+    if os.path.lexists(folder / "vocab.json"):
         return _entries(folder / "vocab.json")
     file = folder / "vocab.txt"
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
-    try:
-        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise CorruptFile(f"{file}: not UTF-8 text ({error.reason}); save the tokenizer again") from None
+    lines = read_text(file).removesuffix("\n").split("\n")
     return {line.removesuffix("\r"): row for row, line in enumerate(lines)}
 
 
 def _later(file: Path) -> dict[str, int]:
     """Tokens that a slow tokenizer lists in its configuration."""
     listed = read_mapping(file).get("added_tokens_decoder") or {}
-    found = {
-        entry["content"]: int(row)
-        for row, entry in (listed.items() if isinstance(listed, Mapping) else ())
-        if isinstance(entry, Mapping) and "content" in entry and row.isdecimal()
-    }
+    found: dict[str, int] = {}
+    for row, entry in listed.items() if isinstance(listed, Mapping) else ():
+        match entry:
+            case {"content": str() as token} if row.isdecimal() and len(row) <= len(str(_MOST)):
+                found[token] = int(row)
+            case {"content": _}:
+                raise CorruptFile(
+                    f"{file}: 'added_tokens_decoder' holds {shown(entry)} for {shown(row)}, expected a row "
+                    "and the content of its token; save the tokenizer again"
+                )
     return _checked(file, found)
 
 
 def _first(file: Path, entry: Any) -> str:
     if not isinstance(entry, list) or not entry:
-        raise CorruptFile(f"{file}: 'model.vocab' holds {entry!r}, expected token and score; save it again")
+        raise CorruptFile(
+            f"{file}: 'model.vocab' holds {shown(entry)}, expected token and score; save it again"
+        )
     return str(entry[0])
+
+
+def _digest(file: Path) -> str:
+    with os.fdopen(open_regular(file), "rb") as content:
+        return file_digest(content, "sha256").hexdigest()
 
 
 def _entries(file: Path) -> dict[str, int]:
@@ -155,8 +276,9 @@ def _entries(file: Path) -> dict[str, int]:
 
 def _checked(file: Path, tokens: Mapping[Any, Any]) -> dict[str, int]:
     for token, row in tokens.items():
-        if not isinstance(token, str) or not isinstance(row, int) or row < 0:
+        if not isinstance(token, str) or not _is_row(row):
             raise CorruptFile(
-                f"{file}: token {token!r} has row {row!r}, expected a number; save the tokenizer again"
+                f"{file}: token {shown(token)} has row {shown(row)}, expected a number; "
+                "save the tokenizer again"
             )
     return dict(tokens)

@@ -29,6 +29,7 @@ _OUTPUTS = (
     r"|predictions\.dense|embed_out|output_projection|pred_layer\.proj|vocab_projector|embedding_decoder"
 )
 _IS_INPUT = re.compile(rf"(^|\.)({_INPUTS})\.weight$")
+_IS_OUTPUT = re.compile(rf"(^|\.)({_OUTPUTS})\.weight$|^(head|output)\.weight$")
 _IS_KNOWN = re.compile(
     rf"(^|\.)({_INPUTS}|{_OUTPUTS})\.(weight|bias)$|^(head|output)\.(weight|bias)$|final_logits_bias$"
 )
@@ -126,12 +127,27 @@ def _model(weights: Weights, own: Mapping[str, int] | None, known: Mapping[str, 
     return _Model(weights, own is not None, tuple(keys), at, beyond)
 
 
+def embeddings_of(weights: Weights) -> dict[str, int]:
+    """The embeddings of tokens by name, with their numbers of rows."""
+    return {name: weights.spec(name).shape[0] for name in weights if _is_input(name, weights)}
+
+
+def heads_of(weights: Weights) -> list[str]:
+    """The matrices of output layers over the tokens, where they have tensors of their own."""
+    return [name for name in weights if _IS_OUTPUT.search(name) and len(weights.spec(name).shape) == 2]
+
+
+def goes_by_token(name: str) -> bool:
+    """Whether a tensor of this name has an entry for each token."""
+    return _IS_KNOWN.search(name) is not None
+
+
 def _rows(weights: Weights) -> int:
     """How many rows the embedding of tokens has.
 
     Raises: InputError if there is none, if there are several sizes, or if the config says another number.
     """
-    embeddings = {name: weights.spec(name).shape[0] for name in weights if _is_input(name, weights)}
+    embeddings = embeddings_of(weights)
     said = vocabulary_size(weights.folder)
     if not embeddings:
         raise InputError(f"{weights.ref}: no embedding of tokens found, expected one; leave --vocab out")

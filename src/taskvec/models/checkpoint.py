@@ -1,6 +1,5 @@
 """Checkpoint folders in the transformers layout, local or on the hub."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from taskvec.errors import InputError, MissingExtra
+from taskvec.errors import CorruptFile, InputError, MissingExtra
+from taskvec.reading import is_folder, read_mapping
 
 
 def transformers() -> Any:
@@ -28,7 +28,7 @@ def config_file(ref: str) -> Path:
 
     Raises: InputError if there is none, or the hub cannot be reached.
     """
-    if Path(ref).is_dir():
+    if is_folder(ref):
         path = Path(ref) / "config.json"
         if not path.is_file():
             raise InputError(f"{ref}: no config.json in the folder; expected a transformers checkpoint")
@@ -47,7 +47,7 @@ def config_file(ref: str) -> Path:
 def located(ref: str) -> dict[str, str]:
     """``org/name@revision`` as the arguments that transformers takes; a folder stays whole."""
     name, at, revision = ref.partition("@")
-    if Path(ref).is_dir() or not at:
+    if is_folder(ref) or not at:
         return {"path_or_repo_id": ref}
     return {"path_or_repo_id": name, "revision": revision}
 
@@ -86,7 +86,12 @@ def tensor_names(folder: Path) -> list[str]:
     """Names of the tensors that a checkpoint folder holds, from headers where they have one."""
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
-            return list(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"])
+            where = read_mapping(folder / index).get("weight_map")
+            if not isinstance(where, dict):
+                raise CorruptFile(
+                    f"{folder / index}: 'weight_map' is missing, expected names and their shards"
+                )
+            return list(where)
     if (folder / "model.safetensors").is_file():
         with safe_open(folder / "model.safetensors", framework="pt") as file:
             return list(file.keys())

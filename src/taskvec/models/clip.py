@@ -1,6 +1,6 @@
 """CLIP of transformers: an image encoder with a text encoder for zero-shot heads."""
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,10 @@ from torch.nn.functional import interpolate
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone, evaluating
 from taskvec.models.checkpoint import config_file, load_pretrained, tensor_names, transformers
+from taskvec.reading import read_mapping, shown
+
+LARGEST = 1 << 13
+"""Pixels of the longest side that images are brought to."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,9 @@ class Preprocessing:
         """From the processor's configuration in a checkpoint folder; CLIP's own without one."""
         for name in ("preprocessor_config.json", "processor_config.json"):
             if (folder / name).is_file():
-                found = json.loads((folder / name).read_text(encoding="utf-8"))
-                return cls._from(found.get("image_processor", found), size, folder / name)
+                found = read_mapping(folder / name)
+                own = found.get("image_processor", found)
+                return cls._from(own if isinstance(own, dict) else found, size, folder / name)
         return cls(size, size)
 
     @classmethod
@@ -39,10 +44,10 @@ class Preprocessing:
             return cls(
                 _edge(found.get("size", size)),
                 _edge(found.get("crop_size", size)),
-                tuple(map(float, found.get("image_mean", cls.mean))),
-                tuple(map(float, found.get("image_std", cls.deviation))),
+                _channels(found.get("image_mean", cls.mean)),
+                _channels(found.get("image_std", cls.deviation), above=0.0),
             )
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise InputError(f"{path}: image preprocessing not understood ({error})") from None
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -152,6 +157,17 @@ def load(ref: str) -> ClipBackbone:
 
 def _edge(size: Any) -> int:
     """A side in pixels, from the three ways in which configurations write it."""
-    if isinstance(size, Mapping):
-        return int(size["shortest_edge"] if "shortest_edge" in size else size["height"])
-    return int(size)
+    side = size.get("shortest_edge", size.get("height")) if isinstance(size, Mapping) else size
+    if type(side) is not int or not 0 < side <= LARGEST:
+        raise ValueError(f"a side of {shown(side)} pixels")
+    return side
+
+
+def _channels(values: Any, above: float = -math.inf) -> tuple[float, ...]:
+    """A number for each of red, green and blue."""
+    match values:
+        case [int() | float(), int() | float(), int() | float()] if all(
+            above < float(value) < math.inf for value in values
+        ):
+            return tuple(map(float, values))
+    raise ValueError(f"{shown(values)} for three channels")

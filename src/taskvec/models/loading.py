@@ -1,12 +1,12 @@
 """From a reference to a callable backbone."""
 
-import json
 import re
 from pathlib import Path
 
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.known import LOADERS, MODELS
+from taskvec.reading import is_folder, read_mapping
 from taskvec.registry import nearest
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -25,7 +25,7 @@ def load_backbone(ref: str | Path) -> Backbone:
     if name in MODELS:
         known = MODELS[name]
         return _load(known.kind or _kind(known.ref()), known.ref())
-    if Path(name).is_dir():
+    if is_folder(name):
         return _load(_kind(name), name)
     if _HUB_ID.fullmatch(name):
         return _load(_kind(name), name)
@@ -42,9 +42,7 @@ def _kind(ref: str) -> str:
     from taskvec.models.checkpoint import config_file
 
     path = config_file(ref)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        model_type = str(config["model_type"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: no model configuration ({error}); expected a 'model_type'") from None
+    model_type = read_mapping(path).get("model_type")
+    if not isinstance(model_type, str):
+        raise InputError(f"{path}: no model configuration, expected a 'model_type'")
     return model_type if model_type in LOADERS else "text"

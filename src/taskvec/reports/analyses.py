@@ -2,13 +2,13 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import InputError, OutputExists
 from taskvec.reports.tables import Table
+from taskvec.writing import remove, replace_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,12 +56,10 @@ def write_analysis(
     figures = _drawn(record, draw)
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / RECORD, text)
-    for path in (folder / "table.md", folder / "figure.png"):
-        path.unlink(missing_ok=True)
-    if (folder / "figures").is_dir():
-        shutil.rmtree(folder / "figures")
-    _write(folder / "table.md", "\n".join(table.markdown() for table in tables))
+    replace_text(folder / RECORD, text)
+    for made in ("table.md", "figure.png", "figures"):
+        remove(folder / made)
+    replace_text(folder / "table.md", "\n".join(table.markdown() for table in tables))
     written = [folder / RECORD, folder / "table.md"]
     for name, figure in figures.items():
         path = folder / ("figure.png" if name == "figure" else f"figures/{name}.png")
@@ -78,10 +76,3 @@ def _drawn(record: Record, draw: Draw) -> "Mapping[str, Figure]":
         return {}
     matplotlib.use("agg")
     return draw(record)
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file or none of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

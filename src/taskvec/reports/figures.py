@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import MissingExtra
 from taskvec.reports.analysis_figures import disentanglement_figures
+from taskvec.writing import remove
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +29,8 @@ def figures(results: Result, folder: Path) -> list[tuple[Path, str]]:
             "matplotlib is not installed, needed for figures; pip install 'taskvec[plots]'"
         ) from None
     matplotlib.use("agg")
-    folder.mkdir(parents=True, exist_ok=True)
+    remove(folder)
+    folder.mkdir(parents=True)
     seeds = list(results["seeds"].values())
     drawings = {
         "single": (_single(results, seeds), "Every task before and after its own fine-tuning."),

@@ -12,6 +12,7 @@ from taskvec.errors import MissingExtra
 from taskvec.reports.figures import figures
 from taskvec.reports.space_tables import space_tables
 from taskvec.reports.tables import Table, tables
+from taskvec.writing import replace_text
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> list[Table]:
@@ -26,12 +27,12 @@ def write_report(results: Mapping[str, Any], folder: Path) -> list[Table]:
         drawn = []
     experiment = results["experiment"]
     title, description = experiment["experiment"], experiment["description"]
-    _write(folder / "results.json", json.dumps(results, indent=1))
+    replace_text(folder / "results.json", json.dumps(results, indent=1))
     pictures = [f"![{caption}]({path.relative_to(folder)})\n" for path, caption in drawn]
     parts = [f"# {title}\n", f"{description}\n", *(table.markdown() for table in found), *pictures]
-    _write(folder / "report.md", "\n".join(parts))
+    replace_text(folder / "report.md", "\n".join(parts))
     page = Environment(loader=PackageLoader("taskvec.reports"), autoescape=select_autoescape())
-    _write(
+    replace_text(
         folder / "report.html",
         page.get_template("report.html").render(
             title=title,
@@ -43,10 +44,3 @@ def write_report(results: Mapping[str, Any], folder: Path) -> list[Table]:
         ),
     )
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file or none of it."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import xxhash
 
 from taskvec.errors import CorruptFile, InputError, OutputExists
 from taskvec.reading import parse_json, read_bytes
+from taskvec.writing import open_own, remove
 
 Record = dict[str, Any]
 
@@ -74,7 +74,7 @@ class Store:
         if rest:
             if not rest.startswith(BEGIN[: len(rest)]):
                 self._record(rest, len(lines) + 1)  # something else, which is not ours to cut
-            with self._path.open("r+b") as file:
+            with os.fdopen(open_own(self._path), "r+b") as file:
                 file.truncate(sum(len(line) + 1 for line in lines))
 
     def _record(self, line: bytes, number: int) -> Record:
@@ -98,19 +98,22 @@ class Store:
         Args:
             fresh: remove what earlier runs made, and nothing else.
 
-        Raises: InputError if another process holds it.
+        Raises: InputError if another process holds it, or if what runs make in it is a link to elsewhere.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._path.touch()
-        with (self.folder / ".lock").open("w") as file:
+        for path in map(self.folder.joinpath, MADE):
+            if path.is_symlink() and not fresh:
+                raise InputError(f"{path}: is a link, and a run writes under that name; remove it")
+        os.close(open_own(self._path))
+        with os.fdopen(open_own(self.folder / ".lock"), "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(f"{self.folder}: another run is working in this folder") from None
             if fresh:
                 for path in map(self.folder.joinpath, MADE):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-                self._path.touch()
+                    remove(path)
+                os.close(open_own(self._path))
             yield
 
     def has(self, cell: str, inputs: Mapping[str, object]) -> bool:
@@ -141,8 +144,8 @@ class Store:
             }
             record["digest"] = _digest(record)
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            with os.fdopen(open_own(self._path), "ab") as file:
+                file.write(json.dumps(record).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             self._records[key] = record

@@ -1,6 +1,5 @@
 """LiNeS: deeper layers change more."""
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -9,9 +8,14 @@ from pydantic import Field
 from torch import Tensor
 
 from taskvec.errors import InputError
+from taskvec.patterns import Pattern
+from taskvec.reading import shown
 from taskvec.rules.rule import Rule, Stacks
 
 BLOCKS = r"(?:^|\.)(?:layers?|h|blocks?|resblocks)\.(\d+)\."
+
+DIGITS = 9
+"""Of the longest number of a block."""
 
 
 def lines(
@@ -64,15 +68,18 @@ def block_depths(names: Iterable[str], blocks: str = BLOCKS) -> dict[str, float]
     """
     places: dict[str, tuple[str, int]] = {}
     last: dict[str, int] = {}
+    pattern = Pattern(blocks, "rule 'lines': blocks")
     for name in names:
-        match = re.search(blocks, name)
+        match = pattern.search(name)
         if match is None:
             continue
-        if not (match[1] or "").isdecimal():
+        digits = match[1] or ""
+        if not (digits.isdecimal() and len(digits) <= DIGITS):
             raise InputError(
-                f"rule 'lines': blocks {blocks!r} finds {match[1]!r} in {name!r}, expected the block's number"
+                f"rule 'lines': blocks {blocks!r} finds {shown(match[1])} in {shown(name)}, expected the "
+                "block's number"
             )
-        places[name] = stack, number = name[: match.start()], int(match[1])
+        places[name] = stack, number = name[: match.start()], int(digits)
         last[stack] = max(number, last.get(stack, 0))
     return {name: number / (last[stack] or 1) for name, (stack, number) in places.items()}
 
@@ -95,9 +102,9 @@ def _square(tensor: Tensor) -> float:
 
 def _check(tasks: int | None, *, blocks: str, **_: Any) -> str | None:
     try:
-        groups = re.compile(blocks).groups
-    except re.error as error:
-        return f"blocks is {blocks!r}: not a regular expression: {error}"
+        groups = Pattern(blocks, f"blocks is {shown(blocks)}").groups
+    except InputError as error:
+        return str(error)
     return None if groups == 1 else f"blocks is {blocks!r}: {groups} groups, expected one, the block's number"
 
 

@@ -1,12 +1,14 @@
 """What the rules on singular vectors share."""
 
-import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from taskvec.errors import NonFinite
+from taskvec.errors import InputError, NonFinite
+from taskvec.patterns import Pattern
+from taskvec.reading import shown
 from taskvec.rules.rule import Place
 
 
@@ -16,7 +18,7 @@ def is_matrix(deltas: Tensor, exclude: str | None, place: Place) -> bool:
     Raises: NonFinite if it is, but has no singular vectors.
     """
     axes = deltas.dim() - 1 if place.axes is None else place.axes
-    if axes != 2 or not deltas.numel() or (exclude and re.search(exclude, place.name)):
+    if axes != 2 or not deltas.numel() or _excluded(exclude, place.name):
         return False
     if not bool(deltas.isfinite().all()):
         raise NonFinite(
@@ -28,16 +30,27 @@ def is_matrix(deltas: Tensor, exclude: str | None, place: Place) -> bool:
 
 def in_rows(name: str, shape: Sequence[int], *, exclude: str | None, **_: object) -> bool:
     """Whether rows can be had by themselves: those of anything but the matrices that the rule is for."""
-    return len(shape) != 2 or 0 in shape or bool(exclude and re.search(exclude, name))
+    return len(shape) != 2 or 0 in shape or _excluded(exclude, name)
 
 
 def check_pattern(tasks: int | None, *, exclude: str | None, **_: object) -> str | None:
     """What is wrong with ``exclude``."""
     try:
-        re.compile(exclude or "")
-    except re.error as error:
-        return f"exclude is {exclude!r}: not a regular expression: {error}"
+        Pattern(exclude or "", f"exclude is {shown(exclude)}")
+    except InputError as error:
+        return str(error)
     return None
+
+
+# Asked for each block of each tensor: every name is tried once.
+@lru_cache(1 << 16)
+def _excluded(exclude: str | None, name: str) -> bool:
+    return bool(exclude) and _pattern(exclude or "").search(name) is not None
+
+
+@lru_cache(64)
+def _pattern(exclude: str) -> Pattern:
+    return Pattern(exclude, "exclude")
 
 
 def svd(matrix: Tensor, like: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.reading import open_regular
+from taskvec.writing import open_own
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of a parameter."""
@@ -90,17 +91,14 @@ class Checkpoint:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_name(f".{self._path.name}.partial")
-        partial.unlink(missing_ok=True)
-        with partial.open("xb") as file:  # a new file, never what a link of that name leads to
-            torch.save(
-                {
-                    "signature": self._signature,
-                    "step": step,
-                    "leaves": {name: leaf.detach() for name, leaf in self._leaves.items()},
-                    "optimizer": self._optimizer.state_dict(),
-                },
-                file,
-            )
+        state = {
+            "signature": self._signature,
+            "step": step,
+            "leaves": {name: leaf.detach() for name, leaf in self._leaves.items()},
+            "optimizer": self._optimizer.state_dict(),
+        }
+        with os.fdopen(open_own(partial, fresh=True), "wb") as file:
+            torch.save(state, file)
         partial.replace(self._path)
         self._last = time.monotonic()
 

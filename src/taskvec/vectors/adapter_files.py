@@ -1,19 +1,22 @@
 """What lies in the folder of a LoRA adapter: settings, factors, and what was saved whole beside them."""
 
-import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
-from taskvec.errors import CorruptFile, InputError, KeyMismatch
+from taskvec.config import Config
+from taskvec.errors import InputError, KeyMismatch
+from taskvec.patterns import Pattern, Stopwatch
+from taskvec.reading import read_mapping, shown
 from taskvec.weights import Weights
-from taskvec.weights.dtypes import EDITABLE, short
-from taskvec.weights.stored import unique_keys
+from taskvec.weights.dtypes import EDITABLE, raw_bytes, short
 
 PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 """Initialisations by name that leave the base as it is; the others subtract from it what they start with."""
@@ -22,12 +25,17 @@ PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 _CHANGES_NOTHING = frozenset({
     "auto_mapping", "base_model_class", "corda_config", "ensure_weight_tying", "eva_config",
     "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config",
-    "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save",
+    "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
     "parent_library", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules",
     "task_type",
 })
 # fmt: on
 """Settings of the training, or of where the layers are, which the tensors themselves tell."""
+
+PATTERNS = 200_000
+"""Characters of all patterns of an adapter: each takes some time to compile."""
+_HEADS = ("classifier", "score")
+"""What PEFT saves whole of a classifier, of which a model has one."""
 
 _PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
@@ -36,27 +44,41 @@ _PART = re.compile(
 _WRAPPER = re.compile(r"\.(base_layer|modules_to_save)(?=\.)")
 
 
-class Settings(BaseModel):
+def _number(value: object) -> object:
+    """A number as it is: the truth of something is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("expected a number")
+    return value
+
+
+Number = TypeVar("Number", int, float)
+Rank = Annotated[int, BeforeValidator(_number), Field(lt=1 << 31)]
+Alpha = Annotated[float, BeforeValidator(_number)]
+
+
+class Settings(Config):
     """``adapter_config.json``, as far as it decides what the factors stand for."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
 
     peft_type: str
-    r: int = 8
-    lora_alpha: float = 8
+    r: Rank = 8
+    lora_alpha: Alpha = 8
     use_rslora: bool = False
     use_dora: bool = False
     lora_bias: bool = False
     bias: str = "none"
     fan_in_fan_out: bool = False
     init_lora_weights: bool | str | None = True
-    rank_pattern: dict[str, int] | None = None
-    alpha_pattern: dict[str, float] | None = None
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, Alpha] | None = None
+    modules_to_save: list[str] | None = None
     base_model_name_or_path: str | None = None
+    _where: str = PrivateAttr("adapter_config.json")
 
     def record(self) -> dict[str, Any]:
         """What decides what the factors stand for, where it is not the default."""
-        kept = set(Settings.model_fields) - {"base_model_name_or_path"}
+        kept = set(Settings.model_fields) - {"base_model_name_or_path", "modules_to_save"}
         found = self.model_dump(mode="json", include=kept, exclude_defaults=True)
         return {
             "r": self.r,
@@ -66,12 +88,28 @@ class Settings(BaseModel):
 
     def rank(self, module: str) -> int:
         """The rank of a layer."""
-        return int(_by_pattern(self.rank_pattern, module, self.r))
+        return next((rank for pattern, rank in self._ranks if pattern.match(module)), self.r)
 
     def scaling(self, module: str) -> float:
         """What the product of the factors of a layer is multiplied by."""
-        rank, alpha = self.rank(module), _by_pattern(self.alpha_pattern, module, self.lora_alpha)
+        matching = (alpha for pattern, alpha in self._alphas if pattern.match(module))
+        rank, alpha = self.rank(module), next(matching, self.lora_alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    @cached_property
+    def _ranks(self) -> list[tuple[Pattern, int]]:
+        return self._compiled("rank_pattern", self.rank_pattern)
+
+    @cached_property
+    def _alphas(self) -> list[tuple[Pattern, float]]:
+        return self._compiled("alpha_pattern", self.alpha_pattern)
+
+    def _compiled(self, field: str, patterns: Mapping[str, Number] | None) -> list[tuple[Pattern, Number]]:
+        """Expressions that match the end of a layer's name. All together may take the time of one."""
+        where, watch, given = f"{self._where}: {field}", Stopwatch(), patterns or {}
+        if sum(map(len, given)) > PATTERNS:
+            raise InputError(f"{where}: more than {PATTERNS:,} characters of patterns; write simpler ones")
+        return [(Pattern(text, where, watch, within=r"(.*\.)?({})$"), value) for text, value in given.items()]
 
 
 @dataclass(frozen=True)
@@ -131,19 +169,19 @@ def read_settings(path: Path) -> Settings:
 
     Raises: InputError, naming the kind or the setting, for any other; CorruptFile.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise InputError(
             f"{path}: no such file, expected the settings of the LoRA adapter beside its weights"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
-        settings = Settings.model_validate(content)
+        settings = Settings.model_validate(read_mapping(path))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "content"
-        raise InputError(f"{path}: {where!r}: {first['msg'].lower()}") from None
-    except ValueError as error:
-        raise CorruptFile(f"{path}: not valid JSON ({error}); download or save it again") from None
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path}: {where!r}: {first['msg'].lower()} (found {shown(first['input'])})"
+        ) from None
+    settings._where = str(path)
     _check_kind(path, settings)
     return settings
 
@@ -151,7 +189,8 @@ def read_settings(path: Path) -> Settings:
 def read_parts(weights: Weights, settings: Settings) -> tuple[list[Layer], dict[str, str]]:
     """The layers of an adapter, and the tensors saved whole: name in the model -> name in the file.
 
-    Raises: KeyMismatch for a tensor without its partner, of another rank, or not explained by the settings.
+    Raises: KeyMismatch for a tensor without its partner, of another rank, or not explained by the settings;
+        for a layer that is there twice, or is not there though the settings say that it was saved whole.
     """
     parts: dict[str, dict[str, str]] = {}
     saved: dict[str, str] = {}
@@ -160,17 +199,49 @@ def read_parts(weights: Weights, settings: Settings) -> tuple[list[Layer], dict[
         match = _PART.fullmatch(name)
         if match:
             _check_floating(weights, key)
-            parts.setdefault(match["module"], {})[match["part"]] = key
+            _keep_once(weights, parts.setdefault(match["module"], {}), match["part"], key)
         elif "lora_" in name:
             raise KeyMismatch(
                 f"{weights.ref}: {key!r} found, expected lora_A.weight, lora_B.weight, lora_B.bias, "
                 "lora_embedding_A, lora_embedding_B or lora_magnitude_vector"
             )
         elif ".original_module." not in name:  # what a layer was before it was trained whole
-            saved[_WRAPPER.sub("", name)] = key
+            _keep_once(weights, saved, _WRAPPER.sub("", name), key)
+    _check_saved(weights, settings, saved)
     if not parts:
         raise KeyMismatch(f"{weights.ref}: no factors of a layer in it, expected lora_A and lora_B of some")
     return [_layer(weights, settings, module, found) for module, found in parts.items()], saved
+
+
+def _keep_once(weights: Weights, found: dict[str, str], name: str, key: str) -> None:
+    """Note which tensor of the file something is; PEFT writes biases of heads twice, which are equal.
+
+    Raises: KeyMismatch if another tensor, with other content, is the same thing.
+    """
+    first = found.setdefault(name, key)
+    if first != key and raw_bytes(weights.read(first)) != raw_bytes(weights.read(key)):
+        raise KeyMismatch(
+            f"{weights.ref}: {first!r} and {key!r} are the same part of the same layer, expected one; "
+            "remove the one that is not meant"
+        )
+
+
+def _check_saved(weights: Weights, settings: Settings, saved: Mapping[str, str]) -> None:
+    """Refuse an adapter that lacks what it says was trained whole.
+
+    Raises: KeyMismatch.
+    """
+    present = [f".{name}" for name in saved]
+    missing = [
+        module for module in settings.modules_to_save or () if not any(f".{module}." in n for n in present)
+    ]
+    if any(module not in missing for module in _HEADS):  # PEFT lists every name that a head may have
+        missing = [module for module in missing if module not in _HEADS]
+    if missing:
+        raise KeyMismatch(
+            f"{weights.ref}: no tensor of {missing[0]!r}, expected it saved whole as modules_to_save in "
+            "adapter_config.json says; save the adapter again, or remove the name there if it was not trained"
+        )
 
 
 def _layer(weights: Weights, settings: Settings, module: str, found: Mapping[str, str]) -> Layer:
@@ -218,12 +289,12 @@ def _check_kind(path: Path, settings: Settings) -> None:
     """Refuse what is no sum of base and factors, or not one whose terms are known."""
     if settings.peft_type != "LORA":
         raise InputError(
-            f"{path}: an adapter of the kind {settings.peft_type}, expected LORA; merge it with PEFT"
+            f"{path}: an adapter of the kind {settings.peft_type[:40]}, expected LORA; merge it with PEFT"
         )
     start = settings.init_lora_weights
     if isinstance(start, str) and start.lower() not in PLAIN_STARTS:
         raise InputError(
-            f"{path}: init_lora_weights is {start!r}, which changes the base before training, "
+            f"{path}: init_lora_weights is {shown(start)}, which changes the base before training, "
             "convert it: save_pretrained with path_initial_model_for_weight_conversion"
         )
     if not all(
@@ -234,16 +305,14 @@ def _check_kind(path: Path, settings: Settings) -> None:
         raise InputError(f"{path}: a rank is smaller than 1, expected a positive number")
     if settings.use_dora and settings.lora_bias:
         raise InputError(f"{path}: use_dora and lora_bias are both set, expected one of them at most")
-    for expression in (*(settings.alpha_pattern or {}), *(settings.rank_pattern or {})):
-        try:
-            re.compile(expression)
-        except re.error as error:
-            raise InputError(f"{path}: {expression!r} is no regular expression ({error})") from None
+    _ = settings._ranks, settings._alphas  # refused here if they are no regular expressions
     for name, value in (settings.model_extra or {}).items():
-        active = value is True or (isinstance(value, dict | list) and len(value) > 0)
-        if active and name not in _CHANGES_NOTHING:
+        if value and name not in _CHANGES_NOTHING:
+            known = isinstance(value, bool | dict | list)
+            said = f"{shown(name)} is set" if known else f"{shown(name)} is {shown(value)}"
             raise InputError(
-                f"{path}: {name!r} is set, expected plain LoRA, rsLoRA or DoRA; merge this adapter with PEFT"
+                f"{path}: {said}, expected plain LoRA, rsLoRA or DoRA; merge this adapter with PEFT, or "
+                "remove the setting if it did nothing in training"
             )
 
 
@@ -251,11 +320,3 @@ def _check_floating(weights: Weights, key: str) -> None:
     dtype = weights.spec(key).dtype
     if dtype not in EDITABLE:
         raise KeyMismatch(f"{weights.ref}: {key!r} has dtype {short(dtype)}, expected floating point")
-
-
-def _by_pattern(pattern: Mapping[str, float] | None, module: str, default: float) -> float:
-    """The value of the first pattern that matches the end of a layer's name."""
-    for expression, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({expression})$", module):
-            return value
-    return default

@@ -1,6 +1,5 @@
 """How the layers of an adapter are found in a base: by which names, transposed or not, tied or not."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from taskvec.errors import KeyMismatch
+from taskvec.reading import read_mapping
 from taskvec.vectors.adapter_files import Piece, Product, Saved
 from taskvec.weights import Weights
 from taskvec.weights.source import row_blocks
@@ -106,18 +106,16 @@ def tied_unsaid(base: Weights, name: str) -> bool:
     """Whether an embedding also serves as the output layer, which has no tensor of its own in the file."""
     config = base.folder / "config.json" if base.folder is not None else None
     if (
-        not _EMBEDDING.search(name)
-        or config is None
+        config is None
         or not config.is_file()
+        or not _EMBEDDING.search(name)
         or any(h in base for h in _HEADS)
     ):
         return False
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:
-        return False
-    architectures = " ".join(map(str, content.get("architectures") or ()))
-    return bool(content.get("tie_word_embeddings", True)) and bool(_HEAD.search(architectures))
+    content = read_mapping(config)
+    architectures = content.get("architectures")
+    listed = " ".join(map(str, architectures)) if isinstance(architectures, list) else ""
+    return bool(content.get("tie_word_embeddings", True)) and bool(_HEAD.search(listed))
 
 
 def foreign(own: str, piece: Piece, base: Weights) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from taskvec._version import __version__
 from taskvec.errors import InputError, NonFinite
 from taskvec.progress import Watch, unwatched
+from taskvec.reading import local_path
 from taskvec.selection import matching
 from taskvec.vectors.adapter_fit import bias_of, kind, orientations
 from taskvec.vectors.files import is_changed
@@ -81,7 +82,7 @@ def save_adapter(
     Cost: the memory of all factors and of the largest matrix a few times; of large matrices a few products
         with thin ones, see ``leading``.
     """
-    target = Path(path).expanduser()
+    target = local_path(path)
     _check(target, rank, dtype)
     check_target(target, force=force, inputs=vector.files)
     chosen, others = _sorted_out(vector, only)

@@ -131,6 +131,11 @@ class Adapter(Source):
             if isinstance(piece, Product):
                 start = piece.start and (None if same(self.weights, piece.start, base, name) else piece.start)
                 piece = replace(piece, transposed=turned(own), start=start)
+            if name in pieces:
+                raise KeyMismatch(
+                    f"{self.ref}: {own!r} is {name!r} in {base.ref}, and so is another layer of the adapter, "
+                    "expected one; remove the one that is not meant"
+                )
             pieces[name] = piece
         specs = {name: computing(base.spec(name)) for name in base if base.spec(name).dtype in EDITABLE}
         return Adapter(self.weights, self.settings, pieces, specs, base)

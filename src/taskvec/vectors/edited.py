@@ -10,7 +10,8 @@ from taskvec.errors import BaseMismatch, InputError, KeyMismatch, NonFinite
 from taskvec.vectors.base import Base
 from taskvec.vectors.checks import check_fits, check_point
 from taskvec.vectors.linear import Origins, Spot, total
-from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, open_weights
+from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, change, open_weights
+from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, rounded, short
 
 if TYPE_CHECKING:
@@ -61,7 +62,11 @@ def apply(
 
 
 class EditedWeights(Weights):
-    """The base's tensors with a vector added; tied, named and described as in the base."""
+    """The base's tensors with a vector added; tied, named and described as in the base.
+
+    Attributes:
+        start: what changes are measured from; the base, where that is a model.
+    """
 
     def __init__(
         self,
@@ -80,22 +85,36 @@ class EditedWeights(Weights):
             files=(*base.files, *vector.files),
         )
         self.base, self.vector = base, vector
+        self.start = base
         self._precision = precision
         self.by_rows = base.by_rows and vector.by_rows
         self.frozen = base.frozen and all(source.frozen for source in vector.terms)
         self._names = _by_stored_name(base, vector)
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
+        return self._made(name, rows, None)
+
+    def read_with_change(self, name: str, rows: slice | None = None) -> tuple[Tensor, Change | None]:
+        """As ``read``, and how far that is from what it was made of; integers stay as they are."""
+        if self._specs[name].dtype not in EDITABLE:
+            return super().read_with_change(name, rows)
+        begun = self.start.read(name, rows)
+        made = self._made(name, rows, begun if self.start is self.base else None)
+        return made, change.between(begun, made)
+
+    def _made(self, name: str, rows: slice | None, stored: Tensor | None) -> Tensor:
+        """The edited tensor, or some of its rows; ``stored`` are those of the base, if known."""
         own = self._names.get(name, "")
         terms = self.vector.terms_at(own)
         dtype = self._specs[name].dtype
-        if not terms:
-            return rounded(self.base.read(name, rows), dtype)
         if len(terms) == 1 and terms[0][1] == 1.0:
             end = terms[0][0].endpoint(self.base)
             if end is not None:
                 return rounded(end.read(own, rows), dtype)
-        stored = self.base.read(name, rows)
+        if stored is None:
+            stored = self.base.read(name, rows)
+        if not terms:
+            return rounded(stored, dtype)
         spot = Spot(own, rows, torch.promote_types(compute_dtype(stored.dtype), self._precision))
         origins = Origins(spot, (self.base, stored) if own == name else None)
         return total(terms, spot, origins, stored, dtype)

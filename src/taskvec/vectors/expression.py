@@ -2,11 +2,16 @@
 
 import ast
 import math
+import warnings
+from collections import Counter
 from collections.abc import Mapping
 
 from taskvec.errors import InputError, UnknownName
 from taskvec.registry import nearest
 from taskvec.vectors.vector import TaskVector
+
+LENGTH = 100_000
+"""Characters of the longest expression."""
 
 
 def parse_expression(text: str, vectors: Mapping[str, TaskVector]) -> TaskVector:
@@ -35,17 +40,19 @@ def names_in(text: str) -> list[str]:
         key=lambda node: (node.lineno, node.col_offset),
     )
     names = [node.id for node in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(
-                f"expression {_shown(text)}: {name!r} stands {names.count(name)} times, expected once"
-            )
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise InputError(f"expression {_shown(text)}: {name!r} stands {times} times, expected once")
     return names
 
 
 def _parsed(text: str) -> ast.expr:
+    if len(text) > LENGTH:
+        raise InputError(f"expression {_shown(text)}: {len(text):,} characters, expected {LENGTH:,} at most")
     try:
-        return ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is refused anyway
+            return ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         what, place = error.msg.partition(":")[0], f" at column {error.offset}" if error.offset else ""
         raise InputError(f"expression {_shown(text)}: {what}{place}") from None
@@ -86,27 +93,44 @@ def _evaluated(node: ast.expr, vectors: Mapping[str, TaskVector]) -> TaskVector 
             return _evaluated(inner, vectors)
         case ast.BinOp(left=left, op=ast.Add() | ast.Sub() | ast.Mult() | ast.Div() as op, right=right):
             return _joined(op, _evaluated(left, vectors), _evaluated(right, vectors))
-    raise _NotLinear(f"{ast.unparse(node)!r} found, expected numbers, names, + - * / and parentheses")
+    raise _NotLinear(f"{_words(node)} found, expected numbers, names, + - * / and parentheses")
 
 
 def _joined(op: ast.operator, left: TaskVector | float, right: TaskVector | float) -> TaskVector | float:
     if isinstance(op, ast.Mult):
         if not isinstance(left, TaskVector):
-            return right * left
+            return (
+                _kept(right, right * left, left) if isinstance(right, TaskVector) else _finite(left * right)
+            )
         if not isinstance(right, TaskVector):
-            return left * right
+            return _kept(left, left * right, right)
         raise _NotLinear("a vector times a vector, expected a number on one side")
     if isinstance(op, ast.Div):
         if isinstance(right, TaskVector):
             raise _NotLinear("division by a vector, expected a number")
         if right == 0:
             raise _NotLinear("division by zero")
-        return left / right
+        return _kept(left, left / right, right) if isinstance(left, TaskVector) else _finite(left / right)
     if isinstance(left, TaskVector) and isinstance(right, TaskVector):
         return left + right if isinstance(op, ast.Add) else left - right
     if isinstance(left, TaskVector) or isinstance(right, TaskVector):
         raise _NotLinear("a number plus or minus a vector, expected two vectors")
-    return left + right if isinstance(op, ast.Add) else left - right
+    return _finite(left + right if isinstance(op, ast.Add) else left - right)
+
+
+def _kept(before: TaskVector, after: TaskVector, number: float) -> TaskVector:
+    """The vector after it was scaled by a number."""
+    if number and len(after.terms) < len(before.terms):
+        raise _NotLinear(f"a coefficient rounded to 0 (by {number:g}), expected 0 itself or a larger one")
+    return after
+
+
+def _words(node: ast.expr) -> str:
+    """The part of an expression, in few words."""
+    try:
+        return _shown(ast.unparse(node))
+    except (ValueError, RecursionError):  # a number too long to be written, or too many brackets
+        return f"a {type(node).__name__.lower()}"
 
 
 def _shown(text: str) -> str:

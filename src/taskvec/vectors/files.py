@@ -10,13 +10,15 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
+from taskvec.reading import exists, local_path
 from taskvec.vectors.base import check_bound
 from taskvec.vectors.compact import FORMS, Form
 from taskvec.vectors.compact.decoding import Decoded
 from taskvec.vectors.compact.encoding import encode
 from taskvec.vectors.compact.spool import Spool
 from taskvec.vectors.info import OPEN_FIELDS, CompactInfo, VectorInfo, check_fields
-from taskvec.weights import TensorSpec, Weights, save_weights
+from taskvec.weights import TensorSpec, Weights, change, save_weights
+from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
 from taskvec.weights.source import row_blocks
 from taskvec.weights.staging import check_target
@@ -48,7 +50,7 @@ def save_vector(
     if dtype is not None and dtype not in EDITABLE:
         wanted = ", ".join(sorted(map(short, EDITABLE)))
         raise InputError(f"{path}: dtype {short(dtype)}, expected one of {wanted}")
-    target = Path(path).expanduser()
+    target = local_path(path)
     settings = {name: value for name, value in options.items() if name not in info}
     chosen = None if form is None else chosen_form(form, settings, dtype)
     # Refuse what cannot be written before reading gigabytes to find out what changed.
@@ -83,7 +85,9 @@ def _save(
     }
     said = VectorInfo.model_validate({**dict(vector.info), **info, **facts})
     manifest = {"kind": "task vector", **summary(said)}
-    return save_weights(stored, path, metadata=said.header(), manifest=manifest, watch=watch, **options)
+    written = save_weights(stored, path, metadata=said.header(), manifest=manifest, watch=watch, **options)
+    vector.changes = _changes(vector, stored)
+    return written
 
 
 def chosen_form(name: str, settings: Mapping[str, Any], dtype: torch.dtype | None) -> Form:
@@ -122,7 +126,7 @@ def opened(weights: Weights, info: VectorInfo) -> Weights:
 def with_task(path: str | Path) -> tuple[str | Path, str | None]:
     """The file and the task in a reference to a masked vector, ``PATH#TASK``; a path that exists wins."""
     place, mark, task = str(path).rpartition("#")
-    return (place, task) if mark and not Path(path).expanduser().exists() else (path, None)
+    return (place, task) if mark and not exists(local_path(path)) else (path, None)
 
 
 def masked(place: str | Path, task: str) -> "TaskVector":
@@ -138,6 +142,22 @@ def masked(place: str | Path, task: str) -> "TaskVector":
 def summary(info: VectorInfo) -> dict[str, Any]:
     """The provenance without what is said tensor by tensor."""
     return info.model_dump(mode="json", exclude={"unchanged": True, "compact": {"errors", "coded"}})
+
+
+def _changes(vector: "TaskVector", stored: Weights) -> Mapping[str, Change] | None:
+    """How far each tensor leads from the base, as measured while it was stored; the others do not move."""
+    base = vector.base.weights
+    if base is None or stored.changes is None:
+        return None
+    still = {
+        name: change.joined(
+            change.between(block, block)
+            for block in (base.read(name, rows) for rows in base.row_blocks(name))
+        )
+        for name in vector.specs
+        if name not in stored
+    }
+    return {**stored.changes, **still}
 
 
 class Deltas(Weights):
@@ -159,6 +179,15 @@ class Deltas(Weights):
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         return self._vector.read(name, rows).to(self._specs[name].dtype)
+
+    def read_with_change(self, name: str, rows: slice | None = None) -> tuple[Tensor, Change | None]:
+        """As ``read``, and how far that leads from the base, if it is at hand."""
+        base = self._vector.base.weights
+        if base is None:
+            return super().read_with_change(name, rows)
+        begun = base.read(name, rows)
+        delta = self._vector.read(name, rows, known=(base, begun)).to(self._specs[name].dtype)
+        return delta, change.step(begun, delta)
 
     def in_rows(self, name: str) -> bool:
         """Whether rows of this tensor can be had by themselves."""

@@ -1,13 +1,15 @@
 """What a task-vector file says about itself."""
 
-import json
+import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, ValidationError
 
 from taskvec._version import __version__
+from taskvec.config import Config
 from taskvec.errors import CorruptFile, InputError
+from taskvec.reading import parse_json, shown
 from taskvec.registry import nearest
 from taskvec.weights import Weights
 
@@ -15,45 +17,70 @@ FORMAT = 2
 KEY = "taskvec"
 
 
-class BaseInfo(BaseModel):
-    """The base that a vector was taken from. A fingerprint that is not known is ``None``, never guessed."""
+def _shape(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if min(sizes, default=0) < 0 or math.prod(max(1, size) for size in sizes) >= 1 << 60:
+        raise ValueError("no shape of a tensor")
+    return sizes
 
-    model_config = ConfigDict(frozen=True)
+
+Shape = Annotated[tuple[int, ...], AfterValidator(_shape)]
+
+
+class Said(Config):
+    """What the header of a file says under one of our keys. What later versions say beyond it is ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    @classmethod
+    def read(cls, weights: Weights, key: str) -> Self:
+        """What an open file says under ``key``.
+
+        Raises: CorruptFile if it cannot be read.
+        """
+        where = f"{weights.ref}: {key!r} in the header"
+        content = parse_json(weights.metadata[key], where)
+        if not isinstance(content, dict):
+            raise CorruptFile(f"{where} is {shown(content)}, expected a mapping; download or write it again")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            what = f"{first['msg'].lower()} (found {shown(first['input'])}); download or write it again"
+            raise CorruptFile(f"{weights.ref}: {field!r} in the header: {what}") from None
+
+
+class BaseInfo(Said):
+    """The base that a vector was taken from. A fingerprint that is not known is ``None``, never guessed."""
 
     ref: str | None = None
     fingerprint: str | None = None
 
 
-class CompactInfo(BaseModel):
+class CompactInfo(Said):
     """What a file says of the form that its tensors are stored in."""
 
-    model_config = ConfigDict(frozen=True)
-
     form: str
-    settings: dict[str, Any] = {}
-    error: float
+    settings: dict[str, Any] = Field(default_factory=dict)
+    error: NonNegativeFloat
     """What the form lost, as a share of the norm of the vector."""
-    errors: dict[str, float]
+    errors: dict[str, NonNegativeFloat]
     """The same for every tensor that is stored, in their order."""
-    coded: dict[str, tuple[NonNegativeInt, ...]] = {}
+    coded: dict[str, Shape] = Field(default_factory=dict)
     """The tensors that are stored in parts, with their shapes; the others are stored as they are."""
 
 
-class MaskInfo(BaseModel):
+class MaskInfo(Said):
     """What a file says of the masks that it holds beside a unified vector."""
 
-    model_config = ConfigDict(frozen=True)
-
     method: str
-    settings: dict[str, Any] = {}
-    factors: dict[str, FiniteFloat]
+    settings: dict[str, Any] = Field(default_factory=dict)
+    factors: dict[str, float]
     """What the unified vector, masked, is multiplied by for each task."""
 
 
-class VectorInfo(BaseModel):
+class VectorInfo(Said):
     """Provenance of a task vector, stored in the header of its file."""
-
-    model_config = ConfigDict(frozen=True)
 
     format: Literal[1, 2] = 1
     """2 where tensors are stored in parts, or masks beside them, so that readers of 1 refuse the file."""
@@ -73,12 +100,18 @@ class VectorInfo(BaseModel):
     metrics: dict[str, Any] | None = None
     compact: CompactInfo | None = None
     masks: MaskInfo | None = None
-    unchanged: dict[str, tuple[int, ...]] = {}
+    unchanged: dict[str, Shape] = Field(default_factory=dict)
     """Tensors that fine-tuning left alone, with their shapes; no zeros are stored for them."""
 
     def header(self) -> dict[str, str]:
         """The entry for the metadata of a safetensors header."""
         return {KEY: self.model_dump_json(exclude_none=True)}
+
+
+class _Version(Said):
+    """What is read first: whether the rest can be."""
+
+    format: int = 1
 
 
 OPEN_FIELDS = frozenset({"tuned", "task", "regime", "space", "training", "metrics"})
@@ -110,18 +143,10 @@ def read_info(weights: Weights) -> VectorInfo:
             f"{weights.ref}: holds weights, expected a task vector (no {KEY!r} in its header); "
             "extract one with: taskvec diff BASE TUNED -o VECTOR"
         )
-    try:
-        content = json.loads(weights.metadata[KEY])
-    except ValueError as error:
-        raise CorruptFile(f"{weights.ref}: {KEY!r} in the header is not valid JSON ({error})") from None
-    if isinstance(content, Mapping) and isinstance(content.get("format"), int) and content["format"] > FORMAT:
+    version = _Version.read(weights, KEY).format
+    if version > FORMAT:
         raise InputError(
-            f"{weights.ref}: format {content['format']}, expected 1 to {FORMAT}; "
+            f"{weights.ref}: format {shown(version)}, expected 1 to {FORMAT}; "
             "a later taskvec wrote it, upgrade"
         )
-    try:
-        return VectorInfo.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or KEY
-        raise CorruptFile(f"{weights.ref}: {field!r} in the header: {first['msg'].lower()}") from None
+    return VectorInfo.read(weights, KEY)

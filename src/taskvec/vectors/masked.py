@@ -16,6 +16,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError, NonFinite, UnknownName
 from taskvec.progress import Watch, unwatched
+from taskvec.reading import local_path
 from taskvec.registry import nearest
 from taskvec.vectors.base import Base, check_bound
 from taskvec.vectors.combining import combine
@@ -136,7 +137,7 @@ class MaskedVectors:
         if dtype is not None and dtype not in EDITABLE:
             wanted = ", ".join(sorted(map(short, EDITABLE)))
             raise InputError(f"{path}: dtype {short(dtype)}, expected one of {wanted}")
-        target = Path(path).expanduser()
+        target = local_path(path)
         check_target(target, force=force, inputs=(*self.unified.files, *self.masks.files))
         with Spool(self.ref, target, (*self.unified.files, *self.masks.files)) as spool:
             self._put_into(spool, dtype, watch)

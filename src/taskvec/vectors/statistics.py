@@ -1,17 +1,14 @@
 """What a file of statistics says about itself, and whether it belongs to a vector."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from taskvec._version import __version__
-from taskvec.errors import CorruptFile, InputError, KeyMismatch
+from taskvec.errors import InputError, KeyMismatch
 from taskvec.registry import nearest
 from taskvec.rules.rule import Rule
 from taskvec.rules.statistics import NEEDED
-from taskvec.vectors.info import BaseInfo, VectorInfo
+from taskvec.vectors.info import BaseInfo, Said, VectorInfo
 from taskvec.weights import Weights
 
 if TYPE_CHECKING:
@@ -24,10 +21,8 @@ USED: Mapping[str, Kind] = {"fisher": "fisher", "regmean": "gram"}
 """The kind that a rule uses, by its name."""
 
 
-class StatisticsInfo(BaseModel):
+class StatisticsInfo(Said):
     """Provenance of statistics, stored in the header of their file."""
-
-    model_config = ConfigDict(frozen=True)
 
     format: Literal[1] = 1
     kind: Kind
@@ -55,16 +50,7 @@ def read_statistics(weights: Weights) -> StatisticsInfo | None:
 
     Raises: CorruptFile if it cannot be read.
     """
-    if KEY not in weights.metadata:
-        return None
-    try:
-        return StatisticsInfo.model_validate(json.loads(weights.metadata[KEY]))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or KEY
-        raise CorruptFile(f"{weights.ref}: {field!r} in the header: {first['msg'].lower()}") from None
-    except ValueError as error:
-        raise CorruptFile(f"{weights.ref}: {KEY!r} in the header is not valid JSON ({error})") from None
+    return StatisticsInfo.read(weights, KEY) if KEY in weights.metadata else None
 
 
 def check_statistics(rule: Rule, vectors: "Sequence[TaskVector]", stats: Sequence[Weights] | None) -> None:

@@ -1,5 +1,6 @@
 """Task vectors: linear forms over directions, simplified as they are built, evaluated tensor by tensor."""
 
+import math
 from collections.abc import Hashable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
@@ -19,6 +20,7 @@ from taskvec.vectors.linear import Origins, Spot, total
 from taskvec.vectors.noise import Noise
 from taskvec.vectors.sources import Difference, Scaled, Source, Stored, computing
 from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, open_weights
+from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE, LARGEST, short
 from taskvec.weights.source import MemoryWeights, rows_of
 
@@ -45,6 +47,8 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         self.terms: Mapping[Source, float] = dict(sorted(kept, key=lambda term: term[0].order))
         self.base = base
         self.specs = specs
+        self.changes: Mapping[str, Change] | None = None
+        """How far each tensor leads from the base, once the vector has been saved with the base at hand."""
 
     @classmethod
     def between(
@@ -226,8 +230,19 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         """The terms that can change ``name``."""
         return [term for source, c in self.terms.items() for term in source.at(name, c)]
 
-    def read(self, name: str, rows: slice | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    def read(
+        self,
+        name: str,
+        rows: slice | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        known: tuple[Weights, Tensor] | None = None,
+    ) -> Tensor:
         """The delta of one tensor, or of some of its rows, as a new tensor.
+
+        Args:
+            dtype: to compute in.
+            known: weights of which this spot is read already, and what was read.
 
         Raises: KeyError for a name that is not there.
         """
@@ -239,7 +254,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
             zeros = torch.zeros((), dtype=dtype).expand(self.specs[name].shape)
             return rows_of(zeros, rows).clone()
         spot = Spot(name, rows, dtype)
-        return total(terms, spot, Origins(spot))
+        return total(terms, spot, Origins(spot, known))
 
     def with_base(self, base: WeightsLike) -> "TaskVector":
         """The same form, taken to be one of ``base``: the explicit way past the check of fingerprints.
@@ -334,6 +349,8 @@ class TaskVector(Direction, Mapping[str, Tensor]):
     def __truediv__(self, divisor: float) -> "TaskVector":
         if not _is_number(divisor):
             return NotImplemented
+        if not math.isfinite(divisor):
+            raise NonFinite(f"{self.ref}: divided by {divisor}, expected a finite number")
         return TaskVector({s: c / float(divisor) for s, c in self.terms.items()}, self.base, self.specs)
 
     def __neg__(self) -> "TaskVector":

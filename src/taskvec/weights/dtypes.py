@@ -27,6 +27,9 @@ CODES: dict[str, torch.dtype] = {
 }
 NAMES: dict[torch.dtype, str] = {dtype: code for code, dtype in CODES.items()}
 
+HEADER_LIMIT = 100_000_000
+"""Bytes of the largest header of a safetensors file, the same as the library of the format takes."""
+
 # Eight-bit floats are left out: they carry scales in other tensors, so adding them means nothing.
 EDITABLE = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
@@ -57,7 +60,8 @@ def short(dtype: torch.dtype) -> str:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The content of a CPU tensor in row-major order, as a flat view of bytes; no copy if contiguous."""
-    flat = tensor.detach().contiguous().reshape(-1)
+    dense = tensor.detach().contiguous()
+    flat = dense.as_strided((dense.numel(),), (1,))  # one entry alone may have any stride
     return flat.view(torch.uint8).numpy().data
 
 

@@ -27,6 +27,8 @@ def resolve(reference: str) -> Path:
     match = _REFERENCE.fullmatch(reference)
     if match is None:
         raise InputError(f"{reference}: expected a hub reference of the form org/name or org/name@revision")
+    if ".." in (match["revision"] or "").split("/"):  # it becomes a path in the cache
+        raise InputError(f"{reference}: a revision of steps upward, expected a branch, a tag or a commit")
     if find_spec("huggingface_hub") is None:
         raise MissingExtra(
             f"{reference}: no such file or folder; for models of the hub: pip install 'taskvec[hf]'"

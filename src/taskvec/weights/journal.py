@@ -1,7 +1,8 @@
 """What an output that is being written has finished, so that an interrupted run can be resumed."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -10,12 +11,23 @@ import torch
 import xxhash
 
 from taskvec._version import __version__
-from taskvec.errors import TaskvecError
+from taskvec.config import Config
+from taskvec.errors import InputError, TaskvecError
+from taskvec.reading import read_json
+from taskvec.weights.plan import Shard
 from taskvec.weights.source import Weights
-from taskvec.weights.staging import remove
+from taskvec.weights.staging import JOURNAL
 from taskvec.weights.stored import StoredWeights
+from taskvec.writing import remove, replace_text
 
-FILE = "journal.json"
+_log = logging.getLogger(__name__)
+
+
+class _Written(Config):
+    """The content of a journal: what was being written, and the digests of the tensors of finished shards."""
+
+    key: str
+    shards: dict[str, dict[str, str]]
 
 
 class Journal:
@@ -24,41 +36,47 @@ class Journal:
     Args:
         partial: the hidden folder; the journal is a file in it.
         work: the folder of the shards.
-        headers: of all shards to be.
+        shards: all that will be.
         weights: what is being written. What can change behind our back is never resumed.
     """
 
-    def __init__(self, partial: Path, work: Path, headers: Iterable[bytes], weights: Weights) -> None:
-        self._path, self._work = partial / FILE, work
+    def __init__(self, partial: Path, work: Path, shards: Sequence[Shard], weights: Weights) -> None:
+        self._path, self._work = partial / JOURNAL, work
         said = f"{__version__}\0{_said(weights.identity)}"
-        self._key = xxhash.xxh3_128_hexdigest(b"".join(headers) + said.encode())
+        self._key = xxhash.xxh3_128_hexdigest(b"".join(shard.header for shard in shards) + said.encode())
         self._lasting = weights.frozen
+        self._planned = {shard.file for shard in shards}
         self._shards: dict[str, dict[str, str]] = {}
 
     def finished(self) -> set[str]:
         """The shards of an earlier run that are whole and the same; everything else is removed."""
-        for name, digests in self._recorded().items() if self._lasting else ():
-            if _digests(self._work / name) == digests:
-                self._shards[name] = digests
+        recorded = self._recorded()
+        if recorded is not None and not (self._lasting and recorded.key == self._key):
+            _log.warning(
+                "%s: begins afresh, as inputs or settings are not surely those of the interrupted run",
+                self._path.parent,
+            )
+        elif recorded is not None:
+            for name in self._planned & recorded.shards.keys():
+                if _digests(self._work / name) == recorded.shards[name]:
+                    self._shards[name] = recorded.shards[name]
         for file in self._work.iterdir():
             if file.name not in self._shards:
                 remove(file)
         return set(self._shards)
 
-    def _recorded(self) -> Mapping[str, dict[str, str]]:
+    def _recorded(self) -> _Written | None:
+        if not self._path.exists():
+            return None
         try:
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            found: Mapping[str, dict[str, str]] = content["shards"] if content["key"] == self._key else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-        return found
+            return _Written.parse(str(self._path), read_json(self._path))
+        except InputError:
+            return _Written(key="", shards={})
 
     def add(self, shard: str, digests: Mapping[str, str]) -> None:
         """Record a shard that is on the disk."""
         self._shards[shard] = dict(digests)
-        fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps({"key": self._key, "shards": self._shards}), encoding="utf-8")
-        fresh.replace(self._path)
+        replace_text(self._path, json.dumps({"key": self._key, "shards": self._shards}))
 
     def digests(self) -> dict[str, bytes]:
         """The digest of every tensor of every finished shard."""
@@ -66,6 +84,8 @@ class Journal:
 
 
 def _digests(shard: Path) -> dict[str, str] | None:
+    if shard.is_symlink():  # nothing of ours
+        return None
     try:
         with StoredWeights(shard) as weights:
             return {name: digest.hex() for name, digest in weights.digests().items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from taskvec.errors import InputError
+from taskvec.reading import exists, local_path
 from taskvec.weights import hub
 from taskvec.weights.pickled import PickledWeights
 from taskvec.weights.sharded import ShardedWeights, index_kind
@@ -51,10 +52,10 @@ def open_weights(ref: WeightsLike) -> Weights:
 
 
 def _open_path(ref: str) -> Weights:
-    path = Path(ref).expanduser()
-    if not path.exists():
+    path = local_path(ref)
+    if not exists(path):
         # A path into a folder that exists is a slip of the pen, not a wish to download.
-        if not hub.is_reference(ref) or Path(path.parts[0]).exists():
+        if not hub.is_reference(ref) or exists(path.parts[0]):
             raise InputError(f"{ref}: no such file or folder")
         path = hub.resolve(ref)
     return _open_file(_find_in(path) if path.is_dir() else path, ref, path if path.is_dir() else None)

@@ -1,5 +1,6 @@
 """``torch.save`` state dicts, read without executing anything they hold."""
 
+import os
 import pickle
 import warnings
 import zipfile
@@ -11,8 +12,15 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError, UnsafeFile
+from taskvec.reading import open_regular, printable
 from taskvec.weights.source import MemoryWeights
 from taskvec.weights.stored import file_identity
+
+SPREAD = 4
+"""How many times the bytes of its file a state dict may have: tensors may be views of shared memory."""
+
+_SMALL = 1 << 20
+"""Bytes that a state dict may have in any case."""
 
 
 class PickledWeights(MemoryWeights):
@@ -29,27 +37,66 @@ class PickledWeights(MemoryWeights):
         super().__init__(
             ref or str(path), tensors, file_identity(path), folder=folder, files=(path.resolve(),)
         )
+        self._check_held(path)
 
     def close(self) -> None:
         """Forget the tensors."""
         self._tensors = {}
 
+    def _check_held(self, path: Path) -> None:
+        """Refuse tensors whose entries are mostly the same few: they would be written one by one."""
+        size, claimed = path.stat().st_size, sum(spec.nbytes for spec in self._specs.values())
+        if claimed > max(_SMALL, SPREAD * size):
+            name, spec = max(self._specs.items(), key=lambda item: item[1].nbytes)
+            raise CorruptFile(
+                f"{path}: tensors of {claimed / 1e6:,.1f} MB ({name!r}: {spec.shape}) in a file of "
+                f"{size / 1e6:,.1f} MB, expected {SPREAD} times as many at most; save contiguous tensors"
+            )
+
 
 def _load(path: Path) -> Any:
+    os.close(open_regular(path))
+    # Only the zip format, torch's own since 1.6, can be mapped.
+    mapped = zipfile.is_zipfile(path)
+    if mapped:
+        _check_archive(path)
     try:
         with warnings.catch_warnings():
             # A pickle of an unusual protocol draws a remark from torch; what counts is whether it loads.
             warnings.simplefilter("ignore")
-            # Only the zip format, torch's own since 1.6, can be mapped.
-            return torch.load(path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path))
+            return torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
     except pickle.UnpicklingError as error:
         text = str(error)
         if "truncated" in text or "invalid load key" in text:
             raise CorruptFile(f"{path}: damaged or no state dict; download or save it again") from None
         raise UnsafeFile(f"{path}: {_culprit(text)}; save its state_dict() as safetensors") from None
     except Exception as error:  # damaged pickles fail in every way there is
-        what = " ".join(str(error).split()[:12]) or type(error).__name__
+        what = printable(" ".join(str(error).split()[:12])) or type(error).__name__
         raise CorruptFile(f"{path}: damaged or no state dict ({what}); download or save it again") from None
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what torch never writes and would misread: compressed members, two of one name.
+
+    Raises: CorruptFile.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # odd archives fail in every way there is
+        raise CorruptFile(
+            f"{path}: damaged or no state dict ({printable(str(error))}); download or save it again"
+        ) from None
+    odd = next((one for one in members if one.compress_type != zipfile.ZIP_STORED or one.flag_bits & 1), None)
+    if odd is not None:
+        what = f"{odd.filename!r} is compressed"
+    elif len({one.filename for one in members}) < len(members):
+        what = "two parts have the same name"
+    elif sum(one.file_size for one in members) > path.stat().st_size:
+        what = "its parts have more bytes than it has itself"
+    else:
+        return
+    raise CorruptFile(f"{path}: no archive as torch writes them, {what}; save it again with torch.save")
 
 
 def _culprit(text: str) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from taskvec.weights.dtypes import NAMES
+from taskvec.errors import InputError
+from taskvec.weights.dtypes import HEADER_LIMIT, NAMES
 from taskvec.weights.source import Weights
 
 
@@ -75,6 +76,11 @@ def _plan_shard(
         offsets = [starts[name], end]
         header[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
+    if len(text) + 8 > HEADER_LIMIT:
+        raise InputError(
+            f"{file}: {len(names):,} tensors need a header of {len(text) / 1e6:,.0f} MB, expected "
+            f"{HEADER_LIMIT / 1e6:,.0f} MB at most; write a folder of smaller shards"
+        )
     text += b" " * (-len(text) % 8)
     prefix = struct.pack("<Q", len(text)) + text
     places = {name: len(prefix) + start for name, start in starts.items()}

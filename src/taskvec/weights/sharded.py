@@ -1,14 +1,14 @@
 """Several files under an index that says which holds what."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError
+from taskvec.reading import inside, read_json, shown
 from taskvec.weights.source import Weights
-from taskvec.weights.stored import file_identity, unique_keys
+from taskvec.weights.stored import file_identity
 
 
 class ShardedWeights(Weights):
@@ -19,7 +19,7 @@ class ShardedWeights(Weights):
 
     def __init__(self, index: Path, open_shard: Callable[[Path], Weights], *, ref: str | None = None) -> None:
         where = _read_index(index)
-        shards = {name: open_shard(index.parent / name) for name in _present(index, where)}
+        shards = {name: open_shard(path) for name, path in _present(index, where).items()}
         _check_honest(index, where, shards)
         owners = {name: shard for shard in shards.values() for name in shard}
         super().__init__(
@@ -44,27 +44,24 @@ class ShardedWeights(Weights):
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
-    except (UnicodeDecodeError, ValueError) as error:
-        raise CorruptFile(f"{index}: not a valid index ({error}); download or write it again") from None
+    content = read_json(index)
     where = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(where, dict) or not where:
         raise CorruptFile(f"{index}: 'weight_map' is missing or empty, expected names and their shards")
     for name, shard in where.items():
         # A shard elsewhere on the disk is nothing an honest index asks for.
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise CorruptFile(f"{index}: {name!r} lies in {shard!r}, expected a file beside the index")
+            raise CorruptFile(f"{index}: {name!r} lies in {shown(shard)}, expected a file beside the index")
     return where
 
 
-def _present(index: Path, where: dict[str, str]) -> list[str]:
-    names = list(dict.fromkeys(where.values()))
-    missing = [name for name in names if not (index.parent / name).is_file()]
+def _present(index: Path, where: dict[str, str]) -> dict[str, Path]:
+    paths = {name: inside(index.parent, name, index) for name in dict.fromkeys(where.values())}
+    missing = [name for name, path in paths.items() if not path.exists()]
     if missing:
         more = f" ({len(missing) - 1} more)" if len(missing) > 1 else ""
         raise CorruptFile(f"{index}: shard {missing[0]!r} is missing{more}; download it again")
-    return names
+    return paths
 
 
 def _check_honest(index: Path, where: dict[str, str], shards: dict[str, Weights]) -> None:

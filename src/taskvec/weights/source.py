@@ -16,6 +16,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.registry import nearest
+from taskvec.weights.change import Change
 from taskvec.weights.dtypes import NAMES, raw_bytes
 
 BLOCK = 1 << 19
@@ -170,6 +171,7 @@ class Weights(Mapping[str, Tensor], ABC):
         metadata: the free text of a safetensors header.
         files: what is read from disk, and so must not be written to.
         tally: digests of what was read, while they are gathered.
+        changes: how far each tensor of an edit went, once all have been written.
     """
 
     adapter: Path | None = None
@@ -199,6 +201,7 @@ class Weights(Mapping[str, Tensor], ABC):
         self._specs = specs
         self._fingerprint: str | None = None
         self.tally: Tally | None = None
+        self.changes: Mapping[str, Change] | None = None
 
     @abstractmethod
     def _read(self, name: str, rows: slice | None) -> Tensor:
@@ -215,6 +218,10 @@ class Weights(Mapping[str, Tensor], ABC):
         if self.tally is not None:
             self.tally.add(stored, self._specs[stored], rows, tensor)
         return tensor
+
+    def read_with_change(self, name: str, rows: slice | None = None) -> tuple[Tensor, Change | None]:
+        """As ``read``, and how far that is from what it was made of, where the weights are an edit."""
+        return self.read(name, rows), None
 
     @property
     def inputs(self) -> "tuple[Weights, ...]":
@@ -264,6 +271,17 @@ class Weights(Mapping[str, Tensor], ABC):
         """From now on digest what is read, so that a fingerprint after a pass over the weights is free."""
         if self.frozen and self._fingerprint is None and self.tally is None:
             self.tally = Tally()
+
+    def written(self, digests: Mapping[str, bytes], changes: Mapping[str, Change] | None) -> None:
+        """Keep what is known once all has been written: a fingerprint from then on is free.
+
+        Args:
+            digests: of all tensors.
+            changes: of all tensors of an edit; ``None`` if some are not known.
+        """
+        self.changes = changes
+        if self.frozen:
+            self._fingerprint, self.tally = folded(digests), None
 
     def _digest(self, tally: Tally, name: str) -> bytes:
         spec = self._specs[name]
@@ -347,7 +365,7 @@ class MemoryWeights(Weights):
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         tensor = self._tensors[name].detach()
-        return rows_of(tensor, rows).cpu()
+        return rows_of(tensor, rows).cpu().resolve_conj().resolve_neg()
 
 
 def spec_of(ref: str, name: object, value: object) -> TensorSpec:
@@ -357,10 +375,20 @@ def spec_of(ref: str, name: object, value: object) -> TensorSpec:
     """
     if not isinstance(name, str):
         raise InputError(f"{ref}: name {name!r}, expected a string")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{ref}: name {name!r} holds half a character, expected text") from None
     if not isinstance(value, Tensor):
         raise InputError(f"{ref}: {name!r} is {type(value).__name__}, expected a tensor")
-    if value.layout != torch.strided or value.device.type == "meta" or value.dtype not in NAMES:
-        found = f"{value.layout}, {value.dtype}, {value.device}"
+    if (
+        value.is_nested
+        or value.layout != torch.strided
+        or value.device.type == "meta"
+        or value.dtype not in NAMES
+    ):
+        kind = "nested" if value.is_nested else value.layout
+        found = f"{kind}, {value.dtype}, {value.device}"
         raise InputError(f"{ref}: {name!r} is {found}, expected a dense tensor with data and a plain dtype")
     return TensorSpec(tuple(value.shape), value.dtype)
 
@@ -372,7 +400,8 @@ def shared_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     for name, value in tensors.items():
         if value.numel() == 0:
             continue
-        key = (value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride())
+        view = (tuple(value.shape), value.stride(), value.is_conj(), value.is_neg())
+        key = (value.device, value.data_ptr(), value.dtype, *view)
         if first.setdefault(key, name) != name:
             aliases[name] = first[key]
     return aliases

@@ -2,7 +2,8 @@
 
 Work goes on in a hidden sibling of the target, ``.NAME.partial``, under a lock. What is complete is
 renamed into place; what failed is removed. A run that was interrupted or killed may leave the hidden
-folder: the next run to the same target resumes it if asked to, and clears it otherwise.
+folder: the next run to the same target resumes it if asked to, and clears it otherwise. A hidden folder that
+is a link, another user's, or holds what no run writes is refused, and nothing in it is touched.
 """
 
 import fcntl
@@ -10,13 +11,20 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from taskvec.errors import DiskFull, InputError, OutputExists
+from taskvec.writing import flush, open_own_folder, remove
 
 MANIFEST = "taskvec.json"
+
+JOURNAL = "journal.json"
+"""What is finished of an output, beside it in the hidden folder."""
+
+LONGEST = 255 - len("..partial")
+"""Bytes of the longest name of an output."""
 
 WAITS = 50
 """How often a lock is tried, 20 ms apart."""
@@ -36,7 +44,8 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
         partial: the hidden folder that work goes on in.
         keep: whether to leave it behind when work is interrupted, or the disk fails.
 
-    Raises: OutputExists if the target exists, is an input, or is being written by another process.
+    Raises: OutputExists if the target exists, is an input, or is being written by another process;
+        InputError if the hidden folder is not one of ours.
     """
 
     def __init__(
@@ -51,25 +60,37 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
         self.target, self.partial = target, target.parent / f".{target.name}.partial"
         self.keep = False
         self._folder, self._force, self._inputs, self._resume = folder, force, tuple(inputs), resume
-        self._work, self._aside = self.partial / target.name, self.partial / "replaced"
+        self._work = self.partial / target.name
+        self._aside = self.partial / ("old" if target.name == "replaced" else "replaced")
+        self._ours = (self._work.name, self._aside.name, JOURNAL, f".{JOURNAL}.partial")
         self._lock = ExitStack()
 
     def __enter__(self) -> Path:
         self._check()
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        self._lock.enter_context(_locked(self.partial, self.target))
+        self._handle = self._lock.enter_context(_locked(self.partial, self.target))
         try:
             self._clear()
         except BaseException:
-            self.keep = self._resume and any(self.partial.iterdir())
+            self.keep |= self._resume and any(self.partial.iterdir())
             self._leave()
             raise
         return self._work
+
+    def _check_ours(self) -> None:
+        foreign = sorted({path.name for path in self.partial.iterdir()} - set(self._ours))
+        if foreign:
+            self.keep = True
+            raise InputError(
+                f"{self.partial}: holds {foreign[0]!r}, which taskvec did not write, and taskvec works under "
+                "that name; move it away, or choose another output"
+            )
 
     def _check(self) -> None:
         check_target(self.target, force=self._force, inputs=self._inputs)
 
     def _clear(self) -> None:
+        self._check_ours()
         if os.path.lexists(self._aside) and not os.path.lexists(self.target):  # killed in a swap
             self._aside.rename(self.target)
         self._check()  # again, as whoever held the lock may have finished just now
@@ -95,16 +116,25 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
             self._leave()
 
     def _leave(self) -> None:
-        if not self.keep:
-            shutil.rmtree(self.partial, ignore_errors=True)
+        with suppress(OSError):
+            if not self.keep and self._still_ours():
+                for name in self._ours:
+                    remove(self.partial / name)
+                self.partial.rmdir()
         self._lock.close()
+
+    def _still_ours(self) -> bool:
+        """Whether the name still stands for the folder that is locked."""
+        return os.path.samestat(os.fstat(self._handle), self.partial.lstat())
 
 
 def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
     """Refuse a target that must not be written; cheap, so that it can come before any work.
 
-    Raises: OutputExists.
+    Raises: OutputExists; InputError for a name that no disk takes, or that leaves no room for a hidden one.
     """
+    if len(os.fsencode(target.name)) > LONGEST:
+        raise InputError(f"{target}: the name is longer than {LONGEST} bytes; choose a shorter one")
     resolved = target.resolve()
     for path in inputs:
         if resolved == path or resolved in path.parents:
@@ -131,13 +161,13 @@ def check_space(target: Path, needed: int) -> None:
 
 
 @contextmanager
-def _locked(partial: Path, target: Path) -> Iterator[None]:
+def _locked(partial: Path, target: Path) -> Iterator[int]:
     """Hold the hidden folder; the lock dies with the process, so a killed run blocks nobody."""
     handle = _lock(partial)
     if handle is None:
         raise OutputExists(f"{target}: another process is writing it")
     try:
-        yield
+        yield handle
     finally:
         os.close(handle)
 
@@ -145,14 +175,13 @@ def _locked(partial: Path, target: Path) -> Iterator[None]:
 def _lock(partial: Path) -> int | None:
     """An open handle of the folder, locked; ``None`` if another process holds it."""
     for _ in range(WAITS):
-        partial.mkdir(exist_ok=True)
         try:
-            handle = os.open(partial, os.O_RDONLY)
+            handle = open_own_folder(partial)
         except FileNotFoundError:
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), partial.stat()):
+            if os.path.samestat(os.fstat(handle), partial.lstat()):
                 return handle
         except FileNotFoundError:  # whoever held it has just finished and removed it
             pass
@@ -174,20 +203,3 @@ def _swap_in(work: Path, target: Path, aside: Path) -> None:
     except BaseException:
         aside.rename(target)
         raise
-
-
-def flush(path: Path) -> None:
-    """Have the disk hold what was written to a file or to the list of a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with all that is in it."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

@@ -4,7 +4,7 @@ Files are read, not mapped: a writable private mapping of a file larger than the
 kernel, and a file that is cut short while it is mapped kills the process instead of raising an error.
 """
 
-import json
+import math
 import os
 import struct
 import weakref
@@ -15,9 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskvec.errors import CorruptFile, InputError
-from taskvec.weights.dtypes import CODES, raw_bytes
+from taskvec.errors import CorruptFile, InputError, TaskvecError
+from taskvec.reading import open_regular, parse_json, shown
+from taskvec.weights.dtypes import CODES, HEADER_LIMIT, raw_bytes
 from taskvec.weights.source import TensorSpec, Weights, row_count, row_size, rows_of, rows_shape
+
+_LARGEST = 1 << 63
+"""What sizes, and a tensor's bytes, stay below."""
 
 
 class StoredWeights(Weights):
@@ -27,7 +31,7 @@ class StoredWeights(Weights):
     """
 
     def __init__(self, path: Path, *, ref: str | None = None, folder: Path | None = None) -> None:
-        handle = os.open(path, os.O_RDONLY)
+        handle = open_regular(path)
         self._close = weakref.finalize(self, os.close, handle)
         header, self._start = _read_header(path, handle)
         metadata: Mapping[str, str] = header.pop("__metadata__")
@@ -58,7 +62,12 @@ class StoredWeights(Weights):
         place = self._start + self._offsets[name]
         if first:
             place += first * row_size(spec.shape) * spec.dtype.itemsize
-        if not _fill(self._handle, raw_bytes(tensor), place):
+        try:
+            whole = _fill(self._handle, raw_bytes(tensor), place)
+        except OSError as error:  # of the input: not to be taken for one of an output being written
+            what = (error.strerror or str(error)).lower()
+            raise TaskvecError(f"{self.ref}: could not be read ({what}) inside {name!r}") from error
+        if not whole:
             raise CorruptFile(f"{self.ref}: ends inside {name!r}; was it written to since it was opened?")
         return tensor
 
@@ -67,20 +76,20 @@ class StoredWeights(Weights):
         self._close()
 
 
-def file_identity(path: Path) -> tuple[str, int, int]:
-    """What tells one state of a file from another: resolved path, size, time of last change."""
-    stat = path.stat()
-    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
+def file_identity(path: Path) -> tuple[str, int, int, int, int]:
+    """What tells one state of a file from another: resolved path, size, times of last change, inode.
 
+    Copying and unpacking set the time of the last change of content (mtime) to what it was elsewhere; nothing
+    sets that of the inode (ctime).
 
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An ``object_pairs_hook`` for JSON: a name given twice is an error, not a lottery."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the name {key!r} is given twice")
-        found[key] = value
-    return found
+    Raises: InputError if it is gone.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        what = (error.strerror or str(error)).lower()
+        raise InputError(f"{path}: could not be read ({what}); was it removed meanwhile?") from None
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def _fill(handle: int, buffer: memoryview, place: int) -> bool:
@@ -104,41 +113,57 @@ def _read_header(path: Path, handle: int) -> tuple[dict[str, Any], int]:
     size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else length
     if 8 + size > length:
         raise CorruptFile(f"{path}: no safetensors file, or cut off in its header; {_AGAIN}")
-    try:
-        header = json.loads(os.pread(handle, size, 8), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{path}: the safetensors header is not valid JSON ({error}); {_AGAIN}") from None
+    if size > HEADER_LIMIT:
+        raise InputError(
+            f"{path}: a header of {size / 1e6:,.0f} MB, expected {HEADER_LIMIT / 1e6:,.0f} MB at most; "
+            "save fewer tensors in a file"
+        )
+    header = parse_json(os.pread(handle, size, 8), f"{path}: the safetensors header")
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
         raise CorruptFile(f"{path}: the safetensors header is no mapping of tensors; {_AGAIN}")
     metadata = header.pop("__metadata__", {})
+    for key, text in metadata.items():
+        if not isinstance(text, str):
+            raise CorruptFile(
+                f"{path}: {shown(key)} in the metadata is {shown(text)}, expected text; {_AGAIN}"
+            )
     tensors = dict(sorted(header.items(), key=lambda item: _offsets(path, *item)))
     end = 0
     for name, entry in tensors.items():
         start, stop = _offsets(path, name, entry)
         if start != end or stop - start != _spec(path, name, entry).nbytes:
             raise CorruptFile(
-                f"{path}: {name!r} lies at bytes {start} to {stop}, which does not fit; {_AGAIN}"
+                f"{path}: {name!r} lies at bytes {shown(start)} to {shown(stop)}, "
+                f"which does not fit; {_AGAIN}"
             )
         end = stop
     if end != length - 8 - size:
-        raise CorruptFile(f"{path}: holds {length - 8 - size} bytes of data, expected {end}; {_AGAIN}")
+        raise CorruptFile(f"{path}: holds {length - 8 - size} bytes of data, expected {shown(end)}; {_AGAIN}")
     return {"__metadata__": metadata, **tensors}, 8 + size
 
 
 def _offsets(path: Path, name: str, entry: Any) -> tuple[int, int]:
     match entry:
-        case {"data_offsets": [int() as start, int() as stop]}:
+        case {"data_offsets": [start, stop]} if type(start) is type(stop) is int:
             return start, stop
     raise CorruptFile(f"{path}: {name!r} has no place in the file; {_AGAIN}")
 
 
 def _spec(path: Path, name: str, entry: Mapping[str, Any]) -> TensorSpec:
     code, shape = entry.get("dtype"), entry.get("shape")
-    if code not in CODES:
-        raise InputError(f"{path}: {name!r} has dtype {code}, expected one of {', '.join(CODES)}")
-    if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise CorruptFile(f"{path}: {name!r} has shape {shape}, expected a list of sizes; {_AGAIN}")
-    return TensorSpec(tuple(shape), CODES[code])
+    if not isinstance(code, str) or code not in CODES:
+        raise InputError(f"{path}: {name!r} has dtype {_word(code)}, expected one of {', '.join(CODES)}")
+    # A tensor of no elements has strides all the same, which must be numbers too.
+    sizes: list[Any] = shape if isinstance(shape, list) else [None]
+    if not all(type(size) is int and 0 <= size < _LARGEST for size in sizes) or (
+        math.prod(max(1, size) for size in sizes) * CODES[code].itemsize >= _LARGEST
+    ):
+        raise CorruptFile(f"{path}: {name!r} has shape {shown(shape)}, expected a list of sizes; {_AGAIN}")
+    return TensorSpec(tuple(sizes), CODES[code])
+
+
+def _word(value: object) -> str:
+    return value if isinstance(value, str) and len(value) < 20 else shown(value)
 
 
 _AGAIN = "download or write it again"

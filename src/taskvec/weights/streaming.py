@@ -17,11 +17,13 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from taskvec.weights import change
+from taskvec.weights.change import Change
 from taskvec.weights.dtypes import nonfinite_count, raw_bytes
 from taskvec.weights.plan import Shard
 from taskvec.weights.source import Tally, Weights, row_size
-from taskvec.weights.staging import flush
 from taskvec.weights.workers import Locks, in_processes, in_threads
+from taskvec.writing import flush
 
 SPAN = 1 << 24
 """Bytes that a worker writes before it says so."""
@@ -66,8 +68,11 @@ class Span:
         return tuple(dict.fromkeys(block.name for block in self.blocks))
 
 
-Result = tuple[int, Tally, dict[str, int]]
-"""The number of a span, the digests of what was written, and how many entries of a tensor were not finite."""
+Written = tuple[Tally, dict[str, int], dict[str, Change]]
+"""Of a span: the digests of what was written, how many entries of a tensor were not finite, what changed."""
+
+Result = tuple[int, Written]
+"""The number of a span, and what is known of it."""
 
 
 @dataclass
@@ -77,10 +82,12 @@ class Outcome:
     Attributes:
         tally: digests of what was written.
         bad: tensor -> number of entries that are NaN or infinite.
+        changes: tensor -> how far it is from what it was made of, where the weights tell.
     """
 
     tally: Tally = field(default_factory=Tally)
     bad: dict[str, int] = field(default_factory=dict)
+    changes: dict[str, Change] = field(default_factory=dict)
 
     def digest(self, name: str) -> bytes:
         """The digest of a tensor that was written whole."""
@@ -128,7 +135,7 @@ def stream(
                 for number in range(firsts[part], firsts[part + 1]):
                     with gate.holding(number, locks):
                         done = _write(weights, spans[number], files, allow_nonfinite)
-                    yield number, *done
+                    yield number, done
 
     outcome = Outcome()
     left = {path: len(shard.places) for path, shard in shards.items()}
@@ -137,18 +144,19 @@ def stream(
         waiting[name] += 1
     if processes > 1 and spans:  # what is loaded and compiled on first use is so before the fork
         first = min(spans, key=lambda span: span.size).blocks[0]
-        weights.read(first.name, first.rows)
+        weights.read_with_change(first.name, first.rows)
     run = in_processes if processes > 1 else in_threads
     inputs = weights.inputs if processes > 1 else ()
     with closing(run(work, len(parts), workers, inputs)) as results:
         unsettled = 0
-        for number, tally, bad in results:
+        for number, (tally, bad, changes) in results:
             span = spans[number]
             unsettled += span.size
             if unsettled >= _SETTLED:
                 _settle(span.path)
                 unsettled = 0
             outcome.tally.merge(tally)
+            change.added(outcome.changes, changes)
             for name, count in bad.items():
                 outcome.bad[name] = outcome.bad.get(name, 0) + count
             for name in span.names:
@@ -228,21 +236,22 @@ def _together(items: Sequence[Item], size: float) -> Iterator[Sequence[Item]]:
         yield items[first:]
 
 
-def _write(
-    weights: Weights, span: Span, files: "_Files", allow_nonfinite: bool
-) -> tuple[Tally, dict[str, int]]:
-    """Read, compute and write one span; its digests, and how many of its entries are not finite."""
+def _write(weights: Weights, span: Span, files: "_Files", allow_nonfinite: bool) -> Written:
+    """Read, compute and write one span."""
     tally = Tally()
     bad: dict[str, int] = {}
+    changes: dict[str, Change] = {}
     for name, rows, place, _ in span.blocks:
-        block = weights.read(name, rows)
-        count = nonfinite_count(block)
+        block, changed = weights.read_with_change(name, rows)
+        if changed is not None:
+            change.added(changes, {name: changed})
+        count = 0 if changed is not None and changed.finite else nonfinite_count(block)
         if count:
             bad[name] = bad.get(name, 0) + count
         if allow_nonfinite or not count:
             tally.add(name, weights.spec(name), rows, block)
             files.write(span.path, raw_bytes(block), place)
-    return tally, bad
+    return tally, bad, changes
 
 
 class _Files:

@@ -1,7 +1,6 @@
 """Weights written as safetensors: streamed, sharded, and complete before they get their name."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -11,17 +10,20 @@ from typing import Any
 import torch
 
 from taskvec._version import __version__
-from taskvec.errors import CorruptFile, NonFinite, TaskvecError
+from taskvec.errors import CorruptFile, InputError, NonFinite, TaskvecError
 from taskvec.progress import Watch, unwatched
+from taskvec.reading import check_inside, copy_regular, inside, local_path, read_json
 from taskvec.weights.journal import Journal
 from taskvec.weights.opening import PICKLES, WeightsLike, open_weights
 from taskvec.weights.plan import Shard, plan_shards
 from taskvec.weights.source import Weights, folded
-from taskvec.weights.staging import MANIFEST, check_space, check_target, flush, staged
+from taskvec.weights.staging import MANIFEST, check_space, check_target, staged
 from taskvec.weights.stored import file_identity
 from taskvec.weights.streaming import Outcome, stream
+from taskvec.writing import flush
 
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
+_INDEX = "model.safetensors.index.json"
 
 
 def save_weights(
@@ -70,10 +72,10 @@ def save_weights(
     """
     source = open_weights(weights)
     like = like or source
-    target = Path(path).expanduser()
+    target = local_path(path)
     single = target.suffix == ".safetensors"
     shards = plan_shards(source, None if single else max_shard_size, metadata or {})
-    beside = _Beside(None if single else like.folder, {} if single else extra_files or {})
+    beside = _Beside(None if single else like.folder, {} if single else extra_files or {}, shards)
     needed = sum(shard.size for shard in shards) + beside.size
     inputs = (*source.files, *like.files)
     if not resume:
@@ -81,7 +83,7 @@ def save_weights(
         check_space(target, needed)
     staging = staged(target, folder=not single, force=force, inputs=inputs, resume=resume)
     with _failing_in_words(target, staging), staging as work:
-        journal = Journal(staging.partial, work, [shard.header for shard in shards], source)
+        journal = Journal(staging.partial, work, shards, source)
         places = {work if single else work / shard.file: shard for shard in shards}
         kept = set() if single else journal.finished()
         staging.keep = bool(kept)
@@ -118,6 +120,7 @@ def save_weights(
         if outcome.bad and not allow_nonfinite:
             staging.keep = False
             raise NonFinite(nonfinite_message(source.ref, outcome.bad))
+        source.written(journal.digests(), None if kept else outcome.changes)
         if not single:
             beside.write(work)
             _write_index(work, shards)
@@ -130,9 +133,17 @@ def save_weights(
 class _Beside:
     """The files beside the weights: those of a model folder, and more, which win over them."""
 
-    def __init__(self, folder: Path | None, texts: Mapping[str, str | Callable[[], str]]) -> None:
+    def __init__(
+        self, folder: Path | None, texts: Mapping[str, str | Callable[[], str]], shards: Sequence[Shard]
+    ) -> None:
         self._texts = texts
-        self._copied = [one for one in side_files_of(folder) if str(one[1]) not in texts]
+        # On some disks names that differ by case are one.
+        given = {name.casefold() for name in texts}
+        self._copied = [one for one in side_files_of(folder) if str(one[1]).casefold() not in given]
+        ours = {name.casefold() for name in (*texts, MANIFEST, _INDEX, *(shard.file for shard in shards))}
+        for file, place in self._copied:
+            if place.parts[0].casefold() in ours:
+                raise InputError(f"{file}: would lie where {place.parts[0]} is written; rename it")
 
     @property
     def size(self) -> int:
@@ -143,7 +154,7 @@ class _Beside:
         """Put them all into a folder."""
         for file, place in self._copied:
             (work / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, work / place)
+            copy_regular(file, work / place)
             flush(work / place)
         for name, text in self._texts.items():
             _write_text(work / name, text() if callable(text) else text)
@@ -163,7 +174,7 @@ def _write_index(folder: Path, shards: Sequence[Shard]) -> None:
             "metadata": {"total_size": sum(shard.data_size for shard in shards)},
             "weight_map": {name: shard.file for shard in shards for name in shard.places},
         }
-        _write_json(folder / "model.safetensors.index.json", content)
+        _write_json(folder / _INDEX, content)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -179,33 +190,39 @@ def side_files_of(folder: Path | None) -> list[tuple[Path, Path]]:
     """Config and tokenizer files of a model folder, each with its place in the copy.
 
     The module folders of a sentence-transformers model belong to it whole.
+
+    Raises: InputError for a file, or a module, that leads out of the folder; CorruptFile for a list of
+        modules that is none.
     """
     if folder is None:
         return []
     found = [
-        (file, Path(file.name))
+        file
         for file in sorted(folder.iterdir())
         if file.is_file() and file.suffix in _COPIED and not _is_ours(file.name)
     ]
-    for module in _module_folders(folder / "modules.json"):
-        inside = sorted(file for file in (folder / module).rglob("*") if file.is_file())
-        found += [(file, file.relative_to(folder)) for file in inside]
-    return found
+    for module in _module_folders(folder):
+        found += sorted(file for file in module.rglob("*") if file.is_file())
+    for file in found:
+        check_inside(file, folder)
+    return [(file, file.relative_to(folder)) for file in dict.fromkeys(found)]
 
 
 def _is_ours(name: str) -> bool:
     """Whether a file describes weights, and so is written anew rather than copied."""
-    return name == MANIFEST or name.endswith((".index.json", *PICKLES))
+    return name.casefold() == MANIFEST or name.casefold().endswith((".index.json", *PICKLES))
 
 
-def _module_folders(modules: Path) -> list[str]:
+def _module_folders(folder: Path) -> list[Path]:
+    modules = folder / "modules.json"
     if not modules.is_file():
         return []
-    try:
-        paths = [entry["path"] for entry in json.loads(modules.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError, KeyError):
-        return []
-    return [path for path in paths if path and Path(path).name == path]
+    match read_json(modules):
+        case [*entries] if all(isinstance(one, dict) and isinstance(one.get("path"), str) for one in entries):
+            # The path of the first module usually is empty: the folder itself.
+            paths = [one["path"] for one in entries if Path(one["path"]).parts]
+            return [inside(folder, path, modules) for path in paths]
+    raise CorruptFile(f"{modules}: expected a list of modules, each with a 'path'; save the model again")
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What a mergekit YAML file may hold. Keys that are not here are refused."""
 
-from pathlib import Path
 from typing import Annotated, Any, Self, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -9,6 +8,7 @@ from taskvec.config import Config
 from taskvec.edits.mergekit.methods import METHODS
 from taskvec.edits.mergekit.templates import is_text
 from taskvec.edits.vocabulary import Vocab
+from taskvec.reading import exists
 from taskvec.registry import nearest
 
 _VOCABULARIES = ("base", "union")
@@ -18,7 +18,7 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64")
 def _reference(value: object) -> object:
     if not isinstance(value, str):
         raise ValueError("expected a folder or a hub id (org/name@revision), with + an adapter")
-    if value.count("+") > 1 and not Path(value).exists():
+    if value.count("+") > 1 and not exists(value):
         raise ValueError("more than one +, expected a model and one adapter")
     return value
 

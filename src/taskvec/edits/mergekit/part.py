@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from taskvec.edits.contradictions import of_distances
 from taskvec.edits.inputs import told
 from taskvec.edits.layers import Origin, widened
 from taskvec.edits.mergekit.methods import Method
@@ -55,7 +56,23 @@ class Part:
         with told(self.where):
             vectors = [TaskVector.between(start, models[place]) for place in order]
             merged = method.combine(vectors, self.table(method, order, list(vectors[0])))
-        return apply(start, merged, dtype=dtype)
+        edited = apply(start, merged, dtype=dtype)
+        edited.start = models[order[0] if self.base is None else self.base]
+        return edited
+
+    def distances(self) -> list[str]:
+        """What is to be said of sources that are further from the base, or the first, than fine-tuning leads.
+
+        Other layers of a model are as far away as any, and meant.
+        """
+        models = widened(self.sources)
+        first = self.base or 0
+        vectors = {
+            model.ref: TaskVector.between(models[first], model)
+            for place, model in enumerate(models)
+            if place != first and self.own_names[place] == self.own_names[first]
+        }
+        return of_distances(models[first], vectors)
 
     def table(self, method: Method, order: Sequence[int], names: Sequence[str]) -> Table:
         """The parameters of every tensor."""

@@ -1,12 +1,13 @@
 """From a mergekit YAML file to a model that can be written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from taskvec.edits import contradictions
 from taskvec.edits.configs import config_of
 from taskvec.edits.inputs import check_sound, copies, said_of_copy, told
 from taskvec.edits.layers import (
@@ -24,9 +25,10 @@ from taskvec.edits.mergekit.part import Part
 from taskvec.edits.mergekit.settings import Scope, idle_filters, parse_scope
 from taskvec.edits.mergekit.templates import FILE, chosen
 from taskvec.edits.passes import passes
-from taskvec.edits.tokens import tokens_of
-from taskvec.edits.vocabulary import Vocab, align
+from taskvec.edits.tokens import check_in_order, tokens_of
+from taskvec.edits.vocabulary import Vocab, align, goes_by_token
 from taskvec.errors import InputError
+from taskvec.reading import exists
 from taskvec.vectors import TaskVector, apply
 from taskvec.weights import Weights, open_weights
 from taskvec.weights.dtypes import EDITABLE, short
@@ -80,12 +82,15 @@ class _Reading:
             self._scope("parameters", document.parameters),
         )
 
-    @cached_property
+    @property
     def like(self) -> Weights:
         """The model whose config and tokenizer files go with the output."""
+        return self.first if self._aligned is None else self._aligned
+
+    @cached_property
+    def first(self) -> Weights:
+        """The base model, or the first of all."""
         document = self.document
-        if self._aligned is not None:
-            return self._aligned
         if document.base_model is not None:
             return self._open("base_model", document.base_model)
         if self.module.models:
@@ -106,8 +111,9 @@ class _Reading:
                 self._slice(number, piece, starts[number], last=number == len(slices) - 1)
                 for number, piece in enumerate(slices)
             ]
-            if self.document.vocab is not None:
-                self._check_tokens()
+            self._check_tokens(parts)
+        with told(self.where):
+            self._said += contradictions.of_models([self.first, *self.models.values()], like=self.first)
         return parts
 
     def described(self) -> list[tuple[Path | None, int]] | None:
@@ -143,6 +149,7 @@ class _Reading:
         scopes = [scope for part in parts for own in (part.shared, *part.own) for scope in own]
         said += [f"filter {part!r} is part of no tensor's name" for part in idle_filters(scopes, names)]
         said += [f"{name}: {said_of_copy(first)}" for first, name in copies(self.models)]
+        said += [note for part in parts for note in part.distances()]
         return list(dict.fromkeys([*said, *self._said]))
 
     # Forms
@@ -160,6 +167,11 @@ class _Reading:
         base = self._base(refs, document.base_model, "base_model")
         if document.vocab is not None:
             sources = self._in_one_vocabulary(sources, refs.index(document.base_model or ""), document.vocab)
+        else:
+            beside = "" if document.base_model else " and base_model"
+            self._check_order(
+                sources, f"match the rows by token: add tokenizer_source: union (or base){beside}"
+            )
         own = tuple(
             (self._own(field, given, place == base), *self.shared)
             for place, (field, (_, given)) in enumerate(zip(fields, entries, strict=True))
@@ -298,8 +310,27 @@ class _Reading:
         self._said += seen.facts["notes"]
         return [*seen.tuned[:base], seen.base, *seen.tuned[base:]]
 
-    def _check_tokens(self) -> None:
-        """Refuse slices of models whose tokenizers differ: their rows would have to be moved."""
+    def _check_order(self, models: Iterable[Weights], advice: str) -> None:
+        """Refuse models whose rows are of other tokens than the tokenizer that goes with the output says."""
+        with told(self.where):
+            for model in models:
+                self._said += check_in_order(self.like, model, advice)
+
+    def _check_tokens(self, parts: Sequence[Part]) -> None:
+        """Refuse slices of models whose tokenizers differ, as rows are moved in whole models only.
+
+        Those that give layers alone may have any, unless the vocabulary is to be changed.
+        """
+        if self.document.vocab is None:
+            givers = {
+                source.identity: self.models[entry.model]
+                for piece, part in zip(self.module.slices or [], parts, strict=True)
+                for entry, source in zip(piece.sources, part.sources, strict=True)
+                if any(goes_by_token(name) for name in source)
+            }
+            advice = "bring the models to one vocabulary first, with a recipe that says vocab"
+            self._check_order(givers.values(), advice)
+            return
         base = tokens_of(self.like.folder)
         for ref, model in self.models.items():
             own = tokens_of(model.folder)
@@ -314,7 +345,7 @@ class _Reading:
 def _opened(ref: str) -> Weights:
     """A model, or a model with an adapter (``model+adapter``) applied to it."""
     model, plus, adapter = ref.partition("+")
-    if not plus or Path(ref).exists():
+    if not plus or exists(ref):
         return check_sound(open_weights(ref))
     weights = check_sound(open_weights(model))
     return apply(weights, TaskVector.load(adapter).with_base(weights))

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from taskvec.edits.configs import read_mapping
+from taskvec.reading import read_text
 
 FILE = "chat_template.jinja"
 """Where a template lies, and wins over one in the tokenizer's config."""
@@ -39,9 +40,9 @@ def _template_of(folder: Path | None) -> str | None:
     if folder is None:
         return None
     if (folder / FILE).is_file():
-        return (folder / FILE).read_text(encoding="utf-8").strip()
+        return read_text(folder / FILE).strip()
     held = read_mapping(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(held, list):
-        named = {one.get("name"): one.get("template") for one in held if isinstance(one, dict)}
-        held = named.get("default")
+        default = [one for one in held if isinstance(one, dict) and one.get("name") == "default"]
+        held = default[-1].get("template") if default else None
     return held.strip() if isinstance(held, str) else None

@@ -1,16 +1,19 @@
 """The built-in dual encoder as a backbone."""
 
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import ConfigDict, Field, model_validator
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from taskvec.errors import CorruptFile
+from taskvec.config import Config
+from taskvec.errors import CorruptFile, InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.builtin.network import (
     DEFAULT,
@@ -21,6 +24,7 @@ from taskvec.models.builtin.network import (
     pixels,
     word_numbers,
 )
+from taskvec.reading import open_regular, printable, read_mapping
 
 FOLDER = Path(__file__).parent / "model"
 """The checkpoint that comes with the package: config.json and model.safetensors."""
@@ -80,28 +84,64 @@ def load(ref: str | Path) -> BuiltinBackbone:
     """
     folder = Path(ref)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        network = DualEncoder(
-            len(config["vocabulary"]), Shape(**{**config["shape"], "stem": tuple(config["shape"]["stem"])})
-        )
-        network.load_state_dict(
-            {name: half.float() for name, half in load_file(folder / "model.safetensors").items()}
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        config = _read_config(folder)
+        file = folder / "model.safetensors"
+        os.close(open_regular(file))
+        # Without memory of its own: what a configuration asks for is had once the weights have it.
+        with torch.device("meta"):
+            network = DualEncoder(len(config.vocabulary), Shape(**dict(config.shape)))
+        halves = load_file(file)
+        network.load_state_dict({name: half.float() for name, half in halves.items()}, assign=True)
+    except (InputError, OSError, RuntimeError, SafetensorError) as error:
+        reason = printable(next(iter(str(error).splitlines()), type(error).__name__))
         raise CorruptFile(
             f"{folder}: not a built-in model ({reason}); expected config.json and its weights"
         ) from None
-    return BuiltinBackbone(network.eval(), config["vocabulary"], ref=str(ref))
+    return BuiltinBackbone(network.eval(), config.vocabulary, ref=str(ref))
+
+
+def _read_config(folder: Path) -> "_Configuration":
+    return _Configuration.parse("config.json", read_mapping(folder / "config.json"))
+
+
+Size = Annotated[int, Field(ge=1, le=1 << 16)]
+Depth = Annotated[int, Field(ge=0, le=1 << 8)]
+
+
+class _Sizes(Config):
+    """The fields of ``Shape``."""
+
+    width: Size
+    depth: Depth
+    heads: Size
+    stem: tuple[Size, ...] = Field(max_length=4)
+    text_width: Size
+    text_depth: Depth
+    text_heads: Size
+    text_length: Size
+    dim: Size
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.width % self.heads or self.text_width % self.text_heads:
+            raise ValueError("a width that its heads do not divide")
+        return self
+
+
+class _Configuration(Config):
+    """What is used of config.json."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    shape: _Sizes
+    vocabulary: tuple[str, ...]
 
 
 def random_initialised(seed: int) -> BuiltinBackbone:
     """The built-in model before its pre-training: the counter-example in which task arithmetic fails."""
-    config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
-    network = initialised(len(config["vocabulary"]), seed)
-    return BuiltinBackbone(
-        network.eval(), config["vocabulary"], ref=f"builtin, random weights of seed {seed}"
-    )
+    vocabulary = _read_config(FOLDER).vocabulary
+    network = initialised(len(vocabulary), seed)
+    return BuiltinBackbone(network.eval(), vocabulary, ref=f"builtin, random weights of seed {seed}")
 
 
 def configuration(vocabulary: Sequence[str], shape: Shape = DEFAULT) -> dict[str, object]:

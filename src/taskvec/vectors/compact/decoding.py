@@ -61,6 +61,8 @@ def _parts(weights: Weights, form: Form, name: str, shape: tuple[int, ...]) -> P
         wanted = form.layout(shape, found)
     except KeyError as error:
         raise CorruptFile(f"{weights.ref}: {part_name(name, *error.args)!r} is missing; {_AGAIN}") from None
+    except ContradictoryParts as error:
+        raise CorruptFile(f"{weights.ref}: {name!r}: {error}; {_AGAIN}") from None
     for part, spec in wanted.items():
         if part not in found:
             raise CorruptFile(f"{weights.ref}: {part_name(name, part)!r} is missing; {_AGAIN}")

@@ -68,7 +68,8 @@ class Form(Config, ABC):
     def layout(self, shape: Shape, specs: Specs) -> Specs:
         """What the parts of a tensor of this shape have to be, ``specs`` being what they are.
 
-        Raises: KeyError for a part without which this cannot be said.
+        Raises: KeyError for a part without which this cannot be said; ContradictoryParts for a shape that is
+            not stored in parts.
         """
 
 

@@ -1,13 +1,12 @@
 """Eight-bit integers with scales."""
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from taskvec.vectors.compact.form import Parts
-from taskvec.vectors.compact.quantized import Quantized
+from taskvec.vectors.compact.quantized import Group, Quantized
 from taskvec.weights import TensorSpec
 
 
@@ -15,7 +14,7 @@ class Int8(Quantized):
     """Each entry as the nearest of 255 multiples of a scale, the 127th of the largest entry of its group."""
 
     name: ClassVar[str] = "int8"
-    group: Annotated[int, Field(ge=1)] = 128
+    group: Group = 128
 
     def scales(self, groups: Tensor) -> Tensor:
         """The 127th part of the largest entry."""

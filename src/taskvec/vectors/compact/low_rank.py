@@ -48,7 +48,7 @@ class LowRank(Form):
 
     def layout(self, shape: Shape, specs: Specs) -> Specs:
         """Two matrices that have one side in common."""
-        rank = specs["left"].shape[-1] if specs["left"].shape else 0
+        rank = max(1, *specs["left"].shape[-1:])  # else no number at all would stand for a matrix of any size
         rows, columns = (shape[0], shape[1]) if len(shape) == 2 else (-1, -1)
         return {
             "left": TensorSpec((rows, rank), floating(specs, "left")),

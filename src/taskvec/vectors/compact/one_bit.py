@@ -1,14 +1,13 @@
 """Signs with scales."""
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from taskvec.vectors.compact.bits import pack, packed_size, unpack
 from taskvec.vectors.compact.form import Parts
-from taskvec.vectors.compact.quantized import Quantized
+from taskvec.vectors.compact.quantized import Group, Quantized
 from taskvec.weights import TensorSpec
 
 
@@ -19,7 +18,7 @@ class OneBit(Quantized):
     """
 
     name: ClassVar[str] = "1-bit"
-    group: Annotated[int, Field(ge=1)] = 512
+    group: Group = 512
 
     def scales(self, groups: Tensor) -> Tensor:
         """The mean magnitude."""

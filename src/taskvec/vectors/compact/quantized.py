@@ -12,6 +12,8 @@ from taskvec.vectors.compact.form import Form, Parts, Shape, Specs, entries, flo
 from taskvec.weights import TensorSpec
 from taskvec.weights.source import BLOCK, rows_shape
 
+Group = Annotated[int, Field(ge=1, le=1 << 31)]
+
 
 class Quantized(Form):
     """Groups of ``group`` consecutive entries of a tensor, in row-major order, share a scale.
@@ -21,7 +23,7 @@ class Quantized(Form):
 
     parts: ClassVar[tuple[str, ...]] = ("scales", "codes")
     takes_dtype: ClassVar[bool] = False
-    group: Annotated[int, Field(ge=1)]
+    group: Group
 
     @abstractmethod
     def scales(self, groups: Tensor) -> Tensor:
@@ -56,8 +58,11 @@ class Quantized(Form):
         """Multiples times scales."""
         first, last = entries(shape, rows)
         start = first // self.group
-        scales = parts.read("scales", slice(start, -(-last // self.group)))
-        spread = scales.repeat_interleave(self.group)[first - start * self.group :][: last - first]
+        end = -(-last // self.group)
+        # Of each group as many entries as lie in the rows: a group may be larger than all memory.
+        places = torch.arange(start, end + 1) * self.group
+        counts = places.clamp_(first, last).diff()
+        spread = parts.read("scales", slice(start, end)).repeat_interleave(counts, output_size=last - first)
         return (self.factors(parts, first, last) * spread).reshape(rows_shape(shape, rows))
 
     def layout(self, shape: Shape, specs: Specs) -> Specs:

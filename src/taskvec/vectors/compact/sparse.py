@@ -11,6 +11,7 @@ from taskvec.rules.magnitude import cuts_of, share, trim
 from taskvec.rules.rule import Stacks
 from taskvec.vectors.compact.bits import pack, packed_size, unpack
 from taskvec.vectors.compact.form import (
+    PLAIN,
     ContradictoryParts,
     Form,
     Parts,
@@ -21,7 +22,10 @@ from taskvec.vectors.compact.form import (
 )
 from taskvec.weights import TensorSpec
 from taskvec.weights.dtypes import compute_dtype
-from taskvec.weights.source import rows_shape
+from taskvec.weights.source import row_size, rows_shape
+
+LONGEST = 1 << 26
+"""Entries of the longest row that is stored sparsely: a row is decoded whole, however few bytes it has."""
 
 PAGE = 1 << 16
 """Entries of a page. Its values and positions can be read without those of other pages."""
@@ -43,6 +47,8 @@ class Sparse(Form):
 
     def encode(self, tensor: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """Values and positions; at least one entry that is not zero is kept if there is one."""
+        if _row(tuple(tensor.shape)) > LONGEST:
+            return {PLAIN: tensor.to(dtype)}
         flat = tensor.reshape(-1)
         if flat.numel():
             flat = _largest(flat, share(flat.numel(), self.density))
@@ -73,6 +79,8 @@ class Sparse(Form):
 
     def layout(self, shape: Shape, specs: Specs) -> Specs:
         """Sizes follow from the numbers of entries and of values."""
+        if _row(shape) > LONGEST:
+            raise ContradictoryParts(f"a row of {_row(shape):,} entries, expected {LONGEST:,} at most")
         count, kept = math.prod(shape), specs["values"].numel
         sizes = _sizes(count, kept)
         way = next((way for way in sizes if way in specs), "bits")
@@ -81,6 +89,10 @@ class Sparse(Form):
             "starts": TensorSpec((-(-count // PAGE) + 1,), torch.int64),
             **sizes[way],
         }
+
+
+def _row(shape: Shape) -> int:
+    return row_size(shape) if shape else 1
 
 
 def _largest(flat: Tensor, keep: int) -> Tensor:

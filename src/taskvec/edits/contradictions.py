@@ -1,0 +1,308 @@
+"""Inputs that contradict themselves or each other: refused where it cannot be meant, noted where it may be.
+
+Every command that edits asks here, before it works. Nothing is read but headers, configs, and a few thousand
+entries of a matrix.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taskvec.edits.configs import read_config, vocabulary_size
+from taskvec.edits.layers import depths
+from taskvec.edits.vocabulary import embeddings_of, heads_of
+from taskvec.errors import InputError, TaskvecError
+from taskvec.vectors import EditedWeights, TaskVector
+from taskvec.weights import Weights, change, open_weights
+from taskvec.weights.change import Change
+from taskvec.weights.dtypes import EDITABLE
+from taskvec.weights.source import row_count, row_size
+
+LOOK = 1 << 12
+"""Entries of a matrix that are read to judge how far two models are apart."""
+
+LARGE = 1 << 16
+"""Entries above which a matrix that can only be had whole is not looked at."""
+
+FAR = 0.5
+"""Distance of a matrix, in units of its norm, from which on it may be another one. Fine-tuning moves matrices
+by a thousandth to a tenth."""
+
+APART = 5
+"""How many times as far as others it must be besides: the lower quartile, as swaps come in pairs."""
+
+_DEPTHS = frozenset(
+    {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers"}
+    | {"decoder_layers", "depth"}
+)
+_MORE_LAYERS = "num_nextn_predict_layers"  # that predict further tokens, stored behind the others
+_WIDTHS = ("hidden_size", "n_embd", "d_model")
+
+_HEADS = frozenset(
+    {"num_attention_heads", "num_key_value_heads", "num_kv_heads", "n_head", "n_heads", "num_heads"}
+    | {"head_dim", "d_kv", "encoder_attention_heads", "decoder_attention_heads"}
+)
+"""Settings that decide what the rows of a matrix are, though not how many there are."""
+
+_COMPUTING = frozenset(
+    {"model_type", "hidden_act", "hidden_activation", "activation_function", "sliding_window"}
+    | {"rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "num_experts_per_tok"}
+)
+"""Settings that decide what weights compute, which fine-tuning leaves alone as a rule."""
+
+_ROPE = re.compile(r"rope|rotary")
+_SHARD = re.compile(r"-\d+-of-\d+\.")
+
+
+def of_models(models: Sequence[Weights], like: Weights | None) -> list[str]:
+    """What is to be said of the models of one edit, each by itself and beside the first.
+
+    Args:
+        like: the model whose config goes with the output, which must load.
+
+    Raises: InputError for what cannot be meant, with the way out.
+    """
+    held = {each.identity: each for each in map(_opened, models) if each.adapter is None}
+    written = None if like is None else _opened(like).identity
+    said = [note for model in held.values() for note in _of_model(model, written=model.identity == written)]
+    first, *others = held.values()
+    return said + [note for model in others for note in _of_pair(first, model)]
+
+
+def of_distances(base: Weights, vectors: Mapping[str, TaskVector]) -> list[str]:
+    """What is to be said of vectors that lead further from their base than fine-tuning does.
+
+    An unrelated model of the same shapes is as far away as its norm; so is a matrix that was swapped with
+    another one, or transposed.
+    """
+    return [note for name, vector in vectors.items() for note in _of_distance(name, base, vector)]
+
+
+def _opened(model: Weights) -> Weights:
+    """The weights that were opened for a model, also for one that an adapter is applied to."""
+    return _opened(model.base) if isinstance(model, EditedWeights) else model
+
+
+# One model
+
+
+def _of_model(model: Weights, *, written: bool) -> Iterator[str]:
+    config = read_config(model.folder)
+    if config and not (_is_file(model) and _SHARD.search(model.ref)):
+        yield from _depth(model, config)
+        yield from _sizes(model, config, written=written)
+        yield from _head(model, config)
+        yield from _quantized(model, config)
+    yield from _beside(model)
+
+
+def _depth(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
+    said = {value for key, value in _flat(config) if _last(key) in _DEPTHS and isinstance(value, int)}
+    more = config.get(_MORE_LAYERS)
+    found = max(depths(model).values(), default=None)
+    allowed = said | {depth + more for depth in said if isinstance(more, int)}
+    if found is not None and said and found not in allowed:
+        nearest = min(said, key=lambda depth: abs(depth - found))
+        happens = "are left out" if found > nearest else "that lack are made at random"
+        yield (
+            f"{model.ref}: config.json says {nearest} layers, the weights have {found}; when loaded, layers "
+            f"{happens}; correct the config"
+        )
+
+
+def _sizes(model: Weights, config: Mapping[str, Any], *, written: bool) -> Iterator[str]:
+    """Numbers of the config that the shapes deny; with them, a library that checks shapes does not load."""
+    for message in (*_vocabulary(model, config), *_width(model, config)):
+        if written and "model_type" in config:
+            raise InputError(f"{message}, so that the result would not load; correct the config")
+        yield f"{message}; correct the config"
+
+
+def _vocabulary(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
+    said, found = vocabulary_size(model.folder), embeddings_of(model)
+    multiple = config.get("pad_vocab_size_multiple")
+    padded = -(-said // multiple) * multiple if said and isinstance(multiple, int) and multiple > 0 else said
+    if said is not None and found and not {said, padded} & set(found.values()):
+        name, rows = next(iter(found.items()))
+        yield f"{model.ref}: config.json says vocab_size {said}, {name!r} has {rows} rows"
+
+
+def _width(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
+    key = next((key for key in _WIDTHS if isinstance(config.get(key), int)), None)
+    matrices = [name for name in model if len(model.spec(name).shape) > 1]
+    if key and matrices and not any(config[key] in model.spec(name).shape for name in model):
+        name = matrices[0]
+        yield (
+            f"{model.ref}: config.json says {key} {config[key]}, no tensor has that size ({name!r} has "
+            f"{model.spec(name).shape})"
+        )
+
+
+def _head(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
+    """An output layer of its own, where the config says that it is the embedding."""
+    tied = any(value is True for key, value in _flat(config) if _last(key) == "tie_word_embeddings")
+    for head in heads_of(model) if tied else ():
+        alike = [name for name in embeddings_of(model) if model.spec(name) == model.spec(head)]
+        if alike and not any(_equal(model, name, head) for name in alike):
+            yield (
+                f"{model.ref}: {head!r} differs from {alike[0]!r}, but config.json has tie_word_embeddings; "
+                "when loaded, one of them is lost; set that to false, or remove the tensor that is not meant"
+            )
+
+
+def _equal(model: Weights, name: str, other: str) -> bool:
+    return all(
+        torch.equal(model.read(name, rows), model.read(other, rows)) for rows in model.row_blocks(name)
+    )
+
+
+def _quantized(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
+    found = config.get("quantization_config")
+    matrices = [model.spec(name) for name in model if len(model.spec(name).shape) > 1]
+    if isinstance(found, Mapping) and matrices and all(spec.dtype in EDITABLE for spec in matrices):
+        yield (
+            f"{model.ref}: config.json has a quantization_config, but all matrices are plain floating point; "
+            "remove it, unless they are to be quantized when loaded"
+        )
+
+
+def _beside(model: Weights) -> Iterator[str]:
+    """A pickle in the same folder that holds other weights than the safetensors files that are read."""
+    if model.folder is None or _is_file(model) or {file.suffix for file in model.files} != {".safetensors"}:
+        return
+    for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+        file = model.folder / name
+        if not file.is_file():
+            continue
+        try:
+            with open_weights(file) as other:
+                different = _first_difference(model, other)
+        except (TaskvecError, OSError):  # it is not read, so it need not be sound
+            continue
+        if different is not None:
+            yield f"{file}: differs from the safetensors files, first in {different!r}; those are read"
+
+
+def _first_difference(model: Weights, other: Weights) -> str | None:
+    """A floating-point tensor that one of two lacks, or whose shape or first entries differ."""
+    held = [(name, each.spec(name).dtype) for each in (model, other) for name in each]
+    for name in dict.fromkeys(name for name, dtype in held if dtype in EDITABLE):
+        if name not in model or name not in other or model.spec(name).shape != other.spec(name).shape:
+            return name
+        rows = _looked_at(model, name, first=True)
+        one, two = model.read(name, rows), other.read(name, rows)
+        if one.dtype != two.dtype:  # saved once more, in another precision
+            narrow = min(one.dtype, two.dtype, key=lambda dtype: dtype.itemsize)
+            one, two = one.to(narrow), two.to(narrow)
+        if not torch.equal(one.nan_to_num(), two.nan_to_num()):
+            return name
+    return None
+
+
+# Two models
+
+
+def _of_pair(first: Weights, model: Weights) -> Iterator[str]:
+    ours, theirs = _settings(first), _settings(model)
+    different = [key for key in ours if key in theirs and ours[key] != theirs[key]]
+    wrong = next((key for key in different if _last(key) in _HEADS), None)
+    if wrong is not None:
+        raise InputError(
+            f"{model.ref}: config.json says {wrong} {theirs[wrong]}, expected {ours[wrong]} as in "
+            f"{first.ref}, else the same rows belong to other heads; correct the config that is wrong"
+        )
+    if different:
+        words = ", ".join(f"{key} {theirs[key]} and {ours[key]}" for key in different)
+        yield f"{model.ref}: its config.json and that of {first.ref} differ in what weights compute: {words}"
+
+
+def _settings(model: Weights) -> dict[str, Any]:
+    """The settings that decide what weights compute, by their place in the config."""
+    config = read_config(model.folder)
+    found = {
+        key: value for key, value in _flat(config) if _last(key) in _COMPUTING | _HEADS and value is not None
+    }
+    return found | (_rope(config) if config else {})
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary embedding, whether as transformers 4 or 5 writes it."""
+    text = config.get("text_config")
+    config = text if isinstance(text, Mapping) else config
+    found = {key: value for key, value in config.items() if _ROPE.search(key) and value is not None}
+    for nested in ("rope_scaling", "rope_parameters"):
+        inner = found.pop(nested, None)
+        found |= inner if isinstance(inner, Mapping) else {}
+    kind = found.pop("type", "default")
+    return {"rope_type": kind, **found}
+
+
+def _flat(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings of a config and of those inside it, by dotted names."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}", value
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _is_file(model: Weights) -> bool:
+    return Path(model.ref).expanduser().is_file()
+
+
+# Distances
+
+
+def _of_distance(name: str, base: Weights, vector: TaskVector) -> Iterator[str]:
+    seen = {tensor: _glimpse(base, vector, tensor) for tensor in vector if _is_judged(base, vector, tensor)}
+    seen = {tensor: found for tensor, found in seen.items() if found.norm and found.finite}
+    if not seen:
+        return
+    whole = change.joined(
+        found.times(base.spec(tensor).numel / found.entries) for tensor, found in seen.items()
+    )
+    if whole.relative > 1:
+        yield (
+            f"{name}: {whole.relative:.2g} times the norm of {base.ref} away from it, as far as an unrelated "
+            "model; was it fine-tuned from another?"
+        )
+        return
+    others = sorted(found.relative for found in seen.values())[len(seen) // 4]
+    far = {t: found.relative for t, found in seen.items() if found.relative > max(FAR, APART * others)}
+    if far:
+        tensor = max(far, key=far.__getitem__)
+        more = f" ({len(far) - 1} more)" if len(far) > 1 else ""
+        yield (
+            f"{name}: {tensor!r} is {far[tensor]:.2g} times its norm away from that of {base.ref}, others "
+            f"{others:.2g} times{more}; was it swapped, transposed or made anew?"
+        )
+
+
+def _is_judged(base: Weights, vector: TaskVector, tensor: str) -> bool:
+    spec = base.spec(tensor)
+    return len(spec.shape) > 1 and (spec.numel <= LARGE or (base.in_rows(tensor) and vector.in_rows(tensor)))
+
+
+def _glimpse(base: Weights, vector: TaskVector, tensor: str) -> Change:
+    """How far a part of a tensor moves."""
+    rows = _looked_at(base, tensor)
+    return change.step(base.read(tensor, rows), vector.read(tensor, rows))
+
+
+def _looked_at(weights: Weights, name: str, *, first: bool = False) -> slice | None:
+    """Rows from the middle of a tensor, or the first; ``None`` for all of a small one."""
+    shape = weights.spec(name).shape
+    if math.prod(shape) <= LOOK or not shape:
+        return None
+    rows = row_count(shape)
+    taken = min(rows, 1 + LOOK // row_size(shape))
+    start = 0 if first else (rows - taken) // 2
+    return slice(start, start + taken)

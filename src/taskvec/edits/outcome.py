@@ -1,0 +1,37 @@
+"""What an edit came to, as measured while it was written."""
+
+import math
+from collections.abc import Mapping
+
+from taskvec.weights import Weights, change
+from taskvec.weights.change import Change
+
+
+def changed(changes: Mapping[str, Change] | None) -> dict[str, int | float]:
+    """How many tensors changed, which share of all entries, and the norm of the edit in units of the base's.
+
+    Empty where that was not measured, as of an output that went on with shards of an interrupted run; without
+    the norm where it is not finite, as of a base of zeros.
+    """
+    if changes is None:
+        return {}
+    total = change.joined(changes.values())
+    found = {
+        "changed tensors": sum(bool(one.changed) for one in changes.values()),
+        "changed share": _rounded(total.share),
+    }
+    return found | ({"relative norm": _rounded(total.relative)} if math.isfinite(total.relative) else {})
+
+
+def unchanged(written: Weights, inputs: Mapping[str, Weights]) -> list[str]:
+    """What is to be said of an output that is one of its inputs once more.
+
+    Cost: none where inputs were fingerprinted while they were read.
+    """
+    fingerprint = written.fingerprint()
+    same = next((name for name, one in inputs.items() if one.fingerprint() == fingerprint), None)
+    return [] if same is None else [f"the output is byte-identical to {same}: the edit changed nothing of it"]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,0 +1,139 @@
+"""How far an edit goes, measured block by block in the pass that writes it."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from taskvec.compiled import reassociated
+
+_TILE = 1 << 12  # entries summed in float32 before float64 takes over
+_CHUNK = 1 << 19  # entries converted at a time, where the dtypes are not those of the compiled loops
+
+_SMALL = 1 << 16  # entries up to which it is not worth while to load a compiler
+
+
+class Change(NamedTuple):
+    """What tensors, or parts of them, went through.
+
+    Attributes:
+        entries: how many there are.
+        changed: how many are other than before.
+        distance: the squared Euclidean norm of the difference.
+        norm: the squared Euclidean norm before.
+    """
+
+    entries: int = 0
+    changed: int = 0
+    distance: float = 0.0
+    norm: float = 0.0
+
+    @property
+    def finite(self) -> bool:
+        """Whether all entries, before and after, are finite; false also where a square overflows."""
+        return math.isfinite(self.distance) and math.isfinite(self.norm)
+
+    @property
+    def share(self) -> float:
+        """The share of entries that changed, 0 to 1."""
+        return self.changed / self.entries if self.entries else 0.0
+
+    @property
+    def relative(self) -> float:
+        """The norm of the difference in units of the norm before; infinite where that is zero."""
+        if not self.distance:
+            return 0.0
+        return math.sqrt(self.distance / self.norm) if self.norm else math.inf
+
+    def times(self, factor: float) -> "Change":
+        """That of so many times the entries, of which these are a sample."""
+        entries, changed = round(factor * self.entries), round(factor * self.changed)
+        return Change(entries, changed, factor * self.distance, factor * self.norm)
+
+
+def joined(changes: Iterable[Change]) -> Change:
+    """The change of several tensors together."""
+    return Change(*(sum(column) for column in zip(*changes, strict=True)))
+
+
+def added(totals: dict[str, Change], more: Mapping[str, Change]) -> None:
+    """Add to the changes of tensors, in place."""
+    for name, change in more.items():
+        totals[name] = joined((totals.get(name, Change()), change))
+
+
+def between(before: Tensor, after: Tensor) -> Change:
+    """The change from one block to another of the same shape.
+
+    >>> between(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0]))
+    Change(entries=2, changed=1, distance=1.0, norm=25.0)
+    """
+    if before.dtype == after.dtype == torch.bfloat16 and before.numel() > _SMALL:
+        return Change(before.numel(), *_sums_of_bits(_bits(before), _bits(after)))
+    return _measured(before, after, step=False)
+
+
+def step(before: Tensor, delta: Tensor) -> Change:
+    """The change that adding ``delta`` is, before it is rounded."""
+    return _measured(before, delta, step=True)
+
+
+def _measured(before: Tensor, after: Tensor, *, step: bool) -> Change:
+    wide = torch.float64 if torch.float64 in (before.dtype, after.dtype) else torch.float32
+    if before.numel() <= _SMALL:
+        delta = after if step else after.to(wide) - before.to(wide)
+        distance, norm = (float(part.double().square().sum()) for part in (delta, before))
+        return Change(before.numel(), int(delta.count_nonzero()), distance, norm)
+    pairs = [(before.reshape(-1), after.reshape(-1))]
+    if before.dtype != wide or after.dtype != wide:  # in chunks, as the copies take memory
+        pairs = list(zip(*(torch.split(flat, _CHUNK) for flat in pairs[0]), strict=True))
+    total = [0, 0.0, 0.0]
+    for own, other in pairs:
+        found = _sums(own.to(wide).numpy(), other.to(wide).numpy(), step)
+        total = [sum(pair) for pair in zip(total, found, strict=True)]
+    return Change(before.numel(), int(total[0]), total[1], total[2])
+
+
+def _bits(tensor: Tensor) -> NDArray[np.uint16]:
+    bits: NDArray[np.uint16] = tensor.reshape(-1).view(torch.uint16).numpy()
+    return bits
+
+
+# Sums that may be taken in any order are several times as fast; they are for people to read.
+
+
+@reassociated
+def _sums(before: NDArray[Any], after: NDArray[Any], step: bool) -> tuple[int, float, float]:
+    """How many entries changed, the squared distance, the squared norm before."""
+    changed, distance, norm = 0, 0.0, 0.0
+    for first in range(0, len(before), _TILE):
+        own, other = before[first : first + _TILE], after[first : first + _TILE]
+        count, apart, length = np.uint32(0), before[0] * 0, before[0] * 0
+        for i in range(len(own)):
+            delta = other[i] if step else other[i] - own[i]
+            count += np.uint32(delta != 0)
+            apart += delta * delta
+            length += own[i] * own[i]
+        changed, distance, norm = changed + int(count), distance + float(apart), norm + float(length)
+    return changed, distance, norm
+
+
+@reassociated
+def _sums_of_bits(before: NDArray[np.uint16], after: NDArray[np.uint16]) -> tuple[int, float, float]:
+    """The same of bfloat16."""
+    changed, distance, norm = 0, 0.0, 0.0
+    for first in range(0, len(before), _TILE):
+        own, other = before[first : first + _TILE], after[first : first + _TILE]
+        count, apart, length = np.uint32(0), np.float32(0), np.float32(0)
+        for i in range(len(own)):
+            start = np.uint32(np.uint32(own[i]) << np.uint32(16)).view(np.float32)
+            delta = np.uint32(np.uint32(other[i]) << np.uint32(16)).view(np.float32) - start
+            count += np.uint32(own[i] != other[i])
+            apart += delta * delta
+            length += start * start
+        changed, distance, norm = changed + int(count), distance + float(apart), norm + float(length)
+    return changed, distance, norm

@@ -1,0 +1,81 @@
+"""Files and folders of our own: made and opened without following links, never somebody else's.
+
+Working names are known in advance (``.OUT.partial``, ``.lock``), so anything may stand there: a link to a
+folder of the user's, or one that somebody else put there to have us write where it leads.
+"""
+
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from taskvec.errors import InputError
+from taskvec.reading import describe
+
+_REMEDY = "remove it, or choose another output"
+
+
+def open_own(path: Path, *, fresh: bool = False) -> int:
+    """A handle of a working file, for reading and writing; made if it is not there.
+
+    Args:
+        fresh: remove what is there, and make the file anew.
+
+    Raises: InputError for a link, for anything but a plain file, and for a file of another user.
+    """
+    if fresh:
+        with suppress(FileNotFoundError):
+            path.unlink()
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return _opened(path, flags | (os.O_EXCL if fresh else 0), stat.S_ISREG)
+
+
+def open_own_folder(path: Path) -> int:
+    """A handle of a working folder, made if it is not there.
+
+    Raises: InputError for a link, for anything but a folder, and for a folder of another user.
+    """
+    path.mkdir(exist_ok=True)
+    return _opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, stat.S_ISDIR)
+
+
+def _opened(path: Path, flags: int, expected: Callable[[int], bool]) -> int:
+    try:
+        found = path.lstat()
+        if not expected(found.st_mode):
+            raise InputError(f"{path}: is {describe(found)}, and taskvec works under that name; {_REMEDY}")
+    except FileNotFoundError:
+        pass
+    handle = os.open(path, flags, 0o666)
+    opened = os.fstat(handle)
+    if not expected(opened.st_mode) or opened.st_uid != os.geteuid():
+        os.close(handle)
+        raise InputError(f"{path}: belongs to another user, and taskvec works under that name; {_REMEDY}")
+    return handle
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it; nothing if it is not there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold what was written to a file or to the list of a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file: the whole of it or, if that fails, what was there before."""
+    partial = path.with_name(f".{path.name}.partial")
+    with os.fdopen(open_own(partial, fresh=True), "w", encoding="utf-8") as file:
+        file.write(text)
+    partial.replace(path)
