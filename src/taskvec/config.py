@@ -33,7 +33,8 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError(f"{where}: {_first(error, cls)}") from None
+            said = printable(" ".join(_first(error, cls).split()))
+            raise InputError(f"{where}: {said}") from None
 
 
 def _first(error: ValidationError, model: type[BaseModel]) -> str:
@@ -41,7 +42,7 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
     # An unknown key first: what it hides is often the missing one.
     found = sorted(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     complaint = found[0]
-    path = [printable(str(part)) for part in complaint["loc"]]
+    path = [str(part) for part in complaint["loc"]]
     more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
     if complaint["type"] == "extra_forbidden":
         owner, name = path[:-1], path[-1]

@@ -477,3 +477,11 @@ def test_pictures_of_a_data_set_lie_in_its_folder(tmp_path: Path) -> None:
     for value in ({"bytes": None, "path": str(tmp_path / "secret.png")}, {"bytes": b"x"}, None, "a.png"):
         with pytest.raises(InputError, match=r"leads out of its folder|row 1: "):
             hub._image(value, "row 1")
+
+
+def test_a_data_set_folder_with_a_pipe_in_it_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.jsonl")
+    data = {"source": "hf", "id": str(tmp_path), "text": "text"}
+    demo = Task.parse("task", {"name": "demo", "classes": ["a", "b"], "data": data})
+    with pytest.raises(InputError, match=r"train\.jsonl: is no plain file"):
+        demo.split("train")

@@ -37,6 +37,8 @@ class Grid(Config):
             raise ValueError("start < stop <= limit must hold")
         for name, end in {"stop": self.stop, "limit": self.limit}.items():
             steps = (end - self.start) / self.step
+            if steps > 100_000:
+                raise ValueError(f"{name} {end:g} is more than 100,000 steps of {self.step:g} away")
             if abs(steps - round(steps)) > 1e-6:
                 raise ValueError(
                     f"{name} {end:g} is not a whole number of steps of {self.step:g} from {self.start:g}"

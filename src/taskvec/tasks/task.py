@@ -202,13 +202,16 @@ class Task(Config):
             if label in self.labels:
                 return self.labels[label]
             known = ", ".join(map(repr, self.labels))
-            raise InputError(f"{rows.where(row)}: label {label!r}, expected one of 'labels' ({known})")
+            raise InputError(
+                f"{rows.where(row)}: label {reprlib.repr(label)}, expected one of 'labels' ({known})"
+            )
         if isinstance(label, int) and 0 <= label < len(classes):
             return classes[label]
         if label in classes:
             return str(label)
         raise InputError(
-            f"{rows.where(row)}: label {label!r} is outside the {len(classes)} classes of {self.name!r}"
+            f"{rows.where(row)}: label {reprlib.repr(label)} is outside the {len(classes)} classes "
+            f"of {self.name!r}"
         )
 
 

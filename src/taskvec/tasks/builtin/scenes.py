@@ -209,10 +209,14 @@ def pictures(scene: str, split: str, seed: int = 0, classes: tuple[int, ...] | N
         seed: of what is drawn; the scans of ``handwritten`` do not depend on it.
         classes: only these labels; a drawn split keeps its size.
 
-    Raises: InputError for an unknown scene or split.
+    Raises: InputError for an unknown scene or split, or a class that the scene has not.
     """
     if split not in SIZES:
         raise InputError(f"built-in world: no split {split!r}; {nearest(split, SIZES)}")
+    there = 10 if scene == "handwritten" or scene not in SCENES else SCENES[scene][1]
+    for label in classes or ():
+        if label >= there:
+            raise InputError(f"built-in world: no class {label} in the scene {scene!r}, which has {there}")
     if scene == "handwritten":
         every, first = _handwritten(), 0
         for name, size in HANDWRITTEN_SIZES.items():

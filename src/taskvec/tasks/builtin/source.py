@@ -3,7 +3,7 @@
 from typing import Literal
 
 import xxhash
-from pydantic import NonNegativeInt, field_validator
+from pydantic import Field, NonNegativeInt, field_validator
 
 from taskvec.registry import nearest
 from taskvec.tasks.source import Rows, Source
@@ -20,7 +20,7 @@ class BuiltinWorld(Source):
 
     source: Literal["builtin"] = "builtin"
     scene: str
-    only: tuple[NonNegativeInt, ...] | None = None
+    only: tuple[NonNegativeInt, ...] | None = Field(default=None, min_length=1)
     """Draw only these of the scene's classes."""
     seed: NonNegativeInt = 0
     """Of what is drawn; the scans of ``handwritten`` do not depend on it."""

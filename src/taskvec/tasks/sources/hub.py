@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub, or local folders that the ``datasets`` library reads."""
 
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from io import BytesIO
@@ -94,12 +95,19 @@ class Hub(Source):
             raise MissingExtra(
                 f"{self.id}: the package datasets is not installed; pip install 'taskvec[data]'"
             ) from None
+        for path in self._strange():
+            raise InputError(f"{path}: is no plain file, and reading it could wait forever; take it out")
         place = str(self._home) if self._home else self.id
         remedy = (
             f"; or put the images into {self.local}/train/<class>/ and /test/<class>/" if self.local else ""
         )
         with one_sentence(f"{self.id}: split {self.splits[split]!r} cannot be loaded", remedy):
             return datasets.load_dataset(place, self.config, split=self.splits[split], revision=self.revision)
+
+    def _strange(self) -> Iterator[Path]:
+        """What the library would open though it is no file."""
+        for place, _, names in os.walk(self._home) if self._home else ():
+            yield from (path for name in names if not (path := Path(place, name)).is_file())
 
     @cached_property
     def _home(self) -> Path | None:

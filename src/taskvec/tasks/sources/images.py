@@ -17,8 +17,8 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import Field
 
+from taskvec.config import shortened
 from taskvec.errors import InputError, MissingExtra
-from taskvec.reading import printable
 from taskvec.tasks.source import Rows, Source, SplitName, chunks, most_unpacked, one_sentence, opened
 
 Pixels = NDArray[np.uint8]
@@ -220,7 +220,7 @@ class _Archive:
         Raises: InputError for one that is not there, is damaged or holds Python objects.
         """
         if key not in self.members:
-            there = printable(", ".join(self.members))
+            there = shortened(", ".join(map(repr, self.members)))
             raise InputError(f"{self.path}: no array {key!r}; there are {there}")
         with one_sentence(f"{self.path}: array {key!r} cannot be read"):
             member = self.members[key]

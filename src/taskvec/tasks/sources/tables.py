@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import reprlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from io import TextIOWrapper
@@ -103,7 +104,8 @@ class Table(Source):
         found = str(_field(row, self.split, where))
         if not self.splits and found not in SPLITS:
             raise InputError(
-                f"{where}: {self.split} {found!r}, expected {', '.join(SPLITS)}; name it under 'splits'"
+                f"{where}: {self.split} {reprlib.repr(found)}, expected {', '.join(SPLITS)}; "
+                "name it under 'splits'"
             )
         return found
 
