@@ -1,14 +1,12 @@
 """Edits that are killed, interrupted or run out of disk: never a folder that loads and is wrong."""
 
-import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -17,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from effort import EFFORT
+from forking import Forks, Trouble
 from taskvec.vectors import EditedWeights, TaskVector, apply, combine
 from taskvec.weights import open_weights, save_weights
 
@@ -24,43 +23,13 @@ MOMENTS = 2 * EFFORT
 """Random moments, or sizes, of each kind of trouble."""
 
 Files = dict[str, bytes]
-Trouble = dict[str, int]
 RESUME = "--resume"
 KILLED = -signal.SIGKILL
 
 
-class Forks:
-    """Commands in processes of their own, which start in no time."""
-
-    def __init__(self, log: Path) -> None:
-        program = Path(__file__).with_name("forking.py")
-        self._server = subprocess.Popen(
-            [sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self._log = log
-
-    def __call__(
-        self, arguments: Sequence[str], trouble: Trouble | None = None, send: int = 0, after: float = 0
-    ) -> int:
-        """The exit code of a command that gets into trouble, or is sent a signal seconds after its start."""
-        request = {"arguments": list(arguments), "trouble": trouble or {}, "signal": send, "after": after}
-        assert self._server.stdin is not None and self._server.stdout is not None
-        self._server.stdin.write(json.dumps({**request, "log": str(self._log)}) + "\n")
-        self._server.stdin.flush()
-        return int(self._server.stdout.readline())
-
-    @property
-    def said(self) -> str:
-        """What the last command printed."""
-        return self._log.read_text()
-
-    def close(self) -> None:
-        self._server.communicate()
-
-
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    server = Forks(tmp_path_factory.mktemp("log") / "log")
+    server = Forks(tmp_path_factory.mktemp("log"))
     yield server
     server.close()
 
