@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from taskvec.errors import CorruptFile, InputError, TaskvecError, UnsafeFile
 from taskvec.weights import TensorSpec, Weights, hub, open_weights, save_weights
+from taskvec.weights.pickled import PICKLES
 
 STATE = {
     "layer.weight": torch.arange(12.0).reshape(4, 3),
@@ -241,9 +242,20 @@ def test_a_pickled_module_is_refused_in_words(tmp_path: Path) -> None:
         open_weights(tmp_path / "module.pt")
 
 
-def test_a_state_dict_inside_a_training_checkpoint_is_found(tmp_path: Path) -> None:
-    torch.save({"epoch": 3, "state_dict": {"a": torch.ones(2)}}, tmp_path / "last.pt")
-    assert list(open_weights(tmp_path / "last.pt")) == ["a"]
+@pytest.mark.parametrize("ending", PICKLES)
+def test_a_state_dict_inside_a_trainer_s_checkpoint_is_found_whatever_the_file_is_called(
+    ending: str, tmp_path: Path
+) -> None:
+    beside = {"epoch": 3, "hyper_parameters": {"lr": 0.1}, "optimizer_states": [{"state": {}}]}
+    torch.save({**beside, "state_dict": {"a": torch.ones(2)}}, tmp_path / f"last{ending}")
+    assert list(open_weights(tmp_path / f"last{ending}")) == ["a"]
+
+
+def test_a_trainer_s_checkpoint_that_would_run_code_is_refused_under_every_ending(tmp_path: Path) -> None:
+    for ending in PICKLES:
+        torch.save({"state_dict": {"a": torch.ones(2)}, "model": nn.Linear(2, 2)}, tmp_path / f"last{ending}")
+        with pytest.raises(UnsafeFile, match=rf"last{ending}: holds more than tensors"):
+            open_weights(tmp_path / f"last{ending}")
 
 
 @pytest.mark.parametrize("content", [{"a": 3}, [torch.ones(1)], {3: torch.ones(1)}])

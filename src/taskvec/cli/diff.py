@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from taskvec.cli._common import Count, Force, Json, Quiet, print_facts, print_json, print_table, say, watching
 from taskvec.cli._editing import Dtype, Output, ShardSize
@@ -19,7 +21,7 @@ def diff(
     /,
     *,
     output: Output,
-    task: str | None = None,
+    task: Annotated[str | None, Parameter(name=["--task", "-t"])] = None,
     dtype: Dtype | None = None,
     on_extra: Literal["error", "drop"] = "error",
     on_missing: Literal["error", "zero"] = "error",

@@ -1,5 +1,9 @@
 """``taskvec tasks``: the tasks there are, or one in full."""
 
+from typing import Annotated
+
+from cyclopts import Parameter
+
 from taskvec.cli._common import Json, print_json
 from taskvec.cli._listing import print_lines, show
 from taskvec.errors import InputError, UnknownName
@@ -8,7 +12,13 @@ from taskvec.tasks.suite import load_suite, suite_names
 from taskvec.tasks.task import Task
 
 
-def tasks(name: str | None = None, /, *, suite: str | None = None, json: Json = False) -> None:
+def tasks(
+    name: str | None = None,
+    /,
+    *,
+    suite: Annotated[str | None, Parameter(name=["--suite", "-s"])] = None,
+    json: Json = False,
+) -> None:
     """List the tasks there are, or show one.
 
     Args:

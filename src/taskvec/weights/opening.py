@@ -8,14 +8,13 @@ from torch import Tensor, nn
 from taskvec.errors import InputError
 from taskvec.reading import exists, local_path
 from taskvec.weights import hub
-from taskvec.weights.pickled import PickledWeights
+from taskvec.weights.pickled import PICKLES, PickledWeights
 from taskvec.weights.sharded import ShardedWeights, index_kind
 from taskvec.weights.source import Direction, MemoryWeights, Weights
 from taskvec.weights.stored import StoredWeights
 
 WeightsLike = str | Path | Mapping[str, Tensor] | nn.Module | Weights
 
-PICKLES = (".bin", ".pt", ".pth")
 _IN_A_FOLDER = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -30,8 +29,9 @@ def open_weights(ref: WeightsLike) -> Weights:
 
     Args:
         ref: a folder (also that of an adapter), a ``.safetensors`` file, a ``*.index.json``, a
-            ``.bin``/``.pt``/``.pth`` state dict, a hub id ``org/name[@revision]`` (a path that exists
-            wins), a module, a mapping of tensors, or weights that are open already (given back as they are).
+            ``.bin``/``.pt``/``.pth``/``.ckpt`` state dict, a hub id ``org/name[@revision]`` (a path that
+            exists wins), a module, a mapping of tensors, or weights that are open already (given back as they
+            are).
 
     Raises: InputError if there is nothing of that name; CorruptFile, UnsafeFile for files that lie.
 

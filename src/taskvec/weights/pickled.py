@@ -22,9 +22,15 @@ SPREAD = 4
 _SMALL = 1 << 20
 """Bytes that a state dict may have in any case."""
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+"""Endings of files that ``torch.save`` wrote."""
+
 
 class PickledWeights(MemoryWeights):
-    """A state dict in a ``.bin``, ``.pt`` or ``.pth`` file, mapped into memory where the format allows.
+    """A state dict that ``torch.save`` wrote, mapped into memory where the format allows.
+
+    It may lie under the key ``state_dict`` of a trainer's checkpoint, such as Lightning's; what lies beside
+    it is not used.
 
     Raises: UnsafeFile if loading would run code; CorruptFile if it cannot be read; InputError if it
         holds other things than tensors.

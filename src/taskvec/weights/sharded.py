@@ -7,6 +7,7 @@ from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError
 from taskvec.reading import inside, read_json, shown
+from taskvec.weights.pickled import PICKLES
 from taskvec.weights.source import Weights
 from taskvec.weights.stored import file_identity
 
@@ -95,6 +96,6 @@ def index_kind(index: Path) -> str:
     stem = index.name.removesuffix(".index.json")
     if stem.endswith(".safetensors"):
         return "safetensors"
-    if stem.endswith((".bin", ".pt", ".pth")):
+    if stem.endswith(PICKLES):
         return "pickle"
     raise InputError(f"{index}: expected a name such as model.safetensors.index.json")

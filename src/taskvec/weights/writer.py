@@ -14,7 +14,8 @@ from taskvec.errors import CorruptFile, InputError, NonFinite, TaskvecError
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import check_inside, copy_regular, inside, local_path, read_json
 from taskvec.weights.journal import Journal
-from taskvec.weights.opening import PICKLES, WeightsLike, open_weights
+from taskvec.weights.opening import WeightsLike, open_weights
+from taskvec.weights.pickled import PICKLES
 from taskvec.weights.plan import Shard, plan_shards
 from taskvec.weights.source import Weights, folded
 from taskvec.weights.staging import MANIFEST, check_space, check_target, staged
