@@ -13,6 +13,7 @@ import taskvec
 
 SOURCE = Path(taskvec.__file__).parent
 GROUND = {
+    "arguments",
     *("_version", "config", "compiled", "errors", "patterns", "progress", "reading", "registry"),
     *("selection", "substitution", "writing"),
 }

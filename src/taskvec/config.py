@@ -22,7 +22,8 @@ VALUES = 200_000
 class Config(BaseModel):
     """Base of all settings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Inputs stay out of pydantic's own messages: one may be a whole network.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     @classmethod
     def parse(cls, where: str, values: object) -> Self:

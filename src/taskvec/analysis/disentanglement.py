@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError, TaskvecError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.points import Points
@@ -254,6 +255,7 @@ def _ratio(error: float | None, movement: float | None) -> float | None:
     return error / movement if error is not None and movement else None
 
 
+@checked
 def disentanglement(
     evaluator: Evaluator,
     panels: Iterable[Panel],

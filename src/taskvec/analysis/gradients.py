@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError, TaskvecError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.models.backbone import Backbone
@@ -42,6 +43,7 @@ class Residual:
     """Less the Hessian term too."""
 
 
+@checked
 def gradient_equivalence(
     losses: Sequence[Loss],
     theta0: Params,

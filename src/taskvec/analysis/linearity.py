@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.points import Point, Points
@@ -108,6 +109,7 @@ class Regime:
     tangent: Points
 
 
+@checked
 def linearity_gap(
     evaluator: Evaluator,
     regimes: Iterable[Regime],

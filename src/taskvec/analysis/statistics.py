@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone, evaluating
 from taskvec.models.heads import Head
@@ -64,6 +65,7 @@ class _Scores(nn.Module):
         return (logs.detach() / 2).exp() * logs
 
 
+@checked
 def fisher(
     model: Backbone,
     task: Task,
@@ -152,6 +154,7 @@ def _add_dense(into: Tensor, terms: list[Term], n: int, classes: int) -> None:
         into[some] += slopes.square_().sum((0, 1))
 
 
+@checked
 def gram(
     model: Backbone,
     task: Task,

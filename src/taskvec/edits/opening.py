@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from taskvec.arguments import checked
 from taskvec.config import read_yaml
 from taskvec.edits import recipe
 from taskvec.edits.card import card
@@ -14,6 +15,7 @@ from taskvec.progress import Watch, unwatched
 from taskvec.weights import save_weights
 
 
+@checked
 def open_recipe(path: str | Path, *, known: recipe.Known = recipe.none_known, **instead: object) -> Merge:
     """The model that a recipe file describes, ours or mergekit's; reads headers only.
 
@@ -35,6 +37,7 @@ def open_recipe(path: str | Path, *, known: recipe.Known = recipe.none_known, **
     return mergekit.read(place, content)
 
 
+@checked
 def save_merge(
     merge: Merge,
     path: str | Path,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import absolute, normalized
@@ -13,6 +14,7 @@ from taskvec.tasks.source import SplitName
 Values = Mapping[str, float]
 
 
+@checked
 def single_task(evaluator: Evaluator, points: Points, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     """Value of each task's own vector at coefficient 1, on validation and test: ``{split: {task: value}}``.
 
@@ -27,6 +29,7 @@ def single_task(evaluator: Evaluator, points: Points, tasks: Sequence[str]) -> d
     return {str(split): values for split, values in found.items()}
 
 
+@checked
 def addition(
     evaluator: Evaluator,
     points: Points,

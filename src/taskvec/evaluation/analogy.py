@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.points import Points
@@ -10,6 +11,7 @@ from taskvec.evaluation.search import Grid, Search, maximize
 Validation = Callable[[Mapping[str, float]], dict[str, float]]
 
 
+@checked
 def analogy(
     evaluator: Evaluator,
     points: Points,

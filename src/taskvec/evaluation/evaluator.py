@@ -7,6 +7,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError, TaskvecError
 from taskvec.evaluation.metrics import Score, score, value
 from taskvec.evaluation.points import OrdinaryPoints, Point, Points, TangentPoint, TangentPoints
@@ -40,6 +41,7 @@ class Evaluator:
     Raises: InputError for a task of another modality than the backbone's.
     """
 
+    @checked
     def __init__(
         self,
         backbone: Backbone,
@@ -90,6 +92,7 @@ class Evaluator:
         self, vectors: Mapping[str, TaskVector], start: Params | None = None, *, space: Space
     ) -> Points: ...
 
+    @checked
     def points(
         self, vectors: Mapping[str, TaskVector], start: Params | None = None, space: Space = "ordinary"
     ) -> Points:

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taskvec.arguments import checked
 from taskvec.tangent.linearization import Linearization
 from taskvec.tasks.loaders import Batch
 from taskvec.training.loop import Params, autocast
 
 
+@checked
 @dataclass(frozen=True)
 class LinearFeatures:
     """Features on one set of examples, affine in the coefficients of T directions.
@@ -43,6 +45,7 @@ class LinearFeatures:
         return LinearFeatures(self.base, {**self.slopes, **other.slopes}, self.labels)
 
 
+@checked
 def linear_features(
     lin: Linearization, taus: Mapping[Any, Params], loader: Iterable[Batch], *, precision: str = "float32"
 ) -> LinearFeatures:

@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 
 
@@ -56,6 +57,7 @@ class Score:
         return asdict(self)
 
 
+@checked
 def score(logits: Tensor, labels: Tensor, metric: str = "accuracy") -> Score:
     """Compare ``logits`` (N, C), any float dtype, with ``labels`` (N,), int64.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import Score, absolute
@@ -9,6 +10,7 @@ from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import Grid, search_negation
 
 
+@checked
 def negation(
     evaluator: Evaluator,
     points: Points,

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError, KeyMismatch, NonFinite
 from taskvec.evaluation.linear import LinearFeatures, linear_features
 from taskvec.tangent.linearization import Linearization
@@ -59,6 +60,7 @@ class OrdinaryPoints:
     Raises: KeyMismatch if a vector names a tensor that the base lacks, or of another shape; NonFinite.
     """
 
+    @checked
     def __init__(self, base: Params, vectors: Mapping[str, Params]) -> None:
         self._base = {name: value.detach().float() for name, value in base.items()}
         self._deltas = _fitting(self._base, vectors)
@@ -98,6 +100,7 @@ class TangentPoints:
     Raises: KeyMismatch if a vector names a tensor that theta_0 lacks, or of another shape; NonFinite.
     """
 
+    @checked
     def __init__(
         self, lin: Linearization, vectors: Mapping[str, Params], *, precision: str = "float32"
     ) -> None:

@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
+from taskvec.arguments import checked
 from taskvec.config import Config
 from taskvec.evaluation.metrics import absolute, normalized
 
@@ -99,6 +100,7 @@ class Search:
         return "grid extended" if self.extended else ""
 
 
+@checked
 def search_addition(measure: Measure, single: Values, grid: Grid | None = None) -> Search:
     """The coefficient of largest mean normalized validation accuracy; ties go to the smaller one.
 
@@ -130,6 +132,7 @@ class SearchEach:
         }
 
 
+@checked
 def search_each(
     measure: Callable[[Mapping[str, float]], Values],
     single: Values,
@@ -165,6 +168,7 @@ def search_each(
     return SearchEach(dict(at), dict(values), height, sweeps)
 
 
+@checked
 def search_negation(
     measure: Measure, target: str, before: Values, grid: Grid | None = None, keep: float = 0.95
 ) -> Search:

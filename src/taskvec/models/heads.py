@@ -10,6 +10,7 @@ import xxhash
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 
@@ -28,6 +29,7 @@ class Head(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
+    @checked
     def __init__(
         self, weight: Tensor, bias: Tensor | None, *, normalize: bool, classes: Sequence[str], kind: HeadKind
     ) -> None:

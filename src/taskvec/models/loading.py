@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.known import LOADERS, MODELS
@@ -12,6 +13,7 @@ from taskvec.registry import nearest
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
+@checked
 def load_backbone(ref: str | Path) -> Backbone:
     """The encoder behind a known name, a checkpoint folder, or a hub id ``org/name[@revision]``.
 

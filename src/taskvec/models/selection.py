@@ -1,9 +1,11 @@
 """Which parameters of an encoder a regime trains."""
 
+from taskvec.arguments import checked
 from taskvec.models.backbone import Backbone
 from taskvec.selection import matching
 
 
+@checked
 def select(backbone: Backbone, selection: str) -> list[str]:
     """Checkpoint names of the encoder's parameters in a selection, in the network's order.
 

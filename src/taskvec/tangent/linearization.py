@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.tangent.dual import Dual, primals
 from taskvec.tangent.forward import NoRoute, NoTangent, Params, differentiable, jvp, named_in
@@ -42,6 +43,7 @@ class Linearization:
     Source: Ortiz-Jimenez et al. 2023, arXiv:2305.12827, equation 3.
     """
 
+    @checked
     def __init__(
         self,
         function: Callable[..., Any],

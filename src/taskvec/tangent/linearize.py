@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.selection import matching
 from taskvec.substitution import substituted
@@ -22,6 +23,7 @@ class TangentModel(nn.Module):
     Its parameters are tau alone: an optimizer over ``parameters()`` and a ``state_dict()`` hold nothing else.
     """
 
+    @checked
     def __init__(self, model: nn.Module, names: list[str], route: Route) -> None:
         super().__init__()
         params = dict(model.named_parameters())
@@ -45,6 +47,7 @@ class TangentModel(nn.Module):
         return self._linearization(self.tau, *args, **kwargs)
 
 
+@checked
 def linearize(model: nn.Module, params: Choice = "all", *, route: Route = "auto") -> TangentModel:
     """The tangent of a model at its present weights, with the model's own call signature.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, model_validator
 
+from taskvec.arguments import checked
 from taskvec.config import Config, read_yaml
 from taskvec.errors import InputError, UnknownName
 from taskvec.reading import local_path
@@ -62,6 +63,7 @@ def suite_with(task: str) -> "Suite":
     raise UnknownName(f"no task called {task!r} in any shipped suite; {nearest(task, known)}")
 
 
+@checked
 def load_suite(ref: str | Path) -> Suite:
     """The suite of this name, or in this YAML file.
 

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from taskvec.arguments import checked
 from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.registry import nearest
@@ -32,6 +33,7 @@ WHERE = {"path", "files", "local"}
 """Options of a source that say where data lie and not what they are."""
 
 
+@checked
 @dataclass(frozen=True)
 class Split:
     """Examples of one split.

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.selection import select
@@ -18,6 +19,7 @@ from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector, apply, combine
 
 
+@checked
 def atm(
     backbone: Backbone,
     parts: Sequence[Part],

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.selection import select
@@ -37,6 +38,7 @@ REGIMES = {
 """Regimes are data: a selection of parameters and a space."""
 
 
+@checked
 def finetune(
     backbone: Backbone,
     parts: Part | Sequence[Part],

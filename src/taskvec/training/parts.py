@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.heads import Head
@@ -10,6 +11,7 @@ from taskvec.tasks.loaders import head_for
 from taskvec.tasks.task import Split, Task
 
 
+@checked
 @dataclass(frozen=True)
 class Part:
     """One task's share of a training."""
@@ -22,6 +24,7 @@ class Part:
     """Of the task, data included, where it is known."""
 
 
+@checked
 def make_part(
     backbone: Backbone, task: Task, limits: Mapping[str, int] | None = None, head: Head | None = None
 ) -> Part:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from taskvec._version import __version__
+from taskvec.arguments import checked
 from taskvec.errors import InputError, NonFinite
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path
@@ -52,6 +53,7 @@ class Extraction:
     left_out: Mapping[str, float]
 
 
+@checked
 def save_adapter(
     vector: "TaskVector",
     path: str | Path,

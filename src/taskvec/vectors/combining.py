@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.registry import nearest
 from taskvec.rules import RULES, Rule
@@ -27,6 +28,7 @@ ROOM = 1 << 29
 """Bytes of tensors made of singular vectors that a combination keeps, to be read again at another scale."""
 
 
+@checked
 def combine(
     rule: str | Rule | Callable[..., Tensor],
     vectors: Sequence[TaskVector],

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from taskvec.arguments import checked
 from taskvec.errors import BaseMismatch, InputError, KeyMismatch, NonFinite
 from taskvec.vectors.base import Base
 from taskvec.vectors.checks import check_fits, check_point
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from taskvec.vectors.vector import TaskVector
 
 
+@checked
 def apply(
     base: WeightsLike,
     vector: "TaskVector",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from taskvec.arguments import checked
 from taskvec.vectors.base import shared_base
 from taskvec.weights.source import row_blocks
 
@@ -50,6 +51,7 @@ def gram(vectors: Sequence["TaskVector"]) -> Tensor:
     return total
 
 
+@checked
 def similarity(vectors: Sequence["TaskVector"]) -> Tensor:
     """The cosine matrix, (n, n) float64, ones on the diagonal; NaN in the rows of a zero vector."""
     products = gram(vectors)

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError, NonFinite, UnknownName
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path
@@ -80,6 +81,7 @@ class Masked(Source):
         return torch.where(mask, unified, 0).mul_(self._factor)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class MaskedVectors:
     """A unified vector, and a mask and a factor for each task.
@@ -213,6 +215,7 @@ class MaskedVectors:
         return cls(unified, Packed(weights, shapes), info.masks, weights.ref)
 
 
+@checked
 def emr(vectors: Mapping[str, TaskVector], *, rescaler: Rescaler = "global") -> MaskedVectors:
     """EMR: elect signs, mask by sign, rescale to the size of the task.
 
@@ -240,6 +243,7 @@ def emr(vectors: Mapping[str, TaskVector], *, rescaler: Rescaler = "global") -> 
     )
 
 
+@checked
 def tall_masks(vectors: Mapping[str, TaskVector], *, lam: float | Mapping[str, float] = 0.4) -> MaskedVectors:
     """TALL masks: of the sum of all vectors, the entries that a task needs.
 

@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from taskvec.arguments import checked
 from taskvec.errors import KeyMismatch, NonFinite
 from taskvec.vectors import files, geometry
 from taskvec.vectors.adapters import open_adapter
@@ -37,6 +38,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
     tensor([-0.5000, -0.5000])
     """
 
+    @checked
     def __init__(self, terms: Mapping[Source, float], base: Base, specs: Mapping[str, TensorSpec]) -> None:
         for source, coefficient in terms.items():
             if not abs(coefficient) <= LARGEST:
@@ -51,6 +53,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         """How far each tensor leads from the base, once the vector has been saved with the base at hand."""
 
     @classmethod
+    @checked
     def between(
         cls,
         base: WeightsLike,
@@ -81,6 +84,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         return cls({source: 1.0}, Base.of(start), source.specs)
 
     @classmethod
+    @checked
     def from_tensors(
         cls, deltas: Mapping[str, Tensor], base: WeightsLike | None, **info: Any
     ) -> "TaskVector":
@@ -112,6 +116,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         return cls({source: 1.0}, Base.of(start), source.specs)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "TaskVector":
         """Open a task-vector file or folder, or a LoRA adapter; reads its headers only.
 
@@ -126,6 +131,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         return cls.opened(open_weights(place)) if task is None else files.masked(place, task)
 
     @classmethod
+    @checked
     def opened(cls, weights: Weights) -> "TaskVector":
         """The vector in a file that is open already.
 
@@ -142,6 +148,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         return cls({source: 1.0}, Base(info.base.ref, info.base.fingerprint), source.specs)
 
     @classmethod
+    @checked
     def random_like(cls, vector: "TaskVector", seed: int) -> "TaskVector":
         """Gaussian noise with the norm of ``vector`` in every tensor: the baseline for any edit.
 
@@ -150,6 +157,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         source = Noise(vector, seed)
         return cls({source: 1.0}, vector.base, vector.specs)
 
+    @checked
     def save(
         self,
         path: str | Path,
@@ -256,6 +264,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         spot = Spot(name, rows, dtype)
         return total(terms, spot, Origins(spot, known))
 
+    @checked
     def with_base(self, base: WeightsLike) -> "TaskVector":
         """The same form, taken to be one of ``base``: the explicit way past the check of fingerprints.
 
@@ -273,6 +282,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         found = [(source.grounded(base), c) for source, c in self.terms.items()]
         return sum((TaskVector({s: c}, own, s.specs) for s, c in found), TaskVector({}, own, {}))
 
+    @checked
     def scaled(self, factors: Mapping[str, float]) -> "TaskVector":
         """Each tensor times its own factor; those that are not named stay as they are.
 
@@ -295,10 +305,12 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         """The Euclidean norm of every tensor."""
         return geometry.norms(self)
 
+    @checked
     def dot(self, other: "TaskVector") -> float:
         """The inner product."""
         return geometry.dot(self, other)
 
+    @checked
     def cosine(self, other: "TaskVector") -> float:
         """The cosine of the angle; NaN if either vector is zero."""
         return geometry.cosine(self, other)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from taskvec._version import __version__
+from taskvec.arguments import checked
 from taskvec.errors import CorruptFile, InputError, NonFinite, TaskvecError
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import check_inside, copy_regular, inside, local_path, read_json
@@ -27,6 +28,7 @@ _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 _INDEX = "model.safetensors.index.json"
 
 
+@checked
 def save_weights(
     weights: WeightsLike,
     path: str | Path,

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.tangent.ntk.contraction import Block, Chunk, Mode, mirror
 from taskvec.tangent.ntk.features import Plan
@@ -19,6 +20,7 @@ Features = dict[str, list[Chunk]]
 """Of a block of samples, by parameter."""
 
 
+@checked
 def ntk(
     model: nn.Module,
     x1: Inputs,

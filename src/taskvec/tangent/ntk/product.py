@@ -8,6 +8,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
+from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.substitution import substituted
 from taskvec.tangent.forward import jvp
@@ -15,6 +16,7 @@ from taskvec.tangent.ntk.features import check_outputs
 from taskvec.tangent.ntk.samples import Inputs, Samples, Selection, selected
 
 
+@checked
 def ntk_product(
     model: nn.Module,
     x1: Inputs,
@@ -46,6 +48,7 @@ def ntk_product(
     return _pushed(model, parameters, first, step, batch)
 
 
+@checked
 def ntk_operator(
     model: nn.Module, x: Inputs, *, params: Selection = "all", ridge: float = 0.0, batch: int = 64
 ) -> LinearOperator:
