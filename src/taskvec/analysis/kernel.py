@@ -310,7 +310,7 @@ def _tangents(
     evaluator: Evaluator, vector: TaskVector, data: Mapping[str, dict[str, Tensor]]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Features f0 and their derivative J tau along a vector."""
-    apply(open_weights(evaluator.backbone.ref), vector)  # lazy: only refuses a vector of another base
+    apply(open_weights(evaluator.backbone.source), vector)  # lazy: only refuses a vector of another base
     tau = {n: vector[n].float() for n in vector if n in evaluator.pretrained and vector.terms_at(n)}
     found = {}
     for name, inputs in data.items():

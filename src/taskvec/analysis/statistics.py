@@ -39,7 +39,7 @@ def edited(model: Backbone, vector: TaskVector) -> Backbone:
 
     Raises: BaseMismatch if the vector is of another model.
     """
-    apply(open_weights(model.ref), vector)  # lazy: only refuses a vector of another base
+    apply(open_weights(model.source), vector)  # lazy: only refuses a vector of another base
     copied = deepcopy(model)
     with torch.no_grad():
         for name, parameter in copied.encoder_parameters().items():

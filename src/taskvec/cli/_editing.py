@@ -12,7 +12,6 @@ from cyclopts import Parameter
 
 from taskvec.cli._common import assignments
 from taskvec.errors import InputError
-from taskvec.reading import exists
 
 if TYPE_CHECKING:
     from taskvec.vectors import TaskVector
@@ -91,9 +90,10 @@ def facts_of(path: Path, weights: "Weights", begun: float, **said: object) -> di
 
 def open_model(ref: str) -> "Weights":
     """Weights by path, hub id, or a known name such as ``minilm``; what exists on the disk wins."""
+    from taskvec.models.known import resolved
     from taskvec.weights import open_weights
 
-    return open_weights((None if exists(ref) else known_ref(ref)) or ref)
+    return open_weights(resolved(ref))
 
 
 def known_ref(name: str) -> str | None:

@@ -24,4 +24,4 @@ def models(name: str | None = None, /, *, json: Json = False) -> None:
 
 
 def _shown(model: KnownModel) -> dict[str, object]:
-    return model.model_dump(mode="json", exclude={"kind", "package"}) | {"reference": model.ref()}
+    return model.model_dump(mode="json", exclude={"package"}) | {"reference": model.ref()}

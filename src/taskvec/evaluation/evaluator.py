@@ -104,7 +104,7 @@ class Evaluator:
 
         Tensors that no feature depends on are left out. Raises: BaseMismatch if a vector is of another model.
         """
-        base = open_weights(self.backbone.ref)
+        base = open_weights(self.backbone.source)
         deltas = {}
         for label, vector in vectors.items():
             apply(base, vector)  # lazy: only refuses a vector of another base

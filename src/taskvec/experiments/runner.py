@@ -50,7 +50,7 @@ class Runner:
             precision=precision,
         )
         self._common = {
-            "model": open_weights(self.backbone.ref).fingerprint(),
+            "model": open_weights(self.backbone.source).fingerprint(),
             "limits": {str(split): limit for split, limit in experiment.limits.items()},
             "precision": precision,
         }

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from taskvec.arguments import label
 from taskvec.errors import InputError
 
 Modality = Literal["text", "image"]
@@ -19,11 +20,15 @@ class Backbone(nn.Module, ABC):
 
     Args:
         network: the module that holds the weights.
-        ref: what ``open_weights`` and ``load_backbone`` take for the same weights.
+        ref: what ``open_weights`` takes for the same weights: a path, a hub id, a module or a mapping.
         dim: d, the size of a feature.
         logit_scale: factor of a zero-shot head built with this encoder.
         checkpoint: names of the tensors in the checkpoint, where they may differ from those of ``network`` by
             a prefix; none when they are the same.
+
+    Attributes:
+        ref: the same in one short line, for messages and records.
+        source: the same as it was given, to be opened.
     """
 
     modality: Modality
@@ -32,14 +37,15 @@ class Backbone(nn.Module, ABC):
         self,
         network: nn.Module,
         *,
-        ref: str,
+        ref: Any,
         dim: int,
         logit_scale: float,
         checkpoint: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
-        self.ref = ref
+        self.ref = label(ref)
+        self._source = (ref,)  # in a tuple, or a module would become a part of this one
         self.dim = dim
         self.logit_scale = logit_scale
         self._checkpoint = None if checkpoint is None else frozenset(checkpoint)
@@ -85,9 +91,17 @@ class Backbone(nn.Module, ABC):
     def names(self) -> Mapping[str, str]:
         """Name in the network -> name in the checkpoint, for every encoder parameter.
 
-        Raises: InputError if the checkpoint lacks one of them: the features would be random.
+        Raises: InputError if the checkpoint lacks one of them, and the features would be random; or if the
+            model does not run.
         """
-        reached = _reached(self)
+        try:
+            reached = _reached(self)
+        except Exception as error:  # whatever a network can raise that does not fit its inputs
+            said = " ".join(str(error).split())[:160]
+            raise InputError(
+                f"{self.ref}: the model fails on its smallest input ({type(error).__name__}: {said}); do "
+                "configuration, weights and tokenizer belong together?"
+            ) from error
         if self._checkpoint is None:
             return {name: name for name in reached}
         found = {name: _stored_as(name, self._checkpoint) for name in reached}
@@ -99,6 +113,11 @@ class Backbone(nn.Module, ABC):
                 "is the configuration of another model?"
             )
         return {name: stored for name, stored in found.items() if stored is not None}
+
+    @property
+    def source(self) -> Any:
+        """What ``open_weights`` takes for the weights."""
+        return self._source[0]
 
     @property
     def device(self) -> torch.device:

@@ -1,15 +1,35 @@
 """Checkpoint folders in the transformers layout, local or on the hub."""
 
-from collections.abc import Iterator
+import os
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
-from taskvec.errors import CorruptFile, InputError, MissingExtra
-from taskvec.reading import is_folder, read_mapping
+from taskvec.errors import CorruptFile, InputError, MissingExtra, UnsafeFile
+from taskvec.reading import inside, is_folder, kind_of, open_regular, read_json, read_mapping
+
+EDITING = "diff, apply and merge edit any checkpoint, and run none"
+
+_PREFIX, _SUFFIX = "MODEL_FOR_", "_MAPPING_NAMES"
+_SENSES = ("IMAGE", "VIDEO", "VIS", "AUDIO", "SPEECH", "WAVEFORM", "SPECTROGRAM", "MULTIMODAL")
+"""In the names of transformers' tables: of models that need more than text, or give more."""
+
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""In the order in which transformers looks for them."""
+
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.spm", "*.tiktoken", "tekken.json", "merges.txt")
 
 
 def transformers() -> Any:
@@ -31,7 +51,7 @@ def config_file(ref: str) -> Path:
     if is_folder(ref):
         path = Path(ref) / "config.json"
         if not path.is_file():
-            raise InputError(f"{ref}: no config.json in the folder; expected a transformers checkpoint")
+            raise InputError(f"{ref}: no config.json in the folder; {_instead(Path(ref))}")
         return path
     transformers()
     from transformers.utils.hub import cached_file
@@ -44,6 +64,65 @@ def config_file(ref: str) -> Path:
     return Path(str(found))
 
 
+def _instead(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "it holds a LoRA adapter; write the model that it makes with: "
+            f"taskvec apply BASE -v a={folder} -o OUT"
+        )
+    return f"expected a transformers checkpoint ({EDITING})"
+
+
+def model_type(path: Path) -> str:
+    """The type of model that a config.json states.
+
+    Raises: InputError, CorruptFile if it states none.
+    """
+    wanted = "expected a model's configuration with its 'model_type'"
+    try:
+        found = read_mapping(path).get("model_type")
+    except CorruptFile as error:
+        raise CorruptFile(f"{error}; {wanted}") from None
+    if not isinstance(found, str) or not found:
+        raise InputError(f"{path}: 'model_type' is {kind_of(found)}, a name is needed; {wanted}")
+    return found
+
+
+def reads_text(kind: str) -> bool:
+    """Whether transformers has this type among the models that turn a text into hidden states."""
+    tables = set(_tables(kind))
+    known: Iterable[str] = _auto().MODEL_MAPPING_NAMES
+    if kind not in known or any(sense in table for table in tables for sense in _SENSES):
+        return False
+    if "SEQ_TO_SEQ_CAUSAL_LM" in tables:  # most of these want the text of the decoder too
+        tables -= {"TEXT_ENCODING", "SEQUENCE_CLASSIFICATION"}
+    return not tables.isdisjoint({"MASKED_LM", "CAUSAL_LM", "TEXT_ENCODING", "SEQUENCE_CLASSIFICATION"})
+
+
+def described(kind: str) -> str:
+    """What transformers has a type of model for, in words."""
+    if kind not in _auto().CONFIG_MAPPING_NAMES:
+        return f"unknown to transformers {transformers().__version__}"
+    words = [table.lower().replace("_", " ").replace(" lm", " language modeling") for table in _tables(kind)]
+    return f"for {', '.join(words[:3])}" if words else "for no task of its own"
+
+
+def _tables(kind: str) -> list[str]:
+    """The tables of transformers that list a type of model, such as ``IMAGE_CLASSIFICATION``."""
+    return [
+        name[len(_PREFIX) : -len(_SUFFIX)]
+        for name, types in vars(_auto()).items()
+        if name.startswith(_PREFIX) and name.endswith(_SUFFIX) and kind in types
+    ]
+
+
+def _auto() -> Any:
+    transformers()
+    from transformers.models.auto import modeling_auto
+
+    return modeling_auto
+
+
 def located(ref: str) -> dict[str, str]:
     """``org/name@revision`` as the arguments that transformers takes; a folder stays whole."""
     name, at, revision = ref.partition("@")
@@ -52,19 +131,93 @@ def located(ref: str) -> dict[str, str]:
     return {"path_or_repo_id": name, "revision": revision}
 
 
-def load_pretrained(kind: Any, ref: str, **options: Any) -> Any:
-    """``kind.from_pretrained`` of a folder or hub id, silent, without remote code.
+def load_network(kind: Any, ref: str) -> Any:
+    """A network of a transformers class with the weights of a folder or hub id, in float32.
 
-    Raises: InputError, one line, when the files do not make the model.
+    Raises: InputError, CorruptFile, UnsafeFile, one line that names the file which is to blame.
     """
+    if is_folder(ref):
+        tensor_names(Path(ref))
+    options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        network, report = _from_pretrained(kind, ref, **options)
+    except Exception as error:  # what does not fit surfaces as any of a dozen types
+        where = Path(ref) / "config.json" if is_folder(ref) else ref
+        raise InputError(
+            f"{where}: does not describe a model that can be built ({_reason(error)}); take the config.json "
+            "that belongs to the weights"
+        ) from None
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise InputError(
+            f"{ref}: {name!r} has shape {tuple(found)} in the weights and {tuple(expected)} by config.json; "
+            "take the config.json that belongs to the weights"
+        )
+    return network
+
+
+def load_tokenizer(ref: str, folder: Path, rows: int) -> Any:
+    """The tokenizer of a folder or hub id.
+
+    Args:
+        folder: where its files are.
+        rows: of the embedding that its numbers are looked up in.
+
+    Raises: InputError, CorruptFile if it lacks files, they are damaged, or they are of another model.
+    """
+    try:
+        tokenizer = _from_pretrained(transformers().AutoTokenizer, ref)
+    except Exception as error:
+        _blame_tokenizer(folder, error)
+    # Without a vocabulary some are made all the same, and know no word.
+    files = set(tokenizer.vocab_files_names.values())
+    if files and not any((folder / name).is_file() for name in files):
+        raise InputError(_no_tokenizer(folder, files))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{folder}: its tokenizer has no token for padding, and none for the end of a text")
+    if tokenizer.vocab_size > rows:
+        raise InputError(
+            f"{folder}: its tokenizer knows {tokenizer.vocab_size} tokens and the model's embedding has "
+            f"{rows} rows; take the tokenizer that belongs to the weights"
+        )
+    return tokenizer
+
+
+def _blame_tokenizer(folder: Path, error: Exception) -> NoReturn:
+    """Name the file because of which there is no tokenizer."""
+    found = sorted({path.name for pattern in _VOCABULARIES for path in folder.glob(pattern)})
+    for path in sorted({*folder.glob("*token*.json"), *folder.glob("vocab.json")}):
+        read_json(path)
+    if not found:
+        raise InputError(_no_tokenizer(folder, ("tokenizer.json", "vocab.txt"))) from None
+    raise InputError(
+        f"{folder}: {', '.join(found)} make no tokenizer ({_reason(error)}); take the files that belong to "
+        "the weights"
+    ) from None
+
+
+def _no_tokenizer(folder: Path, names: Iterable[str]) -> str:
+    kind = model_type(folder / "config.json")
+    return (
+        f"{folder}: no tokenizer in the folder ({' or '.join(sorted(names))}), and a model of type {kind!r} "
+        f"reads text; copy that of the model it was made from ({EDITING})"
+    )
+
+
+def _from_pretrained(kind: Any, ref: str, **options: Any) -> Any:
+    """``kind.from_pretrained`` of a folder or hub id, silent, without remote code."""
     place = located(ref)
     where = place.pop("path_or_repo_id")
-    try:
-        with quiet():
-            return kind.from_pretrained(where, **place, **options, trust_remote_code=False)
-    except Exception as error:  # a damaged or foreign file surfaces as any of a dozen types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{ref}: cannot be loaded as {kind.__name__} ({reason})") from None
+    with quiet():
+        return kind.from_pretrained(where, **place, **options, trust_remote_code=False)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, from another library's message, which may be a page."""
+    text = " ".join(str(error).split())
+    said = text if len(text) <= 160 else f"{text[:157]}..."
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 @contextmanager
@@ -83,19 +236,48 @@ def quiet() -> Iterator[None]:
 
 
 def tensor_names(folder: Path) -> list[str]:
-    """Names of the tensors that a checkpoint folder holds, from headers where they have one."""
-    for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (folder / index).is_file():
-            where = read_mapping(folder / index).get("weight_map")
-            if not isinstance(where, dict):
-                raise CorruptFile(
-                    f"{folder / index}: 'weight_map' is missing, expected names and their shards"
-                )
-            return list(where)
-    if (folder / "model.safetensors").is_file():
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
-            return list(file.keys())
-    if (folder / "pytorch_model.bin").is_file():
-        state = torch.load(folder / "pytorch_model.bin", weights_only=True, mmap=True, map_location="cpu")
-        return list(state)
+    """Names of the tensors that a checkpoint folder holds, from headers where they have one.
+
+    Raises: InputError, CorruptFile, UnsafeFile naming the file that is missing or damaged.
+    """
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return _shards_names(folder / name) if name.endswith(".json") else _names_in(folder / name)
     raise InputError(f"{folder}: no model.safetensors or pytorch_model.bin in the folder")
+
+
+def _shards_names(index: Path) -> list[str]:
+    """The names in an index; every file that it names is opened."""
+    found = read_mapping(index).get("weight_map")
+    if not isinstance(found, dict):
+        raise CorruptFile(f"{index}: no 'weight_map' of names and files; download or write it again")
+    for shard in sorted({str(file) for file in found.values()}):
+        _names_in(inside(index.parent, shard, index))
+    return list(found)
+
+
+def _names_in(path: Path) -> list[str]:
+    os.close(open_regular(path))
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return list(file.keys())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remark on pickles of an unusual protocol
+            # Only the zip format can be mapped.
+            state = torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
+        return list(state)
+    except SafetensorError as error:
+        raise CorruptFile(f"{path}: damaged ({_reason(error)}); download or write it again") from None
+    except Exception as error:  # damaged pickles fail in every way there is
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise UnsafeFile(
+                f"{path}: holds more than tensors, and loading it could run code; save it as safetensors"
+            ) from None
+        raise CorruptFile(f"{path}: damaged or no state dict ({_reason(error)})") from None
+
+
+def rows_of(embedding: nn.Module | None) -> int:
+    """How many numbers of tokens an embedding knows."""
+    weight = getattr(embedding, "weight", None)
+    return len(weight) if isinstance(weight, torch.Tensor) else 1 << 62

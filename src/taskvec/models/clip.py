@@ -12,7 +12,14 @@ from torch.nn.functional import interpolate
 
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone, evaluating
-from taskvec.models.checkpoint import config_file, load_pretrained, tensor_names, transformers
+from taskvec.models.checkpoint import (
+    config_file,
+    load_network,
+    load_tokenizer,
+    rows_of,
+    tensor_names,
+    transformers,
+)
 from taskvec.reading import read_mapping, shown
 
 LARGEST = 1 << 13
@@ -149,8 +156,8 @@ def load(ref: str) -> ClipBackbone:
     """The CLIP model in a checkpoint folder or on the hub, in float32."""
     package = transformers()
     folder = config_file(ref).parent
-    network = load_pretrained(package.CLIPModel, ref, dtype=torch.float32)
-    tokenizer = load_pretrained(package.AutoTokenizer, ref)
+    network = load_network(package.CLIPModel, ref)
+    tokenizer = load_tokenizer(ref, folder, rows_of(network.text_model.get_input_embeddings()))
     preprocessing = Preprocessing.read(folder, int(network.config.vision_config.image_size))
     return ClipBackbone(network, tokenizer, preprocessing, ref=ref, checkpoint=tensor_names(folder))
 

@@ -6,45 +6,48 @@ from pathlib import Path
 from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
-from taskvec.models.known import LOADERS, MODELS
-from taskvec.reading import is_folder, read_mapping
+from taskvec.models.known import LOADERS, MODELS, resolved
+from taskvec.reading import exists, is_folder, local_path
 from taskvec.registry import nearest
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
 @checked
 def load_backbone(ref: str | Path) -> Backbone:
-    """The encoder behind a known name, a checkpoint folder, or a hub id ``org/name[@revision]``.
+    """The encoder behind a checkpoint folder, a known name, or a hub id ``org/name[@revision]``.
 
-    A folder wins over a hub id of the same spelling. Weights are float32, in eval mode. Code inside a
-    checkpoint is never run.
+    What is on the disk wins over a known name and over a hub id of the same spelling. Weights are float32, in
+    eval mode. Code inside a checkpoint is never run.
 
-    Raises: InputError for a reference that is none of these; UnknownName with the nearest known model;
-        MissingExtra without transformers.
+    Raises: InputError, one line, for a reference that is none of these, with the nearest known model, and for
+        files that do not make a model which can be trained and evaluated; MissingExtra without transformers.
     """
-    name = str(ref)
-    if name in MODELS:
-        known = MODELS[name]
-        return _load(known.kind or _kind(known.ref()), known.ref())
-    if is_folder(name):
-        return _load(_kind(name), name)
-    if _HUB_ID.fullmatch(name):
-        return _load(_kind(name), name)
-    raise InputError(f"{name}: no folder, hub id or known model of this name; {nearest(name, MODELS)}")
-
-
-def _load(kind: str, ref: str) -> Backbone:
-    backbone: Backbone = LOADERS[kind](ref)
+    name = resolved(str(ref))
+    place = local_path(name)
+    if is_folder(place):
+        name = str(place)
+    elif exists(place):
+        raise InputError(f"{ref}: a file, expected the folder of a checkpoint, with its config.json")
+    # A path into a folder that exists is a slip of the pen, not a wish to download.
+    elif not _HUB_ID.fullmatch(name) or exists(place.parts[0]):
+        raise InputError(f"{ref}: no folder, hub id or known model of this name; {nearest(name, MODELS)}")
+    backbone: Backbone = LOADERS[_kind(name)](name)
     return backbone.eval()
 
 
 def _kind(ref: str) -> str:
     """The loader for a checkpoint, by the model type that its config.json states."""
-    from taskvec.models.checkpoint import config_file
+    from taskvec.models.checkpoint import EDITING, config_file, described, model_type, reads_text
 
     path = config_file(ref)
-    model_type = read_mapping(path).get("model_type")
-    if not isinstance(model_type, str):
-        raise InputError(f"{path}: no model configuration, expected a 'model_type'")
-    return model_type if model_type in LOADERS else "text"
+    found = model_type(path)
+    if found in LOADERS and found != "text":
+        return found
+    if reads_text(found):
+        return "text"
+    raise InputError(
+        f"{path}: model_type {found!r}, {described(found)}, is none that can be trained or evaluated; those "
+        "are text models of transformers (bert, roberta, mpnet, modernbert, gpt2 and their kin), clip and "
+        f"builtin ({EDITING})"
+    )

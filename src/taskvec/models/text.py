@@ -7,8 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone, evaluating
-from taskvec.models.checkpoint import config_file, load_pretrained, tensor_names, transformers
+from taskvec.models.checkpoint import (
+    config_file,
+    load_network,
+    load_tokenizer,
+    rows_of,
+    tensor_names,
+    transformers,
+)
 
 Text = str | tuple[str, str]
 Tokens = dict[str, list[int]]
@@ -36,6 +44,7 @@ class TextBackbone(Backbone):
             checkpoint=checkpoint,
         )
         self.tokenizer = tokenizer
+        self._rows = rows_of(network.get_input_embeddings())  # type: ignore[operator]
         positions = getattr(network.config, "max_position_embeddings", tokenizer.model_max_length)
         self._most = min(int(tokenizer.model_max_length), int(positions))
 
@@ -53,7 +62,18 @@ class TextBackbone(Backbone):
         texts = [list(column) for column in zip(*pairs, strict=True)] if pairs else [list(inputs)]
         limit = min(max_length or LONGEST, self._most)
         table = self.tokenizer(*texts, truncation=True, max_length=limit)
+        self._check_known(table["input_ids"])
         return [{key: table[key][row] for key in table} for row in range(len(inputs))]
+
+    def _check_known(self, numbers: Sequence[Sequence[int]]) -> None:
+        """Refuse tokens that were added to the tokenizer and not to the model."""
+        largest = max((max(row) for row in numbers if row), default=0)
+        if largest >= self._rows:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise InputError(
+                f"{self.ref}: its tokenizer gives {token!r} the number {largest}, and the model's embedding "
+                f"has {self._rows} rows; take the tokenizer that belongs to the weights"
+            )
 
     def stack(self, prepared: Sequence[Tokens]) -> dict[str, Tensor]:
         """Token ids and masks (N, longest), int64, padded on the right."""
@@ -87,8 +107,8 @@ def load(ref: str) -> TextBackbone:
     """The text encoder in a checkpoint folder or on the hub, in float32."""
     package = transformers()
     folder = config_file(ref).parent
-    network = load_pretrained(package.AutoModel, ref, dtype=torch.float32)
-    tokenizer = load_pretrained(package.AutoTokenizer, ref)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    network = load_network(package.AutoModel, ref)
+    if not isinstance(getattr(network.config, "hidden_size", None), int):
+        raise InputError(f"{ref}: config.json gives no 'hidden_size', the size of a feature")
+    tokenizer = load_tokenizer(ref, folder, rows_of(network.get_input_embeddings()))
     return TextBackbone(network, tokenizer, ref=ref, checkpoint=tensor_names(folder))

@@ -125,7 +125,7 @@ def as_vector(
     }
     return TaskVector.from_tensors(
         dict(deltas),
-        base=backbone.ref,
+        base=backbone.source,
         task=task,
         regime=f"{regime} ({variant})" if variant else regime,
         space=regime_called(regime).space,
