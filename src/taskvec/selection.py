@@ -54,9 +54,10 @@ def matching(names: Iterable[str], selection: str, where: str) -> list[str]:
     found = [name for name in known if pattern.fullmatch(name)]
     if not found:
         shown = ", ".join(known[-3:]) or "none"
+        others = ", ".join(one for one in SELECTIONS if one not in ("all", selection))
         raise InputError(
             f"{where}: selection {selection!r} leaves nothing to train of {len(known)} parameters "
-            f"(such as {shown}); choose another, or a pattern: re:PATTERN"
+            f"(such as {shown}); choose another: {others} or re:PATTERN"
         )
     return found
 

@@ -183,7 +183,9 @@ def test_a_training_killed_half_way_resumes_to_the_same_bits(
             ["train", "-t", "pets", "--regime", "random", "-o", "OUT"],
             "--like and --regime random belong together",
         ),
-        (["train", "-t", "pets", "--regime", "atention", "-o", "OUT"], "atention"),
+        (["train", "-t", "pets", "--regime", "atention", "-o", "OUT"], "did you mean 'attention'?"),
+        (["train", "-t", "pets", "--regime", "asent", "-o", "OUT"], "did you mean 'ascent'?"),
+        (["train", "-t", "pets", "--regime", "re:nowhere", "-o", "OUT"], "choose another: full, attention"),
         (["train", "-t", "pets", "-o", "EXISTING"], "--force"),
         (["train", "-t", "-o", "OUT"], "--task: nothing given"),
         (["train", "-t", "pets", "--limit", "0", "-o", "OUT"], "--limit"),
@@ -302,7 +304,7 @@ def test_a_checkpoint_of_other_data_is_not_gone_on_with(evaluator: tv.Evaluator,
         tv.finetune(evaluator.backbone, other, settings=recipe, checkpoint=state)
 
 
-@pytest.mark.parametrize("regime", ["tangent", "tangent-attention"])
+@pytest.mark.parametrize("regime", ["tangent", "tangent-attention", r"tangent-re:.*(query|key)\.weight"])
 def test_a_tangent_vector_is_trained_stored_and_evaluated_in_its_own_space(
     regime: str,
     options: list[object],

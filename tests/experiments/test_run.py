@@ -76,6 +76,31 @@ def test_a_run_leaves_records_vectors_tables_and_figures(finished: Path) -> None
     assert all({"inputs", "result", "seconds", "versions"} <= record.keys() for record in records(folder))
 
 
+PATTERN = r"re:.*layer\.1.*(query|key)\.weight"
+
+
+def test_a_selection_is_a_regime_and_joint_training_is_for_the_regimes_that_ask(
+    experiment: Path, tmp_path: Path
+) -> None:
+    text = experiment.read_text()
+    text = text[: text.index("atm:")].replace(
+        "{full: {}, attention: {lr: 4e-3}}", f"{{full: {{}}, '{PATTERN}': {{}}}}"
+    )
+    experiment.write_text(text.replace("joint: true", "joint: {regimes: [full]}"))
+    assert run(experiment, "-o", tmp_path / "run") == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    found = results["seeds"]["0"]
+    assert list(found) == ["full", PATTERN]
+    assert ("joint" in found["full"], "joint" in found[PATTERN]) == (True, False)
+    folders = sorted(path.name for path in (tmp_path / "run" / "vectors" / "seed0").iterdir())
+    assert folders[0] == "full" and folders[1].startswith("pattern-")
+    vectors = list((tmp_path / "run" / "vectors" / "seed0" / folders[1]).iterdir())
+    assert len(vectors) == 3 and tv.TaskVector.load(vectors[0]).info.regime == PATTERN
+    lines = (tmp_path / "run" / "report.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("|") and "query" in line]
+    assert rows and all("(query\\|key)" in row for row in rows)
+
+
 def test_running_again_computes_nothing(folder: Path, experiment: Path) -> None:
     before = (folder / "records.jsonl").read_bytes()
     results = (folder / "results.json").read_bytes()
@@ -137,6 +162,16 @@ def test_a_killed_run_goes_on_to_the_same_results(finished: Path, experiment: Pa
         (
             ("targets: [pets]", "targets: [petz]"),
             "no task called 'petz' in suite 'tiny'; did you mean 'pets'?",
+        ),
+        (("full: {}", "'re:(': {}"), "regimes: regime 're:(': '(' is no regular expression"),
+        (
+            ("full: {}", "full: {}, post-hoc-tangent: {}, tangent: {}"),
+            "'tangent' is of tangent space already",
+        ),
+        (("joint: true", "joint: {regimes: [tangent]}"), "joint: 'tangent' is not among this experiment's"),
+        (
+            ("joint: true", "joint: {regime: [full]}"),
+            "unknown key 'regime' in 'joint'; did you mean 'regimes'?",
         ),
         (("rounds: [1, 2]", "rounds: [0]"), "atm.rounds.0: input should be greater than 0"),
         (("rounds: [1, 2]", "rounds: [1], rule: meen"), "no rule called 'meen'; did you mean 'mean'?"),

@@ -25,8 +25,11 @@ from transformers import (
     ViTModel,
 )
 
+import taskvec as tv
 from taskvec.errors import InputError
+from taskvec.models.selection import select
 from taskvec.selection import matching
+from taskvec.training.finetune import regime_called
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 16,
@@ -106,6 +109,39 @@ def test_a_pattern_matches_whole_names() -> None:
 def test_a_selection_that_trains_nothing_is_an_error() -> None:
     with pytest.raises(InputError, match="nothing to train of 1 parameters"):
         matching(["conv.weight"], "attention", "model")
+
+
+def test_every_selection_that_the_message_offers_is_taken_by_training(evaluator: tv.Evaluator) -> None:
+    with pytest.raises(InputError) as refused:
+        tv.finetune(evaluator.backbone, evaluator.part("pets"), regime="re:nowhere")
+    _, advice = str(refused.value).split("choose another: ")
+    offered, pattern = advice.split(" or ")
+    assert pattern == "re:PATTERN"
+    settings = tv.TrainSettings(steps=1, batch_size=4)
+    for selection in (*offered.split(", "), r"re:.*layer\.1\..*query\.weight"):
+        for space in ("ordinary", "tangent"):
+            regime = selection if space == "ordinary" else f"tangent-{selection}"
+            if regime == "tangent-full":
+                regime = "tangent"
+            part = evaluator.part("pets")
+            vector = tv.finetune(evaluator.backbone, part, regime=regime, settings=settings)
+            assert (vector.info.regime, vector.info.space) == (regime, space)
+            moved = {name for name in vector if bool(vector[name].any())}
+            assert moved and moved <= set(select(evaluator.backbone, selection))
+
+
+@pytest.mark.parametrize(
+    ("regime", "complaint"),
+    [
+        ("atention", "did you mean 'attention'"),
+        ("mlps", "did you mean 'mlp'"),
+        ("tangent-full", "no regime called 'tangent-full'; did you mean"),
+        ("re:(", "regime 're:\\(': .* is no regular expression"),
+    ],
+)
+def test_a_regime_that_is_none_is_refused_with_what_there_is(regime: str, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        regime_called(regime)
 
 
 def test_an_unknown_selection_names_the_nearest() -> None:

@@ -15,12 +15,10 @@ from taskvec.evaluation.points import Point, Points
 from taskvec.models.heads import Head
 from taskvec.progress import Watch, unwatched
 from taskvec.tasks.source import SplitName
+from taskvec.training.finetune import linear_of
 from taskvec.training.space import Space
 
 TENTHS = tuple(i / 10 for i in range(1, 11))
-
-LINEAR_OF = {"full": "tangent", "attention": "tangent-attention"}
-"""The regime that trains the same parameters in tangent space."""
 
 
 def kernel_gap(f: Tensor, f_lin: Tensor, f0: Tensor) -> float | None:
@@ -191,8 +189,8 @@ def _comparisons(
             f"{name} over its linearization",
             {task: (of.accuracy[one], of.accuracy_linear[one]) for task, of in by_task.items()},
         )
-        linear = LINEAR_OF.get(name)
-        if linear is not None and linear in found:
+        linear = linear_of(name)
+        if linear in found:
             yield (
                 f"{name} over {linear}",
                 {

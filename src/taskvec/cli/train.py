@@ -10,6 +10,9 @@ from taskvec.cli._common import Count, Force, Json, Quiet, distinct, print_json,
 if TYPE_CHECKING:
     from taskvec.evaluation.points import Point
 
+BASELINES = ("ascent", "random")
+"""Regimes of the command alone."""
+
 
 def train(
     *,
@@ -17,7 +20,7 @@ def train(
     task: Annotated[tuple[str, ...], Parameter(name=["--task", "-t"], consume_multiple=True, negative=())],
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     suite: Annotated[str | None, Parameter(name=["--suite", "-s"])] = None,
-    regime: Literal["full", "attention", "tangent", "tangent-attention", "ascent", "random"] = "full",
+    regime: str = "full",
     lr: float = 1e-5,
     epochs: int = 1,
     steps: int | None = None,
@@ -54,8 +57,9 @@ def train(
     regime
         `full` trains every parameter of the encoder, `attention` the attention projections only; `tangent`
         and `tangent-attention` do the same in the tangent space of the pre-trained model (try twice the
-        learning rate). The baselines: `ascent` climbs the loss, `random` draws a vector with the norms of the
-        one in `--like`.
+        learning rate). Any other selection is a regime too, such as `mlp`, `re:PATTERN` or
+        `tangent-re:PATTERN`, a regular expression that whole names of parameters match. The baselines:
+        `ascent` climbs the loss, `random` draws a vector with the norms of the one in `--like`.
     lr
         Peak learning rate.
     epochs
@@ -91,12 +95,14 @@ def train(
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.models.loading import load_backbone
     from taskvec.tasks.suite import load_suite, suite_with
-    from taskvec.training.finetune import REGIMES, finetune
+    from taskvec.training.finetune import finetune, regime_called
     from taskvec.training.settings import TrainSettings
     from taskvec.vectors import TaskVector
     from taskvec.weights.staging import check_space, check_target
 
     names = distinct(task, "--task")
+    trained = "full" if regime in BASELINES else regime
+    kind = regime_called(trained, *BASELINES)
     check_target(output, force=force)
     if (like is not None) != (regime == "random"):
         raise InputError("--like and --regime random belong together: a random vector takes another's norms")
@@ -124,7 +130,7 @@ def train(
     check_space(output, sum(value.nbytes for value in evaluator.pretrained.values()))
 
     twin = TaskVector.load(like) if like is not None else None
-    space = (twin.info.space or "ordinary") if twin else REGIMES.get(regime, REGIMES["full"]).space
+    space = (twin.info.space or "ordinary") if twin else kind.space
 
     def at_one(vector: TaskVector) -> "Point":
         """The model that the vector makes, in the space it was trained in."""
@@ -140,7 +146,7 @@ def train(
             vector = finetune(
                 backbone,
                 [evaluator.part(name) for name in names],
-                regime="full" if regime == "ascent" else regime,
+                regime=trained,
                 settings=settings,
                 ascend=regime == "ascent",
                 checkpoint=checkpoint,

@@ -13,12 +13,17 @@ from taskvec.reading import local_path
 from taskvec.registry import nearest
 from taskvec.rules import RULES
 from taskvec.tasks.suite import Suite, load_suite
-from taskvec.training.finetune import REGIMES
+from taskvec.training.finetune import regime_called
 from taskvec.training.settings import TrainSettings
 from taskvec.training.space import Space
 
-POST_HOC = {"post-hoc": "full", "post-hoc-attention": "attention"}
-"""Regimes that train nothing: vectors of an ordinary one, evaluated in tangent space."""
+POST_HOC = "post-hoc"
+"""Opens the name of a regime that trains nothing: vectors of an ordinary one, evaluated in tangent space."""
+
+
+def post_hoc_of(regime: str) -> str:
+    """The regime that evaluates the vectors of this one in tangent space."""
+    return POST_HOC if regime == "full" else f"{POST_HOC}-{regime}"
 
 
 class Addition(Config):
@@ -53,6 +58,13 @@ class Atm(Config):
     scale: PositiveFloat = 1.0
     regimes: tuple[str, ...] | None = None
     """Default: all of the experiment that train in ordinary space, where ATM's merged models are."""
+
+
+class Joint(Config):
+    """Train one model on all tasks at once: the upper reference of addition."""
+
+    regimes: tuple[str, ...] | None = None
+    """Default: all of the experiment, each in its own space."""
 
 
 class Analogy(Config):
@@ -116,12 +128,17 @@ class Experiment(Config):
     addition: Addition | None = None
     negation: Negation | None = None
     atm: Atm | None = None
-    joint: bool = False
-    """Train one model on all tasks at once: the upper reference of addition."""
+    joint: Joint | None = None
+    """``true`` for all regimes."""
     analogies: tuple[Analogy, ...] = ()
     disentanglement: Disentanglement | None = None
     costs: bool = False
     """Measure the time and memory of a training step of each regime."""
+
+    @field_validator("joint", mode="before")
+    @classmethod
+    def _switched(cls, value: object) -> object:
+        return {True: Joint(), False: None}[value] if isinstance(value, bool) else value
 
     @field_validator("seeds", "tasks")
     @classmethod
@@ -136,19 +153,24 @@ class Experiment(Config):
             if "seed" in given:
                 raise ValueError(f"{where}: a seed is given under 'seeds', not here")
         for regime, given in self.regimes.items():
-            if regime not in {**REGIMES, **POST_HOC}:
-                known = nearest(regime, {**REGIMES, **POST_HOC})
-                raise ValueError(f"regimes: no regime called {regime!r}; {known}")
-            if self.trained(regime) not in self.regimes:
+            trained = self.trained(regime)
+            try:
+                space = regime_called(trained, POST_HOC, post_hoc_of("attention")).space
+            except InputError as error:
+                raise ValueError(f"regimes: {error}") from None
+            if trained not in self.regimes:
                 raise ValueError(
-                    f"regimes: {regime!r} evaluates the vectors of {POST_HOC[regime]!r}, which is not there"
+                    f"regimes: {regime!r} evaluates the vectors of {trained!r}, which is not there"
                 )
-            if regime in POST_HOC and given:
+            if trained != regime and space == "tangent":
+                raise ValueError(f"regimes: {regime!r}: {trained!r} is of tangent space already")
+            if trained != regime and given:
                 raise ValueError(f"regimes.{regime}: trains nothing, so it has no settings; write {{}}")
         blocks = {
             "addition": self.addition,
             "negation": self.negation,
             "atm": self.atm,
+            "joint": self.joint,
             "disentanglement": self.disentanglement,
         }
         for block, part in blocks.items():
@@ -171,13 +193,14 @@ class Experiment(Config):
 
     def trained(self, regime: str) -> str:
         """The regime that trained the vectors which this one evaluates."""
-        return POST_HOC.get(regime, regime)
+        return "full" if regime == POST_HOC else regime.removeprefix(f"{POST_HOC}-")
 
     def space(self, regime: str) -> Space:
         """Where a regime's vectors are evaluated."""
-        return "tangent" if regime in POST_HOC else REGIMES[regime].space
+        trained = self.trained(regime)
+        return "tangent" if trained != regime else regime_called(regime).space
 
-    def regimes_of(self, block: Addition | Negation | Atm | Disentanglement) -> tuple[str, ...]:
+    def regimes_of(self, block: Addition | Negation | Atm | Joint | Disentanglement) -> tuple[str, ...]:
         """The regimes that a block is about: those it names, or all that it can be about."""
         possible = tuple(
             regime

@@ -41,7 +41,7 @@ def _first_regime(experiment: Experiment, **changes: object) -> Experiment:
         "addition": None,
         "negation": None,
         "atm": None,
-        "joint": False,
+        "joint": None,
         "analogies": (),
         "disentanglement": None,
         "costs": False,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from taskvec.analysis.disentanglement import disentangle, square_grid, summary
-from taskvec.analysis.linearity import LINEAR_OF, nonlinear_advantage
+from taskvec.analysis.linearity import nonlinear_advantage
 from taskvec.evaluation.addition import addition, single_task, subsets
 from taskvec.evaluation.analogy import analogy
 from taskvec.evaluation.evaluator import Evaluator
@@ -13,13 +13,14 @@ from taskvec.evaluation.metrics import absolute, majority, normalized
 from taskvec.evaluation.negation import negation
 from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import maximize
-from taskvec.experiments.config import POST_HOC, Experiment
+from taskvec.experiments.config import Experiment, post_hoc_of
 from taskvec.experiments.cost import training_costs
 from taskvec.experiments.vectors import Vectors, recipe
 from taskvec.models.loading import load_backbone
 from taskvec.progress import Watch, unwatched
 from taskvec.reports.store import Store
 from taskvec.tasks.suite import Suite
+from taskvec.training.finetune import linear_of
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector, similarity
 from taskvec.weights import open_weights
@@ -101,11 +102,11 @@ class Runner:
             "norms": {task: vector.norm() for task, vector in vectors.items()},
             "addition": self._additions(regime, seed, points, single),
         }
-        if regime not in POST_HOC:
+        if experiment.trained(regime) == regime:
             found["cosine"] = similarity(list(vectors.values())).tolist()
         if self._compares_spaces():
             found["accuracy"] = self._accuracies(regime, seed, points, single)
-        if experiment.joint:
+        if experiment.joint and regime in experiment.regimes_of(experiment.joint):
             found["joint"] = self._joint(regime, seed, single)
         if experiment.atm and regime in experiment.regimes_of(experiment.atm):
             found["atm"] = [self._atm(regime, seed, rounds, single) for rounds in experiment.atm.rounds]
@@ -283,11 +284,11 @@ class Runner:
         return {task: found.get(task, single["test"][task]) for task in self.tasks}
 
     def _compares_spaces(self) -> bool:
-        return bool({*POST_HOC, *LINEAR_OF.values()} & self.experiment.regimes.keys())
+        return "tangent" in map(self.experiment.space, self.experiment.regimes)
 
     def _advantages(self, regimes: Mapping[str, Result]) -> dict[str, dict[str, float]]:
         """What leaving the tangent space gains over each regime in it, by task."""
-        ordinary = {**{linear: of for of, linear in LINEAR_OF.items()}, **POST_HOC}
+        ordinary = {linear: of for of in regimes for linear in (linear_of(of), post_hoc_of(of))}
         return {
             regime: {
                 task: nonlinear_advantage(
@@ -304,7 +305,7 @@ class Runner:
     def _costs(self) -> Result:
         """Of a training step of each regime, on a batch of the first task."""
         task, seed = self.tasks[0], self.experiment.seeds[0]
-        regimes = [regime for regime in self.experiment.regimes if regime not in POST_HOC]
+        regimes = [one for one in self.experiment.regimes if self.experiment.trained(one) == one]
         settings = {regime: self.experiment.settings(regime, seed) for regime in regimes}
         inputs = {
             **self._common,

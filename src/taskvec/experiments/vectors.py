@@ -1,5 +1,6 @@
 """The vectors of an experiment: from their files where a run holds them, else from training."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from taskvec.experiments.config import Experiment
 from taskvec.progress import Watch, unwatched
 from taskvec.reports.store import Store, key_of
 from taskvec.training.atm import atm
-from taskvec.training.finetune import REGIMES, finetune
+from taskvec.training.finetune import finetune, regime_called
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector, combine
 from taskvec.weights.staging import check_space
@@ -87,7 +88,7 @@ class Vectors:
         return self._stored(regime, seed, f"atm{rounds}", inputs, compute)
 
     def _validated(self, regime: str, vector: TaskVector, tasks: Sequence[str]) -> float:
-        points = self._evaluator.points({"tau": vector}, space=REGIMES[regime].space)
+        points = self._evaluator.points({"tau": vector}, space=regime_called(regime).space)
         return absolute(self._evaluator.values(points.at({"tau": 1.0}), tasks, "validation"))
 
     def _inputs(
@@ -112,7 +113,8 @@ class Vectors:
     ) -> TaskVector:
         key = key_of("vector", inputs)
         name = name if len(name.encode()) <= 200 else "many"  # the key tells them apart
-        path = self._store.folder / "vectors" / f"seed{seed}" / regime / f"{name}-{key[:8]}.safetensors"
+        home = self._store.folder / "vectors" / f"seed{seed}" / _folder(regime)
+        path = home / f"{name}-{key[:8]}.safetensors"
         checkpoint = self._store.folder / "partial" / f"{name}-{key[:8]}.pt"
 
         def make() -> dict[str, str]:
@@ -125,6 +127,11 @@ class Vectors:
             make()  # the record outlived its file; training is deterministic, so the record still holds
         self._store.result("vector", inputs, make)
         return TaskVector.load(path)
+
+
+def _folder(regime: str) -> str:
+    """The regime as the name of a folder, which a pattern may be none of."""
+    return regime if re.fullmatch(r"[\w-]+", regime) else f"pattern-{key_of('regime', {'name': regime})[:8]}"
 
 
 def recipe(settings: TrainSettings) -> dict[str, Any]:

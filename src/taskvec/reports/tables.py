@@ -21,11 +21,15 @@ class Table:
 
     def markdown(self) -> str:
         """A GitHub table with its title and note."""
-        head = "| " + " | ".join(self.columns) + " |"
+        head, *body = map(_row, (self.columns, *self.rows))
         rule = "|" + " --- |" + " ---: |" * (len(self.columns) - 1)
-        body = ["| " + " | ".join(row) + " |" for row in self.rows]
         note = [f"\n{self.note}"] if self.note else []
         return "\n".join([f"**{self.title}**\n", head, rule, *body, *note]) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    """A line of a GitHub table; a regime may be a pattern with alternatives, which would end its cell."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def tables(results: Result) -> list[Table]:
@@ -77,6 +81,7 @@ def _metrics(zero: Result, tasks: Sequence[str]) -> str:
 def _addition(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
     tasks = results["tasks"]
     rows = []
+    joint = any("joint" in seeds[0] for seeds in by_regime.values())
     for regime, seeds in by_regime.items():
         wholes = [whole_set(seed, tasks) for seed in seeds]
         if any(whole is None for whole in wholes):
@@ -90,17 +95,21 @@ def _addition(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Ite
                 both([whole["fixed"]["1"] for whole in known]),
                 both([whole["fixed"]["1/T"] for whole in known]),
                 _pairs(seeds),
-                *([both([seed["joint"] for seed in seeds])] if "joint" in seeds[0] else []),
+                *([_joint(seeds)] if joint else []),
             )
         )
     columns = ["", "best α", "at best α", "α = 1", "α = 1/T", "pairs, normalized"]
-    if "joint" in next(iter(by_regime.values()))[0]:
+    if joint:
         columns.append("joint training")
     note = (
         "Absolute / normalized, per cent: mean over tasks of the metric / of its ratio to the single-task "
         f"model of the same regime. α is chosen on validation data{_remarks(by_regime, tasks)}."
     )
     yield Table(f"Addition of all {len(tasks)} tasks", tuple(columns), tuple(rows), note)
+
+
+def _joint(seeds: Sequence[Result]) -> str:
+    return both([seed["joint"] for seed in seeds]) if "joint" in seeds[0] else ""
 
 
 def _untrained(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:

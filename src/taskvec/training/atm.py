@@ -64,7 +64,8 @@ def atm(
     kind = regime_called(regime)
     if kind.space != "ordinary":
         raise InputError(
-            f"regime {regime!r}: ATM moves the point that a tangent space is taken at; use full or attention"
+            f"regime {regime!r}: ATM moves the point that a tangent space is taken at; use one of ordinary "
+            "space, such as full or attention"
         )
     everything = backbone.encoder_parameters()
     start = {name: everything[name].detach().float() for name in select(backbone, kind.selection)}

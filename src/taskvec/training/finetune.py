@@ -11,8 +11,10 @@ from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.selection import select
+from taskvec.patterns import Pattern
 from taskvec.progress import Watch, unwatched
 from taskvec.registry import nearest
+from taskvec.selection import SELECTIONS
 from taskvec.training.loop import train
 from taskvec.training.parts import Part
 from taskvec.training.settings import TrainSettings
@@ -35,7 +37,10 @@ REGIMES = {
     "tangent": Regime("full", "tangent", "every parameter, in the tangent space of the pre-trained model"),
     "tangent-attention": Regime("attention", "tangent", "the attention projections, in tangent space"),
 }
-"""Regimes are data: a selection of parameters and a space."""
+"""Regimes are data: a selection of parameters and a space. Any other selection makes a regime as well."""
+
+TANGENT = "tangent-"
+"""What opens the name of a selection that is trained in tangent space."""
 
 
 @checked
@@ -54,7 +59,8 @@ def finetune(
 
     Args:
         parts: one task; or several, for the joint multi-task baseline (each step holds one task's examples).
-        regime: a key of ``REGIMES``.
+        regime: a key of ``REGIMES``; or any selection of :mod:`taskvec.selection`, such as ``mlp`` or
+            ``re:PATTERN``, in tangent space after ``tangent-``.
         ascend: climb the loss instead (the gradient-ascent baseline of negation).
         validate: figures to report on the way, of the task vector as it is then.
         checkpoint, watch: see :func:`taskvec.training.loop.train`.
@@ -95,11 +101,31 @@ def finetune(
     return vector(deltas)
 
 
-def regime_called(name: str) -> Regime:
-    """The regime of that name. Raises: InputError with the nearest one."""
-    if name not in REGIMES:
-        raise InputError(f"no regime called {name!r}; {nearest(name, REGIMES)}")
-    return REGIMES[name]
+def regime_called(name: str, *others: str) -> Regime:
+    """The regime of that name: one of ``REGIMES``, or of any other selection of parameters.
+
+    Args:
+        others: further names that the caller knows, for the hint.
+
+    Raises: InputError with the nearest one.
+    """
+    if name in REGIMES:
+        return REGIMES[name]
+    selection = name.removeprefix(TANGENT)
+    more = SELECTIONS.keys() - {"all", "full"}  # these have names of their own
+    if selection.startswith("re:"):
+        Pattern(selection.removeprefix("re:"), f"regime {name!r}")
+    elif selection not in more:
+        raise InputError(
+            f"no regime called {name!r}; {nearest(name, {*REGIMES, *more, *others})}, or re:PATTERN"
+        )
+    space: Space = "tangent" if name.startswith(TANGENT) else "ordinary"
+    return Regime(selection, space, f"the selection {selection}")
+
+
+def linear_of(regime: str) -> str:
+    """The regime that trains the same parameters in tangent space."""
+    return "tangent" if regime == "full" else f"{TANGENT}{regime}"
 
 
 def as_vector(

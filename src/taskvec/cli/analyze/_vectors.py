@@ -26,7 +26,7 @@ def by_regime(paths: Sequence[str]) -> "Regimes":
     for path in paths:
         vector = TaskVector.load(path)
         task, regime = vector.info.task, vector.info.regime
-        if task is None or regime is None or "+" in task or "(" in regime:
+        if task is None or regime is None or "+" in task or " (" in regime:
             left_out.append(path)
             continue
         if (regime, task) in origin:
