@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from taskvec.tangent.linearize import TangentModel, linearize
     from taskvec.tangent.ntk.kernel import ntk
     from taskvec.tangent.ntk.product import ntk_operator, ntk_product
+    from taskvec.tasks.metrics import METRICS
     from taskvec.tasks.suite import Suite, load_suite
     from taskvec.tasks.task import Split, Task
     from taskvec.training.atm import atm
@@ -70,6 +71,7 @@ _HOME = {
     "Head": "models.heads",
     "load_backbone": "models.loading",
     "select": "models.selection",
+    "METRICS": "tasks.metrics",
     "Suite": "tasks.suite",
     "load_suite": "tasks.suite",
     "Split": "tasks.task",
@@ -102,6 +104,7 @@ _HOME = {
 }
 
 __all__ = [
+    "METRICS",
     "RULES",
     "Backbone",
     "Evaluator",

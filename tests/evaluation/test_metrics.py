@@ -2,14 +2,21 @@
 
 import json
 import math
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskvec.errors import InputError
+import taskvec as tv
+from taskvec.errors import InputError, TaskvecError
 from taskvec.evaluation.metrics import absolute, majority, normalized, score, wilson
+from taskvec.experiments.config import load_experiment
+from taskvec.experiments.runner import Runner
+from taskvec.reports.store import Store
+from taskvec.reports.tables import tables
 
 
 def logits(predicted: list[int], classes: int = 2) -> torch.Tensor:
@@ -46,6 +53,61 @@ def test_nothing_to_score_and_unknown_metrics_are_refused() -> None:
         score(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(InputError, match="'f1'; known: accuracy"):
         score(logits([0]), torch.tensor([0]), "f1")
+
+
+def lowest_recall(labels: torch.Tensor, predicted: torch.Tensor) -> float:
+    """Recall of the class that is found least."""
+    return min(float((predicted[labels == c] == c).double().mean()) for c in set(labels.tolist()))
+
+
+def test_a_metric_of_one_s_own_is_measured_searched_and_normalized_like_any_other(
+    tiny_model: Path, tiny_suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tv.METRICS, "lowest_recall", lowest_recall)
+    assert score(logits([0, 0, 1, 1, 0]), torch.tensor([0, 0, 0, 1, 1])).metric == "accuracy"
+    found = score(logits([0, 0, 1, 1, 0]), torch.tensor([0, 0, 0, 1, 1]), "lowest_recall")
+    assert (found.value, found.accuracy) == (0.5, 0.6)
+    assert found.interval == wilson(3, 5)
+    json.dumps(found.record(), allow_nan=False)
+
+    text = tiny_suite.read_text().replace("defaults:\n", "defaults:\n  metric: lowest_recall\n")
+    suite = tmp_path / "own.yaml"
+    suite.write_text(text.replace("'{task}.jsonl'", f"'{tiny_suite.parent}/{{task}}.jsonl'"))
+    experiment = tmp_path / "run.yaml"
+    experiment.write_text(
+        f"experiment: own\nmodel: {tiny_model}\nsuite: {suite}\ntasks: [pets, taste]\n"
+        "regimes: {full: {}}\ntraining: {lr: 2e-3, steps: 12, batch_size: 16}\n"
+        "search: {step: 0.5, coarse: 1, limit: 1}\n"
+        "addition: {subsets: whole}\nnegation: {targets: [pets], keep: 0.1, baselines: [random]}\n"
+    )
+    results = Runner(*load_experiment(experiment), Store(tmp_path / "run")).run()
+    of = results["seeds"]["0"]["full"]
+    assert results["zero_shot"]["pets"]["test"]["metric"] == "lowest_recall"
+    added = of["addition"][0]
+    recalls = {task: min(test["recall"]) for task, test in added["test"].items()}
+    assert added["values"] == pytest.approx(recalls)
+    assert added["normalized"] == pytest.approx(normalized(recalls, of["single"]["test"]))
+    tables(results)
+
+
+def whatever(figure: object, labels: torch.Tensor, predicted: torch.Tensor) -> object:
+    return figure
+
+
+def test_a_metric_that_gives_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong, words in ((math.nan, "gave nan on 1 examples"), ("good", "gave 'good'"), (None, "gave None")):
+        monkeypatch.setitem(tv.METRICS, "odd", partial(whatever, wrong))
+        with pytest.raises(TaskvecError, match=f"metric 'odd': {words}"):
+            score(logits([0]), torch.tensor([0]), "odd")
+
+
+def test_a_task_with_a_metric_that_there_is_not_is_refused_when_the_suite_is_read(
+    tiny_suite: Path, tmp_path: Path
+) -> None:
+    suite = tmp_path / "own.yaml"
+    suite.write_text(tiny_suite.read_text().replace("defaults:\n", "defaults:\n  metric: acuracy\n"))
+    with pytest.raises(InputError, match=r"own\.yaml: .*metric: no metric called 'acuracy'; did you mean"):
+        tv.load_suite(suite)
 
 
 @given(st.integers(1, 10_000), st.data())

@@ -1,37 +1,21 @@
 """What a set of predictions is worth."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
 import torch
-from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from taskvec.arguments import checked
-from taskvec.errors import InputError
+from taskvec.arguments import checked, shown
+from taskvec.errors import InputError, TaskvecError
+from taskvec.registry import nearest
+from taskvec.tasks.metrics import METRICS
 
-
-def _accuracy(labels: Tensor, predicted: Tensor) -> float:
-    return int((predicted == labels).sum()) / len(labels)
-
-
-def _macro_f1(labels: Tensor, predicted: Tensor) -> float:
-    return float(f1_score(labels.numpy(), predicted.numpy(), average="macro", zero_division=0.0))
-
-
-def _matthews(labels: Tensor, predicted: Tensor) -> float:
-    return float(matthews_corrcoef(labels.numpy(), predicted.numpy()))
-
-
-METRICS: Mapping[str, Callable[[Tensor, Tensor], float]] = {
-    "accuracy": _accuracy,
-    "macro_f1": _macro_f1,
-    "matthews": _matthews,
-}
-"""From labels (N,) and predicted classes (N,) to a figure."""
+STANDARD = ("accuracy", "macro_f1", "matthews")
+"""The metrics that every score holds, whatever the task's own is."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +23,7 @@ class Score:
     """All figures of one model on one split; fractions, not per cent."""
 
     metric: str
-    """The task's own metric: the one that ``value`` holds and that protocols compare."""
+    """The task's own metric, of ``METRICS``: the one that ``value`` holds and that protocols compare."""
     value: float
     accuracy: float
     interval: tuple[float, float]
@@ -63,7 +47,10 @@ def score(logits: Tensor, labels: Tensor, metric: str = "accuracy") -> Score:
 
     Raises: InputError for no examples, or a metric that is not one of ``METRICS``.
     """
-    figures = {name: value(logits, labels, name) for name in {metric: None, **METRICS}}
+    from sklearn.metrics import recall_score
+
+    own = value(logits, labels, metric)
+    figures = {name: value(logits, labels, name) for name in STANDARD}
     recall = recall_score(
         labels.numpy(),
         logits.argmax(dim=1).numpy(),
@@ -74,7 +61,7 @@ def score(logits: Tensor, labels: Tensor, metric: str = "accuracy") -> Score:
     loss = cross_entropy(logits.float(), labels).item()
     return Score(
         metric=metric,
-        value=figures[metric],
+        value=own,
         interval=wilson(round(figures["accuracy"] * len(labels)), len(labels)),
         perplexity=math.exp(min(loss, 700.0)),
         recall=tuple(None if math.isnan(r) else float(r) for r in recall),
@@ -86,13 +73,23 @@ def score(logits: Tensor, labels: Tensor, metric: str = "accuracy") -> Score:
 def value(logits: Tensor, labels: Tensor, metric: str) -> float:
     """One metric of ``logits`` (N, C) against ``labels`` (N,), int64.
 
-    Raises: InputError for no examples, or a metric that is not one of ``METRICS``.
+    Raises: InputError for no examples, or a metric that is not one of ``METRICS``; TaskvecError for one that
+        gives no finite number.
     """
     if len(labels) == 0:
         raise InputError("nothing to score: the split is empty")
     if metric not in METRICS:
-        raise InputError(f"no metric called {metric!r}; known: {', '.join(METRICS)}")
-    return METRICS[metric](labels, logits.argmax(dim=1))
+        raise InputError(f"no metric called {metric!r}; {nearest(metric, METRICS)}")
+    found = METRICS[metric](labels, logits.argmax(dim=1))
+    try:
+        figure = float(found)
+    except (TypeError, ValueError):
+        raise TaskvecError(f"metric {metric!r}: gave {shown(found)}, expected a number") from None
+    if not math.isfinite(figure):
+        raise TaskvecError(
+            f"metric {metric!r}: gave {figure} on {len(labels)} examples, expected a finite number"
+        )
+    return figure
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from taskvec.arguments import checked
 from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.registry import nearest
+from taskvec.tasks.metrics import METRICS
 from taskvec.tasks.source import SOURCES, SPLITS, Rows, Source, SplitName
 
 if TYPE_CHECKING:
@@ -81,13 +82,21 @@ class Task(Config):
     keep: Words | None = None
     """Classes whose rows make up the task; the head keeps all classes. None keeps every row."""
     head: Literal["zero-shot", "linear-probe"] = "zero-shot"
-    metric: Literal["accuracy", "macro_f1", "matthews"] = "accuracy"
+    metric: str = "accuracy"
+    """One of ``METRICS``; more is better."""
     max_length: PositiveInt | None = None
     """Tokens that a text is cut to."""
     epochs: PositiveInt | None = None
     """Epochs of the usual fine-tuning recipe, where one is established."""
 
     _loaded: dict[str, Split] = PrivateAttr(default_factory=dict)
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, name: str) -> str:
+        if name not in METRICS:
+            raise ValueError(f"no metric called {name!r}; {nearest(name, METRICS)}")
+        return name
 
     @field_validator("names", mode="before")
     @classmethod
