@@ -15,7 +15,7 @@ from torch import nn
 from taskvec.errors import CorruptFile, InputError, MissingExtra, UnsafeFile
 from taskvec.reading import inside, is_folder, kind_of, open_regular, read_json, read_mapping
 
-EDITING = "diff, apply and merge edit any checkpoint, and run none"
+EDITING = "taskvec diff, apply and merge edit any checkpoint without running it"
 
 _PREFIX, _SUFFIX = "MODEL_FOR_", "_MAPPING_NAMES"
 _SENSES = ("IMAGE", "VIDEO", "VIS", "AUDIO", "SPEECH", "WAVEFORM", "SPECTROGRAM", "MULTIMODAL")
@@ -103,7 +103,8 @@ def described(kind: str) -> str:
     """What transformers has a type of model for, in words."""
     if kind not in _auto().CONFIG_MAPPING_NAMES:
         return f"unknown to transformers {transformers().__version__}"
-    words = [table.lower().replace("_", " ").replace(" lm", " language modeling") for table in _tables(kind)]
+    tables = [table for table in _tables(kind) if "_" in table]  # not IMAGE, PRETRAINING, BACKBONE
+    words = [table.lower().replace("_", " ").replace(" lm", " language modeling") for table in tables]
     return f"for {', '.join(words[:3])}" if words else "for no task of its own"
 
 
