@@ -71,6 +71,8 @@ def _items(value: object) -> Iterable[object]:
 
 
 def _fits(value: object, hint: Any) -> bool:
+    if type(hint) is type and hint not in (int, float):  # most are: the quick way
+        return isinstance(value, hint)
     if isinstance(hint, str | ForwardRef):
         name = _quoted(hint)
         return not name.isidentifier() or any(kind.__name__ == name for kind in type(value).__mro__)
