@@ -163,7 +163,7 @@ def test_a_killed_run_goes_on_to_the_same_results(finished: Path, experiment: Pa
             ("targets: [pets]", "targets: [petz]"),
             "no task called 'petz' in suite 'tiny'; did you mean 'pets'?",
         ),
-        (("full: {}", "'re:(': {}"), "regimes: regime 're:(': '(' is no regular expression"),
+        (("full: {}", "'re:(': {}"), "regimes: regime 're:(': '(' is not a regular expression"),
         (
             ("full: {}", "full: {}, post-hoc-tangent: {}, tangent: {}"),
             "'tangent' is of tangent space already",

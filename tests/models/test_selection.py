@@ -136,7 +136,7 @@ def test_every_selection_that_the_message_offers_is_taken_by_training(evaluator:
         ("atention", "did you mean 'attention'"),
         ("mlps", "did you mean 'mlp'"),
         ("tangent-full", "no regime called 'tangent-full'; did you mean"),
-        ("re:(", "regime 're:\\(': .* is no regular expression"),
+        ("re:(", "regime 're:\\(': .* is not a regular expression"),
     ],
 )
 def test_a_regime_that_is_none_is_refused_with_what_there_is(regime: str, complaint: str) -> None:
