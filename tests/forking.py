@@ -6,6 +6,7 @@ A request is a line of JSON on standard input, a ``Request``; the answer is a li
 
 import ctypes
 import errno
+import faulthandler
 import gc
 import importlib
 import json
@@ -235,6 +236,11 @@ def one_processor(_: object) -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
+def say_where(seconds: float) -> None:
+    """Print where it is, if it still is somewhere after so many seconds."""
+    faulthandler.dump_traceback_later(seconds, file=2)
+
+
 def threads(count: int) -> None:
     """So many for torch."""
     import torch
@@ -263,6 +269,7 @@ TROUBLE: dict[str, Callable[[Any], None]] = {
         hide_shared_memory,
         keep_no_code,
         one_processor,
+        say_where,
         threads,
         umask,
     )

@@ -27,7 +27,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from attacks.families import APPLY, FAMILIES, SECRET
+from attacks.editing import APPLY, SECRET
+from attacks.families import FAMILIES
 from attacks.mutations import scrambled
 from forking import Forks
 
@@ -39,7 +40,7 @@ MEMORY = 500_000_000
 
 RIGHT, REFUSED = "right", "refused"
 _STRANGE = re.compile(r"[^\n\t\x20-\x7e\xa0-\U0010ffff]|[\u202a-\u202e\u2066-\u2069]")
-_PLACE = re.compile(r'File "[^"]*/(taskvec/[^"]*)", line (\d+), in (\w+)')
+_PLACE = re.compile(r'File "[^"]*/(taskvec/[^"]*)", line (\d+),? in (\w+)')
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ class Outcome:
         return self.verdict not in (RIGHT, REFUSED)
 
     def __str__(self) -> str:
-        return f"{self.family} {self.number}: {self.verdict}: {self.cause}: {self.command}: {self.said[:300]}"
+        said = " ".join(self.said.split()).encode("ascii", "backslashreplace").decode()
+        shown = f"{self.family} {self.number}: {self.verdict}: {self.cause}: {self.command}: {said[:200]}"
+        return _STRANGE.sub(lambda found: ascii(found[0])[1:-1], shown)
 
 
 class Arena:
@@ -192,16 +195,18 @@ class Arena:
 
     def _cause(self, name: str, number: int, verdict: str, said: str) -> str:
         """The last place of ours in the traceback, or what was said."""
-        if verdict == "internal error" or verdict == "memory":
-            words = self._spoiled(name, number)
-            bounds = {"limit_memory": MEMORY, "environment": {"TASKVEC_DEBUG": "1"}}
-            self._forks(words, bounds, place=self.place, seconds=60)
-            found = _PLACE.findall(self._forks.errors)
-            kind = re.findall(r"^(\w[\w.]*)(?:: |$)", self._forks.errors, re.MULTILINE)
-            if found:
-                file, line, function = found[-1]
-                return f"{kind[-1] if kind else verdict} at {file}:{line} ({function})"
-        return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"|/\S+", "…", said))[:80]
+        if verdict.startswith("control"):
+            return "a name is printed as it is"
+        if not verdict.startswith(("internal", "memory", "takes")):
+            return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"|/\S+", "…", said))[:80]
+        words = self._spoiled(name, number)
+        looking = {"limit_memory": MEMORY, "environment": {"TASKVEC_DEBUG": "1"}, "say_where": SECONDS}
+        self._forks(words, looking, place=self.place, seconds=SECONDS + 1)
+        newest_last = "(most recent call last)" in self._forks.errors
+        found = _PLACE.findall(self._forks.errors) or [("somewhere", "", "")]
+        kinds = re.findall(r"^(\w[\w.]*)(?:: |$)", self._forks.errors, re.MULTILINE)
+        file, line, function = found[-1] if newest_last else found[0]
+        return f"{kinds[-1] if kinds and newest_last else verdict} at {file}:{line} ({function})"
 
 
 def recorded(outcomes: Sequence[Outcome]) -> None:
@@ -257,5 +262,4 @@ def replay(family: str, number: int) -> Outcome:
 if __name__ == "__main__":
     if len(sys.argv) == 3:
         sys.exit(int(replay(sys.argv[1], int(sys.argv[2])).finding))
-    text = table(Path(sys.argv[1]))
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(table(Path(sys.argv[1])) + "\n")

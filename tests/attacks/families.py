@@ -3,47 +3,15 @@
 A new kind is a function that builds, one that spoils, and an entry in ``FAMILIES``.
 """
 
-import contextlib
-import csv
-import gzip
-import io
-import json
-import os
-import shutil
-import socket
-import tarfile
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
 from random import Random
-from tempfile import mkdtemp
 from typing import Any
 
-import numpy as np
-import pytest
-import torch
-import yaml
-from PIL import Image
-from torch import Tensor
-
-from attacks import mutations
-from attacks.mutations import VALUES, rewrite, scrambled, spoil_json, spoil_lines, spoil_yaml
-from checkpoints import WORDS, save_bert, save_clip
-from taskvec.cli import main
-from taskvec.vectors import TaskVector
-from taskvec.vectors.masked import emr, tall_masks
-from taskvec.weights import save_weights
-from vocabularies import CHAT, save_base, save_tuned
-from vocabularies import WORDS as TOKENS
-
-SHAPES = {
-    "embed.weight": (6, 4), "layers.0.mlp.weight": (4, 4), "layers.1.mlp.weight": (4, 4),
-    "layers.1.bias": (4, ) ,
-}  # fmt: skip
-SECRET = b"nobody but their owner may have this"
-"""What lies beside the folders that commands are given. No output may hold it."""
+from attacks import editing, learning, mutations
+from attacks.editing import APPLY, EDITS
+from attacks.learning import EVAL, EVAL_IMAGES, TRAIN
 
 Spoil = Callable[[Random, Path], str | None]
 
@@ -67,877 +35,31 @@ class Family:
     share: float = 1.0
 
 
-def state(seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
-
-
-def tuned(seed: int) -> dict[str, Tensor]:
-    step = state(seed)
-    return {name: value + 0.1 * step[name] for name, value in state(0).items()}
-
-
-def models(place: Path) -> None:
-    """A base with files beside it, two models, and their task vectors."""
-    save_weights(state(0), place / "base")
-    config = {
-        "model_type": "llama",
-        "num_hidden_layers": 2,
-        "hidden_size": 4,
-        "vocab_size": 6,
-        "dtype": "float32",
-    }
-    (place / "base" / "config.json").write_text(json.dumps(config))
-    (place / "base" / "modules.json").write_text(
-        '[{"idx": 0, "name": "0", "path": ""}, {"idx": 1, "path": "1_Pooling"}]'
-    )
-    (place / "base" / "1_Pooling").mkdir()
-    (place / "base" / "1_Pooling" / "config.json").write_text("{}")
-    (place / "base" / "notes.txt").write_text("of the base")
-    for seed, name in enumerate(("a", "b"), start=1):
-        save_weights(tuned(seed), place / name)
-        shutil.copy(place / "base" / "config.json", place / name)
-        vector = TaskVector.between(place / "base", place / name)
-        vector.save(place / f"{name}.safetensors", task=name)
-
-
-APPLY = "apply base -v a=a.safetensors -o out -q"
-EDITS = (
-    APPLY, 'apply base -v a=a.safetensors -v b=b.safetensors -e "0.4*a - b" -o out.safetensors -q',
-    "apply base -v a=a.safetensors -v b=b.safetensors --rule ties -p keep=0.5 -o out -q",
-    "diff base a -o out.safetensors -q", "inspect base a.safetensors b.safetensors --json",
-    "inspect base --headers" ,
-)  # fmt: skip
-
-
-def some(draw: Random, place: Path, *patterns: str) -> Path:
-    """One of the files that match."""
-    return draw.choice(sorted(file for pattern in patterns for file in place.glob(pattern) if file.is_file()))
-
-
-def spoil_some(draw: Random, place: Path, *patterns: str, values: Sequence[Any] = ()) -> None:
-    spoil_json(draw, some(draw, place, *patterns), values)
-
-
-def spoil_weights(draw: Random, place: Path) -> None:
-    file = some(draw, place, "base/*.safetensors", "a/*.safetensors", "*.safetensors")
-    rewrite(file, partial(mutations.spoiled_header, draw))
-
-
-def sharded(place: Path) -> None:
-    models(place)
-    for name in ("base", "a"):
-        shutil.rmtree(place / name)
-    save_weights(state(0), place / "base", max_shard_size=100)
-    save_weights(tuned(1), place / "a", max_shard_size=100)
-    index = {"metadata": {"total_size": 1}, "weight_map": {}}
-    (place / "pickled").mkdir()
-    for at, (name, value) in enumerate(state(2).items()):
-        torch.save({name: value}, place / "pickled" / f"pytorch_model-{at}.bin")
-        index["weight_map"][name] = f"pytorch_model-{at}.bin"  # type: ignore[assignment]
-    (place / "pickled" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-
-
-SHARDS = (
-    "model-00001-of-00003.safetensors", "../a.safetensors", "a/../a.safetensors", "config.json", ".",
-    "pytorch_model-0.bin" ,
-)  # fmt: skip
-
-PROVENANCE = (
-    10**9, 10**18, -1, 0, 1.5, "int8", "1-bit", "sparse", "low-rank", "bf16", "emr", "tall", [10**9, 10**9],
-    [0], [-1] ,
-)  # fmt: skip
-
-
-def forms(place: Path) -> None:
-    """A vector in every form."""
-    models(place)
-    vector, other = (TaskVector.load(place / f"{name}.safetensors") for name in "ab")
-    vector.save(place / "x-bf16.safetensors", form="bf16")
-    vector.save(place / "x-sparse.safetensors", form="sparse", density=0.3)
-    vector.save(place / "x-low.safetensors", form="low-rank", rank=1)
-    vector.save(place / "x-int8.safetensors", form="int8", group=8)
-    vector.save(place / "x-bit.safetensors", form="1-bit", group=8)
-    vector.save(place / "x-dense.safetensors")
-    emr({"a": vector, "b": other}).save(place / "m-emr.safetensors")
-    tall_masks({"a": vector, "b": other}, lam=0.4).save(place / "m-tall.safetensors")
-
-
-def spoil_forms(draw: Random, place: Path) -> str:
-    file = some(draw, place, "x-*.safetensors", "m-*.safetensors")
-    if draw.random() < 0.7:
-        rewrite(file, lambda data: mutations.spoiled_metadata(draw, data, "taskvec", PROVENANCE))
-    else:
-        rewrite(file, partial(mutations.spoiled_header, draw))
-    return file.name if file.name.startswith("x") else f"{file.name}#a"
-
-
-def statistics(place: Path) -> None:
-    """Statistics of both vectors, as ``taskvec stats`` stores them."""
-    models(place)
-    for name in "ab":
-        info = {
-            "format": 1,
-            "kind": "fisher",
-            "model": {"ref": name},
-            "task": name,
-            "data": "0" * 32,
-            "split": "train",
-        }
-        said = json.dumps({**info, "examples": 8, "seed": 0, "labels": "all"})
-        squares = {key: value**2 for key, value in state(5).items()}
-        save_weights(squares, place / f"s-{name}.safetensors", metadata={"taskvec_statistics": said})
-
-
-def spoil_statistics(draw: Random, place: Path) -> None:
-    rewrite(
-        place / "s-a.safetensors", lambda data: mutations.spoiled_metadata(draw, data, "taskvec_statistics")
-    )
-
-
-def adapters(place: Path) -> None:
-    """LoRA of two layers and of an embedding, with a bias saved whole."""
-    models(place)
-    generator = torch.Generator().manual_seed(7)
-    factors = {"layers.1.bias": tuned(3)["layers.1.bias"]}
-    for layer, names in (
-        ("layers.0.mlp", ("lora_A.weight", "lora_B.weight")),
-        ("embed", ("lora_embedding_A", "lora_embedding_B")),
-    ):
-        outputs, inputs = (6, 4) if layer == "embed" else (4, 4)
-        shapes = ((2, outputs), (inputs, 2)) if layer == "embed" else ((2, inputs), (outputs, 2))
-        for name, shape in zip(names, shapes, strict=True):
-            factors[f"{layer}.{name}"] = torch.randn(shape, generator=generator)
-    named = {f"base_model.model.{name}": value for name, value in factors.items()}
-    save_weights(named, place / "lora" / "adapter_model.safetensors")
-    settings = {
-        "peft_type": "LORA",
-        "r": 2,
-        "lora_alpha": 4,
-        "bias": "none",
-        "use_dora": False,
-        "use_rslora": False,
-        "lora_bias": False,
-        "target_modules": ["mlp"],
-        "alpha_pattern": {"layers.0.mlp": 8},
-        "rank_pattern": {},
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-        "base_model_name_or_path": "base",
-        "modules_to_save": None,
-        "layers_pattern": None,
-    }
-    (place / "lora" / "adapter_config.json").write_text(json.dumps(settings))
-
-
-HANG = (
-    "(a+)+$", "(([a-z._0-9]+)+)+!", "(.*)*x", "(a|a)*b" * 20, "(?:x{1000}){1000}",
-    "((.*)(.*)(.*)(.*))*\\1!", "(?P<a", "[", "\\" ,
-)  # fmt: skip
-"""Patterns that a backtracking matcher never gets through, and some that are none."""
-
-PATTERNS = [{pattern: 2} for pattern in HANG]
-
-
-def spoil_adapter(draw: Random, place: Path) -> None:
-    if draw.random() < 0.7:
-        spoil_json(
-            draw,
-            place / "lora" / "adapter_config.json",
-            (*PATTERNS, "DORA", "eva", "pissa", "bd-lora", 8, 0, 1e308),
-        )
-    else:
-        rewrite(place / "lora" / "adapter_model.safetensors", partial(mutations.spoiled_header, draw))
-
-
-def patterns(draw: Random, place: Path) -> str:
-    """A regular expression of parts that multiply; also put into a recipe."""
-    parts = [
-        "a",
-        ".",
-        "[a-z]",
-        "(a+)",
-        "(.*)",
-        "\\w",
-        "layers",
-        "(a|aa)",
-        "x?",
-        "(?=a)",
-        "\\1",
-        "mlp",
-        "weight",
-    ]
-    text = "".join(
-        draw.choice(parts) + draw.choice(("", "+", "*", "{2,}", "?", "{1,99}"))
-        for _ in range(draw.randint(1, 8))
-    )
-    pattern = draw.choice((*HANG, f"({text})+!", f"({text})*$", text))
-    filters = {"filters": [{"match": f"re:{pattern}", "value": 0.5}], "default": 1.0}
-    document = {"base": "base", "vectors": {"a": "a.safetensors"}, "expression": "a", "scale": filters}
-    (place / "recipe.yaml").write_text(yaml.safe_dump(document))
-    return f"re:{pattern}"
-
-
-def long_names(place: Path) -> None:
-    """Models whose tensors have names on which patterns may hang."""
-    name = "layers.0.self_attn.aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.weight"
-    for seed, model in enumerate(("base", "a")):
-        save_weights({name: torch.full((4, 4), float(seed))}, place / model)
-    TaskVector.between(place / "base", place / "a").save(place / "a.safetensors")
-    (place / "recipe.yaml").write_text("{base: base, vectors: {a: a.safetensors}}")
-
-
-def pickles(place: Path) -> None:
-    models(place)
-    torch.save(tuned(1), place / "new.bin")
-    torch.save(tuned(1), place / "old.bin", _use_new_zipfile_serialization=False)
-
-
-def _nested() -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
-
-
-class _Runs:
-    def __reduce__(self) -> Any:
-        return os.system, ("touch RAN",)
-
-
-ODD: dict[str, Callable[[], Any]] = {
-    "conjugate": lambda: torch.zeros(4, 4, dtype=torch.complex64).conj(), "negative": lambda: torch.zeros(4,
-    4, dtype=torch.complex64).conj().imag, "nested": _nested,
-    "stride 0": lambda: torch.zeros(1).expand(10**6, 10**6),
-    "stride 0, four": lambda: torch.zeros(1).expand(4, 4),
-    "overlapping": lambda: torch.as_strided(torch.zeros(8), (4, 4), (1, 1)),
-    "transposed": lambda: torch.randn(4, 4).T, "sparse": lambda: torch.eye(4).to_sparse(),
-    "sparse rows": lambda: torch.eye(4).to_sparse_csr(),
-    "sparse of 10^12": lambda: torch.sparse_coo_tensor(torch.zeros(2, 0), torch.zeros(0), (10**6, 10**6)),
-    "quantized": lambda: torch.quantize_per_tensor(torch.randn(4, 4), 0.1, 0, torch.qint8),
-    "meta": lambda: torch.zeros(4, 4, device="meta"), "parameter": lambda: torch.nn.Parameter(torch.zeros(4,
-    4)), "complex": lambda: torch.zeros(4, 4, dtype=torch.complex128), "nan": lambda: torch.full((4, 4),
-    torch.nan), "float8": lambda: torch.zeros(4, 4).to(torch.float8_e4m3fn), "empty": lambda: torch.zeros(0,
-    4), "scalar": lambda: torch.tensor(1.0), "code": _Runs, "number": lambda: 3, "text": lambda: "a" * 1000,
-    "array": lambda: np.zeros((4, 4), np.float32), "storage": lambda: torch.zeros(4).untyped_storage(),
-    "self": lambda: _holding_itself(), "deep": lambda: _deep() ,
-}  # fmt: skip
-
-
-def _holding_itself() -> list[Any]:
-    held: list[Any] = []
-    held.append(held)
-    return held
-
-
-def _deep() -> Any:
-    tree: Any = 0
-    for _ in range(200):
-        tree = {"state_dict": tree}
-    return tree
-
-
-def spoil_pickle(draw: Random, place: Path) -> str:
-    file = place / draw.choice(("new.bin", "old.bin"))
-    kind = draw.random()
-    if kind < 0.45:
-        content: Any = tuned(1)
-        key = draw.choice(
-            (*SHAPES, *SHAPES, "extra", "", "a\x1b[31mb", 3, None, ("a", 1), "\ud800", "a" * 300)
-        )
-        content[key] = ODD[draw.choice(sorted(ODD))]()
-        content = draw.choice(
-            (content, content, {"state_dict": content}, {"state_dict": [content]}, [content], content[key])
-        )
-        with contextlib.suppress(Exception):  # not all of it can be stored
-            torch.save(content, file, _use_new_zipfile_serialization=file.name == "new.bin")
-    elif kind < 0.8:
-        rewrite(place / "new.bin", partial(mutations.spoiled_zip, draw))
-        return "new.bin"
-    elif kind < 0.85:
-        with tarfile.open(file, "w") as archive:
-            for name in ("storages", "tensors", "pickle", "../x"):
-                member = tarfile.TarInfo(name)
-                member.size = 8
-                archive.addfile(member, io.BytesIO(draw.randbytes(8)))
-    else:
-        rewrite(file, partial(scrambled, draw))
-    return file.name
-
-
-RECIPES: tuple[dict[str, Any], ...] = (
-    {"base": "base", "vectors": {"b": "b.safetensors"}, "models": {"a": "a"}, "expression": "0.4*a - b",
-    "scale": 0.5}, {"base": "base", "models": {"a": "a", "b": "b"}, "rule": "dare+ties",
-    "parameters": {"keep": 0.5, "drop": 0.2, "seed": 3}}, {"base": "base", "models": {"a": "a", "b": "b"},
-    "rule": "sum", "dtype": "bfloat16", "max_shard_gb": 1.0, "on_extra": "drop",
-    "scale": {"filters": [{"match": "mlp", "value": [0.1, 0.9]}, {"match": "re:emb.*", "value": 0.2}],
-    "default": 0.2}, "parameters": {"weights": {"a": 0.5, "b": {"filters": [{"match": "mlp", "value": 1.0}],
-    "default": 0.1}}} } ,
-)  # fmt: skip
-RECIPE_VALUES = (
-    "a", "b", "base", "a.safetensors", "x.bin", "a*b", "ties", "tsv+lines", "emr", "sum+sum", {"value": [0,
-    1]}, [0.0, 1.0], HANG[0] ,
-)  # fmt: skip
-
-
-def recipes(place: Path) -> None:
-    models(place)
-    (place / "recipe.yaml").write_text(yaml.safe_dump(RECIPES[0]))
-
-
-MERGEKIT: tuple[dict[str, Any], ...] = (
-    {"merge_method": "linear", "models": [{"model": "a", "parameters": {"weight": 0.5}}, {"model": "b",
-    "parameters": {"weight": 1}}]}, {"merge_method": "ties", "base_model": "base", "dtype": "float32",
-    "parameters": {"normalize": True, "int8_mask": True}, "models": [{"model": "a",
-    "parameters": {"weight": 0.5, "density": [0.1, 0.9]}}, {"model": "b"}] }, {"merge_method": "slerp",
-    "base_model": "a", "parameters": {"t": [{"filter": "mlp", "value": [0, 1]}, {"value": 0.5}]},
-    "slices": [{"sources": [{"model": "a", "layer_range": [0, 2]}, {"model": "b", "layer_range": [0,
-    2]}]}] }, {"merge_method": "passthrough", "slices": [{"sources": [{"model": "a", "layer_range": [0,
-    1]}]}, {"sources": [{"model": "b", "layer_range": [0, 2], "parameters": {"scale": 0.5}}]}],
-    "tokenizer": {"source": "base"}, "chat_template": "auto", "out_dtype": "float16" } ,
-)  # fmt: skip
-MERGEKIT_VALUES = (
-    "a", "b", "base", "a+b", "a+b+a", "linear", "dare_ties", "slerp", "passthrough", "auto", "union", [0,
-    10**9], [1, 0], [0, 1], HANG[1] ,
-)  # fmt: skip
-
-
-@cache
-def _pretrained(kind: str) -> Path:
-    """Models of transformers; made once."""
-    save = {"bert": save_bert, "clip": save_clip, "words": save_base}[kind]
-    place = Path(mkdtemp(prefix="taskvec-attacks-")) / kind
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        return save(place)
-
-
-ROWS = [
-    {"split": split, "text": f"{WORDS[at % 2]} film", "other": WORDS[at % 5], "label": at % 2}
-    for split, count in (("train", 8), ("validation", 4), ("test", 4))
-    for at in range(count)
-]
-SUITE: dict[str, Any] = {
-    "suite": "small", "version": 1, "description": "two tasks", "control": "taste",
-    "defaults": {"data": {"source": "jsonl", "path": "{task}.jsonl", "text": "text", "label": "label",
-    "split": "split", "skip": 0}, "templates": ["a {}", "{} of a"], "max_length": 16},
-    "tasks": {"pets": {"classes": ["cat", "dog"], "wordings": {"cat": ["a cat"]}},
-    "taste": {"classes": ["good", "bad"], "metric": "macro_f1", "epochs": 1, "keep": ["good", "bad"]} } ,
-}  # fmt: skip
-SUITE_VALUES = (
-    "jsonl", "csv", "parquet", "npz", "images", "builtin", "hub", "image", "from-data", "text", "{}",
-    "pets.jsonl", "../pets.jsonl" ,
-)  # fmt: skip
-
-
-def suites(place: Path) -> None:
-    """A tiny model of texts and a suite of two tasks."""
-    shutil.copytree(_pretrained("bert"), place / "bert")
-    (place / "suite.yaml").write_text(yaml.safe_dump(SUITE))
-    for task in SUITE["tasks"]:
-        (place / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-
-
-EVAL = "eval bert -s suite.yaml -t pets -q --limit 2 --json"
-
-EXPERIMENT: dict[str, Any] = {
-    "experiment": "tiny", "description": "d", "model": "bert", "suite": "suite.yaml", "seeds": [0],
-    "tasks": ["pets", "taste"], "limits": {"train": 8, "validation": 4, "test": 4},
-    "training": {"lr": 0.002, "steps": 1, "batch_size": 4, "weight_decay": 0.01}, "regimes": {"full": {}},
-    "search": {"start": 0, "stop": 1, "step": 0.5, "coarse": 2, "limit": 1.5},
-    "addition": {"subsets": "all"}, "negation": {"targets": ["pets"], "keep": 0.5} ,
-}  # fmt: skip
-WIDE_EXPERIMENT: dict[str, Any] = {
-    **EXPERIMENT, "model": "nowhere", "joint": True, "atm": {"rounds": [1, 2], "regimes": ["full"]},
-    "costs": True, "analogies": [{"a": "pets", "b": "taste", "c": "pets", "target": "taste"}],
-    "disentanglement": {"pairs": [["pets", "taste"]], "grid": {"start": -1, "stop": 1, "points": 5},
-    "samples": 10} ,
-}  # fmt: skip
-"""Its model is not there: what is valid is refused too, and never computed."""
-
-
-def experiments(place: Path) -> None:
-    suites(place)
-    (place / "wide.yaml").write_text(yaml.safe_dump(WIDE_EXPERIMENT))
-
-
-def spoil_experiment(draw: Random, place: Path) -> None:
-    values = (
-        "pets",
-        "taste",
-        "all",
-        "pairs",
-        "full",
-        "tangent",
-        "post-hoc",
-        ["pets"],
-        [["pets", "pets"]],
-        {"full": {"lr": 1}},
-        10**6,
-    )
-    spoil_yaml(draw, place / "wide.yaml", WIDE_EXPERIMENT, values)
-
-
-def called(*arguments: str) -> None:
-    """Run a command in this process, in silence."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-        main(arguments)
-
-
-def finished_run(place: Path) -> None:
-    """The folder of a run that is finished."""
-    suites(place)
-    (place / "tiny.yaml").write_text(yaml.safe_dump(EXPERIMENT))
-    with contextlib.chdir(place):
-        called("run", "tiny.yaml", "-o", "run", "-q")
-
-
-def spoil_run(draw: Random, place: Path) -> None:
-    if draw.random() < 0.8:
-        spoil_lines(draw, place / "run" / "records.jsonl")
-    else:
-        rewrite(some(draw, place, "run/vectors/**/*.safetensors"), partial(mutations.spoiled_header, draw))
-
-
-def interrupted_training(place: Path) -> None:
-    """A training that was interrupted, its state beside the output."""
-    from taskvec.training.checkpoint import Checkpoint
-
-    suites(place)
-    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(place):
-        patch.setattr(Checkpoint, "every", 0.0)
-        patch.setattr(Checkpoint, "remove", lambda self: None)
-        called(*TRAIN.split())
-    (place / "out.safetensors").unlink(missing_ok=True)
-
-
-TRAIN = "train -m bert -s suite.yaml -t pets --steps 2 --batch-size 4 --lr 1e-3 -o out.safetensors -q"
-
-
-def spoil_training(draw: Random, place: Path) -> None:
-    file = place / ".out.safetensors.training.pt"
-    if draw.random() < 0.5:
-        rewrite(file, partial(mutations.spoiled_zip, draw))
-        return
-    state = torch.load(file, weights_only=True)
-    held = draw.choice([state, state["leaves"], state["optimizer"], state["optimizer"]["state"]])
-    held[draw.choice(list(held))] = draw.choice((torch.zeros(3), torch.full((2, 2), torch.nan), *VALUES[:30]))
-    torch.save(state, file)
-
-
-def interrupted_edit(place: Path) -> None:
-    """An edit that was killed after its first shard."""
-    models(place)
-
-    def stop(label: str, done: int, total: int, **facts: float) -> None:
-        if done == 3:
-            raise KeyboardInterrupt
-
-    from taskvec.vectors import apply
-
-    vector = TaskVector.load(place / "a.safetensors")
-    with contextlib.suppress(KeyboardInterrupt):
-        save_weights(
-            apply(place / "base", vector), place / "out", max_shard_size=100, watch=stop, resume=True
-        )
-
-
-RESUME = "apply base -v a=a.safetensors -o out --max-shard-gb 1e-7 --resume -q"
-
-
-def spoil_journal(draw: Random, place: Path) -> None:
-    partial_folder = place / ".out.partial"
-    journal = partial_folder / "journal.json"
-    if journal.is_file() and draw.random() < 0.8:
-        spoil_json(draw, journal, (*SHARDS, "", "../../base/model.safetensors", "..", "0" * 32))
-    else:
-        (partial_folder / draw.choice(("journal.json", "out", "replaced", "x"))).mkdir(
-            parents=True, exist_ok=True
-        )
-
-
-def edited_before(place: Path) -> None:
-    """An output that is there already, written by us."""
-    models(place)
-    with contextlib.chdir(place):
-        called(*APPLY.split())
-
-
-def vocabularies(place: Path) -> None:
-    shutil.copytree(_pretrained("words"), place / "base")
-    with contextlib.redirect_stderr(io.StringIO()):
-        save_tuned(place / "base", place / "a", "llama", [*CHAT, *TOKENS])
-    (place / "a" / "added_tokens.json").write_text('{"<start>": 0}')
-    document = {"base": "base", "models": {"a": "a"}, "expression": "a", "vocab": "union"}
-    (place / "recipe.yaml").write_text(yaml.safe_dump(document))
-    merge = {
-        "merge_method": "linear",
-        "base_model": "base",
-        "models": [{"model": "a"}],
-        "tokenizer_source": "union",
-    }
-    merge["parameters"] = {"weight": 1}  # type: ignore[assignment]
-    (place / "mergekit.yaml").write_text(yaml.safe_dump(merge))
-
-
-TOKEN_VALUES: tuple[Any, ...] = (
-    20, 21, 10**9, -5, "word1", "[UNK]", "<start>", {"content": "x", "id": 3}, {"vocab": []}, [["word0",
-    0.0]] ,
-)  # fmt: skip
-
-
-def spoil_vocabulary(draw: Random, place: Path) -> None:
-    spoil_some(draw, place, "*/tokenizer*.json", "*/config.json", "*/added_tokens.json", values=TOKEN_VALUES)
-
-
-def spoil_backbone(draw: Random, place: Path) -> None:
-    file = some(draw, place, "bert/*.json", "bert/model.safetensors")
-    if file.suffix == ".json":
-        spoil_json(
-            draw,
-            file,
-            ("bert", "clip", "llama", "vit", "builtin", "gelu", 10**9, 10**6, "eager", {"auto_map": "x.py"}),
-        )
-    else:
-        rewrite(file, partial(mutations.spoiled_header, draw))
-
-
-WORDS_OF_EXPRESSIONS = (
-    "a", "b", "c", "0.5", "1e308", "1e999", "10", "0", "-", "+", "*", "/", "(", ")", " ", "a", "+", "*",
-    "**", "//", "%", "@", ".", ",", "[0xfff]", "[0x" + "f" * 6000 + "]", "9" * 6000, "1_0", "1j", "True",
-    "None", "'a'", 'f"{a}"', "a.b", "a[0]", "a()", "lambda: a", "\n", "\\", "#", "é", "\x1b[31m", "\0",
-    "__import__('os')", "{a}", "a if b else a", "not a", "a == b", "\ud800", "(" * 300, "-" * 5000, ":=" ,
-)  # fmt: skip
-
-
-def expression(draw: Random, place: Path) -> str:
-    if draw.random() < 0.2:
-        return "(" * (deep := draw.choice((50, 90, 500, 5000))) + "a" + ")" * deep
-    if draw.random() < 0.1:
-        return draw.choice(("+", "*0.5+", "-")).join(["a"] * draw.choice((2, 100, 20_000)))
-    parts = [draw.choice(("a", "0.5*a", "a - b", "(a)", "a/2"))]
-    for _ in range(draw.randint(1, 6)):
-        parts.insert(draw.randrange(len(parts) + 1), draw.choice(WORDS_OF_EXPRESSIONS))
-    return "".join(parts)
-
-
-OPTIONS = (
-    "nan", "inf", "-inf", "0", "-0", "-1", "1e308", "1e-320", "1e999", "2", "0.5", "9" * 6000, "", " ", "a",
-    "0x10", "1_000", "²", "٣", "keep=nan", "keep=0", "keep=1e-320", "keep=2", "keep=", "=1", "keep=0.5=1",
-    "kep=1", "scale=inf", "1MB", "1e3MB", "0MB", "9" * 400 + "GB", "999999999999999TB", "1.5GiB", "-1GB",
-    "a=0.4", "a=nan", "a=0.4=b", "float16", "\x1b[31m", "1000000000", "1000000000000000000000" ,
-)  # fmt: skip
-
-
-def option(draw: Random, place: Path) -> str:
-    if draw.random() < 0.7:
-        return draw.choice(OPTIONS)
-    return draw.choice(("", "keep=", "a=", "drop=")) + str(
-        draw.choice((draw.uniform(-2, 2), draw.randint(-9, 10**12), draw.gauss(0, 1e200)))
-    )
-
-
-def name(draw: Random, place: Path) -> str:
-    """A name of a file, or none."""
-    fixed = [value for value in VALUES if isinstance(value, str) and "\0" not in value]
-    letters = [
-        "a",
-        "é",
-        "\x1b[31m",
-        "\n",
-        "\r",
-        "\x07",
-        "\udcff",
-        " ",
-        "/",
-        ".",
-        "~",
-        "#",
-        "@",
-        "{",
-        "$",
-        "-",
-        "=",
-        "[bold]",
-        "%",
-    ]
-    return draw.choice(
-        (
-            draw.choice(fixed),
-            draw.choice(("a", "é")) * draw.choice((100, 250, 255, 256, 5000))
-            + draw.choice(("", ".safetensors", ".yaml", ".bin")),
-            "".join(draw.choice(letters) for _ in range(draw.randint(1, 12))),
-            "new" + draw.choice(letters) + draw.choice(("", ".safetensors")),
-        )
-    )
-
-
-def tables(place: Path) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    suites(place)
-    text = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-    (place / "d.jsonl.gz").write_bytes(gzip.compress(text))
-    with (place / "d.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(ROWS[0]))
-        writer.writeheader()
-        writer.writerows(ROWS)
-    parquet.write_table(pyarrow.Table.from_pylist(ROWS), place / "d.parquet")
-    (place / "d.jsonl").write_bytes(text)
-    for kind, file_name in (
-        ("jsonl", "d.jsonl"),
-        ("gz", "d.jsonl.gz"),
-        ("csv", "d.csv"),
-        ("parquet", "d.parquet"),
-    ):
-        data = {"source": "jsonl" if kind == "gz" else kind, "path": file_name}
-        task = {"classes": ["cat", "dog"], "data": data, "templates": ["a {}"]}
-        (place / f"{kind}.yaml").write_text(yaml.safe_dump({"suite": "small", "tasks": {"pets": task}}))
-
-
-def spoil_table(draw: Random, place: Path) -> str:
-    kind = draw.choice(("jsonl", "gz", "csv", "parquet"))
-    rows: list[dict[str, Any]] = [dict(row) for row in ROWS]
-    for _ in range(draw.choice((1, 1, 3))):
-        rows[draw.randrange(len(rows))][draw.choice(("split", "text", "label", "more"))] = draw.choice(VALUES)
-    lone = draw.choice(("test", "train", ""))
-    rows = [row for row in rows if row["split"] != lone] if draw.random() < 0.2 else rows
-    if kind == "csv":
-        made = io.StringIO(newline="")
-        writer = csv.writer(made, quoting=draw.choice((csv.QUOTE_MINIMAL, csv.QUOTE_NONE)), escapechar="\\")
-        writer.writerow(
-            draw.choice(
-                (
-                    ["split", "text", "label"],
-                    ["split", "text", "text"],
-                    ["a"],
-                    [],
-                    ["split", "label", "text\0"],
-                )
-            )
-        )
-        writer.writerows([row.get(key) for key in ("split", "text", "label")] for row in rows)
-        long = "x" * draw.choice((0, 0, 200_000)) + draw.choice(("", '"', "\0", "\r"))
-        (place / "d.csv").write_bytes(mutations.encoded(made.getvalue() + long))
-    elif kind == "parquet":
-        _spoil_parquet(draw, place / "d.parquet", rows)
-    else:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        content = mutations.encoded(text.replace("null", draw.choice(("null", *mutations.JSON_TEXTS))))
-        if kind == "gz":
-            content = gzip.compress(content + draw.choice((b"", bytes(2 * 10**8))) * (draw.random() < 0.2))
-            content = (
-                scrambled(draw, content)
-                if draw.random() < 0.5
-                else content + draw.choice((b"", b"\0", content, b"more"))
-            )
-        (place / ("d.jsonl.gz" if kind == "gz" else "d.jsonl")).write_bytes(content)
-    return f"{kind}.yaml"
-
-
-def _spoil_parquet(draw: Random, path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    import pyarrow
-    from pyarrow import parquet
-
-    column = draw.choice(("text", "label", "split"))
-    values: list[Any] = [draw.choice((b"\xff", 1.5, None, [1], {"a": 1}, "x"))] * len(rows)
-    arrays: dict[str, Any] = {key: [row[key] for row in ROWS] for key in ("split", "text", "label")}
-    with contextlib.suppress(pyarrow.ArrowException):
-        parquet.write_table(pyarrow.table({**arrays, column: (values + arrays[column])[: len(ROWS)]}), path)
-    rewrite(path, partial(scrambled, draw))
-
-
-def archives(place: Path) -> None:
-    arrays: dict[str, Any] = {"classes": np.array(["cat", "dog"])}
-    for split, count in (("train", 6), ("val", 4), ("test", 4)):
-        arrays[f"x_{split}"] = np.zeros((count, 16, 16), np.uint8)
-        arrays[f"y_{split}"] = np.arange(count) % 2
-    np.savez(place / "d.npz", **arrays)
-    _image_suite(place, {"source": "npz", "path": "d.npz"})
-
-
-def _image_suite(place: Path, data: dict[str, Any]) -> None:
-    shutil.copytree(_pretrained("clip"), place / "clip")
-    task = {"modality": "image", "classes": "from-data", "data": data, "templates": ["{}"]}
-    (place / "suite.yaml").write_text(yaml.safe_dump({"suite": "small", "tasks": {"pets": task}}))
-
-
-EVAL_IMAGES = "eval clip -s suite.yaml -q --limit 2 --json"
-
-
-def spoiled_npy(draw: Random, data: bytes) -> bytes:
-    """An array whose header claims what is not there, or that is no array."""
-    shape = draw.choice(
-        (
-            "(3000000000, 3)",
-            "(0,)",
-            "(4, 16, 16, 4)",
-            "()",
-            "(-1, 4)",
-            "(4, 4)",
-            "(2**70,)",
-            "[4]",
-            "(1e3,)",
-            "(" * 200,
-        )
-    )
-    kind = draw.choice(
-        ("'|u1'", "'<f8'", "'|O'", "'<U4'", "'V9'", "[('a', '<i8')]", "'<M8[s]'", "'>u2'", "'x'", "0")
-    )
-    match draw.randrange(4):
-        case 0:
-            return scrambled(draw, data)
-        case 1:
-            made = io.BytesIO()
-            odd = (
-                np.array([{"a": 1}], object),
-                np.zeros((4, 16, 16), np.float64),
-                np.array(["\x1b[31m", "dog"]),
-                np.arange(9) - 4,
-            )
-            np.save(made, draw.choice(odd), allow_pickle=True)
-            return made.getvalue()
-        case _:
-            order = draw.choice(("False", "True", "1"))
-            header = f"{{'descr': {kind}, 'fortran_order': {order}, 'shape': {shape}, }}\n".encode()
-            return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data[-64:]
-
-
-def spoil_archive(draw: Random, place: Path) -> None:
-    file = place / "d.npz"
-    if draw.random() < 0.1:
-        array = np.zeros((4, 16, 16), np.uint8)
-        with file.open("wb") as handle:
-            np.save(handle, array)
-        return
-    rewrite(file, lambda data: mutations.spoiled_zip(draw, data, spoiled_npy))
-
-
-def images(place: Path) -> None:
-    for split in ("train", "val", "test"):
-        for kind in ("cat", "dog"):
-            (place / "pics" / split / kind).mkdir(parents=True)
-            for at in range(2):
-                Image.new("RGB", (16, 16), (60 * at, 10, 99)).save(
-                    place / "pics" / split / kind / f"{at}.png"
-                )
-    _image_suite(place, {"source": "images", "path": "pics"})
-
-
-def spoil_image(draw: Random, place: Path) -> None:
-    file = some(draw, place, "pics/test/*/*.png")
-    match draw.randrange(9):
-        case 0:
-            file.parent.rename(
-                file.parent.with_name(
-                    draw.choice(("²", "٣", "1", "\x1b[31m", "a" * 250, "-1", "00", "\udcff", "é"))
-                )
-            )
-        case 1:
-            size = draw.choice(((60_000, 60_000), (20_000, 5_000), (1, 10**5), (0, 5)))
-            header = f"P6 {size[0]} {size[1]} {draw.choice((255, 0, 65535, -1, 'x'))}\n".encode()
-            file.with_suffix(".ppm").write_bytes(header + bytes(100))
-        case 2:
-            bomb = io.BytesIO()
-            Image.new("1", draw.choice(((20_000, 20_000), (30_000, 3_000)))).save(bomb, "png")
-            file.write_bytes(bomb.getvalue())
-        case 3:
-            mode = draw.choice(("L", "P", "RGBA", "CMYK", "I;16", "F", "1", "LA", "I"))
-            kind = draw.choice(("png", "tiff", "bmp", "gif", "jpeg", "webp"))
-            with contextlib.suppress(Exception):  # not every mode fits every kind
-                Image.new(mode, draw.choice(((16, 16), (1, 1), (1, 3000)))).save(file.with_suffix(f".{kind}"))
-        case 4:
-            shutil.rmtree(draw.choice([file.parent, file.parent.parent]))
-        case 5:
-            (file.parent / "x.png").symlink_to(
-                draw.choice(("/etc/passwd", "/dev/zero", "x.png", "nowhere", "..", "../../../../secret"))
-            )
-        case 6:
-            os.mkfifo(file.parent / "pipe.png")
-        case 7:
-            (file.parent / "f.png").mkdir()
-        case _:
-            rewrite(file, partial(scrambled, draw))
-
-
-LINKED = (
-    "base/config.json",
-    "base/notes.txt",
-    "base/model.safetensors",
-    "base/modules.json",
-    "base/1_Pooling",
-    "a.safetensors",
-    "a/model.safetensors",
-    "a/config.json",
-    "recipe.yaml",
-    "base/tokenizer.json",
-    "base/extra.txt",
-    "base/1_Pooling/x.json",
-    "base/README.md",
-    "base",
-)
-
-
-def spoil_links(draw: Random, place: Path) -> None:
-    """Something else where a file should be."""
-    file = place / draw.choice(LINKED)
-    if file.is_dir() and not file.is_symlink():
-        shutil.rmtree(file)
-    file.unlink(missing_ok=True)
-    file.parent.mkdir(exist_ok=True)
-    match draw.randrange(7):
-        case 0:
-            os.mkfifo(file)
-        case 1:
-            with contextlib.chdir(file.parent), socket.socket(socket.AF_UNIX) as made:
-                made.bind(file.name)
-        case 2:
-            file.mkdir()
-        case 3:
-            file.symlink_to(draw.choice(("/dev/zero", "/dev/stdin", "/proc/self/mem", "/dev/tty")))
-        case 4:
-            file.symlink_to(draw.choice((file.name, "nowhere", ".", "..")))
-        case _:
-            secret = place.parent / "secret"
-            secret.write_bytes(SECRET)
-            file.symlink_to(draw.choice((secret, Path(os.path.relpath(secret, file.parent)), secret.parent)))
-
-
-def spoil_config(draw: Random, place: Path) -> None:
-    values = ("", "1_Pooling", "..", "../a", "a", [0], 2, 10**9, "gpt2", "/nowhere", "../../base")
-    spoil_some(draw, place, "base/*.json", "a/*.json", values=values)
-
-
-def spoil_manifest(draw: Random, place: Path) -> str:
-    if draw.random() < 0.5:
-        spoil_json(draw, place / "out" / "taskvec.json")
-    else:
-        (place / "out" / draw.choice(("new", "taskvec.json.bak", "sub"))).mkdir()
-    return draw.choice(("", "--force"))
-
-
 def of_yaml(name: str, trees: Sequence[Any], values: Sequence[Any]) -> Spoil:
     """Writes one of the trees, spoiled."""
-    return lambda draw, place: spoil_yaml(draw, place / name, draw.choice(trees), values)
+    return lambda draw, place: mutations.spoil_yaml(draw, place / name, draw.choice(trees), values)
 
 
 def of_json(*patterns: str, values: Sequence[Any] = ()) -> Spoil:
     """Spoils one of the files that match."""
-    return lambda draw, place: spoil_some(draw, place, *patterns, values=values)
+    return lambda draw, place: editing.spoil_some(draw, place, *patterns, values=values)
 
 
-MERGE = "merge recipe.yaml -o out -q"
-PLAN = "merge recipe.yaml -o out --dry-run"
+MERGE = ("merge recipe.yaml -o out -q", "merge recipe.yaml -o out --dry-run")
+CONFIGURED = (APPLY, "diff base a -o out.safetensors -q", MERGE[0], "inspect base a --json")
+PATTERNS = ("diff base a --rank 1 --only @ -o out -q", MERGE[0], "inspect a.safetensors")
+EXPRESSION = "apply base -v a=a.safetensors -v b=b.safetensors -e @ -o out -q"
+AGAIN = (f"{APPLY} @", "inspect out")
 VECTOR = (
     "inspect @ --json", "apply base -v a=@ -o out -q", "compress @ --form int8 -o out.safetensors -q",
     "apply base -v a=@ -v b=b.safetensors --rule ties -o out.safetensors -q",
-    "mask -v a=@ -v b=b.safetensors -o out.safetensors -q" ,
+    "mask -v a=@ -v b=b.safetensors -o out.safetensors -q",
 )  # fmt: skip
 PICKLED = ("inspect @", "diff base @ -o out.safetensors -q", "apply @ -v a=a.safetensors -o out -q")
 WITH_STATISTICS = (
-
     "apply base -v a=a.safetensors -v b=b.safetensors --rule fisher --stats a=s-a.safetensors "
     "--stats b=s-b.safetensors -o out -q",
-    "inspect s-a.safetensors --json" ,
+    "inspect s-a.safetensors --json",
 )  # fmt: skip
 OPTIONED = (
     "apply base -v a=a.safetensors --scale=@ -o out -q",
@@ -949,44 +71,76 @@ OPTIONED = (
     "compress a.safetensors --form int8 --group=@ -o out.safetensors -q",
     "compress a.safetensors --form low-rank --rank=@ -o out.safetensors -q",
     "mask -v a=a.safetensors -v b=b.safetensors --method tall --lam=@ -o out.safetensors -q",
-    "diff base a --rank=@ -o out -q" ,
+    "diff base a --rank=@ -o out -q",
 )  # fmt: skip
 NAMED = (
     "inspect @", "diff base @ -o out.safetensors -q", "apply base -v a=@ -o out -q",
     "apply base -v @=a.safetensors -o out -q", "apply base -v a=a.safetensors -o @ -q",
     "compress a.safetensors --form bf16 -o @ -q", "merge @ -o out -q", "run @ -o out -q",
     "run recipe.yaml -o @ -q", "tasks --suite @", "tasks @", "eval @ -s small.yaml -q", "rules @",
-    "models @", "@" ,
+    "models @", "@",
 )  # fmt: skip
 LORA = ("inspect lora --json", "apply base -v a=lora -o out -q", "diff base lora -o out.safetensors -q")
-TOKENS_READ = ("diff base a --vocab base -o out.safetensors -q", MERGE, "merge mergekit.yaml -o out -q")
+VOCABULARIES = ("diff base a --vocab base -o out.safetensors -q", MERGE[0], "merge mergekit.yaml -o out -q")
 SUITES = ("tasks --suite suite.yaml --json", "tasks pets --suite suite.yaml", EVAL)
 SHARDED = ("inspect base --json", "diff base pickled -o out.safetensors -q", "inspect pickled", APPLY)
 
 FAMILIES: dict[str, Family] = {
-    "weights": Family(models, spoil_weights, EDITS, ("base/*.safetensors", "*.safetensors"), 2),
-    "indexes": Family(sharded, of_json("*/*.index.json", values=SHARDS), SHARDED, ("*/*.index.json",
-    "*/*.bin")), "configs": Family(models, spoil_config, (APPLY, EDITS[3], MERGE, EDITS[4]), ("*/*.json",
-    )), "forms": Family(forms, spoil_forms, VECTOR, share=2), "statistics": Family(statistics,
-    spoil_statistics, WITH_STATISTICS, ("s-a.safetensors", )), "adapters": Family(adapters, spoil_adapter,
-    LORA, ("lora/*", )), "patterns": Family(long_names, patterns,
-    ("diff base a --rank 1 --only @ -o out -q", MERGE, "inspect a.safetensors"), share=0.5 ),
-    "pickles": Family(pickles, spoil_pickle, PICKLED, share=2), "recipes": Family(recipes,
-    of_yaml("recipe.yaml", RECIPES, RECIPE_VALUES), (MERGE, PLAN), ("recipe.yaml", ), 2),
-    "mergekit": Family(recipes, of_yaml("recipe.yaml", MERGEKIT, MERGEKIT_VALUES), (MERGE, PLAN), (), 2),
-    "suites": Family(suites, of_yaml("suite.yaml", [SUITE], SUITE_VALUES), SUITES, ("suite.yaml", )),
-    "experiments": Family(experiments, spoil_experiment, ("run wide.yaml -o run -q", ), ("wide.yaml", )),
-    "expressions": Family(models, expression,
-    ("apply base -v a=a.safetensors -v b=b.safetensors -e @ -o out -q", )), "options": Family(models,
-    option, OPTIONED), "names": Family(recipes, name, NAMED), "tables": Family(tables, spoil_table,
-    ("eval bert -s @ -q --limit 2 --json", )), "archives": Family(archives, spoil_archive, (EVAL_IMAGES, ),
-    ("d.npz", )), "images": Family(images, spoil_image, (EVAL_IMAGES, )),
-    "vocabularies": Family(vocabularies, spoil_vocabulary, TOKENS_READ, ("*/tokenizer*.json",
-    "*/added_tokens.json")), "backbones": Family(suites, spoil_backbone, (EVAL, ), ("bert/*", )),
-    "runs": Family(finished_run, spoil_run, ("run tiny.yaml -o run -q", ), ("run/records.jsonl", ), 0.5),
-    "trainings": Family(interrupted_training, spoil_training, (TRAIN + " --resume" ),
-    (".out.safetensors.training.pt", ), 0.5), "journals": Family(interrupted_edit, spoil_journal, (RESUME,
-    ), (".out.partial/journal.json", ".out.partial/out/*")), "manifests": Family(edited_before,
-    spoil_manifest, (APPLY + " @", "inspect out"), ("out/taskvec.json", ), 0.5), "links": Family(recipes,
-    spoil_links, (*EDITS, MERGE)) ,
-}  # fmt: skip
+    "weights": Family(editing.models, editing.spoil_weights, EDITS, ("*.safetensors", "base/*"), 2),
+    "indexes": Family(
+        editing.sharded,
+        of_json("*/*.index.json", values=editing.SHARDS),
+        SHARDED,
+        ("*/*.index.json", "*/*.bin"),
+    ),
+    "configs": Family(editing.models, editing.spoil_config, CONFIGURED, ("*/*.json",)),
+    "forms": Family(editing.forms, editing.spoil_forms, VECTOR, share=2),
+    "statistics": Family(editing.statistics, editing.spoil_statistics, WITH_STATISTICS, ("s-a.safetensors",)),
+    "adapters": Family(editing.adapters, editing.spoil_adapter, LORA, ("lora/*",)),
+    "patterns": Family(editing.long_names, editing.patterns, PATTERNS, share=0.5),
+    "pickles": Family(editing.pickles, editing.spoil_pickle, PICKLED, share=2),
+    "recipes": Family(
+        editing.recipes,
+        of_yaml("recipe.yaml", editing.RECIPES, editing.RECIPE_VALUES),
+        MERGE,
+        ("recipe.yaml",),
+        2,
+    ),
+    "mergekit": Family(
+        editing.recipes, of_yaml("recipe.yaml", editing.MERGEKIT, editing.MERGEKIT_VALUES), MERGE, share=2
+    ),
+    "suites": Family(
+        learning.suites,
+        of_yaml("suite.yaml", [learning.SUITE], learning.SUITE_VALUES),
+        SUITES,
+        ("suite.yaml",),
+    ),
+    "experiments": Family(
+        learning.experiments, learning.spoil_experiment, [learning.WIDE_RUN], ("wide.yaml",)
+    ),
+    "expressions": Family(editing.models, editing.expression, [EXPRESSION]),
+    "options": Family(editing.models, editing.option, OPTIONED),
+    "names": Family(editing.recipes, editing.name, NAMED),
+    "tables": Family(learning.tables, learning.spoil_table, [learning.EVAL_TABLE]),
+    "archives": Family(learning.archives, learning.spoil_archive, [EVAL_IMAGES], ("d.npz",)),
+    "images": Family(learning.images, learning.spoil_image, [EVAL_IMAGES]),
+    "vocabularies": Family(
+        editing.vocabularies,
+        editing.spoil_vocabulary,
+        VOCABULARIES,
+        ("*/tokenizer*.json", "*/added_tokens.json"),
+    ),
+    "backbones": Family(learning.suites, learning.spoil_backbone, [EVAL], ("bert/*",)),
+    "runs": Family(learning.finished_run, learning.spoil_run, [learning.RUN], ("run/records.jsonl",), 0.5),
+    "trainings": Family(
+        learning.interrupted_training, learning.spoil_training, [f"{TRAIN} --resume"], (learning.STATE,), 0.5
+    ),
+    "journals": Family(
+        editing.interrupted_edit,
+        editing.spoil_journal,
+        [editing.RESUME],
+        (".out.partial/*", ".out.partial/out/*"),
+    ),
+    "manifests": Family(editing.edited_before, editing.spoil_manifest, AGAIN, ("out/taskvec.json",), 0.5),
+    "links": Family(editing.recipes, editing.spoil_links, (*EDITS, MERGE[0])),
+}

@@ -27,14 +27,14 @@ VALUES: tuple[Tree, ...] = (
     "\ud800", "\U0001f600", "%s{}{0}", "$HOME", "${HOME}", "${NOSUCH}", "{task}", "__import__('os')",
     "org/name", "org/name@main", "base", "a", "a.safetensors", "float32", "re:(", "re:(a+)+$",
     "re:(([a-z._0-9]+)+)+!", [], {}, [None], [[]], [1, 2], ["a", 1], {"": 1}, {"a": {}}, {"value": 1},
-    [{"a": 1}], [0] * 1000 ,
+    [{"a": 1}], [0] * 1000,
 )  # fmt: skip
 """What may stand anywhere instead of what should."""
 
 JSON_TEXTS = (
     "NaN", "-Infinity", "1e999", "-0", "9" * 6000, "0." + "1" * 6000, "[" * 2000 + "]" * 2000, "[" * DEEP,
     '{"a":' * 2000 + "1" + "}" * 2000, '{"a": 1, "a": 2}', '"\\ud800"', '"\\u0000"', '"\\x41"', "'single'",
-    "nul", "0x10", "1_000", "[1,]", '"unterminated', "\ufeff1", "// comment\n1" ,
+    "nul", "0x10", "1_000", "[1,]", '"unterminated', "\ufeff1", "// comment\n1",
 )  # fmt: skip
 """What only a text can say, or not even that."""
 
@@ -173,7 +173,7 @@ def joined_safetensors(header: str, tensors: bytes) -> bytes:
 HEADER_VALUES: tuple[Tree, ...] = (
     "F32", "F64", "BF16", "BOOL", "U8", "I64", "F8_E4M3", "C64", "F4", ["F32"], {"F32": 1}, "f32", [0], [0,
     2**63], [2**63, 0], [2**32, 2**32], [-1], [1.5], ["3"], [True], [[3]], [2**64], [0, 0], [0, 4], [4, 0],
-    [0, 2**63], [0, 10**18], [-4, 0], [1] * 1000, [10**9, 1], [10**9, 0] ,
+    [0, 2**63], [0, 10**18], [-4, 0], [1] * 1000, [10**9, 1], [10**9, 0],
 )  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def spoiled_metadata(
 
 
 ARCHIVE_NAMES = (
-    "..", "../../x", "/etc/x", "a\0b", "a" * 300, "data.pkl", "data/0", "\x1b[31m", "x.npy", "é", "" ,
+    "..", "../../x", "/etc/x", "a\0b", "a" * 300, "data.pkl", "data/0", "\x1b[31m", "x.npy", "é", "",
 )  # fmt: skip
 
 

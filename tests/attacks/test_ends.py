@@ -1,4 +1,4 @@
-"""Commands that are killed or run out of disk: no wrong output, inputs untouched, the same bytes later."""
+"""Commands that are killed or run out of disk: no wrong output, sound inputs, the same bytes in the end."""
 
 import os
 import signal

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from attacks.families import EXPERIMENT, suites
+from attacks.learning import EXPERIMENT, suites
 from forking import Forks
 from taskvec.vectors import TaskVector
 from taskvec.weights import save_weights
