@@ -54,7 +54,7 @@ class BaseInfo(Said):
     """The base that a vector was taken from. A fingerprint that is not known is ``None``, never guessed."""
 
     ref: str | None = None
-    fingerprint: str | None = None
+    fingerprint: Annotated[str, Field(max_length=64)] | None = None
 
 
 class CompactInfo(Said):
