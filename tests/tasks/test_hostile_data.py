@@ -451,19 +451,24 @@ def test_columns_of_other_types_are_named(column: str, values: list[Any], what: 
     assert what in str(caught.value)
 
 
-def test_a_parquet_file_of_one_value_without_end_is_not_unpacked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("many", "text"), [(40_000_000, "test"), (100_000, "x" * 10_000_000)])
+def test_a_parquet_file_of_one_value_without_end_is_not_unpacked(
+    many: int, text: str, tmp_path: Path
+) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    many = 40_000_000
+    texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(many, np.int8)), [text])
     same = pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(many, np.int8)), ["test"])
     numbers = pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(many, np.int8)), [0])
     parquet.write_table(
-        pyarrow.table({"split": same, "text": same, "label": numbers}), tmp_path / "d.parquet"
+        pyarrow.table({"split": same, "text": texts, "label": numbers}), tmp_path / "d.parquet"
     )
     assert (tmp_path / "d.parquet").stat().st_size < 1e6
+    before = pyarrow.default_memory_pool().max_memory()
     with pytest.raises(InputError, match="in good faith"):
         task(tmp_path / "d.parquet", splits={"test": "none"}).split("test")
+    assert pyarrow.default_memory_pool().max_memory() < max(before, 400e6)
 
 
 def test_pictures_of_a_data_set_lie_in_its_folder(tmp_path: Path) -> None:

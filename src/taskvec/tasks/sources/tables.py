@@ -18,6 +18,7 @@ from taskvec.reading import parse_json
 from taskvec.registry import nearest
 from taskvec.tasks.source import (
     SPLITS,
+    UNPACKED,
     Rows,
     Source,
     SplitName,
@@ -185,7 +186,11 @@ class Parquet(Table):
             for name in self._fields():
                 if name not in columns:
                     raise InputError(f"{path}: no field {name!r}; {nearest(name, columns)}")
-            for batch in file.iter_batches(batch_size=256, columns=self._fields()):
+            # One value written once may stand in every row: take few rows at a time where values can be long.
+            groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+            longest = max((group.total_byte_size for group in groups), default=1)
+            rows = max(16, min(1024, UNPACKED // max(longest, 1)))
+            for batch in file.iter_batches(batch_size=rows, columns=self._fields()):
                 left -= batch.num_rows * ROW + batch.nbytes
                 _check_unpacked(left, path)
                 yield from batch.to_pylist()
