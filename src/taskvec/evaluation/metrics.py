@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 
 import torch
-from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -18,10 +17,14 @@ def _accuracy(labels: Tensor, predicted: Tensor) -> float:
 
 
 def _macro_f1(labels: Tensor, predicted: Tensor) -> float:
+    from sklearn.metrics import f1_score
+
     return float(f1_score(labels.numpy(), predicted.numpy(), average="macro", zero_division=0.0))
 
 
 def _matthews(labels: Tensor, predicted: Tensor) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
     return float(matthews_corrcoef(labels.numpy(), predicted.numpy()))
 
 
@@ -61,6 +64,8 @@ def score(logits: Tensor, labels: Tensor, metric: str = "accuracy") -> Score:
 
     Raises: InputError for no examples, or a metric that is not one of ``METRICS``.
     """
+    from sklearn.metrics import recall_score  # imports as much as torch does: only what scores pays for it
+
     figures = {name: value(logits, labels, name) for name in {metric: None, **METRICS}}
     recall = recall_score(
         labels.numpy(),

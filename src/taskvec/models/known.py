@@ -1,5 +1,6 @@
 """Models known by a short name; reading this list imports nothing heavy."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +104,14 @@ LOADERS: Registry[Any] = Registry(
 )
 """How to load a checkpoint, by the ``model_type`` of its config.json or the ``kind`` of a known model;
 ``text`` for any other type. A loader takes a reference and returns a Backbone."""
+
+
+def resolved(ref: str) -> str:
+    """A path, hub id or known name as the path or hub id that it stands for.
+
+    One rule for every command and function: what is on the disk wins over a known name.
+    """
+    return ref if ref not in MODELS or os.path.lexists(ref) else MODELS[ref].ref()
 
 
 def known_model(name: str) -> KnownModel:
