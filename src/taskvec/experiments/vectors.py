@@ -21,7 +21,7 @@ class Vectors:
     """Trains what is missing, once.
 
     Args:
-        evaluator: of the experiment's model and tasks.
+        evaluator: gives that of the experiment's model and tasks; called when something is trained.
         store: of the run folder.
         model: the base model's fingerprint.
         digests: fingerprint of every task.
@@ -30,7 +30,7 @@ class Vectors:
     def __init__(
         self,
         experiment: Experiment,
-        evaluator: Evaluator,
+        evaluator: Callable[[], Evaluator],
         store: Store,
         *,
         model: str,
@@ -49,8 +49,8 @@ class Vectors:
 
         def compute(checkpoint: Path) -> TaskVector:
             return finetune(
-                self._evaluator.backbone,
-                [self._evaluator.part(task) for task in tasks],
+                self._evaluator().backbone,
+                [self._evaluator().part(task) for task in tasks],
                 regime=trained,
                 settings=settings,
                 ascend=ascend,
@@ -73,8 +73,8 @@ class Vectors:
 
         def compute(checkpoint: Path) -> TaskVector:
             return atm(
-                self._evaluator.backbone,
-                [self._evaluator.part(task) for task in tasks],
+                self._evaluator().backbone,
+                [self._evaluator().part(task) for task in tasks],
                 rounds=rounds,
                 regime=regime,
                 settings=settings,
@@ -88,8 +88,8 @@ class Vectors:
         return self._stored(regime, seed, f"atm{rounds}", inputs, compute)
 
     def _validated(self, regime: str, vector: TaskVector, tasks: Sequence[str]) -> float:
-        points = self._evaluator.points({"tau": vector}, space=regime_called(regime).space)
-        return absolute(self._evaluator.values(points.at({"tau": 1.0}), tasks, "validation"))
+        points = self._evaluator().points({"tau": vector}, space=regime_called(regime).space)
+        return absolute(self._evaluator().values(points.at({"tau": 1.0}), tasks, "validation"))
 
     def _inputs(
         self, regime: str, tasks: Sequence[str], settings: TrainSettings, more: Mapping[str, object]
@@ -118,7 +118,7 @@ class Vectors:
         checkpoint = self._store.folder / "partial" / f"{name}-{key[:8]}.pt"
 
         def make() -> dict[str, str]:
-            check_space(path, sum(value.nbytes for value in self._evaluator.pretrained.values()))
+            check_space(path, sum(value.nbytes for value in self._evaluator().pretrained.values()))
             path.parent.mkdir(parents=True, exist_ok=True)
             compute(checkpoint).save(path, force=True)
             return {"file": str(path.relative_to(self._store.folder))}

@@ -1,10 +1,15 @@
 """An experiment's results as PNG figures."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
+
+from xxhash import xxh3_128
 
 from taskvec.errors import MissingExtra
 from taskvec.reports.analysis_figures import disentanglement_figures
@@ -20,33 +25,69 @@ Result = Mapping[str, Any]
 def figures(results: Result, folder: Path) -> list[tuple[Path, str]]:
     """Draw what the results hold into ``folder``; the files and their captions.
 
+    A figure that the same code drew from the same results stays: drawing takes longer than all else in a run
+    that computes nothing. Nothing else stays in the folder.
+
     Raises: MissingExtra if matplotlib is not installed.
     """
+    seeds = list(results["seeds"].values())
+    drawings: dict[str, tuple[Callable[[], Figure | None], str]] = {
+        "single": (lambda: _single(results, seeds), "Every task before and after its own fine-tuning."),
+        "addition": (
+            lambda: _addition(seeds),
+            "Adding more tasks: each dot is a subset, the line their mean.",
+        ),
+        "atm": (lambda: _atm(seeds), "ATM: the same training steps, merged once or more often."),
+        "negation": (lambda: _negation(seeds), "Negation: the target falls, the control stays."),
+        "cosine": (lambda: _cosine(results, seeds), "Cosines between task vectors."),
+        **_heat_maps(seeds[0]),
+    }
+    source = _source(results)
+    kept = _kept(folder, source)
+    drawn = []
+    for name, (draw, caption) in drawings.items():
+        path = folder / f"{name}.png"
+        if path not in kept:
+            figure = draw()
+            if figure is None:
+                continue
+            figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Source": source})
+        drawn.append((path, caption))
+    return drawn
+
+
+def _source(results: Result) -> str:
+    """Digest of what decides a figure: the results, this package's code, and what it draws with."""
     try:
-        import matplotlib
-    except ImportError:
+        matplotlib = version("matplotlib")
+    except PackageNotFoundError:
         raise MissingExtra(
             "matplotlib is not installed, needed for figures; pip install 'taskvec[plots]'"
         ) from None
-    matplotlib.use("agg")
-    remove(folder)
-    folder.mkdir(parents=True)
-    seeds = list(results["seeds"].values())
-    drawings = {
-        "single": (_single(results, seeds), "Every task before and after its own fine-tuning."),
-        "addition": (_addition(seeds), "Adding more tasks: each dot is a subset, the line their mean."),
-        "atm": (_atm(seeds), "ATM: the same training steps, merged once or more often."),
-        "negation": (_negation(seeds), "Negation: the target falls, the control stays."),
-        "cosine": (_cosine(results, seeds), "Cosines between task vectors."),
-        **_heat_maps(seeds[0]),
-    }
-    drawn = []
-    for name, (figure, caption) in drawings.items():
-        if figure is not None:
-            path = folder / f"{name}.png"
-            figure.savefig(path, dpi=150, bbox_inches="tight")
-            drawn.append((path, caption))
-    return drawn
+    digest = xxh3_128(json.dumps([matplotlib, results]).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _kept(folder: Path, source: str) -> set[Path]:
+    """Figures in ``folder``, which is made, that were drawn from ``source``; all else there is removed."""
+    if folder.is_symlink() or not folder.is_dir():
+        remove(folder)
+        folder.mkdir(parents=True)
+    kept = set()
+    for path in folder.iterdir():
+        if path.is_symlink() or not path.is_file() or source.encode() not in _head(path):
+            remove(path)
+        else:
+            kept.add(path)
+    return kept
+
+
+def _head(path: Path) -> bytes:
+    """Where a PNG says what it was drawn from."""
+    with path.open("rb") as file:
+        return file.read(1024)
 
 
 def _axes(columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
@@ -158,10 +199,10 @@ def _negation(seeds: Sequence[Result]) -> "Figure | None":
     return figure
 
 
-def _heat_maps(regimes: Result) -> "dict[str, tuple[Figure, str]]":
+def _heat_maps(regimes: Result) -> "dict[str, tuple[Callable[[], Figure], str]]":
     """One figure a pair, the regimes side by side on one scale."""
     known = {name: found["disentanglement"] for name, found in regimes.items() if "disentanglement" in found}
-    drawn = {}
+    drawn: dict[str, tuple[Callable[[], Figure], str]] = {}
     for place, pair in enumerate(next(iter(known.values()), [])):
         panels = {name: maps[place] for name, maps in known.items()}
         record = {"grid": pair["grid"], "pairs": [{"tasks": pair["tasks"], "panels": panels}]}
@@ -169,11 +210,12 @@ def _heat_maps(regimes: Result) -> "dict[str, tuple[Figure, str]]":
             f"Disentanglement error of {' and '.join(pair['tasks'])}: how far the other's vector changes "
             "predictions (above) and representations (below); the square is where coefficients are searched."
         )
-        drawn["disentanglement-" + "-".join(pair["tasks"])] = (
-            disentanglement_figures(record)["figure"],
-            caption,
-        )
+        drawn["disentanglement-" + "-".join(pair["tasks"])] = (partial(_heat_map, record), caption)
     return drawn
+
+
+def _heat_map(record: Result) -> "Figure":
+    return disentanglement_figures(record)["figure"]
 
 
 def _cosine(results: Result, seeds: Sequence[Result]) -> "Figure | None":

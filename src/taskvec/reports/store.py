@@ -61,6 +61,11 @@ class Store:
         if folder.exists() and not self._path.exists() and any(folder.iterdir()):
             raise OutputExists(f"{folder}: exists and holds no run (no records.jsonl); choose another folder")
 
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds records of an earlier run; they are not read."""
+        return self._path.exists() and self._path.stat().st_size > 0
+
     @cached_property
     def _records(self) -> dict[str, Record]:
         return {record["key"]: record for record in self._read()}
