@@ -15,7 +15,7 @@ from taskvec.weights import save_weights
 
 
 def open_recipe(path: str | Path, *, known: recipe.Known = recipe.none_known, **instead: object) -> Merge:
-    """The model that a recipe file describes, ours or mergekit's; reads headers only.
+    """The model that a recipe file describes, ours or mergekit's; reads headers, and some entries of each matrix.
 
     Args:
         known: the path or hub id that a short name in a recipe of ours stands for.
