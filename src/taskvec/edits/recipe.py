@@ -81,10 +81,9 @@ def none_known(_: str) -> None:
 
 
 def read(path: Path, content: object, *, known: Known = none_known, **instead: object) -> Merge:
-    """The model that a recipe describes, with every input opened and matched; reads headers.
+    """The model that a recipe describes, with every input opened and matched.
 
-    Of every matrix it reads a few thousand entries, to say which models are hardly fine-tuned from the base.
-
+    Reads headers, and a few thousand entries of each matrix, to say which models look unrelated to the base.
     Vectors that were stored with the fingerprint of their base make the base be read once, to compare.
 
     Args:
