@@ -185,9 +185,9 @@ NOTED: dict[str, tuple[Callable[[], None], str]] = {
     ),
     "a rope that is scaled": (
         config(rope_scaling={"type": "linear", "factor": 4.0}),
-        "differ in what weights compute: rope_type linear and default",
+        "differ in what weights compute: rope_type 'linear' and 'default'",
     ),
-    "another kind of model": (config(model_type="mistral"), "weights compute: model_type mistral and llama"),
+    "another kind of model": (config(model_type="mistral"), "weights compute: model_type 'mistral' and 'llama'"),
     "another pickle beside": (
         beside(1.0),
         f"a/pytorch_model.bin: differs from the safetensors files, first in {QUERY!r}; those are read",

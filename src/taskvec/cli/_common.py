@@ -29,7 +29,7 @@ Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Sho
 def say(notes: Iterable[str]) -> None:
     """Notes on standard error, a line each: what is lost, assumed or odd. They are no progress: ``--quiet``
     leaves them."""
-    sys.stderr.writelines(f"note: {note}\n" for note in notes)
+    sys.stderr.writelines(f"note: {' '.join(note.split())}\n" for note in notes)
 
 
 def print_json(payload: object) -> None:

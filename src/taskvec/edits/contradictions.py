@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 
@@ -189,8 +190,8 @@ def _beside(model: Weights) -> Iterator[str]:
         return
     for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
         file = model.folder / name
-        if not file.is_file():
-            continue
+        if not file.is_file() or (file.suffix == ".bin" and not is_zipfile(file)):
+            continue  # a pickle of before 1.6 would have to be read whole
         try:
             with open_weights(file) as other:
                 different = _first_difference(model, other)
@@ -225,11 +226,11 @@ def _of_pair(first: Weights, model: Weights) -> Iterator[str]:
     wrong = next((key for key in different if _last(key) in _HEADS), None)
     if wrong is not None:
         raise InputError(
-            f"{model.ref}: config.json says {wrong} {theirs[wrong]}, expected {ours[wrong]} as in "
-            f"{first.ref}, else the same rows belong to other heads; correct the config that is wrong"
+            f"{model.ref}: config.json says {wrong} {_short(theirs[wrong])}, expected {_short(ours[wrong])} "
+            f"as in {first.ref}, else the same rows belong to other heads; correct the config that is wrong"
         )
     if different:
-        words = ", ".join(f"{key} {theirs[key]} and {ours[key]}" for key in different)
+        words = ", ".join(f"{key} {_short(theirs[key])} and {_short(ours[key])}" for key in different)
         yield f"{model.ref}: its config.json and that of {first.ref} differ in what weights compute: {words}"
 
 
@@ -261,6 +262,11 @@ def _flat(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any
             yield from _flat(value, f"{place}{key}.")
         else:
             yield f"{place}{key}", value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _last(key: str) -> str:

@@ -17,13 +17,14 @@ from taskvec.weights import save_weights
 
 @checked
 def open_recipe(path: str | Path, *, known: recipe.Known = recipe.none_known, **instead: object) -> Merge:
-    """The model that a recipe file describes, ours or mergekit's; reads headers only.
+    """The model that a recipe file describes, ours or mergekit's.
 
     Args:
         known: the path or hub id that a short name in a recipe of ours stands for.
         **instead: fields in place of the recipe's, such as ``scale``; ``None`` for its own.
 
     Raises: InputError, one line, for whatever does not fit.
+    Cost: reads headers, configs and tokenizers, and a few thousand entries of each matrix.
     """
     place = Path(path)
     content = read_yaml(place)

@@ -82,8 +82,9 @@ def none_known(_: str) -> None:
 
 
 def read(path: Path, content: object, *, known: Known = none_known, **instead: object) -> Merge:
-    """The model that a recipe describes, with every input opened and matched; reads headers only.
+    """The model that a recipe describes, with every input opened and matched.
 
+    Reads headers, and a few thousand entries of each matrix, to say which models look unrelated to the base.
     Vectors that were stored with the fingerprint of their base make the base be read once, to compare.
 
     Args:

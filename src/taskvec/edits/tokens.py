@@ -97,7 +97,7 @@ def _check_opaque(base: Weights, tuned: Weights, advice: str) -> list[str]:
     """The same check of tokenizers that no file tells in plain text."""
     assert base.folder is not None and tuned.folder is not None
     ours, theirs = opaque_files(base.folder), opaque_files(tuned.folder)
-    for name in ours.keys() & theirs.keys():
+    for name in sorted(ours.keys() & theirs.keys()):
         if ours[name] != theirs[name]:
             pieces = [pieces_of(weights.folder / name) for weights in (base, tuned) if weights.folder]
             if None in pieces:

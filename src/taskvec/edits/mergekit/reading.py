@@ -38,7 +38,7 @@ _WIDE_ANYWAY = ("linear", "slerp", "passthrough")
 
 
 def read(path: Path, content: object) -> Merge:
-    """The merge that a mergekit YAML file describes; of its models only headers are read.
+    """The merge that a mergekit YAML file describes; reads headers, and some entries of each matrix.
 
     Args:
         path: of the file; for messages. Models are found from the working directory, as mergekit does.
