@@ -109,7 +109,7 @@ def _untrained(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> It
         return
     tasks = results["tasks"]
     [(regime, random)] = seeds_by_regime(results["untrained"]).items()
-    rows = []
+    rows, edits = [], {}
     models = {"pre-trained": (results, by_regime[regime]), "random": (results["untrained"], random)}
     for name, (found, seeds) in models.items():
         zero = fmean(found["zero_shot"][task]["test"]["value"] for task in tasks)
@@ -117,10 +117,11 @@ def _untrained(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> It
         single = [fmean(seed["single"]["test"][task] for task in tasks) for seed in seeds]
         cells = (percent([zero]), percent(single), coefficients(wholes), both(wholes))
         rows.append((f"{name}, {regime}", *cells))
+        edits[name] = wholes
     columns = ("", "zero-shot", "single tasks", "α", f"all {len(tasks)} added")
     note = (
         "Means over tasks; added: absolute / normalized, per cent. Without pre-training the normalized "
-        "figure is chance over chance: read the absolute one."
+        f"figure is chance over chance: read the absolute one. {searched(edits)}."
     )
     yield Table("What pre-training is for", columns, tuple(rows), note)
 
@@ -130,17 +131,19 @@ def _subsets(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
     if not 2 <= len(first) <= 40:  # beyond that the figure says it better
         return
     by_regime = {r: seeds for r, seeds in by_regime.items() if len(seeds[0]["addition"]) == len(first)}
-    rows = []
+    rows, searches = [], list[Result]()
     for place, edit in enumerate(first):
         cells = []
         for seeds in by_regime.values():
             edits = [seed["addition"][place] for seed in seeds]
             cells += [coefficients(edits), both(edits)]
+            searches += edits
         rows.append((" + ".join(edit["tasks"]), *cells))
     columns = ["tasks added"]
     for regime in by_regime:
         columns += [f"{regime}: α", f"{regime}: absolute / normalized"]
-    yield Table("Addition, every subset", tuple(columns), tuple(rows), "Measured on the added tasks.")
+    note = f"Measured on the added tasks. {tallied(searches)}."
+    yield Table("Addition, every subset", tuple(columns), tuple(rows), note)
 
 
 def _atm(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
