@@ -7,6 +7,10 @@ class TaskvecError(Exception):
     exit_code = 1
 
 
+class Diverged(TaskvecError):
+    """The outputs of an edited model are NaN or infinite: a coefficient is too large."""
+
+
 class InputError(TaskvecError, ValueError):
     """The request itself is wrong: a path, a key, a shape, a parameter. Nothing was written."""
 

@@ -1,15 +1,25 @@
 """Coefficient search on curves whose best point is known."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskvec.errors import InputError
+from effort import EFFORT
+from taskvec.errors import Diverged, InputError
 from taskvec.evaluation.metrics import normalized
-from taskvec.evaluation.search import Grid, search_addition, search_each, search_negation
+from taskvec.evaluation.search import (
+    Grid,
+    Search,
+    maximize,
+    search_addition,
+    search_each,
+    search_negation,
+)
 
 
 def curve(f: Callable[[float], float]) -> Callable[[float], dict[str, float]]:
@@ -141,3 +151,175 @@ def test_coefficients_of_their_own_are_never_worse_than_a_shared_one(seed: int) 
 def test_a_flat_stretch_does_not_carry_a_coefficient_away() -> None:
     found = search_each(lambda at: {"a": 0.5}, {"a": 1.0}, {"a": 0.35})
     assert (found.coefficients, found.sweeps) == ({"a": 0.35}, 1)
+
+
+# The search against the full grid
+
+THOROUGH = settings(max_examples=200 * EFFORT)
+
+
+def whole(heights: Sequence[float], coarse: int) -> Search:
+    """The search on a grid of unit steps that has these heights."""
+    grid = Grid(start=0, stop=1, step=1, limit=len(heights) - 1, coarse=coarse)
+    seen: list[float] = []
+
+    def measure(alpha: float) -> dict[str, float]:
+        seen.append(alpha)
+        return {"a": heights[round(alpha)]}
+
+    found = maximize(lambda values: values["a"], measure, grid)
+    assert len(seen) == len(set(seen)) == found.measured
+    assert set(range(0, len(heights), coarse)) | {len(heights) - 1} <= set(seen)
+    assert (found.measured == found.points) == (len(seen) == len(heights))
+    return found
+
+
+def best(heights: Sequence[float]) -> int:
+    """What a search of every point chooses: the smallest of the best."""
+    return max(range(len(heights)), key=lambda index: (heights[index], -index))
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> tuple[list[float], int]:
+    """Constant pieces, none shorter than the stride; many of equal height."""
+    coarse = draw(st.integers(1, 6))
+    pieces = draw(st.lists(st.tuples(st.integers(0, 5), st.integers(coarse, 3 * coarse)), min_size=2))
+    return [height / 5 for height, long in pieces for _ in range(long)], coarse
+
+
+@st.composite
+def peaks(draw: st.DrawFn) -> tuple[list[float], int]:
+    """Tents of any heights and lopsided, no flank or gap shorter than the stride; the ends cut off."""
+    coarse = draw(st.integers(1, 6))
+    wide = st.integers(coarse, 4 * coarse)
+    heights = [0.0] * coarse
+    for top, up, down, gap in draw(st.lists(st.tuples(st.floats(0.1, 1), wide, wide, wide), min_size=1)):
+        heights += [top * i / up for i in range(1, up)] + [top * i / down for i in range(down, -1, -1)]
+        heights += [0.0] * gap
+    first = draw(st.integers(0, len(heights) // 2))
+    last = draw(st.integers(first + 2, len(heights)))
+    return heights[first:last], coarse
+
+
+@st.composite
+def hills(draw: st.DrawFn) -> tuple[list[float], int]:
+    """A stretch that rises and falls in whatever steps, above noise."""
+    coarse = draw(st.integers(1, 6))
+    heights = st.integers(6, 12).map(lambda height: height / 12)
+    hill = draw(st.lists(heights, min_size=coarse, max_size=5 * coarse))
+    top = draw(st.integers(0, len(hill)))
+    noise = st.lists(st.integers(0, 5).map(lambda height: height / 12), max_size=30)
+    hill = sorted(hill[:top]) + sorted(hill[top:], reverse=True)
+    found = [*draw(noise), *hill, *draw(noise)]
+    return found if len(found) > 1 else [0.0, *found], coarse
+
+
+@THOROUGH
+@given(st.one_of(steps(), peaks(), hills()))
+def test_what_is_no_narrower_than_the_stride_is_found_wherever_it_lies(case: tuple[list[float], int]) -> None:
+    heights, coarse = case
+    assert whole(heights, coarse).coefficient == best(heights)
+
+
+@THOROUGH
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=60), st.integers(1, 8))
+def test_on_any_function_the_choice_is_a_local_best_of_the_full_grid(
+    heights: list[float], coarse: int
+) -> None:
+    found = whole(heights, coarse)
+    chosen, measured = round(found.coefficient), dict(found.trace)
+    assert heights[chosen] == max(measured.values())
+    for beside in (chosen - 1, chosen + 1):
+        if 0 <= beside < len(heights):
+            assert measured[beside] <= heights[chosen]
+    if coarse == 1:
+        assert (chosen, found.measured) == (best(heights), len(heights))
+
+
+@THOROUGH
+@given(
+    st.integers(1, 6),
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from([0.9, 0.95, 1.0]), st.integers(0, 12)), min_size=1),
+)
+def test_negation_on_steps_is_that_of_the_full_grid_and_keeps_the_control(
+    coarse: int, pieces: list[tuple[int, float, int]]
+) -> None:
+    """The target and the control change together, in pieces no shorter than the stride."""
+    start = [(2.0, 1.0)] * (coarse + 1)
+    values = start + [(target, control) for target, control, more in pieces for _ in range(coarse + more)]
+    grid = Grid(start=0, stop=1, step=1, limit=len(values) - 1, coarse=coarse)
+    found = search_negation(
+        lambda alpha: dict(zip(("target", "control"), values[round(alpha)], strict=True)),
+        "target",
+        {"target": 2.0, "control": 1.0},
+        grid,
+    )
+    allowed = [index for index, (_, control) in enumerate(values) if control >= 0.95]
+    assert found.coefficient == min(allowed, key=lambda index: (values[index][0], index))
+    assert found.values["control"] >= 0.95
+    assert found.satisfied
+
+
+def test_a_dip_does_not_end_the_search() -> None:
+    """The fault of a search that goes on only while the last point is the best."""
+    heights = [
+        abs(alpha - 1.2) if alpha < 2 else 3 - abs(alpha - 3) for alpha in (0.05 * i for i in range(81))
+    ]
+    found = search_addition(curve(lambda alpha: heights[round(alpha / 0.05)]), ONE, Grid(limit=4.0))
+    assert found.coefficient == 3.0
+
+
+def test_a_plateau_is_said_and_its_smallest_coefficient_taken() -> None:
+    grid = Grid(stop=2.0, coarse=4)
+    found = search_addition(curve(lambda alpha: float(0.4 <= alpha <= 1.3)), ONE, grid)
+    assert (found.coefficient, found.plateau) == (0.4, (0.4, 1.3))
+    assert found.remark == "plateau 0.4 to 1.3"
+    ending = search_addition(curve(lambda alpha: float(alpha >= 1.7)), ONE, grid)
+    assert ending.remark == "plateau 1.7 to 2 (the limit of the grid)"
+
+
+def test_a_best_point_at_the_start_of_a_grid_without_zero_is_said() -> None:
+    found = search_addition(curve(lambda alpha: -alpha), ONE, Grid(start=0.2))
+    assert (found.coefficient, found.remark) == (0.2, "at the start of the grid")
+
+
+def test_the_record_says_how_much_of_the_grid_was_measured() -> None:
+    record: dict[str, Any] = search_addition(curve(lambda alpha: -abs(alpha - 0.45)), ONE).record()
+    assert (record["measured"], record["points"]) == (17, 41)
+    assert len(record["trace"]) == 17
+    every = search_addition(curve(lambda alpha: -abs(alpha - 0.45)), ONE, Grid(coarse=1)).record()
+    assert (every["measured"], every["points"]) == (41, 41)
+
+
+def test_outputs_that_are_not_finite_are_worse_than_any_and_said() -> None:
+    def measure(alpha: float) -> dict[str, float]:
+        if alpha > 1.85:
+            raise Diverged("outputs are not finite")
+        return {"a": alpha}
+
+    found = search_addition(measure, ONE)
+    assert found.coefficient == 1.85
+    assert found.remark == "grid extended, outputs not finite at 1.9, 1.95, 2"
+    record: dict[str, Any] = found.record()
+    assert record["trace"][-1] == (2.0, None)
+    assert all(math.isfinite(value) for value in found.values.values())
+    with pytest.raises(Diverged, match=r"finite at no coefficient from 1\.9 to 2"):
+        search_addition(measure, ONE, Grid(start=1.9, stop=1.95))
+
+
+@given(st.integers(1, 9), st.sampled_from([0.05, 0.1, 0.25]))
+def test_a_scaled_grid_has_the_same_points_in_another_unit(factor: int, step: float) -> None:
+    grid = Grid(step=step, limit=1.5)
+    scaled = grid.scaled(factor)
+    assert (scaled.points, scaled.last) == (grid.points, grid.last)
+    for index in range(grid.last + 1):
+        assert scaled.point(index) == pytest.approx(factor * grid.point(index))
+
+
+@given(st.floats(0.1, 9), st.sampled_from([0.05, 0.1, 0.25]))
+def test_a_grid_that_reaches_further_holds_the_same_points_and_the_end(limit: float, step: float) -> None:
+    grid = Grid(step=step, limit=1.5)
+    further = grid.reaching(limit)
+    assert further.point(further.last) >= max(limit, 1.5) - 1e-6
+    assert Grid(**further.model_dump()) == further
+    assert all(further.point(index) == grid.point(index) for index in range(grid.last + 1))

@@ -101,6 +101,28 @@ def test_a_selection_is_a_regime_and_joint_training_is_for_the_regimes_that_ask(
     assert rows and all("(query\\|key)" in row for row in rows)
 
 
+def test_one_round_of_atm_is_addition_in_another_unit(finished: Path) -> None:
+    """The mean of three vectors at three times alpha is their sum at alpha: searched alike, found alike."""
+    found = json.loads((finished / "results.json").read_text())["seeds"]["0"]["full"]
+    [added] = [edit for edit in found["addition"] if len(edit["tasks"]) == 3]
+    one, two = (run["tuned"] for run in found["atm"])
+    assert one["coefficient"] == pytest.approx(3 * added["coefficient"])
+    assert one["validation"] == added["validation"]
+    assert one["absolute"] == pytest.approx(added["absolute"])
+    for key in ("grid_extended", "at_grid_limit", "measured", "points"):
+        assert one[key] == added[key]
+    assert [alpha for alpha, _ in one["trace"]] == pytest.approx([3 * alpha for alpha, _ in added["trace"]])
+    assert two["trace"][-1][0] == 3 * 1.5  # as far as one round, in steps of addition's own
+    assert two["points"] == 4.5 / 0.25 + 1
+
+
+def test_every_table_of_searched_coefficients_says_how_much_was_measured(finished: Path) -> None:
+    report = (finished / "report.md").read_text()
+    for title in ("Addition of all 3 tasks", "ATM", "Negation of pets", "Analogies, full"):
+        section = report[report.index(f"**{title}**") :]
+        assert "points of the grid were measured" in section[: section.index("\n**")]
+
+
 def test_running_again_computes_nothing(folder: Path, experiment: Path) -> None:
     before = (folder / "records.jsonl").read_bytes()
     results = (folder / "results.json").read_bytes()

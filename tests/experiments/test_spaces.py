@@ -74,6 +74,20 @@ def test_six_regimes_fill_every_table_and_figure(finished: Path, seed: dict[str,
     assert "Cosine of task vectors, post-hoc" not in report
 
 
+def test_the_pre_trained_model_is_measured_in_the_space_it_is_compared_in(
+    finished: Path, seed: dict[str, Any]
+) -> None:
+    report = (finished / "report.md").read_text()
+    section = report[report.index("**Negation of pets**") :]
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| pre-trained")]
+    assert [row[1].strip() for row in rows] == ["pre-trained", "pre-trained, tangent space"]
+    for row, regime in zip(rows, ("full", "tangent"), strict=True):
+        cell = seed[regime]["negation"][0]["rows"]["pretrained"]
+        assert [float(row[3]), float(row[4])] == pytest.approx(
+            [100 * cell["target"], 100 * cell["control"]], abs=0.05
+        )
+
+
 def test_post_hoc_regimes_train_nothing(finished: Path, seed: dict[str, Any]) -> None:
     folders = {path.name for path in (finished / "vectors" / "seed0").iterdir()}
     assert folders == set(TRAINED)

@@ -146,7 +146,7 @@ def over(grid: Sequence[float], values: Tensor, inside: Callable[[float, float],
 
 
 def in_box(a1: float, a2: float) -> bool:
-    """The square [-1, 1]^2, where coefficients are searched."""
+    """The square [-1, 1]^2, where the best coefficients mostly are."""
     return max(abs(a1), abs(a2)) <= 1
 
 

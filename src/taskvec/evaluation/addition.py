@@ -70,7 +70,6 @@ def addition(
     return {
         "tasks": list(tasks),
         **found.record(),
-        "remark": found.remark,
         "test": {task: score.record() for task, score in scores.items()},
         **_both(values, single["test"]),
         "fixed": {

@@ -45,12 +45,12 @@ def analogy(
     def validation(weights: Mapping[str, float]) -> dict[str, float]:
         return evaluator.values(points.at(weights), [target], "validation")
 
-    def row(weights: Mapping[str, float], found: Search | None = None) -> dict[str, object]:
+    def row(weights: Mapping[str, float], searches: Sequence[Search] = ()) -> dict[str, object]:
         score = evaluator.score(points.at(weights), target, "test")
-        searched = {"remark": found.remark} if found else {}
+        searched = {"searches": [found.record() for found in searches]} if searches else {}
         return {"coefficients": dict(weights), "value": score.value, "score": score.record(), **searched}
 
-    def best(*groups: Mapping[str, float]) -> tuple[dict[str, float], Search]:
+    def best(*groups: Mapping[str, float]) -> tuple[dict[str, float], list[Search]]:
         return _search(groups, coefficients, validation, target, grid)
 
     rows: dict[str, dict[str, object]] = {"pretrained": row({})}
@@ -65,8 +65,12 @@ def analogy(
 
 def _search(
     groups: Sequence[Mapping[str, float]], coefficients: int, validation: Validation, target: str, grid: Grid
-) -> tuple[dict[str, float], Search]:
-    """One coefficient for all groups; if each has its own, two sweeps over them with the others held."""
+) -> tuple[dict[str, float], list[Search]]:
+    """One coefficient for all groups; if each has its own, two sweeps over them with the others held.
+
+    A sweep moves a coefficient only to a strictly better place, so two are never worse than one on validation
+    data; the best pair of the plane may be another. Returns the coefficients, and every search on the way.
+    """
     whole = {label: weight for group in groups for label, weight in group.items()}
 
     def along(moved: Mapping[str, float], held: Mapping[str, float]) -> tuple[dict[str, float], Search]:
@@ -77,7 +81,11 @@ def _search(
         return at(found.coefficient), found
 
     weights, found = along(whole, {})
+    best, searches = found.values[target], [found]
     if coefficients == 2 and len(groups) == 2:
         for group in (*groups, *groups):
-            weights, found = along(group, weights)
-    return weights, found
+            moved, found = along(group, weights)
+            searches.append(found)
+            if found.values[target] > best:
+                weights, best = moved, found.values[target]
+    return weights, searches

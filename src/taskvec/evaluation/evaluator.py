@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from taskvec.arguments import checked
-from taskvec.errors import InputError, TaskvecError
+from taskvec.errors import Diverged, InputError
 from taskvec.evaluation.metrics import Score, score, value
 from taskvec.evaluation.points import OrdinaryPoints, Point, Points, TangentPoint, TangentPoints
 from taskvec.models.backbone import Backbone
@@ -155,13 +155,13 @@ class Evaluator:
     def logits(self, point: Point, name: str, split: SplitName) -> tuple[Tensor, Tensor]:
         """Logits (N, C) float32 and labels (N,), in the order of :meth:`features`.
 
-        Raises: TaskvecError when the model's outputs are no longer finite.
+        Raises: Diverged when the model's outputs are no longer finite.
         """
         found, labels = self.features(point, name, split)
         with torch.no_grad():
             logits: Tensor = self.head(name)(found)
         if not bool(logits.isfinite().all()):
-            raise TaskvecError(
+            raise Diverged(
                 f"{name}: the model's {split} outputs are not finite; the coefficient is too large"
             )
         return logits, labels

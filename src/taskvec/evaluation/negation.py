@@ -59,7 +59,7 @@ def negation(
             keep,
         )
         scores = evaluator.scores(points.at({label: -found.coefficient}), tasks, "test")
-        rows[f"negative {label}"] = {**found.record(), "remark": found.remark, **_row(scores, target)}
+        rows[f"negative {label}"] = {**found.record(), **_row(scores, target)}
     return {"target": target, "controls": list(controls), "keep": keep, "rows": rows}
 
 

@@ -1,14 +1,21 @@
 """Scaling coefficients chosen on validation data."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby, takewhile
 from typing import Self
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from taskvec.arguments import checked
 from taskvec.config import Config
+from taskvec.errors import Diverged
 from taskvec.evaluation.metrics import absolute, normalized
+
+METHOD = "whole range, every hump"
+"""How coefficients are searched: a part of the key of every result that a search decides."""
 
 LOST = 1e3
 """Objective of a coefficient that loses the controls: below that of any that keeps them."""
@@ -18,12 +25,11 @@ Measure = Callable[[float], Values]
 
 
 class Grid(Config):
-    """Equally spaced coefficients, both ends included, visited coarsely first.
+    """Equally spaced coefficients from ``start`` to ``limit``, both included.
 
-    A search measures every ``coarse``-th point, then the neighbours of the best at half that distance, and so
-    on down to one step. When the best point is the last, the grid is extended by its own step up to
-    ``limit``. ``coarse=1`` visits every point. ``stop`` and ``limit`` lie a whole number of steps from
-    ``start``.
+    :func:`maximize` searches all of it, every ``coarse``-th point first; with ``coarse=1`` every point is
+    measured. ``stop`` does not end the search: it ends the range that one expects, and a best coefficient at
+    or past it is remarked. ``stop`` and ``limit`` lie a whole number of steps from ``start``.
     """
 
     start: float = 0.0
@@ -57,8 +63,18 @@ class Grid(Config):
 
     @property
     def last(self) -> int:
-        """The index that an extension never passes."""
+        """The index of ``limit``."""
         return round((self.limit - self.start) / self.step)
+
+    def scaled(self, factor: float) -> "Grid":
+        """The same points in a unit ``factor`` times as small."""
+        ends = {name: getattr(self, name) * factor for name in ("start", "stop", "step", "limit")}
+        return Grid(**ends, coarse=self.coarse)
+
+    def reaching(self, limit: float) -> "Grid":
+        """This grid, going on by its own step as far as ``limit`` at least."""
+        steps = math.ceil(round((limit - self.start) / self.step, 6))
+        return self.model_copy(update={"limit": self.point(max(steps, self.last))})
 
 
 @dataclass(frozen=True)
@@ -69,13 +85,39 @@ class Search:
     values: dict[str, float]
     """Validation values there, by task."""
     trace: list[tuple[float, float]]
-    """(coefficient, objective) of every point measured, in order of coefficients."""
-    extended: bool
-    """The best point lay on the upper edge of the grid, which was extended."""
-    at_limit: bool
-    """It lies on the edge even so: a larger coefficient may be better."""
+    """(coefficient, objective) of every point measured, in order of coefficients; minus infinity where the
+    model's outputs are not finite."""
+    grid: Grid
     satisfied: bool = True
     """Some coefficient other than zero met the constraint (negation only)."""
+
+    @property
+    def extended(self) -> bool:
+        """The coefficient lies at or past ``stop``, the end of the range that one expects."""
+        return self.coefficient >= self.grid.point(self.grid.points - 1)
+
+    @property
+    def at_limit(self) -> bool:
+        """It is the last of the grid: a larger coefficient may be better."""
+        return self.coefficient == self.grid.point(self.grid.last)
+
+    @property
+    def measured(self) -> int:
+        """Points of the grid that were measured; where others are left, one of them may be better."""
+        return len(self.trace)
+
+    @property
+    def points(self) -> int:
+        """Points of the whole grid."""
+        return self.grid.last + 1
+
+    @cached_property
+    def plateau(self) -> tuple[float, float] | None:
+        """The first and the last of neighbouring measured points that are as good; the first is chosen."""
+        best = dict(self.trace)[self.coefficient]
+        onward = (one for one in self.trace if one[0] >= self.coefficient)
+        *_, (end, _) = takewhile(lambda one: one[1] == best, onward)
+        return None if end == self.coefficient else (self.coefficient, end)
 
     def record(self) -> dict[str, object]:
         """Plain data, for a results record."""
@@ -85,7 +127,11 @@ class Search:
             "grid_extended": self.extended,
             "at_grid_limit": self.at_limit,
             "satisfied": self.satisfied,
-            "trace": self.trace,
+            "plateau": self.plateau and list(self.plateau),
+            "measured": self.measured,
+            "points": self.points,
+            "remark": self.remark,
+            "trace": [(alpha, height if math.isfinite(height) else None) for alpha, height in self.trace],
         }
 
     @property
@@ -95,9 +141,21 @@ class Search:
             return "no coefficient keeps the control"
         if self.coefficient == 0:
             return "no coefficient is better than none"
+        return ", ".join(self._remarks())
+
+    def _remarks(self) -> Iterator[str]:
         if self.at_limit:
-            return "at the limit of the grid"
-        return "grid extended" if self.extended else ""
+            yield "at the limit of the grid"
+        elif self.extended:
+            yield "grid extended"
+        if self.coefficient == self.grid.point(0):
+            yield "at the start of the grid"
+        if self.plateau:
+            first, end = self.plateau
+            limit = " (the limit of the grid)" if end == self.grid.point(self.grid.last) else ""
+            yield f"plateau {first:g} to {end:g}{limit}"
+        if lost := [alpha for alpha, height in self.trace if height == -math.inf]:
+            yield f"outputs not finite at {', '.join(f'{alpha:g}' for alpha in lost)}"
 
 
 @checked
@@ -121,6 +179,8 @@ class SearchEach:
     objective: float
     sweeps: int
     """Rounds over all tasks; the last one changed nothing."""
+    measured: int
+    """Points that were measured, of (points of the grid) to the power of the number of tasks."""
 
     def record(self) -> dict[str, object]:
         """Plain data, for a results record."""
@@ -129,6 +189,8 @@ class SearchEach:
             "validation": self.values,
             "objective": self.objective,
             "sweeps": self.sweeps,
+            "measured": self.measured,
+            "optimum": "no single coefficient can be changed for the better",
         }
 
 
@@ -145,6 +207,9 @@ def search_each(
     one changes nothing. A coefficient moves only to a strictly better place, and of equal ones to the
     nearest, so that flat stretches of a metric do not carry it away. Never worse than ``start``.
 
+    Every line along one coefficient is searched whole, and so the end is the best on each of the T lines
+    through it. It may still be a local optimum: two coefficients changed at once may be better.
+
     Args:
         measure: validation value of each task at a point; called T times the grid a sweep, so it had better
             be cheap, as it is in tangent space.
@@ -155,17 +220,18 @@ def search_each(
     choices = [grid.point(index) for index in range(grid.last + 1)]
     at = dict(start)
     values = measure(at)
-    height, sweeps, moved = normalized(values, single), 0, True
+    height, sweeps, measured, moved = normalized(values, single), 0, 1, True
     while moved:
         sweeps, moved = sweeps + 1, False
         for task in start:
             here = at[task]
             tried = {choice: measure({**at, task: choice}) for choice in choices if choice != here}
+            measured += len(tried)
             heights = {choice: normalized(found, single) for choice, found in tried.items()}
             best = max(heights, key=lambda choice: (heights[choice], -abs(choice - here), -choice))
             if heights[best] > height:
                 at[task], values, height, moved = best, tried[best], heights[best], True
-    return SearchEach(dict(at), dict(values), height, sweeps)
+    return SearchEach(dict(at), dict(values), height, sweeps, measured)
 
 
 @checked
@@ -197,40 +263,61 @@ def search_negation(
 
 
 def maximize(objective: Callable[[Values], float], measure: Measure, grid: Grid) -> Search:
-    """Coarse-to-fine search on ``grid``; every point is measured at most once."""
+    """The best point of the grid: a coarse pass over all of it, then every point where it may be.
+
+    1. Every ``coarse``-th point is measured, and the last.
+    2. A *hump* is a run of these, equal among themselves, whose neighbours on either side are lower. From the
+       highest hump down, all points are measured between its neighbours. A hump is passed over if
+       ``coarse - 1`` times as much as it rises within two strides would not lift it to the best point so far.
+
+    Every point is measured at most once; of equal ones the smallest is chosen. A point where the model's
+    outputs are not finite is worse than any other.
+
+    Guarantee, for any function: the neighbours of the chosen point are measured too, and not better. No point
+    of the grid is better, and no equal one smaller, if the function is constant in pieces of ``coarse``
+    points or more; or peaks with straight flanks of ``coarse`` steps or more, as far apart at their feet, on
+    one floor; or in general if the best point lies in a stretch of ``coarse`` points or more in which the
+    function rises, then falls, with as many points on either side (up to the ends of the grid) that are
+    lower than all of the stretch, and step 2 does not pass it over. What is narrower may lie between points
+    of the coarse pass: unless all were measured (``measured == points``), a better one may be missed.
+
+    Raises: Diverged if there is no point with finite outputs.
+    """
     values: dict[int, Values] = {}
     heights: dict[int, float] = {}
 
     def visit(index: int) -> None:
         if index not in heights:
-            values[index] = measure(grid.point(index))
-            heights[index] = objective(values[index])
+            try:
+                values[index] = measure(grid.point(index))
+                heights[index] = objective(values[index])
+            except Diverged:
+                heights[index] = -math.inf
 
-    def best() -> int:
-        return max(heights, key=lambda index: (heights[index], -index))
-
-    edge = grid.points - 1
-    for index in [*range(0, edge, grid.coarse), edge]:
+    coarse = [*range(0, grid.last, grid.coarse), grid.last]
+    for index in coarse:
         visit(index)
-    extended = False
-    while True:
-        stride = grid.coarse
-        while stride > 1:
-            stride = (stride + 1) // 2
-            around = best()
-            for index in (around - stride, around + stride):
-                if 0 <= index <= edge:
-                    visit(index)
-        if best() < edge or edge >= grid.last:
-            break
-        extended = True
-        edge = min(edge + grid.coarse, grid.last)
-        visit(edge)
-    chosen = best()
-    return Search(
-        coefficient=grid.point(chosen),
-        values=dict(values[chosen]),
-        trace=[(grid.point(index), heights[index]) for index in sorted(heights)],
-        extended=extended,
-        at_limit=chosen == edge,
-    )
+    humps = _humps([heights[index] for index in coarse])
+    for height, rise, first, last in sorted(humps, key=lambda hump: (-hump[0], hump[2])):
+        if height + (grid.coarse - 1) * rise >= max(heights.values()):
+            for index in range(coarse[max(first - 1, 0)], coarse[min(last + 1, len(coarse) - 1)]):
+                visit(index)
+    if not values:
+        raise Diverged(
+            f"the model's outputs are finite at no coefficient from {grid.start:g} to {grid.limit:g}; "
+            "choose smaller ones"
+        )
+    chosen = max(heights, key=lambda index: (heights[index], -index))
+    trace = [(grid.point(index), heights[index]) for index in sorted(heights)]
+    return Search(grid.point(chosen), dict(values[chosen]), trace, grid)
+
+
+def _humps(heights: Sequence[float]) -> Iterator[tuple[float, float, int, int]]:
+    """Runs of equal heights without a higher neighbour: height, rise within two places, first and last."""
+    first = 0
+    for height, group in groupby(heights):
+        last = first + len(list(group)) - 1
+        around = heights[max(first - 2, 0) : last + 3]
+        if height == max(heights[max(first - 1, 0) : last + 2]) and height > -math.inf:
+            yield height, height - min(around), first, last
+        first = last + 1

@@ -14,7 +14,7 @@ from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import absolute, majority, normalized
 from taskvec.evaluation.negation import negation
 from taskvec.evaluation.points import Points
-from taskvec.evaluation.search import maximize
+from taskvec.evaluation.search import METHOD, Grid, maximize
 from taskvec.experiments.config import Experiment, post_hoc_of
 from taskvec.experiments.cost import training_costs
 from taskvec.experiments.vectors import Vectors, recipe
@@ -121,6 +121,7 @@ class Runner:
         )
         geometry = self._cell("geometry", regime, seed, self.tasks, {}, lambda: _geometry(vectors))
         found: Result = {
+            "space": experiment.space(regime),
             "single": single,
             "norms": geometry["norms"],
             "addition": self._additions(regime, seed, points, single),
@@ -175,7 +176,7 @@ class Runner:
             whole = len(chosen) == len(self.tasks)
             fixed = {"1": 1.0, "1/T": 1 / len(chosen)} if whole else {}
             more = {"each": True} if whole and regime in each else {}
-            settings = {"grid": self.experiment.search.model_dump(), "fixed": fixed, **more}
+            settings = {**_searched(self.experiment.search), "fixed": fixed, **more}
 
             def compute(
                 chosen: tuple[str, ...] = chosen,
@@ -200,10 +201,8 @@ class Runner:
         """ATM as it is, and with its whole displacement rescaled on validation data."""
         assert self.experiment.atm is not None
         rule, scale = self.experiment.atm.rule, self.experiment.atm.scale
-        # A mean of T vectors may have to be scaled back to their sum.
-        limit = max(self.experiment.search.limit, float(len(self.tasks)))
-        grid = self.experiment.search.model_copy(update={"limit": limit})
-        settings = {"rounds": rounds, "rule": rule, "scale": scale, "grid": grid.model_dump()}
+        grid = self._atm_grid(rounds)
+        settings = {"rounds": rounds, "rule": rule, "scale": scale, **_searched(grid)}
 
         def compute() -> Result:
             points = self.evaluator.points({"atm": self._vectors.atm(regime, seed, self.tasks, rounds)})
@@ -217,17 +216,30 @@ class Runner:
             return {
                 "rounds": rounds,
                 "plain": self._measured(plain, single),
-                "tuned": {**self._measured(tuned, single), **found.record(), "remark": found.remark},
+                "tuned": {**self._measured(tuned, single), **found.record()},
             }
 
         return self._cell("atm", regime, seed, self.tasks, settings, compute)
+
+    def _atm_grid(self, rounds: int) -> Grid:
+        """Addition's grid in the unit of ATM: a factor of T on the mean of T vectors gives their sum.
+
+        One round of means is that mean, so it is searched at the very points of addition. What more rounds
+        give lies between a mean and a sum: searched as far, in the steps of addition.
+        """
+        assert self.experiment.atm is not None
+        block, grid = self.experiment.atm, self.experiment.search
+        unit = len(self.tasks) / block.scale
+        if rounds == 1 and block.rule == "mean":
+            return grid.scaled(unit)
+        return grid.reaching(unit * grid.limit)
 
     def _negation(self, regime: str, seed: int, target: str) -> Result:
         block = self.experiment.negation
         assert block is not None
         controls = self.experiment.controls(self.suite, target)
         settings = {
-            "grid": self.experiment.search.model_dump(),
+            **_searched(self.experiment.search),
             "controls": controls,
             **block.model_dump(include={"keep", "baselines"}, mode="json"),
         }
@@ -254,7 +266,7 @@ class Runner:
     def _analogy(self, regime: str, seed: int, number: int) -> Result:
         block = self.experiment.analogies[number]
         trained = {block.a, block.b, block.c} | ({block.target} if block.reference else set())
-        settings = {"grid": self.experiment.search.model_dump(), **block.model_dump(mode="json")}
+        settings = {**_searched(self.experiment.search), **block.model_dump(mode="json")}
 
         def compute() -> Result:
             vectors = {task: self._vectors.of(regime, seed, (task,)) for task in sorted(trained)}
@@ -405,3 +417,8 @@ def _geometry(vectors: Mapping[str, TaskVector]) -> Result:
         "norms": {task: vector.norm() for task, vector in vectors.items()},
         "cosine": similarity(list(vectors.values())).tolist(),
     }
+
+
+def _searched(grid: Grid) -> Result:
+    """What decides a search, for the key of its result."""
+    return {"grid": grid.model_dump(), "search": METHOD}

@@ -34,3 +34,31 @@ def coefficients(cells: Sequence[Result]) -> str:
     """The coefficient, or its range over seeds."""
     values = sorted({cell["coefficient"] for cell in cells})
     return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g}–{values[-1]:g}"
+
+
+def searched(cells: Mapping[str, Sequence[Result]]) -> str:
+    """What a reader must know of the searches of labelled rows: how much they measured, every remark."""
+    said = [f"{label}: {cell['remark']}" for label, of in cells.items() for cell in of if cell["remark"]]
+    return "; ".join(dict.fromkeys([_measured([cell for of in cells.values() for cell in of]), *said]))
+
+
+def tallied(searches: Sequence[Result]) -> str:
+    """The same of searches too many to be listed."""
+    kinds = {
+        "at 0": [search["coefficient"] == 0 for search in searches],
+        "at the limit of the grid": [search["at_grid_limit"] for search in searches],
+        "on a plateau, whose smallest coefficient is taken": [bool(search["plateau"]) for search in searches],
+    }
+    said = [f"{sum(of)} of {len(of)} searches end {kind}" for kind, of in kinds.items() if any(of)]
+    return "; ".join([_measured(searches), *said])
+
+
+def _measured(searches: Sequence[Result]) -> str:
+    counts, points = ([search[which] for search in searches] for which in ("measured", "points"))
+    missed = "" if counts == points else ", so that one between them may be better"
+    return f"{_range(counts)} of {_range(points)} points of the grid were measured{missed}"
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"

@@ -176,12 +176,17 @@ def _negation(seeds: Sequence[Result]) -> "Figure | None":
     blocks = seeds[0][regimes[0]]["negation"]
     columns = min(len(blocks), 4)
     labels = {label for regime in regimes for label in seeds[0][regime]["negation"][0]["rows"]}
-    wide = 1 + len(regimes) * sum(label.startswith("negative") for label in labels)
+    wide = len({seeds[0][regime]["space"] for regime in regimes}) + len(regimes) * sum(
+        label.startswith("negative") for label in labels
+    )
     upright = wide > 5
     figure, axes = _axes(columns, max(3.6, 0.7 + 0.4 * wide), 4.6 if upright else 3.2)
     for place, (ax, block) in enumerate(zip(axes, blocks[:columns], strict=True)):
-        bars = {"pre-trained": [seed[regimes[0]]["negation"][place]["rows"]["pretrained"] for seed in seeds]}
+        bars: dict[str, list[Result]] = {}
         for regime in regimes:
+            space = seeds[0][regime]["space"]
+            start = "pre-trained" if space == "ordinary" else f"pre-trained,\n{space}"
+            bars.setdefault(start, [seed[regime]["negation"][place]["rows"]["pretrained"] for seed in seeds])
             for label in seeds[0][regime]["negation"][place]["rows"]:
                 if label.startswith("negative"):
                     named = "random" if "random" in label else "negated"
@@ -208,7 +213,7 @@ def _heat_maps(regimes: Result) -> "dict[str, tuple[Callable[[], Figure], str]]"
         record = {"grid": pair["grid"], "pairs": [{"tasks": pair["tasks"], "panels": panels}]}
         caption = (
             f"Disentanglement error of {' and '.join(pair['tasks'])}: how far the other's vector changes "
-            "predictions (above) and representations (below); the square is where coefficients are searched."
+            "predictions (above) and representations (below); the square is where most coefficients lie."
         )
         drawn["disentanglement-" + "-".join(pair["tasks"])] = (partial(_heat_map, record), caption)
     return drawn

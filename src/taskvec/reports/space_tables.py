@@ -39,7 +39,8 @@ def _coefficients(regimes: Regimes, tasks: Sequence[str]) -> Iterator[Table]:
     if rows:
         note = (
             "Addition of all tasks in tangent space. α of each task: coordinate ascent on the mean "
-            "normalized validation metric from the shared α; absolute / normalized on test, per cent."
+            "normalized validation metric from the shared α, to where no single α can be changed for the "
+            "better; absolute / normalized on test, per cent."
         )
         columns = ("α of", *tasks, "an α each", "one α")
         yield Table("A coefficient for every task", columns, tuple(rows), note)

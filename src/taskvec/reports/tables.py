@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from taskvec.reports.cells import both, coefficients, percent, seeds_by_regime, whole_set
+from taskvec.reports.cells import both, coefficients, percent, searched, seeds_by_regime, tallied, whole_set
 
 Result = Mapping[str, Any]
 
@@ -80,13 +80,13 @@ def _metrics(zero: Result, tasks: Sequence[str]) -> str:
 
 def _addition(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
     tasks = results["tasks"]
-    rows = []
+    rows, cells = [], {}
     joint = any("joint" in seeds[0] for seeds in by_regime.values())
     for regime, seeds in by_regime.items():
         wholes = [whole_set(seed, tasks) for seed in seeds]
         if any(whole is None for whole in wholes):
             return
-        known = [whole for whole in wholes if whole is not None]
+        cells[regime] = known = [whole for whole in wholes if whole is not None]
         rows.append(
             (
                 regime,
@@ -103,7 +103,7 @@ def _addition(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Ite
         columns.append("joint training")
     note = (
         "Absolute / normalized, per cent: mean over tasks of the metric / of its ratio to the single-task "
-        f"model of the same regime. α is chosen on validation data{_remarks(by_regime, tasks)}."
+        f"model of the same regime. α is chosen on validation data: {searched(cells)}."
     )
     yield Table(f"Addition of all {len(tasks)} tasks", tuple(columns), tuple(rows), note)
 
@@ -118,7 +118,7 @@ def _untrained(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> It
         return
     tasks = results["tasks"]
     [(regime, random)] = seeds_by_regime(results["untrained"]).items()
-    rows = []
+    rows, edits = [], {}
     models = {"pre-trained": (results, by_regime[regime]), "random": (results["untrained"], random)}
     for name, (found, seeds) in models.items():
         zero = fmean(found["zero_shot"][task]["test"]["value"] for task in tasks)
@@ -126,10 +126,11 @@ def _untrained(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> It
         single = [fmean(seed["single"]["test"][task] for task in tasks) for seed in seeds]
         cells = (percent([zero]), percent(single), coefficients(wholes), both(wholes))
         rows.append((f"{name}, {regime}", *cells))
+        edits[name] = wholes
     columns = ("", "zero-shot", "single tasks", "α", f"all {len(tasks)} added")
     note = (
         "Means over tasks; added: absolute / normalized, per cent. Without pre-training the normalized "
-        "figure is chance over chance: read the absolute one."
+        f"figure is chance over chance: read the absolute one. {searched(edits)}."
     )
     yield Table("What pre-training is for", columns, tuple(rows), note)
 
@@ -139,38 +140,34 @@ def _subsets(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
     if not 2 <= len(first) <= 40:  # beyond that the figure says it better
         return
     by_regime = {r: seeds for r, seeds in by_regime.items() if len(seeds[0]["addition"]) == len(first)}
-    rows = []
+    rows, searches = [], list[Result]()
     for place, edit in enumerate(first):
         cells = []
         for seeds in by_regime.values():
             edits = [seed["addition"][place] for seed in seeds]
             cells += [coefficients(edits), both(edits)]
+            searches += edits
         rows.append((" + ".join(edit["tasks"]), *cells))
     columns = ["tasks added"]
     for regime in by_regime:
         columns += [f"{regime}: α", f"{regime}: absolute / normalized"]
-    yield Table("Addition, every subset", tuple(columns), tuple(rows), "Measured on the added tasks.")
+    note = f"Measured on the added tasks. {tallied(searches)}."
+    yield Table("Addition, every subset", tuple(columns), tuple(rows), note)
 
 
 def _atm(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
-    rows = []
+    rows, cells = [], {}
     for regime, seeds in by_regime.items():
         for place, first in enumerate(seeds[0].get("atm", [])):
             runs = [seed["atm"][place] for seed in seeds]
-            tuned = [run["tuned"] for run in runs]
-            rows.append(
-                (
-                    f"{regime}, {first['rounds']} round{'s' if first['rounds'] > 1 else ''}",
-                    both([run["plain"] for run in runs]),
-                    coefficients(tuned),
-                    both(tuned),
-                )
-            )
+            name = f"{regime}, {first['rounds']} round{'s' if first['rounds'] > 1 else ''}"
+            cells[name] = tuned = [run["tuned"] for run in runs]
+            rows.append((name, both([run["plain"] for run in runs]), coefficients(tuned), both(tuned)))
     if rows:
         note = (
             "Absolute / normalized, per cent. All rows spend the same training steps; the last columns scale "
+            f"the whole displacement by a factor chosen on validation data: {searched(cells)}."
         )
-        note += "the whole displacement by a factor chosen on validation data."
         yield Table("ATM", ("", "as it is", "best factor", "at best factor"), tuple(rows), note)
 
 
@@ -178,37 +175,43 @@ def _negation(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Ite
     first = next(iter(by_regime.values()))[0].get("negation", [])
     for place, block in enumerate(first):
         rows: list[tuple[str, ...]] = []
-        remarks = []
+        found: dict[str, list[Result]] = {}
+        spaces = set[str]()
         for regime, seeds in by_regime.items():
             if "negation" not in seeds[0]:
                 continue
             runs = [seed["negation"][place]["rows"] for seed in seeds]
             for label in runs[0]:
-                if label == "pretrained" and rows:
-                    continue
                 cells = [run[label] for run in runs]
-                alpha = coefficients(cells) if "coefficient" in cells[0] else ""
-                name = "pre-trained" if label == "pretrained" else f"{regime}: {label}"
-                recalls = zip(*(cell["target_recall"] for cell in cells), strict=True)
-                classes = [_whole_percent(recall) for recall in recalls]
-                shown = " ".join(classes) if len(classes) <= 6 else "–"
-                rows.append(
-                    (
-                        name,
-                        alpha,
-                        percent([cell["target"] for cell in cells]),
-                        percent([cell["control"] for cell in cells]),
-                        shown,
-                    )
-                )
-                remarks += [f"{name}: {cell['remark']}" for cell in cells if cell.get("remark")]
-        said = f" {'; '.join(dict.fromkeys(remarks))}." if remarks else ""
+                name = f"{regime}: {label}"
+                if label == "pretrained":  # a row a space: in bf16 it is not the same model in both
+                    space = seeds[0]["space"]
+                    if space in spaces:
+                        continue
+                    spaces.add(space)
+                    name = "pre-trained" if space == "ordinary" else f"pre-trained, {space} space"
+                if "coefficient" in cells[0]:
+                    found[name] = cells
+                rows.append((name, *_forgotten(cells)))
         note = (
             f"Per cent, test. Control: mean of {', '.join(block['controls'])}. α is the one of lowest target "
-            f"value on validation data that keeps {100 * block['keep']:.0f} % of the control.{said}"
+            f"value on validation data that keeps {100 * block['keep']:.0f} % of the control: "
+            f"{searched(found)}."
         )
         columns = ("", "α", f"{block['target']} ↓", "control", "recall by class")
         yield Table(f"Negation of {block['target']}", columns, tuple(rows), note)
+
+
+def _forgotten(cells: Sequence[Result]) -> tuple[str, str, str, str]:
+    """Coefficient, target, control and recall by class of one model, over seeds."""
+    recalls = zip(*(cell["target_recall"] for cell in cells), strict=True)
+    classes = [_whole_percent(recall) for recall in recalls]
+    return (
+        coefficients(cells) if "coefficient" in cells[0] else "",
+        percent([cell["target"] for cell in cells]),
+        percent([cell["control"] for cell in cells]),
+        " ".join(classes) if len(classes) <= 6 else "–",
+    )
 
 
 ROLES = ("zero-shot", "c", "b", "c + b", "c + (b − a)", "trained on it")
@@ -235,9 +238,11 @@ def _analogies(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
                 for place in columns
             ]
             rows.append(("mean", *means))
+        rows_of = (row for runs in blocks for run in runs for row in run["rows"].values())
+        searches = [found for row in rows_of for found in row.get("searches", [])]
         note = (
             "Per cent on the test split of the fourth task. Every coefficient is chosen on its validation "
-            "rows; only the last column was trained on it."
+            f"rows; only the last column was trained on it. {tallied(searches)}."
         )
         head = ("a : b :: c : target", *(ROLES[place] for place in columns))
         yield Table(f"Analogies, {regime}", head, tuple(rows), note)
@@ -273,16 +278,6 @@ def _values(seeds: Sequence[Sequence[float]]) -> list[str]:
 def _whole_percent(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     return f"{100 * fmean(known):.0f}" if known else "–"
-
-
-def _remarks(by_regime: Mapping[str, Sequence[Result]], tasks: Sequence[str]) -> str:
-    said = [
-        f"{regime}: {whole['remark']}"
-        for regime, seeds in by_regime.items()
-        for seed in seeds
-        if (whole := whole_set(seed, tasks)) and whole["remark"]
-    ]
-    return f" ({'; '.join(dict.fromkeys(said))})" if said else ""
 
 
 def _seeds(by_regime: Mapping[str, Sequence[Result]]) -> str:
