@@ -52,6 +52,8 @@ CHANGES: list[Callable[[dict[str, Any]], object]] = [
     lambda s: s.update(step=2**70),
     lambda s: s.update(step=True),
     lambda s: s.update(leaves=[1]),
+    lambda s: s.update(leaves=torch.ones(3, 2)),
+    lambda s: s.update(optimizer=torch.ones(3, 2)),
     lambda s: s["leaves"].pop("b"),
     lambda s: s["leaves"].update(b=torch.ones(())),
     lambda s: s["leaves"].update(b=torch.ones(1).expand(10**12)),

@@ -62,11 +62,19 @@ class Checkpoint:
     def _restored(self, state: Mapping[str, Any]) -> int:
         """Take over the state; one that does not fit raises something or other."""
         leaves, step = list(self._leaves.values()), state["step"]
+        optimizer = state["optimizer"]
+        parts = (
+            state,
+            state["leaves"],
+            optimizer,
+            optimizer["state"] if isinstance(optimizer, dict) else None,
+        )
+        if not all(isinstance(part, dict) for part in parts):
+            raise ValueError
         found = [state["leaves"][name] for name in self._leaves]
         names = MOMENTS if isinstance(self._optimizer, torch.optim.AdamW) else ()
         kept = {
-            place: {name: of_leaf[name] for name in names}
-            for place, of_leaf in state["optimizer"]["state"].items()
+            place: {name: of_leaf[name] for name in names} for place, of_leaf in optimizer["state"].items()
         }
         moments = [
             (value, torch.Size() if name == "step" else leaves[place].shape)
