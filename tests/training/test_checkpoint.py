@@ -63,6 +63,8 @@ CHANGES: list[Callable[[dict[str, Any]], object]] = [
     lambda s: s["leaves"].update(b="text"),
     lambda s: s.update(optimizer=None),
     lambda s: s["optimizer"].pop("state"),
+    lambda s: s["optimizer"].update(state=torch.ones(3, 2)),
+    lambda s: s["optimizer"]["state"].update({0: torch.ones(3, 2)}),
     lambda s: s["optimizer"]["state"].update({7: inner(s, "optimizer", "state", 0)}),
     lambda s: inner(s, "optimizer", "state", 0).pop("exp_avg"),
     lambda s: inner(s, "optimizer", "state", 0).update(exp_avg=torch.ones(9)),

@@ -63,13 +63,10 @@ class Checkpoint:
         """Take over the state; one that does not fit raises something or other."""
         leaves, step = list(self._leaves.values()), state["step"]
         optimizer = state["optimizer"]
-        parts = (
-            state,
-            state["leaves"],
-            optimizer,
-            optimizer["state"] if isinstance(optimizer, dict) else None,
-        )
-        if not all(isinstance(part, dict) for part in parts):
+        # Anything may stand where mappings belong; a tensor would even take their keys.
+        if not (isinstance(state["leaves"], dict) and isinstance(optimizer, dict)):
+            raise ValueError
+        if not all(isinstance(of_leaf, dict) for of_leaf in optimizer["state"].values()):
             raise ValueError
         found = [state["leaves"][name] for name in self._leaves]
         names = MOMENTS if isinstance(self._optimizer, torch.optim.AdamW) else ()
