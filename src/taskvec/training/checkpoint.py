@@ -62,11 +62,16 @@ class Checkpoint:
     def _restored(self, state: Mapping[str, Any]) -> int:
         """Take over the state; one that does not fit raises something or other."""
         leaves, step = list(self._leaves.values()), state["step"]
+        optimizer = state["optimizer"]
+        # Anything may stand where mappings belong; a tensor would even take their keys.
+        if not (isinstance(state["leaves"], dict) and isinstance(optimizer, dict)):
+            raise ValueError
+        if not all(isinstance(of_leaf, dict) for of_leaf in optimizer["state"].values()):
+            raise ValueError
         found = [state["leaves"][name] for name in self._leaves]
         names = MOMENTS if isinstance(self._optimizer, torch.optim.AdamW) else ()
         kept = {
-            place: {name: of_leaf[name] for name in names}
-            for place, of_leaf in state["optimizer"]["state"].items()
+            place: {name: of_leaf[name] for name in names} for place, of_leaf in optimizer["state"].items()
         }
         moments = [
             (value, torch.Size() if name == "step" else leaves[place].shape)
