@@ -1,11 +1,11 @@
 """Plain data from YAML."""
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from taskvec.config import parse_yaml
+from taskvec.errors import InputError
 
 MERGED = """
 a: &a {k: 1, j: {x: 1}}
@@ -26,7 +26,7 @@ def test_mappings_can_be_brought_into_others_which_win() -> None:
 
 @pytest.mark.parametrize("text", ["a: 1\na: 2", "1: a\n1.0: b", "b: &b {k: 1}\nc: {<<: *b, k: 2, k: 3}"])
 def test_a_key_given_twice_is_an_error(text: str) -> None:
-    with pytest.raises(yaml.YAMLError, match="is given twice, line"):
+    with pytest.raises(InputError, match="is given twice, line"):
         parse_yaml(text)
 
 
