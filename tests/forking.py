@@ -231,6 +231,12 @@ def keep_no_code(_: object) -> None:
     numba.config.CACHE_DIR = "/proc/nowhere"  # type: ignore[attr-defined]
 
 
+def only_ascii(_: object) -> None:
+    """Streams that take no other letters."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="ascii")  # type: ignore[union-attr]
+
+
 def one_processor(_: object) -> None:
     """The process may use one only."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -269,6 +275,7 @@ TROUBLE: dict[str, Callable[[Any], None]] = {
         hide_shared_memory,
         keep_no_code,
         one_processor,
+        only_ascii,
         say_where,
         threads,
         umask,

@@ -137,9 +137,24 @@ def forms(place: Path) -> None:
     tall_masks({"a": vector, "b": other}, lam=0.4).save(place / "m-tall.safetensors")
 
 
+def _other_settings(draw: Random, data: bytes) -> bytes:
+    """A vector that says other numbers of its form or its masks, or other shapes of what is stored in parts."""
+    header, tensors = mutations.split_safetensors(data)
+    said = json.loads(header["__metadata__"]["taskvec"])
+    form = said.get("compact") or said.get("masks") or {}
+    parts = [form.get("settings"), form.get("coded"), form.get("factors"), said.get("unchanged")]
+    part = draw.choice([part for part in parts if part] or [said])
+    part[draw.choice(list(part))] = draw.choice(PROVENANCE)
+    header["__metadata__"]["taskvec"] = json.dumps(said)
+    return mutations.joined_safetensors(json.dumps(header), tensors)
+
+
 def spoil_forms(draw: Random, place: Path) -> str:
     file = some(draw, place, "x-*.safetensors", "m-*.safetensors")
-    if draw.random() < 0.7:
+    kind = draw.random()
+    if kind < 0.3:
+        rewrite(file, partial(_other_settings, draw))
+    elif kind < 0.7:
         rewrite(file, lambda data: mutations.spoiled_metadata(draw, data, "taskvec", PROVENANCE))
     else:
         rewrite(file, partial(mutations.spoiled_header, draw))

