@@ -161,8 +161,12 @@ class Joined(Weights):
         return self._owner[name].read(name, rows)
 
     def read_with_change(self, name: str, rows: slice | None = None) -> tuple[Tensor, Change | None]:
-        """Those of the part that has it."""
+        """That of the part that has it."""
         return self._owner[name].read_with_change(name, rows)
+
+    def change_to(self, name: str, rows: slice | None, made: Tensor) -> Change | None:
+        """That of the part that has it."""
+        return self._owner[name].change_to(name, rows, made)
 
     @property
     def inputs(self) -> tuple[Weights, ...]:

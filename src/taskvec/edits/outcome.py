@@ -10,8 +10,7 @@ from taskvec.weights.change import Change
 def changed(changes: Mapping[str, Change] | None) -> dict[str, int | float]:
     """How many tensors changed, which share of all entries, and the norm of the edit in units of the base's.
 
-    Empty where that was not measured, as of an output that went on with shards of an interrupted run; without
-    the norm where it is not finite, as of a base of zeros.
+    Empty of weights that were not written; without the norm where it is not finite, as of a base of zeros.
     """
     if changes is None:
         return {}

@@ -104,6 +104,11 @@ class EditedWeights(Weights):
         made = self._made(name, rows, begun if self.start is self.base else None)
         return made, change.between(begun, made)
 
+    def change_to(self, name: str, rows: slice | None, made: Tensor) -> Change | None:
+        """How far ``made``, which was read here before, is from the start."""
+        editable = made.dtype in EDITABLE
+        return change.between(self.start.read(name, rows), made) if editable else None
+
     def _made(self, name: str, rows: slice | None, stored: Tensor | None) -> Tensor:
         """The edited tensor, or some of its rows; ``stored`` are those of the base, if known."""
         own = self._names.get(name, "")

@@ -189,6 +189,11 @@ class Deltas(Weights):
         delta = self._vector.read(name, rows, known=(base, begun)).to(self._specs[name].dtype)
         return delta, change.step(begun, delta)
 
+    def change_to(self, name: str, rows: slice | None, made: Tensor) -> Change | None:
+        """How far ``made``, which was read here before, leads from the base, if it is at hand."""
+        base = self._vector.base.weights
+        return None if base is None else change.step(base.read(name, rows), made)
+
     def in_rows(self, name: str) -> bool:
         """Whether rows of this tensor can be had by themselves."""
         return self._vector.in_rows(name)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taskvec.compiled import reassociated
+from taskvec.weights.dtypes import EDITABLE
 
 _TILE = 1 << 12  # entries summed in float32 before float64 takes over
 _CHUNK = 1 << 19  # entries converted at a time, where the dtypes are not those of the compiled loops
@@ -80,6 +81,13 @@ def between(before: Tensor, after: Tensor) -> Change:
 def step(before: Tensor, delta: Tensor) -> Change:
     """The change that adding ``delta`` is, before it is rounded."""
     return _measured(before, delta, step=True)
+
+
+def load(dtypes: Iterable[torch.dtype]) -> None:
+    """Have the loops for these dtypes at hand, as before a fork."""
+    for dtype in set(dtypes) & EDITABLE:
+        block = torch.zeros(_SMALL + 1, dtype=dtype)
+        between(block, block)
 
 
 def _measured(before: Tensor, after: Tensor, *, step: bool) -> Change:

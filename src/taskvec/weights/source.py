@@ -222,7 +222,12 @@ class Weights(Mapping[str, Tensor], ABC):
 
     def read_with_change(self, name: str, rows: slice | None = None) -> tuple[Tensor, Change | None]:
         """As ``read``, and how far that is from what it was made of, where the weights are an edit."""
-        return self.read(name, rows), None
+        made = self.read(name, rows)
+        return made, self.change_to(name, rows, made)
+
+    def change_to(self, name: str, rows: slice | None, made: Tensor) -> Change | None:
+        """How far ``made``, which was read here before, is from what it was made of."""
+        return None
 
     @property
     def inputs(self) -> "tuple[Weights, ...]":
@@ -273,13 +278,8 @@ class Weights(Mapping[str, Tensor], ABC):
         if self.frozen and self._fingerprint is None and self.tally is None:
             self.tally = Tally()
 
-    def written(self, digests: Mapping[str, bytes], changes: Mapping[str, Change] | None) -> None:
-        """Keep what is known once all has been written: a fingerprint from then on is free.
-
-        Args:
-            digests: of all tensors.
-            changes: of all tensors of an edit; ``None`` if some are not known.
-        """
+    def written(self, digests: Mapping[str, bytes], changes: Mapping[str, Change]) -> None:
+        """Keep what is known once all tensors have been written: a fingerprint from then on is free."""
         self.changes = changes
         if self.frozen:
             self._fingerprint, self.tally = folded(digests), None

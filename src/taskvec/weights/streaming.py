@@ -144,7 +144,9 @@ def stream(
         waiting[name] += 1
     if processes > 1 and spans:  # what is loaded and compiled on first use is so before the fork
         first = min(spans, key=lambda span: span.size).blocks[0]
-        weights.read_with_change(first.name, first.rows)
+        _, changed = weights.read_with_change(first.name, first.rows)
+        if changed is not None:
+            change.load(weights.spec(name).dtype for name in waiting)
     run = in_processes if processes > 1 else in_threads
     inputs = weights.inputs if processes > 1 else ()
     with closing(run(work, len(parts), workers, inputs)) as results:

@@ -14,13 +14,15 @@ from taskvec.arguments import checked
 from taskvec.errors import CorruptFile, InputError, NonFinite, TaskvecError
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import check_inside, copy_regular, inside, local_path, read_json
+from taskvec.weights import change
+from taskvec.weights.change import Change
 from taskvec.weights.journal import Journal
 from taskvec.weights.opening import WeightsLike, open_weights
 from taskvec.weights.pickled import PICKLES
 from taskvec.weights.plan import Shard, plan_shards
 from taskvec.weights.source import Weights, folded
 from taskvec.weights.staging import MANIFEST, check_space, check_target, staged
-from taskvec.weights.stored import file_identity
+from taskvec.weights.stored import StoredWeights, file_identity
 from taskvec.weights.streaming import Outcome, stream
 from taskvec.writing import flush
 
@@ -123,7 +125,9 @@ def save_weights(
         if outcome.bad and not allow_nonfinite:
             staging.keep = False
             raise NonFinite(nonfinite_message(source.ref, outcome.bad))
-        source.written(journal.digests(), None if kept else outcome.changes)
+        for place in places.keys() - left.keys():
+            outcome.changes |= _changes(source, place)
+        source.written(journal.digests(), outcome.changes)
         if not single:
             beside.write(work)
             _write_index(work, shards)
@@ -131,6 +135,18 @@ def save_weights(
             facts = {"created_by": f"taskvec {__version__}", "fingerprint": folded(journal.digests())}
             _write_json(work / MANIFEST, {**facts, **said})
     return target
+
+
+def _changes(weights: Weights, shard: Path) -> dict[str, Change]:
+    """How far the tensors of a finished shard are from what they were made of."""
+    found: dict[str, Change] = {}
+    with StoredWeights(shard) as made:
+        for name in made:
+            for rows in weights.row_blocks(name):
+                changed = weights.change_to(name, rows, made.read(name, rows))
+                if changed is not None:
+                    change.added(found, {name: changed})
+    return found
 
 
 class _Beside:
