@@ -138,7 +138,7 @@ def forms(place: Path) -> None:
 
 
 def _other_settings(draw: Random, data: bytes) -> bytes:
-    """A vector that says other numbers of its form or its masks, or other shapes of what is stored in parts."""
+    """A vector with other numbers of its form or masks, or other shapes of what is stored in parts."""
     header, tensors = mutations.split_safetensors(data)
     said = json.loads(header["__metadata__"]["taskvec"])
     form = said.get("compact") or said.get("masks") or {}

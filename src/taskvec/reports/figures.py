@@ -213,7 +213,7 @@ def _heat_maps(regimes: Result) -> "dict[str, tuple[Callable[[], Figure], str]]"
         record = {"grid": pair["grid"], "pairs": [{"tasks": pair["tasks"], "panels": panels}]}
         caption = (
             f"Disentanglement error of {' and '.join(pair['tasks'])}: how far the other's vector changes "
-            "predictions (above) and representations (below); the square is where most coefficients lie."
+            "predictions (above) and representations (below); the best coefficients mostly lie in the square."
         )
         drawn["disentanglement-" + "-".join(pair["tasks"])] = (partial(_heat_map, record), caption)
     return drawn
