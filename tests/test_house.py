@@ -12,7 +12,17 @@ import pytest
 import taskvec
 
 SOURCE = Path(taskvec.__file__).parent
-GROUND = {"_version", "config", "compiled", "errors", "memory", "progress", "registry", "selection", "substitution"}
+GROUND = {
+    "_version",
+    "config",
+    "compiled",
+    "errors",
+    "memory",
+    "progress",
+    "registry",
+    "selection",
+    "substitution",
+}
 EDITING = {"weights", "rules", "vectors", "edits"}
 LEARNING = {"models", "tangent", "tasks", "training"}
 ABOVE = {"evaluation", "analysis", "experiments"}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from taskvec.cli._common import Count, Force, Json, Quiet, print_facts, print_json, print_table, watching
-from taskvec.cli._editing import Dtype, Output, ShardSize
+from taskvec.cli._editing import Dtype, Memory, Output, ShardSize
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def diff(
     rank: Count | None = None,
     only: str | None = None,
     max_shard_gb: ShardSize = 5.0,
+    memory: Memory = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -63,10 +64,11 @@ def diff(
     """
     import torch
 
-    from taskvec.cli._editing import open_model, workers
+    from taskvec.cli._editing import bound, open_model, workers
     from taskvec.edits.inputs import check_outside, check_sound
     from taskvec.edits.tokens import check_in_order
     from taskvec.vectors import TaskVector, save_adapter
+    from taskvec.vectors.adapter_writing import working_bytes as adapter_needs
     from taskvec.vectors.checks import differing_buffers
     from taskvec.weights import open_weights
 
@@ -79,6 +81,7 @@ def diff(
     vector = TaskVector.between(start, end, on_extra=on_extra, on_missing=on_missing)
     element = getattr(torch, dtype) if dtype else None
     if rank is not None:
+        bound(memory, adapter_needs(vector, rank, only or "all"), quiet)
         with watching(quiet) as watch:
             made = save_adapter(
                 vector,
@@ -94,6 +97,7 @@ def diff(
         return
     if only is not None:
         raise InputError("--only: given without --rank")
+    size = bound(memory, ((name, vector.working_bytes(name)) for name in vector), quiet)
     with watching(quiet) as watch:
         path = vector.save(
             output,
@@ -101,6 +105,7 @@ def diff(
             force=force,
             task=task,
             max_shard_size=max_shard_gb * 1e9,
+            memory=size,
             processes=workers(end),
             watch=watch,
         )

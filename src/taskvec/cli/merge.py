@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from taskvec.cli._common import Force, Json, Quiet, print_facts, print_json, print_table, watching
-from taskvec.cli._editing import Memory, Resume, ShardSize, facts_of, known_ref, parse_size, workers
+from taskvec.cli._editing import Memory, Resume, ShardSize, bound, facts_of, known_ref, needs_of, workers
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def merge(
     dry_run: Flag = False,
     scale: float | None = None,
     vocab: Literal["base", "union", "intersection"] | None = None,
-    memory: Memory = "512MB",
+    memory: Memory = None,
     max_shard_gb: ShardSize | None = None,
     allow_nonfinite: Flag = False,
     resume: Resume = False,
@@ -70,13 +70,13 @@ def merge(
     if recipe is None or output is None:
         missing = "RECIPE" if recipe is None else "--output (-o)"
         raise InputError(f"{missing}: missing, expected taskvec merge RECIPE.yaml -o OUT")
-    bound = parse_size(memory, "--memory")
     check_target(output, force=force or resume, inputs=[recipe.resolve()])
     made = _opened(recipe, {"scale": scale, "vocab": vocab}, max_shard_gb, allow_nonfinite)
     if not quiet:
         sys.stderr.writelines(f"note: {note}\n" for note in made.notes)
+    size = bound(memory, needs_of(made.weights), quiet)
     if dry_run:
-        _show_plan(made, output, memory=bound, force=force, json=json)
+        _show_plan(made, output, memory=size, force=force, json=json)
     else:
         begun = perf_counter()
         with watching(quiet) as watch:
@@ -84,7 +84,7 @@ def merge(
                 made,
                 output,
                 force=force,
-                memory=bound,
+                memory=size,
                 processes=workers(made.weights),
                 resume=resume,
                 watch=watch,
