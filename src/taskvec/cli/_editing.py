@@ -30,8 +30,8 @@ Memory = Annotated[
     str | None,
     Parameter(
         help="What blocks being read and computed may take, such as 512MB or 2GB, beside the 200 to 300 MB "
-        "of the process itself and some 15 MB for each more. A tensor that needs more is refused; without the "
-        "option it may take more than 512MB, which is said.",
+        "of the process itself and some 15 MB for each more. A tensor that needs more is refused; without "
+        "the option it may take more than 512MB, which is said.",
     ),
 ]
 Resume = Annotated[

@@ -14,7 +14,7 @@ from taskvec.vectors.compact.form import Coded, Entries, Form, Parts, Shape, Spe
 from taskvec.weights import TensorSpec
 from taskvec.weights.source import BLOCK, rows_shape
 
-_COPIES = 16
+_COPIES = 10
 """Of a piece, while it is encoded: 1-bit averages in float64."""
 
 
