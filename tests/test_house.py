@@ -14,7 +14,7 @@ import taskvec
 SOURCE = Path(taskvec.__file__).parent
 GROUND = {
     "arguments",
-    *("_version", "config", "compiled", "errors", "patterns", "progress", "reading", "registry"),
+    *("_version", "config", "compiled", "errors", "memory", "patterns", "progress", "reading", "registry"),
     *("selection", "substitution", "writing"),
 }
 EDITING = {"weights", "rules", "vectors", "edits"}

@@ -27,10 +27,21 @@ from taskvec.errors import (
     UnknownName,
 )
 from taskvec.vectors.compact import FORMS
-from taskvec.vectors.compact.form import Parts
+from taskvec.vectors.compact.form import Coded, Entries, Parts
 from taskvec.vectors.compact.sparse import PAGE
 from taskvec.vectors.lowrank import TILE
+from taskvec.weights import TensorSpec, open_weights
+from taskvec.weights.dtypes import raw_bytes
 from taskvec.weights.source import rows_of
+
+
+def gathered(coded: Coded) -> Parts:
+    """The parts of a tensor, put together from their pieces."""
+    tensors = {part: torch.empty(spec.shape, dtype=spec.dtype) for part, spec in coded.specs.items()}
+    for part, first, piece in coded.pieces:
+        tensors[part][first : first + len(piece)] = piece
+    return Parts(coded.specs, lambda part, rows: rows_of(tensors[part], rows))
+
 
 PARAMETERS: dict[str, dict[str, Any]] = {"sparse": {"density": 0.1}, "low-rank": {"rank": 3}}
 few = settings(max_examples=25, deadline=None, derandomize=True)
@@ -212,7 +223,8 @@ def test_sparse_parts_hold_any_tensor(count: int, density: float, seed: int, dat
     clustered = torch.rand(count, generator=generator) < torch.linspace(0, 1, count) ** 3
     tensor = torch.randn(count, generator=generator) * clustered
     form = FORMS["sparse"].parse("", {"density": density})
-    parts = Parts.held(form.encode(tensor, torch.float32))
+    entries = Entries(TensorSpec((count,), torch.float32), lambda rows: rows_of(tensor, rows))
+    parts = gathered(form.encode(entries, torch.float32))
     specs = form.layout((count,), parts.specs)
     assert specs == parts.specs
     expected = kept_of(tensor.double().numpy(), max(1, round(density * count)))
@@ -418,3 +430,32 @@ def test_provenance_is_kept_and_the_manifest_is_short(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "v" / "taskvec.json").read_text())
     assert manifest["compact"]["settings"] == {"density": 0.1}
     assert "errors" not in manifest["compact"] and manifest["compact"]["error"] > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("bf16", {}),
+        ("int8", {"group": 7}),
+        ("1-bit", {"group": 300}),
+        ("sparse", {"density": 0.3}),
+        ("sparse", {"density": 1.0}),
+        ("sparse", {"density": 0.001}),
+        ("low-rank", {"rank": 2}),
+    ],
+)
+def test_tensors_encoded_in_small_blocks_give_the_same_bytes(
+    form: str, options: dict[str, Any], dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"wide": (30, 700), "long": (70_001,), "cube": (3, 40, 50), "row": (1, 900), "one": ()}
+    deltas = {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
+    deltas |= {"equal": deltas["wide"].round(), "rare": torch.eye(200, dtype=dtype)}
+    vector = tv.TaskVector.from_tensors(deltas, deltas)
+    whole = open_weights(vector.save(tmp_path / "whole.safetensors", form=form, **options))
+    monkeypatch.setattr("taskvec.weights.source.BLOCK", 500)
+    cut = open_weights(vector.save(tmp_path / "cut.safetensors", form=form, **options))
+    assert list(whole) == list(cut)
+    for name in whole:
+        assert raw_bytes(whole[name]) == raw_bytes(cut[name]), name

@@ -3,7 +3,7 @@
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -24,7 +24,16 @@ _SHARED = 100e6
 _TENSOR = 1e5
 """Bytes that are edited in the time that a tensor takes besides, however small it is; at least."""
 
-Memory = Annotated[str, Parameter(help="What blocks being read and computed may take, such as 512MB or 2GB.")]
+_DEFAULT = 512e6
+
+Memory = Annotated[
+    str | None,
+    Parameter(
+        help="What blocks being read and computed may take, such as 512MB or 2GB, beside the 200 to 300 MB "
+        "of the process itself and some 15 MB for each more. A tensor that needs more is refused; without "
+        "the option it may take more than 512MB, which is said.",
+    ),
+]
 Resume = Annotated[
     bool,
     Parameter(
@@ -60,6 +69,36 @@ def parse_size(text: str, option: str) -> float:
     if size < _LEAST:
         raise InputError(f"{option}: {text!r}, expected a size from 1MB on, such as 512MB or 2GB")
     return size
+
+
+def bound(memory: str | None, needs: Iterable[tuple[str, int]], quiet: bool = False) -> float:
+    """Bytes that blocks may take, by the option ``--memory``; what needs more than the default is said.
+
+    Args:
+        needs: tensors, and the bytes that it takes to compute each, a block at a time where that goes.
+
+    Raises: InputError if the option allows less than a tensor needs.
+    """
+    size = _DEFAULT if memory is None else parse_size(memory, "--memory")
+    name, most = max(needs, key=lambda need: need[1], default=("", 0))
+    if most > size:
+        what = f"{name!r} needs about {_rounded_up(most)}"
+        if memory is not None:
+            raise InputError(f"--memory: {what}, more than {memory}; allow as much, or leave the option out")
+        if not quiet:
+            sys.stderr.write(f"note: {what} of memory, more than the usual 512MB\n")
+    return size
+
+
+def needs_of(weights: "Weights") -> Iterable[tuple[str, int]]:
+    """The bytes that it takes to compute each tensor."""
+    return ((name, weights.working_bytes(name)) for name in weights)
+
+
+def _rounded_up(size: int) -> str:
+    """``3.2GB``, which ``parse_size`` understands."""
+    unit, word = (1e9, "GB") if size >= 1e9 else (1e6, "MB")
+    return f"{math.ceil(10 * size / unit) / 10:g}{word}" if size >= 1e9 else f"{math.ceil(size / unit)}{word}"
 
 
 def workers(weights: "Weights") -> int:

@@ -15,8 +15,9 @@ from taskvec.cli._editing import (
     Resume,
     ShardSize,
     Vectors,
+    bound,
     facts_of,
-    parse_size,
+    needs_of,
     workers,
 )
 from taskvec.errors import InputError
@@ -44,7 +45,7 @@ def apply(
     allow_nonfinite: Annotated[bool, Parameter(name="--allow-nonfinite", negative=())] = False,
     max_shard_gb: ShardSize = 5.0,
     precision: Literal["float32", "float64"] = "float32",
-    memory: Memory = "512MB",
+    memory: Memory = None,
     resume: Resume = False,
     force: Force = False,
     json: Json = False,
@@ -98,11 +99,11 @@ def apply(
     named = load_vectors(vector, start, allow_other_base=allow_other_base)
     notes = check_vectors(named, output) + contradictions.of_models([start], like=start)
     params = _parameters(param, rule)
-    bound = parse_size(memory, "--memory")
     edit = _edit(start, named, expression, rule, params, _statistics(stats, named, rule))
     edited = editing.apply(start, edit, scale, precision=getattr(torch, precision))
     say(notes + contradictions.of_distances(start, named))
     start.fingerprint_while_reading()
+    size = bound(memory, needs_of(edited), quiet)
     begun = perf_counter()
     with watching(quiet) as watch:
         path = save_weights(
@@ -122,7 +123,7 @@ def apply(
             },
             watch=watch,
             allow_nonfinite=allow_nonfinite,
-            memory=bound,
+            memory=size,
             processes=workers(edited),
             resume=resume,
         )

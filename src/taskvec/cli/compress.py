@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec.cli._common import Count, Force, Json, Quiet, print_json, print_table, watching
-from taskvec.cli._editing import Dtype, Output, ShardSize, check_vectors
+from taskvec.cli._editing import Dtype, Memory, Output, ShardSize, bound, check_vectors
 
 if TYPE_CHECKING:
     from taskvec.vectors.info import CompactInfo
@@ -23,6 +23,7 @@ def compress(
     group: Count | None = None,
     dtype: Dtype | None = None,
     max_shard_gb: ShardSize = 5.0,
+    memory: Memory = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -55,20 +56,27 @@ def compress(
     import torch
 
     from taskvec.vectors import TaskVector
+    from taskvec.vectors.compact.encoding import working_bytes
+    from taskvec.vectors.files import chosen_form
     from taskvec.weights import open_weights
 
     given = {"density": density, "rank": rank, "group": group}
+    settings = {name: value for name, value in given.items() if value is not None}
+    element = getattr(torch, dtype) if dtype else None
     opened = TaskVector.load(vector)
     check_vectors({"": opened}, output)
+    chosen = chosen_form(form, settings, element)
+    size = bound(memory, ((name, working_bytes(opened, chosen, name)) for name in opened), quiet)
     with watching(quiet) as watch:
         path = opened.save(
             output,
             form=form,
-            dtype=getattr(torch, dtype) if dtype else None,
+            dtype=element,
             force=force,
             max_shard_size=max_shard_gb * 1e9,
+            memory=size,
             watch=watch,
-            **{name: value for name, value in given.items() if value is not None},
+            **settings,
         )
     written = open_weights(path)
     stored = TaskVector.opened(written)

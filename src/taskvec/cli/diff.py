@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from taskvec.cli._common import Count, Force, Json, Quiet, print_facts, print_json, print_table, say, watching
-from taskvec.cli._editing import Dtype, Output, ShardSize
+from taskvec.cli._editing import Dtype, Memory, Output, ShardSize
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def diff(
     rank: Count | None = None,
     only: str | None = None,
     max_shard_gb: ShardSize = 5.0,
+    memory: Memory = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -65,12 +66,13 @@ def diff(
     """
     import torch
 
-    from taskvec.cli._editing import open_model, workers
+    from taskvec.cli._editing import bound, open_model, workers
     from taskvec.edits import contradictions
     from taskvec.edits.inputs import check_outside, check_sound
     from taskvec.edits.outcome import changed
     from taskvec.edits.tokens import check_in_order
     from taskvec.vectors import TaskVector, save_adapter
+    from taskvec.vectors.adapter_writing import working_bytes as adapter_needs
     from taskvec.vectors.checks import differing_buffers
     from taskvec.weights import open_weights
     from taskvec.weights.change import joined
@@ -89,6 +91,7 @@ def diff(
         raise InputError("--only: given without --rank")
     say(notes + contradictions.of_distances(start, {end.ref: vector}))
     if rank is not None:
+        bound(memory, adapter_needs(vector, rank, only or "all"), quiet)
         with watching(quiet) as watch:
             made = save_adapter(
                 vector,
@@ -102,6 +105,7 @@ def diff(
             )
         _show_adapter(made, json)
         return
+    size = bound(memory, ((name, vector.working_bytes(name)) for name in vector), quiet)
     with watching(quiet) as watch:
         path = vector.save(
             output,
@@ -109,6 +113,7 @@ def diff(
             force=force,
             task=task,
             max_shard_size=max_shard_gb * 1e9,
+            memory=size,
             processes=workers(end),
             watch=watch,
         )

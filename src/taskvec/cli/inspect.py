@@ -1,13 +1,13 @@
 """``taskvec inspect``."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from taskvec.cli._common import Json, print_json, print_table
-from taskvec.cli._editing import AllowOther
+from taskvec.cli._editing import AllowOther, Memory, bound
 
 if TYPE_CHECKING:
     from taskvec.weights import Weights
@@ -19,6 +19,7 @@ def inspect(
     *,
     headers: Annotated[bool, Parameter(name="--headers", negative=())] = False,
     allow_other_base: AllowOther = False,
+    memory: Memory = None,
     json: Json = False,
 ) -> None:
     """Show what checkpoints, task vectors and LoRA adapters hold: sizes, origin, norms by layer, angles.
@@ -35,6 +36,8 @@ def inspect(
     from taskvec.cli._editing import open_model
 
     opened = [open_model(path) for path in paths]
+    if not headers:
+        bound(memory, _needs(opened))
     facts = [_vector_facts(w, headers) if _is_vector(w) else _weights_facts(w, headers) for w in opened]
     vectors = [weights for weights in opened if _is_vector(weights) and not _has_masks(weights)]
     cosines = None
@@ -59,6 +62,19 @@ def inspect(
             for name, weights, row in zip(names, vectors, cosines, strict=True)
         ]
         print_table("cosines", ["vector", *names], rows)
+
+
+def _needs(opened: Sequence["Weights"]) -> Iterator[tuple[str, int]]:
+    """The bytes that norms and angles of each tensor take."""
+    from taskvec.vectors import TaskVector, geometry
+    from taskvec.weights.source import THREADS
+
+    loose = [one for one in opened if not _is_vector(one) or _has_masks(one) or _needs_base(one)]
+    for weights in loose:
+        yield from ((name, (THREADS + 4) * weights.working_bytes(name)) for name in weights)
+    vectors = [TaskVector.opened(one) for one in opened if one not in loose]
+    for name in {name: None for vector in vectors for name in vector}:
+        yield name, geometry.working_bytes(vectors, name)
 
 
 def _is_vector(weights: "Weights") -> bool:

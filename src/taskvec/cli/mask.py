@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from taskvec.cli._common import Force, Json, Quiet, assignments, print_json, print_table, say, watching
-from taskvec.cli._editing import Dtype, Output, ShardSize, Vectors, check_vectors, load_vectors
+from taskvec.cli._editing import Dtype, Memory, Output, ShardSize, Vectors, bound, check_vectors, load_vectors
 from taskvec.errors import InputError
 
 
@@ -18,6 +18,7 @@ def mask(
     lam: Annotated[tuple[str, ...], Parameter(name="--lam", negative=())] = (),
     dtype: Dtype | None = None,
     max_shard_gb: ShardSize = 5.0,
+    memory: Memory = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -46,7 +47,7 @@ def mask(
     """
     import torch
 
-    from taskvec.vectors.masked import emr, tall_masks
+    from taskvec.vectors.masked import emr, masking_needs, tall_masks
     from taskvec.weights import open_weights
 
     if method == "emr" and lam:
@@ -56,6 +57,7 @@ def mask(
     lams = _lams(lam)
     named = load_vectors(vector)
     say(check_vectors(named, output))
+    size = bound(memory, masking_needs(named), quiet)
     masked = emr(named, rescaler=rescaler or "global") if method == "emr" else tall_masks(named, lam=lams)
     with watching(quiet) as watch:
         path = masked.save(
@@ -63,6 +65,7 @@ def mask(
             dtype=getattr(torch, dtype) if dtype else None,
             force=force,
             max_shard_size=max_shard_gb * 1e9,
+            memory=size,
             watch=watch,
         )
     written = open_weights(path)

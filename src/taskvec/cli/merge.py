@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from taskvec.cli._common import Force, Json, Quiet, print_facts, print_json, print_table, say, watching
-from taskvec.cli._editing import Memory, Resume, ShardSize, facts_of, known_ref, parse_size, workers
+from taskvec.cli._editing import Memory, Resume, ShardSize, bound, facts_of, known_ref, needs_of, workers
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def merge(
     dry_run: Flag = False,
     scale: float | None = None,
     vocab: Literal["base", "union", "intersection"] | None = None,
-    memory: Memory = "512MB",
+    memory: Memory = None,
     max_shard_gb: ShardSize | None = None,
     allow_nonfinite: Flag = False,
     resume: Resume = False,
@@ -71,14 +71,14 @@ def merge(
     if recipe is None or output is None:
         missing = "RECIPE" if recipe is None else "--output (-o)"
         raise InputError(f"{missing}: missing, expected taskvec merge RECIPE.yaml -o OUT")
-    bound = parse_size(memory, "--memory")
     check_target(output, force=force or resume, inputs=[recipe.resolve()])
     made = _opened(recipe, {"scale": scale, "vocab": vocab}, max_shard_gb, allow_nonfinite)
     check_outside(output, made.inputs.values())
     check_target(output, force=force or resume, inputs=(*made.weights.files, *made.like.files))
     say(made.notes)
+    size = bound(memory, needs_of(made.weights), quiet)
     if dry_run:
-        _show_plan(made, output, memory=bound, force=force, json=json)
+        _show_plan(made, output, memory=size, force=force, json=json)
     else:
         begun = perf_counter()
         with watching(quiet) as watch:
@@ -86,7 +86,7 @@ def merge(
                 made,
                 output,
                 force=force,
-                memory=bound,
+                memory=size,
                 processes=workers(made.weights),
                 resume=resume,
                 watch=watch,

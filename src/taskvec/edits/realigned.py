@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import compute_dtype, raw_bytes
-from taskvec.weights.source import rows_of
+from taskvec.weights.source import block_size, rows_of
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,14 @@ class Realigned(Weights):
     def in_rows(self, name: str) -> bool:
         """Whether rows can be had by themselves: of more than two axes, a row is no entry of the first."""
         return self.by_rows and (name not in self._plan.axes or len(self._specs[name].shape) <= 2)
+
+    def working_bytes(self, name: str) -> int:
+        """Bytes that joining a block takes, at most: what each model gives, and the sum."""
+        if name not in self._plan.axes:
+            return self._own.working_bytes(name)
+        spec = self.spec(name)
+        elements = block_size(spec.shape, whole=not self.in_rows(name))
+        return (len(self._plan.models) + 2) * compute_dtype(spec.dtype).itemsize * elements
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         axis = self._plan.axes.get(name)

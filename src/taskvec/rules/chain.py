@@ -118,6 +118,8 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
         check=check if any(part.check for part in parts) else None,
         stages=tuple(parts),
         takes_pairs=parts[0].takes_pairs,
+        square=any(part.square for part in parts),
+        copies=(sum(part.copies[0] for part in parts), sum(part.copies[1] for part in parts)),
     )
 
 

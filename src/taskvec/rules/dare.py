@@ -97,4 +97,4 @@ def _check(tasks: int | None, *, density: float | Sequence[float], seed: int) ->
     return check_each(tasks, density=density)
 
 
-DARE = Rule("dare", dare, "element", stage="each", check=_check, takes_pairs=True)
+DARE = Rule("dare", dare, "element", stage="each", check=_check, takes_pairs=True, copies=(1.5, 4))

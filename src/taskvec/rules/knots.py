@@ -98,4 +98,4 @@ def _basis(matrix: Tensor, rounding: float) -> Tensor | None:
     return None
 
 
-KNOTS = Rule("knots", knots, "matrix", check=check)
+KNOTS = Rule("knots", knots, "matrix", check=check, copies=(16, 16))

@@ -108,4 +108,4 @@ def _check(tasks: int | None, *, blocks: str, **_: Any) -> str | None:
     return None if groups == 1 else f"blocks is {blocks!r}: {groups} groups, expected one, the block's number"
 
 
-LINES = Rule("lines", lines, "model", stage="after", prepare=prepare, check=_check)
+LINES = Rule("lines", lines, "model", stage="after", prepare=prepare, check=_check, copies=(1, 2))

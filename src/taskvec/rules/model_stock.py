@@ -41,5 +41,11 @@ def measure(stacks: Stacks, name: str, *, per: Literal["tensor", "row"], **_: ob
 
 
 MODEL_STOCK = Rule(
-    "model_stock", model_stock, "tensor", tasks=(2, None), measure=measure, in_rows=sphere.in_rows
+    "model_stock",
+    model_stock,
+    "tensor",
+    tasks=(2, None),
+    measure=measure,
+    in_rows=sphere.in_rows,
+    copies=sphere.COPIES,
 )

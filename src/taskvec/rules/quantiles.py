@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taskvec.compiled import compiled
+from taskvec.memory import room
 from taskvec.rules.pairs import Bits, Deltas, entries_of, stacked
 from taskvec.rules.rule import Stacks
 
@@ -33,6 +34,8 @@ SAMPLE = 1 << 16
 _MOST = 1 << 21  # entries of a task that are gathered; where more may lie inside a bracket, all are counted
 
 _PIECE = 1 << 20  # entries that are looked at at once
+
+_GATHERED = 20  # bytes of an entry that is gathered: key and place, and the copy that is searched
 
 Ranks = int | Sequence[int]
 """A number of entries: the same for all tasks, or one for each."""
@@ -171,7 +174,8 @@ def _bracketed(entries: Entries, ranks: Sequence[int], magnitude: bool) -> list[
     shares = [
         np.mean((low <= one) & (one <= high)) for one, (low, high) in zip(samples, brackets, strict=True)
     ]
-    if max(shares) * entries.number > _MOST:
+    most = max(shares) * entries.number
+    if most > _MOST or most * len(shares) * _GATHERED > room():
         return []
     # One buffer for each task, as many small arrays between large ones would let memory grow.
     size = min(entries.number, int(1.5 * max(shares) * entries.number) + 2 * _PIECE) + 1

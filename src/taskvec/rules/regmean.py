@@ -61,4 +61,4 @@ def regmean(
     return (mean.double() + moved).to(deltas.dtype)
 
 
-REGMEAN = Rule("regmean", regmean, "matrix", consumes=CONSUMES)
+REGMEAN = Rule("regmean", regmean, "matrix", consumes=CONSUMES, copies=(5, 20), square=True)

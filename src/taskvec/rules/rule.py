@@ -137,6 +137,9 @@ class Rule:
         check: number of tasks (``None`` if unknown) and parameters -> what is wrong with them together.
         stages: of a chain, its steps.
         takes_pairs: whether the function and its first passes take ``Pairs`` for a stack as well.
+        copies: how many times the deltas of one task the function and its first passes hold at most: so many
+            for each task, and so many besides.
+        square: whether a matrix (m, n) counts there as (n, n) if that is larger.
     """
 
     name: str
@@ -152,6 +155,8 @@ class Rule:
     check: Callable[..., str | None] | None = None
     stages: tuple["Rule", ...] = ()
     takes_pairs: bool = False
+    copies: tuple[float, float] = (5, 15)
+    square: bool = False
 
     def __call__(self, deltas: Deltas, **params: Any) -> Tensor:
         """Combine one stack of deltas, (task, *shape) -> (*shape).

@@ -199,6 +199,7 @@ SLERP = Rule(
     tasks=(2, 2),
     measure=_measuring(_slerp, "t"),
     in_rows=sphere.in_rows,
+    copies=sphere.COPIES,
 )
 NUSLERP = Rule(
     "nuslerp",
@@ -207,6 +208,7 @@ NUSLERP = Rule(
     tasks=(2, 2),
     measure=_measuring(_nuslerp, "weights"),
     in_rows=sphere.in_rows,
+    copies=sphere.COPIES,
     check=mean.check_sum,
 )
 MULTISLERP = Rule(
@@ -215,8 +217,14 @@ MULTISLERP = Rule(
     "tensor",
     consumes=WEIGHTS,
     measure=_measuring(_multislerp, "weights"),
+    copies=sphere.COPIES,
     check=mean.check_sum,
 )
 KARCHER = Rule(
-    "karcher", karcher, "tensor", consumes=WEIGHTS, measure=_measuring(_nearest, "max_iter", "tol")
+    "karcher",
+    karcher,
+    "tensor",
+    consumes=WEIGHTS,
+    measure=_measuring(_nearest, "max_iter", "tol"),
+    copies=sphere.COPIES,
 )

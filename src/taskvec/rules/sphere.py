@@ -14,6 +14,9 @@ from taskvec.rules.rule import Stacks, present
 
 Of = Literal["weights", "vectors"]
 Per = Literal["tensor", "row", "column"]
+COPIES = (4, 36)
+"""Of deltas, as rules count them: inner products are taken in float64."""
+
 Coefficients = Callable[[Tensor], Tensor]
 """Inner products (row, task, task) -> the coefficient of each point (row, task), float64."""
 

@@ -181,4 +181,6 @@ def _check(tasks: int | None, *, keep: float | Sequence[float], **_: Any) -> str
     return check_each(tasks, keep=keep)
 
 
-TIES = Rule("ties", ties, "tensor", prepare=prepare, measure=measure, check=_check, takes_pairs=True)
+TIES = Rule(
+    "ties", ties, "tensor", prepare=prepare, measure=measure, check=_check, takes_pairs=True, copies=(1.5, 6)
+)

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,10 @@ from taskvec.errors import InputError, NonFinite
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path
 from taskvec.selection import matching
+from taskvec.vectors import geometry
 from taskvec.vectors.adapter_fit import bias_of, kind, orientations
 from taskvec.vectors.files import is_changed
-from taskvec.vectors.lowrank import leading
+from taskvec.vectors.lowrank import factoring_bytes, leading
 from taskvec.weights import save_weights
 from taskvec.weights.dtypes import EDITABLE, nonfinite_count, short
 from taskvec.weights.staging import MANIFEST, check_space, check_target, staged
@@ -108,7 +109,7 @@ def save_adapter(
         module = f"base_model.model.{name.removesuffix('.weight')}"
         factors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
         watch("factors", done, len(chosen))
-    sizes = {name: float(torch.linalg.vector_norm(vector.read(name), dtype=torch.float64)) for name in others}
+    sizes = {name: geometry.norm_of(vector, name) for name in others}
     left_out = {name: size for name, size in sizes.items() if size}
     made = Extraction(
         target,
@@ -125,6 +126,15 @@ def save_adapter(
         _write_json(work / "adapter_config.json", _config(vector, chosen, turned, rank))
         _write_json(work / MANIFEST, _manifest(vector, made, only, task))
     return made
+
+
+def working_bytes(vector: "TaskVector", rank: int, only: str = "all") -> Iterator[tuple[str, int]]:
+    """The bytes that it takes to factor each matrix that is chosen, all factors included."""
+    chosen, _ = _sorted_out(vector, only)
+    shapes = [(name, vector.specs[name]) for name in chosen]
+    held = sum(rank * sum(spec.shape) * spec.dtype.itemsize for _, spec in shapes)
+    for name, spec in shapes:
+        yield name, held + vector.working_bytes(name) + factoring_bytes(spec.shape, rank, spec.dtype)
 
 
 def _check(target: Path, rank: int, dtype: torch.dtype | None) -> None:

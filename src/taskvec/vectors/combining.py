@@ -184,9 +184,17 @@ class Combined(Source):
         return rows and all(vector.in_rows(name) for vector in self.vectors)
 
     def working_bytes(self, name: str) -> int:
-        """Bytes that computing a block takes, about: the deltas, what becomes of them, and a result."""
-        elements = block_size(self.specs[name].shape, whole=not self.in_rows(name))
-        return (3 * len(self.vectors) + 3) * self.specs[name].dtype.itemsize * elements
+        """Bytes that computing a block takes, at most: what is read, and what the rule makes of it."""
+        spec = self.specs[name]
+        whole = not self.in_rows(name)
+        elements = block_size(spec.shape, whole=whole)
+        if whole and len(spec.shape) == 2 and self.rule.square:
+            elements = max(elements, spec.shape[1] ** 2)
+        each, besides = self.rule.copies
+        copies = each * len(self.vectors) + besides + (self._base is not None)
+        read = [one.working_bytes(name) for one in self.vectors if name in one]
+        read += [one.working_bytes(name) for one in (self._base, *self._stats) if one and name in one]
+        return sum(read) + int(copies * spec.dtype.itemsize * elements)
 
     @property
     def inputs(self) -> tuple[Weights, ...]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError
+from taskvec.memory import within
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import exists, local_path, shown
 from taskvec.vectors.base import check_bound
@@ -35,6 +36,7 @@ def save_vector(
     force: bool,
     form: str | None = None,
     max_shard_size: float = 5e9,
+    memory: float = 512e6,
     processes: int = 1,
     watch: Watch = unwatched,
     **options: Any,
@@ -56,10 +58,11 @@ def save_vector(
     # Refuse what cannot be written before reading gigabytes to find out what changed.
     check_target(target, force=force, inputs=vector.files)
     check_bound(vector.ref, vector.base)
-    save = partial(_save, vector, info, path=path, force=force, max_shard_size=max_shard_size, watch=watch)
+    bounds = {"max_shard_size": max_shard_size, "memory": memory}
+    save = partial(_save, vector, info, path=path, force=force, watch=watch, **bounds)
     if chosen is None:
         return save(Deltas(vector, dtype), None, processes=processes)
-    with Spool(vector.ref, target, vector.files) as spool:
+    with Spool(vector.ref, target, vector.files) as spool, within(memory / 2):
         return save(spool, encode(vector, chosen, spool, dtype, watch))
 
 

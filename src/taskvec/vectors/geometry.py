@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taskvec.arguments import checked
 from taskvec.vectors.base import shared_base
-from taskvec.weights.source import row_blocks
+from taskvec.weights.source import block_size, row_blocks
 
 if TYPE_CHECKING:
     from taskvec.vectors.vector import TaskVector
@@ -17,7 +17,21 @@ if TYPE_CHECKING:
 
 def norms(vector: "TaskVector") -> dict[str, float]:
     """The Euclidean norm of each tensor."""
-    return {name: math.sqrt(float(_gram_of(name, [vector])[0, 0])) for name in vector}
+    return {name: norm_of(vector, name) for name in vector}
+
+
+def norm_of(vector: "TaskVector", name: str) -> float:
+    """The Euclidean norm of one tensor."""
+    return math.sqrt(float(_gram_of(name, [vector])[0, 0]))
+
+
+def working_bytes(vectors: Sequence["TaskVector"], name: str) -> int:
+    """Bytes that the inner products of one tensor of each vector take, a block at a time where that goes."""
+    held = [vector for vector in vectors if name in vector and vector.terms_at(name)]
+    whole = not all(vector.in_rows(name) for vector in held)
+    elements = max((block_size(vector.specs[name].shape, whole=whole) for vector in held), default=0)
+    reading = max((vector.working_bytes(name) for vector in held), default=0)
+    return reading + 2 * (len(held) + 1) * torch.float64.itemsize * elements
 
 
 def norm(vector: "TaskVector") -> float:
@@ -66,7 +80,7 @@ def _gram_of(name: str, vectors: Sequence["TaskVector"]) -> Tensor:
     places = [place for place, vector in enumerate(vectors) if name in vector and vector.terms_at(name)]
     if not places:
         return total
-    pieces = all(vectors[place].by_rows for place in places)
+    pieces = all(vectors[place].in_rows(name) for place in places)
     shape = vectors[places[0]].specs[name].shape
     for rows in row_blocks(shape) if pieces else [None]:
         block = torch.stack([vectors[place].read(name, rows).double().reshape(-1) for place in places])

@@ -1,5 +1,7 @@
 """Matrices of low rank: their product by rows, and the best one for a given matrix."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,18 @@ def multiplied(left: Tensor, right: Tensor, rows: slice | None) -> Tensor:
     return product
 
 
+def factoring_bytes(shape: tuple[int, ...], rank: int, dtype: torch.dtype) -> int:
+    """Bytes that ``leading`` takes beside the matrix, about, and telling what the factors miss of it."""
+    m, n = shape
+    if _is_exact(shape, rank):
+        return torch.float64.itemsize * (3 * m * n + 8 * min(m, n) ** 2)
+    return dtype.itemsize * (3 * m * n + 6 * (rank + _SPARE) * (m + n))
+
+
+def _is_exact(shape: Sequence[int], rank: int) -> bool:
+    return min(shape) <= max(_EXACT, 4 * (rank + _SPARE))
+
+
 def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Two factors (m, rank) and (rank, n) of the nearest matrix of that rank, each with half of the strength.
 
@@ -33,8 +47,7 @@ def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     decomposition, in float64; else by subspace iteration from a fixed start, in float32 for float32, which
     comes within a per cent of the least error or so. Where the matrix has a smaller rank, the rest is zero.
     """
-    shorter = min(matrix.shape)
-    exact = shorter <= max(_EXACT, 4 * (rank + _SPARE))
+    exact = _is_exact(matrix.shape, rank)
     u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False) if exact else _iterated(matrix, rank)
     u, s, v = u[:, :rank], s[:rank], v[:rank]
     missing = rank - len(s)

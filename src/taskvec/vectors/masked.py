@@ -31,7 +31,7 @@ from taskvec.vectors.sources import Source, Stored
 from taskvec.vectors.vector import TaskVector
 from taskvec.weights import TensorSpec, Weights, open_weights, save_weights
 from taskvec.weights.dtypes import EDITABLE, nonfinite_count, short
-from taskvec.weights.source import BLOCK, row_blocks, row_count, row_size, rows_of
+from taskvec.weights.source import BLOCK, block_size, row_blocks, row_count, row_size, rows_of
 from taskvec.weights.staging import check_target
 
 Rescaler = Literal["global", "tensor_mean"]
@@ -122,6 +122,7 @@ class MaskedVectors:
         dtype: torch.dtype | None = None,
         force: bool = False,
         max_shard_size: float = 5e9,
+        memory: float = 512e6,
         watch: Watch = unwatched,
     ) -> Path:
         """Write the unified vector and, beside each of its tensors, the masks: a file or a folder.
@@ -130,6 +131,7 @@ class MaskedVectors:
 
         Args:
             dtype: element type of the unified vector; that of computing by default.
+            force, max_shard_size, memory, watch: as for ``save_weights``.
 
         Returns: the path written.
         Raises: OutputExists; DiskFull; NonFinite; InputError for names that collide.
@@ -158,6 +160,7 @@ class MaskedVectors:
                 path,
                 force=force,
                 max_shard_size=max_shard_size,
+                memory=memory,
                 metadata=said.header(),
                 manifest={"kind": "masked task vectors", **summary(said)},
                 watch=watch,
@@ -213,6 +216,16 @@ class MaskedVectors:
         unified = TaskVector({source: 1.0}, Base(info.base.ref, info.base.fingerprint), source.specs)
         shapes = {name: held.spec(name).shape for name in held}
         return cls(unified, Packed(weights, shapes), info.masks, weights.ref)
+
+
+def masking_needs(vectors: Mapping[str, TaskVector]) -> Iterator[tuple[str, int]]:
+    """The bytes that it takes to mask each tensor of the vectors, a block at a time where that goes."""
+    if not vectors:
+        return
+    unified = combine("emr", list(vectors.values()))
+    for name, spec in unified.specs.items():
+        elements = block_size(spec.shape, whole=not unified.in_rows(name))
+        yield name, unified.working_bytes(name) + 4 * spec.dtype.itemsize * elements
 
 
 @checked

@@ -157,6 +157,14 @@ class Stored(Source):
         """Whether a delta is stored for ``name``."""
         return name in self.weights
 
+    def in_rows(self, name: str) -> bool:
+        """Whether some rows of what is stored cost less than the whole."""
+        return name not in self.weights or self.weights.in_rows(name)
+
+    def working_bytes(self, name: str) -> int:
+        """What a block takes in the precision of computing, and reading it."""
+        return super().working_bytes(name) + (self.weights.working_bytes(name) if self.touches(name) else 0)
+
     def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The stored delta."""
         return self.weights.read(name, rows).to(dtype)

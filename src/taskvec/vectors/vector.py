@@ -173,8 +173,8 @@ class TaskVector(Direction, Mapping[str, Tensor]):
             dtype: element type of the deltas; float32 by default, float64 for float64 models.
             form: a compact form with its parameters, ``form="sparse", density=0.1``; see ``docs/compact.md``.
             force: replace an output that exists.
-            **options: ``max_shard_size``, ``processes`` and ``watch`` as for ``save_weights``; fields of
-                ``VectorInfo`` (task, regime, tuned, training, metrics), which replace those it has;
+            **options: ``max_shard_size``, ``memory``, ``processes`` and ``watch`` as for ``save_weights``;
+                fields of ``VectorInfo`` (task, regime, tuned, training, metrics), which replace those it has;
                 parameters of the form.
 
         Returns: the path written.

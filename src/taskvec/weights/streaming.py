@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from taskvec.memory import give_back, within
 from taskvec.weights import change
 from taskvec.weights.change import Change
 from taskvec.weights.dtypes import nonfinite_count, raw_bytes
@@ -110,7 +111,8 @@ def stream(
     """Write ``shards``, each under its path.
 
     Args:
-        memory: bytes that all workers may take together; a tensor that needs more runs alone.
+        memory: bytes that all workers may take together; a tensor that needs more runs alone. Where most of
+            the data need more than their share, there are fewer workers.
         threads: how many workers there are, if ``processes`` is 1.
         processes: forked processes as workers instead.
         allow_nonfinite: write NaN and infinities; they are counted in any case.
@@ -120,20 +122,23 @@ def stream(
     """
     for path, shard in shards.items():
         _begin(path, shard)
-    weights.prepare()
+    with within(memory / 2):
+        weights.prepare()
+    give_back()
     workers = processes if processes > 1 else threads
     share = sum(shard.data_size for shard in shards.values()) / (_PARTS * workers)
     parts = [part for path, shard in shards.items() for part in _parts(weights, path, shard, share)]
     spans = [span for part in parts for span in part]
-    workers = max(1, min(workers, len(parts)))
-    gate = _Gate(weights, spans, memory / workers, workers)
+    costs = [max(map(weights.working_bytes, span.names)) for span in spans]
+    workers = max(1, min(workers, len(parts), int(memory / _usual(spans, costs))))
+    gate = _Gate(costs, memory / workers, workers)
     firsts = list(accumulate(map(len, parts), initial=0))
 
     def work(numbers: Iterator[int], locks: Locks) -> Iterator[Result]:
-        with _alone(), closing(_Files()) as files:
+        with _alone(memory / workers), closing(_Files()) as files:
             for part in numbers:
                 for number in range(firsts[part], firsts[part + 1]):
-                    with gate.holding(number, locks):
+                    with gate.holding(number, locks) as left, within(left):
                         done = _write(weights, spans[number], files, allow_nonfinite)
                     yield number, done
 
@@ -278,34 +283,46 @@ class _Files:
 class _Gate:
     """Lets workers share the memory: who needs more than a share waits for as many as it needs."""
 
-    def __init__(self, weights: Weights, spans: list[Span], share: float, workers: int) -> None:
-        costs = {name: weights.working_bytes(name) for span in spans for name in span.names}
-        most = [max(costs[name] for name in span.names) for span in spans]
-        self._shares = [min(workers, max(1, ceil(cost / share))) for cost in most]
+    def __init__(self, costs: Sequence[int], share: float, workers: int) -> None:
+        self._costs, self._share = costs, share
+        self._shares = [min(workers, max(1, ceil(cost / share))) for cost in costs]
 
     @contextmanager
-    def holding(self, number: int, locks: Locks) -> Iterator[None]:
+    def holding(self, number: int, locks: Locks) -> Iterator[float]:
+        """Wait for the shares of a span; the bytes of them that it can do without."""
         shares = self._shares[number]
         with locks.turn:
             for _ in range(shares):
                 locks.shares.acquire()
         try:
-            yield
+            yield shares * self._share - self._costs[number]
         finally:
+            if shares > 1:
+                give_back()
             for _ in range(shares):
                 locks.shares.release()
 
 
+def _usual(spans: Sequence[Span], costs: Sequence[int]) -> int:
+    """Bytes that half of the data can be computed with, span by span."""
+    half, done = sum(span.size for span in spans) / 2, 0
+    for cost, size in sorted(zip(costs, (span.size for span in spans), strict=True)):
+        done += size
+        if done >= half:
+            return max(1, cost)
+    return 1
+
+
 @contextmanager
-def _alone() -> Iterator[None]:
+def _alone(share: float) -> Iterator[None]:
     """Compute in the calling thread alone, as the workers are the parallelism, and keep freed memory.
 
     glibc returns large blocks to the kernel as soon as they are freed, and new ones are pages that have to
-    be cleared, unless it has seen larger ones come and go; this is one.
+    be cleared, unless it has seen larger ones come and go; this is one. What it keeps is up to twice that.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.empty(24 << 20, dtype=torch.uint8)
+    torch.empty(min(24 << 20, int(share / 4)), dtype=torch.uint8)
     try:
         yield
     finally:

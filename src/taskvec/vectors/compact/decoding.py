@@ -10,7 +10,10 @@ from taskvec.vectors.compact.form import ContradictoryParts, Form, Parts, part_n
 from taskvec.vectors.info import CompactInfo
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
-from taskvec.weights.source import rows_of
+from taskvec.weights.source import block_size, rows_of
+
+_COPIES = 10
+"""Of a block, while it is decoded: int64 places and their like."""
 
 
 class Decoded(Weights):
@@ -44,6 +47,14 @@ class Decoded(Weights):
             return self._form.decode(self._coded[name], shape, rows)
         except ContradictoryParts as error:
             raise CorruptFile(f"{self.ref}: {name!r}: {error}; {_AGAIN}") from None
+
+    def working_bytes(self, name: str) -> int:
+        """Bytes that decoding a block takes, at most."""
+        if name not in self._coded:
+            return super().working_bytes(name) + self._weights.working_bytes(name)
+        spec, parts = self.spec(name), self._coded[name].specs
+        right = parts["right"].numel if "right" in parts else 0  # of low rank, which every block takes whole
+        return (_COPIES * block_size(spec.shape) + 2 * right) * spec.dtype.itemsize
 
     def close(self) -> None:
         """Close the file."""

@@ -4,11 +4,10 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from taskvec.errors import InputError, NonFinite
 from taskvec.progress import Watch
-from taskvec.vectors.compact.form import PLAIN, Form, Parts, part_name
+from taskvec.vectors.compact.form import PLAIN, Coded, Entries, Form, Parts, part_name, plain
 from taskvec.vectors.compact.spool import Spool
 from taskvec.vectors.info import CompactInfo
 from taskvec.weights.dtypes import nonfinite_count
@@ -30,26 +29,28 @@ def encode(
         dtype: of what is stored as floats, where that is a choice; that of computing by default.
 
     Raises: NonFinite, for a delta or what it would be after decoding; InputError for names that collide.
-    Cost: one read of every tensor; one tensor at a time in memory, with what encoding it takes.
+    Cost: a few passes over every tensor, block by block, where the form does not need a tensor whole.
     """
     coded: dict[str, tuple[int, ...]] = {}
     squares: dict[str, tuple[float, float]] = {}
     bad: dict[str, int] = {}
     for done, name in enumerate(vector, 1):
-        tensor = vector.read(name) if vector.terms_at(name) else torch.zeros(())
-        count = nonfinite_count(tensor)
+        tensor = _entries(vector, name)
+        count, some = _looked_through(tensor) if vector.terms_at(name) else (0, False)
         if count:
             bad[name] = count
-        if tensor.any() and not bad:
-            parts = _smaller(form.encode(tensor, dtype or tensor.dtype), tensor, dtype)
-            squares[name] = _squares(parts, form, tensor)
+        if some and not bad:
+            parts = _smaller(form.encode(tensor, dtype or tensor.spec.dtype), tensor, dtype)
+            for part, spec in parts.specs.items():
+                _check_free(vector, name, part, spool)
+                spool.allot(part_name(name, part), spec)
+            for part, first, piece in parts.pieces:
+                spool.put(part_name(name, part), piece, first)
+            squares[name] = _squares(_stored(spool, name, parts), form, tensor)
             if not math.isfinite(squares[name][0]):
                 raise NonFinite(f"{vector.ref}: {name!r} is not finite after decoding; nothing was written")
-            if PLAIN not in parts:
-                coded[name] = tuple(tensor.shape)
-            for part, value in parts.items():
-                _check_free(vector, name, part, spool)
-                spool.add(part_name(name, part), value)
+            if PLAIN not in parts.specs:
+                coded[name] = tensor.spec.shape
         if not bad:
             watch(f"encoding {spool.target.name}", done, len(vector))
     if bad:
@@ -64,17 +65,47 @@ def encode(
     )
 
 
-def _smaller(parts: dict[str, Tensor], tensor: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    plain = tensor.to(dtype or tensor.dtype)
-    return parts if sum(part.nbytes for part in parts.values()) < plain.nbytes else {PLAIN: plain}
+def working_bytes(vector: "TaskVector", form: Form, name: str) -> int:
+    """Bytes that encoding ``name`` takes, at most."""
+    spec = vector.specs[name]
+    whole = 0 if vector.in_rows(name) else spec.nbytes
+    return vector.working_bytes(name) + whole + form.working_bytes(spec.shape, spec.dtype)
 
 
-def _squares(parts: dict[str, Tensor], form: Form, tensor: Tensor) -> tuple[float, float]:
+def _entries(vector: "TaskVector", name: str) -> Entries:
+    """A tensor of the vector; at hand as a whole where its rows cannot be had by themselves."""
+    if vector.in_rows(name):
+        return Entries(vector.specs[name], lambda rows: vector.read(name, rows))
+    whole = vector.read(name)
+    return Entries(vector.specs[name], lambda rows: rows_of(whole, rows))
+
+
+def _looked_through(tensor: Entries) -> tuple[int, bool]:
+    """How many entries are NaN or infinite, and whether any is not zero."""
+    bad, some = 0, False
+    for rows in row_blocks(tensor.spec.shape):
+        block = tensor.read(rows)
+        bad += nonfinite_count(block)
+        some = some or bool(block.any())
+    return bad, some
+
+
+def _smaller(coded: Coded, tensor: Entries, dtype: torch.dtype | None) -> Coded:
+    kept = plain(tensor, dtype or tensor.spec.dtype)
+    sizes = [sum(spec.nbytes for spec in one.specs.values()) for one in (coded, kept)]
+    return coded if sizes[0] < sizes[1] else kept
+
+
+def _stored(spool: Spool, name: str, coded: Coded) -> Parts:
+    return Parts(coded.specs, lambda part, rows: spool.read(part_name(name, part), rows))
+
+
+def _squares(parts: Parts, form: Form, tensor: Entries) -> tuple[float, float]:
     """Squared norms of what was lost and of the tensor, in float64."""
-    held, lost, whole = Parts.held(parts), 0.0, 0.0
-    for rows in row_blocks(tuple(tensor.shape)):
-        block = rows_of(tensor, rows).double()
-        back = held.read(PLAIN, rows) if PLAIN in parts else form.decode(held, tuple(tensor.shape), rows)
+    shape, lost, whole = tensor.spec.shape, 0.0, 0.0
+    for rows in row_blocks(shape):
+        block = tensor.read(rows).double()
+        back = parts.read(PLAIN, rows) if PLAIN in parts.specs else form.decode(parts, shape, rows)
         lost += float((back.double() - block).square().sum())
         whole += float(block.square().sum())
     return lost, whole

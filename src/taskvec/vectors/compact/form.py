@@ -2,9 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,13 +12,16 @@ from torch import Tensor
 from taskvec.config import Config
 from taskvec.weights import TensorSpec
 from taskvec.weights.dtypes import EDITABLE
-from taskvec.weights.source import row_count, row_size, rows_of
+from taskvec.weights.source import BLOCK, row_blocks, row_count, row_size
 
 Shape = tuple[int, ...]
 Specs = Mapping[str, TensorSpec]
 
 PLAIN = ""
 """The part of a tensor that is stored as it is, under its own name."""
+
+_COPIES = 8
+"""Of a block, while it is encoded, decoded and compared."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,46 @@ class Parts:
     specs: Specs
     read: Callable[[str, slice | None], Tensor]
 
-    @classmethod
-    def held(cls, tensors: Mapping[str, Tensor]) -> "Parts":
-        """Parts that are at hand."""
-        specs = {part: TensorSpec(tuple(value.shape), value.dtype) for part, value in tensors.items()}
-        return cls(specs, lambda part, rows: rows_of(tensors[part], rows))
+
+@dataclass(frozen=True)
+class Entries:
+    """A finite tensor, float32 or float64, that is read some rows at a time, as often as it takes.
+
+    Attributes:
+        spec: shape and dtype.
+        read: a slice of its rows, or ``None`` for all -> these rows.
+    """
+
+    spec: TensorSpec
+    read: Callable[[slice | None], Tensor]
+
+    def pieces(self, size: int) -> Iterator[Tensor]:
+        """So many entries at a time, in row-major order, flat; each piece takes the memory of the last."""
+        piece = torch.empty(min(size, self.spec.numel), dtype=self.spec.dtype)
+        filled = 0
+        for rows in row_blocks(self.spec.shape):
+            left = self.read(rows).reshape(-1)
+            while len(left):
+                taken = left[: len(piece) - filled]
+                piece[filled : filled + len(taken)] = taken
+                left, filled = left[len(taken) :], filled + len(taken)
+                if filled == len(piece):
+                    yield piece
+                    filled = 0
+        if filled:
+            yield piece[:filled]
+
+
+class Coded(NamedTuple):
+    """What a tensor becomes.
+
+    Attributes:
+        specs: of every part.
+        pieces: part, its row or entry from which on, and what lies there; computed as they are taken.
+    """
+
+    specs: Specs
+    pieces: Iterator[tuple[str, int, Tensor]]
 
 
 class ContradictoryParts(ValueError):
@@ -54,8 +92,12 @@ class Form(Config, ABC):
     """Whether the element type of what is stored as floats is the user's choice."""
 
     @abstractmethod
-    def encode(self, tensor: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The parts of a finite tensor, float32 or float64, with floats in ``dtype``."""
+    def encode(self, tensor: Entries, dtype: torch.dtype) -> Coded:
+        """The parts of a tensor, with floats in ``dtype``."""
+
+    def working_bytes(self, shape: Shape, dtype: torch.dtype) -> int:
+        """Bytes that encoding a tensor of this shape in this precision takes, beside reading it; at most."""
+        return _COPIES * dtype.itemsize * min(math.prod(shape), max(BLOCK, row_size(shape) if shape else 1))
 
     @abstractmethod
     def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
@@ -71,6 +113,15 @@ class Form(Config, ABC):
         Raises: KeyError for a part without which this cannot be said; ContradictoryParts for a shape that is
             not stored in parts.
         """
+
+
+def plain(tensor: Entries, dtype: torch.dtype) -> Coded:
+    """A tensor as it is, in ``dtype``."""
+    pieces = (
+        (PLAIN, 0 if rows is None else rows.start, tensor.read(rows).to(dtype))
+        for rows in row_blocks(tensor.spec.shape)
+    )
+    return Coded({PLAIN: TensorSpec(tensor.spec.shape, dtype)}, pieces)
 
 
 def part_name(name: str, part: str) -> str:

@@ -1,12 +1,14 @@
 """A matrix as a product of two thin ones."""
 
+import math
+from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.vectors.compact.form import PLAIN, Form, Parts, Shape, Specs, floating
+from taskvec.vectors.compact.form import Coded, Entries, Form, Parts, Shape, Specs, floating, plain
 from taskvec.vectors.lowrank import TILE, multiplied
 from taskvec.weights import TensorSpec
 from taskvec.weights.dtypes import compute_dtype
@@ -22,20 +24,40 @@ class LowRank(Form):
     parts: ClassVar[tuple[str, ...]] = ("left", "right")
     rank: Annotated[int, Field(ge=1)]
 
-    def encode(self, tensor: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    def encode(self, tensor: Entries, dtype: torch.dtype) -> Coded:
         """The projection on the leading singular vectors of the shorter side, in float64.
 
         Cost: a Gram matrix and its eigenvectors, min(m, n)^3 operations or so; two float64 copies.
         """
-        if tensor.dim() != 2 or self.rank * sum(tensor.shape) >= tensor.numel():
-            return {PLAIN: tensor.to(dtype)}
-        size = tensor.abs().max().clamp_min(torch.finfo(tensor.dtype).tiny)
-        matrix = (tensor / size).double()
+        shape = tensor.spec.shape
+        if not self._reduces(shape):
+            return plain(tensor, dtype)
+        specs = {"left": TensorSpec((shape[0], self.rank), dtype)}
+        specs["right"] = TensorSpec((self.rank, shape[1]), dtype)
+        return Coded(specs, self._factors(tensor, dtype))
+
+    def working_bytes(self, shape: Shape, dtype: torch.dtype) -> int:
+        """That of a whole matrix, its Gram matrix and the eigenvectors."""
+        if not self._reduces(shape):
+            return super().working_bytes(shape, dtype)
+        shorter, wide = min(shape), torch.float64.itemsize
+        copies = (2 * dtype.itemsize + wide) * math.prod(shape)
+        return copies + wide * (6 * shorter**2 + 2 * self.rank * sum(shape))
+
+    def _reduces(self, shape: Shape) -> bool:
+        return len(shape) == 2 and self.rank * sum(shape) < math.prod(shape)
+
+    def _factors(self, tensor: Entries, dtype: torch.dtype) -> Iterator[tuple[str, int, Tensor]]:
+        whole = tensor.read(None)
+        size = whole.abs().max().clamp_min(torch.finfo(whole.dtype).tiny)
+        matrix = (whole / size).double()
+        del whole
         tall = matrix.shape[0] >= matrix.shape[1]
         gram = matrix.T @ matrix if tall else matrix @ matrix.T
         leading = torch.linalg.eigh(gram).eigenvectors[:, -self.rank :].flip(1)
         left, right = (matrix @ leading, leading.T) if tall else (leading, leading.T @ matrix)
-        return {"left": (left * size).to(dtype), "right": right.contiguous().to(dtype)}
+        yield "left", 0, (left * size).to(dtype)
+        yield "right", 0, right.contiguous().to(dtype)
 
     def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
         """The product, of whole tiles of rows."""

@@ -1,6 +1,8 @@
 """What the forms that store entries in few bits have in common: a scale for each group of entries."""
 
+import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 import torch
@@ -8,11 +10,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from taskvec.vectors.compact.form import Form, Parts, Shape, Specs, entries, floating
+from taskvec.vectors.compact.form import Coded, Entries, Form, Parts, Shape, Specs, entries, floating
 from taskvec.weights import TensorSpec
 from taskvec.weights.source import BLOCK, rows_shape
 
 Group = Annotated[int, Field(ge=1, le=1 << 31)]
+
+_COPIES = 10
+"""Of a piece, while it is encoded: 1-bit averages in float64."""
 
 
 class Quantized(Form):
@@ -41,15 +46,33 @@ class Quantized(Form):
     def code_spec(self, count: int) -> TensorSpec:
         """The codes of so many entries."""
 
-    def encode(self, tensor: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    def encode(self, tensor: Entries, dtype: torch.dtype) -> Coded:
         """Scales and codes; a group of zeros has the scale zero and stays as it is."""
+        groups = -(-tensor.spec.numel // self.group)
+        scales = TensorSpec((groups,), tensor.spec.dtype)
+        return Coded({"scales": scales, "codes": self.code_spec(tensor.spec.numel)}, self._pieces(tensor))
+
+    def working_bytes(self, shape: Shape, dtype: torch.dtype) -> int:
+        """That of some whole groups, whose codes are whole bytes."""
+        return _COPIES * dtype.itemsize * min(math.prod(shape), max(BLOCK, self._together))
+
+    @property
+    def _together(self) -> int:
+        """Entries that are encoded at a time."""
         whole_bytes = 8 * self.group
-        pieces = torch.split(tensor.reshape(-1), max(1, BLOCK // whole_bytes) * whole_bytes)
-        scales, codes = zip(*map(self._piece, pieces), strict=True)
-        return {"scales": torch.cat(scales), "codes": torch.cat(codes)}
+        return max(1, BLOCK // whole_bytes) * whole_bytes
+
+    def _pieces(self, tensor: Entries) -> Iterator[tuple[str, int, Tensor]]:
+        first = 0
+        for flat in tensor.pieces(self._together):
+            scales, codes = self._piece(flat)
+            yield "scales", first // self.group, scales
+            yield "codes", self.code_spec(first).numel, codes
+            first += len(flat)
 
     def _piece(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        groups = pad(flat, (0, -len(flat) % self.group), value=torch.nan).reshape(-1, self.group)
+        group = self.group if self.group <= BLOCK else min(self.group, len(flat))
+        groups = pad(flat, (0, -len(flat) % group), value=torch.nan).reshape(-1, group)
         scales = self.scales(groups)
         multiples = torch.where(scales[:, None] > 0, groups / scales[:, None], 0)
         return scales, self.codes(multiples.reshape(-1)[: len(flat)])

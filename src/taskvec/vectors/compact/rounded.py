@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from taskvec.vectors.compact.form import PLAIN, Form, Parts, Shape, Specs
+from taskvec.vectors.compact.form import PLAIN, Coded, Entries, Form, Parts, Shape, Specs, plain
 
 
 class Rounded(Form):
@@ -15,9 +15,9 @@ class Rounded(Form):
     parts: ClassVar[tuple[str, ...]] = ()
     takes_dtype: ClassVar[bool] = False
 
-    def encode(self, tensor: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    def encode(self, tensor: Entries, dtype: torch.dtype) -> Coded:
         """The rounded tensor, under its own name."""
-        return {PLAIN: tensor.to(torch.bfloat16)}
+        return plain(tensor, torch.bfloat16)
 
     def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
         """The rounded tensor."""

@@ -1,28 +1,31 @@
 """The largest entries of a tensor, and where they lie."""
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.rules.magnitude import cuts_of, share, trim
-from taskvec.rules.rule import Stacks
+from taskvec.rules.magnitude import Cut, cuts_of, share, trim
+from taskvec.rules.rule import ANYWHERE, Stacks
 from taskvec.vectors.compact.bits import pack, packed_size, unpack
 from taskvec.vectors.compact.form import (
-    PLAIN,
+    Coded,
     ContradictoryParts,
+    Entries,
     Form,
     Parts,
     Shape,
     Specs,
     entries,
     floating,
+    plain,
 )
 from taskvec.weights import TensorSpec
 from taskvec.weights.dtypes import compute_dtype
-from taskvec.weights.source import row_size, rows_shape
+from taskvec.weights.source import row_blocks, row_size, rows_shape
 
 LONGEST = 1 << 26
 """Entries of the longest row that is stored sparsely: a row is decoded whole, however few bytes it has."""
@@ -30,6 +33,11 @@ LONGEST = 1 << 26
 PAGE = 1 << 16
 """Entries of a page. Its values and positions can be read without those of other pages."""
 BLOCK = 1 << 8
+_TOGETHER = 8 * PAGE
+"""Entries that are encoded at a time."""
+
+_COPIES = 10
+"""Of so many entries, while they are encoded: int64 places and their like."""
 
 
 class Sparse(Form):
@@ -45,19 +53,25 @@ class Sparse(Form):
     parts: ClassVar[tuple[str, ...]] = ("values", "starts", "bits", "bytes", "counts", "words")
     density: Annotated[float, Field(gt=0, le=1)]
 
-    def encode(self, tensor: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Values and positions; at least one entry that is not zero is kept if there is one."""
-        if _row(tuple(tensor.shape)) > LONGEST:
-            return {PLAIN: tensor.to(dtype)}
-        flat = tensor.reshape(-1)
-        if flat.numel():
-            flat = _largest(flat, share(flat.numel(), self.density))
-        kept = flat != 0
-        places = kept.nonzero().squeeze(1)
-        pages = -(-flat.numel() // PAGE)
-        starts = torch.searchsorted(places, torch.arange(pages + 1) * PAGE)
-        way = _smallest(flat.numel(), len(places))
-        return {"values": flat[places].to(dtype), "starts": starts, **_positions(way, kept, places)}
+    def encode(self, tensor: Entries, dtype: torch.dtype) -> Coded:
+        """Values and positions; at least one entry that is not zero is kept if there is one.
+
+        Cost: three passes over the tensor; of equal entries that are not all kept, one more.
+        """
+        if _row(tensor.spec.shape) > LONGEST:
+            return plain(tensor, dtype)
+        count = tensor.spec.numel
+        keep = share(count, self.density)
+        [cut] = cuts_of(_stacks(tensor), "", keep)
+        kept = keep if cut.threshold > 0 else sum(int(p.count_nonzero()) for p in tensor.pieces(_TOGETHER))
+        way = _smallest(count, kept)
+        starts = TensorSpec((-(-count // PAGE) + 1,), torch.int64)
+        specs = {"values": TensorSpec((kept,), dtype), "starts": starts, **_sizes(count, kept)[way]}
+        return Coded(specs, _pieces(tensor, cut, way, dtype))
+
+    def working_bytes(self, shape: Shape, dtype: torch.dtype) -> int:
+        """That of a block, and of some pages."""
+        return super().working_bytes(shape, dtype) + _COPIES * dtype.itemsize * _TOGETHER
 
     def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
         """Zeros, with the values of the pages that the rows lie in put into their places.
@@ -95,10 +109,14 @@ def _row(shape: Shape) -> int:
     return row_size(shape) if shape else 1
 
 
-def _largest(flat: Tensor, keep: int) -> Tensor:
-    """``flat`` without all but its ``keep`` largest entries; of equal ones the first are kept."""
-    [cut] = cuts_of(Stacks.single(flat[None]), "", keep)
-    return trim(flat, cut)
+def _stacks(tensor: Entries) -> Stacks:
+    """A tensor as rules see the deltas of one task; called ``""``."""
+    return Stacks(
+        {"": tensor.spec.shape},
+        [""],
+        lambda _: list(row_blocks(tensor.spec.shape)),
+        lambda _, rows: iter([(tensor.read(rows)[None], {"_place": ANYWHERE})]),
+    )
 
 
 def _sizes(count: int, kept: int) -> dict[str, dict[str, TensorSpec]]:
@@ -119,13 +137,23 @@ def _smallest(count: int, kept: int) -> str:
     return min(sizes, key=lambda way: sum(part.nbytes for part in sizes[way].values()))
 
 
-def _positions(way: str, kept: Tensor, places: Tensor) -> dict[str, Tensor]:
-    if way == "bits":
-        return {"bits": pack(kept)}
-    if way == "words":
-        return {"words": (places % PAGE).to(torch.uint16)}
-    counts = torch.bincount(places // BLOCK, minlength=-(-len(kept) // BLOCK))
-    return {"bytes": (places % BLOCK).to(torch.uint8), "counts": counts.to(torch.int16)}
+def _pieces(tensor: Entries, cut: Cut, way: str, dtype: torch.dtype) -> Iterator[tuple[str, int, Tensor]]:
+    first = before = 0
+    for flat in tensor.pieces(_TOGETHER):
+        trimmed = trim(flat, cut, first)
+        places = trimmed.nonzero().squeeze(1)
+        yield "values", before, trimmed[places].to(dtype)
+        yield "starts", first // PAGE, before + torch.searchsorted(places, torch.arange(0, len(flat), PAGE))
+        if way == "bits":
+            yield "bits", first // 8, pack(trimmed != 0)
+        elif way == "words":
+            yield "words", before, (places % PAGE).to(torch.uint16)
+        else:
+            counts = torch.bincount(places // BLOCK, minlength=-(-len(flat) // BLOCK))
+            yield "bytes", before, (places % BLOCK).to(torch.uint8)
+            yield "counts", first // BLOCK, counts.to(torch.int16)
+        first, before = first + len(flat), before + len(places)
+    yield "starts", -(-first // PAGE), torch.tensor([before])
 
 
 def _places(parts: Parts, count: int, starts: Tensor, pages: slice) -> Tensor:
