@@ -58,8 +58,16 @@ def save_vector(
     # Refuse what cannot be written before reading gigabytes to find out what changed.
     check_target(target, force=force, inputs=vector.files)
     check_bound(vector.ref, vector.base)
-    bounds = {"max_shard_size": max_shard_size, "memory": memory}
-    save = partial(_save, vector, info, path=path, force=force, watch=watch, **bounds)
+    save = partial(
+        _save,
+        vector,
+        info,
+        path=path,
+        force=force,
+        max_shard_size=max_shard_size,
+        memory=memory,
+        watch=watch,
+    )
     if chosen is None:
         return save(Deltas(vector, dtype), None, processes=processes)
     with Spool(vector.ref, target, vector.files) as spool, within(memory / 2):
