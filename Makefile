@@ -52,7 +52,7 @@ bench-edit: $(READY)
 # The build backend comes from the constraints too, so nothing is built apart.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(INSTALL) --constraint constraints.txt hatchling
+	$(BIN)/python $(INSTALL) --constraint constraints.txt hatchling editables
 	$(BIN)/python $(INSTALL) --constraint constraints.txt --no-build-isolation $(EVERYTHING)
 	touch $@
 
@@ -60,7 +60,7 @@ $(READY): pyproject.toml constraints.txt
 refresh:
 	$(PYTHON) -m venv $(VENV)-refresh
 	$(VENV)-refresh/bin/python $(INSTALL) --upgrade uv
-	printf 'hatchling\ntorch==$(TORCH)\n' | $(VENV)-refresh/bin/uv pip compile --quiet --upgrade --universal \
+	printf 'hatchling\neditables\ntorch==$(TORCH)\n' | $(VENV)-refresh/bin/uv pip compile --quiet --upgrade --universal \
 	  --all-extras --no-header --no-annotate --output-file $(VENV)-refresh/found.txt pyproject.toml -
 	{ echo '# What the project is tested with, for Python 3.11 and newer; made by "make refresh".'; \
 	  grep -vE '^(cuda|nvidia|triton)' $(VENV)-refresh/found.txt; } > constraints.txt
