@@ -72,7 +72,7 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(InputError, match=what):
             read_json(tmp_path / name)
-    with pytest.raises(CorruptFile, match=r"not text in UTF-8 \(byte 1"):
+    with pytest.raises(CorruptFile, match=r"cannot be read as text in UTF-8 \(byte 1"):
         read_json(tmp_path / "latin")
     with pytest.raises(CorruptFile, match="holds a list, expected a mapping"):
         read_mapping(tmp_path / "list")

@@ -160,7 +160,10 @@ def test_what_a_mapping_says_wins_over_what_it_brings_in_and_earlier_over_later(
 
 def test_files_that_are_no_text_or_too_large_are_named(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
-    for content, what in ((b"\xff\xfea\0", "not text in UTF-8"), (b"#" * 2_000_000, "holds more than 1 MB")):
+    for content, what in (
+        (b"\xff\xfea\0", "cannot be read as text in UTF-8"),
+        (b"#" * 2_000_000, "holds more than 1 MB"),
+    ):
         path.write_bytes(content)
         with pytest.raises(InputError, match=rf"s\.yaml: {what}"):
             read_yaml(path)

@@ -155,7 +155,7 @@ def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
         return read_bytes(path, limit).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CorruptFile(
-            f"{path}: not text in UTF-8 (byte {error.start}: {error.reason}); {_AGAIN}"
+            f"{path}: cannot be read as text in UTF-8 (byte {error.start}: {error.reason}); {_AGAIN}"
         ) from None
 
 
