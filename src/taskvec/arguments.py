@@ -9,6 +9,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ForwardRef, TypeVar, Union, cast, get_args, get_origin
 
+from taskvec.errors import WrongType
+
 T = TypeVar("T", bound=Callable[..., Any])
 
 FEW = 50
@@ -22,7 +24,7 @@ def checked(target: T) -> T:
     reading to tell (items of a lazy mapping), and what ``isinstance`` cannot tell (protocols, literals), is
     left to the function. A quoted class is known by its name.
 
-    Raises: TypeError, one line, naming the argument.
+    Raises: WrongType, one line, naming the argument.
     """
     if isinstance(target, type):
         target.__init__ = checked(target.__init__)  # type: ignore[misc]
@@ -40,7 +42,7 @@ def checked(target: T) -> T:
     def call(*args: Any, **kwargs: Any) -> Any:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             if name in hints and not _fits(value, hints[name]):
-                raise TypeError(f"{where}: {name} is {shown(value)}, expected {_words(hints[name])}")
+                raise WrongType(f"{where}: {name} is {shown(value)}, expected {_words(hints[name])}")
         return target(*args, **kwargs)
 
     return cast(T, call)

@@ -17,6 +17,10 @@ class InputError(TaskvecError, ValueError):
     exit_code = 2
 
 
+class WrongType(InputError, TypeError):
+    """An argument is of another type than the function takes."""
+
+
 class UnknownName(InputError, LookupError):
     """A name that is not registered; the message holds the nearest one."""
 

@@ -19,8 +19,8 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError
 
 from taskvec._version import __version__
+from taskvec.cli._standard import Notes, open_standard_streams, say_line
 from taskvec.errors import TaskvecError
-from taskvec.reading import printable
 
 COMMANDS = {
     "diff": "Extract a task vector: what fine-tuning changed.",
@@ -85,9 +85,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
     ``TASKVEC_DEBUG=1`` in the environment lets the traceback through.
     """
-    _open_standard_streams()
-    if not any(isinstance(handler, _Notes) for handler in logging.getLogger("taskvec").handlers):
-        logging.getLogger("taskvec").addHandler(_Notes())
+    open_standard_streams()
+    if not any(isinstance(handler, Notes) for handler in logging.getLogger("taskvec").handlers):
+        logging.getLogger("taskvec").addHandler(Notes())
     if os.environ.get("TASKVEC_DEBUG"):
         sys.exit(_run(argv))
     try:
@@ -148,32 +148,8 @@ def _run(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _open_standard_streams() -> None:
-    """Let nothing that is opened take the number of a standard stream that was closed by who called us."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
-
-
-class _Notes(logging.Handler):
-    """What the library notes, a line each on standard error."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _say("note: " + record.getMessage())
-
-
-def _say(message: str) -> None:
-    with suppress(OSError, ValueError):  # nobody hears it
-        sys.stderr.write(printable(" ".join(message.split())) + "\n")
-        sys.stderr.flush()
-
-
 def _fail(message: str, code: int) -> int:
-    _say("taskvec: " + message)
+    say_line("taskvec: " + message)
     return code
 
 

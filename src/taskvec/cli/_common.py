@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from taskvec.cli._standard import say_line
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import printable
@@ -29,7 +30,8 @@ Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Sho
 def say(notes: Iterable[str]) -> None:
     """Notes on standard error, a line each: what is lost, assumed or odd. They are no progress: ``--quiet``
     leaves them."""
-    sys.stderr.writelines(f"note: {' '.join(note.split())}\n" for note in notes)
+    for note in notes:
+        say_line(f"note: {note}")
 
 
 def print_json(payload: object) -> None:

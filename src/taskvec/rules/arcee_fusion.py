@@ -67,5 +67,5 @@ ARCEE_FUSION = Rule(
     consumes="deltas, base",
     measure=measure,
     in_rows=_in_rows,
-    copies=(14, 18),
+    copies=(20, 30),
 )

@@ -73,5 +73,5 @@ def iso_cts(
     return s.mean() * (u @ v) if len(s) else torch.zeros_like(deltas[0])
 
 
-ISO_C = Rule("iso_c", iso_c, "matrix", in_rows=in_rows, check=check_pattern)
-ISO_CTS = Rule("iso_cts", iso_cts, "matrix", in_rows=in_rows, check=check_pattern)
+ISO_C = Rule("iso_c", iso_c, "matrix", in_rows=in_rows, check=check_pattern, copies=(5, 15))
+ISO_CTS = Rule("iso_cts", iso_cts, "matrix", in_rows=in_rows, check=check_pattern, copies=(5, 15))

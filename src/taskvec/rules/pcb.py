@@ -112,4 +112,4 @@ def _scores(delta: Tensor, total: Tensor, low: float, high: float, tasks: int) -
     return torch.exp(tasks * (place**2 - 1)) * torch.tanh(delta * total)
 
 
-PCB = Rule("pcb", pcb, "model", prepare=prepare, measure=measure, copies=(10, 36))
+PCB = Rule("pcb", pcb, "model", prepare=prepare, measure=measure, copies=(5, 12))

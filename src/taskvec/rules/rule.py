@@ -155,7 +155,7 @@ class Rule:
     check: Callable[..., str | None] | None = None
     stages: tuple["Rule", ...] = ()
     takes_pairs: bool = False
-    copies: tuple[float, float] = (5, 15)
+    copies: tuple[float, float] = (3, 9)
     square: bool = False
 
     def __call__(self, deltas: Deltas, **params: Any) -> Tensor:

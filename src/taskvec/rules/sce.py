@@ -70,4 +70,4 @@ def _chosen(deltas: Tensor, cut: Cut | None, first: int) -> Tensor:
     return deltas if cut is None else deltas * (trim(_variance(deltas)[0], cut, first) != 0)
 
 
-SCE = Rule("sce", sce, "tensor", measure=measure, copies=(7, 18))
+SCE = Rule("sce", sce, "tensor", measure=measure, copies=(5, 10))

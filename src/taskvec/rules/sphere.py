@@ -14,7 +14,7 @@ from taskvec.rules.rule import Stacks, present
 
 Of = Literal["weights", "vectors"]
 Per = Literal["tensor", "row", "column"]
-COPIES = (4, 36)
+COPIES = (3, 9)
 """Of deltas, as rules count them: inner products are taken in float64."""
 
 Coefficients = Callable[[Tensor], Tensor]

@@ -28,4 +28,4 @@ def tsv(deltas: Tensor, *, exclude: str | None = None, _place: Place = ANYWHERE)
     return (u * s) @ v
 
 
-TSV = Rule("tsv", tsv, "matrix", in_rows=in_rows, check=check_pattern)
+TSV = Rule("tsv", tsv, "matrix", in_rows=in_rows, check=check_pattern, copies=(5, 15))

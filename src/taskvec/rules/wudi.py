@@ -56,4 +56,4 @@ def wudi(
     return merged.to(deltas.dtype)
 
 
-WUDI = Rule("wudi", wudi, "matrix", in_rows=in_rows, check=check_pattern, square=True)
+WUDI = Rule("wudi", wudi, "matrix", in_rows=in_rows, check=check_pattern, copies=(5, 15), square=True)

@@ -1,10 +1,9 @@
 """Task-vector files as analyses take them: by regime, then by task."""
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from taskvec.cli._common import distinct
+from taskvec.cli._common import distinct, say
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def by_regime(paths: Sequence[str]) -> "Regimes":
         origin[regime, task] = path
         found.setdefault(regime, {})[task] = vector
     if left_out:
-        sys.stderr.write(f"left out, not a plain vector of one task: {', '.join(left_out)}\n")
+        say([f"left out, not a plain vector of one task: {', '.join(left_out)}"])
     if not found:
         raise InputError("vectors: none is of a single task; train some with: taskvec train")
     return found

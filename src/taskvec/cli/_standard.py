@@ -1,0 +1,34 @@
+"""The standard streams: kept open, and told one printable line at a time."""
+
+import logging
+import os
+import sys
+from contextlib import suppress
+
+from taskvec.reading import printable
+
+
+def open_standard_streams() -> None:
+    """Let nothing that is opened take the number of a standard stream that was closed by who called us."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def say_line(text: str) -> None:
+    """One line on standard error, whatever the text holds."""
+    with suppress(OSError, ValueError):  # nobody hears it
+        sys.stderr.write(printable(" ".join(text.split())) + "\n")
+        sys.stderr.flush()
+
+
+class Notes(logging.Handler):
+    """What the library notes, a line each on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        say_line("note: " + record.getMessage())
