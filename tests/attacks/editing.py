@@ -138,7 +138,7 @@ def forms(place: Path) -> None:
 
 
 def _other_settings(draw: Random, data: bytes) -> bytes:
-    """A vector that says other numbers of its form or its masks, or other shapes of what is stored in parts."""
+    """A vector that says other numbers of its form or masks, or other shapes of what is stored in parts."""
     header, tensors = mutations.split_safetensors(data)
     said = json.loads(header["__metadata__"]["taskvec"])
     form = said.get("compact") or said.get("masks") or {}
@@ -427,9 +427,8 @@ def spoil_journal(draw: Random, place: Path) -> None:
     if journal.is_file() and draw.random() < 0.8:
         spoil_json(draw, journal, (*SHARDS, "", "../../base/model.safetensors", "..", "0" * 32))
     else:
-        (partial_folder / draw.choice(("journal.json", "out", "replaced", "x"))).mkdir(
-            parents=True, exist_ok=True
-        )
+        journal.unlink(missing_ok=True)
+        (partial_folder / draw.choice(("journal.json", "out", "replaced"))).mkdir(parents=True, exist_ok=True)
 
 
 def edited_before(place: Path) -> None:
