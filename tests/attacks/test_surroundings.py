@@ -102,7 +102,7 @@ def test_a_written_model_is_the_same_though_nobody_hears_of_it(name: str, bench:
         assert bench.written(name) in ({}, expected)
 
 
-@pytest.mark.parametrize("command", [*READING, WRITINGS["train"].command, WRITINGS["run"].command])
+@pytest.mark.parametrize("command", [*READING, WRITINGS["train"].command])
 def test_a_terminal_that_knows_only_ascii_is_written_to(command: str, bench: Bench) -> None:
     bench.clear()
     assert bench.forks(shlex.split(command), {"only_ascii": None}, place=bench.place) == 0, bench.forks.said
@@ -116,7 +116,7 @@ def test_another_language_and_order_of_hashes_give_the_same_bytes(bench: Bench, 
         assert bench.written(name) == expected, name
 
 
-@pytest.mark.parametrize("part", range(EFFORT))
+@pytest.mark.parametrize("part", range(max(1, EFFORT // 8)))
 @every_command
 def test_of_two_writers_to_one_output_one_wins_and_the_other_says_so(
     name: str, part: int, bench: Bench, foreign: Forks
