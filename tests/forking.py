@@ -66,10 +66,10 @@ class Ended:
 class Forks:
     """Commands in processes of their own, which start in no time."""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
+    def __init__(self, folder: Path, learned: Path | None = None, **environment: str) -> None:
         self._log = folder / "log"
         self._server = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, *([learned] if learned else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -104,6 +104,11 @@ class Forks:
         self._server.stdin.flush()
         self.ended = Ended(**json.loads(self._server.stdout.readline()))
         return self.ended.code
+
+    @property
+    def learned(self) -> Path:
+        """A file with the modules that have been imported, for another server that is to begin with them."""
+        return Path(f"{self._log}.modules")
 
     @property
     def out(self) -> str:
@@ -352,13 +357,18 @@ def served(request: Request) -> Ended:
     os.close(end)
     _, status, used = os.wait4(child, 0)
     if request.learn:
-        for name in Path(request.log + ".modules").read_text().split():
-            with suppress(Exception):
-                importlib.import_module(name)
-        gc.freeze()
+        import_all(Path(request.log + ".modules"))
     return Ended(
         os.waitstatus_to_exitcode(status), time.monotonic() - begun, used.ru_utime + used.ru_stime, late
     )
+
+
+def import_all(modules: Path) -> None:
+    """Import what is listed in a file, ahead of all forks."""
+    for name in modules.read_text().split():
+        with suppress(Exception):
+            importlib.import_module(name)
+    gc.freeze()
 
 
 def main_loop() -> None:
@@ -372,6 +382,8 @@ def main_loop() -> None:
     import taskvec.weights  # noqa: F401
 
     torch.set_num_threads(1)
+    for modules in sys.argv[1:]:
+        import_all(Path(modules))
     os.fsync = lambda fd: None  # whoever is killed here, the system lives on
     for line in sys.stdin:
         sys.stdout.write(json.dumps(asdict(served(Request(**json.loads(line))))) + "\n")

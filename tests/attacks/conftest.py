@@ -10,12 +10,25 @@ if TYPE_CHECKING:
     from attacks.writings import Bench
     from forking import Forks
 
+HEAVY = (
+    "sklearn.metrics",
+    "taskvec.evaluation.evaluator",
+    "taskvec.experiments.runner",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.bert.tokenization_bert",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.llama.modeling_llama",
+)
+"""What commands with models import, which takes as long as a hundred cases."""
+
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Forks]":
     from forking import Forks
 
-    server = Forks(tmp_path_factory.mktemp("log"))
+    folder = tmp_path_factory.mktemp("log")
+    (folder / "heavy").write_text("\n".join(HEAVY))
+    server = Forks(folder, folder / "heavy")
     yield server
     server.close()
 

@@ -427,9 +427,8 @@ def spoil_journal(draw: Random, place: Path) -> None:
     if journal.is_file() and draw.random() < 0.8:
         spoil_json(draw, journal, (*SHARDS, "", "../../base/model.safetensors", "..", "0" * 32))
     else:
-        (partial_folder / draw.choice(("journal.json", "out", "replaced", "x"))).mkdir(
-            parents=True, exist_ok=True
-        )
+        journal.unlink(missing_ok=True)
+        (partial_folder / draw.choice(("journal.json", "out", "replaced"))).mkdir(parents=True, exist_ok=True)
 
 
 def edited_before(place: Path) -> None:

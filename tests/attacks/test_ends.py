@@ -14,12 +14,11 @@ from attacks.writings import WRITINGS, Bench, moved
 from effort import EFFORT
 
 every_command = pytest.mark.parametrize("name", WRITINGS)
-parts = pytest.mark.parametrize("part", range(EFFORT))
 ENDS = {signal.SIGKILL: {0, -9}, signal.SIGTERM: {0, -15, 143}, signal.SIGINT: {0, 130, -2}}
 """With which codes a command may end that was sent a signal, perhaps too early or too late for it."""
 
 
-@parts
+@pytest.mark.parametrize("part", range(max(1, EFFORT // 2)))
 @every_command
 def test_a_command_that_is_killed_leaves_a_whole_output_or_none(name: str, part: int, bench: Bench) -> None:
     draw = Random(f"{name} {part}")
@@ -60,7 +59,7 @@ def fill(disk: Path, room: int) -> None:
         os.posix_fallocate(file.fileno(), 0, max(1, state.f_bavail * state.f_frsize - room))
 
 
-@parts
+@pytest.mark.parametrize("part", range(max(1, EFFORT // 8)))
 @every_command
 def test_a_full_disk_is_one_line_and_leaves_no_output(
     name: str, part: int, bench: Bench, disk: Path | None

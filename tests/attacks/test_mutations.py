@@ -9,7 +9,7 @@ from attacks.cases import Arena, recorded
 from attacks.families import FAMILIES
 from effort import EFFORT
 
-CASES = 8
+CASES = 6
 """Cases of a family at one time, if its share is 1."""
 
 
