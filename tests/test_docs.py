@@ -66,7 +66,7 @@ def test_the_snippets_on_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         labels = np.arange(40) % 2
         shades = draw.integers(0, 100, (40, 8, 8, 3)) + 100 * labels[:, None, None, None]
         arrays |= {f"x_{split}": shades.astype(np.uint8), f"y_{split}": labels}
-    np.savez("shades.npz", **arrays)
+    np.savez("shades.npz", **arrays)  # type: ignore[arg-type]
     names: dict[str, Any] = {"print": lambda *values: None}
     for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(snippet, names)

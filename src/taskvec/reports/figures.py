@@ -202,7 +202,7 @@ def _negation(seeds: Sequence[Result]) -> "Figure | None":
 def _heat_maps(regimes: Result) -> "dict[str, tuple[Callable[[], Figure], str]]":
     """One figure a pair, the regimes side by side on one scale."""
     known = {name: found["disentanglement"] for name, found in regimes.items() if "disentanglement" in found}
-    drawn = {}
+    drawn: dict[str, tuple[Callable[[], Figure], str]] = {}
     for place, pair in enumerate(next(iter(known.values()), [])):
         panels = {name: maps[place] for name, maps in known.items()}
         record = {"grid": pair["grid"], "pairs": [{"tasks": pair["tasks"], "panels": panels}]}
