@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import BaseModel
 
 import taskvec as tv
 from taskvec.cli import COMMANDS
+from taskvec.config import Config
 from taskvec.experiments.config import load_experiment
 from taskvec.tasks.source import SOURCES
 from taskvec.tasks.suite import Suite
@@ -46,7 +46,7 @@ def test_the_suite_in_the_documentation_is_valid(tmp_path: Path) -> None:
 
 def test_every_key_of_a_suite_is_on_its_page() -> None:
     page = (ROOT / "docs" / "suites.md").read_text()
-    settings: list[type[BaseModel]] = [Suite, Task, *(SOURCES[name] for name in SOURCES)]
+    settings: list[type[Config]] = [Suite, Task, *(SOURCES[name] for name in SOURCES)]
     # Set by ``load_suite``: a task's name is its key in the file, paths are relative to its folder.
     keys = {field.alias or name for model in settings for name, field in model.model_fields.items()} - {
         "name",

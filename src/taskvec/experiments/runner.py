@@ -46,7 +46,7 @@ class Runner:
         self.experiment, self.suite, self.store, self.watch = experiment, suite, store, watch
         self.tasks = experiment.task_names(suite)
         self._digests = {task: suite.task(task).fingerprint for task in experiment.involved(suite)}
-        self._common: dict[str, Any] = {
+        self._common: Result = {
             "model": self._weights().fingerprint(),
             "limits": {str(split): limit for split, limit in experiment.limits.items()},
             "precision": TrainSettings.parse("training", experiment.training).precision,
