@@ -69,7 +69,7 @@ class Grid(Config):
         return Grid(**ends, coarse=self.coarse)
 
     def widened(self, factor: float) -> "Grid":
-        """From the same start by the same step to ends ``factor`` (1 or more) times as large, or just past."""
+        """From the same start by the same step to ends ``factor`` (1 or more) times as large, rounded up."""
 
         def end(value: float) -> float:
             steps = (max(value, value * factor) - self.start) / self.step
