@@ -316,10 +316,11 @@ def test_a_scaled_grid_has_the_same_points_in_another_unit(factor: int, step: fl
         assert scaled.point(index) == pytest.approx(factor * grid.point(index))
 
 
-@given(st.floats(0.1, 9), st.sampled_from([0.05, 0.1, 0.25]))
-def test_a_grid_that_reaches_further_holds_the_same_points_and_the_end(limit: float, step: float) -> None:
+@given(st.floats(1, 9), st.sampled_from([0.05, 0.1, 0.25]))
+def test_a_wider_grid_holds_the_same_points_and_wider_ends(factor: float, step: float) -> None:
     grid = Grid(step=step, limit=1.5)
-    further = grid.reaching(limit)
-    assert further.point(further.last) >= max(limit, 1.5) - 1e-6
-    assert Grid(**further.model_dump()) == further
-    assert all(further.point(index) == grid.point(index) for index in range(grid.last + 1))
+    wider = grid.widened(factor)
+    assert 0 <= wider.limit - 1.5 * factor + 1e-5 < step + 2e-5
+    assert 0 <= wider.stop - factor + 1e-5 < step + 2e-5
+    assert Grid(**wider.model_dump()) == wider
+    assert all(wider.point(index) == grid.point(index) for index in range(grid.last + 1))

@@ -71,10 +71,14 @@ class Grid(Config):
         ends = {name: getattr(self, name) * factor for name in ("start", "stop", "step", "limit")}
         return Grid(**ends, coarse=self.coarse)
 
-    def reaching(self, limit: float) -> "Grid":
-        """This grid, going on by its own step as far as ``limit`` at least."""
-        steps = math.ceil(round((limit - self.start) / self.step, 6))
-        return self.model_copy(update={"limit": self.point(max(steps, self.last))})
+    def widened(self, factor: float) -> "Grid":
+        """From the same start by the same step to ends ``factor`` (1 or more) times as large, rounded up."""
+
+        def end(value: float) -> float:
+            steps = (max(value, value * factor) - self.start) / self.step
+            return self.point(math.ceil(round(steps, 6)))
+
+        return self.model_copy(update={"stop": end(self.stop), "limit": end(self.limit)})
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,7 @@ class Runner:
         unit = len(self.tasks) / block.scale
         if rounds == 1 and block.rule == "mean":
             return grid.scaled(unit)
-        return grid.reaching(unit * grid.limit)
+        return grid.widened(max(unit, 1.0))
 
     def _negation(self, regime: str, seed: int, target: str) -> Result:
         block = self.experiment.negation
