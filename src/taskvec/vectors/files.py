@@ -57,7 +57,9 @@ def save_vector(
     check_target(target, force=force, inputs=vector.files)
     check_bound(vector.ref, vector.base)
     save = partial(
-        *(_save, vector, info),
+        _save,
+        vector,
+        info,
         path=path,
         force=force,
         max_shard_size=max_shard_size,
