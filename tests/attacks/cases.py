@@ -130,8 +130,7 @@ class Arena:
             text = file.name
         else:
             text = family.spoil(draw, self.place)
-        words = [word.replace("@", text or "") for word in shlex.split(command)]
-        return [word.encode(errors="surrogateescape").decode(errors="surrogateescape") for word in words]
+        return [word.replace("@", text or "") for word in shlex.split(command)]
 
     def _verdict(self, name: str, words: Sequence[str]) -> str:
         bounds = {"limit_memory": MEMORY, "limit_files": 200_000_000}

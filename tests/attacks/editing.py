@@ -469,7 +469,7 @@ WORDS_OF_EXPRESSIONS = (
     "a", "b", "c", "0.5", "1e308", "1e999", "10", "0", "-", "+", "*", "/", "(", ")", " ", "a", "+", "*",
     "**", "//", "%", "@", ".", ",", "[0xfff]", "[0x" + "f" * 6000 + "]", "9" * 6000, "1_0", "1j", "True",
     "None", "'a'", 'f"{a}"', "a.b", "a[0]", "a()", "lambda: a", "\n", "\\", "#", "é", "\x1b[31m", "\0",
-    "__import__('os')", "{a}", "a if b else a", "not a", "a == b", "\ud800", "(" * 300, "-" * 5000, ":=",
+    "__import__('os')", "{a}", "a if b else a", "not a", "a == b", "\udcff", "(" * 300, "-" * 5000, ":=",
 )  # fmt: skip
 
 
@@ -502,7 +502,7 @@ def option(draw: Random, place: Path) -> str:
 
 def name(draw: Random, place: Path) -> str:
     """A name of a file, or none."""
-    fixed = [value for value in VALUES if isinstance(value, str) and "\0" not in value]
+    fixed = [value for value in VALUES if isinstance(value, str) and not {"\0", "\ud800"} & {*value}]
     letters = ["a", "é", "\x1b[31m", *"\n\r\x07\udcff /.~#@{$-=", "[bold]", "%"]
     return draw.choice(
         (

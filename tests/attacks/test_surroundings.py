@@ -67,15 +67,7 @@ def test_a_model_of_more_files_than_may_be_open_is_written_or_refused_in_one_lin
     assert code == 0 or "handles" in bench.forks.errors or "open files" in bench.forks.errors
 
 
-READING = (
-    "inspect base a.safetensors",
-    "rules",
-    "tasks",
-    "suites",
-    "models",
-    "--help",
-    "merge ties.yaml -o out --dry-run",
-)
+READING = ("inspect base a.safetensors", "rules", "tasks", "--help", "merge ties.yaml -o out --dry-run")
 
 
 @pytest.mark.parametrize("command", READING)
@@ -154,7 +146,8 @@ def test_a_link_where_a_command_works_never_leads_it_out_of_its_folder(
 ) -> None:
     writing, draw = WRITINGS[name], Random(f"{name} {part}")
     bench.expected(name)
-    for trap in traps(name, bench):
+    first, *others = traps(name, bench)
+    for trap in (first, draw.choice(others)):
         options = draw.choice(("", writing.again))
         bench.clear()
         shutil.rmtree(tmp_path / "precious", ignore_errors=True)
