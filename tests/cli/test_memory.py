@@ -76,7 +76,7 @@ def test_a_command_keeps_its_bound_above_the_floor_of_a_process(
     assert megabytes(large, COMMANDS[command]) < floor + ROOM + LOOSE
 
 
-@pytest.mark.parametrize("size", [1_000_001, 64_000_001, 3_111_111_111])
+@pytest.mark.parametrize("size", [64_000_001, 100_000_000, 3_111_111_111])
 def test_a_refusal_names_a_bound_that_is_enough(size: int) -> None:
     with pytest.raises(InputError, match="'w' needs about") as caught:
         bound("1MB", [("v", 5), ("w", size)])
@@ -90,3 +90,7 @@ def test_what_needs_more_than_the_usual_takes_it_and_says_so(capsys: pytest.Capt
     bound(None, [("w", 500_000_000)])
     bound(None, [("w", 700_000_000)], quiet=True)
     assert not capsys.readouterr().err
+
+
+def test_blocks_are_not_made_smaller_so_a_smaller_bound_refuses_nothing() -> None:
+    assert bound("1MB", [("w", 60_000_000)]) == 1e6

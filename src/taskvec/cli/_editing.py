@@ -25,13 +25,15 @@ _TENSOR = 1e5
 """Bytes that are edited in the time that a tensor takes besides, however small it is; at least."""
 
 _DEFAULT = 512e6
+_BLOCK = 64e6
+"""Bytes that computing a block of a tensor takes at most, with few exceptions; no smaller bound is kept."""
 
 Memory = Annotated[
     str | None,
     Parameter(
-        help="What blocks being read and computed may take, such as 512MB or 2GB, beside the 200 to 300 MB "
-        "of the process itself and some 15 MB for each more. A tensor that needs more is refused; without "
-        "the option it may take more than 512MB, which is said.",
+        help="What blocks being read and computed may take, such as 512MB or 2GB, from 64MB on. It comes "
+        "beside the 150 to 300 MB of the process itself and some 15 MB for each more. A tensor that needs "
+        "more is refused; without the option it may take more than 512MB, which is said.",
     ),
 ]
 Resume = Annotated[
@@ -81,7 +83,7 @@ def bound(memory: str | None, needs: Iterable[tuple[str, int]], quiet: bool = Fa
     """
     size = _DEFAULT if memory is None else parse_size(memory, "--memory")
     name, most = max(needs, key=lambda need: need[1], default=("", 0))
-    if most > size:
+    if most > max(size, _BLOCK):
         what = f"{name!r} needs about {_rounded_up(most)}"
         if memory is not None:
             raise InputError(f"--memory: {what}, more than {memory}; allow as much, or leave the option out")

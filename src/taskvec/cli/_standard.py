@@ -1,5 +1,6 @@
 """The standard streams: kept open, and told one printable line at a time."""
 
+import io
 import logging
 import os
 import sys
@@ -17,6 +18,9 @@ def open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows ASCII alone is written to as well
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say_line(text: str) -> None:

@@ -95,7 +95,9 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
             self._aside.rename(self.target)
         self._check()  # again, as whoever held the lock may have finished just now
         for leftover in self.partial.iterdir():
-            if not (self._resume and self._folder) or leftover == self._aside:
+            kept = self._resume and self._folder and leftover != self._aside
+            # A link is never ours, and what it leads to would be taken for what an earlier run left.
+            if not kept or leftover.is_symlink():
                 remove(leftover)
         if self._folder:
             self._work.mkdir(exist_ok=True)
