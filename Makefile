@@ -65,7 +65,8 @@ refresh:
 	{ echo '# What the project is tested with, for Python 3.11 and newer; made by "make refresh".'; \
 	  grep -vE '^(cuda|nvidia|triton)' $(VENV)-refresh/found.txt; } > constraints.txt
 
-# The tests on the newest versions that the ranges allow, and on the lowest. HOLD='torch==2.13.0' keeps a package.
+# The tests on the newest versions that the ranges allow (HOLD='torch==2.13.0' keeps a package), and on the lowest,
+# where old releases warn about newer ones that they use.
 newest:
 	$(PYTHON) -m venv --clear $(VENV)-newest
 	$(VENV)-newest/bin/python $(INSTALL) $(EVERYTHING) $(HOLD)
@@ -75,7 +76,7 @@ lowest:
 	$(PYTHON) -m venv --clear $(VENV)-lowest
 	grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+"' pyproject.toml | tr -d '"' | sed 's/>=/==/' > $(VENV)-lowest/bounds.txt
 	$(VENV)-lowest/bin/python $(INSTALL) --constraint $(VENV)-lowest/bounds.txt $(EVERYTHING)
-	$(VENV)-lowest/bin/python $(PYTEST)
+	$(VENV)-lowest/bin/python $(PYTEST) -W default
 
 clean:
 	rm -rf $(VENV) $(VENV)-* runs

@@ -33,5 +33,5 @@ def test_a_key_given_twice_is_an_error(text: str) -> None:
 @given(st.floats(allow_nan=False))
 def test_every_way_to_write_a_number_is_a_number(number: float) -> None:
     for text in (repr(number), f"{number:e}", f"{number:.0E}", f"{number:+g}"):
-        if "inf" not in text:
+        if "inf" not in text.lower():
             assert parse_yaml(f"a: {text}") == {"a": float(text)}
