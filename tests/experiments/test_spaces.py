@@ -1,6 +1,7 @@
 """An experiment in which every regime is evaluated in its own space."""
 
 import json
+import shutil
 from pathlib import Path
 from time import time_ns
 from typing import Any
@@ -86,6 +87,19 @@ def test_the_pre_trained_model_is_measured_in_the_space_it_is_compared_in(
         assert [float(row[3]), float(row[4])] == pytest.approx(
             [100 * cell["target"], 100 * cell["control"]], abs=0.05
         )
+
+
+def test_negation_of_some_regimes_has_its_table(
+    finished: Path, spaces_experiment: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    text = spaces_experiment.replace("keep: 0.5,", "keep: 0.5, regimes: [tangent],")
+    (tmp_path / "some.yaml").write_text(text)
+    assert run(tmp_path / "some.yaml", "-o", folder) == 0
+    report = (folder / "report.md").read_text()
+    assert "Negation of pets" in report
+    assert "tangent: negative fine-tuned" in report
+    assert "full: negative fine-tuned" not in report
 
 
 def test_post_hoc_regimes_train_nothing(finished: Path, seed: dict[str, Any]) -> None:

@@ -173,7 +173,7 @@ def _atm(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
 
 def _negation(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
     blocks = (seeds[0]["negation"] for seeds in by_regime.values() if "negation" in seeds[0])
-    first: list[Result] = next(blocks, [])
+    first: Sequence[Result] = next(blocks, [])
     for place, block in enumerate(first):
         rows: list[tuple[str, ...]] = []
         found: dict[str, list[Result]] = {}
