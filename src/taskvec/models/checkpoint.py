@@ -29,6 +29,14 @@ _WEIGHTS = (
 )
 """In the order in which transformers looks for them."""
 
+_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+
+_MORE = 4
+"""Parameters for each byte of weights that a config may describe: none has fewer than two bits."""
+
+_HEADS = 10_000_000
+"""Parameters that may lack besides, such as those of a new head."""
+
 _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.spm", "*.tiktoken", "tekken.json", "merges.txt")
 
 
@@ -139,6 +147,7 @@ def load_network(kind: Any, ref: str) -> Any:
     """
     if is_folder(ref):
         tensor_names(Path(ref))
+        _check_size(kind, Path(ref))
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         network, report = _from_pretrained(kind, ref, **options)
@@ -154,6 +163,26 @@ def load_network(kind: Any, ref: str) -> Any:
             "take the config.json that belongs to the weights"
         )
     return network
+
+
+def _check_size(kind: Any, folder: Path) -> None:
+    """Refuse a config.json of a much larger model than the weights are, all of which would be allocated.
+
+    Raises: InputError.
+    """
+    try:
+        with quiet(), torch.device("meta"):
+            config = transformers().AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
+            wanted = sum(tensor.numel() for tensor in make(config).parameters())
+    except Exception:  # loading it in earnest finds what is wrong, and says so
+        return
+    held = sum(file.stat().st_size for pattern in _WEIGHT_FILES for file in folder.glob(pattern))
+    if wanted > _MORE * held + _HEADS:
+        raise InputError(
+            f"{folder}/config.json: describes a model of {wanted:,} parameters, and the weights have "
+            f"{held:,} bytes; take the config.json that belongs to the weights"
+        )
 
 
 def load_tokenizer(ref: str, folder: Path, rows: int) -> Any:

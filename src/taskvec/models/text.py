@@ -1,5 +1,6 @@
 """Text encoders of transformers' AutoModel: BERT, RoBERTa, MiniLM and their kin."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from taskvec.models.checkpoint import (
     tensor_names,
     transformers,
 )
+from taskvec.reading import shown
 
 Text = str | tuple[str, str]
 Tokens = dict[str, list[int]]
@@ -45,12 +47,26 @@ class TextBackbone(Backbone):
         )
         self.tokenizer = tokenizer
         self._rows = rows_of(network.get_input_embeddings())  # type: ignore[operator]
-        positions = getattr(network.config, "max_position_embeddings", tokenizer.model_max_length)
-        self._most = min(int(tokenizer.model_max_length), int(positions))
+        longest = {
+            "tokenizer_config.json: model_max_length": tokenizer.model_max_length,
+            "config.json: max_position_embeddings": getattr(
+                network.config, "max_position_embeddings", LONGEST
+            ),
+        }
+        for place, value in longest.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+                raise InputError(f"{ref}/{place} is {shown(value)}, expected a number of tokens")
+        self._most = int(min(value for value in (LONGEST, *longest.values()) if value >= 1))
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Masked mean (N, d) of the last hidden states."""
-        hidden: Tensor = self.network(**batch).last_hidden_state
+        try:
+            hidden: Tensor = self.network(**batch).last_hidden_state
+        except IndexError as error:  # of a token, its place or its kind
+            raise InputError(
+                f"{self.ref}: its tokenizer gives numbers that an embedding of the model lacks ({error}); "
+                "take the tokenizer that belongs to the weights"
+            ) from None
         mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 

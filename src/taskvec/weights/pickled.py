@@ -1,5 +1,6 @@
 """``torch.save`` state dicts, read without executing anything they hold."""
 
+import io
 import os
 import pickle
 import warnings
@@ -60,6 +61,15 @@ class PickledWeights(MemoryWeights):
             )
 
 
+class _Reader(io.BufferedReader):
+    """A file of which no more is asked for than it has, as room is made for all that is asked for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to ``size`` bytes, all that are left by default."""
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def _load(path: Path) -> Any:
     os.close(open_regular(path))
     # Only the zip format, torch's own since 1.6, can be mapped.
@@ -70,7 +80,10 @@ def _load(path: Path) -> Any:
         with warnings.catch_warnings():
             # A pickle of an unusual protocol draws a remark from torch; what counts is whether it loads.
             warnings.simplefilter("ignore")
-            return torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
+            if mapped:
+                return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+            with _Reader(io.FileIO(path)) as file:
+                return torch.load(file, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         text = str(error)
         if "truncated" in text or "invalid load key" in text:
