@@ -18,6 +18,7 @@ from taskvec.edits.configs import read_config, vocabulary_size
 from taskvec.edits.layers import depths
 from taskvec.edits.vocabulary import embeddings_of, heads_of
 from taskvec.errors import InputError, TaskvecError
+from taskvec.reading import shortened
 from taskvec.vectors import EditedWeights, TaskVector
 from taskvec.weights import Weights, change, open_weights
 from taskvec.weights.change import Change
@@ -226,11 +227,11 @@ def _of_pair(first: Weights, model: Weights) -> Iterator[str]:
     wrong = next((key for key in different if _last(key) in _HEADS), None)
     if wrong is not None:
         raise InputError(
-            f"{model.ref}: config.json says {wrong} {_short(theirs[wrong])}, expected {_short(ours[wrong])} "
+            f"{model.ref}: config.json says {wrong} {_text(theirs[wrong])}, expected {_text(ours[wrong])} "
             f"as in {first.ref}, else the same rows belong to other heads; correct the config that is wrong"
         )
     if different:
-        words = ", ".join(f"{key} {_short(theirs[key])} and {_short(ours[key])}" for key in different)
+        words = ", ".join(f"{key} {_text(theirs[key])} and {_text(ours[key])}" for key in different)
         yield f"{model.ref}: its config.json and that of {first.ref} differ in what weights compute: {words}"
 
 
@@ -264,9 +265,8 @@ def _flat(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any
             yield f"{place}{key}", value
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _text(value: object) -> str:
+    return shortened(repr(value), 40)
 
 
 def _last(key: str) -> str:

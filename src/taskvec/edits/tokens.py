@@ -10,7 +10,7 @@ from typing import Any
 
 from taskvec.edits.configs import read_config, read_mapping, resized
 from taskvec.errors import CorruptFile, InputError
-from taskvec.reading import open_regular, read_text, shown
+from taskvec.reading import open_file, read_text, shown
 from taskvec.weights import Weights
 
 BY_TOKEN = "match the rows by token (--vocab base)"
@@ -266,7 +266,7 @@ def _first(file: Path, entry: Any) -> str:
 
 
 def _digest(file: Path) -> str:
-    with os.fdopen(open_regular(file), "rb") as content:
+    with open_file(file) as content:
         return file_digest(content, "sha256").hexdigest()
 
 

@@ -1,6 +1,5 @@
 """Checkpoint folders in the transformers layout, local or on the hub."""
 
-import os
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from taskvec.errors import CorruptFile, InputError, MissingExtra, UnsafeFile
-from taskvec.reading import inside, is_folder, kind_of, open_regular, read_json, read_mapping
+from taskvec.reading import check_regular, inside, is_folder, kind_of, read_json, read_mapping, shortened
 
 EDITING = "taskvec diff, apply and merge edit any checkpoint without running it"
 
@@ -216,8 +215,7 @@ def _from_pretrained(kind: Any, ref: str, **options: Any) -> Any:
 
 def _reason(error: Exception) -> str:
     """What went wrong, from another library's message, which may be a page."""
-    text = " ".join(str(error).split())
-    said = text if len(text) <= 160 else f"{text[:157]}..."
+    said = shortened(" ".join(str(error).split()), 160)
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
@@ -258,7 +256,7 @@ def _shards_names(index: Path) -> list[str]:
 
 
 def _names_in(path: Path) -> list[str]:
-    os.close(open_regular(path))
+    check_regular(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:

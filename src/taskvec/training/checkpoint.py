@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError
-from taskvec.reading import open_regular
+from taskvec.reading import open_file
 from taskvec.writing import open_own
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -38,7 +38,7 @@ class Checkpoint:
         if self._path is None or not self._path.exists():
             return 0
         try:
-            with os.fdopen(open_regular(self._path), "rb") as file:
+            with open_file(self._path) as file:
                 if any(
                     entry.compress_type != zipfile.ZIP_STORED for entry in zipfile.ZipFile(file).infolist()
                 ):

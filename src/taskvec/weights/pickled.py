@@ -1,6 +1,5 @@
 """``torch.save`` state dicts, read without executing anything they hold."""
 
-import os
 import pickle
 import warnings
 import zipfile
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError, UnsafeFile
-from taskvec.reading import open_regular, printable
+from taskvec.reading import check_regular, printable
 from taskvec.weights.source import MemoryWeights
 from taskvec.weights.stored import file_identity
 
@@ -61,7 +60,7 @@ class PickledWeights(MemoryWeights):
 
 
 def _load(path: Path) -> Any:
-    os.close(open_regular(path))
+    check_regular(path)
     # Only the zip format, torch's own since 1.6, can be mapped.
     mapped = zipfile.is_zipfile(path)
     if mapped:

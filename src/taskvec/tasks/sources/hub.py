@@ -10,10 +10,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from taskvec.errors import InputError, MissingExtra
-from taskvec.reading import check_inside
+from taskvec.reading import check_inside, is_folder, open_file
 from taskvec.registry import nearest
-from taskvec.tasks.source import Rows, Source, SplitName, expanded, label_of, one_sentence, opened, text_of
-from taskvec.tasks.sources.images import ImageFolder, LazyImages, Pixels, decoded, is_folder, readable
+from taskvec.tasks.source import Rows, Source, SplitName, expanded, label_of, one_sentence, text_of
+from taskvec.tasks.sources.images import ImageFolder, LazyImages, Pixels, decode, readable
 
 
 def _usual_splits() -> dict[SplitName, str]:
@@ -139,14 +139,14 @@ class Hub(Source):
     def _image(self, value: Any, where: str) -> Pixels:
         match value:
             case {"bytes": bytes(content)}:
-                return decoded(BytesIO(content), where)
+                return decode(BytesIO(content), where)
             case {"path": str(name)}:
                 import datasets
 
                 path = Path(name)
                 check_inside(path, self._home or Path(datasets.config.HF_CACHE_HOME))
-                with opened(path) as file:
-                    return decoded(file, where)
+                with open_file(path) as file:
+                    return decode(file, where)
         raise InputError(f"{where}: no image there")
 
     def _where(self, split: str, place: int) -> str:
