@@ -8,7 +8,7 @@ from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ForwardRef, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, ForwardRef, TypeVar, Union, cast, get_args, get_origin
 
 from taskvec.errors import WrongType
 from taskvec.reading import shortened
@@ -78,8 +78,6 @@ def _items(value: object) -> Iterable[object]:
 
 def _fits(value: object, hint: Any) -> bool:
     origin, args = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _fits(value, args[0])
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in args)
     if isinstance(hint, str | ForwardRef):

@@ -103,7 +103,7 @@ def apply(
     edited = editing.apply(start, edit, scale, precision=getattr(torch, precision))
     say(notes + contradictions.of_distances(start, named))
     start.fingerprint_while_reading()
-    size = bound(memory, needs_of(edited), quiet)
+    size = bound(memory, needs_of(edited))
     begun = perf_counter()
     with watching(quiet) as watch:
         path = save_weights(

@@ -91,7 +91,7 @@ def diff(
         raise InputError("--only: given without --rank")
     say(notes + contradictions.of_distances(start, {end.ref: vector}))
     if rank is not None:
-        bound(memory, adapter_needs(vector, rank, only or "all"), quiet)
+        bound(memory, adapter_needs(vector, rank, only or "all"))
         with watching(quiet) as watch:
             made = save_adapter(
                 vector,
@@ -105,7 +105,7 @@ def diff(
             )
         _show_adapter(made, json)
         return
-    size = bound(memory, ((name, vector.working_bytes(name)) for name in vector), quiet)
+    size = bound(memory, ((name, vector.working_bytes(name)) for name in vector))
     with watching(quiet) as watch:
         path = vector.save(
             output,

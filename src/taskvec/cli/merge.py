@@ -76,7 +76,7 @@ def merge(
     check_outside(output, made.inputs.values())
     check_target(output, force=force or resume, inputs=(*made.weights.files, *made.like.files))
     say(made.notes)
-    size = bound(memory, needs_of(made.weights), quiet)
+    size = bound(memory, needs_of(made.weights))
     if dry_run:
         _show_plan(made, output, memory=size, force=force, json=json)
     else:
