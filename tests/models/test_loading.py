@@ -18,7 +18,7 @@ from checkpoints import SHAPE
 from taskvec.cli._editing import open_model
 from taskvec.errors import InputError, UnknownName
 from taskvec.models.checkpoint import reads_text
-from taskvec.models.known import LOADERS, MODELS, known_model, resolved
+from taskvec.models.known import LOADERS, MODELS, known_model, path_or_id
 from taskvec.models.loading import load_backbone
 from taskvec.models.selection import select
 from taskvec.models.text import TextBackbone
@@ -257,8 +257,8 @@ def test_what_is_on_the_disk_wins_over_a_known_name_in_every_command_and_functio
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in MODELS:
-        assert resolved(name) == MODELS[name].ref()
-        assert resolved(f"./{name}") == f"./{name}"
+        assert path_or_id(name) == MODELS[name].ref()
+        assert path_or_id(f"./{name}") == f"./{name}"
         with pytest.raises(InputError, match="no folder, hub id or known model"):
             load_backbone(f"./{name}")
     copied(bert_folder, tmp_path / "minilm")

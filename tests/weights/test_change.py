@@ -61,8 +61,8 @@ def test_changes_of_parts_add_up_to_that_of_the_whole() -> None:
         change.between(start[at : at + 130], (start + moves)[at : at + 130]) for at in range(0, 1000, 130)
     ]
     whole = change.between(start, start + moves)
-    assert change.joined(parts) == pytest.approx(whole)
-    assert change.joined([]) == Change()
+    assert change.total(parts) == pytest.approx(whole)
+    assert change.total([]) == Change()
     assert (Change().share, Change().relative) == (0.0, 0.0)
     assert Change(2, 1, 1.0, 0.0).relative == math.inf
     assert whole.times(3).relative == pytest.approx(whole.relative)

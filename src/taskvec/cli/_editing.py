@@ -112,7 +112,7 @@ def workers(weights: "Weights") -> int:
 
 def facts_of(path: Path, weights: "Weights", begun: float, **said: object) -> dict[str, object]:
     """What is to be printed of an edited model; ``begun``, by ``perf_counter``, is when writing began."""
-    from taskvec.edits.outcome import changed
+    from taskvec.edits.outcome import change_record
     from taskvec.edits.plan import edited_tensors
 
     edited = edited_tensors(weights)
@@ -121,7 +121,7 @@ def facts_of(path: Path, weights: "Weights", begun: float, **said: object) -> di
         **said,
         "edited tensors": edited,
         "copied tensors": len(weights) - edited,
-        **changed(weights.changes),
+        **change_record(weights.changes),
         "bytes": sum(weights.spec(name).nbytes for name in weights),
         "seconds": round(perf_counter() - begun, 3),
     }
@@ -129,10 +129,10 @@ def facts_of(path: Path, weights: "Weights", begun: float, **said: object) -> di
 
 def open_model(ref: str) -> "Weights":
     """Weights by path, hub id, or a known name such as ``minilm``; what exists on the disk wins."""
-    from taskvec.models.known import resolved
+    from taskvec.models.known import path_or_id
     from taskvec.weights import open_weights
 
-    return open_weights(resolved(ref))
+    return open_weights(path_or_id(ref))
 
 
 def known_ref(name: str) -> str | None:

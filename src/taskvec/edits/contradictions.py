@@ -285,7 +285,7 @@ def _of_distance(name: str, base: Weights, vector: TaskVector) -> Iterator[str]:
     seen = {tensor: found for tensor, found in seen.items() if found.norm and found.finite}
     if not seen:
         return
-    whole = change.joined(
+    whole = change.total(
         found.times(base.spec(tensor).numel / found.entries) for tensor, found in seen.items()
     )
     if whole.relative > 1:

@@ -7,22 +7,22 @@ from taskvec.weights import Weights, change
 from taskvec.weights.change import Change
 
 
-def changed(changes: Mapping[str, Change] | None) -> dict[str, int | float]:
+def change_record(changes: Mapping[str, Change] | None) -> dict[str, int | float]:
     """How many tensors changed, which share of all entries, and the norm of the edit in units of the base's.
 
     Empty of weights that were not written; without the norm where it is not finite, as of a base of zeros.
     """
     if changes is None:
         return {}
-    total = change.joined(changes.values())
+    whole = change.total(changes.values())
     found = {
         "changed tensors": sum(bool(one.changed) for one in changes.values()),
-        "changed share": _rounded(total.share),
+        "changed share": _rounded(whole.share),
     }
-    return found | ({"relative norm": _rounded(total.relative)} if math.isfinite(total.relative) else {})
+    return found | ({"relative norm": _rounded(whole.relative)} if math.isfinite(whole.relative) else {})
 
 
-def unchanged(written: Weights, inputs: Mapping[str, Weights]) -> list[str]:
+def identity_notes(written: Weights, inputs: Mapping[str, Weights]) -> list[str]:
     """What is to be said of an output that is one of its inputs once more.
 
     Cost: none where inputs were fingerprinted while they were read.

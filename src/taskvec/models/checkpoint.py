@@ -98,8 +98,8 @@ def reads_text(kind: str) -> bool:
     return not tables.isdisjoint({"MASKED_LM", "CAUSAL_LM", "TEXT_ENCODING", "SEQUENCE_CLASSIFICATION"})
 
 
-def described(kind: str) -> str:
-    """What transformers has a type of model for, in words."""
+def purpose_of(kind: str) -> str:
+    """What transformers uses a type of model for, in words."""
     if kind not in _auto().CONFIG_MAPPING_NAMES:
         return f"unknown to transformers {transformers().__version__}"
     tables = [table for table in _tables(kind) if "_" in table]  # not IMAGE, PRETRAINING, BACKBONE

@@ -36,13 +36,13 @@ def coefficients(cells: Sequence[Result]) -> str:
     return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g}–{values[-1]:g}"
 
 
-def searched(cells: Mapping[str, Sequence[Result]]) -> str:
+def search_note(cells: Mapping[str, Sequence[Result]]) -> str:
     """What a reader must know of the searches of labelled rows: how much they measured, every remark."""
     said = [f"{label}: {cell['remark']}" for label, of in cells.items() for cell in of if cell["remark"]]
     return "; ".join(dict.fromkeys([_measured([cell for of in cells.values() for cell in of]), *said]))
 
 
-def tallied(searches: Sequence[Result]) -> str:
+def tally_note(searches: Sequence[Result]) -> str:
     """The same of searches too many to be listed."""
     kinds = {
         "at 0": [search["coefficient"] == 0 for search in searches],
