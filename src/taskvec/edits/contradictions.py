@@ -72,8 +72,8 @@ def of_models(models: Sequence[Weights], like: Weights | None) -> list[str]:
     held = {each.identity: each for each in map(_opened, models) if each.adapter is None}
     written = None if like is None else _opened(like).identity
     said = [note for model in held.values() for note in _of_model(model, written=model.identity == written)]
-    first, *others = held.values()
-    return said + [note for model in others for note in _of_pair(first, model)]
+    different = list(held.values())  # none if all are adapters, which are refused where they are used
+    return said + [note for model in different[1:] for note in _of_pair(different[0], model)]
 
 
 def of_distances(base: Weights, vectors: Mapping[str, TaskVector]) -> list[str]:
