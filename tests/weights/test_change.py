@@ -55,6 +55,17 @@ def test_what_is_not_finite_never_passes_for_finite(
     assert not change.between(own, end).finite
 
 
+@pytest.mark.parametrize("size", [7, 100_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("unit", [2.0**-100, 2.0**100])
+def test_squares_beyond_float32_are_measured_all_the_same(size: int, dtype: torch.dtype, unit: float) -> None:
+    start = torch.full((size,), unit, dtype=dtype)
+    for found in (change.between(start, 2 * start), change.step(start, start.float())):
+        assert found.changed == size
+        assert math.sqrt(found.distance) == pytest.approx(unit * math.sqrt(size), rel=1e-6)
+    assert change.between(start, 3 * start).relative == pytest.approx(2, rel=1e-3)
+
+
 def test_changes_of_parts_add_up_to_that_of_the_whole() -> None:
     start, moves = drawn(1000, 0)
     parts = [

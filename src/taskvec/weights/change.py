@@ -74,13 +74,14 @@ def between(before: Tensor, after: Tensor) -> Change:
     Change(entries=2, changed=1, distance=1.0, norm=25.0)
     """
     if before.dtype == after.dtype == torch.bfloat16 and before.numel() > _SMALL:
-        return Change(before.numel(), *_sums_of_bits(_bits(before), _bits(after)))
-    return _measured(before, after, step=False)
+        found = Change(before.numel(), *_sums_of_bits(_bits(before), _bits(after)))
+        return found if _is_exact(found) else _measured(before, after, torch.float64, step=False)
+    return _in_range(before, after, step=False)
 
 
 def step(before: Tensor, delta: Tensor) -> Change:
     """The change that adding ``delta`` is, before it is rounded."""
-    return _measured(before, delta, step=True)
+    return _in_range(before, delta, step=True)
 
 
 def warm_up(dtypes: Iterable[torch.dtype]) -> None:
@@ -90,8 +91,20 @@ def warm_up(dtypes: Iterable[torch.dtype]) -> None:
         between(block, block)
 
 
-def _measured(before: Tensor, after: Tensor, *, step: bool) -> Change:
-    wide = torch.float64 if torch.float64 in (before.dtype, after.dtype) else torch.float32
+def _in_range(before: Tensor, after: Tensor, *, step: bool) -> Change:
+    if torch.float64 not in (before.dtype, after.dtype):
+        found = _measured(before, after, torch.float32, step=step)
+        if _is_exact(found):
+            return found
+    return _measured(before, after, torch.float64, step=step)
+
+
+def _is_exact(found: Change) -> bool:
+    """Whether no square, in float32, became infinite (from 1e19 on) or zero (below 1e-23)."""
+    return found.finite and (found.distance > 0 or not found.changed)
+
+
+def _measured(before: Tensor, after: Tensor, wide: torch.dtype, *, step: bool) -> Change:
     if before.numel() <= _SMALL:
         delta = after if step else after.to(wide) - before.to(wide)
         distance, norm = (float(part.double().square().sum()) for part in (delta, before))
