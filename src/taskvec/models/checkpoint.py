@@ -1,8 +1,6 @@
 """Checkpoint folders in the transformers layout, local or on the hub."""
 
-import warnings
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from taskvec.errors import CorruptFile, InputError, MissingExtra, UnsafeFile
+from taskvec.errors import CorruptFile, InputError, MissingExtra
+from taskvec.pickles import load_pickle
 from taskvec.reading import check_regular, inside, is_folder, kind_of, read_json, read_mapping, shortened
 
 EDITING = "taskvec diff, apply and merge edit any checkpoint without running it"
@@ -256,24 +255,19 @@ def _shards_names(index: Path) -> list[str]:
 
 
 def _names_in(path: Path) -> list[str]:
+    if path.suffix != ".safetensors":
+        state = load_pickle(path)
+        if not isinstance(state, Mapping):
+            raise InputError(
+                f"{path}: holds {type(state).__name__}, expected a state dict: names and tensors"
+            )
+        return list(map(str, state))
     check_regular(path)
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return list(file.keys())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remark on pickles of an unusual protocol
-            # Only the zip format can be mapped.
-            state = torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
-        return list(state)
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
     except SafetensorError as error:
         raise CorruptFile(f"{path}: damaged ({_reason(error)}); download or write it again") from None
-    except Exception as error:  # damaged pickles fail in every way there is
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise UnsafeFile(
-                f"{path}: holds more than tensors, and loading it could run code; save it as safetensors"
-            ) from None
-        raise CorruptFile(f"{path}: damaged or no state dict ({_reason(error)})") from None
 
 
 def rows_of(embedding: nn.Module | None) -> int:
