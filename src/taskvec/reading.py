@@ -22,12 +22,12 @@ TEXT_LIMIT = 1 << 28
 """Bytes of the largest text that is read whole: tokenizers and indexes have tens of MB at most."""
 
 NAME_LIMIT = 255
-"""Bytes of a name in a folder, on the file systems there are."""
+"""Bytes of the longest name of a file."""
 
 _PATH_LIMIT = 4095
 
 DEPTH = 100
-"""Lists in lists in JSON, and mappings; an honest file has ten."""
+"""How deep lists and mappings may be nested in JSON and YAML; honest files have ten levels."""
 
 _KINDS = {
     stat.S_IFREG: "a file",
@@ -56,7 +56,7 @@ def local_path(text: str | os.PathLike[str]) -> Path:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is that of something on the disk; not if it can be no path, or nobody may look."""
+    """Whether there is something at a path; false for what can be no path, or may not be looked at."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):
@@ -64,7 +64,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is that of a folder; not if it can be no path, or nobody may look."""
+    """Whether there is a folder at a path; false for what can be no path, or may not be looked at."""
     try:
         return Path(path).is_dir()
     except (OSError, ValueError):
@@ -125,7 +125,7 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
 
 
 def describe(found: os.stat_result) -> str:
-    """What a name on the disk stands for, in words."""
+    """The kind of a file, in words."""
     return _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
 
 

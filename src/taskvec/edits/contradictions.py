@@ -62,7 +62,7 @@ _SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 def of_models(models: Sequence[Weights], like: Weights | None) -> list[str]:
-    """What is to be said of the models of one edit, each by itself and beside the first.
+    """Notes on the models of one edit, each by itself and compared with the first.
 
     Args:
         like: the model whose config goes with the output, which must load.
@@ -77,7 +77,7 @@ def of_models(models: Sequence[Weights], like: Weights | None) -> list[str]:
 
 
 def of_distances(base: Weights, vectors: Mapping[str, TaskVector]) -> list[str]:
-    """What is to be said of vectors that lead further from their base than fine-tuning does.
+    """Notes on vectors that lead further from their base than fine-tuning does.
 
     An unrelated model of the same shapes is as far away as its norm; so is a matrix that was swapped with
     another one, or transposed.

@@ -271,6 +271,6 @@ def _names_in(path: Path) -> list[str]:
 
 
 def rows_of(embedding: nn.Module | None) -> int:
-    """How many numbers of tokens an embedding knows."""
+    """The number of rows of an embedding; no bound if it has no weight."""
     weight = getattr(embedding, "weight", None)
     return len(weight) if isinstance(weight, torch.Tensor) else 1 << 62

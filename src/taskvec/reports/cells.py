@@ -43,7 +43,7 @@ def search_note(cells: Mapping[str, Sequence[Result]]) -> str:
 
 
 def tally_note(searches: Sequence[Result]) -> str:
-    """The same of searches too many to be listed."""
+    """The same for searches that are too many to be listed: how many end where."""
     kinds = {
         "at 0": [search["coefficient"] == 0 for search in searches],
         "at the limit of the grid": [search["at_grid_limit"] for search in searches],

@@ -122,7 +122,7 @@ def stream(
     """
     for path, shard in shards.items():
         _begin(path, shard)
-    with within(memory / 2):
+    with within(memory / 2):  # the other half is for the blocks that are read meanwhile
         weights.prepare()
     give_back()
     workers = processes if processes > 1 else threads
@@ -289,7 +289,7 @@ class _Gate:
 
     @contextmanager
     def holding(self, number: int, locks: Locks) -> Iterator[float]:
-        """Wait for the shares of a span; the bytes of them that it can do without."""
+        """Wait for the shares of a span; gives the bytes of them that computing it does not need."""
         shares = self._shares[number]
         with locks.turn:
             for _ in range(shares):
@@ -304,7 +304,7 @@ class _Gate:
 
 
 def _usual(spans: Sequence[Span], costs: Sequence[int]) -> int:
-    """Bytes that half of the data can be computed with, span by span."""
+    """The median cost of a span, weighted by size: half of the data can be computed with that."""
     half, done = sum(span.size for span in spans) / 2, 0
     for cost, size in sorted(zip(costs, (span.size for span in spans), strict=True)):
         done += size

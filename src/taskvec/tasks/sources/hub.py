@@ -95,8 +95,9 @@ class Hub(Source):
             raise MissingExtra(
                 f"{self.id}: the package datasets is not installed; pip install 'taskvec[data]'"
             ) from None
-        for path in self._strange():
-            raise InputError(f"{path}: is no plain file, and reading it could wait forever; take it out")
+        strange = next(self._strange(), None)
+        if strange is not None:
+            raise InputError(f"{strange}: is no plain file, and reading it could wait forever; take it out")
         place = str(self._home) if self._home else self.id
         remedy = (
             f"; or put the images into {self.local}/train/<class>/ and /test/<class>/" if self.local else ""
@@ -105,7 +106,7 @@ class Hub(Source):
             return datasets.load_dataset(place, self.config, split=self.splits[split], revision=self.revision)
 
     def _strange(self) -> Iterator[Path]:
-        """What the library would open though it is no file."""
+        """Entries of the folder that the library would open though they are no plain files."""
         for place, _, names in os.walk(self._home) if self._home else ():
             yield from (path for name in names if not (path := Path(place, name)).is_file())
 
