@@ -169,6 +169,12 @@ def test_a_pickle_that_would_be_unpacked_is_refused_as_for_edits(bert_folder: Pa
             reader(model)
 
 
+@pytest.mark.parametrize("revision", ["..", "../main", "refs/../../x", "main/.."])
+def test_a_revision_leads_nowhere_else_in_the_cache(revision: str) -> None:
+    with pytest.raises(InputError, match="no folder, hub id or known model of this name"):
+        load_backbone(f"org/name@{revision}")
+
+
 VIT = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
 
 

@@ -11,7 +11,8 @@ from taskvec.models.known import LOADERS, MODELS, path_or_id
 from taskvec.reading import exists, is_folder, local_path
 from taskvec.registry import nearest
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+# A revision becomes a path in the cache of the hub, so it has no steps upward.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@(?!(.*/)?\.\.(/|$))[\w./-]+)?")
 
 
 @checked
