@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 import taskvec as tv
-from taskvec.arguments import checked, label, shown
+from taskvec.arguments import brief, checked, label
 
 NETWORK = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
 WRONG = {
@@ -60,26 +60,24 @@ def test_one_wrong_argument_among_right_ones_is_named(evaluator: tv.Evaluator) -
         "fisher: model is Sequential, expected Backbone": partial(tv.fisher, NETWORK, task),
         "fisher: task is 'pets', expected Task": partial(tv.fisher, backbone, "pets"),
         "gram: model is Sequential, expected Backbone": partial(tv.gram, NETWORK, task),
-        "finetune: parts is list of Sequential, expected Part or sequence of Part": partial(
+        "finetune: parts is list of Sequential, expected Part | Sequence[Part]": partial(
             tv.finetune, backbone, [NETWORK]
         ),
         "atm: rounds is 'two', expected int": partial(tv.atm, backbone, [part], rounds="two"),
-        "Evaluator: tasks is list of str, expected sequence of Task": partial(
-            tv.Evaluator, backbone, ["pets"]
-        ),
-        "Evaluator.points: vectors is dict of Sequential, expected mapping of TaskVector": partial(
+        "Evaluator: tasks is list of str, expected Sequence[Task]": partial(tv.Evaluator, backbone, ["pets"]),
+        "Evaluator.points: vectors is dict of Sequential, expected Mapping[str, TaskVector]": partial(
             evaluator.points, {"a": NETWORK}
         ),
-        "addition: grid is dict of float, expected Grid or None": partial(
+        "addition: grid is dict of float, expected Grid | None": partial(
             tv.addition, evaluator, evaluator.points({}), ["pets"], single, {"step": 0.1}
         ),
-        "combine: vectors is dict of TaskVector, expected sequence of TaskVector": partial(
+        "combine: vectors is dict of TaskVector, expected Sequence[TaskVector]": partial(
             tv.combine, "mean", {"a": vector}
         ),
-        "similarity: vectors is list of Sequential, TaskVector, expected sequence of TaskVector": partial(
+        "similarity: vectors is list of Sequential, TaskVector, expected Sequence[TaskVector]": partial(
             tv.similarity, [vector, NETWORK]
         ),
-        "load_backbone: ref is Sequential, expected str or Path": partial(tv.load_backbone, NETWORK),
+        "load_backbone: ref is Sequential, expected str | Path": partial(tv.load_backbone, NETWORK),
     }
     for message, call in cases.items():
         with pytest.raises(TypeError) as refused:
@@ -121,14 +119,14 @@ def test_what_can_be_used_is_taken(given: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"one": 1.5}, "one is 1.5, expected int or None"),
-        ({"one": 1, "names": "ab"}, "names is 'ab', expected sequence of str"),
-        ({"one": 1, "names": [1]}, "names is list of int, expected sequence of str"),
-        ({"one": 1, "names": nn.ModuleList()}, "names is ModuleList, expected sequence of str"),
-        ({"one": 1, "by_name": [("w", 1)]}, "by_name is list of tuple, expected mapping of Tensor or None"),
-        ({"one": 1, "by_name": {"w": 1}}, "by_name is dict of int, expected mapping of Tensor or None"),
-        ({"one": 1, "of": "print"}, "of is 'print', expected a function"),
-        ({"one": 1, "models": [1]}, "models is list of int, expected sequence of Module"),
+        ({"one": 1.5}, "one is 1.5, expected int | None"),
+        ({"one": 1, "names": "ab"}, "names is 'ab', expected Sequence[str]"),
+        ({"one": 1, "names": [1]}, "names is list of int, expected Sequence[str]"),
+        ({"one": 1, "names": nn.ModuleList()}, "names is ModuleList, expected Sequence[str]"),
+        ({"one": 1, "by_name": [("w", 1)]}, "by_name is list of tuple, expected Mapping[str, Tensor] | None"),
+        ({"one": 1, "by_name": {"w": 1}}, "by_name is dict of int, expected Mapping[str, Tensor] | None"),
+        ({"one": 1, "of": "print"}, "of is 'print', expected Callable[..., Any]"),
+        ({"one": 1, "models": [1]}, "models is list of int, expected Sequence[Module]"),
     ],
 )
 def test_what_cannot_be_used_is_named(given: dict[str, Any], complaint: str) -> None:
@@ -158,7 +156,7 @@ def test_a_checked_function_keeps_its_face() -> None:
 
 def test_objects_in_messages_are_one_short_line() -> None:
     for value in (NETWORK, [NETWORK] * 100, {"a": NETWORK}, "x" * 1000, torch.ones(100)):
-        for words in (shown(value), label(value) if not isinstance(value, str) else ""):
+        for words in (brief(value), label(value) if not isinstance(value, str) else ""):
             assert "\n" not in words and len(words) <= 80
     assert label("a/b") == "a/b"
     assert label(tv.open_weights(NETWORK)) == "Sequential"

@@ -13,9 +13,8 @@ import taskvec
 
 SOURCE = Path(taskvec.__file__).parent
 GROUND = {
-    "arguments",
-    *("_version", "config", "compiled", "errors", "memory", "patterns", "progress", "reading", "registry"),
-    *("selection", "substitution", "writing"),
+    *("_version", "arguments", "compiled", "config", "errors", "memory", "patterns", "pickles", "progress"),
+    *("reading", "registry", "selection", "substitution", "writing"),
 }
 EDITING = {"weights", "rules", "vectors", "edits"}
 LEARNING = {"models", "tangent", "tasks", "training"}

@@ -134,6 +134,20 @@ def test_links_among_what_runs_make_are_refused_or_removed_but_never_followed(
     assert content(treasure) == before
 
 
+@pytest.mark.parametrize("kind", ["a link", "a file", "a pipe"])
+def test_what_is_no_folder_at_the_name_of_a_working_folder_is_told(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / ".out.partial"
+    if kind == "a link":
+        path.symlink_to(tmp_path / "nowhere")
+    elif kind == "a file":
+        path.touch()
+    else:
+        os.mkfifo(path)
+    with pytest.raises(InputError, match=rf"\.out\.partial: is {kind}, and taskvec works under that name"):
+        open_own_folder(path)
+    assert os.path.lexists(path)
+
+
 def test_a_text_is_replaced_and_not_what_a_link_in_its_place_leads_to(treasure: Path, tmp_path: Path) -> None:
     before = content(treasure)
     for name in ("report.md", ".report.md.partial"):

@@ -1,20 +1,25 @@
 """Arguments of public functions: one of the wrong type is named before anything is done with it."""
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import wraps
 from itertools import islice
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, ForwardRef, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, ForwardRef, TypeVar, Union, cast, get_args, get_origin
 
 from taskvec.errors import WrongType
+from taskvec.reading import shortened
 
 T = TypeVar("T", bound=Callable[..., Any])
 
 FEW = 50
 """Items of a container that are looked at."""
+
+_NUMBERS: dict[Any, Any] = {int: Integral, float: Real}
+"""Numbers of numpy are numbers too."""
 
 
 def checked(target: T) -> T:
@@ -42,17 +47,16 @@ def checked(target: T) -> T:
     def call(*args: Any, **kwargs: Any) -> Any:
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             if name in hints and not _fits(value, hints[name]):
-                raise WrongType(f"{where}: {name} is {shown(value)}, expected {_words(hints[name])}")
+                raise WrongType(f"{where}: {name} is {brief(value)}, expected {_annotation(hints[name])}")
         return target(*args, **kwargs)
 
     return cast(T, call)
 
 
-def shown(value: object) -> str:
+def brief(value: object) -> str:
     """What a message calls a value: a short text or number as it is, anything else by its type."""
     if value is None or isinstance(value, str | int | float):
-        text = repr(value)
-        return text if len(text) <= 60 else f"{text[:57]}..."
+        return shortened(repr(value), 60)
     held = sorted({type(one).__name__ for one in _items(value)})
     return f"{type(value).__name__} of {', '.join(held)}" if held else type(value).__name__
 
@@ -73,52 +77,26 @@ def _items(value: object) -> Iterable[object]:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    if type(hint) is type and hint not in (int, float):  # most are: the quick way
-        return isinstance(value, hint)
-    if isinstance(hint, str | ForwardRef):
-        name = _quoted(hint)
-        return not name.isidentifier() or any(kind.__name__ == name for kind in type(value).__mro__)
     origin, args = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _fits(value, args[0])
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in args)
-    if hint is None:
-        return value is None
-    if hint in (int, float):
-        return isinstance(value, Integral if hint is int else Real)
-    if isinstance(origin, type):
-        return _holds(value, origin, args)
-    checkable = isinstance(hint, type) and hint is not Any and not getattr(hint, "_is_protocol", False)
-    return isinstance(value, hint) if checkable else True
-
-
-def _holds(value: object, kind: type, args: tuple[Any, ...]) -> bool:
-    """Whether a value is of a kind with items, or a function; sets and generators will do for sequences."""
-    if issubclass(kind, Mapping):
+    if isinstance(hint, str | ForwardRef):
+        name = _annotation(hint)
+        return not name.isidentifier() or any(kind.__name__ == name for kind in type(value).__mro__)
+    kind = origin or hint
+    if not isinstance(kind, type) or kind is Any or getattr(kind, "_is_protocol", False):
+        return True
+    if origin is None or not issubclass(origin, Iterable):
+        return isinstance(value, _NUMBERS.get(kind, kind))
+    if issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(_fits(one, args[-1]) for one in _items(value))
-    if not issubclass(kind, Iterable):
-        return isinstance(value, kind)
+    # Sets and generators do for a sequence as well; a text does not, though its letters are texts.
     if not isinstance(value, Collection | Iterator) or isinstance(value, str | bytes):
         return False
-    items = list(value) if isinstance(value, dict) else value
-    return all(_fits(one, args[0]) for one in _items(items))
+    return all(_fits(one, args[0]) for one in _items(list(value) if isinstance(value, dict) else value))
 
 
-def _quoted(hint: str | ForwardRef) -> str:
-    return hint if isinstance(hint, str) else hint.__forward_arg__
-
-
-def _words(hint: Any) -> str:
-    if isinstance(hint, str | ForwardRef):
-        return _quoted(hint)
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(map(_words, args)))
-    if origin is Annotated:
-        return _words(args[0])
-    if not isinstance(origin, type):
-        return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
-    if not issubclass(origin, Iterable):
-        return "a function"
-    return f"{origin.__name__.lower()} of {_words(args[-1] if issubclass(origin, Mapping) else args[0])}"
+def _annotation(hint: Any) -> str:
+    """A type as the signature has it, without the modules it comes from."""
+    text = hint if isinstance(hint, str) else inspect.formatannotation(hint)
+    return re.sub(r"(\w+\.)+(?=\w)|ForwardRef\(|'\)?", "", text)

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from taskvec.errors import InputError
-from taskvec.reading import DEPTH, printable, read_text
+from taskvec.reading import DEPTH, printable, read_text, shortened
 from taskvec.registry import nearest
 
 YAML_LIMIT = 1 << 20
@@ -218,11 +218,6 @@ def parse_yaml(text: str, where: str = "YAML") -> Any:
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # no character, "\UFFFFFFFF" among them
         reason = " ".join(str(error).split())
     raise InputError(f"{where}: not valid YAML: {printable(shortened(reason))}")
-
-
-def shortened(text: str, most: int = 200) -> str:
-    """A text for a message, cut to a length that a line can hold."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def read_yaml(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""How much memory a step may take that could also do with less, at the price of another pass."""
+"""Memory that a step may take to be fast: with less, it makes another pass over its input."""
 
 import ctypes
 import math
@@ -10,13 +10,13 @@ _ROOM: ContextVar[float] = ContextVar("room", default=math.inf)
 
 
 def room() -> float:
-    """Bytes that such a step may take where it is called."""
+    """Bytes that a step may take where it is called; no bound unless ``within`` sets one."""
     return _ROOM.get()
 
 
 @contextmanager
 def within(size: float) -> Iterator[None]:
-    """Leave so many bytes to the steps inside; threads have room of their own."""
+    """Bound the steps inside to ``size`` bytes. Threads do not inherit the bound."""
     token = _ROOM.set(size)
     try:
         yield

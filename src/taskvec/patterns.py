@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any, Protocol, cast
 
 from taskvec.errors import InputError
+from taskvec.reading import shortened
 
 SECONDS = 2.0
 """How long one pattern may take for all the names it is tried on."""
@@ -51,19 +52,19 @@ class Pattern:
     """
 
     def __init__(self, text: str, where: str, watch: Stopwatch | None = None, *, within: str = "{}") -> None:
-        import regex
+        import regex  # takes 30 ms, and most commands match no pattern
 
         self.text, self.where = text, where
         self._watch = watch or Stopwatch()
         if len(text) > LENGTH or _written_out(text) > REPEATS:
             raise InputError(
-                f"{where}: {_short(text)} is too large a regular expression; write a simpler one"
+                f"{where}: {_quoted(text)} is too large a regular expression; write a simpler one"
             )
         try:
             self.groups = re.compile(text).groups
             self._compiled: Any = regex.compile(within.format(text))
         except (re.error, regex.error, RecursionError, OverflowError) as error:
-            raise InputError(f"{where}: {_short(text)} is not a regular expression ({error})") from None
+            raise InputError(f"{where}: {_quoted(text)} is not a regular expression ({error})") from None
 
     def fullmatch(self, name: str) -> Match | None:
         """The match of the whole of ``name``."""
@@ -85,7 +86,7 @@ class Pattern:
             return cast(Match | None, find(name, timeout=self._watch.left))
         except TimeoutError:
             raise InputError(
-                f"{self.where}: {_short(self.text)} takes more than {SECONDS:g} s on tensor names; "
+                f"{self.where}: {_quoted(self.text)} takes more than {SECONDS:g} s on tensor names; "
                 "repeat no group that holds a repetition itself"
             ) from None
         finally:
@@ -97,5 +98,5 @@ def _written_out(text: str) -> int:
     return math.prod(max(1, count) for count in counts)
 
 
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+def _quoted(text: str) -> str:
+    return repr(shortened(text, 60))

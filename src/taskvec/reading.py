@@ -12,6 +12,7 @@ import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ TEXT_LIMIT = 1 << 28
 """Bytes of the largest text that is read whole: tokenizers and indexes have tens of MB at most."""
 
 NAME_LIMIT = 255
-"""Bytes of a name in a folder, on the file systems there are."""
+"""Bytes of the longest name of a file."""
 
 _PATH_LIMIT = 4095
 
 DEPTH = 100
-"""Lists in lists in JSON, and mappings; an honest file has ten."""
+"""How deep lists and mappings may be nested in JSON and YAML; honest files have ten levels."""
 
 _KINDS = {
     stat.S_IFREG: "a file",
@@ -55,7 +56,7 @@ def local_path(text: str | os.PathLike[str]) -> Path:
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is that of something on the disk; not if it can be no path, or nobody may look."""
+    """Whether there is something at a path; false for what can be no path, or may not be looked at."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):
@@ -63,8 +64,11 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is that of a folder; not if it can be no path, or nobody may look."""
-    return exists(path) and Path(path).is_dir()
+    """Whether there is a folder at a path; false for what can be no path, or may not be looked at."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def open_regular(path: Path) -> int:
@@ -83,8 +87,24 @@ def open_regular(path: Path) -> int:
             os.close(handle)
             raise
     except OSError as error:
-        raise InputError(f"{path}: {_words(error)}") from None
+        raise InputError(f"{path}: {reason(error)}") from None
     return handle
+
+
+def open_file(path: Path) -> BufferedReader:
+    """A plain file as a stream of bytes.
+
+    Raises: InputError, as ``open_regular``.
+    """
+    return os.fdopen(open_regular(path), "rb")
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what ``open_regular`` refuses, before another library opens it by name.
+
+    Raises: InputError.
+    """
+    os.close(open_regular(path))
 
 
 def _check_path(path: Path) -> Path:
@@ -105,11 +125,12 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
 
 
 def describe(found: os.stat_result) -> str:
-    """What a name on the disk stands for, in words."""
+    """The kind of a file, in words."""
     return _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
 
 
-def _words(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """Why something on the disk could not be read, in lower case."""
     known = {errno.ENOENT: "no such file", errno.ENOTDIR: "no such file", errno.EACCES: "may not be read"}
     return known.get(error.errno or 0) or (error.strerror or str(error)).lower()
 
@@ -119,7 +140,7 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
 
     Raises: InputError if it cannot be read or has more than ``limit`` bytes.
     """
-    with os.fdopen(open_regular(path), "rb") as file:
+    with open_file(path) as file:
         # Room is made for all that is asked for, so ask for what is there.
         size = os.fstat(file.fileno()).st_size
         if size > limit:
@@ -128,7 +149,7 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
         try:
             return file.read(size)
         except OSError as error:
-            raise InputError(f"{path}: {_words(error)}") from None
+            raise InputError(f"{path}: {reason(error)}") from None
 
 
 def copy_regular(path: Path, copy: Path) -> None:
@@ -136,13 +157,13 @@ def copy_regular(path: Path, copy: Path) -> None:
 
     Raises: InputError if it cannot be read, or changes its size meanwhile; OSError if it cannot be written.
     """
-    with os.fdopen(open_regular(path), "rb") as source, copy.open("xb") as target:
+    with open_file(path) as source, copy.open("xb") as target:
         left = os.fstat(source.fileno()).st_size
         while left:
             try:
                 block = source.read(min(left, 1 << 20))
             except OSError as error:
-                raise InputError(f"{path}: {_words(error)}") from None
+                raise InputError(f"{path}: {reason(error)}") from None
             if not block:
                 raise InputError(f"{path}: became shorter while it was copied; run again")
             left -= target.write(block)
@@ -292,6 +313,11 @@ def shown(value: object) -> str:
     shortener = reprlib.Repr()
     shortener.maxstring = shortener.maxother = 120
     return printable(shortener.repr(value))
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """A text cut to the length that a message has room for."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def printable(text: str) -> str:

@@ -29,7 +29,7 @@ def open_own(path: Path, *, fresh: bool = False) -> int:
         with suppress(FileNotFoundError):
             path.unlink()
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return _opened(path, flags | (os.O_EXCL if fresh else 0), stat.S_ISREG)
+    return _open(path, flags | (os.O_EXCL if fresh else 0), stat.S_ISREG)
 
 
 def open_own_folder(path: Path) -> int:
@@ -37,17 +37,19 @@ def open_own_folder(path: Path) -> int:
 
     Raises: InputError for a link, for anything but a folder, and for a folder of another user.
     """
-    path.mkdir(exist_ok=True)
-    return _opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, stat.S_ISDIR)
+    with suppress(FileExistsError):
+        path.mkdir()
+    return _open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC, stat.S_ISDIR)
 
 
-def _opened(path: Path, flags: int, expected: Callable[[int], bool]) -> int:
+def _open(path: Path, flags: int, expected: Callable[[int], bool]) -> int:
     try:
         found = path.lstat()
         if not expected(found.st_mode):
             raise InputError(f"{path}: is {describe(found)}, and taskvec works under that name; {_REMEDY}")
     except FileNotFoundError:
         pass
+    # Since that look another may have come, which the flags or a second look refuse.
     handle = os.open(path, flags, 0o666)
     opened = os.fstat(handle)
     if not expected(opened.st_mode) or opened.st_uid != os.geteuid():

@@ -32,7 +32,7 @@ from transformers import (
 
 from taskvec.cli import main
 from taskvec.edits import contradictions
-from taskvec.vectors import TaskVector
+from taskvec.vectors import TaskVector, save_adapter
 from taskvec.weights import open_weights, save_weights
 from vocabularies import KINDS
 
@@ -244,6 +244,21 @@ def test_what_cannot_be_meant_is_refused_in_one_line(case: str, road: str, place
     assert (code, len(said)) == (2, 1), said
     assert words in said[0]
     assert not Path("out").exists() and not Path("out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["apply", "adapter", "-v", "v=v.safetensors", "-o", "out"],
+        ["diff", "adapter", "adapter", "-o", "out"],
+        ["diff", "adapter", "a", "-o", "out"],
+    ],
+)
+def test_adapters_alone_have_no_configs_to_compare(words: list[str], place: Path, run: Run) -> None:
+    save_adapter(TaskVector.load("v.safetensors"), "adapter", rank=1, only="attention")
+    code, said = run(*words)
+    assert (code, len(said)) == (2, 1), said
+    assert "adapter: holds a LoRA adapter, expected the weights of a model" in said[0]
 
 
 def test_what_is_sound_needs_no_words(place: Path, run: Run) -> None:

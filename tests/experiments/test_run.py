@@ -156,8 +156,10 @@ def test_figures_of_unchanged_results_stay_and_all_else_is_drawn_again(
     (figures / "single.png").unlink()
     (figures / "atm.png").write_bytes(b"damaged")
     (figures / "old.png").write_bytes(b"of results that are gone")
+    (figures / "notes.txt").write_text("of somebody's own")
     assert run(experiment, "-o", folder) == 0
-    after = {path.name: path.stat().st_mtime_ns for path in figures.iterdir()}
+    assert (figures / "notes.txt").read_text() == "of somebody's own"
+    after = {path.name: path.stat().st_mtime_ns for path in figures.glob("*.png")}
     assert {name for name in before if after[name] != before[name]} == {"single.png", "atm.png"}
     assert after.keys() == before.keys()
 

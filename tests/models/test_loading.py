@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 import taskvec
 from checkpoints import SHAPE
 from taskvec.cli._editing import open_model
-from taskvec.errors import InputError, UnknownName
+from taskvec.errors import CorruptFile, InputError, UnknownName
 from taskvec.models.checkpoint import reads_text
-from taskvec.models.known import LOADERS, MODELS, known_model, resolved
+from taskvec.models.known import LOADERS, MODELS, known_model, path_or_id
 from taskvec.models.loading import load_backbone
 from taskvec.models.selection import select
 from taskvec.models.text import TextBackbone
@@ -154,6 +155,26 @@ def test_damage_to_any_file_of_a_model_is_one_line_with_the_folder_or_does_not_m
     assert {file.name for file in weights} <= refused
 
 
+def test_a_pickle_that_would_be_unpacked_is_refused_as_for_edits(bert_folder: Path, tmp_path: Path) -> None:
+    model = copied(bert_folder, tmp_path / "model")
+    as_pickle(model)
+    file = model / "pytorch_model.bin"
+    with zipfile.ZipFile(file) as stored:
+        parts = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in parts.items():
+            packed.writestr(name, content)
+    for reader in (load_backbone, open_weights):
+        with pytest.raises(CorruptFile, match=r"pytorch_model\.bin: no archive as torch writes them"):
+            reader(model)
+
+
+@pytest.mark.parametrize("revision", ["..", "../main", "refs/../../x", "main/.."])
+def test_a_revision_leads_nowhere_else_in_the_cache(revision: str) -> None:
+    with pytest.raises(InputError, match="no folder, hub id or known model of this name"):
+        load_backbone(f"org/name@{revision}")
+
+
 VIT = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
 
 
@@ -257,8 +278,8 @@ def test_what_is_on_the_disk_wins_over_a_known_name_in_every_command_and_functio
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in MODELS:
-        assert resolved(name) == MODELS[name].ref()
-        assert resolved(f"./{name}") == f"./{name}"
+        assert path_or_id(name) == MODELS[name].ref()
+        assert path_or_id(f"./{name}") == f"./{name}"
         with pytest.raises(InputError, match="no folder, hub id or known model"):
             load_backbone(f"./{name}")
     copied(bert_folder, tmp_path / "minilm")

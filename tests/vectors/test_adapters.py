@@ -262,7 +262,7 @@ def renamed(old: str, new: str) -> Callable[[dict[str, Tensor]], dict[str, Tenso
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "another kind": (edit_json(peft_type="IA3"), "an adapter of the kind IA3, expected LORA"),
-    "no kind": (edit_json(peft_type=None), "'peft_type'"),
+    "no kind": (edit_json(peft_type=None), "adapter_config.json: peft_type: "),
     "PiSSA": (edit_json(init_lora_weights="pissa"), "'pissa', which changes the base before training"),
     "OLoRA": (edit_json(init_lora_weights="olora"), "'olora', which changes the base before training"),
     "trained tokens": (edit_json(trainable_token_indices=[1]), "'trainable_token_indices' is set"),
@@ -284,7 +284,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "DoRA without its lengths": (edit_json(use_dora=True), "lora_magnitude_vector' is missing"),
     "another rank": (edit_json(r=5), r"expected rank 5 as in the settings"),
     "no rank": (edit_json(r=0), "a rank is smaller than 1"),
-    "no number": (edit_json(lora_alpha="much"), "'lora_alpha'"),
+    "no number": (edit_json(lora_alpha="much"), "adapter_config.json: lora_alpha: "),
     "no pattern": (edit_json(alpha_pattern={"(": 1}), "is not a regular expression"),
     "settings that are no JSON": (
         lambda folder: (folder / "adapter_config.json").write_text("{"),

@@ -375,7 +375,7 @@ def test_damaged_files_are_refused_by_name(form: str, parameters: dict[str, Any]
     compact = said["compact"]
     unknown = {**said, "compact": {**compact, "form": "4-bit"}}
     damaged(whole, unknown, "form '4-bit', expected one of", InputError)
-    damaged(whole, {**said, "compact": {**compact, "errors": 3}}, "'compact.errors' in the header")
+    damaged(whole, {**said, "compact": {**compact, "errors": 3}}, "'taskvec' in the header: compact.errors: ")
     damaged(whole, {**said, "format": 3}, "format 3, expected 1 to 2; a later taskvec", InputError)
     odd = {**said, "compact": {**compact, "settings": {"colour": "red"}}}
     damaged(whole, odd, "unknown key 'colour'|field required", InputError)
@@ -384,7 +384,11 @@ def test_damaged_files_are_refused_by_name(form: str, parameters: dict[str, Any]
         shape = {**compact["coded"], name: [990, 999]}
         damaged(whole, {**said, "compact": {**compact, "coded": shape}}, "expected|missing")
         negative = {**compact["coded"], name: [-1, -2]}
-        damaged(whole, {**said, "compact": {**compact, "coded": negative}}, "'compact.coded")
+        damaged(
+            whole,
+            {**said, "compact": {**compact, "coded": negative}},
+            "'taskvec' in the header: compact.coded",
+        )
     content = path.read_bytes()
     for length in (0, 7, 100, len(content) // 2, len(content) - 1):
         (tmp_path / "cut.safetensors").write_bytes(content[:length])

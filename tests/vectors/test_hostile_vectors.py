@@ -157,7 +157,7 @@ def test_a_matrix_of_rank_zero_stands_for_none(tmp_path: Path) -> None:
 def test_what_is_said_of_unchanged_tensors_are_shapes(shape: object, tmp_path: Path) -> None:
     path = vector().save(tmp_path / "v.safetensors")
     said = {**header(path), "unchanged": {"same": shape}}
-    with pytest.raises(CorruptFile, match=r"'unchanged\.same.*' in the header"):
+    with pytest.raises(CorruptFile, match=r"in the header: unchanged\.same"):
         tv.TaskVector.load(with_said(path, said))
     said["unchanged"] = {"same": [10**6, 10**6]}
     claiming = tv.TaskVector.load(with_said(path, said))

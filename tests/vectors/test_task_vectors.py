@@ -98,7 +98,7 @@ def test_plain_weights_are_no_vector_and_a_vector_no_weights(vector: Path, tmp_p
         ("{", CorruptFile, "'taskvec' in the header: not valid JSON"),
         ("[]", CorruptFile, "'taskvec' in the header"),
         ('{"format": 7}', InputError, "format 7, expected 1 to 2; a later taskvec wrote it"),
-        ('{"format": 1, "metrics": 3}', CorruptFile, "'metrics' in the header"),
+        ('{"format": 1, "metrics": 3}', CorruptFile, "'taskvec' in the header: metrics: "),
     ],
 )
 def test_provenance_that_cannot_be_read_is_said(

@@ -55,14 +55,25 @@ def test_what_is_not_finite_never_passes_for_finite(
     assert not change.between(own, end).finite
 
 
+@pytest.mark.parametrize("size", [7, 100_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("unit", [2.0**-100, 2.0**100])
+def test_squares_beyond_float32_are_measured_all_the_same(size: int, dtype: torch.dtype, unit: float) -> None:
+    start = torch.full((size,), unit, dtype=dtype)
+    for found in (change.between(start, 2 * start), change.step(start, start.float())):
+        assert found.changed == size
+        assert math.sqrt(found.distance) == pytest.approx(unit * math.sqrt(size), rel=1e-6)
+    assert change.between(start, 3 * start).relative == pytest.approx(2, rel=1e-3)
+
+
 def test_changes_of_parts_add_up_to_that_of_the_whole() -> None:
     start, moves = drawn(1000, 0)
     parts = [
         change.between(start[at : at + 130], (start + moves)[at : at + 130]) for at in range(0, 1000, 130)
     ]
     whole = change.between(start, start + moves)
-    assert change.joined(parts) == pytest.approx(whole)
-    assert change.joined([]) == Change()
+    assert change.total(parts) == pytest.approx(whole)
+    assert change.total([]) == Change()
     assert (Change().share, Change().relative) == (0.0, 0.0)
     assert Change(2, 1, 1.0, 0.0).relative == math.inf
     assert whole.times(3).relative == pytest.approx(whole.relative)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import assignments
+from taskvec.cli._common import assignments, say
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ _BLOCK = 64e6
 Memory = Annotated[
     str | None,
     Parameter(
-        help="What blocks being read and computed may take, such as 512MB or 2GB, from 64MB on. It comes "
-        "beside the 150 to 300 MB of the process itself and some 15 MB for each more. A tensor that needs "
-        "more is refused; without the option it may take more than 512MB, which is said.",
+        help="What blocks being read and computed may take, such as 512MB or 2GB, from 64MB on; beside the "
+        "150 to 300 MB of the process itself, and some 15 MB for each further process. A tensor that needs "
+        "more is refused; without the option it may take more than 512MB, which a note says.",
     ),
 ]
 Resume = Annotated[
@@ -73,7 +73,7 @@ def parse_size(text: str, option: str) -> float:
     return size
 
 
-def bound(memory: str | None, needs: Iterable[tuple[str, int]], quiet: bool = False) -> float:
+def bound(memory: str | None, needs: Iterable[tuple[str, int]]) -> float:
     """Bytes that blocks may take, by the option ``--memory``; what needs more than the default is said.
 
     Args:
@@ -87,8 +87,7 @@ def bound(memory: str | None, needs: Iterable[tuple[str, int]], quiet: bool = Fa
         what = f"{name!r} needs about {_rounded_up(most)}"
         if memory is not None:
             raise InputError(f"--memory: {what}, more than {memory}; allow as much, or leave the option out")
-        if not quiet:
-            sys.stderr.write(f"note: {what} of memory, more than the usual 512MB\n")
+        say([f"{what} of memory, more than the usual 512MB"])
     return size
 
 
@@ -99,8 +98,7 @@ def needs_of(weights: "Weights") -> Iterable[tuple[str, int]]:
 
 def _rounded_up(size: int) -> str:
     """``3.2GB``, which ``parse_size`` understands."""
-    unit, word = (1e9, "GB") if size >= 1e9 else (1e6, "MB")
-    return f"{math.ceil(10 * size / unit) / 10:g}{word}" if size >= 1e9 else f"{math.ceil(size / unit)}{word}"
+    return f"{math.ceil(size / 1e8) / 10:g}GB" if size >= 1e9 else f"{math.ceil(size / 1e6)}MB"
 
 
 def workers(weights: "Weights") -> int:
@@ -114,7 +112,7 @@ def workers(weights: "Weights") -> int:
 
 def facts_of(path: Path, weights: "Weights", begun: float, **said: object) -> dict[str, object]:
     """What is to be printed of an edited model; ``begun``, by ``perf_counter``, is when writing began."""
-    from taskvec.edits.outcome import changed
+    from taskvec.edits.outcome import change_record
     from taskvec.edits.plan import edited_tensors
 
     edited = edited_tensors(weights)
@@ -123,7 +121,7 @@ def facts_of(path: Path, weights: "Weights", begun: float, **said: object) -> di
         **said,
         "edited tensors": edited,
         "copied tensors": len(weights) - edited,
-        **changed(weights.changes),
+        **change_record(weights.changes),
         "bytes": sum(weights.spec(name).nbytes for name in weights),
         "seconds": round(perf_counter() - begun, 3),
     }
@@ -131,10 +129,10 @@ def facts_of(path: Path, weights: "Weights", begun: float, **said: object) -> di
 
 def open_model(ref: str) -> "Weights":
     """Weights by path, hub id, or a known name such as ``minilm``; what exists on the disk wins."""
-    from taskvec.models.known import resolved
+    from taskvec.models.known import path_or_id
     from taskvec.weights import open_weights
 
-    return open_weights(resolved(ref))
+    return open_weights(path_or_id(ref))
 
 
 def known_ref(name: str) -> str | None:

@@ -90,7 +90,7 @@ def apply(
     from taskvec.cli._editing import check_vectors, load_vectors, open_model
     from taskvec.edits import contradictions
     from taskvec.edits.inputs import check_outside, check_sound
-    from taskvec.edits.outcome import changed, unchanged
+    from taskvec.edits.outcome import change_record, identity_notes
     from taskvec.rules import RULES
     from taskvec.weights import save_weights
 
@@ -103,7 +103,7 @@ def apply(
     edited = editing.apply(start, edit, scale, precision=getattr(torch, precision))
     say(notes + contradictions.of_distances(start, named))
     start.fingerprint_while_reading()
-    size = bound(memory, needs_of(edited), quiet)
+    size = bound(memory, needs_of(edited))
     begun = perf_counter()
     with watching(quiet) as watch:
         path = save_weights(
@@ -119,7 +119,7 @@ def apply(
                 "rule": {"name": rule, **RULES[rule].settings(params)} if rule else None,
                 "scale": scale,
                 "precision": precision,
-                "change": changed(edited.changes),
+                "change": change_record(edited.changes),
             },
             watch=watch,
             allow_nonfinite=allow_nonfinite,
@@ -133,7 +133,7 @@ def apply(
         f"Trained in tangent space: {', '.join(tangent)}. The model written is an ordinary one; "
         "`taskvec eval --space tangent` evaluates the edit in tangent space."
     )
-    say(unchanged(edited, {start.ref: start}))
+    say(identity_notes(edited, {start.ref: start}))
     facts = facts_of(path, edited, begun, edit=done, scale=scale)
     print_facts("edited model", facts, json=json, note=note if tangent else "")
 

@@ -66,7 +66,7 @@ def compress(
     opened = TaskVector.load(vector)
     check_vectors({"": opened}, output)
     chosen = chosen_form(form, settings, element)
-    size = bound(memory, ((name, working_bytes(opened, chosen, name)) for name in opened), quiet)
+    size = bound(memory, ((name, working_bytes(opened, chosen, name)) for name in opened))
     with watching(quiet) as watch:
         path = opened.save(
             output,

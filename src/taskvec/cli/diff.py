@@ -69,13 +69,13 @@ def diff(
     from taskvec.cli._editing import bound, open_model, workers
     from taskvec.edits import contradictions
     from taskvec.edits.inputs import check_outside, check_sound
-    from taskvec.edits.outcome import changed
+    from taskvec.edits.outcome import change_record
     from taskvec.edits.tokens import check_in_order
     from taskvec.vectors import TaskVector, save_adapter
     from taskvec.vectors.adapter_writing import working_bytes as adapter_needs
     from taskvec.vectors.checks import differing_buffers
     from taskvec.weights import open_weights
-    from taskvec.weights.change import joined
+    from taskvec.weights.change import total
 
     start, end = check_sound(open_model(base)), check_sound(open_model(tuned))
     check_outside(output, [start, end])
@@ -91,7 +91,7 @@ def diff(
         raise InputError("--only: given without --rank")
     say(notes + contradictions.of_distances(start, {end.ref: vector}))
     if rank is not None:
-        bound(memory, adapter_needs(vector, rank, only or "all"), quiet)
+        bound(memory, adapter_needs(vector, rank, only or "all"))
         with watching(quiet) as watch:
             made = save_adapter(
                 vector,
@@ -105,7 +105,7 @@ def diff(
             )
         _show_adapter(made, json)
         return
-    size = bound(memory, ((name, vector.working_bytes(name)) for name in vector), quiet)
+    size = bound(memory, ((name, vector.working_bytes(name)) for name in vector))
     with watching(quiet) as watch:
         path = vector.save(
             output,
@@ -119,14 +119,14 @@ def diff(
         )
     written = open_weights(path)
     kept = differing_buffers(start, end)
-    moved = changed(vector.changes)
+    moved = change_record(vector.changes)
     if not moved["changed tensors"]:
         say([f"{end.ref}: the same weights as {start.ref}: the task vector is zero"])
     facts = {
         "path": str(path),
         **moved,
         "unchanged tensors": len(vector) - len(written),
-        "norm": math.sqrt(joined((vector.changes or {}).values()).distance),
+        "norm": math.sqrt(total((vector.changes or {}).values()).distance),
         "bytes": sum(written.spec(name).nbytes for name in written),
         "base fingerprint": start.fingerprint(),
         "integer tensors left to the base": kept,

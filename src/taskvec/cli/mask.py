@@ -57,7 +57,7 @@ def mask(
     lams = _lams(lam)
     named = load_vectors(vector)
     say(check_vectors(named, output))
-    size = bound(memory, masking_needs(named), quiet)
+    size = bound(memory, masking_needs(named))
     masked = emr(named, rescaler=rescaler or "global") if method == "emr" else tall_masks(named, lam=lams)
     with watching(quiet) as watch:
         path = masked.save(

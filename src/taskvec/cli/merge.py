@@ -62,7 +62,7 @@ def merge(
     """
     from taskvec.edits.inputs import check_outside
     from taskvec.edits.opening import save_merge
-    from taskvec.edits.outcome import unchanged
+    from taskvec.edits.outcome import identity_notes
     from taskvec.weights.staging import check_target
 
     if schema:
@@ -76,7 +76,7 @@ def merge(
     check_outside(output, made.inputs.values())
     check_target(output, force=force or resume, inputs=(*made.weights.files, *made.like.files))
     say(made.notes)
-    size = bound(memory, needs_of(made.weights), quiet)
+    size = bound(memory, needs_of(made.weights))
     if dry_run:
         _show_plan(made, output, memory=size, force=force, json=json)
     else:
@@ -91,7 +91,7 @@ def merge(
                 resume=resume,
                 watch=watch,
             )
-        say(unchanged(made.weights, made.inputs))
+        say(identity_notes(made.weights, made.inputs))
         print_facts("edited model", facts_of(output, made.weights, begun), json=json)
 
 

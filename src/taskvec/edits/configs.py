@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from taskvec import reading
 from taskvec.errors import InputError
+from taskvec.reading import read_mapping
 from taskvec.weights.dtypes import short
 
 _NUMBER_OF_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
-def read_mapping(file: Path) -> dict[str, Any]:
+def mapping_in(file: Path) -> dict[str, Any]:
     """The content of a JSON file; empty if there is none.
 
     Raises: CorruptFile.
     """
-    return reading.read_mapping(file) if os.path.lexists(file) else {}
+    return read_mapping(file) if os.path.lexists(file) else {}
 
 
 def read_config(folder: Path | None) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def read_config(folder: Path | None) -> dict[str, Any]:
 
     Raises: CorruptFile.
     """
-    return {} if folder is None else read_mapping(folder / "config.json")
+    return {} if folder is None else mapping_in(folder / "config.json")
 
 
 def vocabulary_size(folder: Path | None) -> int | None:

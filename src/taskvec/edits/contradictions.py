@@ -18,6 +18,7 @@ from taskvec.edits.configs import read_config, vocabulary_size
 from taskvec.edits.layers import depths
 from taskvec.edits.vocabulary import embeddings_of, heads_of
 from taskvec.errors import InputError, TaskvecError
+from taskvec.reading import shortened
 from taskvec.vectors import EditedWeights, TaskVector
 from taskvec.weights import Weights, change, open_weights
 from taskvec.weights.change import Change
@@ -61,7 +62,7 @@ _SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
 def of_models(models: Sequence[Weights], like: Weights | None) -> list[str]:
-    """What is to be said of the models of one edit, each by itself and beside the first.
+    """Notes on the models of one edit, each by itself and compared with the first.
 
     Args:
         like: the model whose config goes with the output, which must load.
@@ -71,12 +72,12 @@ def of_models(models: Sequence[Weights], like: Weights | None) -> list[str]:
     held = {each.identity: each for each in map(_opened, models) if each.adapter is None}
     written = None if like is None else _opened(like).identity
     said = [note for model in held.values() for note in _of_model(model, written=model.identity == written)]
-    first, *others = held.values()
-    return said + [note for model in others for note in _of_pair(first, model)]
+    different = list(held.values())  # none if all are adapters, which are refused where they are used
+    return said + [note for model in different[1:] for note in _of_pair(different[0], model)]
 
 
 def of_distances(base: Weights, vectors: Mapping[str, TaskVector]) -> list[str]:
-    """What is to be said of vectors that lead further from their base than fine-tuning does.
+    """Notes on vectors that lead further from their base than fine-tuning does.
 
     An unrelated model of the same shapes is as far away as its norm; so is a matrix that was swapped with
     another one, or transposed.
@@ -226,11 +227,11 @@ def _of_pair(first: Weights, model: Weights) -> Iterator[str]:
     wrong = next((key for key in different if _last(key) in _HEADS), None)
     if wrong is not None:
         raise InputError(
-            f"{model.ref}: config.json says {wrong} {_short(theirs[wrong])}, expected {_short(ours[wrong])} "
+            f"{model.ref}: config.json says {wrong} {_text(theirs[wrong])}, expected {_text(ours[wrong])} "
             f"as in {first.ref}, else the same rows belong to other heads; correct the config that is wrong"
         )
     if different:
-        words = ", ".join(f"{key} {_short(theirs[key])} and {_short(ours[key])}" for key in different)
+        words = ", ".join(f"{key} {_text(theirs[key])} and {_text(ours[key])}" for key in different)
         yield f"{model.ref}: its config.json and that of {first.ref} differ in what weights compute: {words}"
 
 
@@ -264,9 +265,8 @@ def _flat(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any
             yield f"{place}{key}", value
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _text(value: object) -> str:
+    return shortened(repr(value), 40)
 
 
 def _last(key: str) -> str:
@@ -285,7 +285,7 @@ def _of_distance(name: str, base: Weights, vector: TaskVector) -> Iterator[str]:
     seen = {tensor: found for tensor, found in seen.items() if found.norm and found.finite}
     if not seen:
         return
-    whole = change.joined(
+    whole = change.total(
         found.times(base.spec(tensor).numel / found.entries) for tensor, found in seen.items()
     )
     if whole.relative > 1:

@@ -9,7 +9,7 @@ from taskvec.edits import recipe
 from taskvec.edits.card import card
 from taskvec.edits.inputs import check_outside
 from taskvec.edits.merge import Merge
-from taskvec.edits.outcome import changed
+from taskvec.edits.outcome import change_record
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
 from taskvec.weights import save_weights
@@ -71,7 +71,7 @@ def save_merge(
         manifest=lambda: {
             **merge.record,
             "inputs": _fingerprints(merge),
-            "change": changed(merge.weights.changes),
+            "change": change_record(merge.weights.changes),
         },
         extra_files={**merge.files, "README.md": lambda: card(merge, Path(path).name)},
         watch=watch,

@@ -1,4 +1,4 @@
-"""What an edit came to, as measured while it was written."""
+"""How much an edit changed, as measured while it was written."""
 
 import math
 from collections.abc import Mapping
@@ -7,23 +7,23 @@ from taskvec.weights import Weights, change
 from taskvec.weights.change import Change
 
 
-def changed(changes: Mapping[str, Change] | None) -> dict[str, int | float]:
+def change_record(changes: Mapping[str, Change] | None) -> dict[str, int | float]:
     """How many tensors changed, which share of all entries, and the norm of the edit in units of the base's.
 
-    Empty of weights that were not written; without the norm where it is not finite, as of a base of zeros.
+    Empty for weights that were not written; without the norm where it is not finite, as for a base of zeros.
     """
     if changes is None:
         return {}
-    total = change.joined(changes.values())
+    whole = change.total(changes.values())
     found = {
         "changed tensors": sum(bool(one.changed) for one in changes.values()),
-        "changed share": _rounded(total.share),
+        "changed share": _rounded(whole.share),
     }
-    return found | ({"relative norm": _rounded(total.relative)} if math.isfinite(total.relative) else {})
+    return found | ({"relative norm": _rounded(whole.relative)} if math.isfinite(whole.relative) else {})
 
 
-def unchanged(written: Weights, inputs: Mapping[str, Weights]) -> list[str]:
-    """What is to be said of an output that is one of its inputs once more.
+def identity_notes(written: Weights, inputs: Mapping[str, Weights]) -> list[str]:
+    """A note if the output is byte-identical to one of its inputs.
 
     Cost: none where inputs were fingerprinted while they were read.
     """

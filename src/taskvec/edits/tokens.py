@@ -2,15 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from filecmp import cmp
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from taskvec.edits.configs import read_config, read_mapping, resized
+from taskvec.edits import sentencepiece
+from taskvec.edits.configs import mapping_in, read_config, resized
 from taskvec.errors import CorruptFile, InputError
-from taskvec.reading import open_regular, read_text, shown
+from taskvec.reading import open_file, read_text, shown
 from taskvec.weights import Weights
 
 BY_TOKEN = "match the rows by token (--vocab base)"
@@ -97,61 +98,15 @@ def _check_opaque(base: Weights, tuned: Weights, advice: str) -> list[str]:
     """The same check of tokenizers that no file tells in plain text."""
     assert base.folder is not None and tuned.folder is not None
     ours, theirs = opaque_files(base.folder), opaque_files(tuned.folder)
-    for name in sorted(ours.keys() & theirs.keys()):
-        if ours[name] != theirs[name]:
-            pieces = [pieces_of(weights.folder / name) for weights in (base, tuned) if weights.folder]
-            if None in pieces:
-                said = f"{name} differs from that of {base.ref} and is not read; rows are taken for the same"
-                return [f"{tuned.ref}: {said}"]
-            return _check_rows(base, tuned, pieces[0] or {}, pieces[1] or {}, advice)
-    return []
-
-
-def pieces_of(file: Path) -> dict[str, int] | None:
-    """The pieces of a SentencePiece model and their rows; ``None`` for a file that is none.
-
-    Rows are those of the file, which some libraries shift by a few.
-    """
-    try:
-        pieces = [piece for number, piece in _fields(file.read_bytes()) if number == 1]
-        texts = [next(text for number, text in _fields(piece) if number == 1) for piece in pieces]
-        return {text.decode("utf-8"): row for row, text in enumerate(texts)} or None
-    except (ValueError, IndexError, StopIteration):
-        return None
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """The fields of a protocol-buffer message that hold bytes: number and content.
-
-    Raises: ValueError, IndexError if it is none.
-    """
-    place = 0
-    while place < len(message):
-        tag, place = _varint(message, place)
-        kind = tag & 7
-        if kind == 2:
-            size, place = _varint(message, place)
-            if place + size > len(message):
-                raise ValueError("cut off")
-            yield tag >> 3, message[place : place + size]
-            place += size
-        elif kind == 0:
-            _, place = _varint(message, place)
-        elif kind in (1, 5):
-            place += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-
-
-def _varint(message: bytes, place: int) -> tuple[int, int]:
-    """A number of variable length, and where it ends."""
-    value = shift = 0
-    while shift < 64:
-        byte = message[place]
-        value, place, shift = value | (byte & 127) << shift, place + 1, shift + 7
-        if byte < 128:
-            return value, place
-    raise ValueError("a number of more than 64 bits")
+    different = [name for name in sorted(ours.keys() & theirs.keys()) if ours[name] != theirs[name]]
+    if not different:
+        return []
+    name = different[0]
+    own, others = sentencepiece.pieces_of(base.folder / name), sentencepiece.pieces_of(tuned.folder / name)
+    if own is None or others is None:
+        said = f"{name} differs from that of {base.ref} and is not read; rows are taken for the same"
+        return [f"{tuned.ref}: {said}"]
+    return _check_rows(base, tuned, own, others, advice)
 
 
 def opaque_files(folder: Path | None) -> dict[str, str]:
@@ -167,7 +122,7 @@ def added_tokens(folder: Path | None) -> dict[str, dict[str, Any]]:
     if folder is None:
         return {}
     file = folder / "tokenizer.json"
-    return {token: entry for token, _, entry in _added(file, read_mapping(file))}
+    return {token: entry for token, _, entry in _added(file, mapping_in(file))}
 
 
 def with_added(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) -> dict[str, str]:
@@ -181,7 +136,7 @@ def with_added(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) ->
 
     Returns: texts by file name; empty if more tokens would not get the rows that follow.
     """
-    tokenizer, config = read_mapping(folder / "tokenizer.json"), read_config(folder)
+    tokenizer, config = mapping_in(folder / "tokenizer.json"), read_config(folder)
     own = _of_tokenizer(folder / "tokenizer.json")
     if own is None or own != tokens_of(folder) or sorted(own.values()) != list(range(len(own))):
         return {}
@@ -194,7 +149,7 @@ def with_added(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) ->
 
 def _of_tokenizer(file: Path) -> dict[str, int] | None:
     """The vocabulary of the tokenizer's model, then the tokens added to it."""
-    content = read_mapping(file)
+    content = mapping_in(file)
     if not content:
         return None
     match content.get("model"):
@@ -243,7 +198,7 @@ def _of_vocabulary(folder: Path) -> dict[str, int] | None:
 
 def _later(file: Path) -> dict[str, int]:
     """Tokens that a slow tokenizer lists in its configuration."""
-    listed = read_mapping(file).get("added_tokens_decoder") or {}
+    listed = mapping_in(file).get("added_tokens_decoder") or {}
     found: dict[str, int] = {}
     for row, entry in listed.items() if isinstance(listed, Mapping) else ():
         match entry:
@@ -266,12 +221,12 @@ def _first(file: Path, entry: Any) -> str:
 
 
 def _digest(file: Path) -> str:
-    with os.fdopen(open_regular(file), "rb") as content:
+    with open_file(file) as content:
         return file_digest(content, "sha256").hexdigest()
 
 
 def _entries(file: Path) -> dict[str, int]:
-    return _checked(file, read_mapping(file))
+    return _checked(file, mapping_in(file))
 
 
 def _checked(file: Path, tokens: Mapping[Any, Any]) -> dict[str, int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from taskvec.arguments import checked, shown
+from taskvec.arguments import brief, checked
 from taskvec.errors import InputError, TaskvecError
 from taskvec.registry import nearest
 from taskvec.tasks.metrics import METRICS
@@ -84,7 +84,7 @@ def value(logits: Tensor, labels: Tensor, metric: str) -> float:
     try:
         figure = float(found)
     except (TypeError, ValueError):
-        raise TaskvecError(f"metric {metric!r}: gave {shown(found)}, expected a number") from None
+        raise TaskvecError(f"metric {metric!r}: gave {brief(found)}, expected a number") from None
     if not math.isfinite(figure):
         raise TaskvecError(
             f"metric {metric!r}: gave {figure} on {len(labels)} examples, expected a finite number"

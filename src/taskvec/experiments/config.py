@@ -138,7 +138,9 @@ class Experiment(Config):
     @field_validator("joint", mode="before")
     @classmethod
     def _switched(cls, value: object) -> object:
-        return {True: Joint(), False: None}[value] if isinstance(value, bool) else value
+        if isinstance(value, bool):
+            return Joint() if value else None
+        return value
 
     @field_validator("seeds", "tasks")
     @classmethod

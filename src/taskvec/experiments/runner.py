@@ -18,7 +18,7 @@ from taskvec.evaluation.search import METHOD, Grid, maximize
 from taskvec.experiments.config import Experiment, post_hoc_of
 from taskvec.experiments.cost import training_costs
 from taskvec.experiments.vectors import Vectors, recipe
-from taskvec.models.known import resolved
+from taskvec.models.known import path_or_id
 from taskvec.models.loading import load_backbone
 from taskvec.progress import Watch, unwatched
 from taskvec.reports.store import Store
@@ -82,7 +82,7 @@ class Runner:
 
     def _weights(self) -> Weights:
         try:
-            return open_weights(resolved(self.experiment.model))
+            return open_weights(path_or_id(self.experiment.model))
         except InputError:
             load_backbone(self.experiment.model)  # its message names the nearest known model
             raise
@@ -176,7 +176,7 @@ class Runner:
             whole = len(chosen) == len(self.tasks)
             fixed = {"1": 1.0, "1/T": 1 / len(chosen)} if whole else {}
             more = {"each": True} if whole and regime in each else {}
-            settings = {**_searched(self.experiment.search), "fixed": fixed, **more}
+            settings = {**_search_inputs(self.experiment.search), "fixed": fixed, **more}
 
             def compute(
                 chosen: tuple[str, ...] = chosen,
@@ -202,7 +202,7 @@ class Runner:
         assert self.experiment.atm is not None
         rule, scale = self.experiment.atm.rule, self.experiment.atm.scale
         grid = self._atm_grid(rounds)
-        settings = {"rounds": rounds, "rule": rule, "scale": scale, **_searched(grid)}
+        settings = {"rounds": rounds, "rule": rule, "scale": scale, **_search_inputs(grid)}
 
         def compute() -> Result:
             points = self.evaluator.points({"atm": self._vectors.atm(regime, seed, self.tasks, rounds)})
@@ -239,7 +239,7 @@ class Runner:
         assert block is not None
         controls = self.experiment.controls(self.suite, target)
         settings = {
-            **_searched(self.experiment.search),
+            **_search_inputs(self.experiment.search),
             "controls": controls,
             **block.model_dump(include={"keep", "baselines"}, mode="json"),
         }
@@ -266,7 +266,7 @@ class Runner:
     def _analogy(self, regime: str, seed: int, number: int) -> Result:
         block = self.experiment.analogies[number]
         trained = {block.a, block.b, block.c} | ({block.target} if block.reference else set())
-        settings = {**_searched(self.experiment.search), **block.model_dump(mode="json")}
+        settings = {**_search_inputs(self.experiment.search), **block.model_dump(mode="json")}
 
         def compute() -> Result:
             vectors = {task: self._vectors.of(regime, seed, (task,)) for task in sorted(trained)}
@@ -419,6 +419,6 @@ def _geometry(vectors: Mapping[str, TaskVector]) -> Result:
     }
 
 
-def _searched(grid: Grid) -> Result:
+def _search_inputs(grid: Grid) -> Result:
     """What decides a search, for the key of its result."""
     return {"grid": grid.model_dump(), "search": METHOD}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from taskvec.arguments import label
 from taskvec.errors import InputError
+from taskvec.reading import shortened
 
 Modality = Literal["text", "image"]
 
@@ -97,7 +98,7 @@ class Backbone(nn.Module, ABC):
         try:
             reached = _reached(self)
         except Exception as error:  # whatever a network can raise that does not fit its inputs
-            said = " ".join(str(error).split())[:160]
+            said = shortened(" ".join(str(error).split()), 160)
             raise InputError(
                 f"{self.ref}: the model fails on its smallest input ({type(error).__name__}: {said}); do "
                 "configuration, weights and tokenizer belong together?"

@@ -1,9 +1,6 @@
 """Checkpoint folders in the transformers layout, local or on the hub."""
 
-import os
-import warnings
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,8 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from taskvec.errors import CorruptFile, InputError, MissingExtra, UnsafeFile
-from taskvec.reading import inside, is_folder, kind_of, open_regular, read_json, read_mapping
+from taskvec.errors import CorruptFile, InputError, MissingExtra
+from taskvec.pickles import load_pickle
+from taskvec.reading import check_regular, inside, is_folder, kind_of, read_json, read_mapping, shortened
 
 EDITING = "taskvec diff, apply and merge edit any checkpoint without running it"
 
@@ -107,8 +105,8 @@ def reads_text(kind: str) -> bool:
     return not tables.isdisjoint({"MASKED_LM", "CAUSAL_LM", "TEXT_ENCODING", "SEQUENCE_CLASSIFICATION"})
 
 
-def described(kind: str) -> str:
-    """What transformers has a type of model for, in words."""
+def purpose_of(kind: str) -> str:
+    """What transformers uses a type of model for, in words."""
     if kind not in _auto().CONFIG_MAPPING_NAMES:
         return f"unknown to transformers {transformers().__version__}"
     tables = [table for table in _tables(kind) if "_" in table]  # not IMAGE, PRETRAINING, BACKBONE
@@ -245,8 +243,7 @@ def _from_pretrained(kind: Any, ref: str, **options: Any) -> Any:
 
 def _reason(error: Exception) -> str:
     """What went wrong, from another library's message, which may be a page."""
-    text = " ".join(str(error).split())
-    said = text if len(text) <= 160 else f"{text[:157]}..."
+    said = shortened(" ".join(str(error).split()), 160)
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
@@ -287,27 +284,22 @@ def _shards_names(index: Path) -> list[str]:
 
 
 def _names_in(path: Path) -> list[str]:
-    os.close(open_regular(path))
+    if path.suffix != ".safetensors":
+        state = load_pickle(path)
+        if not isinstance(state, Mapping):
+            raise InputError(
+                f"{path}: holds {type(state).__name__}, expected a state dict: names and tensors"
+            )
+        return list(map(str, state))
+    check_regular(path)
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return list(file.keys())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remark on pickles of an unusual protocol
-            # Only the zip format can be mapped.
-            state = torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
-        return list(state)
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
     except SafetensorError as error:
         raise CorruptFile(f"{path}: damaged ({_reason(error)}); download or write it again") from None
-    except Exception as error:  # damaged pickles fail in every way there is
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise UnsafeFile(
-                f"{path}: holds more than tensors, and loading it could run code; save it as safetensors"
-            ) from None
-        raise CorruptFile(f"{path}: damaged or no state dict ({_reason(error)})") from None
 
 
 def rows_of(embedding: nn.Module | None) -> int:
-    """How many numbers of tokens an embedding knows."""
+    """The number of rows of an embedding; no bound if it has no weight."""
     weight = getattr(embedding, "weight", None)
     return len(weight) if isinstance(weight, torch.Tensor) else 1 << 62

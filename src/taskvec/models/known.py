@@ -104,7 +104,7 @@ LOADERS: Registry[Any] = Registry(
 A loader takes a folder or hub id and returns a Backbone."""
 
 
-def resolved(ref: str) -> str:
+def path_or_id(ref: str) -> str:
     """A path, hub id or known name as the path or hub id that it stands for.
 
     One rule for every command and function: what is on the disk wins over a known name.

@@ -6,11 +6,13 @@ from pathlib import Path
 from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
-from taskvec.models.known import LOADERS, MODELS, resolved
+from taskvec.models.checkpoint import EDITING, config_file, model_type, purpose_of, reads_text
+from taskvec.models.known import LOADERS, MODELS, path_or_id
 from taskvec.reading import exists, is_folder, local_path
 from taskvec.registry import nearest
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+# A revision becomes a path in the cache of the hub, so it has no steps upward.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@(?!(.*/)?\.\.(/|$))[\w./-]+)?")
 
 
 @checked
@@ -23,7 +25,7 @@ def load_backbone(ref: str | Path) -> Backbone:
     Raises: InputError, one line, for a reference that is none of these, with the nearest known model, and for
         files that do not make a model which can be trained and evaluated; MissingExtra without transformers.
     """
-    name = resolved(str(ref))
+    name = path_or_id(str(ref))
     place = local_path(name)
     if is_folder(place):
         name = str(place)
@@ -38,8 +40,6 @@ def load_backbone(ref: str | Path) -> Backbone:
 
 def _kind(ref: str) -> str:
     """The loader for a checkpoint, by the model type that its config.json states."""
-    from taskvec.models.checkpoint import EDITING, config_file, described, model_type, reads_text
-
     path = config_file(ref)
     found = model_type(path)
     if found in LOADERS and found != "text":
@@ -47,7 +47,7 @@ def _kind(ref: str) -> str:
     if reads_text(found):
         return "text"
     raise InputError(
-        f"{path}: model_type {found!r}, {described(found)}, is none that can be trained or evaluated; those "
+        f"{path}: model_type {found!r}, {purpose_of(found)}, is none that can be trained or evaluated; those "
         "are text models of transformers (bert, roberta, mpnet, modernbert, gpt2 and their kin), clip and "
         f"builtin ({EDITING})"
     )

@@ -36,14 +36,14 @@ def coefficients(cells: Sequence[Result]) -> str:
     return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g}–{values[-1]:g}"
 
 
-def searched(cells: Mapping[str, Sequence[Result]]) -> str:
+def search_note(cells: Mapping[str, Sequence[Result]]) -> str:
     """What a reader must know of the searches of labelled rows: how much they measured, every remark."""
     said = [f"{label}: {cell['remark']}" for label, of in cells.items() for cell in of if cell["remark"]]
     return "; ".join(dict.fromkeys([_measured([cell for of in cells.values() for cell in of]), *said]))
 
 
-def tallied(searches: Sequence[Result]) -> str:
-    """The same of searches too many to be listed."""
+def tally_note(searches: Sequence[Result]) -> str:
+    """The same for searches that are too many to be listed: how many end where."""
     kinds = {
         "at 0": [search["coefficient"] == 0 for search in searches],
         "at the limit of the grid": [search["at_grid_limit"] for search in searches],

@@ -26,7 +26,7 @@ def figures(results: Result, folder: Path) -> list[tuple[Path, str]]:
     """Draw what the results hold into ``folder``; the files and their captions.
 
     A figure that the same code drew from the same results stays: drawing takes longer than all else in a run
-    that computes nothing. Nothing else stays in the folder.
+    that computes nothing. All other PNG files in the folder are removed, and nothing else.
 
     Raises: MissingExtra if matplotlib is not installed.
     """
@@ -71,12 +71,12 @@ def _source(results: Result) -> str:
 
 
 def _kept(folder: Path, source: str) -> set[Path]:
-    """Figures in ``folder``, which is made, that were drawn from ``source``; all else there is removed."""
+    """Figures in ``folder``, which is made, that were drawn from ``source``; other PNG files are removed."""
     if folder.is_symlink() or not folder.is_dir():
         remove(folder)
         folder.mkdir(parents=True)
     kept = set()
-    for path in folder.iterdir():
+    for path in folder.glob("*.png"):
         if path.is_symlink() or not path.is_file() or source.encode() not in _head(path):
             remove(path)
         else:

@@ -91,7 +91,8 @@ class Store:
             record = None
         match record:
             case {"key": str(), "cell": str(), "result": dict()}:
-                if record.get("digest", digest := _digest(record)) != digest:
+                digest = _digest(record)
+                if record.get("digest", digest) != digest:
                     raise CorruptFile(f"{where}: was changed after a run wrote it; {remedy}")
                 return dict(record)
         raise CorruptFile(f"{where}: not a record of a run; {remedy}")

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from taskvec.reports.cells import both, coefficients, percent, searched, seeds_by_regime, tallied, whole_set
+from taskvec.reports.cells import (
+    both,
+    coefficients,
+    percent,
+    search_note,
+    seeds_by_regime,
+    tally_note,
+    whole_set,
+)
 
 Result = Mapping[str, Any]
 
@@ -103,7 +111,7 @@ def _addition(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Ite
         columns.append("joint training")
     note = (
         "Absolute / normalized, per cent: mean over tasks of the metric / of its ratio to the single-task "
-        f"model of the same regime. α is chosen on validation data: {searched(cells)}."
+        f"model of the same regime. α is chosen on validation data: {search_note(cells)}."
     )
     yield Table(f"Addition of all {len(tasks)} tasks", tuple(columns), tuple(rows), note)
 
@@ -130,7 +138,7 @@ def _untrained(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> It
     columns = ("", "zero-shot", "single tasks", "α", f"all {len(tasks)} added")
     note = (
         "Means over tasks; added: absolute / normalized, per cent. Without pre-training the normalized "
-        f"figure is chance over chance: read the absolute one. {searched(edits)}."
+        f"figure is chance over chance: read the absolute one. {search_note(edits)}."
     )
     yield Table("What pre-training is for", columns, tuple(rows), note)
 
@@ -151,7 +159,7 @@ def _subsets(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
     columns = ["tasks added"]
     for regime in by_regime:
         columns += [f"{regime}: α", f"{regime}: absolute / normalized"]
-    note = f"Measured on the added tasks. {tallied(searches)}."
+    note = f"Measured on the added tasks. {tally_note(searches)}."
     yield Table("Addition, every subset", tuple(columns), tuple(rows), note)
 
 
@@ -166,7 +174,7 @@ def _atm(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
     if rows:
         note = (
             "Absolute / normalized, per cent. All rows spend the same training steps; the last columns scale "
-            f"the whole displacement by a factor chosen on validation data: {searched(cells)}."
+            f"the whole displacement by a factor chosen on validation data: {search_note(cells)}."
         )
         yield Table("ATM", ("", "as it is", "best factor", "at best factor"), tuple(rows), note)
 
@@ -197,7 +205,7 @@ def _negation(results: Result, by_regime: Mapping[str, Sequence[Result]]) -> Ite
         note = (
             f"Per cent, test. Control: mean of {', '.join(block['controls'])}. α is the one of lowest target "
             f"value on validation data that keeps {100 * block['keep']:.0f} % of the control: "
-            f"{searched(found)}."
+            f"{search_note(found)}."
         )
         columns = ("", "α", f"{block['target']} ↓", "control", "recall by class")
         yield Table(f"Negation of {block['target']}", columns, tuple(rows), note)
@@ -243,7 +251,7 @@ def _analogies(by_regime: Mapping[str, Sequence[Result]]) -> Iterator[Table]:
         searches = [found for row in rows_of for found in row.get("searches", [])]
         note = (
             "Per cent on the test split of the fourth task. Every coefficient is chosen on its validation "
-            f"rows; only the last column was trained on it. {tallied(searches)}."
+            f"rows; only the last column was trained on it. {tally_note(searches)}."
         )
         head = ("a : b :: c : target", *(ROLES[place] for place in columns))
         yield Table(f"Analogies, {regime}", head, tuple(rows), note)

@@ -2,19 +2,18 @@
 
 import os
 import re
-import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from taskvec.config import Config, shortened
+from taskvec.config import Config
 from taskvec.errors import InputError
-from taskvec.reading import local_path, open_regular, printable
+from taskvec.reading import local_path, open_file, printable, shortened, shown
 from taskvec.registry import Registry
 
 SplitName = Literal["train", "validation", "test"]
@@ -132,17 +131,9 @@ def numbered(path: Path, rows: Sequence[int]) -> Callable[[int], str]:
     return lambda place: f"{path}, row {rows[place]}"
 
 
-def opened(path: Path) -> BinaryIO:
-    """A plain file, for reading.
-
-    Raises: InputError for anything else, which could wait forever.
-    """
-    return os.fdopen(open_regular(path), "rb")
-
-
 def chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
     """The bytes of a file, a piece at a time."""
-    with opened(path) as file:
+    with open_file(path) as file:
         while piece := file.read(size):
             yield piece
 
@@ -189,4 +180,4 @@ def label_of(value: object, where: str, field: str) -> int | str:
         return int(value) if _WHOLE.fullmatch(value) else value
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise InputError(f"{where}: {field} {reprlib.repr(value)}, expected a whole number or a class name")
+    raise InputError(f"{where}: {field} {shown(value)}, expected a whole number or a class name")

@@ -1,6 +1,5 @@
 """A task: splits of labelled examples, the recipe of its frozen head, its metric."""
 
-import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,6 +19,7 @@ from pydantic import (
 from taskvec.arguments import checked
 from taskvec.config import Config
 from taskvec.errors import InputError
+from taskvec.reading import shown
 from taskvec.registry import nearest
 from taskvec.tasks.metrics import METRICS
 from taskvec.tasks.source import SOURCES, SPLITS, Rows, Source, SplitName
@@ -147,7 +147,7 @@ class Task(Config):
             raise InputError(f"{self.name}: the data carry no class names; list them under 'classes'")
         if len(found) < 2 or len(set(found)) < len(found):
             raise InputError(
-                f"{self.name}: the classes in the data are {reprlib.repr(found)}, expected several, each once"
+                f"{self.name}: the classes in the data are {shown(found)}, expected several, each once"
             )
         return found
 
@@ -213,16 +213,13 @@ class Task(Config):
             if label in self.labels:
                 return self.labels[label]
             known = ", ".join(map(repr, self.labels))
-            raise InputError(
-                f"{rows.where(row)}: label {reprlib.repr(label)}, expected one of 'labels' ({known})"
-            )
+            raise InputError(f"{rows.where(row)}: label {shown(label)}, expected one of 'labels' ({known})")
         if isinstance(label, int) and 0 <= label < len(classes):
             return classes[label]
         if label in classes:
             return str(label)
         raise InputError(
-            f"{rows.where(row)}: label {reprlib.repr(label)} is outside the {len(classes)} classes "
-            f"of {self.name!r}"
+            f"{rows.where(row)}: label {shown(label)} is outside the {len(classes)} classes of {self.name!r}"
         )
 
 

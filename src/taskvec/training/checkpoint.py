@@ -11,11 +11,22 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError
-from taskvec.reading import open_regular
+from taskvec.reading import open_file
 from taskvec.writing import open_own
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of a parameter."""
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint. Raises: any of a dozen types for a damaged one."""
+    with open_file(path) as file:
+        # torch compresses nothing, and would unpack whatever is.
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in zipfile.ZipFile(file).infolist()):
+            raise ValueError
+        file.seek(0)
+        state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
+    return state
 
 
 class Checkpoint:
@@ -38,29 +49,25 @@ class Checkpoint:
         if self._path is None or not self._path.exists():
             return 0
         try:
-            with os.fdopen(open_regular(self._path), "rb") as file:
-                if any(
-                    entry.compress_type != zipfile.ZIP_STORED for entry in zipfile.ZipFile(file).infolist()
-                ):
-                    raise ValueError  # torch packs nothing, and would unpack anything
-                file.seek(0)
-                state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-            of_another = state["signature"] != self._signature
-            if not of_another:
-                return self._restored(state)
+            state = _load(self._path)
+            if state["signature"] != self._signature:
+                raise InputError(
+                    f"{self._path}: the checkpoint is of another training (settings, data or start differ); "
+                    "remove it to start anew"
+                )
+            return self._take_over(state)
         except InputError:
             raise
         except Exception as error:  # torch reports a damaged archive in many types
             raise InputError(
                 f"{self._path}: damaged training checkpoint ({type(error).__name__}); remove it to start anew"
             ) from None
-        raise InputError(
-            f"{self._path}: the checkpoint is of another training (settings, data or start differ); "
-            "remove it to start anew"
-        )
 
-    def _restored(self, state: Mapping[str, Any]) -> int:
-        """Take over the state; one that does not fit raises something or other."""
+    def _take_over(self, state: Mapping[str, Any]) -> int:
+        """Put the state into leaves and optimizer; nothing is changed if it does not fit.
+
+        Raises: any of a dozen types for a state that does not fit.
+        """
         leaves, step = list(self._leaves.values()), state["step"]
         optimizer = state["optimizer"]
         # Anything may stand where mappings belong; a tensor would even take their keys.

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from taskvec.config import Config
 from taskvec.errors import InputError, KeyMismatch
@@ -173,14 +173,7 @@ def read_settings(path: Path) -> Settings:
         raise InputError(
             f"{path}: no such file, expected the settings of the LoRA adapter beside its weights"
         )
-    try:
-        settings = Settings.model_validate(read_mapping(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(
-            f"{path}: {where!r}: {first['msg'].lower()} (found {shown(first['input'])})"
-        ) from None
+    settings = Settings.parse(str(path), read_mapping(path))
     settings._where = str(path)
     _check_kind(path, settings)
     return settings

@@ -106,9 +106,9 @@ def tied_unsaid(base: Weights, name: str) -> bool:
     """Whether an embedding also serves as the output layer, which has no tensor of its own in the file."""
     config = base.folder / "config.json" if base.folder is not None else None
     if (
-        config is None
+        not _EMBEDDING.search(name)
+        or config is None
         or not config.is_file()
-        or not _EMBEDDING.search(name)
         or any(h in base for h in _HEADS)
     ):
         return False

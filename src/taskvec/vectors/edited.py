@@ -11,7 +11,7 @@ from taskvec.errors import BaseMismatch, InputError, KeyMismatch, NonFinite
 from taskvec.vectors.base import Base
 from taskvec.vectors.checks import check_fits, check_point
 from taskvec.vectors.linear import Origins, Spot, total
-from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, change, open_weights
+from taskvec.weights import TensorSpec, Weights, WeightsLike, change, open_weights
 from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, rounded, short
 
@@ -44,8 +44,6 @@ def apply(
     Raises: BaseMismatch, naming both fingerprints; KeyMismatch if the vector does not fit; NonFinite.
     """
     weights = open_weights(base)
-    if not isinstance(vector, Direction):
-        raise TypeError(f"a task vector is applied, not {type(vector).__name__}; see TaskVector.from_tensors")
     if not math.isfinite(scale):
         raise NonFinite(f"scale: {scale}, expected a finite number")
     if precision not in (torch.float32, torch.float64):

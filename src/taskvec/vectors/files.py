@@ -161,7 +161,7 @@ def _changes(vector: "TaskVector", stored: Weights) -> Mapping[str, Change] | No
     if base is None or stored.changes is None:
         return None
     still = {
-        name: change.joined(
+        name: change.total(
             change.between(block, block)
             for block in (base.read(name, rows) for rows in base.row_blocks(name))
         )

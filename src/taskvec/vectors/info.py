@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, NonNegativeFloat
 
 from taskvec._version import __version__
 from taskvec.config import Config
@@ -26,7 +26,7 @@ def _shape(sizes: tuple[int, ...]) -> tuple[int, ...]:
 Shape = Annotated[tuple[int, ...], AfterValidator(_shape)]
 
 
-class Said(Config):
+class HeaderInfo(Config):
     """What the header of a file says under one of our keys. What later versions say beyond it is ignored."""
 
     model_config = ConfigDict(extra="ignore")
@@ -42,22 +42,19 @@ class Said(Config):
         if not isinstance(content, dict):
             raise CorruptFile(f"{where} is {shown(content)}, expected a mapping; download or write it again")
         try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            what = f"{first['msg'].lower()} (found {shown(first['input'])}); download or write it again"
-            raise CorruptFile(f"{weights.ref}: {field!r} in the header: {what}") from None
+            return cls.parse(where, content)
+        except InputError as error:
+            raise CorruptFile(f"{error}; download or write it again") from None
 
 
-class BaseInfo(Said):
+class BaseInfo(HeaderInfo):
     """The base that a vector was taken from. A fingerprint that is not known is ``None``, never guessed."""
 
     ref: str | None = None
     fingerprint: Annotated[str, Field(max_length=64)] | None = None
 
 
-class CompactInfo(Said):
+class CompactInfo(HeaderInfo):
     """What a file says of the form that its tensors are stored in."""
 
     form: str
@@ -70,7 +67,7 @@ class CompactInfo(Said):
     """The tensors that are stored in parts, with their shapes; the others are stored as they are."""
 
 
-class MaskInfo(Said):
+class MaskInfo(HeaderInfo):
     """What a file says of the masks that it holds beside a unified vector."""
 
     method: str
@@ -79,7 +76,7 @@ class MaskInfo(Said):
     """What the unified vector, masked, is multiplied by for each task."""
 
 
-class VectorInfo(Said):
+class VectorInfo(HeaderInfo):
     """Provenance of a task vector, stored in the header of its file."""
 
     format: Literal[1, 2] = 1
@@ -108,7 +105,7 @@ class VectorInfo(Said):
         return {KEY: self.model_dump_json(exclude_none=True)}
 
 
-class _Version(Said):
+class _Version(HeaderInfo):
     """What is read first: whether the rest can be."""
 
     format: int = 1

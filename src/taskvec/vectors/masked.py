@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from taskvec.arguments import checked, shown
-from taskvec.errors import InputError, NonFinite, UnknownName, WrongType
+from taskvec.arguments import checked
+from taskvec.errors import InputError, NonFinite, UnknownName
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path
 from taskvec.registry import nearest
@@ -256,6 +256,7 @@ def emr(vectors: Mapping[str, TaskVector], *, rescaler: Rescaler = "global") -> 
     )
 
 
+@checked
 def tall_masks(vectors: Mapping[str, TaskVector], *, lam: float | Mapping[str, float] = 0.4) -> MaskedVectors:
     """TALL masks: of the sum of all vectors, the entries that a task needs.
 
@@ -326,8 +327,6 @@ def _rescalers(
 
 
 def _check_tasks(where: str, vectors: Mapping[str, TaskVector]) -> None:
-    if not isinstance(vectors, Mapping) or not all(isinstance(one, TaskVector) for one in vectors.values()):
-        raise WrongType(f"{where}: vectors is {shown(vectors)}, expected mapping of TaskVector")
     if not vectors:
         raise InputError(f"{where}: no task vectors, expected at least one")
     for task in vectors:

@@ -8,7 +8,7 @@ from taskvec.errors import InputError, KeyMismatch
 from taskvec.registry import nearest
 from taskvec.rules.rule import Rule
 from taskvec.rules.statistics import NEEDED
-from taskvec.vectors.info import BaseInfo, Said, VectorInfo
+from taskvec.vectors.info import BaseInfo, HeaderInfo, VectorInfo
 from taskvec.weights import Weights
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ USED: Mapping[str, Kind] = {"fisher": "fisher", "regmean": "gram"}
 """The kind that a rule uses, by its name."""
 
 
-class StatisticsInfo(Said):
+class StatisticsInfo(HeaderInfo):
     """Provenance of statistics, stored in the header of their file."""
 
     format: Literal[1] = 1

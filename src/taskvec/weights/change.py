@@ -19,7 +19,7 @@ _SMALL = 1 << 16  # entries up to which it is not worth while to load a compiler
 
 
 class Change(NamedTuple):
-    """What tensors, or parts of them, went through.
+    """How far tensors, or parts of them, are from what they were.
 
     Attributes:
         entries: how many there are.
@@ -51,20 +51,20 @@ class Change(NamedTuple):
         return math.sqrt(self.distance / self.norm) if self.norm else math.inf
 
     def times(self, factor: float) -> "Change":
-        """That of so many times the entries, of which these are a sample."""
+        """An estimate for ``factor`` times as many entries, of which these are a sample."""
         entries, changed = round(factor * self.entries), round(factor * self.changed)
         return Change(entries, changed, factor * self.distance, factor * self.norm)
 
 
-def joined(changes: Iterable[Change]) -> Change:
+def total(changes: Iterable[Change]) -> Change:
     """The change of several tensors together."""
     return Change(*(sum(column) for column in zip(*changes, strict=True)))
 
 
-def added(totals: dict[str, Change], more: Mapping[str, Change]) -> None:
+def add_to(totals: dict[str, Change], more: Mapping[str, Change]) -> None:
     """Add to the changes of tensors, in place."""
     for name, change in more.items():
-        totals[name] = joined((totals.get(name, Change()), change))
+        totals[name] = total((totals.get(name, Change()), change))
 
 
 def between(before: Tensor, after: Tensor) -> Change:
@@ -74,24 +74,37 @@ def between(before: Tensor, after: Tensor) -> Change:
     Change(entries=2, changed=1, distance=1.0, norm=25.0)
     """
     if before.dtype == after.dtype == torch.bfloat16 and before.numel() > _SMALL:
-        return Change(before.numel(), *_sums_of_bits(_bits(before), _bits(after)))
-    return _measured(before, after, step=False)
+        found = Change(before.numel(), *_sums_of_bits(_bits(before), _bits(after)))
+        return found if _is_exact(found) else _measured(before, after, torch.float64, step=False)
+    return _in_range(before, after, step=False)
 
 
 def step(before: Tensor, delta: Tensor) -> Change:
     """The change that adding ``delta`` is, before it is rounded."""
-    return _measured(before, delta, step=True)
+    return _in_range(before, delta, step=True)
 
 
-def load(dtypes: Iterable[torch.dtype]) -> None:
-    """Have the loops for these dtypes at hand, as before a fork."""
+def warm_up(dtypes: Iterable[torch.dtype]) -> None:
+    """Load, or compile, the loops for these dtypes: once before a fork rather than in every process."""
     for dtype in set(dtypes) & EDITABLE:
         block = torch.zeros(_SMALL + 1, dtype=dtype)
         between(block, block)
 
 
-def _measured(before: Tensor, after: Tensor, *, step: bool) -> Change:
-    wide = torch.float64 if torch.float64 in (before.dtype, after.dtype) else torch.float32
+def _in_range(before: Tensor, after: Tensor, *, step: bool) -> Change:
+    if torch.float64 not in (before.dtype, after.dtype):
+        found = _measured(before, after, torch.float32, step=step)
+        if _is_exact(found):
+            return found
+    return _measured(before, after, torch.float64, step=step)
+
+
+def _is_exact(found: Change) -> bool:
+    """Whether no square, in float32, became infinite (from 1e19 on) or zero (below 1e-23)."""
+    return found.finite and (found.distance > 0 or not found.changed)
+
+
+def _measured(before: Tensor, after: Tensor, wide: torch.dtype, *, step: bool) -> Change:
     if before.numel() <= _SMALL:
         delta = after if step else after.to(wide) - before.to(wide)
         distance, norm = (float(part.double().square().sum()) for part in (delta, before))
@@ -99,11 +112,11 @@ def _measured(before: Tensor, after: Tensor, *, step: bool) -> Change:
     pairs = [(before.reshape(-1), after.reshape(-1))]
     if before.dtype != wide or after.dtype != wide:  # in chunks, as the copies take memory
         pairs = list(zip(*(torch.split(flat, _CHUNK) for flat in pairs[0]), strict=True))
-    total = [0, 0.0, 0.0]
+    sums = [0, 0.0, 0.0]
     for own, other in pairs:
         found = _sums(own.to(wide).numpy(), other.to(wide).numpy(), step)
-        total = [sum(pair) for pair in zip(total, found, strict=True)]
-    return Change(before.numel(), int(total[0]), total[1], total[2])
+        sums = [sum(pair) for pair in zip(sums, found, strict=True)]
+    return Change(before.numel(), int(sums[0]), sums[1], sums[2])
 
 
 def _bits(tensor: Tensor) -> NDArray[np.uint16]:

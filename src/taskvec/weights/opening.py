@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from taskvec.errors import InputError
+from taskvec.errors import InputError, WrongType
 from taskvec.reading import exists, local_path
 from taskvec.weights import hub
 from taskvec.weights.pickled import PICKLES, PickledWeights
@@ -41,13 +41,13 @@ def open_weights(ref: WeightsLike) -> Weights:
     if isinstance(ref, Weights):
         return ref
     if isinstance(ref, Direction):
-        raise TypeError("a task vector is a direction, not weights; add it to a base first")
+        raise WrongType("a task vector is a direction, not weights; add it to a base first")
     if isinstance(ref, nn.Module):
         return MemoryWeights(type(ref).__name__, ref.state_dict())
     if isinstance(ref, Mapping):
         return MemoryWeights("weights in memory", dict(ref))
     if not isinstance(ref, str | Path):
-        raise TypeError(f"weights are a path, a hub id, a module or a mapping, not {type(ref).__name__}")
+        raise WrongType(f"weights are a path, a hub id, a module or a mapping, not {type(ref).__name__}")
     return _open_path(str(ref))
 
 

@@ -278,8 +278,8 @@ class Weights(Mapping[str, Tensor], ABC):
         if self.frozen and self._fingerprint is None and self.tally is None:
             self.tally = Tally()
 
-    def written(self, digests: Mapping[str, bytes], changes: Mapping[str, Change]) -> None:
-        """Keep what is known once all tensors have been written: a fingerprint from then on is free."""
+    def keep_outcome(self, digests: Mapping[str, bytes], changes: Mapping[str, Change]) -> None:
+        """Keep what writing all tensors has told: what changed, and with the digests the fingerprint."""
         self.changes = changes
         if self.frozen:
             self._fingerprint, self.tally = folded(digests), None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError, TaskvecError
-from taskvec.reading import open_regular, parse_json, shown
+from taskvec.reading import open_regular, parse_json, reason, shown
 from taskvec.weights.dtypes import CODES, HEADER_LIMIT, raw_bytes
 from taskvec.weights.source import TensorSpec, Weights, row_count, row_size, rows_of, rows_shape
 
@@ -65,8 +65,7 @@ class StoredWeights(Weights):
         try:
             whole = _fill(self._handle, raw_bytes(tensor), place)
         except OSError as error:  # of the input: not to be taken for one of an output being written
-            what = (error.strerror or str(error)).lower()
-            raise TaskvecError(f"{self.ref}: could not be read ({what}) inside {name!r}") from error
+            raise TaskvecError(f"{self.ref}: could not be read ({reason(error)}) inside {name!r}") from error
         if not whole:
             raise CorruptFile(f"{self.ref}: ends inside {name!r}; was it written to since it was opened?")
         return tensor
@@ -87,8 +86,7 @@ def file_identity(path: Path) -> tuple[str, int, int, int, int]:
     try:
         stat = path.stat()
     except OSError as error:
-        what = (error.strerror or str(error)).lower()
-        raise InputError(f"{path}: could not be read ({what}); was it removed meanwhile?") from None
+        raise InputError(f"{path}: could not be read ({reason(error)}); was it removed meanwhile?") from None
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 

@@ -122,7 +122,7 @@ def stream(
     """
     for path, shard in shards.items():
         _begin(path, shard)
-    with within(memory / 2):
+    with within(memory / 2):  # the other half is for the blocks that are read meanwhile
         weights.prepare()
     give_back()
     workers = processes if processes > 1 else threads
@@ -138,7 +138,7 @@ def stream(
         with _alone(memory / workers), closing(_Files()) as files:
             for part in numbers:
                 for number in range(firsts[part], firsts[part + 1]):
-                    with gate.holding(number, locks) as left, within(left):
+                    with gate.holding(number, locks) as spare, within(spare):
                         done = _write(weights, spans[number], files, allow_nonfinite)
                     yield number, done
 
@@ -151,7 +151,7 @@ def stream(
         first = min(spans, key=lambda span: span.size).blocks[0]
         _, changed = weights.read_with_change(first.name, first.rows)
         if changed is not None:
-            change.load(weights.spec(name).dtype for name in waiting)
+            change.warm_up(weights.spec(name).dtype for name in waiting)
     run = in_processes if processes > 1 else in_threads
     inputs = weights.inputs if processes > 1 else ()
     with closing(run(work, len(parts), workers, inputs)) as results:
@@ -163,7 +163,7 @@ def stream(
                 _settle(span.path)
                 unsettled = 0
             outcome.tally.merge(tally)
-            change.added(outcome.changes, changes)
+            change.add_to(outcome.changes, changes)
             for name, count in bad.items():
                 outcome.bad[name] = outcome.bad.get(name, 0) + count
             for name in span.names:
@@ -251,7 +251,7 @@ def _write(weights: Weights, span: Span, files: "_Files", allow_nonfinite: bool)
     for name, rows, place, _ in span.blocks:
         block, changed = weights.read_with_change(name, rows)
         if changed is not None:
-            change.added(changes, {name: changed})
+            change.add_to(changes, {name: changed})
         count = 0 if changed is not None and changed.finite else nonfinite_count(block)
         if count:
             bad[name] = bad.get(name, 0) + count
@@ -289,7 +289,7 @@ class _Gate:
 
     @contextmanager
     def holding(self, number: int, locks: Locks) -> Iterator[float]:
-        """Wait for the shares of a span; the bytes of them that it can do without."""
+        """Wait for the shares of a span; gives the bytes of them that computing it does not need."""
         shares = self._shares[number]
         with locks.turn:
             for _ in range(shares):
@@ -304,7 +304,7 @@ class _Gate:
 
 
 def _usual(spans: Sequence[Span], costs: Sequence[int]) -> int:
-    """Bytes that half of the data can be computed with, span by span."""
+    """The median cost of a span, weighted by size: half of the data can be computed with that."""
     half, done = sum(span.size for span in spans) / 2, 0
     for cost, size in sorted(zip(costs, (span.size for span in spans), strict=True)):
         done += size

@@ -127,7 +127,7 @@ def save_weights(
             raise NonFinite(nonfinite_message(source.ref, outcome.bad))
         for place in places.keys() - left.keys():
             outcome.changes |= _changes(source, place)
-        source.written(journal.digests(), outcome.changes)
+        source.keep_outcome(journal.digests(), outcome.changes)
         if not single:
             beside.write(work)
             _write_index(work, shards)
@@ -145,7 +145,7 @@ def _changes(weights: Weights, shard: Path) -> dict[str, Change]:
             for rows in weights.row_blocks(name):
                 changed = weights.change_to(name, rows, made.read(name, rows))
                 if changed is not None:
-                    change.added(found, {name: changed})
+                    change.add_to(found, {name: changed})
     return found
 
 

@@ -61,7 +61,7 @@ class Part:
         return edited
 
     def distances(self) -> list[str]:
-        """What is to be said of sources that are further from the base, or the first, than fine-tuning leads.
+        """Notes on sources that are further from the base, or the first, than fine-tuning leads.
 
         Other layers of a model are as far away as any, and meant.
         """

@@ -1,6 +1,5 @@
 """The built-in dual encoder as a backbone."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +23,7 @@ from taskvec.models.builtin.network import (
     pixels,
     word_numbers,
 )
-from taskvec.reading import open_regular, printable, read_mapping
+from taskvec.reading import check_regular, printable, read_mapping
 
 FOLDER = Path(__file__).parent / "model"
 """The checkpoint that comes with the package: config.json and model.safetensors."""
@@ -86,7 +85,7 @@ def load(ref: str | Path) -> BuiltinBackbone:
     try:
         config = _read_config(folder)
         file = folder / "model.safetensors"
-        os.close(open_regular(file))
+        check_regular(file)
         # Without memory of its own: what a configuration asks for is had once the weights have it.
         with torch.device("meta"):
             network = DualEncoder(len(config.vocabulary), Shape(**dict(config.shape)))

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from taskvec.errors import InputError, MissingExtra
-from taskvec.reading import check_inside
+from taskvec.reading import check_inside, is_folder, open_file
 from taskvec.registry import nearest
-from taskvec.tasks.source import Rows, Source, SplitName, expanded, label_of, one_sentence, opened, text_of
-from taskvec.tasks.sources.images import ImageFolder, LazyImages, Pixels, decoded, is_folder, readable
+from taskvec.tasks.source import Rows, Source, SplitName, expanded, label_of, one_sentence, text_of
+from taskvec.tasks.sources.images import ImageFolder, LazyImages, Pixels, decode, readable
 
 
 def _usual_splits() -> dict[SplitName, str]:
@@ -95,8 +95,9 @@ class Hub(Source):
             raise MissingExtra(
                 f"{self.id}: the package datasets is not installed; pip install 'taskvec[data]'"
             ) from None
-        for path in self._strange():
-            raise InputError(f"{path}: is no plain file, and reading it could wait forever; take it out")
+        strange = next(self._strange(), None)
+        if strange is not None:
+            raise InputError(f"{strange}: is no plain file, and reading it could wait forever; take it out")
         place = str(self._home) if self._home else self.id
         remedy = (
             f"; or put the images into {self.local}/train/<class>/ and /test/<class>/" if self.local else ""
@@ -105,7 +106,7 @@ class Hub(Source):
             return datasets.load_dataset(place, self.config, split=self.splits[split], revision=self.revision)
 
     def _strange(self) -> Iterator[Path]:
-        """What the library would open though it is no file."""
+        """Entries of the folder that the library would open though they are no plain files."""
         for place, _, names in os.walk(self._home) if self._home else ():
             yield from (path for name in names if not (path := Path(place, name)).is_file())
 
@@ -139,14 +140,14 @@ class Hub(Source):
     def _image(self, value: Any, where: str) -> Pixels:
         match value:
             case {"bytes": bytes(content)}:
-                return decoded(BytesIO(content), where)
+                return decode(BytesIO(content), where)
             case {"path": str(name)}:
                 import datasets
 
                 path = Path(name)
                 check_inside(path, self._home or Path(datasets.config.HF_CACHE_HOME))
-                with opened(path) as file:
-                    return decoded(file, where)
+                with open_file(path) as file:
+                    return decode(file, where)
         raise InputError(f"{where}: no image there")
 
     def _where(self, split: str, place: int) -> str:

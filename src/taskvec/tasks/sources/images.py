@@ -17,9 +17,9 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import Field
 
-from taskvec.config import shortened
 from taskvec.errors import InputError, MissingExtra
-from taskvec.tasks.source import Rows, Source, SplitName, chunks, most_unpacked, one_sentence, opened
+from taskvec.reading import is_folder, open_file, shortened
+from taskvec.tasks.source import Rows, Source, SplitName, chunks, most_unpacked, one_sentence
 
 Pixels = NDArray[np.uint8]
 
@@ -49,7 +49,7 @@ class LazyImages(Sequence[Any]):
         return self._read(self._places[at])
 
 
-def decoded(file: BinaryIO, where: str) -> Pixels:
+def decode(file: BinaryIO, where: str) -> Pixels:
     """The first picture in a file as an array (H, W, 3), uint8.
 
     Raises: InputError for a file that is damaged, no picture, or larger than ``PIL.Image.MAX_IMAGE_PIXELS``.
@@ -259,21 +259,13 @@ class _Archive:
 
 @contextmanager
 def _archive(path: Path) -> Iterator[_Archive]:
-    with opened(path) as file:
+    with open_file(path) as file:
         with one_sentence(f"{path}: not a numpy archive"):
             archive = zipfile.ZipFile(file)
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
             if len(members) < len(archive.infolist()):
                 raise ValueError("two arrays of one name")
         yield _Archive(path, archive, members)
-
-
-def is_folder(path: Path) -> bool:
-    """Whether there is a folder to look into."""
-    try:
-        return path.is_dir()
-    except OSError:  # a name too long, or nothing that may be looked at
-        return False
 
 
 def _folders(split: Path) -> list[Path]:
@@ -311,5 +303,5 @@ def _label(folder: str) -> int | str:
 
 
 def _picture(path: Path) -> Pixels:
-    with opened(path) as file:
-        return decoded(file, str(path))
+    with open_file(path) as file:
+        return decode(file, str(path))

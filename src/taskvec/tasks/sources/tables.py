@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import reprlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from io import TextIOWrapper
@@ -14,7 +13,7 @@ import xxhash
 from pydantic import Field, model_validator
 
 from taskvec.errors import InputError, MissingExtra
-from taskvec.reading import parse_json
+from taskvec.reading import open_file, parse_json, shown
 from taskvec.registry import nearest
 from taskvec.tasks.source import (
     SPLITS,
@@ -27,7 +26,6 @@ from taskvec.tasks.source import (
     most_unpacked,
     numbered,
     one_sentence,
-    opened,
     text_of,
 )
 
@@ -105,8 +103,7 @@ class Table(Source):
         found = str(_field(row, self.split, where))
         if not self.splits and found not in SPLITS:
             raise InputError(
-                f"{where}: {self.split} {reprlib.repr(found)}, expected {', '.join(SPLITS)}; "
-                "name it under 'splits'"
+                f"{where}: {self.split} {shown(found)}, expected {', '.join(SPLITS)}; name it under 'splits'"
             )
         return found
 
@@ -199,7 +196,7 @@ class Parquet(Table):
 def _lines(path: Path) -> Iterator[str]:
     """Lines of a text, which may be packed by gzip."""
     left = most_unpacked(path.stat().st_size)
-    with one_sentence(f"{path}: cannot be read to its end"), opened(path) as held:
+    with one_sentence(f"{path}: cannot be read to its end"), open_file(path) as held:
         # utf-8-sig: spreadsheets put a byte order mark before the first column.
         unpacked = gzip.GzipFile(fileobj=held) if path.suffix == ".gz" else held
         file = TextIOWrapper(unpacked, encoding="utf-8-sig", newline="")
