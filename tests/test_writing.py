@@ -155,3 +155,41 @@ def test_a_text_is_replaced_and_not_what_a_link_in_its_place_leads_to(treasure: 
     replace_text(tmp_path / "report.md", "new")
     assert (tmp_path / "report.md").read_text() == "new" and not (tmp_path / "report.md").is_symlink()
     assert content(treasure) == before
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_pipes_and_devices_are_never_replaced(force: bool, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out")
+    with pytest.raises(OutputExists, match="is a pipe, which is never replaced"):
+        save_weights(STATE, tmp_path / "out", force=force)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_somebody_put_into_an_output_is_named_when_it_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = save_weights(STATE, tmp_path / "out")
+    save_weights({"b": torch.ones(2)}, out, force=True)
+    assert not caplog.records
+    (out / "gguf").mkdir()
+    (out / "gguf" / "model.gguf").write_text("precious")
+    with pytest.raises(OutputExists):
+        save_weights(STATE, out)
+    assert (out / "gguf" / "model.gguf").read_text() == "precious"
+    save_weights(STATE, out, force=True)
+    [record] = caplog.records
+    assert "'gguf/model.gguf' goes with what is replaced" in record.message
+
+
+def test_a_foreign_working_folder_is_not_said_to_hold_finished_shards(treasure: Path, tmp_path: Path) -> None:
+    treasure.rename(tmp_path / ".out.partial")
+    with pytest.raises(InputError, match="did not write") as refused:
+        write(tmp_path, resume=True)
+    assert "--resume" not in str(refused.value)
+
+
+def test_pipes_beside_weights_are_refused_and_not_left_out(tmp_path: Path) -> None:
+    base = save_weights(STATE, tmp_path / "base")
+    os.mkfifo(base / "tokenizer.json")
+    with pytest.raises(InputError, match=r"tokenizer\.json: is a pipe"):
+        save_weights(open_weights(base), tmp_path / "out")

@@ -353,3 +353,12 @@ def test_vectors_that_hold_different_tensors_combine() -> None:
     assert torch.equal(combine("ties", [one, two], keep=1.0, merge="sum")["b"], torch.ones(3))
     with pytest.raises(KeyMismatch, match=r"'a' has shape \(3,\), expected \(2,\)"):
         one + TaskVector.from_tensors({"a": torch.ones(3)}, None)
+
+
+def test_tensors_that_are_left_out_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    base = {"a": torch.zeros(3)}
+    tuned = {"a": torch.ones(3), "head": torch.ones(2)}
+    assert list(TaskVector.between(base, tuned, on_extra="drop")) == ["a"]
+    assert [record.message for record in caplog.records] == [
+        "weights in memory: 'head' is left out, as the base lacks it"
+    ]

@@ -150,8 +150,7 @@ class _Lines:
         now = time.monotonic()
         if done >= total or now - self._last >= 10:
             self._last = now
-            sys.stderr.write(f"{printable(label)}: {done}/{total} {_said(facts)}".rstrip() + "\n")
-            sys.stderr.flush()
+            say_line(f"{label}: {done}/{total} {_said(facts)}")
 
 
 def _said(facts: Mapping[str, Any]) -> str:

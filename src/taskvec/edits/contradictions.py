@@ -110,7 +110,7 @@ def _depth(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
     """
     found = sorted(depths(model).values(), reverse=True)
     stacks = Counter(found if len(found) <= 2 else found[:1])
-    said = Counter(value for key, value in _flat(config) if _last(key) in _DEPTHS and isinstance(value, int))
+    said = Counter(value for key, value in _flat(config) if _last(key) in _DEPTHS and type(value) is int)
     more = config.get(_MORE_LAYERS)
     if isinstance(more, int) and stacks & Counter(depth + more for depth in said):
         return
@@ -294,7 +294,9 @@ def _of_distance(name: str, base: Weights, vector: TaskVector) -> Iterator[str]:
             "model; was it fine-tuned from another?"
         )
         return
-    others = sorted(found.relative for found in seen.values())[len(seen) // 4]
+    # Of those that moved, as an adapter leaves most as they are.
+    moved = sorted(found.relative for found in seen.values() if found.distance)
+    others = moved[len(moved) // 4] if moved else 0.0
     far = {t: found.relative for t, found in seen.items() if found.relative > max(FAR, APART * others)}
     if far:
         tensor = max(far, key=far.__getitem__)

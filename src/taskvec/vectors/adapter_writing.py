@@ -23,7 +23,7 @@ from taskvec.vectors.files import is_changed
 from taskvec.vectors.lowrank import factoring_bytes, leading
 from taskvec.weights import save_weights
 from taskvec.weights.dtypes import EDITABLE, nonfinite_count, short
-from taskvec.weights.staging import MANIFEST, check_space, check_target, staged
+from taskvec.weights.staging import MANIFEST, check_space, check_target, files_in, staged
 from taskvec.weights.writer import nonfinite_message
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def save_adapter(
     with staged(target, folder=True, force=force, inputs=vector.files) as work:
         save_weights(factors, work / "adapter_model.safetensors")
         _write_json(work / "adapter_config.json", _config(vector, chosen, turned, rank))
-        _write_json(work / MANIFEST, _manifest(vector, made, only, task))
+        _write_json(work / MANIFEST, {**_manifest(vector, made, only, task), "files": files_in(work)})
     return made
 
 

@@ -1,5 +1,6 @@
 """LoRA adapters as directions: for every layer a product of two thin matrices, computed by rows."""
 
+import logging
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
@@ -26,6 +27,8 @@ from taskvec.vectors.sources import Source, computing
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
 from taskvec.weights.source import row_blocks, rows_of
+
+_log = logging.getLogger(__name__)
 
 _KEPT = 8
 """Layers whose factors stay in memory: a few for every thread."""
@@ -122,6 +125,7 @@ class Adapter(Source):
             name = names[own]
             if name not in base:
                 if isinstance(piece, Saved) and drop:
+                    _log.warning("%s: %r is left out, as the base lacks it", self.ref, own)
                     continue
                 raise KeyMismatch(f"{self.ref}: {foreign(own, piece, base)}")
             if isinstance(piece, Saved) and same(self.weights, piece.key, base, name):

@@ -1,5 +1,6 @@
 """Whether two sets of weights, or a vector and a base, fit together; and in which words they do not."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -13,6 +14,8 @@ from taskvec.weights.dtypes import EDITABLE, raw_bytes, short
 
 OnExtra = Literal["error", "drop"]
 OnMissing = Literal["error", "zero"]
+
+_log = logging.getLogger(__name__)
 
 _VOCABULARY = re.compile(r"emb|wte|lm_head|shared|vocab|decoder|predictions")
 
@@ -32,6 +35,8 @@ def editable_names(base: Weights, tuned: Weights, *, on_extra: OnExtra, on_missi
             f"{where}: {extra[0]!r} found, expected no such tensor as the base lacks it{_more(extra)}; "
             f"{_prefix_hint(base, tuned) or 'leave such tensors out with on_extra=drop (--on-extra drop)'}"
         )
+    if extra:
+        _log.warning("%s: %r is left out, as the base lacks it%s", where, extra[0], _more(extra))
     missing = [name for name in base if name not in tuned and _counts(base.spec(name))]
     if missing and on_missing == "error":
         raise KeyMismatch(
@@ -159,7 +164,7 @@ def _vocabulary(names: Sequence[str], found: Mapping[str, TensorSpec], base: Wei
         if have and have[1:] == want[1:] and _VOCABULARY.search(name):
             return (
                 f"; vocabularies of {have[0]} and {want[0]} tokens: resize the embeddings to one size, "
-                "or match their tokens (--vocab base)"
+                "or match their tokens (--vocab base, tokenizer_source in mergekit's YAML)"
             )
     return ""
 

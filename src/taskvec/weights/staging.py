@@ -7,8 +7,10 @@ is a link, another user's, or holds what no run writes is refused, and nothing i
 """
 
 import fcntl
+import logging
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,7 +18,10 @@ from pathlib import Path
 from types import TracebackType
 
 from taskvec.errors import DiskFull, InputError, OutputExists
+from taskvec.reading import describe, read_mapping
 from taskvec.writing import flush, open_own_folder, remove
+
+_log = logging.getLogger(__name__)
 
 MANIFEST = "taskvec.json"
 
@@ -58,7 +63,7 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
         resume: bool = False,
     ) -> None:
         self.target, self.partial = target, target.parent / f".{target.name}.partial"
-        self.keep = False
+        self.keep, self._touched = False, True
         self._folder, self._force, self._inputs, self._resume = folder, force, tuple(inputs), resume
         self._work = self.partial / target.name
         self._aside = self.partial / ("old" if target.name == "replaced" else "replaced")
@@ -67,12 +72,17 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
 
     def __enter__(self) -> Path:
         self._check()
+        if foreign := _foreign(self.target):
+            _log.warning(
+                "%s: %r goes with what is replaced, though taskvec did not write it (%d more)",
+                *(self.target, foreign[0], len(foreign) - 1),
+            )
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self._handle = self._lock.enter_context(_locked(self.partial, self.target))
         try:
             self._clear()
         except BaseException:
-            self.keep |= self._resume and any(self.partial.iterdir())
+            self.keep = self._touched and self._resume and any(self.partial.iterdir())
             self._leave()
             raise
         return self._work
@@ -80,7 +90,7 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
     def _check_ours(self) -> None:
         foreign = sorted({path.name for path in self.partial.iterdir()} - set(self._ours))
         if foreign:
-            self.keep = True
+            self._touched = False
             raise InputError(
                 f"{self.partial}: holds {foreign[0]!r}, which taskvec did not write, and taskvec works under "
                 "that name; move it away, or choose another output"
@@ -119,7 +129,7 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
 
     def _leave(self) -> None:
         with suppress(OSError):
-            if not self.keep and self._still_ours():
+            if self._touched and not self.keep and self._still_ours():
                 for name in self._ours:
                     remove(self.partial / name)
                 self.partial.rmdir()
@@ -135,6 +145,8 @@ def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
 
     Raises: OutputExists; InputError for a name that no disk takes, or that leaves no room for a hidden one.
     """
+    if not target.name:
+        raise InputError("an empty name of an output; give it one")
     if len(os.fsencode(target.name)) > LONGEST:
         raise InputError(f"{target}: the name is longer than {LONGEST} bytes; choose a shorter one")
     resolved = target.resolve()
@@ -143,12 +155,33 @@ def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
             raise OutputExists(f"{target}: is an input of this very edit ({path}); choose another output")
     if not os.path.lexists(target):
         return
+    found = target.lstat()
+    if not (target.is_symlink() or stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise OutputExists(f"{target}: is {describe(found)}, which is never replaced; choose another output")
     if not force:
         raise OutputExists(f"{target}: exists already; --force (force=True) replaces it")
     if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
         raise OutputExists(
             f"{target}: a folder without {MANIFEST}, so not written by taskvec; remove it yourself"
         )
+
+
+def files_in(folder: Path) -> list[str]:
+    """All that a manifest says was written into a folder, the manifest included."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    return sorted(found | {MANIFEST})
+
+
+def _foreign(target: Path) -> list[str]:
+    """Files in a folder of ours that its manifest does not list; none known if it has no list."""
+    if target.is_symlink() or not target.is_dir() or not (target / MANIFEST).is_file():
+        return []
+    try:
+        listed = read_mapping(target / MANIFEST).get("files")
+    except InputError:
+        return []
+    known = set(map(str, listed)) if isinstance(listed, list) else None
+    return [] if known is None else [file for file in files_in(target) if file not in known]
 
 
 def check_space(target: Path, needed: int) -> None:

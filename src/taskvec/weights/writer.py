@@ -13,7 +13,7 @@ from taskvec._version import __version__
 from taskvec.arguments import checked
 from taskvec.errors import CorruptFile, InputError, NonFinite, TaskvecError
 from taskvec.progress import Watch, unwatched
-from taskvec.reading import check_inside, copy_regular, inside, local_path, read_json
+from taskvec.reading import check_inside, check_regular, copy_regular, inside, local_path, read_json
 from taskvec.weights import change
 from taskvec.weights.change import Change
 from taskvec.weights.journal import Journal
@@ -21,7 +21,7 @@ from taskvec.weights.opening import WeightsLike, open_weights
 from taskvec.weights.pickled import PICKLES
 from taskvec.weights.plan import Shard, plan_shards
 from taskvec.weights.source import Weights, folded
-from taskvec.weights.staging import MANIFEST, check_space, check_target, staged
+from taskvec.weights.staging import MANIFEST, check_space, check_target, files_in, staged
 from taskvec.weights.stored import StoredWeights, file_identity
 from taskvec.weights.streaming import Outcome, stream
 from taskvec.writing import flush
@@ -132,7 +132,11 @@ def save_weights(
             beside.write(work)
             _write_index(work, shards)
             said = manifest() if callable(manifest) else manifest or {}
-            facts = {"created_by": f"taskvec {__version__}", "fingerprint": folded(journal.digests())}
+            facts = {
+                "created_by": f"taskvec {__version__}",
+                "fingerprint": folded(journal.digests()),
+                "files": files_in(work),
+            }
             _write_json(work / MANIFEST, {**facts, **said})
     return target
 
@@ -218,12 +222,13 @@ def side_files_of(folder: Path | None) -> list[tuple[Path, Path]]:
     found = [
         file
         for file in sorted(folder.iterdir())
-        if file.is_file() and file.suffix in _COPIED and not _is_ours(file.name)
+        if file.suffix in _COPIED and not _is_ours(file.name) and not file.is_dir()
     ]
     for module in _module_folders(folder):
-        found += sorted(file for file in module.rglob("*") if file.is_file())
+        found += sorted(file for file in module.rglob("*") if not file.is_dir())
     for file in found:
         check_inside(file, folder)
+        check_regular(file)
     return [(file, file.relative_to(folder)) for file in dict.fromkeys(found)]
 
 

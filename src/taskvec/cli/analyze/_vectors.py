@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from taskvec.cli._common import distinct, say
+from taskvec.cli._common import distinct
+from taskvec.cli._standard import say_line
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def by_regime(paths: Sequence[str]) -> "Regimes":
         origin[regime, task] = path
         found.setdefault(regime, {})[task] = vector
     if left_out:
-        say([f"left out, not a plain vector of one task: {', '.join(left_out)}"])
+        say_line(f"left out, not a plain vector of one task: {', '.join(left_out)}")
     if not found:
         raise InputError("vectors: none is of a single task; train some with: taskvec train")
     return found
