@@ -337,3 +337,21 @@ def test_listing_models_does_not_import_torch() -> None:
         "import sys, taskvec.models.known; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("num_hidden_layers", 10**18, "num_hidden_layers is 1000000000000000000, and the weights have"),
+        ("vocab_size", 10**9, "describes a model of"),
+    ],
+)
+def test_a_config_of_a_much_larger_model_is_refused_before_it_is_made(
+    key: str, value: int, what: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(InputError, match=what):
+        load_backbone(str(folder))

@@ -1,5 +1,6 @@
 """Checkpoint folders in the transformers layout, local or on the hub."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ _WEIGHTS = (
 """In the order in which transformers looks for them."""
 
 _WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+
+_LAYERS = re.compile(r"(num|n)_(hidden_|decoder_)?layers?$|(encoder|decoder)_layers$|depth$")
 
 _MORE = 4
 """Parameters for each byte of weights that a config may describe: none has fewer than two bits."""
@@ -144,7 +147,7 @@ def load_network(kind: Any, ref: str) -> Any:
     Raises: InputError, CorruptFile, UnsafeFile, one line that names the file which is to blame.
     """
     if is_folder(ref):
-        tensor_names(Path(ref))
+        _check_layers(Path(ref), len(tensor_names(Path(ref))))
         _check_size(kind, Path(ref))
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
@@ -161,6 +164,22 @@ def load_network(kind: Any, ref: str) -> Any:
             "take the config.json that belongs to the weights"
         )
     return network
+
+
+def _check_layers(folder: Path, tensors: int) -> None:
+    """Refuse a config.json of more layers than there are tensors: they are made one by one, without end.
+
+    Raises: InputError.
+    """
+    config = read_mapping(folder / "config.json")
+    inner = (config.get(part) for part in ("text_config", "vision_config"))
+    for part in (config, *(found for found in inner if isinstance(found, dict))):
+        for key, value in part.items():
+            if _LAYERS.search(key) and isinstance(value, int) and value > tensors:
+                raise InputError(
+                    f"{folder}/config.json: {key} is {value}, and the weights have {tensors} tensors; "
+                    "take the config.json that belongs to them"
+                )
 
 
 def _check_size(kind: Any, folder: Path) -> None:
