@@ -145,8 +145,6 @@ def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
 
     Raises: OutputExists; InputError for a name that no disk takes, or that leaves no room for a hidden one.
     """
-    if not target.name:
-        raise InputError("an empty name of an output; give it one")
     if len(os.fsencode(target.name)) > LONGEST:
         raise InputError(f"{target}: the name is longer than {LONGEST} bytes; choose a shorter one")
     resolved = target.resolve()
