@@ -14,7 +14,7 @@ from pathlib import Path
 from taskvec.errors import InputError
 from taskvec.reading import describe
 
-_REMEDY = "remove it, or choose another output"
+_REMEDY = "move it away, or choose another output"
 
 
 def open_own(path: Path, *, fresh: bool = False) -> int:

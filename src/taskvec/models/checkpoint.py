@@ -31,6 +31,7 @@ _WEIGHTS = (
 _WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 _LAYERS = re.compile(r"(num|n)_(hidden_|decoder_)?layers?$|(encoder|decoder)_layers$|depth$")
+"""Settings that say how many layers there are, each of which has a tensor at least, or shares those of one."""
 
 _MORE = 4
 """Parameters for each byte of weights that a config may describe: none has fewer than two bits."""

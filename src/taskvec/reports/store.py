@@ -109,7 +109,7 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in map(self.folder.joinpath, MADE):
             if path.is_symlink() and not fresh:
-                raise InputError(f"{path}: is a link, and a run writes under that name; remove it")
+                raise InputError(f"{path}: is a link, and a run writes under that name; move it away")
         os.close(open_own(self._path))
         with os.fdopen(open_own(self.folder / ".lock"), "rb") as file:
             try:
