@@ -31,7 +31,10 @@ _WEIGHTS = (
 _WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 _LAYERS = re.compile(r"(num|n)_(hidden_|decoder_)?layers?$|(encoder|decoder)_layers$|depth$")
-"""Settings that say how many layers there are, each of which has a tensor at least, or shares those of one."""
+"""Settings that say how many layers there are."""
+
+_SHARED = 1000
+"""Layers that may share their tensors, as those of ALBERT do; others have one at least."""
 
 _MORE = 4
 """Parameters for each byte of weights that a config may describe: none has fewer than two bits."""
@@ -176,7 +179,7 @@ def _check_layers(folder: Path, tensors: int) -> None:
     inner = (config.get(part) for part in ("text_config", "vision_config"))
     for part in (config, *(found for found in inner if isinstance(found, dict))):
         for key, value in part.items():
-            if _LAYERS.search(key) and isinstance(value, int) and value > tensors:
+            if _LAYERS.search(key) and isinstance(value, int) and value > max(tensors, _SHARED):
                 raise InputError(
                     f"{folder}/config.json: {key} is {value}, and the weights have {tensors} tensors; "
                     "take the config.json that belongs to them"
