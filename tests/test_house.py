@@ -17,7 +17,7 @@ GROUND = {
     *("reading", "registry", "selection", "substitution", "writing"),
 }
 EDITING = {"weights", "rules", "vectors", "edits"}
-LEARNING = {"models", "tangent", "tasks", "training"}
+LEARNING = {"models", "tangent", "tasks", "statistics", "training"}
 ABOVE = {"evaluation", "analysis", "experiments"}
 
 # What each part of the house may import, beside the ground and itself.
@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vectors": {"weights", "rules"},
     "edits": {"weights", "rules", "vectors"},
     "tasks": {"models"},
-    "training": {"models", "tangent", "tasks", "vectors", "rules"},
+    "statistics": {"models", "tangent", "tasks"},
+    "training": {"models", "tangent", "tasks", "statistics", "vectors", "rules"},
     "evaluation": EDITING | LEARNING,
     "analysis": EDITING | LEARNING | {"evaluation"},
     "experiments": EDITING | LEARNING | {"evaluation", "analysis", "reports"},

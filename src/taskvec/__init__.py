@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from taskvec.analysis.disentanglement import disentanglement
     from taskvec.analysis.gradients import gradient_equivalence
     from taskvec.analysis.linearity import linearity_gap
-    from taskvec.analysis.statistics import fisher, gram
     from taskvec.edits.opening import open_recipe, save_merge
     from taskvec.evaluation.addition import addition, single_task
     from taskvec.evaluation.analogy import analogy
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from taskvec.models.loading import load_backbone
     from taskvec.models.selection import select
     from taskvec.rules import RULES
+    from taskvec.statistics.fisher import fisher
+    from taskvec.statistics.gram import gram
     from taskvec.tangent.linearization import Linearization
     from taskvec.tangent.linearize import TangentModel, linearize
     from taskvec.tangent.ntk.kernel import ntk
@@ -99,8 +100,8 @@ _HOME = {
     "disentanglement": "analysis.disentanglement",
     "gradient_equivalence": "analysis.gradients",
     "linearity_gap": "analysis.linearity",
-    "fisher": "analysis.statistics",
-    "gram": "analysis.statistics",
+    "fisher": "statistics.fisher",
+    "gram": "statistics.gram",
 }
 
 __all__ = [

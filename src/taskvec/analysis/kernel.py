@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
+from taskvec.evaluation.points import dense_deltas
 from taskvec.models.backbone import Backbone
 from taskvec.models.heads import Head
 from taskvec.progress import Watch, unwatched
 from taskvec.selection import matching
 from taskvec.tangent.ntk import Mode, ntk
 from taskvec.tasks.source import SplitName
-from taskvec.vectors import TaskVector, apply
-from taskvec.weights import open_weights
+from taskvec.vectors import TaskVector
 
 CARRIED = 0.95
 """Share of the solution's energy on its own data that the eigenfunctions called *carrying* hold."""
@@ -300,18 +300,16 @@ def _parameters(evaluator: Evaluator, params: str) -> list[str]:
 
 def _drawn(evaluator: Evaluator, task: str, split: SplitName, settings: Settings) -> tuple[list[Any], Tensor]:
     """Some examples of a split, drawn by the seed: inputs and labels."""
-    rows = evaluator.split(task, split)
-    draws = torch.Generator().manual_seed(settings.seed)
-    places = torch.randperm(len(rows), generator=draws)[: settings.samples]
-    return rows.take(places), rows.labels[places]
+    rows = evaluator.split(task, split).draw(settings.samples, settings.seed)
+    return list(rows.inputs), rows.labels
 
 
 def _tangents(
     evaluator: Evaluator, vector: TaskVector, data: Mapping[str, dict[str, Tensor]]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Features f0 and their derivative J tau along a vector."""
-    apply(open_weights(evaluator.backbone.source), vector)  # lazy: only refuses a vector of another base
-    tau = {n: vector[n].float() for n in vector if n in evaluator.pretrained and vector.terms_at(n)}
+    [deltas] = dense_deltas(evaluator.backbone, [vector])
+    tau = {name: delta.float() for name, delta in deltas.items()}
     found = {}
     for name, inputs in data.items():
         value, [slope] = evaluator.linearized.jvps([tau], inputs)

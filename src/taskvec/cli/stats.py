@@ -66,9 +66,11 @@ def stats(
     seed
         Draws the inputs, and sampled labels.
     """
-    from taskvec.analysis.statistics import edited, fisher, gram
     from taskvec.evaluation.evaluator import Evaluator
+    from taskvec.evaluation.points import add_vector
     from taskvec.models.loading import load_backbone
+    from taskvec.statistics.fisher import fisher
+    from taskvec.statistics.gram import gram
     from taskvec.tasks.suite import load_suite, suite_with
     from taskvec.vectors.statistics import StatisticsInfo
     from taskvec.weights import save_weights
@@ -87,7 +89,7 @@ def stats(
     if _shapes(pretrained) != _shapes(backbone):
         raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")
     if direction is not None:
-        backbone = edited(backbone, direction)
+        backbone = add_vector(backbone, direction)
     measured, base = _origin(model, direction, heads_from)
     facts = []
     for name, place in places.items():

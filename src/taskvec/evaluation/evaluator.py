@@ -10,7 +10,7 @@ from torch import Tensor
 from taskvec.arguments import checked
 from taskvec.errors import Diverged, InputError
 from taskvec.evaluation.metrics import Score, score, value
-from taskvec.evaluation.points import OrdinaryPoints, Point, Points, TangentPoint, TangentPoints
+from taskvec.evaluation.points import OrdinaryPoints, Point, Points, TangentPoint, TangentPoints, dense_deltas
 from taskvec.models.backbone import Backbone
 from taskvec.models.functional import encode
 from taskvec.models.heads import Head
@@ -22,8 +22,7 @@ from taskvec.tasks.task import Split, Task
 from taskvec.training.loop import Params, autocast
 from taskvec.training.parts import Part, make_part
 from taskvec.training.space import Space, linearized
-from taskvec.vectors import TaskVector, apply
-from taskvec.weights import open_weights
+from taskvec.vectors import TaskVector
 
 
 class Evaluator:
@@ -104,12 +103,7 @@ class Evaluator:
 
         Tensors that no feature depends on are left out. Raises: BaseMismatch if a vector is of another model.
         """
-        base = open_weights(self.backbone.source)
-        deltas = {}
-        for label, vector in vectors.items():
-            apply(base, vector)  # lazy: only refuses a vector of another base
-            moved = [name for name in vector if name in self.pretrained and vector.terms_at(name)]
-            deltas[label] = {name: vector[name] for name in moved}
+        deltas = dict(zip(vectors, dense_deltas(self.backbone, vectors.values()), strict=True))
         if space == "tangent":
             lin = self.linearized if start is None else linearized(self.backbone, start)
             return TangentPoints(lin, deltas, precision=self.precision)

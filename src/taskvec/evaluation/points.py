@@ -1,6 +1,7 @@
 """Edited models at one set of coefficients after another, in either space."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -11,11 +12,13 @@ from torch import Tensor
 from taskvec.arguments import checked
 from taskvec.errors import InputError, KeyMismatch, NonFinite
 from taskvec.evaluation.linear import LinearFeatures, linear_features
+from taskvec.models.backbone import Backbone
 from taskvec.tangent.linearization import Linearization
 from taskvec.tasks.loaders import Batches
 from taskvec.training.loop import Params
 from taskvec.training.space import Space
-from taskvec.vectors import TaskVector
+from taskvec.vectors import TaskVector, apply
+from taskvec.weights import open_weights
 
 Direction = frozenset[str]
 """Labels of vectors that are added up: one for a vector by itself."""
@@ -157,6 +160,32 @@ class TangentPoints:
     def _nowhere(self) -> Mapping[Direction, Params]:
         name, value = next(iter(self._lin.theta0.items()))
         return {frozenset(): {name: torch.zeros_like(value)}}
+
+
+def dense_deltas(backbone: Backbone, vectors: Iterable[TaskVector]) -> Iterator[dict[str, Tensor]]:
+    """By parameter of a backbone's encoder, how far each task vector moves those that it moves.
+
+    Raises: BaseMismatch if a vector is of another model.
+    """
+    base = open_weights(backbone.source)  # once: its fingerprint may take a read of everything
+    names = backbone.encoder_parameters().keys()
+    for vector in vectors:
+        apply(base, vector)  # lazy: only refuses a vector of another base
+        yield {name: vector[name] for name in vector if name in names and vector.terms_at(name)}
+
+
+def add_vector(backbone: Backbone, vector: TaskVector) -> Backbone:
+    """A copy of a backbone, moved by a task vector of it.
+
+    Raises: BaseMismatch if the vector is of another model.
+    """
+    [deltas] = dense_deltas(backbone, [vector])
+    copied = deepcopy(backbone)
+    parameters = copied.encoder_parameters()
+    with torch.no_grad():
+        for name, delta in deltas.items():
+            parameters[name].add_(delta.to(parameters[name]))
+    return copied
 
 
 def own_space(vectors: Mapping[str, TaskVector]) -> Space:

@@ -26,6 +26,10 @@ class Batch:
     labels: Tensor
     index: Tensor
 
+    def inputs_on(self, device: torch.device) -> dict[str, Tensor]:
+        """The inputs, on a device."""
+        return {key: value.to(device) for key, value in self.inputs.items()}
+
 
 class Batches(Sequence[Batch]):
     """The batches of a split in a fixed order, stacked when asked for.
@@ -62,7 +66,12 @@ class Batches(Sequence[Batch]):
 
 
 def batches(
-    backbone: Backbone, split: Split, batch_size: int, *, max_length: int | None = None, sort: bool = True
+    backbone: Backbone,
+    split: Split,
+    batch_size: int = 64,
+    *,
+    max_length: int | None = None,
+    sort: bool = True,
 ) -> Batches:
     """A split, tokenised once and cut into batches.
 
@@ -80,9 +89,7 @@ def batches(
 def features(backbone: Backbone, of: Sequence[Batch]) -> Tensor:
     """Features (N, d) of all batches, in the order of the split, on the CPU."""
     with evaluating(backbone):
-        parts = [
-            backbone(**{k: v.to(backbone.device) for k, v in batch.inputs.items()}).cpu() for batch in of
-        ]
+        parts = [backbone(**batch.inputs_on(backbone.device)).cpu() for batch in of]
     result = torch.empty(sum(map(len, parts)), backbone.dim)
     result[torch.cat([batch.index for batch in of])] = torch.cat(parts).float()
     return result

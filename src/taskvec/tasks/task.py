@@ -60,6 +60,13 @@ class Split:
             return self
         return Split(self.inputs[:limit], self.labels[:limit])
 
+    def draw(self, count: int, seed: int) -> "Split":
+        """Some examples, drawn without replacement; all of them, shuffled, if there are fewer."""
+        import torch
+
+        places = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
+        return Split(self.take(places), self.labels[places])
+
 
 class Task(Config):
     """One classification task, as a suite file declares it. Data are read when a split is asked for."""

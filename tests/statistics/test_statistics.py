@@ -12,11 +12,13 @@ from transformers import GPT2Config, GPT2Model
 
 import taskvec as tv
 from checkpoints import save_clip
-from taskvec.analysis.statistics import edited, fisher, gram
 from taskvec.errors import BaseMismatch, InputError
+from taskvec.evaluation.points import add_vector
 from taskvec.models.backbone import Backbone
 from taskvec.models.heads import Head
 from taskvec.models.text import TextBackbone
+from taskvec.statistics.fisher import fisher
+from taskvec.statistics.gram import gram
 from taskvec.tasks.loaders import head_for
 
 EXAMPLES = 12
@@ -189,7 +191,7 @@ def test_a_vector_moves_a_copy(tiny_model: Path, task: tv.Task) -> None:
     model = tv.load_backbone(tiny_model)
     deltas = {name: 0.1 * torch.ones_like(value) for name, value in model.encoder_parameters().items()}
     vector = tv.TaskVector.from_tensors(deltas, base=model.ref)
-    moved = edited(model, vector)
+    moved = add_vector(model, vector)
     for name, parameter in moved.encoder_parameters().items():
         assert_close(parameter, model.encoder_parameters()[name] + 0.1)
     other = {
@@ -198,7 +200,7 @@ def test_a_vector_moves_a_copy(tiny_model: Path, task: tv.Task) -> None:
         if value.is_floating_point()
     }
     with pytest.raises(BaseMismatch):
-        edited(model, tv.TaskVector.from_tensors(deltas, base=other))
+        add_vector(model, tv.TaskVector.from_tensors(deltas, base=other))
 
 
 @pytest.mark.parametrize("rule", ["fisher", "regmean"])
@@ -214,7 +216,7 @@ def test_statistics_go_into_a_rule_as_they_are(
             for name, value in model.encoder_parameters().items()
         }
         vectors.append(tv.TaskVector.from_tensors(deltas, base=model.ref))
-        moved = edited(model, vectors[-1])
+        moved = add_vector(model, vectors[-1])
         found = fisher(moved, task, 4) if rule == "fisher" else gram(moved, task, 4)
         stats.append(tv.open_weights(found))
     merged, mean = tv.combine(rule, vectors, stats=stats), tv.combine("mean", vectors)

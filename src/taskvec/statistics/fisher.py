@@ -1,0 +1,130 @@
+"""The diagonal of a model's Fisher information on a task, for the rule ``fisher``."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from taskvec.arguments import checked
+from taskvec.models.backbone import Backbone, evaluating
+from taskvec.models.heads import Head
+from taskvec.progress import Watch, unwatched
+from taskvec.tangent.ntk.features import Plan
+from taskvec.tangent.ntk.planning import planned
+from taskvec.tangent.ntk.samples import Samples, selected
+from taskvec.tangent.ntk.terms import Scatter, Term, matrix_shape
+from taskvec.tasks.loaders import Batch, batches, head_for
+from taskvec.tasks.source import SplitName
+from taskvec.tasks.task import Task
+
+Labels = Literal["all", "sampled"]
+
+SLICE = 1 << 21
+"""Numbers of per-sample gradients that are written out at a time."""
+
+
+class _Scores(nn.Module):
+    """Outputs whose squared gradients add up to an example's Fisher information.
+
+    sqrt(p_c) log p_c for every class c, the root held constant; or log p_y for the classes y given
+    """
+
+    def __init__(self, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, drawn: Tensor | None = None, **batch: Tensor) -> Tensor:
+        logs: Tensor = self.head(self.backbone(**batch)).log_softmax(-1)
+        if drawn is not None:
+            return logs.gather(1, drawn[:, None])
+        return (logs.detach() / 2).exp() * logs
+
+
+@checked
+def fisher(
+    model: Backbone,
+    task: Task,
+    examples: int = 256,
+    *,
+    head: Head | None = None,
+    labels: Labels = "all",
+    split: SplitName = "train",
+    seed: int = 0,
+    memory: float = 1e9,
+    watch: Watch = unwatched,
+) -> dict[str, Tensor]:
+    """The diagonal of a model's Fisher information on a task, by parameter of its encoder.
+
+        F = E_x E_{y ~ p(y|x)} (d log p(y|x) / d theta)^2
+
+    Gradients are those of single examples; they are squared before they are added up.
+
+    Args:
+        model: usually fine-tuned on the task. It does not change.
+        task: its inputs are used, not its labels.
+        examples: how many inputs, drawn by ``seed``; all if the split has fewer.
+        head: the frozen head, by default the model's own for the task. That of a fine-tuned model comes
+            from the pre-trained one.
+        labels: ``all`` takes the expectation over y exactly; ``sampled`` draws one y for each input.
+        memory: bytes to work with beside the model and the result.
+
+    Returns: by checkpoint name, tensors of the parameters' shapes and dtype, 0 or more.
+    Cost: a backward pass an example and class (``all``), in batches.
+    Source: Matena & Raffel 2022, arXiv:2111.09832.
+    """
+    scores = _Scores(model, head or head_for(model, task))
+    places = {f"backbone.network.{inside}": stored for inside, stored in model.names.items()}
+    parameters = selected(scores, list(places))
+    sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    inputs = batches(model, task.split(split).draw(examples, seed), max_length=task.max_length)
+    generator = torch.Generator().manual_seed(seed)
+
+    def samples(batch: Batch) -> Samples:
+        given = batch.inputs_on(model.device)
+        drawn = {"drawn": _draw_classes(scores, given, generator)} if labels == "sampled" else {}
+        return Samples.of({**given, **drawn}, task.name)
+
+    total, done = len(inputs.labels), 0
+    with torch.no_grad(), evaluating(model):
+        scores.eval()
+        plan, sizes = planned(scores, parameters, samples(inputs[-1]))  # texts: the longest come last
+        step = max(1, int(memory / 2 / (sizes.features + 2 * sizes.graph)))
+        for piece in map(samples, inputs):
+            for start in range(0, len(piece), step):
+                _add_squares(sums, plan, piece[start : start + step])
+            done += len(piece)
+            watch("fisher information", done, total)
+    return {places[name]: value / total for name, value in sums.items()}
+
+
+def _draw_classes(scores: _Scores, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    """A class for each input, drawn from the model's own prediction: (n,), int64."""
+    chances = scores.head(scores.backbone(**batch)).softmax(-1)
+    return torch.multinomial(chances.cpu().double(), 1, generator=generator)[:, 0].to(chances.device)
+
+
+def _add_squares(sums: Mapping[str, Tensor], plan: Plan, samples: Samples) -> None:
+    features, classes = plan.features(samples)
+    for name, terms in features.items():
+        rows, columns = matrix_shape(sums[name].shape)
+        into = sums[name].view(rows, columns)
+        match terms:
+            case [Scatter() as table]:  # most rows of a table are read by no sample
+                _, read, slopes = table.summed()
+                into.index_add_(0, read, slopes.square_().sum(1))
+            case _:
+                _add_dense(into, terms, len(samples), classes)
+
+
+def _add_dense(into: Tensor, terms: list[Term], n: int, classes: int) -> None:
+    rows, columns = into.shape
+    height = max(1, min(rows, SLICE // max(1, n * classes * columns)))
+    space = into.new_empty(n * classes * height * columns)
+    for start in range(0, rows, height):
+        some = slice(start, min(start + height, rows))
+        count = some.stop - some.start
+        slopes = space[: n * classes * count * columns].view(n, classes, count, columns)
+        for place, term in enumerate(terms):
+            term.write(slopes, some, fresh=place == 0)
+        into[some] += slopes.square_().sum((0, 1))
