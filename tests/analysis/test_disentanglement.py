@@ -30,7 +30,7 @@ from taskvec.analysis.disentanglement import (
 )
 from taskvec.errors import InputError, TaskvecError
 from taskvec.evaluation.points import Points
-from taskvec.training.space import Space
+from taskvec.training.regimes import Space
 
 PAIR = ("pets", "taste")
 GRID = [-1.0, 0.0, 0.5, 1.0]

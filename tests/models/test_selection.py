@@ -29,7 +29,7 @@ import taskvec as tv
 from taskvec.errors import InputError
 from taskvec.models.selection import select
 from taskvec.selection import matching
-from taskvec.training.finetune import regime_called
+from taskvec.training.regimes import regime_called
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 16,

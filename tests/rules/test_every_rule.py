@@ -61,7 +61,9 @@ def merged(name: str, stack: Tensor, base: Tensor | None = None, **params: Any) 
     """The rule on one stack, with a base where it asks for one."""
     rule = RULES[name]
     origin = torch.ones(stack.shape[1:], dtype=stack.dtype) if base is None else base
-    context = rule.own({"_base": origin, "_stats": [statistics(rule, delta) for delta in stack]})
+    context = rule.accepted_parameters(
+        {"_base": origin, "_stats": [statistics(rule, delta) for delta in stack]}
+    )
     return rule(stack, **{**defaults(rule), **params}, **context)
 
 
@@ -265,12 +267,14 @@ def test_a_model_is_edited_and_its_integers_stay(name: str) -> None:
 def test_a_merged_vector_equals_the_rule_on_its_tensors(name: str) -> None:
     base, vectors = model(tasks_of(RULES[name], 3))
     rule = RULES[name]
-    if rule.prepare is None:
+    if rule.measure_model is None:
         edit = combine(name, vectors, stats=stats_of(rule, vectors))
         for tensor in edit:
             stack = torch.stack([vector[tensor] for vector in vectors])
             stats = [statistics(rule, delta) for delta in stack]
-            context = rule.own({"_base": base[tensor], "_place": Place(tensor), "_stats": stats})
+            context = rule.accepted_parameters(
+                {"_base": base[tensor], "_place": Place(tensor), "_stats": stats}
+            )
             # A tensor that no vector changes is not computed.
             assert_near(edit[tensor], rule(stack, **context), 1e-6)
 

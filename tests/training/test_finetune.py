@@ -14,7 +14,8 @@ from taskvec.errors import InputError, TaskvecError
 from taskvec.models.functional import encode
 from taskvec.training import checkpoint, loop
 from taskvec.training.loop import train
-from taskvec.training.space import Space, linearized
+from taskvec.training.regimes import Space
+from taskvec.training.space import linearized
 
 RECIPE = tv.TrainSettings(lr=3e-3, steps=12, batch_size=16, weight_decay=0.01, validations=0)
 

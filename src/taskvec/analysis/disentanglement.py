@@ -19,7 +19,7 @@ from taskvec.evaluation.points import Points
 from taskvec.models.heads import Head
 from taskvec.progress import Watch, unwatched
 from taskvec.tasks.source import SplitName
-from taskvec.training.space import Space
+from taskvec.training.regimes import Space
 
 Visit = Callable[[float, float], tuple[Tensor, Tensor]]
 """Coefficients (a1, a2) to features (N1, d), (N2, d) of the edited model on the data of both tasks."""

@@ -15,8 +15,7 @@ from taskvec.evaluation.points import Point, Points
 from taskvec.models.heads import Head
 from taskvec.progress import Watch, unwatched
 from taskvec.tasks.source import SplitName
-from taskvec.training.finetune import linear_of
-from taskvec.training.space import Space
+from taskvec.training.regimes import Space, linear_of
 
 TENTHS = tuple(i / 10 for i in range(1, 11))
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.points import Point, Points
     from taskvec.training.loop import Params
-    from taskvec.training.space import Space
+    from taskvec.training.regimes import Space
     from taskvec.vectors import TaskVector
 
 

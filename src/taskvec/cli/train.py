@@ -95,7 +95,8 @@ def train(
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.models.loading import load_backbone
     from taskvec.tasks.suite import load_suite, suite_with
-    from taskvec.training.finetune import finetune, regime_called
+    from taskvec.training.finetune import finetune
+    from taskvec.training.regimes import regime_called
     from taskvec.training.settings import TrainSettings
     from taskvec.vectors import TaskVector
     from taskvec.weights.staging import check_space, check_target

@@ -44,7 +44,7 @@ def _rehearsed(rule: Rule, params: Mapping[str, Any], tasks: int, names: Sequenc
 
     What is read of the second counts; into the first, rules may look once more to see what is there.
     """
-    if rule.prepare is None and rule.measure is None:
+    if rule.measure_model is None and rule.measure_tensor is None:
         return Passes()
     first, second, *rest = dict.fromkeys([*names, "rehearsal", "another"])
     base = open_weights(

@@ -21,7 +21,8 @@ from taskvec.tasks.source import SplitName
 from taskvec.tasks.task import Split, Task
 from taskvec.training.loop import Params, autocast
 from taskvec.training.parts import Part, make_part
-from taskvec.training.space import Space, linearized
+from taskvec.training.regimes import Space
+from taskvec.training.space import linearized
 from taskvec.vectors import TaskVector
 
 

@@ -16,7 +16,7 @@ from taskvec.models.backbone import Backbone
 from taskvec.tangent.linearization import Linearization
 from taskvec.tasks.loaders import Batches
 from taskvec.training.loop import Params
-from taskvec.training.space import Space
+from taskvec.training.regimes import Space
 from taskvec.vectors import TaskVector, apply
 from taskvec.weights import open_weights
 

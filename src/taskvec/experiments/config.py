@@ -13,9 +13,8 @@ from taskvec.reading import local_path
 from taskvec.registry import nearest
 from taskvec.rules import RULES
 from taskvec.tasks.suite import Suite, load_suite
-from taskvec.training.finetune import regime_called
+from taskvec.training.regimes import Space, regime_called
 from taskvec.training.settings import TrainSettings
-from taskvec.training.space import Space
 
 POST_HOC = "post-hoc"
 """Opens the name of a regime that trains nothing: vectors of an ordinary one, evaluated in tangent space."""

@@ -23,7 +23,7 @@ from taskvec.models.loading import load_backbone
 from taskvec.progress import Watch, unwatched
 from taskvec.reports.store import Store
 from taskvec.tasks.suite import Suite
-from taskvec.training.finetune import linear_of
+from taskvec.training.regimes import linear_of
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector, similarity
 from taskvec.weights import Weights, open_weights

@@ -11,7 +11,8 @@ from taskvec.experiments.config import Experiment
 from taskvec.progress import Watch, unwatched
 from taskvec.reports.store import Store, key_of
 from taskvec.training.atm import atm
-from taskvec.training.finetune import finetune, regime_called
+from taskvec.training.finetune import finetune
+from taskvec.training.regimes import regime_called
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector, combine
 from taskvec.weights.staging import check_space

@@ -29,12 +29,12 @@ def arcee_fusion(
     base = present(_base)
     if not deltas.numel():
         return deltas.clone()
-    bounds = _bounds or measure(Stacks.single(deltas, _base=base), "")["_bounds"]
+    bounds = _bounds or measure_tensor(Stacks.single(deltas, _base=base), "")["_bounds"]
     limits = torch.tensor(bounds, dtype=torch.float64).reshape(-1, *[1] * base.dim())
     return deltas * (_importance(deltas, {"_base": base}) >= limits)
 
 
-def measure(stacks: Stacks, name: str, **_: object) -> dict[str, list[float]]:
+def measure_tensor(stacks: Stacks, name: str, **_: object) -> dict[str, list[float]]:
     """The least importance that is kept, of each task."""
     number = stacks.numel(name)
     if not number:
@@ -65,7 +65,7 @@ ARCEE_FUSION = Rule(
     "tensor",
     stage="each",
     consumes="deltas, base",
-    measure=measure,
+    measure_tensor=measure_tensor,
     in_rows=_in_rows,
     copies=(20, 30),
 )

@@ -50,7 +50,7 @@ def breadcrumbs(
     if not deltas[0].numel():
         return deltas.clone()
     if _crumbs is None:
-        found = measure(Stacks.single(deltas), "", density=density, gamma=gamma, rescale=rescale)
+        found = measure_tensor(Stacks.single(deltas), "", density=density, gamma=gamma, rescale=rescale)
         _crumbs, _ratios = found["_crumbs"], found["_ratios"]
     kept = _masked(deltas, _crumbs, _place.first)
     return kept if _ratios is None else rescaled(kept, _ratios)
@@ -64,7 +64,7 @@ def _masked(deltas: Tensor, crumbs: Sequence[Crumbs], first: int) -> Tensor:
     return kept
 
 
-def measure(
+def measure_tensor(
     stacks: Stacks,
     name: str,
     *,
@@ -105,4 +105,6 @@ def _check(
     return check_each(tasks, density=density, gamma=gamma)
 
 
-BREADCRUMBS = Rule("breadcrumbs", breadcrumbs, "tensor", stage="each", measure=measure, check=_check)
+BREADCRUMBS = Rule(
+    "breadcrumbs", breadcrumbs, "tensor", stage="each", measure_tensor=measure_tensor, check=_check
+)

@@ -70,21 +70,24 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
 
     def function(deltas: Deltas, **values: Any) -> Tensor:
         for part in parts:
-            deltas = part.function(deltas, **part.own(values))
+            deltas = part.function(deltas, **part.accepted_parameters(values))
         return stacked(deltas)
 
-    def prepare(stacks: Stacks, **settings: Any) -> Mapping[str, Mapping[str, Any]] | None:
+    def measure_model(stacks: Stacks, **settings: Any) -> Mapping[str, Mapping[str, Any]] | None:
         found: dict[str, dict[str, Any]] = {changed: {} for changed in stacks.changed}
         seen = stacks
         for part in parts:
-            if part.prepare is not None:
-                made = part.prepare(seen, **part.own(settings), _given=stacks.stacked()) or {}
+            if part.measure_model is not None:
+                made = (
+                    part.measure_model(seen, **part.accepted_parameters(settings), _given=stacks.stacked())
+                    or {}
+                )
                 for tensor, extra in made.items():
                     found[tensor].update(extra)
             seen = _followed(seen, part, settings, found)
         return found if any(found.values()) else None
 
-    def measure(stacks: Stacks, tensor: str, **settings: Any) -> Mapping[str, Any]:
+    def measure_tensor(stacks: Stacks, tensor: str, **settings: Any) -> Mapping[str, Any]:
         found: dict[str, dict[str, Any]] = {tensor: {}}
         seen = stacks
         for part in parts:
@@ -96,7 +99,7 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
         return all(part.goes_by_rows(tensor, shape, settings) for part in parts)
 
     def check(tasks: int | None, **settings: Any) -> str | None:
-        said = (part.check(tasks, **part.own(settings)) for part in parts if part.check)
+        said = (part.check(tasks, **part.accepted_parameters(settings)) for part in parts if part.check)
         return next((complaint for complaint in said if complaint), None)
 
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what inspect.signature reads
@@ -112,8 +115,8 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
         max((part.scope for part in parts), key=scopes.index),
         consumes=max((part.consumes for part in parts), key=len),
         tasks=merging.tasks,
-        prepare=prepare if any(part.prepare for part in parts) else None,
-        measure=measure if any(part.measure for part in parts) else None,
+        measure_model=measure_model if any(part.measure_model for part in parts) else None,
+        measure_tensor=measure_tensor if any(part.measure_tensor for part in parts) else None,
         in_rows=None if all(part.by_rows for part in parts) else in_rows,
         check=check if any(part.check for part in parts) else None,
         stages=tuple(parts),
@@ -132,14 +135,17 @@ def _followed(
     def pieces(name: str, rows: slice | None) -> Iterator[Piece]:
         if name not in known:
             given = {**settings, **found[name]}
-            known[name] = {**given, **seen.own(name), **_measured(seen, part, name, given)}
+            known[name] = {**given, **seen.overrides(name), **_measured(seen, part, name, given)}
         for stack, context in seen.pieces(name, rows):
-            yield part.function(stack, **part.own({**known[name], **context})), context
+            yield part.function(stack, **part.accepted_parameters({**known[name], **context})), context
 
     return replace(seen, pieces=pieces)
 
 
 def _measured(seen: Stacks, part: Rule, name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    if part.measure is None:
+    if part.measure_tensor is None:
         return {}
-    return part.measure(seen, name, **part.own({**settings, **seen.own(name)})) or {}
+    return (
+        part.measure_tensor(seen, name, **part.accepted_parameters({**settings, **seen.overrides(name)}))
+        or {}
+    )

@@ -50,7 +50,7 @@ def della(
     return rescaled(pruned, l1_ratios([(deltas, pruned)]) if _ratios is None else _ratios)
 
 
-def measure(
+def measure_tensor(
     stacks: Stacks,
     name: str,
     *,
@@ -123,4 +123,6 @@ def _check(
     return check_each(tasks, density=density, epsilon=epsilon)
 
 
-DELLA = Rule("della", della, "tensor", stage="each", measure=measure, in_rows=_in_rows, check=_check)
+DELLA = Rule(
+    "della", della, "tensor", stage="each", measure_tensor=measure_tensor, in_rows=_in_rows, check=_check
+)

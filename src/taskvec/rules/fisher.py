@@ -60,7 +60,7 @@ def fisher(
     return torch.where(total > 0, (information * deltas).sum(0) / total, average)
 
 
-def prepare(stacks: Stacks, *, normalize: bool, **_: Any) -> Mapping[str, Mapping[str, Any]] | None:
+def measure_model(stacks: Stacks, *, normalize: bool, **_: Any) -> Mapping[str, Mapping[str, Any]] | None:
     """The norm of each task's Fisher information, over all tensors."""
     if not normalize:
         return None
@@ -84,4 +84,4 @@ def _check(tasks: int | None, *, weights: Sequence[float] | None, **_: object) -
     return None
 
 
-FISHER = Rule("fisher", fisher, "model", consumes=CONSUMES, prepare=prepare, check=_check)
+FISHER = Rule("fisher", fisher, "model", consumes=CONSUMES, measure_model=measure_model, check=_check)

@@ -41,7 +41,7 @@ def knots(
     Source: Stoica et al. 2025, arXiv:2410.19735. The authors drop singular values by a fixed threshold.
     """
     rule = _rule(inner)
-    values = {**rule.settings(options or {}), **rule.own({"_place": _place})}
+    values = {**rule.settings(options or {}), **rule.accepted_parameters({"_place": _place})}
     if not is_matrix(deltas, exclude, _place):
         return rule(deltas, **values)
     left, parts = _aligned(deltas)

@@ -47,7 +47,7 @@ def lines(
     return merged * (start + beta * _depth)
 
 
-def prepare(
+def measure_model(
     merged: Stacks, *, alpha: float | str, beta: float, blocks: str, _given: Stacks, **_: Any
 ) -> Mapping[str, Mapping[str, Any]]:
     """The depth of each tensor, 0 to 1, and alpha if it is to be found."""
@@ -108,4 +108,4 @@ def _check(tasks: int | None, *, blocks: str, **_: Any) -> str | None:
     return None if groups == 1 else f"blocks is {blocks!r}: {groups} groups, expected one, the block's number"
 
 
-LINES = Rule("lines", lines, "model", stage="after", prepare=prepare, check=_check, copies=(1, 2))
+LINES = Rule("lines", lines, "model", stage="after", measure_model=measure_model, check=_check, copies=(1, 2))

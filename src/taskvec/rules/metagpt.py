@@ -25,7 +25,7 @@ def metagpt(deltas: Tensor, *, _shares: Sequence[float] | None = None) -> Tensor
     return addition.weighted(deltas, _of(_squares(deltas)) if _shares is None else _shares)
 
 
-def prepare(stacks: Stacks, **_: Any) -> Mapping[str, Mapping[str, Any]]:
+def measure_model(stacks: Stacks, **_: Any) -> Mapping[str, Mapping[str, Any]]:
     """The shares, from the norms over all tensors."""
     squares = [_squares(stack) for _, stack in stacks]
     shares = _of(torch.stack(squares).sum(0)) if squares else []
@@ -42,4 +42,4 @@ def _of(squares: Tensor) -> list[float]:
     return [float(square) / total if total else 1 / len(squares) for square in squares]
 
 
-METAGPT = Rule("metagpt", metagpt, "model", prepare=prepare)
+METAGPT = Rule("metagpt", metagpt, "model", measure_model=measure_model)

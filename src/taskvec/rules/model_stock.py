@@ -35,9 +35,11 @@ def _ratio(gram: Tensor) -> Tensor:
     return (cosine / (1 + (tasks - 1) * cosine)).expand(-1, tasks)
 
 
-def measure(stacks: Stacks, name: str, *, per: Literal["tensor", "row"], **_: object) -> dict[str, Tensor]:
+def measure_tensor(
+    stacks: Stacks, name: str, *, per: Literal["tensor", "row"], **_: object
+) -> dict[str, Tensor]:
     """How far back each vector goes in a whole tensor."""
-    return sphere.measure(stacks, name, _ratio, per=per)
+    return sphere.measure_tensor(stacks, name, _ratio, per=per)
 
 
 MODEL_STOCK = Rule(
@@ -45,7 +47,7 @@ MODEL_STOCK = Rule(
     model_stock,
     "tensor",
     tasks=(2, None),
-    measure=measure,
+    measure_tensor=measure_tensor,
     in_rows=sphere.in_rows,
     copies=sphere.COPIES,
 )

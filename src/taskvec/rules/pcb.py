@@ -71,7 +71,9 @@ def pcb(
     return weighed / weights.clamp(min=1e-12)
 
 
-def prepare(stacks: Stacks, *, ratio: float, trim: str, **_: Any) -> Mapping[str, Mapping[str, Any]] | None:
+def measure_model(
+    stacks: Stacks, *, ratio: float, trim: str, **_: Any
+) -> Mapping[str, Mapping[str, Any]] | None:
     """The quantiles and extremes of each task."""
     entries = Entries.all_of(stacks)
     if trim == "tensor" or not entries.number:
@@ -80,7 +82,7 @@ def prepare(stacks: Stacks, *, ratio: float, trim: str, **_: Any) -> Mapping[str
     return {name: {"_balance": whole} for name in stacks.changed}
 
 
-def measure(stacks: Stacks, name: str, *, ratio: float, trim: str, **_: Any) -> Mapping[str, Any]:
+def measure_tensor(stacks: Stacks, name: str, *, ratio: float, trim: str, **_: Any) -> Mapping[str, Any]:
     """The quantiles and extremes of each task, of one tensor by itself."""
     if trim == "global" or not stacks.numel(name):
         return {}
@@ -112,4 +114,4 @@ def _scores(delta: Tensor, total: Tensor, low: float, high: float, tasks: int) -
     return torch.exp(tasks * (place**2 - 1)) * torch.tanh(delta * total)
 
 
-PCB = Rule("pcb", pcb, "model", prepare=prepare, measure=measure, copies=(5, 12))
+PCB = Rule("pcb", pcb, "model", measure_model=measure_model, measure_tensor=measure_tensor, copies=(5, 12))

@@ -56,14 +56,14 @@ class Stacks:
         changed: the names of those that have deltas.
         blocks: name -> slices of its rows (of the last axis) to read it by; ``None`` stands for the whole.
         pieces: name and rows -> their deltas, or what earlier rules of a chain made of them, in order.
-        own: name -> parameters that are this tensor's own.
+        overrides: name -> parameters that this tensor has instead of those of the model.
     """
 
     shapes: Mapping[str, Sequence[int]]
     changed: Sequence[str]
     blocks: Callable[[str], Sequence[slice | None]]
     pieces: Callable[[str, slice | None], Iterator[Piece]]
-    own: Callable[[str], Mapping[str, Any]] = lambda name: {}
+    overrides: Callable[[str], Mapping[str, Any]] = lambda name: {}
 
     @classmethod
     def single(cls, deltas: Deltas, **context: Any) -> "Stacks":
@@ -118,22 +118,22 @@ class Rule:
         name: as in the registry.
         function: deltas (task, *shape), float32 or float64, and keyword parameters -> (*shape). Pure.
             Parameters that begin with ``_`` are not the user's: ``_place`` is where the deltas lie,
-            ``_base`` the weights (*shape) they belong to, others come from ``prepare``.
+            ``_base`` the weights (*shape) they belong to, others come from the two measurements below.
         scope: what one output element depends on: its own deltas in a fixed sum (``linear``), its own
-            deltas (``element``), these and numbers that ``prepare`` found in the whole ``model``, the whole
-            ``tensor``, or the singular vectors of a ``matrix``.
+            deltas (``element``), these and numbers measured on the whole ``model``, the whole ``tensor``,
+            or the singular vectors of a ``matrix``.
         stage: ``merge`` makes several vectors one. ``each`` changes every vector by itself, a stack to a
             stack, and ``after`` changes what was merged: both stand in chains (``dare+ties``).
         consumes: what the rule needs; rules that consume data are not ranked with those that do not.
         tasks: the least and the largest number of task vectors, ``None`` for any.
         coefficients: for linear rules, number of tasks and parameters -> the weight of each task.
-        prepare: a first pass over all tensors -> keyword arguments of ``function`` for each tensor, which
-            it adds to the parameters; ``None`` when these parameters need no such pass.
-        measure: a first pass over one tensor: ``Stacks``, its name and parameters -> keyword arguments of
-            ``function``, with which rows of the result need the same rows of the deltas alone. Without
+        measure_model: a first pass over all tensors -> keyword arguments of ``function`` for each tensor,
+            which it adds to the parameters; ``None`` when these parameters need no such pass.
+        measure_tensor: a first pass over one tensor: ``Stacks``, its name and parameters -> keyword arguments
+            of ``function``, with which rows of the result need the same rows of the deltas alone. Without
             them the function measures the deltas that it is given.
         in_rows: name, shape and parameters -> whether that is so for this tensor; by default it is for every
-            tensor if ``scope`` says so, or if there is a ``measure``.
+            tensor if ``scope`` says so, or if there is a ``measure_tensor``.
         check: number of tasks (``None`` if unknown) and parameters -> what is wrong with them together.
         stages: of a chain, its steps.
         takes_pairs: whether the function and its first passes take ``Pairs`` for a stack as well.
@@ -149,8 +149,8 @@ class Rule:
     consumes: str = "deltas"
     tasks: tuple[int, int | None] = (1, None)
     coefficients: Callable[..., list[float]] | None = None
-    prepare: Callable[..., Mapping[str, Mapping[str, Any]] | None] | None = None
-    measure: Callable[..., Mapping[str, Any] | None] | None = None
+    measure_model: Callable[..., Mapping[str, Mapping[str, Any]] | None] | None = None
+    measure_tensor: Callable[..., Mapping[str, Any] | None] | None = None
     in_rows: Callable[..., bool] | None = None
     check: Callable[..., str | None] | None = None
     stages: tuple["Rule", ...] = ()
@@ -169,13 +169,15 @@ class Rule:
     @property
     def by_rows(self) -> bool:
         """Whether some rows of any tensor of the result need the same rows of the deltas alone."""
-        return self.in_rows is None and (self.scope in ("linear", "element", "model") or bool(self.measure))
+        return self.in_rows is None and (
+            self.scope in ("linear", "element", "model") or bool(self.measure_tensor)
+        )
 
     def goes_by_rows(self, name: str, shape: Sequence[int], settings: Mapping[str, Any]) -> bool:
         """Whether some rows of this tensor of the result need the same rows of the deltas alone."""
         if self.in_rows is None:
             return self.by_rows
-        return bool(shape) and self.in_rows(name, shape, **self.own(settings))
+        return bool(shape) and self.in_rows(name, shape, **self.accepted_parameters(settings))
 
     @property
     def role(self) -> Stage:
@@ -221,11 +223,13 @@ class Rule:
 
     def looks_at_all(self, settings: Mapping[str, Any]) -> bool:
         """Whether with these parameters the rule settles something for the whole model first."""
-        if self.prepare is None:
+        if self.measure_model is None:
             return False
         made_up = Stacks.single(torch.zeros(2, 2, 2))
         try:
-            return self.prepare(made_up, **self.own(settings), _given=made_up) is not None
+            return (
+                self.measure_model(made_up, **self.accepted_parameters(settings), _given=made_up) is not None
+            )
         except InputError:  # such as no layers to count
             return True
 
@@ -239,7 +243,7 @@ class Rule:
         """
         kinds = list({repr(sorted(one.items())): one for one in settings}.values())
         for part in self.stages or (self,):
-            asked = inspect.signature(part.prepare).parameters if part.prepare else ()
+            asked = inspect.signature(part.measure_model).parameters if part.measure_model else ()
             varying = [
                 name for name in part.parameters() if any(one[name] != kinds[0][name] for one in kinds)
             ]
@@ -250,7 +254,7 @@ class Rule:
                     "at the whole model with it, expected one value"
                 )
 
-    def own(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def accepted_parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the values that the function takes."""
         return {name: value for name, value in values.items() if name in self.keywords}
 

@@ -34,7 +34,7 @@ def sce(
     Source: Wan et al. 2024, arXiv:2408.07990 (FuseChat), as in mergekit.
     """
     if _shares is None:
-        measured = measure(Stacks.single(deltas), "", select_topk=select_topk)
+        measured = measure_tensor(Stacks.single(deltas), "", select_topk=select_topk)
         _selected, _shares = measured["_selected"], measured["_shares"]
     selected = _chosen(deltas, _selected, _place.first)
     weights = torch.tensor(_shares, dtype=deltas.dtype)
@@ -44,7 +44,7 @@ def sce(
     return (selected * agreed).sum(0) / torch.where(total == 0, 1.0, total)
 
 
-def measure(stacks: Stacks, name: str, *, select_topk: float, **_: object) -> dict[str, Any]:
+def measure_tensor(stacks: Stacks, name: str, *, select_topk: float, **_: object) -> dict[str, Any]:
     """Which entries of a tensor are selected, and the weight of each task."""
     cut = None
     if select_topk < 1:
@@ -70,4 +70,4 @@ def _chosen(deltas: Tensor, cut: Cut | None, first: int) -> Tensor:
     return deltas if cut is None else deltas * (trim(_variance(deltas)[0], cut, first) != 0)
 
 
-SCE = Rule("sce", sce, "tensor", measure=measure, copies=(5, 10))
+SCE = Rule("sce", sce, "tensor", measure_tensor=measure_tensor, copies=(5, 10))

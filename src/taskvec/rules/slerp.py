@@ -183,12 +183,12 @@ WEIGHTS = "deltas, base"
 def _measuring(coefficients: Callable[..., Coefficients], *wanted: str) -> Callable[..., dict[str, Tensor]]:
     """A first pass over a tensor for the coefficients that follow from the parameters ``wanted``."""
 
-    def measure(
+    def measure_tensor(
         stacks: Stacks, name: str, of: Of = "vectors", per: Per = "tensor", **settings: Any
     ) -> dict[str, Tensor]:
-        return sphere.measure(stacks, name, coefficients(*(settings[key] for key in wanted)), of, per)
+        return sphere.measure_tensor(stacks, name, coefficients(*(settings[key] for key in wanted)), of, per)
 
-    return measure
+    return measure_tensor
 
 
 SLERP = Rule(
@@ -197,7 +197,7 @@ SLERP = Rule(
     "tensor",
     consumes=WEIGHTS,
     tasks=(2, 2),
-    measure=_measuring(_slerp, "t"),
+    measure_tensor=_measuring(_slerp, "t"),
     in_rows=sphere.in_rows,
     copies=sphere.COPIES,
 )
@@ -206,7 +206,7 @@ NUSLERP = Rule(
     nuslerp,
     "tensor",
     tasks=(2, 2),
-    measure=_measuring(_nuslerp, "weights"),
+    measure_tensor=_measuring(_nuslerp, "weights"),
     in_rows=sphere.in_rows,
     copies=sphere.COPIES,
     check=mean.check_sum,
@@ -216,7 +216,7 @@ MULTISLERP = Rule(
     multislerp,
     "tensor",
     consumes=WEIGHTS,
-    measure=_measuring(_multislerp, "weights"),
+    measure_tensor=_measuring(_multislerp, "weights"),
     copies=sphere.COPIES,
     check=mean.check_sum,
 )
@@ -225,6 +225,6 @@ KARCHER = Rule(
     karcher,
     "tensor",
     consumes=WEIGHTS,
-    measure=_measuring(_nearest, "max_iter", "tol"),
+    measure_tensor=_measuring(_nearest, "max_iter", "tol"),
     copies=sphere.COPIES,
 )

@@ -48,7 +48,7 @@ def blend(
     return _back(merged, deltas.shape[1:], per)
 
 
-def measure(
+def measure_tensor(
     stacks: Stacks, name: str, coefficients: Coefficients, of: Of = "vectors", per: Per = "tensor"
 ) -> dict[str, Tensor]:
     """The coefficients of a whole tensor, unless each of its rows or columns has its own."""

@@ -58,7 +58,11 @@ def ties(
     factors = addition.coefficients(len(deltas), weights=weights)
     ones = [1.0] * len(factors)
     before, after = (factors, ones) if weigh == "before" else (ones, factors)
-    cuts = measure(Stacks.single(deltas), "", keep=keep, trim="tensor")["_cuts"] if _cuts is None else _cuts
+    cuts = (
+        measure_tensor(Stacks.single(deltas), "", keep=keep, trim="tensor")["_cuts"]
+        if _cuts is None
+        else _cuts
+    )
     merged = torch.empty(deltas.shape[1:], dtype=deltas.dtype)
     result = merged.reshape(-1).numpy()
     numbers = partial(np.asarray, dtype=result.dtype)
@@ -137,7 +141,7 @@ def _merge(
                 target[i] /= one if counts[i] == zero else counts[i]
 
 
-def measure(
+def measure_tensor(
     stacks: Stacks, name: str, *, keep: float | Sequence[float], trim: str, **_: Any
 ) -> dict[str, list[Cut]]:
     """One cut for each task, if each tensor is trimmed by itself."""
@@ -147,7 +151,7 @@ def measure(
     return {"_cuts": [Cut(math.inf)] * stacks.tasks(name) if kept == 0 else cuts_of(stacks, name, kept)}
 
 
-def prepare(
+def measure_model(
     stacks: Stacks, *, keep: float | Sequence[float], trim: str, **_: Any
 ) -> dict[str, dict[str, list[Cut]]] | None:
     """One cut for each task over all tensors, its ties dealt out in the order of the tensors."""
@@ -182,5 +186,12 @@ def _check(tasks: int | None, *, keep: float | Sequence[float], **_: Any) -> str
 
 
 TIES = Rule(
-    "ties", ties, "tensor", prepare=prepare, measure=measure, check=_check, takes_pairs=True, copies=(1.5, 6)
+    "ties",
+    ties,
+    "tensor",
+    measure_model=measure_model,
+    measure_tensor=measure_tensor,
+    check=_check,
+    takes_pairs=True,
+    copies=(1.5, 6),
 )

@@ -12,9 +12,10 @@ from taskvec.models.backbone import Backbone
 from taskvec.models.selection import select
 from taskvec.progress import Watch, unwatched
 from taskvec.rules import RULES
-from taskvec.training.finetune import as_vector, regime_called
+from taskvec.training.finetune import as_vector
 from taskvec.training.loop import total_steps, train
 from taskvec.training.parts import Part
+from taskvec.training.regimes import regime_called
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector, apply, combine
 

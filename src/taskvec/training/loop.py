@@ -19,8 +19,9 @@ from taskvec.models.functional import encode
 from taskvec.progress import Watch, unwatched
 from taskvec.training.checkpoint import Checkpoint
 from taskvec.training.parts import Part, check_parts
+from taskvec.training.regimes import Space
 from taskvec.training.settings import TrainSettings
-from taskvec.training.space import Space, linearized
+from taskvec.training.space import linearized
 
 Params = Mapping[str, Tensor]
 

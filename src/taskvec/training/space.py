@@ -1,16 +1,13 @@
-"""The two spaces in which a task vector displaces an encoder."""
+"""An encoder in its tangent space."""
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
 
 from torch import Tensor
 
 from taskvec.models.backbone import Backbone
 from taskvec.models.functional import encode
 from taskvec.tangent.linearization import Linearization
-
-Space = Literal["ordinary", "tangent"]
 
 
 def linearized(backbone: Backbone, start: Mapping[str, Tensor] | None = None) -> Linearization:

@@ -222,10 +222,10 @@ class Combined(Source):
         return rows_of(made, rows)
 
     def _made(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
-        settings = self.rule.own({**self._settings_at(name), **self._known(name, dtype)})
+        settings = self.rule.accepted_parameters({**self._settings_at(name), **self._known(name, dtype)})
         parts = []
         for stack, context in self._pieces(name, rows, dtype):
-            made = self.rule(stack, **{**settings, **self.rule.own(context)})
+            made = self.rule(stack, **{**settings, **self.rule.accepted_parameters(context)})
             if made.shape != stack.shape[1:]:
                 raise InputError(
                     f"rule {self.rule.name!r}: {name!r} has shape {tuple(made.shape)}, "
@@ -270,12 +270,12 @@ class Combined(Source):
     def _known(self, name: str, dtype: torch.dtype) -> Mapping[str, Any]:
         """What the first passes found: over the whole model, and over this tensor."""
         prepared = self._prepared(dtype).get(name, {})
-        if self.rule.measure is None:
+        if self.rule.measure_tensor is None:
             return prepared
         with self._locks[name]:
             if (name, dtype) not in self._measured:
-                settings = self.rule.own({**self._settings_at(name), **prepared})
-                found = self.rule.measure(self._stacks(dtype), name, **settings)
+                settings = self.rule.accepted_parameters({**self._settings_at(name), **prepared})
+                found = self.rule.measure_tensor(self._stacks(dtype), name, **settings)
                 self._measured[name, dtype] = {**prepared, **(found or {})}
             return self._measured[name, dtype]
 
@@ -303,11 +303,11 @@ class Combined(Source):
 
     def _prepared(self, precision: torch.dtype) -> Mapping[str, Mapping[str, Any]]:
         """What the rule wants to know of the whole model, found in a first pass, in the widest precision."""
-        if self.rule.prepare is None:
+        if self.rule.measure_model is None:
             return {}
         precision = torch.promote_types(precision, self._widest)
         with self._locks[None]:
             if precision not in self._found:
                 stacks = self._stacks(precision)
-                self._found[precision] = self.rule.prepare(stacks, **self.settings) or {}
+                self._found[precision] = self.rule.measure_model(stacks, **self.settings) or {}
             return self._found[precision]
