@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from taskvec.tangent.derivatives import RULES
+from taskvec.tangent.dual import RULES
 from taskvec.tangent.linearization import Linearization, Route
 
 FIXED = torch.randn(3, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)

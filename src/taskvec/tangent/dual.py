@@ -2,8 +2,8 @@
 
 ``torch.func.jvp`` records both or neither. Here one run of a model yields the value with its graph, for the
 ordinary backward pass, and any number of tangents beside it, at the price of the tangents alone. Every torch
-function that meets a :class:`Dual` is run on the primal, and its derivative on the tangents: by a rule from
-:mod:`taskvec.tangent.derivatives`, or by forward mode for that one operation.
+function that meets a :class:`Dual` is run on the primal, and its derivative on the tangents: by a registered
+rule, or by forward mode for that one operation.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,11 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from taskvec.tangent.forward import NoRoute, NoTangent, differentiable, forward_mode, missing
 
 Tangent = Tensor | None
+Rule = Callable[..., Any]
+"""``rule(func, *args, **kwargs)``: what ``func`` returns for arguments some of which are dual."""
+
+RULES: dict[str, Rule] = {}
+"""By the name of the torch function; filled by :func:`derivative_of`."""
 
 _LEAVES = frozenset({"item", "tolist", "numpy", "__float__", "__int__", "__complex__", "__array__"})
 _CONSTANT = frozenset(
@@ -63,8 +68,6 @@ class Dual(Tensor):
     def __torch_function__(
         cls, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        from taskvec.tangent.derivatives import RULES
-
         kwargs = kwargs or {}
         name = func.__name__
         if name == "__get__":
@@ -75,11 +78,29 @@ class Dual(Tensor):
         if name == "__iter__":
             return iter(args[0].unbind(0))
         rule = RULES.get(name)
-        return rule(func, args, kwargs) if rule else by_forward_mode(func, args, kwargs)
+        return rule(func, *args, **kwargs) if rule else by_forward_mode(func, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, *rest: Any, **more: Any) -> Any:  # type: ignore[override]
         raise NoTangent(f"{func} was reached without its derivative")
+
+
+def derivative_of(*names: str, operands: int = 0) -> Callable[[Rule], Rule]:
+    """Register a rule for the torch functions of these names.
+
+    Args:
+        operands: how many the rule reads by place; where one of them comes by name, forward mode takes over.
+    """
+
+    def register(rule: Rule) -> Rule:
+        def by_place(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            named = len(args) < operands or any(isinstance(leaf, Dual) for leaf in tree_leaves(kwargs))
+            return by_forward_mode(func, args, kwargs) if named else rule(func, *args, **kwargs)
+
+        RULES.update(dict.fromkeys(names, by_place if operands else rule))
+        return rule
+
+    return register
 
 
 def primals(tree: Any) -> Any:
@@ -92,7 +113,7 @@ def primal(value: Any) -> Any:
     return value.primal if isinstance(value, Dual) else value
 
 
-def each(derivative: Callable[..., Tangent], *values: Any) -> list[Tangent]:
+def map_tangents(derivative: Callable[..., Tangent], *values: Any) -> list[Tangent]:
     """``derivative`` of the values' tangents, once a direction; None stays None if all are."""
     directions = max(len(value.tangents) for value in values if isinstance(value, Dual))
     found = []
@@ -103,7 +124,7 @@ def each(derivative: Callable[..., Tangent], *values: Any) -> list[Tangent]:
     return found
 
 
-def joined(out: Any, tangents: Sequence[Any]) -> Any:
+def join(out: Any, tangents: Sequence[Any]) -> Any:
     """A dual of ``out``, a tensor or a sequence of them; a plain value where there is no tangent."""
     if isinstance(out, Tensor):
         if all(tangent is None for tangent in tangents):
@@ -111,7 +132,7 @@ def joined(out: Any, tangents: Sequence[Any]) -> Any:
         # Under autocast a branch that moves may be narrower than one that does not.
         return Dual(out, [None if tangent is None else tangent.to(out.dtype) for tangent in tangents])
     return type(out)(
-        joined(one, [None if of is None else of[place] for of in tangents]) for place, one in enumerate(out)
+        join(one, [None if of is None else of[place] for of in tangents]) for place, one in enumerate(out)
     )
 
 
@@ -136,7 +157,7 @@ def by_forward_mode(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     slopes = zip(*pushed, strict=True)
     return tree_unflatten(
         [
-            joined(value, of) if differentiable(value) else value
+            join(value, of) if differentiable(value) else value
             for value, of in zip(values, slopes, strict=True)
         ],
         spec,
@@ -175,7 +196,7 @@ def _tangent(out: Any) -> Tangent:
 def _attribute(getter: Any, dual: Dual) -> Any:
     name = getter.__self__.__name__
     if name in _TRANSPOSED:
-        return joined(getattr(dual.primal, name), each(lambda step: getattr(step, name), dual))
+        return join(getattr(dual.primal, name), map_tangents(lambda step: getattr(step, name), dual))
     return getattr(dual.primal, name)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 
+import taskvec.tangent.derivatives  # noqa: F401  registers its rules
 from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.tangent.dual import Dual, primals
