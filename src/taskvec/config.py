@@ -8,7 +8,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from taskvec.errors import InputError
+from taskvec.errors import InputError, and_more
 from taskvec.reading import DEPTH, printable, read_text, shortened
 from taskvec.registry import nearest
 
@@ -44,7 +44,7 @@ def _first(error: ValidationError, model: type[BaseModel]) -> str:
     found = sorted(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     complaint = found[0]
     path = [str(part) for part in complaint["loc"]]
-    more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
+    more = and_more(found)
     if complaint["type"] == "extra_forbidden":
         owner, name = path[:-1], path[-1]
         fields = _fields(model, owner)

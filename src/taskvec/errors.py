@@ -1,5 +1,16 @@
 """What can go wrong, in one line each, with the exit code that the command line gives it."""
 
+from collections.abc import Sized
+
+
+def and_more(names: Sized) -> str:
+    """What a message says after the first of several names.
+
+    >>> and_more("abc"), and_more("a")
+    (' (2 more)', '')
+    """
+    return f" ({len(names) - 1} more)" if len(names) > 1 else ""
+
 
 class TaskvecError(Exception):
     """Anything taskvec raises on purpose; struck while working unless a subclass says otherwise."""

@@ -17,7 +17,7 @@ import torch
 from taskvec.edits.configs import read_config, vocabulary_size
 from taskvec.edits.layers import depths
 from taskvec.edits.vocabulary import embeddings_of, heads_of
-from taskvec.errors import InputError, TaskvecError
+from taskvec.errors import InputError, TaskvecError, and_more
 from taskvec.reading import shortened
 from taskvec.vectors import EditedWeights, TaskVector
 from taskvec.weights import Weights, change, open_weights
@@ -300,10 +300,9 @@ def _of_distance(name: str, base: Weights, vector: TaskVector) -> Iterator[str]:
     far = {t: found.relative for t, found in seen.items() if found.relative > max(FAR, APART * others)}
     if far:
         tensor = max(far, key=far.__getitem__)
-        more = f" ({len(far) - 1} more)" if len(far) > 1 else ""
         yield (
             f"{name}: {tensor!r} is {far[tensor]:.2g} times its norm away from that of {base.ref}, others "
-            f"{others:.2g} times{more}; was it swapped, transposed or made anew?"
+            f"{others:.2g} times{and_more(far)}; was it swapped, transposed or made anew?"
         )
 
 

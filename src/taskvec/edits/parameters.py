@@ -13,7 +13,7 @@ import torch
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from taskvec.config import Config
-from taskvec.errors import InputError
+from taskvec.errors import InputError, and_more
 from taskvec.patterns import Pattern
 from taskvec.registry import nearest
 from taskvec.rules import Rule
@@ -137,9 +137,8 @@ def settle(
     found = _settled(where, value, names)
     bare = [name for name in edited if name not in found]
     if bare:
-        more = f" ({len(bare) - 1} more)" if len(bare) > 1 else ""
         what = "filter" if isinstance(value, Filters) else "block"
-        raise InputError(f"{where}: no {what} gives {bare[0]!r} a value{more}; add a default")
+        raise InputError(f"{where}: no {what} gives {bare[0]!r} a value{and_more(bare)}; add a default")
     return found
 
 

@@ -17,7 +17,7 @@ from taskvec.edits.parameters import FORMS, Documented, Each, Value, by_vector, 
 from taskvec.edits.passes import passes
 from taskvec.edits.tokens import check_in_order
 from taskvec.edits.vocabulary import Vocab, align
-from taskvec.errors import InputError
+from taskvec.errors import InputError, and_more
 from taskvec.reading import exists, local_path
 from taskvec.rules import RULES, Rule
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
@@ -325,7 +325,7 @@ class _Reading:
 
 def _first(what: str, names: Sequence[str]) -> Iterator[str]:
     if names:
-        yield f"{what}: {names[0]!r}" + (f" ({len(names) - 1} more)" if len(names) > 1 else "")
+        yield f"{what}: {names[0]!r}{and_more(names)}"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from taskvec.edits import sentencepiece
 from taskvec.edits.configs import mapping_in, read_config, resized
-from taskvec.errors import CorruptFile, InputError
+from taskvec.errors import CorruptFile, InputError, and_more
 from taskvec.reading import open_file, read_text, shown
 from taskvec.weights import Weights
 
@@ -72,10 +72,9 @@ def _check_rows(
 ) -> list[str]:
     moved = [token for token, row in theirs.items() if ours.get(token, row) != row]
     if moved:
-        more = f" ({len(moved) - 1} more)" if len(moved) > 1 else ""
         raise InputError(
             f"{tuned.ref}: token {moved[0]!r} has row {theirs[moved[0]]}, expected {ours[moved[0]]} as in "
-            f"{base.ref}{more}; {advice}"
+            f"{base.ref}{and_more(moved)}; {advice}"
         )
     rows = set(ours.values())
     renamed = [token for token, row in theirs.items() if token not in ours and row in rows]

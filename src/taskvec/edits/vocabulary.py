@@ -13,7 +13,7 @@ from torch import Tensor
 from taskvec.edits.configs import vocabulary_size
 from taskvec.edits.realigned import Plan, Realigned, taken
 from taskvec.edits.tokens import added_tokens, opaque_files, tokens_of, with_added
-from taskvec.errors import InputError, KeyMismatch
+from taskvec.errors import InputError, KeyMismatch, and_more
 from taskvec.weights import Weights
 
 Vocab = Literal["base", "union", "intersection"]
@@ -292,7 +292,7 @@ def _target(models: Sequence[_Model], vocab: Vocab) -> _Model:
     word = "lacks" if vocab == "union" else "has beyond them"
     raise InputError(
         f"--vocab {vocab}: no model has exactly its {len(wanted)} tokens ({nearest.weights.ref} {word} "
-        f"{odd[0]!r}{_more(odd)}), expected one whose tokenizer can be kept; use --vocab base"
+        f"{odd[0]!r}{and_more(odd)}), expected one whose tokenizer can be kept; use --vocab base"
     )
 
 
@@ -350,7 +350,3 @@ def _some(names: Iterable[Key]) -> str:
     first, *others = sorted(names, key=str)
     many = "" if not others else f" and {len(others)} more"
     return f"token {first!r}{many}" if isinstance(first, str) else f"row {first}{many}"
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" ({len(names) - 1} more)" if len(names) > 1 else ""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from taskvec.arguments import label
-from taskvec.errors import InputError
+from taskvec.errors import InputError, and_more
 from taskvec.reading import shortened
 
 Modality = Literal["text", "image"]
@@ -108,10 +108,9 @@ class Backbone(nn.Module, ABC):
         found = {name: _stored_as(name, self._checkpoint) for name in reached}
         missing = [name for name, stored in found.items() if stored is None]
         if missing:
-            more = f" ({len(missing) - 1} more)" if len(missing) > 1 else ""
             raise InputError(
-                f"{self.ref}: the checkpoint has no {missing[0]!r}{more}, which the model needs; "
-                "is the configuration of another model?"
+                f"{self.ref}: the checkpoint has no {missing[0]!r}{and_more(missing)}, which the model "
+                "needs; is the configuration of another model?"
             )
         return {name: stored for name, stored in found.items() if stored is not None}
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from taskvec.errors import InputError, KeyMismatch
+from taskvec.errors import InputError, KeyMismatch, and_more
 from taskvec.vectors.info import has_info
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import EDITABLE, raw_bytes, short
@@ -32,15 +32,15 @@ def editable_names(base: Weights, tuned: Weights, *, on_extra: OnExtra, on_missi
     extra = [name for name in tuned if not _known(name, tuned, base) and _counts(tuned.spec(name))]
     if extra and on_extra == "error":
         raise KeyMismatch(
-            f"{where}: {extra[0]!r} found, expected no such tensor as the base lacks it{_more(extra)}; "
+            f"{where}: {extra[0]!r} found, expected no such tensor as the base lacks it{and_more(extra)}; "
             f"{_prefix_hint(base, tuned) or 'leave such tensors out with on_extra=drop (--on-extra drop)'}"
         )
     if extra:
-        _log.warning("%s: %r is left out, as the base lacks it%s", where, extra[0], _more(extra))
+        _log.warning("%s: %r is left out, as the base lacks it%s", where, extra[0], and_more(extra))
     missing = [name for name in base if name not in tuned and _counts(base.spec(name))]
     if missing and on_missing == "error":
         raise KeyMismatch(
-            f"{where}: {missing[0]!r} is missing, expected it as in the base{_more(missing)}; "
+            f"{where}: {missing[0]!r} is missing, expected it as in the base{and_more(missing)}; "
             f"{_prefix_hint(base, tuned) or 'take it as unchanged with on_missing=zero (--on-missing zero)'}"
         )
     shared = [name for name in base if name in tuned and _counts(base.spec(name))]
@@ -90,14 +90,14 @@ def check_fits(where: str, vector: Mapping[str, TensorSpec], base: Weights) -> N
     foreign = [name for name in vector if name not in base]
     if foreign:
         raise KeyMismatch(
-            f"{where}: {foreign[0]!r} found, expected a tensor of the base {base.ref}{_more(foreign)}; "
+            f"{where}: {foreign[0]!r} found, expected a tensor of the base {base.ref}{and_more(foreign)}; "
             "was it taken from another model?"
         )
     fixed = [name for name in vector if base.spec(name).dtype not in EDITABLE]
     if fixed:
         raise KeyMismatch(
             f"{where}: {fixed[0]!r} has dtype {short(base.spec(fixed[0]).dtype)} in {base.ref}, expected "
-            f"a floating-point tensor{_more(fixed)}"
+            f"a floating-point tensor{and_more(fixed)}"
         )
     check_specs(where, vector, base, dtypes=False)
 
@@ -110,13 +110,13 @@ def check_specs(where: str, found: Mapping[str, TensorSpec], base: Weights, *, d
     shaped = [name for name, spec in found.items() if spec.shape != base.spec(name).shape]
     if shaped:
         cause = _vocabulary(shaped, found, base)
-        raise KeyMismatch(f"{where}: {_shape_words(shaped[0], found, base)}{_more(shaped)}{cause}")
+        raise KeyMismatch(f"{where}: {_shape_words(shaped[0], found, base)}{and_more(shaped)}{cause}")
     typed = [name for name, spec in found.items() if dtypes and spec.dtype != base.spec(name).dtype]
     if typed:
         have, want = found[typed[0]].dtype, base.spec(typed[0]).dtype
         raise KeyMismatch(
             f"{where}: {typed[0]!r} has dtype {short(have)}, expected {short(want)} as in the base"
-            f"{_more(typed)}; save both models in the same dtype"
+            f"{and_more(typed)}; save both models in the same dtype"
         )
 
 
@@ -179,7 +179,3 @@ def _prefix_hint(base: Weights, tuned: Weights) -> str:
                 f"names start with {prefix!r} in the {has} model but not in the {lacks} one; save both alike"
             )
     return ""
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" ({len(names) - 1} more)" if len(names) > 1 else ""

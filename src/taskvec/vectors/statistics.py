@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from taskvec._version import __version__
-from taskvec.errors import InputError, KeyMismatch
+from taskvec.errors import InputError, KeyMismatch, and_more
 from taskvec.registry import nearest
 from taskvec.rules.rule import Rule
 from taskvec.rules.statistics import NEEDED
@@ -81,8 +81,8 @@ def check_statistics(rule: Rule, vectors: "Sequence[TaskVector]", stats: Sequenc
             missing = [name for name in _names(having) if name not in lacking]
             if missing:
                 raise KeyMismatch(
-                    f"{lacking.ref}: lacks {missing[0]!r}{_more(missing)}, which {having.ref} has; make all "
-                    "statistics in the same way"
+                    f"{lacking.ref}: lacks {missing[0]!r}{and_more(missing)}, which {having.ref} has; make "
+                    "all statistics in the same way"
                 )
 
 
@@ -131,7 +131,3 @@ def _check_shapes(one: Weights, kind: Kind | None, vector: "TaskVector") -> None
 
 def _names(weights: Weights) -> list[str]:
     return [*weights, *weights.tied]
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" ({len(names) - 1} more)" if len(names) > 1 else ""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from taskvec.errors import CorruptFile, InputError
+from taskvec.errors import CorruptFile, InputError, and_more
 from taskvec.reading import inside, read_json, shown
 from taskvec.weights.pickled import PICKLES
 from taskvec.weights.source import Weights
@@ -60,8 +60,7 @@ def _present(index: Path, where: dict[str, str]) -> dict[str, Path]:
     paths = {name: inside(index.parent, name, index) for name in dict.fromkeys(where.values())}
     missing = [name for name, path in paths.items() if not path.exists()]
     if missing:
-        more = f" ({len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise CorruptFile(f"{index}: shard {missing[0]!r} is missing{more}; download it again")
+        raise CorruptFile(f"{index}: shard {missing[0]!r} is missing{and_more(missing)}; download it again")
     return paths
 
 
@@ -84,7 +83,7 @@ def _check_honest(index: Path, where: dict[str, str], shards: dict[str, Weights]
     if unlisted:
         raise CorruptFile(
             f"{index}: {unlisted[0]!r} in {owner[unlisted[0]]!r} is not listed"
-            f" ({len(unlisted) - 1} more); write the index again"
+            f"{and_more(unlisted)}; write the index again"
         )
 
 
