@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel
 
 from measure import compare, machine, peak, write
-from taskvec.selection import matching
+from taskvec.names import select_names
 from taskvec.tangent.forward import jvp
 from taskvec.tangent.linearization import Linearization, Route
 
@@ -74,7 +74,7 @@ class Steps:
         self.model, self.batch = model, batch
         self.labels = torch.arange(len(next(iter(batch.values()))))
         self.theta0 = {name: value.detach() for name, value in model.named_parameters()}
-        self.attention = matching(self.theta0, "attention", "model")
+        self.attention = select_names(self.theta0, "attention", "model")
         draw = torch.Generator().manual_seed(0)
         self.tau = {n: 0.01 * v * torch.randn(v.shape, generator=draw) for n, v in self.theta0.items()}
 

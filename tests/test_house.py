@@ -14,7 +14,7 @@ import taskvec
 SOURCE = Path(taskvec.__file__).parent
 GROUND = {
     *("_version", "arguments", "compiled", "config", "errors", "memory", "patterns", "pickles", "progress"),
-    *("reading", "registry", "selection", "substitution", "writing"),
+    *("names", "reading", "registry", "substitution", "writing"),
 }
 EDITING = {"weights", "rules", "vectors", "edits"}
 LEARNING = {"models", "tangent", "tasks", "statistics", "training"}

@@ -101,11 +101,10 @@ def test_no_pipe_beside_weights_is_opened(name: str, models: tuple[Path, Path]) 
 
 @pytest.mark.parametrize("number", ["1" * 10, "9" * 5000, "\u0669"])
 def test_blocks_are_numbered_by_numbers(number: str) -> None:
-    from taskvec.edits.layers import depths
-    from taskvec.rules.lines import block_depths
+    from taskvec.names import block_depths, count_blocks
 
     names = [f"model.layers.{number}.weight", "model.layers.0.weight"]
-    assert depths(names) == {"model.layers": 1 if len(number) > 1 else 10}
+    assert count_blocks(names) == {"model.layers": 1 if len(number) > 1 else 10}
     assert refused(lambda: block_depths(names)) == (len(number) > 1)
 
 

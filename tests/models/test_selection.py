@@ -28,7 +28,7 @@ from transformers import (
 import taskvec as tv
 from taskvec.errors import InputError
 from taskvec.models.selection import select
-from taskvec.selection import matching
+from taskvec.names import select_names
 from taskvec.training.regimes import regime_called
 
 SHAPE: dict[str, Any] = {
@@ -62,36 +62,36 @@ def test_selections_take_what_they_say_from_every_block(name: str) -> None:
     names = [parameter for parameter, _ in build().named_parameters()]
     for selection, count in {"attention": weights, "attention-biases": biases, "mlp": mlp}.items():
         if count:
-            assert len(matching(names, selection, name)) == 2 * count, selection
-    assert matching(names, "full", name) == names
-    both = matching(names, "attention-with-biases", name)
+            assert len(select_names(names, selection, name)) == 2 * count, selection
+    assert select_names(names, "full", name) == names
+    both = select_names(names, "attention-with-biases", name)
     assert len(both) == 2 * (weights + biases)
-    assert set(matching(names, "attention", name)) <= set(both)
+    assert set(select_names(names, "attention", name)) <= set(both)
 
 
 def test_t5_has_cross_attention_too() -> None:
     model = T5Model(T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, **SMALL))
     names = [name for name, _ in model.named_parameters()]
-    assert len(matching(names, "attention", "t5")) == 4 * (2 + 2 + 2)
-    assert len(matching(names, "mlp", "t5")) == 2 * 4
+    assert len(select_names(names, "attention", "t5")) == 4 * (2 + 2 + 2)
+    assert len(select_names(names, "mlp", "t5")) == 2 * 4
 
 
 def test_fused_projections_of_torch_are_attention() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     names = [f"layers.{n}.{name}" for n in range(2) for name, _ in layer.named_parameters()]
-    assert matching(names, "attention", "torch")[:2] == [
+    assert select_names(names, "attention", "torch")[:2] == [
         "layers.0.self_attn.in_proj_weight",
         "layers.0.self_attn.out_proj.weight",
     ]
-    assert len(matching(names, "attention-biases", "torch")) == 4
-    assert len(matching(names, "mlp", "torch")) == 8
+    assert len(select_names(names, "attention-biases", "torch")) == 4
+    assert len(select_names(names, "mlp", "torch")) == 8
 
 
 def test_open_clip_names_are_known() -> None:
     block = "visual.transformer.resblocks.0"
     attention = [f"{block}.attn.in_proj_weight", f"{block}.attn.out_proj.weight"]
     others = [f"{block}.attn.in_proj_bias", f"{block}.mlp.c_fc.weight", f"{block}.ln_1.weight", "visual.proj"]
-    assert matching([*others, *attention], "attention", "open_clip") == attention
+    assert select_names([*others, *attention], "attention", "open_clip") == attention
 
 
 @pytest.mark.parametrize(
@@ -99,16 +99,16 @@ def test_open_clip_names_are_known() -> None:
 )
 def test_norms_inside_attention_are_not_projections(other: str) -> None:
     with pytest.raises(InputError):
-        matching([f"layers.0.{other}"], "attention", "model")
+        select_names([f"layers.0.{other}"], "attention", "model")
 
 
 def test_a_pattern_matches_whole_names() -> None:
-    assert matching(["a.weight", "a.weight.more", "b.weight"], r"re:a\..*ght", "model") == ["a.weight"]
+    assert select_names(["a.weight", "a.weight.more", "b.weight"], r"re:a\..*ght", "model") == ["a.weight"]
 
 
 def test_a_selection_that_trains_nothing_is_an_error() -> None:
     with pytest.raises(InputError, match="nothing to train of 1 parameters"):
-        matching(["conv.weight"], "attention", "model")
+        select_names(["conv.weight"], "attention", "model")
 
 
 def test_every_selection_that_the_message_offers_is_taken_by_training(evaluator: tv.Evaluator) -> None:
@@ -146,9 +146,9 @@ def test_a_regime_that_is_none_is_refused_with_what_there_is(regime: str, compla
 
 def test_an_unknown_selection_names_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'attention'"):
-        matching(["conv.weight"], "atention", "model")
+        select_names(["conv.weight"], "atention", "model")
 
 
 def test_a_broken_pattern_is_an_error() -> None:
     with pytest.raises(InputError, match="not a regular expression"):
-        matching(["conv.weight"], "re:(", "model")
+        select_names(["conv.weight"], "re:(", "model")

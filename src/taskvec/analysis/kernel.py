@@ -12,8 +12,8 @@ from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.points import dense_deltas
 from taskvec.models.backbone import Backbone
 from taskvec.models.heads import Head
+from taskvec.names import select_names
 from taskvec.progress import Watch, unwatched
-from taskvec.selection import matching
 from taskvec.tangent.ntk import Mode, ntk
 from taskvec.tasks.source import SplitName
 from taskvec.vectors import TaskVector
@@ -293,7 +293,7 @@ def kernel_analysis(
 
 def _parameters(evaluator: Evaluator, params: str) -> list[str]:
     """Names within :class:`Logits` of the encoder parameters that a selection holds."""
-    stored = matching(evaluator.pretrained, params, evaluator.backbone.ref)
+    stored = select_names(evaluator.pretrained, params, evaluator.backbone.ref)
     inside = {checkpoint: name for name, checkpoint in evaluator.backbone.names.items()}
     return [f"backbone.network.{inside[name]}" for name in stored]
 

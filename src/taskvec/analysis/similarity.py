@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError, NonFinite
+from taskvec.names import layer_label
 from taskvec.progress import Watch, unwatched
 from taskvec.vectors import TaskVector
 from taskvec.vectors.base import shared_base
 from taskvec.weights.source import row_blocks
-from taskvec.weights.summary import layer_of
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def similarity(
     by_layer: dict[str, _Layer] = {}
     for done, name in enumerate(names, start=1):
         found = _measured(chosen, name, ranks)
-        layer = layer_of(name)
+        layer = layer_label(name)
         by_layer[layer] = _joined(by_layer[layer], found) if layer in by_layer else found
         watch("tensors", done, len(names))
     if not by_layer:

@@ -15,9 +15,9 @@ from zipfile import is_zipfile
 import torch
 
 from taskvec.edits.configs import read_config, vocabulary_size
-from taskvec.edits.layers import depths
 from taskvec.edits.vocabulary import embeddings_of, heads_of
 from taskvec.errors import InputError, TaskvecError, and_more
+from taskvec.names import count_blocks
 from taskvec.reading import shortened
 from taskvec.vectors import EditedWeights, TaskVector
 from taskvec.weights import Weights, change, open_weights
@@ -108,7 +108,7 @@ def _depth(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
 
     Of encoder and decoder either may lack; of more stacks only the deepest is looked at.
     """
-    found = sorted(depths(model).values(), reverse=True)
+    found = sorted(count_blocks(model).values(), reverse=True)
     stacks = Counter(found if len(found) <= 2 else found[:1])
     said = Counter(value for key, value in _flat(config) if _last(key) in _DEPTHS and type(value) is int)
     more = config.get(_MORE_LAYERS)

@@ -1,64 +1,14 @@
 """Models made of other models' layers: tensors renamed, picked from several, put one after the other."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from taskvec.rules.lines import BLOCKS, DIGITS
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE
 from taskvec.weights.source import rows_of
-
-_EMBEDDING = re.compile(r"emb(?!ed_out)|wte|wpe|^shared\.")
-
-
-class Layer(NamedTuple):
-    """Where a tensor lies: the stack of layers, and its number there."""
-
-    stack: str
-    number: int
-
-
-def layer_of(name: str) -> Layer | None:
-    """The layer that a tensor is part of, ``None`` for embeddings, final norms and heads.
-
-    >>> layer_of("model.layers.3.mlp.up_proj.weight")
-    Layer(stack='model.layers', number=3)
-    """
-    match = re.search(BLOCKS, name)
-    if match is None or len(match[1]) > DIGITS:
-        return None
-    return Layer(name[: match.start(1) - 1], int(match[1]))
-
-
-def renumbered(name: str, number: int) -> str:
-    """The name of the same tensor in another layer of its stack.
-
-    >>> renumbered("model.layers.3.mlp.up_proj.weight", 0)
-    'model.layers.0.mlp.up_proj.weight'
-    """
-    match = re.search(BLOCKS, name)
-    assert match is not None
-    return f"{name[: match.start(1)]}{number}{name[match.end(1) :]}"
-
-
-def before_layers(name: str) -> bool:
-    """Whether a tensor outside the layers comes before them: embeddings do, norms and heads do not."""
-    return _EMBEDDING.search(name) is not None
-
-
-def depths(names: Iterable[str]) -> dict[str, int]:
-    """The number of layers of each stack."""
-    found: dict[str, int] = {}
-    for name in names:
-        layer = layer_of(name)
-        if layer is not None:
-            found[layer.stack] = max(layer.number + 1, found.get(layer.stack, 0))
-    return found
 
 
 class Picked(Weights):

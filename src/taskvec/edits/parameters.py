@@ -14,10 +14,10 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from taskvec.config import Config
 from taskvec.errors import InputError, and_more
+from taskvec.names import block_depths
 from taskvec.patterns import Pattern
 from taskvec.registry import nearest
 from taskvec.rules import Rule
-from taskvec.rules.lines import block_depths
 
 FORMS = ("default", "filters", "gradient")
 """Keys of values, which no vector may be called."""

@@ -1,6 +1,5 @@
 """Models of different vocabularies brought to one: the rows of their embeddings matched token by token."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,25 +13,13 @@ from taskvec.edits.configs import vocabulary_size
 from taskvec.edits.realigned import Plan, Realigned, taken
 from taskvec.edits.tokens import added_tokens, opaque_files, tokens_of, with_added
 from taskvec.errors import InputError, KeyMismatch, and_more
+from taskvec.names import goes_by_token, is_embedding, is_head
 from taskvec.weights import Weights
 
 Vocab = Literal["base", "union", "intersection"]
 Key = str | int
 """What a row is known by: its token, or its number where no token has it."""
 
-_INPUTS = (
-    r"embed_tokens|tokens_embed|word_embeddings?|token_embedding|tok_embeddings|embeddings|embed_in"
-    r"|shared|wte"
-)
-_OUTPUTS = (
-    r"lm_head|lm_head\.decoder|lm_head\.out_proj|generator_lm_head|predictions|predictions\.decoder|lm_loss"
-    r"|predictions\.dense|embed_out|output_projection|pred_layer\.proj|vocab_projector|embedding_decoder"
-)
-_IS_INPUT = re.compile(rf"(^|\.)({_INPUTS})\.weight$")
-_IS_OUTPUT = re.compile(rf"(^|\.)({_OUTPUTS})\.weight$|^(head|output)\.weight$")
-_IS_KNOWN = re.compile(
-    rf"(^|\.)({_INPUTS}|{_OUTPUTS})\.(weight|bias)$|^(head|output)\.(weight|bias)$|final_logits_bias$"
-)
 SAMPLE = 256
 """Rows that are compared before rows of the same number are taken for the same token."""
 ALIKE = 0.9
@@ -134,12 +121,7 @@ def embeddings_of(weights: Weights) -> dict[str, int]:
 
 def heads_of(weights: Weights) -> list[str]:
     """The matrices of output layers over the tokens, where they have tensors of their own."""
-    return [name for name in weights if _IS_OUTPUT.search(name) and len(weights.spec(name).shape) == 2]
-
-
-def goes_by_token(name: str) -> bool:
-    """Whether a tensor of this name has an entry for each token."""
-    return _IS_KNOWN.search(name) is not None
+    return [name for name in weights if is_head(name) and len(weights.spec(name).shape) == 2]
 
 
 def _rows(weights: Weights) -> int:
@@ -169,7 +151,7 @@ def _rows(weights: Weights) -> int:
 
 def _is_input(name: str, weights: Weights) -> bool:
     shape = weights.spec(name).shape
-    return bool(_IS_INPUT.search(name)) and len(shape) == 2 and 0 not in shape
+    return is_embedding(name) and len(shape) == 2 and 0 not in shape
 
 
 def _vocabulary_axes(models: Sequence[_Model]) -> dict[str, int]:
@@ -182,7 +164,7 @@ def _vocabulary_axes(models: Sequence[_Model]) -> dict[str, int]:
     """
     axes: dict[str, int] = {}
     for name in dict.fromkeys(name for model in models for name in model.weights):
-        known = bool(_IS_KNOWN.search(name))
+        known = goes_by_token(name)
         holders = [model for model in models if name in model.weights]
         axis, fits = _common_axis(name, holders)
         if axis is not None and (known or len({len(model.keys) for model in holders}) > 1):

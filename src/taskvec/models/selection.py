@@ -2,7 +2,7 @@
 
 from taskvec.arguments import checked
 from taskvec.models.backbone import Backbone
-from taskvec.selection import matching
+from taskvec.names import select_names
 
 
 @checked
@@ -10,8 +10,8 @@ def select(backbone: Backbone, selection: str) -> list[str]:
     """Checkpoint names of the encoder's parameters in a selection, in the network's order.
 
     Args:
-        selection: see :func:`taskvec.selection.matching`.
+        selection: see :func:`taskvec.names.select_names`.
 
     Raises: InputError when nothing is selected, or the selection is unknown.
     """
-    return matching(backbone.encoder_parameters(), selection, backbone.ref)
+    return select_names(backbone.encoder_parameters(), selection, backbone.ref)

@@ -1,6 +1,6 @@
 """LiNeS: deeper layers change more."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -8,14 +8,10 @@ from pydantic import Field
 from torch import Tensor
 
 from taskvec.errors import InputError
+from taskvec.names import BLOCKS, block_depths
 from taskvec.patterns import Pattern
 from taskvec.reading import shown
 from taskvec.rules.rule import Rule, Stacks
-
-BLOCKS = r"(?:^|\.)(?:layers?|h|blocks?|resblocks)\.(\d+)\."
-
-DIGITS = 9
-"""Of the longest number of a block."""
 
 
 def lines(
@@ -59,29 +55,6 @@ def measure_model(
         )
     start = _matching(merged, _given) if alpha == "auto" else None
     return {name: {"_depth": depths.get(name, 0.0), "_alpha": start} for name in merged.changed}
-
-
-def block_depths(names: Iterable[str], blocks: str = BLOCKS) -> dict[str, float]:
-    """The depth of each tensor in its stack of blocks, 0 to 1; those that are in none are left out.
-
-    Raises: InputError if what ``blocks`` finds in a name is no number.
-    """
-    places: dict[str, tuple[str, int]] = {}
-    last: dict[str, int] = {}
-    pattern = Pattern(blocks, "rule 'lines': blocks")
-    for name in names:
-        match = pattern.search(name)
-        if match is None:
-            continue
-        digits = match[1] or ""
-        if not (digits.isdecimal() and len(digits) <= DIGITS):
-            raise InputError(
-                f"rule 'lines': blocks {blocks!r} finds {shown(match[1])} in {shown(name)}, expected the "
-                "block's number"
-            )
-        places[name] = stack, number = name[: match.start()], int(digits)
-        last[stack] = max(number, last.get(stack, 0))
-    return {name: number / (last[stack] or 1) for name, (stack, number) in places.items()}
 
 
 def _matching(merged: Stacks, given: Stacks) -> float:

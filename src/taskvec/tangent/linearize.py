@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from taskvec.arguments import checked
 from taskvec.errors import InputError
-from taskvec.selection import matching
+from taskvec.names import select_names
 from taskvec.substitution import substituted
 from taskvec.tangent.forward import NoTangent
 from taskvec.tangent.linearization import Linearization, Route
@@ -56,7 +56,7 @@ def linearize(model: nn.Module, params: Choice = "all", *, route: Route = "auto"
     Args:
         model: shared, not copied: theta0 are its own weights, buffers stay as they are. It is neither changed
             nor owned; leave its weights alone and move it to another device before, not after.
-        params: what tau holds: ``all``, ``attention``, another selection of :mod:`taskvec.selection`,
+        params: what tau holds: ``all``, ``attention``, another selection of :mod:`taskvec.names`,
             ``re:PATTERN`` or a predicate on names. Other parameters have no tangent and cost none. A tied
             parameter comes once, under its first name.
         route: how derivatives are computed, see :class:`~taskvec.tangent.linearization.Linearization`.
@@ -75,7 +75,7 @@ def linearize(model: nn.Module, params: Choice = "all", *, route: Route = "auto"
     check_modules(model)
     known = [name for name, value in model.named_parameters() if value.is_floating_point()]
     where = type(model).__name__
-    chosen = matching(known, params, where) if isinstance(params, str) else list(filter(params, known))
+    chosen = select_names(known, params, where) if isinstance(params, str) else list(filter(params, known))
     if not chosen:
         raise InputError(f"{where}: the predicate selects none of {len(known)} parameters")
     return TangentModel(model, chosen, route)

@@ -34,7 +34,7 @@ def finetune(
     Args:
         parts: one task; or several, for the joint multi-task baseline (each step holds one task's examples).
         regime: a key of :data:`taskvec.training.regimes.REGIMES`; or any selection of
-            :mod:`taskvec.selection`, such as ``mlp`` or ``re:PATTERN``, in tangent space after ``tangent-``.
+            :mod:`taskvec.names`, such as ``mlp`` or ``re:PATTERN``, in tangent space after ``tangent-``.
         ascend: climb the loss instead (the gradient-ascent baseline of negation).
         validate: figures to report on the way, of the task vector as it is then.
         checkpoint, watch: see :func:`taskvec.training.loop.train`.

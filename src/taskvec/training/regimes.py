@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from taskvec.errors import InputError
+from taskvec.names import SELECTIONS
 from taskvec.patterns import Pattern
 from taskvec.registry import nearest
-from taskvec.selection import SELECTIONS
 
 Space = Literal["ordinary", "tangent"]
 """In which a task vector displaces an encoder."""

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from taskvec.config import Config
 from taskvec.errors import InputError, KeyMismatch
+from taskvec.names import CLASSIFIERS
 from taskvec.patterns import Pattern, Stopwatch
 from taskvec.reading import read_mapping, shown
 from taskvec.weights import Weights
@@ -34,8 +35,6 @@ _CHANGES_NOTHING = frozenset({
 
 PATTERNS = 200_000
 """Characters of all patterns of an adapter: each takes some time to compile."""
-_HEADS = ("classifier", "score")
-"""What PEFT saves whole of a classifier, of which a model has one."""
 
 _PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
@@ -228,8 +227,8 @@ def _check_saved(weights: Weights, settings: Settings, saved: Mapping[str, str])
     missing = [
         module for module in settings.modules_to_save or () if not any(f".{module}." in n for n in present)
     ]
-    if any(module not in missing for module in _HEADS):  # PEFT lists every name that a head may have
-        missing = [module for module in missing if module not in _HEADS]
+    if any(module not in missing for module in CLASSIFIERS):  # PEFT lists every name that a head may have
+        missing = [module for module in missing if module not in CLASSIFIERS]
     if missing:
         raise KeyMismatch(
             f"{weights.ref}: no tensor of {missing[0]!r}, expected it saved whole as modules_to_save in "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from taskvec.errors import KeyMismatch
+from taskvec.names import is_embedding, is_head
 from taskvec.reading import read_mapping
 from taskvec.vectors.adapter_files import Piece, Product, Saved
 from taskvec.weights import Weights
@@ -15,9 +16,7 @@ from taskvec.weights.source import row_blocks
 if TYPE_CHECKING:
     from taskvec.vectors.adapters import Adapter
 
-_EMBEDDING = re.compile(r"embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|\bshared\b")
-_HEAD = re.compile(r"LMHead|CausalLM|MaskedLM|ConditionalGeneration|PreTraining")
-_HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight", "output.weight")
+_WITH_HEAD = re.compile(r"LMHead|CausalLM|MaskedLM|ConditionalGeneration|PreTraining")
 
 
 def called(pieces: Mapping[str, Piece], base: Weights) -> dict[str, str]:
@@ -105,17 +104,12 @@ def same(weights: Weights, key: str, base: Weights, name: str) -> bool:
 def tied_unsaid(base: Weights, name: str) -> bool:
     """Whether an embedding also serves as the output layer, which has no tensor of its own in the file."""
     config = base.folder / "config.json" if base.folder is not None else None
-    if (
-        not _EMBEDDING.search(name)
-        or config is None
-        or not config.is_file()
-        or any(h in base for h in _HEADS)
-    ):
+    if not is_embedding(name) or config is None or not config.is_file() or any(map(is_head, base)):
         return False
     content = read_mapping(config)
     architectures = content.get("architectures")
     listed = " ".join(map(str, architectures)) if isinstance(architectures, list) else ""
-    return bool(content.get("tie_word_embeddings", True)) and bool(_HEAD.search(listed))
+    return bool(content.get("tie_word_embeddings", True)) and bool(_WITH_HEAD.search(listed))
 
 
 def foreign(own: str, piece: Piece, base: Weights) -> str:
@@ -125,7 +119,7 @@ def foreign(own: str, piece: Piece, base: Weights) -> str:
             f"{own!r} was trained whole and {base.ref} has no such tensor, expected one to subtract; "
             "leave it out with: taskvec diff BASE ADAPTER --on-extra drop -o VECTOR"
         )
-    tied = "is it tied to the embeddings, or " if own in _HEADS else ""
+    tied = "is it tied to the embeddings, or " if is_head(own) else ""
     return (
         f"{own!r} found, expected a tensor of the base {base.ref}; "
         f"{tied}was the adapter trained on another model?"

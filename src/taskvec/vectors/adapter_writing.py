@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ from torch import Tensor
 from taskvec._version import __version__
 from taskvec.arguments import checked
 from taskvec.errors import InputError, NonFinite
+from taskvec.names import is_lookup, select_names
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path
-from taskvec.selection import matching
 from taskvec.vectors import geometry
 from taskvec.vectors.adapter_fit import bias_of, kind, orientations
 from taskvec.vectors.files import is_changed
@@ -28,9 +27,6 @@ from taskvec.weights.writer import nonfinite_message
 
 if TYPE_CHECKING:
     from taskvec.vectors.vector import TaskVector
-
-_LOOKUP = re.compile(r"emb|wte|wpe|shared|relative_attention_bias")
-"""Kinds of layers whose matrix, where no bias goes with it, is a table to look up rows in."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +70,8 @@ def save_adapter(
     Args:
         path: a folder.
         rank: of the factors; those of a matrix that has a smaller one are filled up with zeros.
-        only: which matrices, as for ``matching``: ``all``, ``attention``, ``mlp`` or ``re:PATTERN`` on whole
-            names. The others are left out.
+        only: which matrices, as for ``select_names``: ``all``, ``attention``, ``mlp`` or ``re:PATTERN`` on
+            whole names. The others are left out.
         dtype: element type of the factors; float32 by default, float64 for float64 models.
         task: what the fine-tuning was for; kept in the manifest.
         force: replace an output that exists.
@@ -162,7 +158,7 @@ def _sorted_out(vector: "TaskVector", only: str) -> tuple[list[str], list[str]]:
         raise InputError(
             f"{vector.ref}: has no matrix of a linear layer, expected some to make an adapter of"
         )
-    wanted = linear if only == "all" else set(matching(linear, only, vector.ref))
+    wanted = linear if only == "all" else set(select_names(linear, only, vector.ref))
     changed = [name for name in vector if is_changed(vector, name)]
     chosen = [name for name in changed if name in wanted]
     if not chosen:
@@ -174,7 +170,7 @@ def _is_linear(vector: "TaskVector", name: str) -> bool:
     shape = vector.specs[name].shape
     if len(shape) != 2 or 0 in shape or not name.endswith(".weight") or name.count(".") < 1:
         return False
-    return bias_of(name) in vector.specs or not _LOOKUP.search(kind(name))
+    return bias_of(name) in vector.specs or not is_lookup(kind(name))
 
 
 def _orientation(vector: "TaskVector", names: Iterable[str]) -> dict[str, bool]:

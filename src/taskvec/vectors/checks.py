@@ -1,13 +1,13 @@
 """Whether two sets of weights, or a vector and a base, fit together; and in which words they do not."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 
 from taskvec.errors import InputError, KeyMismatch, and_more
+from taskvec.names import goes_by_token, is_lookup
 from taskvec.vectors.info import has_info
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import EDITABLE, raw_bytes, short
@@ -16,8 +16,6 @@ OnExtra = Literal["error", "drop"]
 OnMissing = Literal["error", "zero"]
 
 _log = logging.getLogger(__name__)
-
-_VOCABULARY = re.compile(r"emb|wte|lm_head|shared|vocab|decoder|predictions")
 
 
 def editable_names(base: Weights, tuned: Weights, *, on_extra: OnExtra, on_missing: OnMissing) -> list[str]:
@@ -161,7 +159,7 @@ def _vocabulary(names: Sequence[str], found: Mapping[str, TensorSpec], base: Wei
     """Words for the commonest cause: another number of tokens."""
     for name in names:
         have, want = found[name].shape, base.spec(name).shape
-        if have and have[1:] == want[1:] and _VOCABULARY.search(name):
+        if have and have[1:] == want[1:] and (is_lookup(name) or goes_by_token(name)):
             return (
                 f"; vocabularies of {have[0]} and {want[0]} tokens: resize the embeddings to one size, "
                 "or match their tokens (--vocab base, tokenizer_source in mergekit's YAML)"

@@ -1,14 +1,12 @@
 """Sizes of weights, tensor by tensor and layer by layer."""
 
 import math
-import re
 from collections.abc import Mapping
 
 import torch
 
+from taskvec.names import layer_label
 from taskvec.weights.source import Weights
-
-_LAYER = re.compile(r"(?:.*?\.)?\d+(?=\.)")
 
 
 def tensor_norms(weights: Weights) -> dict[str, float]:
@@ -20,19 +18,9 @@ def by_layer(norms: Mapping[str, float]) -> dict[str, float]:
     """Norms of tensors joined to norms of layers: names up to their first number, or of their module."""
     squares: dict[str, float] = {}
     for name, norm in norms.items():
-        layer = layer_of(name)
+        layer = layer_label(name)
         squares[layer] = squares.get(layer, 0.0) + norm**2
     return {layer: math.sqrt(square) for layer, square in squares.items()}
-
-
-def layer_of(name: str) -> str:
-    """The layer that a tensor belongs to.
-
-    >>> layer_of("encoder.layer.3.output.dense.weight"), layer_of("embeddings.word_embeddings.weight")
-    ('encoder.layer.3', 'embeddings.word_embeddings')
-    """
-    numbered = _LAYER.match(name)
-    return numbered[0] if numbered else name.rpartition(".")[0] or name
 
 
 def _norm(weights: Weights, name: str) -> float:

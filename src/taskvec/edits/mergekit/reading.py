@@ -10,14 +10,7 @@ import torch
 from taskvec.edits import contradictions
 from taskvec.edits.configs import config_of
 from taskvec.edits.inputs import check_sound, copies, said_of_copy, told
-from taskvec.edits.layers import (
-    Joined,
-    Picked,
-    before_layers,
-    depths,
-    layer_of,
-    renumbered,
-)
+from taskvec.edits.layers import Joined, Picked
 from taskvec.edits.merge import Merge
 from taskvec.edits.mergekit.document import Document, Slice
 from taskvec.edits.mergekit.methods import METHODS
@@ -26,8 +19,9 @@ from taskvec.edits.mergekit.settings import Scope, idle_filters, parse_scope
 from taskvec.edits.mergekit.templates import FILE, chosen
 from taskvec.edits.passes import passes
 from taskvec.edits.tokens import check_in_order, tokens_of
-from taskvec.edits.vocabulary import Vocab, align, goes_by_token
+from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
+from taskvec.names import block_of, comes_before_blocks, count_blocks, goes_by_token, renumber
 from taskvec.reading import exists
 from taskvec.vectors import TaskVector, apply
 from taskvec.weights import Weights, open_weights
@@ -176,8 +170,8 @@ class _Reading:
             (self._own(field, given, place == base), *self.shared)
             for place, (field, (_, given)) in enumerate(zip(fields, entries, strict=True))
         )
-        number = depths(sources[0])
-        layers = ((name, layer_of(name)) for name in sources[0])
+        number = count_blocks(sources[0])
+        layers = ((name, block_of(name)) for name in sources[0])
         return Part(
             self.where,
             tuple(sources),
@@ -204,7 +198,7 @@ class _Reading:
             for place, model, span in zip(places, models, ranges, strict=True)
         )
         length = _length(piece)
-        layers = ((name, layer_of(name)) for name in names[0])
+        layers = ((name, block_of(name)) for name in names[0])
         own = tuple(
             (self._own(place, source.parameters, at == base), inner, *self.shared)
             for at, (place, source) in enumerate(zip(places, piece.sources, strict=True))
@@ -223,7 +217,7 @@ class _Reading:
         self, field: str, model: Weights, span: tuple[int, int], start: int, *, first: bool, last: bool
     ) -> dict[str, str]:
         """Name in the output -> name in the model, of the tensors that a slice takes from it."""
-        stacks = depths(model)
+        stacks = count_blocks(model)
         if len(stacks) != 1:
             found = ", ".join(stacks) or "none"
             raise InputError(
@@ -237,12 +231,12 @@ class _Reading:
             )
         names: dict[str, str] = {}
         for name in model:
-            layer = layer_of(name)
+            layer = block_of(name)
             if layer is None:
-                if first if before_layers(name) else last:
+                if first if comes_before_blocks(name) else last:
                     names[name] = name
             elif span[0] <= layer.number < span[1]:
-                names[renumbered(name, start + layer.number - span[0])] = name
+                names[renumber(name, start + layer.number - span[0])] = name
         return names
 
     # Pieces

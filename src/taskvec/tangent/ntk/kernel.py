@@ -40,7 +40,7 @@ def ntk(
             batch norms must use running statistics.
         x1, x2: a tensor, a mapping of keyword arguments or a tuple of positional ones, samples first.
             Without ``x2`` the samples are compared with themselves and half of the work is done.
-        params: ``all``, ``attention`` or another selection of :mod:`taskvec.selection`, ``re:PATTERN`` that
+        params: ``all``, ``attention`` or another selection of :mod:`taskvec.names`, ``re:PATTERN`` that
             whole names match, names, or a predicate on names.
         mode: ``full``; ``class``, only pairs of equal classes; ``trace``, their sum.
         memory: bytes to work with beside the kernel itself and the model. Less means that samples are

@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from taskvec.errors import InputError
+from taskvec.names import select_names
 from taskvec.registry import nearest
-from taskvec.selection import matching
 
 Inputs = Tensor | Mapping[str, Any] | tuple[Any, ...]
 """What a model is called with: one tensor, keyword arguments, or positional ones."""
 Selection = str | Sequence[str] | Callable[[str], bool]
-"""A selection of :mod:`taskvec.selection` (``all``, ``attention``, ``re:PATTERN``), names, or a predicate."""
+"""A selection of :mod:`taskvec.names` (``all``, ``attention``, ``re:PATTERN``), names, or a predicate."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def selected(model: nn.Module, params: Selection) -> dict[str, nn.Parameter]:
 def _chosen(model: nn.Module, params: Selection, names: Sequence[str]) -> set[str]:
     where = f"ntk of {type(model).__name__}"
     if isinstance(params, str):
-        return set(matching(names, params, where))
+        return set(select_names(names, params, where))
     if callable(params):
         found = set(filter(params, names))
     else:

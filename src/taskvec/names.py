@@ -1,0 +1,208 @@
+"""What the names of parameters in checkpoints say: layers and depth, embeddings, heads, attention."""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from taskvec.errors import InputError
+from taskvec.patterns import Pattern
+from taskvec.reading import shown
+from taskvec.registry import nearest
+
+# Layers and depth
+
+BLOCKS = r"(?:^|\.)(?:layers?|h|blocks?|resblocks)\.(\d+)\."
+"""What precedes the name of a tensor inside a numbered block; the group is the number."""
+
+_DIGITS = 9
+"""Of the longest number of a block."""
+
+
+class Block(NamedTuple):
+    """Where a tensor lies: the stack of blocks, and its number there."""
+
+    stack: str
+    number: int
+
+
+def block_of(name: str) -> Block | None:
+    """The block that a tensor is part of, ``None`` for embeddings, final norms and heads.
+
+    >>> block_of("model.layers.3.mlp.up_proj.weight")
+    Block(stack='model.layers', number=3)
+    """
+    match = re.search(BLOCKS, name)
+    if match is None or len(match[1]) > _DIGITS:
+        return None
+    return Block(name[: match.start(1) - 1], int(match[1]))
+
+
+def renumber(name: str, number: int) -> str:
+    """The name of the same tensor in another block of its stack.
+
+    >>> renumber("model.layers.3.mlp.up_proj.weight", 0)
+    'model.layers.0.mlp.up_proj.weight'
+    """
+    match = re.search(BLOCKS, name)
+    assert match is not None
+    return f"{name[: match.start(1)]}{number}{name[match.end(1) :]}"
+
+
+def count_blocks(names: Iterable[str]) -> dict[str, int]:
+    """The number of blocks of each stack."""
+    counts: dict[str, int] = {}
+    for block in map(block_of, names):
+        if block is not None:
+            counts[block.stack] = max(block.number + 1, counts.get(block.stack, 0))
+    return counts
+
+
+def block_depths(names: Iterable[str], blocks: str = BLOCKS) -> dict[str, float]:
+    """The depth of each tensor in its stack of blocks, 0 to 1; those that are in none are left out.
+
+    Raises: InputError if what ``blocks`` matches in a name is no number.
+    """
+    places: dict[str, tuple[str, int]] = {}
+    last: dict[str, int] = {}
+    pattern = Pattern(blocks, "rule 'lines': blocks")
+    for name in names:
+        match = pattern.search(name)
+        if match is None:
+            continue
+        digits = match[1] or ""
+        if not (digits.isdecimal() and len(digits) <= _DIGITS):
+            raise InputError(
+                f"rule 'lines': blocks {blocks!r} finds {shown(match[1])} in {shown(name)}, expected the "
+                "block's number"
+            )
+        places[name] = stack, number = name[: match.start()], int(digits)
+        last[stack] = max(number, last.get(stack, 0))
+    return {name: number / (last[stack] or 1) for name, (stack, number) in places.items()}
+
+
+_NUMBERED = re.compile(r"(?:.*?\.)?\d+(?=\.)")
+
+
+def layer_label(name: str) -> str:
+    """What norms and cosines of single layers are listed by: the name up to its first number, or its module.
+
+    >>> layer_label("encoder.layer.3.output.dense.weight"), layer_label("embeddings.word_embeddings.weight")
+    ('encoder.layer.3', 'embeddings.word_embeddings')
+    """
+    numbered = _NUMBERED.match(name)
+    return numbered[0] if numbered else name.rpartition(".")[0] or name
+
+
+# Embeddings and heads
+
+_EMBEDDINGS = (
+    r"embed_tokens|tokens_embed|word_embeddings?|token_embedding|tok_embeddings|embeddings|embed_in"
+    r"|shared|wte"
+)
+_HEADS = (
+    r"lm_head|lm_head\.decoder|lm_head\.out_proj|generator_lm_head|predictions|predictions\.decoder|lm_loss"
+    r"|predictions\.dense|embed_out|output_projection|pred_layer\.proj|vocab_projector|embedding_decoder"
+)
+_EMBEDDING = re.compile(rf"(^|\.)({_EMBEDDINGS})\.weight$")
+_HEAD = re.compile(rf"(^|\.)({_HEADS})\.weight$|^(head|output)\.weight$")
+_BY_TOKEN = re.compile(
+    rf"(^|\.)({_EMBEDDINGS}|{_HEADS})\.(weight|bias)$|^(head|output)\.(weight|bias)$|final_logits_bias$"
+)
+_LOOKUP = re.compile(r"emb|wte|wpe|shared|relative_attention_bias")
+
+CLASSIFIERS = ("classifier", "score")
+"""What transformers calls the head of a classifier, of which a model has one."""
+
+
+def is_embedding(name: str) -> bool:
+    """Whether a matrix has the embedding of a token in each row."""
+    return _EMBEDDING.search(name) is not None
+
+
+def is_head(name: str) -> bool:
+    """Whether a matrix belongs to an output layer over the tokens."""
+    return _HEAD.search(name) is not None
+
+
+def goes_by_token(name: str) -> bool:
+    """Whether a tensor of this name has an entry for each token."""
+    return _BY_TOKEN.search(name) is not None
+
+
+def is_lookup(name: str) -> bool:
+    """Whether a module or a tensor in it is a table to look up rows in, of tokens or anything else."""
+    return _LOOKUP.search(name) is not None
+
+
+def comes_before_blocks(name: str) -> bool:
+    """Whether a tensor outside the blocks comes before them: embeddings do, norms and heads do not."""
+    return is_lookup(name) and "embed_out" not in name
+
+
+# Selections
+
+_ATTENTION = r"(self_attn|encoder_attn|cross_attn|attn|attention|SelfAttention|EncDecAttention)"
+_PROJECTION = "|".join(
+    (
+        rf"{_ATTENTION}\.(q|k|v|o|out|in|qkv|c)_?(proj|attn|lin)?",  # q_proj, c_attn, q_lin, out_proj
+        rf"{_ATTENTION}\.(self\.|attention\.)?(query|key|value|output)",  # BERT, RoBERTa, ViT
+        r"attention\.output\.dense",
+        rf"{_ATTENTION}\.proj",  # beside a fused qkv
+    )
+)
+_WEIGHT = rf"(.*\.)?(({_PROJECTION})\.weight|\w*attn\.in_proj_weight)"
+_BIAS = rf"(.*\.)?(({_PROJECTION})\.bias|\w*attn\.in_proj_bias)"
+_MLP = "|".join(
+    (
+        r"(intermediate|layer\.\d+\.output)\.dense",  # BERT, RoBERTa
+        r"mlp\.\w+",  # CLIP, ViT, Llama, GPT-2, open_clip
+        r"DenseReluDense\.\w+",  # T5
+        r"ffn\.lin\d",  # DistilBERT
+        r"layers\.\d+\.(fc|linear)\d",  # BART, torch
+    )
+)
+
+SELECTIONS = {
+    "all": r".*",
+    "full": r".*",
+    "attention": _WEIGHT,
+    "attention-with-biases": rf"{_WEIGHT}|{_BIAS}",
+    "attention-biases": _BIAS,
+    "mlp": rf"(.*\.)?({_MLP})\.(weight|bias)",
+}
+"""Patterns that whole parameter names must match."""
+
+
+def select_names(names: Iterable[str], selection: str, where: str) -> list[str]:
+    """Those of ``names`` that a selection holds.
+
+    Args:
+        selection: ``all`` (also called ``full``), ``attention`` (the weights of the query, key, value and
+            output projections), ``attention-with-biases``, ``attention-biases``, ``mlp``, or ``re:PATTERN``,
+            a regular expression that whole names match.
+        where: what the model is called in messages.
+
+    Raises: InputError when nothing is selected, or the selection is unknown.
+    Source: the selections compared by Jin et al. 2025, arXiv:2407.07089.
+    """
+    pattern, known = _pattern(selection), list(names)
+    selected = [name for name in known if pattern.fullmatch(name)]
+    if not selected:
+        examples = ", ".join(known[-3:]) or "none"
+        others = ", ".join(name for name in SELECTIONS if name not in ("all", selection))
+        raise InputError(
+            f"{where}: selection {selection!r} leaves nothing to train of {len(known)} parameters "
+            f"(such as {examples}); choose another: {others} or re:PATTERN"
+        )
+    return selected
+
+
+def _pattern(selection: str) -> Pattern:
+    kind, colon, expression = selection.partition(":")
+    if colon and kind == "re":
+        return Pattern(expression, "selection")
+    if selection not in SELECTIONS:
+        raise InputError(
+            f"no selection called {selection!r}; {nearest(selection, SELECTIONS)}, or re:PATTERN"
+        )
+    return Pattern(SELECTIONS[selection], "selection")
