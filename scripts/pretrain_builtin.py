@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from captioned_pictures import Captioned, captioned, every_content, true_of, vocabulary
 from taskvec.models.builtin.backbone import configuration
 from taskvec.models.builtin.network import DualEncoder, initialised, pixels, word_numbers
-from taskvec.tasks.builtin.pretraining import Captioned, captioned, every_content, true_of, vocabulary
 
 WARM_UP = 150
 DECAY = 0.35

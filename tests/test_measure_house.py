@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from measure_house import measure
 
 FILES = {

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from captioned_pictures import vocabulary
 from taskvec.errors import CorruptFile, InputError
 from taskvec.models.builtin.backbone import (
     FOLDER,
@@ -21,7 +22,6 @@ from taskvec.models.builtin.network import Attention, pixels, word_numbers
 from taskvec.models.heads import zero_shot_head
 from taskvec.models.loading import load_backbone
 from taskvec.models.selection import select
-from taskvec.tasks.builtin.pretraining import vocabulary
 from taskvec.tasks.suite import load_suite
 
 WEIGHTS = "db078233bf535f35129b0fd2d824f5ec060e3b7b0a9be2b101974ac33453d5dc"

@@ -8,10 +8,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from captioned_pictures import vocabulary
 from taskvec.errors import InputError
 from taskvec.tasks.builtin import contents as c
-from taskvec.tasks.builtin import pretraining, scenes
-from taskvec.tasks.builtin.drawing import COLOURS
+from taskvec.tasks.builtin import scenes
+from taskvec.tasks.builtin.drawing import generator
 from taskvec.tasks.builtin.source import SCENE_NAMES, BuiltinWorld
 from taskvec.tasks.suite import load_suite
 
@@ -25,8 +26,6 @@ DIGESTS = {
     "pointing": "4bc163e813d5a480",
     "control": "0e9fe15d778f97e3",
     "handwritten": "dc58800df8a5f028",
-    "pretraining": "8bd27d7b0c6d8fef",
-    "captions": "2813b7a1b21ddcda",
 }
 
 
@@ -37,19 +36,13 @@ def digest(array: NDArray[np.generic]) -> str:
 @pytest.mark.parametrize("scene", list(scenes.SCENES))
 def test_scenes_are_drawn_alike_on_every_machine(scene: str) -> None:
     draw, count = scenes.SCENES[scene]
-    images = draw(pretraining.generator(0, "pinned", scene), np.arange(40, dtype=np.int64) % count)
+    images = draw(generator(0, "pinned", scene), np.arange(40, dtype=np.int64) % count)
     assert images.shape == (40, 32, 32, 3)
     assert digest(images) == DIGESTS[scene]
 
 
 def test_handwritten_digits_are_the_same_on_every_machine() -> None:
     assert digest(scenes.pictures("handwritten", "test").images) == DIGESTS["handwritten"]
-
-
-def test_pretraining_is_the_same_on_every_machine() -> None:
-    drawn = pretraining.captioned(0, 3)
-    assert digest(drawn.images) == DIGESTS["pretraining"]
-    assert hashlib.sha256("\n".join(drawn.captions).encode()).hexdigest()[:16] == DIGESTS["captions"]
 
 
 def test_every_character_is_in_its_fonts() -> None:
@@ -66,40 +59,6 @@ def test_every_character_is_in_its_fonts() -> None:
 def test_a_character_that_a_font_lacks_is_refused() -> None:
     with pytest.raises(InputError, match="font 'cmr10' has no '☂'"):
         c.glyph("☂", "cmr10")
-
-
-def test_tasks_and_pretraining_share_no_font() -> None:
-    assert not set(c.SEEN_FONTS) & set(c.UNSEEN_FONTS)
-    assert not set(c.ARROWS) & set(c.POINTERS)
-
-
-def test_a_caption_is_true_of_its_own_picture() -> None:
-    drawn = pretraining.captioned(1, 0)
-    true = pretraining.true_of(drawn.claims, drawn.facts)
-    assert true.diagonal().all()
-    assert 0.001 < true.mean() < 0.1
-
-
-def test_a_caption_says_what_its_claims_say() -> None:
-    drawn = pretraining.captioned(1, 1)
-    for caption, (_, content, ink, ground, style) in zip(drawn.captions, drawn.claims, strict=True):
-        if content >= 0:
-            domain, name = pretraining.CONTENTS[content]
-            assert c.DOMAINS[domain].phrase.format(name) in caption
-        for claim, names in ((ink, list(COLOURS)), (ground, list(COLOURS)), (style, pretraining.STYLES)):
-            assert claim < 0 or names[claim] in caption
-
-
-def test_every_caption_fits_the_vocabulary() -> None:
-    words = set(pretraining.vocabulary())
-    captions = (*pretraining.captioned(2, 0).captions, *pretraining.every_content()[0])
-    assert all(set(caption.split()) <= words and len(caption.split()) <= 16 for caption in captions)
-
-
-def test_each_content_is_described_once() -> None:
-    captions, claims = pretraining.every_content()
-    assert len(set(captions)) == len(captions) == len(pretraining.CONTENTS)
-    assert pretraining.true_of(claims, claims).sum() == len(captions)
 
 
 def test_splits_have_their_sizes_and_balanced_labels() -> None:
@@ -148,7 +107,7 @@ def test_the_suite_has_eight_tasks_and_a_control() -> None:
         count = 10 if name == "handwritten" else scenes.SCENES[name][1]
         assert len(task.classes) == count
         words = {word for t in task.templates for k in task.classes for word in t.replace("{}", k).split()}
-        assert words <= set(pretraining.vocabulary())
+        assert words <= set(vocabulary())
 
 
 def test_a_task_of_the_suite_gives_pictures_and_labels() -> None:

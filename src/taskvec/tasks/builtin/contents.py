@@ -1,16 +1,15 @@
-"""What the built-in world can show: domains of contents, each with the masks that draw it.
+"""What the built-in world can show: characters, shapes and pointers, with the masks that draw them.
 
 A mask is a 64 x 64 grey image, 255 where there is ink. Masks are drawn once, enlarged and without
 anti-aliasing, then averaged down: that leaves nothing to the rounding of a machine or of a font renderer.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import cos, pi, sin
 from pathlib import Path
 
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from taskvec.errors import InputError, MissingExtra
 
@@ -55,48 +54,6 @@ SHAPES = (
     "circle", "ring", "square", "frame", "triangle", "diamond", "pentagon", "hexagon", "star", "cross",
     "crescent", "drop",
 )  # fmt: skip
-DIRECTIONS = ("right", "up right", "up", "up left", "left", "down left", "down", "down right")
-"""Counter-clockwise from the right, 45 degrees apart."""
-
-ORIENTATIONS = (
-    "horizontal", "shallow rising", "rising", "steep rising",
-    "vertical", "steep falling", "falling", "shallow falling",
-)  # fmt: skip
-"""Counter-clockwise from the horizontal, 22.5 degrees apart."""
-
-PLACES = (
-    "top left", "top", "top right", "middle left", "middle", "middle right",
-    "bottom left", "bottom", "bottom right",
-)  # fmt: skip
-COUNTS = ("one", "two", "three", "four", "five", "six")
-PATTERNS = (
-    "checkerboard", "grid", "polka", "brick", "zigzag", "wave", "ripple", "plus", "sawtooth", "lattice",
-    "scale",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Domain:
-    """One kind of content: the names in it, how a caption says one of them, and how it says only the kind."""
-
-    names: tuple[str, ...]
-    phrase: str
-    kind: str
-
-
-DOMAINS = {
-    "letter": Domain(LETTERS, "letter {}", "letter"),
-    "capital": Domain(CAPITALS, "capital {}", "capital"),
-    "digit": Domain(DIGITS, "digit {}", "digit"),
-    "greek": Domain(tuple(GREEK), "greek {}", "greek letter"),
-    "icon": Domain(tuple(ICONS), "{} icon", "icon"),
-    "shape": Domain(SHAPES, "{}", "shape"),
-    "arrow": Domain(DIRECTIONS, "arrow pointing {}", "arrow"),
-    "place": Domain(PLACES, "thing at the {}", "thing"),
-    "count": Domain(COUNTS, "{} dots", "dots"),
-    "stripes": Domain(ORIENTATIONS, "{} stripes", "stripes"),
-    "pattern": Domain(PATTERNS, "{} pattern", "pattern"),
-}
 
 
 @cache
@@ -192,107 +149,36 @@ def outline_of(shape: str) -> list[Point]:
     )
 
 
-@cache
-def shape(name: str) -> Image.Image:
-    """A filled shape (a ring and a frame keep their hole)."""
-    canvas = Image.new("L", (_LARGE, _LARGE))
-    pen = ImageDraw.Draw(canvas)
-    contour = outline_of(name)
-    pen.polygon(contour, fill=255)
-    if name in ("ring", "frame"):
-        pen.polygon([(128 + 0.6 * (x - 128), 128 + 0.6 * (y - 128)) for x, y in contour], fill=0)
-    return canvas.reduce(4)
-
-
 def _drawn(draw: Callable[[ImageDraw.ImageDraw], None]) -> Image.Image:
     canvas = Image.new("L", (_LARGE, _LARGE))
     draw(ImageDraw.Draw(canvas))
     return canvas.reduce(4)
 
 
-_ARROWS: dict[str, list[list[Point]]] = {
-    "thin": [[(36, 120), (220, 120), (220, 136), (36, 136)],
-             [(220, 128), (160, 72), (150, 84), (198, 128), (150, 172), (160, 184)]],
-    "block": [[(30, 96), (130, 96), (130, 48), (226, 128), (130, 208), (130, 160), (30, 160)]],
-    "solid": [[(34, 114), (150, 114), (150, 68), (224, 128), (150, 188), (150, 142), (34, 142)]],
-    "double": [[(36, 98), (170, 98), (170, 112), (36, 112)], [(36, 144), (170, 144), (170, 158), (36, 158)],
-               [(150, 56), (226, 128), (150, 200), (150, 172), (190, 128), (150, 84)]],
-}  # fmt: skip
-_POINTERS: dict[str, list[list[Point]]] = {
+POINTERS: dict[str, list[list[Point]]] = {
     "chevron": [[(84, 40), (124, 40), (204, 128), (124, 216), (84, 216), (164, 128)]],
     "dart": [[(40, 52), (224, 128), (40, 204), (88, 128)]],
     "wedge": [[(44, 84), (224, 128), (44, 172)]],
     "pin": [[*_around([0.12 + 0.76 * k / 20 for k in range(21)], [56] * 21), (236, 128)]],
     "pennant": [[(36, 40), (54, 40), (54, 216), (36, 216)], [(54, 70), (220, 128), (54, 186)]],
 }  # fmt: skip
-ARROWS, POINTERS = tuple(_ARROWS), tuple(_POINTERS)
 
 
-@cache
-def pointer(name: str) -> Image.Image:
-    """An arrow (seen in pre-training) or another pointer (unseen), pointing right."""
-    parts = {**_ARROWS, **_POINTERS}[name]
+def filled(parts: Sequence[Sequence[Point]]) -> Image.Image:
+    """Polygons of the large canvas, as a mask."""
 
     def draw(pen: ImageDraw.ImageDraw) -> None:
         for part in parts:
             pen.polygon(part, fill=255)
 
-    mask = _drawn(draw)
-    if name == "pin":
-        mask = ImageChops.offset(mask, -8, 0)
-    return mask
+    return _drawn(draw)
 
 
 @cache
-def dot() -> Image.Image:
-    """A small disc in the middle."""
-    return _drawn(lambda pen: pen.ellipse((98, 98, 158, 158), fill=255))
-
-
-def outlined(mask: Image.Image, width: int = 5) -> Image.Image:
-    """Only the rim of a mask, ``width`` pixels of the 64 wide (odd)."""
-    return ImageChops.subtract(
-        mask.filter(ImageFilter.MaxFilter(width)), mask.filter(ImageFilter.MinFilter(3))
-    )
-
-
-@cache
-def _hatching() -> Image.Image:
-    screen = Image.new("L", (SIDE, SIDE))
-    pen = ImageDraw.Draw(screen)
-    for x in range(-SIDE, SIDE, 8):
-        pen.line((x, SIDE, x + SIDE, 0), fill=255, width=4)
-    return screen
-
-
-@lru_cache(maxsize=20_000)
-def _styled(key: tuple[str, str, str], style: str) -> Image.Image:
-    maker, name, font = key
-    mask = {
-        "glyph": lambda: glyph(name, font),
-        "shape": lambda: shape(name),
-        "pointer": lambda: pointer(name),
-    }[maker]()
-    if style == "plain":
-        return mask
-    return outlined(mask) if style == "outlined" else ImageChops.multiply(mask, _hatching())
-
-
-def content_mask(domain: str, name: str, variant: str, style: str = "plain") -> Image.Image:
-    """The mask of one content.
-
-    Args:
-        domain: one of the domains that are drawn from a mask (not counts, stripes, patterns).
-        name: a name of that domain; for arrows ignored, since a direction is a rotation.
-        variant: the font of a character, the kind of an arrow, ignored for shapes.
-        style: ``plain``, ``outlined`` or ``hatched``.
-    """
-    if domain == "shape":
-        return _styled(("shape", name, ""), style)
-    if domain == "arrow":
-        return _styled(("pointer", variant, ""), style)
-    char = GREEK.get(name, name) if domain == "greek" else ICONS.get(name, name)
-    return _styled(("glyph", char, variant), style)
+def pointer(name: str) -> Image.Image:
+    """A pointer that pre-training has not seen, pointing right."""
+    mask = filled(POINTERS[name])
+    return ImageChops.offset(mask, -8, 0) if name == "pin" else mask
 
 
 _SEGMENTS = (

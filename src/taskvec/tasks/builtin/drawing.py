@@ -7,12 +7,13 @@ from the generator that is passed in and from nowhere else.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from taskvec.tasks.builtin.contents import SIDE
+from taskvec.tasks.builtin.contents import SIDE, glyph
 
 WIDTH = 32
 Floats = NDArray[np.float64]
@@ -52,6 +53,17 @@ class Look:
     soft: float = 0.2
     relief: int = 0
     light: tuple[int, int, int] = (256, 256, 256)
+
+
+def generator(seed: int, *path: object) -> np.random.Generator:
+    """A PCG64 generator for one part of the world, the same on every machine."""
+    digest = sha256("/".join(map(str, (seed, *path))).encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
+
+
+def pick(rng: np.random.Generator, options: Sequence[str], n: int) -> list[str]:
+    """``n`` draws with replacement."""
+    return [options[i] for i in rng.integers(0, len(options), n)]
 
 
 def uniform(rng: np.random.Generator, low: float, high: float, size: int | tuple[int, ...]) -> Floats:
@@ -102,6 +114,32 @@ def warp(masks: Sequence[Image.Image], coefficients: Floats) -> Bytes:
     return out
 
 
+def glyphs(rng: np.random.Generator, chars: Sequence[str], fonts: Sequence[str]) -> list[Image.Image]:
+    """One mask a character, in random fonts."""
+    return list(map(glyph, chars, pick(rng, fonts, len(chars))))
+
+
+_COMPASS = np.array([(1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1)], dtype=np.float64)
+
+
+def neighbours(
+    rng: np.random.Generator,
+    masks: Sequence[Image.Image],
+    way: Integers,
+    distance: tuple[float, float],
+    share: float = 1.0,
+) -> Bytes:
+    """Masks of second things near the rim, (n, 32, 32); all zero but for about a ``share`` of them.
+
+    Args:
+        way: which of eight directions each is moved in, counter-clockwise from the right.
+        distance: the least and the largest, in pixels.
+    """
+    place = _COMPASS[way] * uniform(rng, *distance, (len(way), 1))
+    shown = (rng.random(len(way)) < share).astype(np.uint8)
+    return warp(masks, affines(rng, len(way), Pose(shift=1.0), place=place)) * shown[:, None, None]
+
+
 _X = np.arange(WIDTH, dtype=np.float64)[None, None, :] - (WIDTH - 1) / 2
 _Y = (WIDTH - 1) / 2 - np.arange(WIDTH, dtype=np.float64)[None, :, None]
 
@@ -120,12 +158,6 @@ def fraction(x: Floats) -> Floats:
     return x - np.floor(x)
 
 
-def step(x: Floats, edge: Floats | float, softness: float = 0.12) -> Bytes:
-    """255 where x is below the edge, 0 above, a short slope between."""
-    slope = (edge - x) / softness + 0.5
-    return (np.clip(slope, 0.0, 1.0) * 255.0).astype(np.uint8)
-
-
 def triangle(x: Floats) -> Floats:
     """A wave of straight lines, period 1, from 0 (at 0) to 1 (at one half) and back."""
     return 1.0 - np.abs(2.0 * fraction(x) - 1.0)
@@ -135,39 +167,6 @@ def swell(x: Floats) -> Floats:
     """A wave like (1 - cos) / 2, period 1, made of a polynomial."""
     t = triangle(x)
     return t * t * (3.0 - 2.0 * t)
-
-
-def pattern(kind: str, u: Floats, v: Floats) -> Bytes:
-    """A pattern that fills the picture, (n, 32, 32)."""
-    fu, fv = fraction(u), fraction(v)
-    du, dv = np.abs(fu - 0.5), np.abs(fv - 0.5)
-    match kind:
-        case "checkerboard":
-            return step(-(fu - 0.5) * (fv - 0.5), 0.0, 0.05)
-        case "grid":
-            return step(np.maximum(du, dv), 0.36)
-        case "polka":
-            return step(np.sqrt(du * du + dv * dv), 0.3)
-        case "brick":
-            joint = np.abs(fraction(0.5 * u + 0.5 * (np.floor(v) % 2)) - 0.5)
-            return step(np.maximum(2 * joint - 0.5, dv), 0.37)
-        case "zigzag":
-            return step(triangle(v + 0.5 * triangle(u)), 0.5, 0.2)
-        case "wave":
-            return step(triangle(v + 0.42 * swell(0.55 * u)), 0.5, 0.2)
-        case "ripple":
-            return step(triangle(np.sqrt(u * u + v * v)), 0.5, 0.2)
-        case "plus":
-            bar = np.minimum(np.maximum(2.6 * du, dv), np.maximum(du, 2.6 * dv))
-            return step(bar, 0.36)
-        case "sawtooth":
-            return step(fu - fv, 0.0)
-        case "lattice":
-            return step(du + dv, 0.36)
-        case _:
-            row = np.floor(v)
-            across = np.abs(fraction(u + 0.5 * (row % 2)) - 0.5)
-            return step(np.abs(np.sqrt(across * across + fv * fv) - 0.45), 0.12)
 
 
 def colours(rng: np.random.Generator, n: int, look: Look) -> tuple[Integers, Integers]:

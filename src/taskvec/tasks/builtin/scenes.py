@@ -23,13 +23,16 @@ from taskvec.tasks.builtin.drawing import (
     Pose,
     affines,
     colours,
+    generator,
+    glyphs,
+    neighbours,
     paint,
+    pick,
     plane,
     swell,
     uniform,
     warp,
 )
-from taskvec.tasks.builtin.pretraining import contents_of, generator, neighbours, pick
 
 Scene = Callable[[np.random.Generator, Integers], Bytes]
 
@@ -75,19 +78,24 @@ def display(rng: np.random.Generator, labels: Integers) -> Bytes:
 def streetnum(rng: np.random.Generator, labels: Integers) -> Bytes:
     """Slanted digits with others close by, in the middle of a house number."""
     n = len(labels)
-    masks = contents_of(rng, "digit", [c.DIGITS[i] for i in labels], _BOLD_SLANTED, ["plain"] * n)
+    masks = glyphs(rng, [c.DIGITS[i] for i in labels], _BOLD_SLANTED)
     ink, ground = colours(rng, n, STREET)
-    fonts, distance = {"digit": _BOLD_SLANTED}, (10.0, 13.5)
-    beside = [(neighbours(rng, n, 1.0, ("digit",), fonts, distance, sideways=True), ink) for _ in "ab"]
+    beside = [(_close_by(rng, n), ink) for _ in range(2)]
     mask = warp(masks, affines(rng, n, Pose(turn=6.0, zoom=(0.85, 1.2), shift=1.5)))
     return paint(rng, mask, ink, ground, STREET, beside)
+
+
+def _close_by(rng: np.random.Generator, n: int) -> Bytes:
+    """Other digits, to the left or to the right."""
+    masks = glyphs(rng, pick(rng, c.DIGITS, n), _BOLD_SLANTED)
+    return neighbours(rng, masks, rng.integers(0, 2, n) * 4, (10.0, 13.5))
 
 
 def greek(rng: np.random.Generator, labels: Integers) -> Bytes:
     """Greek letters carved in stone, leaning either way."""
     n = len(labels)
-    fonts = (*c.GREEK_FONTS, *c.UNSEEN_GREEK_FONTS)
-    masks = contents_of(rng, "greek", [c.DOMAINS["greek"].names[i] for i in labels], fonts, ["plain"] * n)
+    characters, fonts = tuple(c.GREEK.values()), (*c.GREEK_FONTS, *c.UNSEEN_GREEK_FONTS)
+    masks = glyphs(rng, [characters[i] for i in labels], fonts)
     ink, ground = colours(rng, n, STONE)
     pose = Pose(turn=40.0, zoom=(0.9, 1.25), shift=2.5)
     return paint(rng, warp(masks, affines(rng, n, pose)), ink, ground, STONE)
@@ -142,7 +150,7 @@ def gabor(rng: np.random.Generator, labels: Integers) -> Bytes:
 def pointing(rng: np.random.Generator, labels: Integers) -> Bytes:
     """Glowing pointers of unseen kinds."""
     n = len(labels)
-    masks = [c.pointer(kind) for kind in pick(rng, c.POINTERS, n)]
+    masks = [c.pointer(kind) for kind in pick(rng, tuple(c.POINTERS), n)]
     coefficients = affines(rng, n, Pose(turn=8.0, zoom=(0.65, 1.0)), turn=45.0 * labels.astype(np.float64))
     ink, ground = colours(rng, n, NEON)
     return paint(rng, warp(masks, coefficients), ink, ground, NEON)
@@ -150,14 +158,11 @@ def pointing(rng: np.random.Generator, labels: Integers) -> Bytes:
 
 def control(rng: np.random.Generator, labels: Integers) -> Bytes:
     """What pre-training was full of: icons and printed capitals."""
-    look, masks = Look(blotch=30), []
+    look, masks, icons = Look(blotch=30), [], tuple(c.ICONS.values())
     for label in labels.tolist():
-        domain, names, fonts = (
-            ("icon", tuple(c.ICONS), c.ICON_FONTS)
-            if label < len(c.ICONS)
-            else ("capital", c.CAPITALS, c.SEEN_FONTS)
-        )
-        masks += contents_of(rng, domain, [names[label % len(c.ICONS)]], fonts, ["plain"])
+        icon = label < len(icons)
+        char = icons[label] if icon else c.CAPITALS[label - len(icons)]
+        masks += glyphs(rng, [char], c.ICON_FONTS if icon else c.SEEN_FONTS)
     ink, ground = colours(rng, len(labels), look)
     return paint(rng, warp(masks, affines(rng, len(labels), Pose())), ink, ground, look)
 
@@ -168,8 +173,8 @@ SCENES: dict[str, tuple[Scene, int]] = {
     "streetnum": (streetnum, 10),
     "greek": (greek, len(c.GREEK)),
     "constellation": (constellation, len(c.SHAPES)),
-    "gabor": (gabor, len(c.ORIENTATIONS)),
-    "pointing": (pointing, len(c.DIRECTIONS)),
+    "gabor": (gabor, 8),
+    "pointing": (pointing, 8),
     "control": (control, len(c.ICONS) + len(c.CAPITALS)),
 }
 """Drawn scenes and how many classes each has."""
