@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from taskvec.errors import InputError, and_more
 from taskvec.reading import DEPTH, printable, read_text, shortened
@@ -34,28 +35,29 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            said = printable(" ".join(_first(error, cls).split()))
-            raise InputError(f"{where}: {said}") from None
+            raise InputError(f"{where}: {first_complaint(error, cls)}") from None
 
 
-def _first(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first complaint, as ``field: what; hint``."""
+def first_complaint(error: ValidationError, model: type[BaseModel] = Config) -> str:
+    """What is wrong with the values of a model, in one line: ``field: what; hint``."""
     # An unknown key first: what it hides is often the missing one.
-    found = sorted(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
-    complaint = found[0]
+    complaints = sorted(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
+    return printable(" ".join(_describe(complaints[0], model).split())) + and_more(complaints)
+
+
+def _describe(complaint: ErrorDetails, model: type[BaseModel]) -> str:
     path = [str(part) for part in complaint["loc"]]
-    more = and_more(found)
     if complaint["type"] == "extra_forbidden":
         owner, name = path[:-1], path[-1]
         fields = _fields(model, owner)
         inside = f" in {'.'.join(owner)!r}" if owner else ""
-        return f"unknown key {name!r}{inside}; {nearest(name, fields)}{more}"
+        return f"unknown key {name!r}{inside}; {nearest(name, fields)}"
     value = complaint.get("input")
     shown = (
         "" if complaint["type"] == "missing" or isinstance(value, dict) else f" (found {reprlib.repr(value)})"
     )
     where = f"{'.'.join(path)}: " if path else ""
-    return f"{where}{_lowered(complaint['msg'])}{shown}{more}"
+    return f"{where}{_lowered(complaint['msg'])}{shown}"
 
 
 def _lowered(message: str) -> str:

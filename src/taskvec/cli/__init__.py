@@ -144,8 +144,20 @@ def _run(argv: Sequence[str] | None) -> int:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # a full disk or a closed pipe is told here, not after the end
     except CycloptsError as error:
-        return _fail(str(error), 2)
+        return _fail(_request_error(error), 2)
     return 0
+
+
+def _request_error(error: CycloptsError) -> str:
+    """What is wrong with a request; of a settings model in the words that its files get."""
+    if "pydantic" in sys.modules:
+        from pydantic import ValidationError
+
+        from taskvec.config import first_complaint
+
+        if isinstance(error.__cause__, ValidationError):
+            return f"{' '.join(error.command_chain or ())}: {first_complaint(error.__cause__)}"
+    return str(error)
 
 
 def _fail(message: str, code: int) -> int:

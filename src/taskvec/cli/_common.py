@@ -1,6 +1,7 @@
-"""What commands share: output as tables or JSON, progress, ``name=value`` arguments."""
+"""What commands share: options, output as tables or JSON, progress, ``name=value`` arguments."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,9 +23,29 @@ WIDE = 140
 """Columns of a table that goes into a file or a pipe, where nothing needs to be folded."""
 
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Model = Annotated[
+    str, Parameter(name=["--model", "-m"], help="A known name (`taskvec models`), a folder, or a hub id.")
+]
+Suite = Annotated[
+    str | None,
+    Parameter(
+        name=["--suite", "-s"],
+        help="A shipped suite (`taskvec suites`) or a suite file. Default: the shipped suite that has "
+        "the task.",
+    ),
+]
 Force = Annotated[bool, Parameter(name="--force", negative=(), help="Replace an output that exists.")]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print results as JSON.")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Show no progress.")]
+
+
+def flattened(*without: str) -> Parameter:
+    """The fields of a settings model, or of a dataclass, as options: names, defaults, bounds and help.
+
+    Args:
+        without: fields that are no options, and keep their defaults.
+    """
+    return Parameter(name="*", parse=re.compile(rf"\A(?!({'|'.join(without)})\Z)"))
 
 
 def say(notes: Iterable[str]) -> None:

@@ -1,38 +1,50 @@
 """``taskvec train``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Count, Force, Json, Quiet, distinct, print_json, print_table, watching
+from taskvec.cli._common import (
+    Count,
+    Force,
+    Json,
+    Model,
+    Quiet,
+    Suite,
+    distinct,
+    flattened,
+    print_json,
+    print_table,
+    watching,
+)
+from taskvec.training.regimes import REGIMES
+from taskvec.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from taskvec.evaluation.points import Point
 
-BASELINES = ("ascent", "random")
+BASELINES = {"ascent": "climbs the loss", "random": "draws a vector with the norms of the one in `--like`"}
 """Regimes of the command alone."""
+
+_REGIME = (
+    "{}; in tangent space try twice the learning rate. Any other selection is a regime too, such as `mlp`, "
+    "`re:PATTERN` or `tangent-re:PATTERN`, a regular expression that whole names of parameters match. "
+    "The baselines: {}."
+).format(
+    "; ".join(f"`{name}`: {regime.about}" for name, regime in REGIMES.items()),
+    ", ".join(f"`{name}` {what}" for name, what in BASELINES.items()),
+)
 
 
 def train(
     *,
-    model: Annotated[str, Parameter(name=["--model", "-m"])],
+    model: Model,
     task: Annotated[tuple[str, ...], Parameter(name=["--task", "-t"], consume_multiple=True, negative=())],
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
-    suite: Annotated[str | None, Parameter(name=["--suite", "-s"])] = None,
-    regime: str = "full",
-    lr: float = 1e-5,
-    epochs: int = 1,
-    steps: int | None = None,
-    batch_size: int = 128,
-    accumulation: int = 1,
-    weight_decay: float = 0.1,
-    decay_towards: Literal["zero", "pretrained"] = "zero",
-    warmup: float = 0.1,
-    schedule: Literal["cosine", "constant"] = "cosine",
-    clip: float = 1.0,
-    precision: Literal["float32", "bf16"] = "float32",
-    seed: int = 0,
+    suite: Suite = None,
+    regime: Annotated[str, Parameter(help=_REGIME)] = "full",
+    settings: Annotated[TrainSettings, flattened("optimizer", "validations")] = TrainSettings(),  # noqa: B008
     limit: Count | None = None,
     like: Path | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
@@ -46,44 +58,10 @@ def train(
 
     Parameters
     ----------
-    model
-        A known name (`taskvec models`), a folder, or a hub id.
     task
         A task of the suite; several give one jointly trained vector.
     output
         The task vector, a `.safetensors` file or a folder.
-    suite
-        A shipped suite (`taskvec suites`) or a suite file. Default: the shipped suite that has the task.
-    regime
-        `full` trains every parameter of the encoder, `attention` the attention projections only; `tangent`
-        and `tangent-attention` do the same in the tangent space of the pre-trained model (try twice the
-        learning rate). Any other selection is a regime too, such as `mlp`, `re:PATTERN` or
-        `tangent-re:PATTERN`, a regular expression that whole names of parameters match. The baselines:
-        `ascent` climbs the loss, `random` draws a vector with the norms of the one in `--like`.
-    lr
-        Peak learning rate.
-    epochs
-        Passes over the training split.
-    steps
-        Optimizer steps, in place of epochs.
-    batch_size
-        Examples a step.
-    accumulation
-        Micro-batches that a step is cut into, to save memory.
-    weight_decay
-        Decoupled weight decay.
-    decay_towards
-        Where it pulls the weights: to `zero`, or to the `pretrained` ones, which shrinks the vector alone.
-    warmup
-        Share of the steps in which the learning rate rises.
-    schedule
-        What follows the warm-up.
-    clip
-        Largest global gradient norm; 0 leaves gradients alone.
-    precision
-        `bf16` computes matrix products in bfloat16; weights stay in float32.
-    seed
-        Order of the examples.
     limit
         Only the first so many training examples.
     like
@@ -97,7 +75,6 @@ def train(
     from taskvec.tasks.suite import load_suite, suite_with
     from taskvec.training.finetune import finetune
     from taskvec.training.regimes import regime_called
-    from taskvec.training.settings import TrainSettings
     from taskvec.vectors import TaskVector
     from taskvec.weights.staging import check_space, check_target
 
@@ -107,27 +84,12 @@ def train(
     check_target(output, force=force)
     if (like is not None) != (regime == "random"):
         raise InputError("--like and --regime random belong together: a random vector takes another's norms")
-    settings = TrainSettings.parse(
-        "train",
-        {
-            "lr": lr,
-            "epochs": epochs,
-            "steps": steps,
-            "batch_size": batch_size,
-            "accumulation": accumulation,
-            "weight_decay": weight_decay,
-            "decay_towards": decay_towards,
-            "warmup": warmup,
-            "schedule": schedule,
-            "clip": clip or None,
-            "precision": precision,
-            "seed": seed,
-        },
-    )
     chosen = load_suite(suite) if suite else suite_with(names[0])
     limits = {"train": limit} if limit else {}
     backbone = load_backbone(model)
-    evaluator = Evaluator(backbone, [chosen.task(name) for name in names], limits=limits, precision=precision)
+    evaluator = Evaluator(
+        backbone, [chosen.task(name) for name in names], limits=limits, precision=settings.precision
+    )
     check_space(output, sum(value.nbytes for value in evaluator.pretrained.values()))
 
     twin = TaskVector.load(like) if like is not None else None
@@ -142,7 +104,7 @@ def train(
         checkpoint.unlink(missing_ok=True)
     with watching(quiet) as watch:
         if twin is not None:
-            vector = TaskVector.random_like(twin, seed=seed)
+            vector = TaskVector.random_like(twin, seed=settings.seed)
         else:
             vector = finetune(
                 backbone,

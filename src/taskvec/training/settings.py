@@ -1,13 +1,13 @@
 """The recipe of one fine-tuning."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from taskvec.config import Config
 
 
-class TrainSettings(Config):
+class TrainSettings(Config, use_attribute_docstrings=True):
     """Optimizer, schedule and length of one fine-tuning.
 
     The defaults are those of the task-arithmetic papers for CLIP (SGD steps of 128 examples, lr 1e-5, weight
@@ -21,25 +21,25 @@ class TrainSettings(Config):
     epochs: PositiveInt = 1
     """Passes over the training split."""
     steps: PositiveInt | None = None
-    """Optimizer steps; overrides ``epochs``."""
+    """Optimizer steps, in place of epochs."""
     batch_size: PositiveInt = 128
-    """Examples a step; larger than the split means full-batch."""
+    """Examples a step; more than the split holds means all of it."""
     accumulation: PositiveInt = 1
-    """Micro-batches that one step is cut into; changes memory, not the step (the loss is averaged)."""
+    """Micro-batches that a step is cut into, to save memory; the step is the same."""
     weight_decay: NonNegativeFloat = 0.1
-    """Decoupled decay (AdamW); ignored by sgd."""
+    """Decoupled weight decay of AdamW."""
     decay_towards: Literal["zero", "pretrained"] = "zero"
-    """Where the decay pulls the weights: to zero as AdamW does (in tangent space too, where it shrinks
-    theta0 + tau); or to where training started, which shrinks the task vector alone."""
+    """Where the decay pulls the weights: to `zero` as AdamW does (in tangent space too), or to the
+    `pretrained` ones, which shrinks the task vector alone."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises linearly."""
+    """Share of the steps in which the learning rate rises, linearly."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """What follows the warm-up."""
-    clip: PositiveFloat | None = 1.0
-    """Largest global gradient norm; none to leave gradients alone."""
+    clip: Annotated[NonNegativeFloat | None, AfterValidator(lambda norm: norm or None)] = 1.0
+    """Largest global gradient norm; 0 leaves gradients alone."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     precision: Literal["float32", "bf16"] = "float32"
-    """bf16 runs matrix products in bfloat16 (autocast); weights and optimizer stay in float32."""
+    """`bf16` computes matrix products in bfloat16; weights and optimizer stay in float32."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Order of the examples, and whatever a regime draws."""
     validations: NonNegativeInt = 2
