@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from taskvec.training.parts import Part, make_part
     from taskvec.training.settings import TrainSettings
     from taskvec.vectors import TaskVector, apply, combine, save_adapter, similarity
-    from taskvec.vectors.masked import MaskedVectors, emr, tall_masks
+    from taskvec.vectors.stored.masked import MaskedVectors, emr, tall_masks
     from taskvec.weights import Weights, open_weights, save_weights
 
 _HOME = {
@@ -56,9 +56,9 @@ _HOME = {
     "combine": "vectors",
     "save_adapter": "vectors",
     "similarity": "vectors",
-    "MaskedVectors": "vectors.masked",
-    "emr": "vectors.masked",
-    "tall_masks": "vectors.masked",
+    "MaskedVectors": "vectors.stored.masked",
+    "emr": "vectors.stored.masked",
+    "tall_masks": "vectors.stored.masked",
     "open_recipe": "edits.opening",
     "save_merge": "edits.opening",
     "RULES": "rules",

@@ -23,7 +23,7 @@ from attacks import mutations
 from attacks.mutations import VALUES, rewrite, scrambled, spoil_json
 from taskvec.cli import main
 from taskvec.vectors import TaskVector
-from taskvec.vectors.masked import emr, tall_masks
+from taskvec.vectors.stored.masked import emr, tall_masks
 from taskvec.weights import save_weights
 from vocabularies import CHAT, save_base, save_tuned
 from vocabularies import WORDS as TOKENS

@@ -11,7 +11,7 @@ from taskvec.edits.passes import passes
 from taskvec.rules import RULES
 from taskvec.vectors import TaskVector, combine
 from taskvec.weights import TensorSpec, Weights, open_weights
-from taskvec.weights.source import row_blocks
+from taskvec.weights.blocks import row_blocks
 
 LARGE = "layers.1.weight"
 

@@ -15,7 +15,7 @@ from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError, KeyMismatch
 from taskvec.vectors import TaskVector, combine
 from taskvec.weights import Weights, open_weights
-from taskvec.weights.source import MemoryWeights
+from taskvec.weights.in_memory import MemoryWeights
 from vocabularies import CHAT, WORDS, save_tokenizer
 
 # Rows against a dictionary from tokens to rows, in float64.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from taskvec.vectors import TaskVector, apply, combine
-from taskvec.vectors.masked import emr
+from taskvec.vectors.stored.masked import emr
 from taskvec.weights import Weights, open_weights, save_weights
 
 FLOATS = {

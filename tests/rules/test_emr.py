@@ -15,8 +15,8 @@ import taskvec as tv
 from rules.stacks import stacks
 from taskvec.errors import BaseMismatch, CorruptFile, InputError, NonFinite, OutputExists, UnknownName
 from taskvec.rules.emr import emr as rule
-from taskvec.weights import source as weights_source
-from taskvec.weights.source import rows_of
+from taskvec.weights import blocks
+from taskvec.weights.blocks import rows_of
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 SHAPES = {
@@ -155,8 +155,8 @@ def test_tall_masks_of_one_task_or_of_lam_zero_keep_all_that_is_not_zero() -> No
 def test_a_file_gives_back_every_bit_of_every_task(
     method: Any, shape: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskvec.vectors.masked.BLOCK", block)
-    monkeypatch.setattr(weights_source, "BLOCK", block)
+    monkeypatch.setattr("taskvec.vectors.stored.masked.BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     masked = method(vectors())
     path = masked.save(tmp_path / shape, max_shard_size=300)
     loaded = tv.MaskedVectors.load(path)

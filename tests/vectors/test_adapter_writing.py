@@ -17,7 +17,7 @@ from adapters import Network, bert, gpt2, llama, loaded, merged, save_base, unti
 from taskvec.cli import main
 from taskvec.errors import InputError, NonFinite, OutputExists
 from taskvec.vectors import Extraction, TaskVector, apply, save_adapter
-from taskvec.vectors.lowrank import leading, multiplied
+from taskvec.vectors.lora.lowrank import leading, multiplied
 from taskvec.weights import open_weights
 
 MODELS: dict[str, tuple[Callable[[], Network], int]] = {

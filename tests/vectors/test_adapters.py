@@ -17,9 +17,9 @@ from adapters import bert, convnext, gpt2, llama, merged, save_adapter_of, save_
 from taskvec.cli import main
 from taskvec.errors import BaseMismatch, InputError, KeyMismatch, UnsafeFile
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
-from taskvec.vectors.masked import emr
+from taskvec.vectors.stored.masked import emr
 from taskvec.weights import open_weights
-from taskvec.weights.source import rows_of
+from taskvec.weights.blocks import rows_of
 
 CASES: dict[str, tuple[Callable[[], Any], int, dict[str, Any]]] = {
     "plain": (llama, 6, {"target_modules": ["q_proj", "v_proj", "down_proj"]}),

@@ -26,13 +26,13 @@ from taskvec.errors import (
     TaskvecError,
     UnknownName,
 )
-from taskvec.vectors.compact import FORMS
-from taskvec.vectors.compact.form import Coded, Entries, Parts
-from taskvec.vectors.compact.sparse import PAGE
-from taskvec.vectors.lowrank import TILE
+from taskvec.vectors.lora.lowrank import TILE
+from taskvec.vectors.stored.compact import FORMS
+from taskvec.vectors.stored.compact.form import Coded, Entries, Parts
+from taskvec.vectors.stored.compact.sparse import PAGE
 from taskvec.weights import TensorSpec, open_weights
+from taskvec.weights.blocks import rows_of
 from taskvec.weights.dtypes import raw_bytes
-from taskvec.weights.source import rows_of
 
 
 def gathered(coded: Coded) -> Parts:
@@ -280,7 +280,7 @@ def test_low_rank_is_exact_for_a_matrix_of_that_rank(tmp_path: Path) -> None:
 def test_a_tensor_of_many_axes_that_is_kept_as_it_is_keeps_every_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskvec.weights.source.BLOCK", 8)
+    monkeypatch.setattr("taskvec.weights.blocks.BLOCK", 8)
     deltas = {"conv": torch.randn(9, 2, 3, generator=torch.Generator().manual_seed(0))}
     kept = compressed(
         tv.TaskVector.from_tensors(deltas, None), tmp_path / "v.safetensors", "low-rank", rank=1
@@ -458,7 +458,7 @@ def test_tensors_encoded_in_small_blocks_give_the_same_bytes(
     deltas |= {"equal": deltas["wide"].round(), "rare": torch.eye(200, dtype=dtype)}
     vector = tv.TaskVector.from_tensors(deltas, deltas)
     whole = open_weights(vector.save(tmp_path / "whole.safetensors", form=form, **options))
-    monkeypatch.setattr("taskvec.weights.source.BLOCK", 500)
+    monkeypatch.setattr("taskvec.weights.blocks.BLOCK", 500)
     cut = open_weights(vector.save(tmp_path / "cut.safetensors", form=form, **options))
     assert list(whole) == list(cut)
     for name in whole:

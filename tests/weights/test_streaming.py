@@ -16,7 +16,7 @@ from torch import Tensor
 from taskvec.errors import CorruptFile, NonFinite, TaskvecError
 from taskvec.vectors import TaskVector, apply, combine
 from taskvec.weights import Weights, open_weights, save_weights, source, streaming
-from taskvec.weights.source import TensorSpec, row_blocks, rows_of, rows_shape
+from taskvec.weights.blocks import TensorSpec, row_blocks, rows_of, rows_shape
 
 SHAPES = {
     "wide": (40, 300),

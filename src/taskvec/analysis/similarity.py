@@ -13,7 +13,7 @@ from taskvec.names import layer_label
 from taskvec.progress import Watch, unwatched
 from taskvec.vectors import TaskVector
 from taskvec.vectors.base import shared_base
-from taskvec.weights.source import row_blocks
+from taskvec.weights.blocks import row_blocks
 
 
 @dataclass(frozen=True)

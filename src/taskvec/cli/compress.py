@@ -56,8 +56,8 @@ def compress(
     import torch
 
     from taskvec.vectors import TaskVector
-    from taskvec.vectors.compact.encoding import working_bytes
-    from taskvec.vectors.files import chosen_form
+    from taskvec.vectors.stored.compact.encoding import working_bytes
+    from taskvec.vectors.stored.files import chosen_form
     from taskvec.weights import open_weights
 
     given = {"density": density, "rank": rank, "group": group}

@@ -72,8 +72,8 @@ def diff(
     from taskvec.edits.outcome import change_record
     from taskvec.edits.tokens import check_in_order
     from taskvec.vectors import TaskVector, save_adapter
-    from taskvec.vectors.adapter_writing import working_bytes as adapter_needs
     from taskvec.vectors.checks import differing_buffers
+    from taskvec.vectors.lora.writing import working_bytes as adapter_needs
     from taskvec.weights import open_weights
     from taskvec.weights.change import total
 

@@ -67,7 +67,7 @@ def inspect(
 def _needs(opened: Sequence["Weights"]) -> Iterator[tuple[str, int]]:
     """The bytes that norms and angles of each tensor take."""
     from taskvec.vectors import TaskVector, geometry
-    from taskvec.weights.source import THREADS
+    from taskvec.weights.lazy import THREADS
 
     loose = [one for one in opened if not _is_vector(one) or _has_masks(one) or _needs_base(one)]
     for weights in loose:
@@ -85,7 +85,7 @@ def _is_vector(weights: "Weights") -> bool:
 
 def _needs_base(weights: "Weights") -> bool:
     """Whether it is an adapter that is known only relative to the weights of its base."""
-    from taskvec.vectors.adapters import open_adapter
+    from taskvec.vectors.lora.adapter import open_adapter
 
     return weights.adapter is not None and open_adapter(weights).relative
 
@@ -97,7 +97,7 @@ def _has_masks(weights: "Weights") -> bool:
 
 
 def _masked_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
-    from taskvec.vectors.masked import MaskedVectors
+    from taskvec.vectors.stored.masked import MaskedVectors
 
     masked = MaskedVectors.opened(weights)
     unified, base = masked.unified, masked.unified.base

@@ -47,7 +47,7 @@ def mask(
     """
     import torch
 
-    from taskvec.vectors.masked import emr, masking_needs, tall_masks
+    from taskvec.vectors.stored.masked import emr, masking_needs, tall_masks
     from taskvec.weights import open_weights
 
     if method == "emr" and lam:

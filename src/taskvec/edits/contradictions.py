@@ -21,9 +21,9 @@ from taskvec.names import count_blocks
 from taskvec.reading import shortened
 from taskvec.vectors import EditedWeights, TaskVector
 from taskvec.weights import Weights, change, open_weights
+from taskvec.weights.blocks import row_count, row_size
 from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE
-from taskvec.weights.source import row_count, row_size
 
 LOOK = 1 << 12
 """Entries of a matrix that are read to judge how far two models are apart."""

@@ -8,11 +8,11 @@ from taskvec.edits.configs import read_config
 from taskvec.errors import CorruptFile, InputError, OutputExists
 from taskvec.reading import exists, is_folder, local_path, read_bytes
 from taskvec.vectors import TaskVector
-from taskvec.vectors.adapters import Adapter
-from taskvec.vectors.sources import Stored
+from taskvec.vectors.directions import Stored
+from taskvec.vectors.lora.adapter import Adapter
 from taskvec.weights import Weights
+from taskvec.weights.blocks import row_size
 from taskvec.weights.dtypes import raw_bytes
-from taskvec.weights.source import row_size
 
 LOOK = 1 << 10
 """Entries of a tensor that are compared first."""

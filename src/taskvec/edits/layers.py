@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.blocks import rows_of
 from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE
-from taskvec.weights.source import rows_of
 
 
 class Picked(Weights):

@@ -9,7 +9,7 @@ from torch import Tensor
 from taskvec.rules import Rule
 from taskvec.vectors import TaskVector, combine
 from taskvec.vectors.combining import Combined
-from taskvec.vectors.sources import Scaled
+from taskvec.vectors.directions import Scaled
 from taskvec.weights import TensorSpec, Weights, open_weights
 
 ROWS = 1 << 20

@@ -9,8 +9,8 @@ import xxhash
 from torch import Tensor
 
 from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.blocks import block_size, rows_of
 from taskvec.weights.dtypes import compute_dtype, raw_bytes
-from taskvec.weights.source import block_size, rows_of
 
 
 @dataclass(frozen=True)

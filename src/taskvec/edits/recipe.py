@@ -24,8 +24,8 @@ from taskvec.vectors import TaskVector, apply, combine, parse_expression
 from taskvec.vectors.checks import OnExtra, OnMissing, differing_buffers
 from taskvec.vectors.combining import grounded
 from taskvec.vectors.expression import names_in
-from taskvec.vectors.files import with_task
-from taskvec.vectors.masked import MaskedVectors
+from taskvec.vectors.stored.files import with_task
+from taskvec.vectors.stored.masked import MaskedVectors
 from taskvec.weights import Weights, hub, open_weights
 from taskvec.weights.dtypes import EDITABLE
 

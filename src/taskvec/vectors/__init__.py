@@ -1,11 +1,11 @@
 """Directions in weight space: task vectors, their algebra, geometry and files."""
 
-from taskvec.vectors.adapter_writing import Extraction, save_adapter
 from taskvec.vectors.combining import combine
 from taskvec.vectors.edited import EditedWeights, apply
 from taskvec.vectors.expression import parse_expression
 from taskvec.vectors.geometry import gram, similarity
 from taskvec.vectors.info import BaseInfo, VectorInfo
+from taskvec.vectors.lora.writing import Extraction, save_adapter
 from taskvec.vectors.vector import TaskVector
 
 __all__ = [

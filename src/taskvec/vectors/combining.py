@@ -16,13 +16,13 @@ from taskvec.registry import nearest
 from taskvec.rules import RULES, Rule
 from taskvec.rules.rule import Piece, Place, Stacks
 from taskvec.vectors.base import Base, shared_base
+from taskvec.vectors.directions import Source
 from taskvec.vectors.info import VectorInfo
 from taskvec.vectors.linear import Forms, Spot
-from taskvec.vectors.sources import Source
 from taskvec.vectors.statistics import check_statistics
 from taskvec.vectors.vector import TaskVector, joined_specs
 from taskvec.weights import TensorSpec, Weights, WeightsLike, open_weights
-from taskvec.weights.source import block_size, row_blocks, row_count, row_size, rows_of, rows_shape
+from taskvec.weights.blocks import block_size, row_blocks, row_count, row_size, rows_of, rows_shape
 
 ROOM = 1 << 29
 """Bytes of tensors made of singular vectors that a combination keeps, to be read again at another scale."""

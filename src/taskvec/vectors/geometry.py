@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taskvec.arguments import checked
 from taskvec.vectors.base import shared_base
-from taskvec.weights.source import block_size, row_blocks
+from taskvec.weights.blocks import block_size, row_blocks
 
 if TYPE_CHECKING:
     from taskvec.vectors.vector import TaskVector

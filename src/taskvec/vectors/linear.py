@@ -14,10 +14,10 @@ from torch import Tensor
 
 from taskvec.compiled import compiled
 from taskvec.rules.pairs import Bits, Deltas, Pairs, stacked
-from taskvec.vectors.sources import Difference, Source
+from taskvec.vectors.directions import Difference, Source
 from taskvec.weights import Weights
+from taskvec.weights.blocks import row_size, rows_of, rows_shape
 from taskvec.weights.dtypes import rounded
-from taskvec.weights.source import row_size, rows_of, rows_shape
 
 CHUNK = 1 << 16
 """Elements computed at a time."""

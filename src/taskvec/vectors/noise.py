@@ -6,10 +6,10 @@ import torch
 import xxhash
 from torch import Tensor
 
+from taskvec.vectors.directions import Source
 from taskvec.vectors.info import VectorInfo
-from taskvec.vectors.sources import Source
 from taskvec.weights import Weights
-from taskvec.weights.source import rows_of
+from taskvec.weights.blocks import rows_of
 
 if TYPE_CHECKING:
     from taskvec.vectors.vector import TaskVector

@@ -12,18 +12,19 @@ from torch import Tensor
 from taskvec.arguments import checked
 from taskvec.errors import KeyMismatch, NonFinite
 from taskvec.vectors import files, geometry
-from taskvec.vectors.adapters import open_adapter
 from taskvec.vectors.base import Base, shared_base
 from taskvec.vectors.checks import OnExtra, OnMissing, check_fits, check_point, editable_names
+from taskvec.vectors.directions import Difference, Scaled, Source, Stored, computing
 from taskvec.vectors.edited import EditedWeights, apply
 from taskvec.vectors.info import BaseInfo, VectorInfo, check_fields, read_info
 from taskvec.vectors.linear import Origins, Spot, total
+from taskvec.vectors.lora.adapter import open_adapter
 from taskvec.vectors.noise import Noise
-from taskvec.vectors.sources import Difference, Scaled, Source, Stored, computing
 from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, open_weights
+from taskvec.weights.blocks import rows_of
 from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE, LARGEST, short
-from taskvec.weights.source import MemoryWeights, rows_of
+from taskvec.weights.in_memory import MemoryWeights
 
 
 class TaskVector(Direction, Mapping[str, Tensor]):

@@ -14,8 +14,8 @@ from taskvec._version import __version__
 from taskvec.config import Config
 from taskvec.errors import InputError, TaskvecError
 from taskvec.reading import read_json
+from taskvec.weights.lazy import Weights
 from taskvec.weights.plan import Shard
-from taskvec.weights.source import Weights
 from taskvec.weights.staging import JOURNAL
 from taskvec.weights.stored import StoredWeights
 from taskvec.writing import remove, replace_text

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from taskvec.errors import InputError, WrongType
 from taskvec.reading import exists, local_path
 from taskvec.weights import hub
+from taskvec.weights.in_memory import MemoryWeights
+from taskvec.weights.lazy import Direction, Weights
 from taskvec.weights.pickled import PICKLES, PickledWeights
 from taskvec.weights.sharded import ShardedWeights, index_kind
-from taskvec.weights.source import Direction, MemoryWeights, Weights
 from taskvec.weights.stored import StoredWeights
 
 WeightsLike = str | Path | Mapping[str, Tensor] | nn.Module | Weights

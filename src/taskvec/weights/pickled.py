@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError
 from taskvec.pickles import load_pickle
-from taskvec.weights.source import MemoryWeights
+from taskvec.weights.in_memory import MemoryWeights
 from taskvec.weights.stored import file_identity
 
 SPREAD = 4

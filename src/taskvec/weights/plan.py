@@ -8,7 +8,7 @@ from typing import Any
 
 from taskvec.errors import InputError
 from taskvec.weights.dtypes import HEADER_LIMIT, NAMES
-from taskvec.weights.source import Weights
+from taskvec.weights.lazy import Weights
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError, and_more
 from taskvec.reading import inside, read_json, shown
+from taskvec.weights.lazy import Weights
 from taskvec.weights.pickled import PICKLES
-from taskvec.weights.source import Weights
 from taskvec.weights.stored import file_identity
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError, TaskvecError
 from taskvec.reading import open_regular, parse_json, reason, shown
+from taskvec.weights.blocks import TensorSpec, row_count, row_size, rows_of, rows_shape
 from taskvec.weights.dtypes import CODES, HEADER_LIMIT, raw_bytes
-from taskvec.weights.source import TensorSpec, Weights, row_count, row_size, rows_of, rows_shape
+from taskvec.weights.lazy import Weights
 
 _LARGEST = 1 << 63
 """What sizes, and a tensor's bytes, stay below."""

@@ -19,10 +19,12 @@ import torch
 
 from taskvec.memory import give_back, within
 from taskvec.weights import change
+from taskvec.weights.blocks import row_size
 from taskvec.weights.change import Change
 from taskvec.weights.dtypes import nonfinite_count, raw_bytes
+from taskvec.weights.lazy import Weights
 from taskvec.weights.plan import Shard
-from taskvec.weights.source import Tally, Weights, row_size
+from taskvec.weights.tally import Tally
 from taskvec.weights.workers import Locks, in_processes, in_threads
 from taskvec.writing import flush
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from taskvec.names import layer_label
-from taskvec.weights.source import Weights
+from taskvec.weights.lazy import Weights
 
 
 def tensor_norms(weights: Weights) -> dict[str, float]:

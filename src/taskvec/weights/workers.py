@@ -13,7 +13,7 @@ from threading import Lock, Semaphore, Thread
 from typing import Any, TypeVar
 
 from taskvec.errors import TaskvecError
-from taskvec.weights.source import Weights
+from taskvec.weights.lazy import Weights
 
 T = TypeVar("T")
 

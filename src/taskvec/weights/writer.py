@@ -17,13 +17,14 @@ from taskvec.reading import check_inside, check_regular, copy_regular, inside, l
 from taskvec.weights import change
 from taskvec.weights.change import Change
 from taskvec.weights.journal import Journal
+from taskvec.weights.lazy import Weights
 from taskvec.weights.opening import WeightsLike, open_weights
 from taskvec.weights.pickled import PICKLES
 from taskvec.weights.plan import Shard, plan_shards
-from taskvec.weights.source import Weights, folded
 from taskvec.weights.staging import MANIFEST, check_space, check_target, files_in, staged
 from taskvec.weights.stored import StoredWeights, file_identity
 from taskvec.weights.streaming import Outcome, stream
+from taskvec.weights.tally import folded
 from taskvec.writing import flush
 
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import CorruptFile
-from taskvec.vectors.compact.bits import packed_size, unpack
-from taskvec.vectors.compact.form import entries, part_name
 from taskvec.vectors.info import MaskInfo
+from taskvec.vectors.stored.compact.bits import packed_size, unpack
+from taskvec.vectors.stored.compact.form import entries, part_name
 from taskvec.vectors.vector import TaskVector
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import EDITABLE

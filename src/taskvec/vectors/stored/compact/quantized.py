@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from taskvec.vectors.compact.form import Coded, Entries, Form, Parts, Shape, Specs, entries, floating
+from taskvec.vectors.stored.compact.form import Coded, Entries, Form, Parts, Shape, Specs, entries, floating
 from taskvec.weights import TensorSpec
-from taskvec.weights.source import BLOCK, rows_shape
+from taskvec.weights.blocks import BLOCK, rows_shape
 
 Group = Annotated[int, Field(ge=1, le=1 << 31)]
 

@@ -7,11 +7,11 @@ import torch
 
 from taskvec.errors import InputError, NonFinite
 from taskvec.progress import Watch
-from taskvec.vectors.compact.form import PLAIN, Coded, Entries, Form, Parts, part_name, plain
-from taskvec.vectors.compact.spool import Spool
 from taskvec.vectors.info import CompactInfo
+from taskvec.vectors.stored.compact.form import PLAIN, Coded, Entries, Form, Parts, part_name, plain
+from taskvec.vectors.stored.compact.spool import Spool
+from taskvec.weights.blocks import row_blocks, rows_of
 from taskvec.weights.dtypes import nonfinite_count
-from taskvec.weights.source import row_blocks, rows_of
 from taskvec.weights.writer import nonfinite_message
 
 if TYPE_CHECKING:

@@ -13,15 +13,15 @@ from taskvec.memory import within
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import exists, local_path, shown
 from taskvec.vectors.base import check_bound
-from taskvec.vectors.compact import FORMS, Form
-from taskvec.vectors.compact.decoding import Decoded
-from taskvec.vectors.compact.encoding import encode
-from taskvec.vectors.compact.spool import Spool
 from taskvec.vectors.info import OPEN_FIELDS, CompactInfo, VectorInfo, check_fields
+from taskvec.vectors.stored.compact import FORMS, Form
+from taskvec.vectors.stored.compact.decoding import Decoded
+from taskvec.vectors.stored.compact.encoding import encode
+from taskvec.vectors.stored.compact.spool import Spool
 from taskvec.weights import TensorSpec, Weights, change, save_weights
+from taskvec.weights.blocks import row_blocks
 from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
-from taskvec.weights.source import row_blocks
 from taskvec.weights.staging import check_target
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def masked(place: str | Path, task: str) -> "TaskVector":
 
     Raises: InputError; CorruptFile; UnknownName for a task that it does not have.
     """
-    from taskvec.vectors.masked import MaskedVectors  # made of task vectors, which are made here
+    from taskvec.vectors.stored.masked import MaskedVectors  # made of task vectors, which are made here
 
     return MaskedVectors.load(place).vector(task)
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from taskvec.rules.magnitude import Cut, cuts_of, share, trim
 from taskvec.rules.rule import ANYWHERE, Stacks
-from taskvec.vectors.compact.bits import pack, packed_size, unpack
-from taskvec.vectors.compact.form import (
+from taskvec.vectors.stored.compact.bits import pack, packed_size, unpack
+from taskvec.vectors.stored.compact.form import (
     Coded,
     ContradictoryParts,
     Entries,
@@ -24,8 +24,8 @@ from taskvec.vectors.compact.form import (
     plain,
 )
 from taskvec.weights import TensorSpec
+from taskvec.weights.blocks import row_blocks, row_size, rows_shape
 from taskvec.weights.dtypes import compute_dtype
-from taskvec.weights.source import row_blocks, row_size, rows_shape
 
 LONGEST = 1 << 26
 """Entries of the longest row that is stored sparsely: a row is decoded whole, however few bytes it has."""

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from taskvec.vectors.compact.form import PLAIN, Coded, Entries, Form, Parts, Shape, Specs, plain
+from taskvec.vectors.stored.compact.form import PLAIN, Coded, Entries, Form, Parts, Shape, Specs, plain
 
 
 class Rounded(Form):

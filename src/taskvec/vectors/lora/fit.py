@@ -9,12 +9,12 @@ import torch
 from taskvec.errors import KeyMismatch
 from taskvec.names import is_embedding, is_head
 from taskvec.reading import read_mapping
-from taskvec.vectors.adapter_files import Piece, Product, Saved
+from taskvec.vectors.lora.files import Piece, Product, Saved
 from taskvec.weights import Weights
-from taskvec.weights.source import row_blocks
+from taskvec.weights.blocks import row_blocks
 
 if TYPE_CHECKING:
-    from taskvec.vectors.adapters import Adapter
+    from taskvec.vectors.lora.adapter import Adapter
 
 _WITH_HEAD = re.compile(r"LMHead|CausalLM|MaskedLM|ConditionalGeneration|PreTraining")
 

@@ -17,9 +17,9 @@ from taskvec.names import is_lookup, select_names
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path
 from taskvec.vectors import geometry
-from taskvec.vectors.adapter_fit import bias_of, kind, orientations
-from taskvec.vectors.files import is_changed
-from taskvec.vectors.lowrank import factoring_bytes, leading
+from taskvec.vectors.lora.fit import bias_of, kind, orientations
+from taskvec.vectors.lora.lowrank import factoring_bytes, leading
+from taskvec.vectors.stored.files import is_changed
 from taskvec.weights import save_weights
 from taskvec.weights.dtypes import EDITABLE, nonfinite_count, short
 from taskvec.weights.staging import MANIFEST, check_space, check_target, files_in, staged

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from taskvec.config import Config
 from taskvec.weights import TensorSpec
+from taskvec.weights.blocks import BLOCK, row_blocks, row_count, row_size
 from taskvec.weights.dtypes import EDITABLE
-from taskvec.weights.source import BLOCK, row_blocks, row_count, row_size
 
 Shape = tuple[int, ...]
 Specs = Mapping[str, TensorSpec]

@@ -13,8 +13,8 @@ from taskvec.errors import InputError, NonFinite
 from taskvec.registry import nearest
 from taskvec.vectors.info import VectorInfo
 from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.blocks import block_size
 from taskvec.weights.dtypes import LARGEST, compute_dtype
-from taskvec.weights.source import block_size
 
 if TYPE_CHECKING:
     from taskvec.vectors.vector import TaskVector

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from taskvec.errors import TaskvecError
 from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.blocks import row_count, row_size, rows_shape
 from taskvec.weights.dtypes import raw_bytes
-from taskvec.weights.source import row_count, row_size, rows_shape
 
 _serial = count()
 

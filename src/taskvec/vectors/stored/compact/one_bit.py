@@ -5,9 +5,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from taskvec.vectors.compact.bits import pack, packed_size, unpack
-from taskvec.vectors.compact.form import Parts
-from taskvec.vectors.compact.quantized import Group, Quantized
+from taskvec.vectors.stored.compact.bits import pack, packed_size, unpack
+from taskvec.vectors.stored.compact.form import Parts
+from taskvec.vectors.stored.compact.quantized import Group, Quantized
 from taskvec.weights import TensorSpec
 
 

@@ -21,17 +21,17 @@ from taskvec.reading import local_path
 from taskvec.registry import nearest
 from taskvec.vectors.base import Base, check_bound
 from taskvec.vectors.combining import combine
-from taskvec.vectors.compact.bits import pack, packed_size
-from taskvec.vectors.compact.form import part_name
-from taskvec.vectors.compact.spool import Spool
-from taskvec.vectors.files import summary, widest
+from taskvec.vectors.directions import Source, Stored
 from taskvec.vectors.info import MaskInfo, VectorInfo, read_info
-from taskvec.vectors.masks import Computed, Masks, Needed, Packed, Unified, own_deltas
-from taskvec.vectors.sources import Source, Stored
+from taskvec.vectors.stored.compact.bits import pack, packed_size
+from taskvec.vectors.stored.compact.form import part_name
+from taskvec.vectors.stored.compact.spool import Spool
+from taskvec.vectors.stored.files import summary, widest
+from taskvec.vectors.stored.masks import Computed, Masks, Needed, Packed, Unified, own_deltas
 from taskvec.vectors.vector import TaskVector
 from taskvec.weights import TensorSpec, Weights, open_weights, save_weights
+from taskvec.weights.blocks import BLOCK, block_size, row_blocks, row_count, row_size, rows_of
 from taskvec.weights.dtypes import EDITABLE, nonfinite_count, short
-from taskvec.weights.source import BLOCK, block_size, row_blocks, row_count, row_size, rows_of
 from taskvec.weights.staging import check_target
 
 Rescaler = Literal["global", "tensor_mean"]

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import CorruptFile
-from taskvec.vectors.compact.form import ContradictoryParts, Form, Parts, part_name
 from taskvec.vectors.info import CompactInfo
+from taskvec.vectors.stored.compact.form import ContradictoryParts, Form, Parts, part_name
 from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.blocks import block_size, rows_of
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
-from taskvec.weights.source import block_size, rows_of
 
 _COPIES = 10
 """Of a block, while it is decoded: int64 places and their like."""

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError, KeyMismatch
-from taskvec.vectors.adapter_files import (
+from taskvec.vectors.directions import Source, computing
+from taskvec.vectors.info import BaseInfo, VectorInfo
+from taskvec.vectors.lora.files import (
     Layer,
     Piece,
     Product,
@@ -20,13 +22,11 @@ from taskvec.vectors.adapter_files import (
     read_parts,
     read_settings,
 )
-from taskvec.vectors.adapter_fit import called, foreign, same, tied_unsaid, transposed
-from taskvec.vectors.info import BaseInfo, VectorInfo
-from taskvec.vectors.lowrank import multiplied
-from taskvec.vectors.sources import Source, computing
+from taskvec.vectors.lora.fit import called, foreign, same, tied_unsaid, transposed
+from taskvec.vectors.lora.lowrank import multiplied
 from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.blocks import row_blocks, rows_of
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
-from taskvec.weights.source import row_blocks, rows_of
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.vectors.compact.form import Coded, Entries, Form, Parts, Shape, Specs, floating, plain
-from taskvec.vectors.lowrank import TILE, multiplied
+from taskvec.vectors.lora.lowrank import TILE, multiplied
+from taskvec.vectors.stored.compact.form import Coded, Entries, Form, Parts, Shape, Specs, floating, plain
 from taskvec.weights import TensorSpec
 from taskvec.weights.dtypes import compute_dtype
 

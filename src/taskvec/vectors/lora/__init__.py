@@ -1,0 +1,1 @@
+"""LoRA adapters: as directions, and made of them."""

@@ -1,0 +1,79 @@
+"""Weights in memory: those of a module or a mapping."""
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from taskvec.errors import InputError
+from taskvec.weights.blocks import TensorSpec, rows_of
+from taskvec.weights.dtypes import NAMES
+from taskvec.weights.lazy import Weights
+
+
+class MemoryWeights(Weights):
+    """Tensors of a mapping or a module, as they are at the moment of reading."""
+
+    frozen = False
+
+    def __init__(
+        self,
+        ref: str,
+        tensors: Mapping[str, Tensor],
+        identity: Hashable = None,
+        *,
+        folder: Path | None = None,
+        files: tuple[Path, ...] = (),
+    ) -> None:
+        specs = {name: spec_of(ref, name, value) for name, value in tensors.items()}
+        tied = shared_names(tensors)
+        # The tensors are kept alive here, so their addresses belong to nobody else.
+        places = ((name, value.data_ptr(), specs[name]) for name, value in tensors.items())
+        identity = identity or ("memory", hash(tuple(places)))
+        stored = {name: spec for name, spec in specs.items() if name not in tied}
+        super().__init__(ref, stored, identity, tied=tied, folder=folder, files=files)
+        self._tensors = tensors
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        tensor = self._tensors[name].detach()
+        return rows_of(tensor, rows).cpu().resolve_conj().resolve_neg()
+
+
+def spec_of(ref: str, name: object, value: object) -> TensorSpec:
+    """The spec of a tensor in memory.
+
+    Raises: InputError for anything that is no dense tensor, or that no safetensors file can hold.
+    """
+    if not isinstance(name, str):
+        raise InputError(f"{ref}: name {name!r}, expected a string")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{ref}: name {name!r} holds half a character, expected text") from None
+    if not isinstance(value, Tensor):
+        raise InputError(f"{ref}: {name!r} is {type(value).__name__}, expected a tensor")
+    if (
+        value.is_nested
+        or value.layout != torch.strided
+        or value.device.type == "meta"
+        or value.dtype not in NAMES
+    ):
+        kind = "nested" if value.is_nested else value.layout
+        found = f"{kind}, {value.dtype}, {value.device}"
+        raise InputError(f"{ref}: {name!r} is {found}, expected a dense tensor with data and a plain dtype")
+    return TensorSpec(tuple(value.shape), value.dtype)
+
+
+def shared_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of the very same memory: alias -> the first name. Partly overlapping views do not count."""
+    first: dict[Hashable, str] = {}
+    aliases: dict[str, str] = {}
+    for name, value in tensors.items():
+        if value.numel() == 0:
+            continue
+        view = (tuple(value.shape), value.stride(), value.is_conj(), value.is_neg())
+        key = (value.device, value.data_ptr(), value.dtype, *view)
+        if first.setdefault(key, name) != name:
+            aliases[name] = first[key]
+    return aliases

@@ -1,0 +1,68 @@
+"""Digests of tensors, block by block, and the fingerprint that they fold to."""
+
+from collections.abc import Mapping
+
+import xxhash
+from torch import Tensor
+
+from taskvec.weights.blocks import TensorSpec, block_step, row_blocks, row_count, rows_of
+from taskvec.weights.dtypes import NAMES, raw_bytes
+
+
+class Tally:
+    """Digests of the blocks of one set of weights, gathered as they are read, in any order, by any thread."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, tuple[TensorSpec, dict[int, bytes]]] = {}
+        self._whole: dict[str, bytes] = {}
+
+    def add(self, name: str, spec: TensorSpec, rows: slice | None, tensor: Tensor) -> None:
+        """Digest what was read, if it is the whole tensor or one of its ``row_blocks``."""
+        if name in self._whole:
+            return
+        _, known = self._blocks.setdefault(name, (spec, {}))
+        if rows is None:
+            for block in row_blocks(spec.shape):
+                start = 0 if block is None else block.start
+                if start not in known:
+                    known[start] = _digest_of(rows_of(tensor, block))
+        elif rows.start not in known and _is_block(spec.shape, rows):
+            known[rows.start] = _digest_of(tensor)
+        self._fold(name, spec, known)
+
+    def merge(self, other: "Tally") -> None:
+        """Take over the digests that another has gathered."""
+        self._whole.update(other._whole)
+        for name, (spec, blocks) in other._blocks.items():
+            _, known = self._blocks.setdefault(name, (spec, {}))
+            known.update(blocks)
+            self._fold(name, spec, known)
+
+    def digest(self, name: str) -> bytes | None:
+        """The digest of a tensor, or ``None`` while blocks of it are missing."""
+        return self._whole.get(name)
+
+    def _fold(self, name: str, spec: TensorSpec, known: Mapping[int, bytes]) -> None:
+        """One digest of a tensor for those of its blocks, once all are there."""
+        step = block_step(spec.shape)
+        if len(known) == (1 if step is None else -(-row_count(spec.shape) // step)):
+            header = f"{name}\0{NAMES[spec.dtype]}\0{'x'.join(map(str, spec.shape))}\0".encode()
+            blocks = b"".join(known[start] for start in sorted(known))
+            self._whole[name] = xxhash.xxh3_128_digest(header + blocks)
+            self._blocks.pop(name, None)
+
+
+def _is_block(shape: tuple[int, ...], rows: slice) -> bool:
+    step = block_step(shape)
+    if step is None or rows.start is None or rows.step not in (None, 1):
+        return False
+    return bool(rows.start % step == 0 and rows.stop == min(rows.start + step, row_count(shape)))
+
+
+def _digest_of(tensor: Tensor) -> bytes:
+    return xxhash.xxh3_128_digest(raw_bytes(tensor))
+
+
+def folded(digests: Mapping[str, bytes]) -> str:
+    """The fingerprint of weights whose tensors have these digests."""
+    return xxhash.xxh3_128_hexdigest(b"".join(digests[name] for name in sorted(digests)))
