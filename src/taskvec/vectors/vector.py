@@ -11,7 +11,7 @@ from torch import Tensor
 
 from taskvec.arguments import checked
 from taskvec.errors import KeyMismatch, NonFinite
-from taskvec.vectors import files, geometry
+from taskvec.vectors import geometry
 from taskvec.vectors.base import Base, shared_base
 from taskvec.vectors.checks import OnExtra, OnMissing, check_fits, check_point, editable_names
 from taskvec.vectors.directions import Difference, Scaled, Source, Stored, computing
@@ -20,6 +20,7 @@ from taskvec.vectors.info import BaseInfo, VectorInfo, check_fields, read_info
 from taskvec.vectors.linear import Origins, Spot, total
 from taskvec.vectors.lora.adapter import open_adapter
 from taskvec.vectors.noise import Noise
+from taskvec.vectors.stored import files
 from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, open_weights
 from taskvec.weights.blocks import rows_of
 from taskvec.weights.change import Change
