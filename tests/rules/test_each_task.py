@@ -18,7 +18,7 @@ from taskvec.rules.della import della
 from taskvec.rules.rule import Place
 from taskvec.rules.ties import ties
 from taskvec.vectors import TaskVector, combine
-from taskvec.weights import source
+from taskvec.weights import blocks
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 HERE = Place("layer.0.weight")
@@ -149,7 +149,7 @@ def test_the_whole_vector_is_trimmed_by_the_fraction_of_its_task() -> None:
 
 @pytest.mark.parametrize("block", [7, 1 << 20])
 def test_rescaled_trimming_goes_by_rows(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(source, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     given = vectors()
     merged = combine("breadcrumbs+ties", given, density=DENSITIES, gamma=0, rescale="l1", keep=1)
     for name, stack in stacked(given).items():

@@ -15,7 +15,7 @@ from taskvec.errors import InputError, NonFinite
 from taskvec.rules import RULES, Rule
 from taskvec.rules.rule import Place
 from taskvec.vectors import TaskVector, apply, combine
-from taskvec.weights import Weights, open_weights, source
+from taskvec.weights import Weights, blocks, open_weights
 
 # Every rule, and a chain of each kind.
 NAMES = [*RULES, "dare+ties", "breadcrumbs+tsv", "tsv+lines", "dare+consensus+lines", "nearswap+karcher"]
@@ -223,13 +223,13 @@ def test_pieces_order_and_threads_change_no_bit(name: str) -> None:
     for tensor, value in expected.items():
         assert torch.equal(read[tensor], value)
         if value.dim():
-            count = source.row_count(tuple(value.shape))
+            count = blocks.row_count(tuple(value.shape))
             rows = [pieces.read(tensor, slice(row, row + 1)) for row in range(count)]
             assert torch.equal(
                 torch.cat([value.reshape(-1)[:0], *(row.reshape(-1) for row in rows)]), value.reshape(-1)
             )
             every_second = slice(None, None, 2)
-            assert torch.equal(pieces.read(tensor, every_second), source.rows_of(value, every_second))
+            assert torch.equal(pieces.read(tensor, every_second), blocks.rows_of(value, every_second))
 
 
 @every_rule
@@ -240,11 +240,11 @@ def test_the_size_of_blocks_changes_no_more_than_the_order_of_sums(
     stats = stats_of(RULES[name], vectors)
     whole = combine(name, vectors, stats=stats)
     expected = {tensor: whole[tensor] for tensor in whole}
-    monkeypatch.setattr(source, "BLOCK", 7)
+    monkeypatch.setattr(blocks, "BLOCK", 7)
     pieces = combine(name, vectors, stats=stats)
     for tensor, value in expected.items():
-        blocks = source.row_blocks(value.shape) if pieces.in_rows(tensor) else [None]
-        parts = [pieces.read(tensor, rows) for rows in blocks]
+        covering = blocks.row_blocks(value.shape) if pieces.in_rows(tensor) else [None]
+        parts = [pieces.read(tensor, rows) for rows in covering]
         assert_near(torch.cat(parts).reshape(value.shape) if value.dim() else parts[0], value, 1e-6)
 
 

@@ -15,7 +15,7 @@ from taskvec.rules.quantiles import Entries, find, kth_largest
 from taskvec.rules.rule import Place
 from taskvec.rules.ties import ties as merged_by_ties
 from taskvec.vectors import TaskVector, combine
-from taskvec.weights import source
+from taskvec.weights import blocks
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -111,7 +111,7 @@ def test_what_is_not_finite_stays_so() -> None:
 def test_models_in_bfloat16_combine_as_the_same_numbers_in_float32_do(
     rule: str, params: dict[str, Any], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     shapes = {"layer.0.a": (30, 40), "layer.1.b": (5, 6, 70), "layer.2.c": (9,), "none": (0, 4)}
     base = {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from taskvec.errors import CorruptFile, NonFinite, TaskvecError
 from taskvec.vectors import TaskVector, apply, combine
-from taskvec.weights import Weights, open_weights, save_weights, source, streaming
+from taskvec.weights import Weights, blocks, open_weights, save_weights, streaming
 from taskvec.weights.blocks import TensorSpec, row_blocks, rows_of, rows_shape
 
 SHAPES = {
@@ -43,7 +43,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
                     for seed in (1, 2, 3))]  # fmt: skip
     half = [{n: t.bfloat16() if t.is_floating_point() else t for n, t in one.items()} for one in made]
     paths = [save_weights(one, tmp_path / f"model{n}") for n, one in enumerate(half)]
-    monkeypatch.setattr(source, "BLOCK", 500)
+    monkeypatch.setattr(blocks, "BLOCK", 500)
     return paths
 
 
@@ -193,12 +193,12 @@ def test_memory_decides_how_many_are_at_work(memory: float, most: int, tmp_path:
 def test_blocks_are_the_rows_of_a_tensor_in_order(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "BLOCK", 120)
+    monkeypatch.setattr(blocks, "BLOCK", 120)
     tensor = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
-    blocks = [rows_of(tensor, rows) for rows in row_blocks(shape)]
-    assert [block.shape for block in blocks] == [rows_shape(shape, rows) for rows in row_blocks(shape)]
-    assert torch.equal(torch.cat([block.reshape(-1) for block in blocks]), tensor.reshape(-1))
-    assert all(block.numel() <= max(120, shape[-1] if len(shape) > 1 else 1) for block in blocks)
+    parts = [rows_of(tensor, rows) for rows in row_blocks(shape)]
+    assert [block.shape for block in parts] == [rows_shape(shape, rows) for rows in row_blocks(shape)]
+    assert torch.equal(torch.cat([block.reshape(-1) for block in parts]), tensor.reshape(-1))
+    assert all(block.numel() <= max(120, shape[-1] if len(shape) > 1 else 1) for block in parts)
 
 
 class Measuring(Weights):
@@ -220,7 +220,7 @@ class Measuring(Weights):
 def test_a_tensor_is_one_workers_unless_it_is_a_large_part_of_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "BLOCK", 500)
+    monkeypatch.setattr(blocks, "BLOCK", 500)
     monkeypatch.setattr(streaming, "SPAN", 4000)
     monkeypatch.setattr(streaming, "_SMALL", 1000)
     weights = Measuring(
@@ -237,7 +237,7 @@ def test_a_tensor_is_one_workers_unless_it_is_a_large_part_of_the_whole(
 def test_what_was_written_leaves_memory_as_it_reaches_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "BLOCK", 500)
+    monkeypatch.setattr(blocks, "BLOCK", 500)
     monkeypatch.setattr(streaming, "SPAN", 4000)
     monkeypatch.setattr(streaming, "_SMALL", 0)
     monkeypatch.setattr(streaming, "_SETTLED", 10_000)
