@@ -9,7 +9,7 @@ from time import perf_counter, time_ns
 
 import torch
 
-from taskvec.experiments.memory import Memory
+from taskvec.studies.cost import Memory
 
 
 def compare(

@@ -10,7 +10,7 @@ import pytest
 import taskvec as tv
 from taskvec.cli import COMMANDS
 from taskvec.config import Config
-from taskvec.experiments.config import load_experiment
+from taskvec.runs.experiment import load_experiment
 from taskvec.tasks.source import SOURCES
 from taskvec.tasks.suite import Suite
 from taskvec.tasks.task import Task

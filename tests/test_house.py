@@ -18,7 +18,7 @@ GROUND = {
 }
 EDITING = {"weights", "rules", "vectors", "edits"}
 LEARNING = {"models", "tangent", "tasks", "statistics", "training"}
-ABOVE = {"evaluation", "analysis", "experiments"}
+ABOVE = {"evaluation", "analysis", "studies", "runs"}
 
 # What each part of the house may import, beside the ground and itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"models", "tangent", "tasks", "statistics", "vectors", "rules"},
     "evaluation": EDITING | LEARNING,
     "analysis": EDITING | LEARNING | {"evaluation"},
-    "experiments": EDITING | LEARNING | {"evaluation", "analysis", "reports"},
+    "studies": EDITING | LEARNING | {"evaluation", "analysis", "reports"},
+    "runs": EDITING | LEARNING | {"evaluation", "analysis", "reports", "studies"},
     "reports": set(),
     "cli": EDITING | LEARNING | ABOVE | {"reports"},
     "__init__": EDITING | LEARNING | ABOVE | {"reports"},

@@ -17,12 +17,9 @@ if TYPE_CHECKING:
     from taskvec.analysis.gradients import gradient_equivalence
     from taskvec.analysis.linearity import linearity_gap
     from taskvec.edits.opening import open_recipe, save_merge
-    from taskvec.evaluation.addition import addition, single_task
-    from taskvec.evaluation.analogy import analogy
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.linear import LinearFeatures, linear_features
     from taskvec.evaluation.metrics import score
-    from taskvec.evaluation.negation import negation
     from taskvec.evaluation.points import OrdinaryPoints, Points, TangentPoints
     from taskvec.evaluation.search import Grid, search_addition, search_each, search_negation
     from taskvec.models.backbone import Backbone
@@ -32,6 +29,9 @@ if TYPE_CHECKING:
     from taskvec.rules import RULES
     from taskvec.statistics.fisher import fisher
     from taskvec.statistics.gram import gram
+    from taskvec.studies.addition import addition, single_task
+    from taskvec.studies.analogy import analogy
+    from taskvec.studies.negation import negation
     from taskvec.tangent.linearization import Linearization
     from taskvec.tangent.linearize import TangentModel, linearize
     from taskvec.tangent.ntk.kernel import ntk
@@ -93,10 +93,10 @@ _HOME = {
     "search_each": "evaluation.search",
     "search_negation": "evaluation.search",
     "score": "evaluation.metrics",
-    "single_task": "evaluation.addition",
-    "addition": "evaluation.addition",
-    "negation": "evaluation.negation",
-    "analogy": "evaluation.analogy",
+    "single_task": "studies.addition",
+    "addition": "studies.addition",
+    "negation": "studies.negation",
+    "analogy": "studies.analogy",
     "disentanglement": "analysis.disentanglement",
     "gradient_equivalence": "analysis.gradients",
     "linearity_gap": "analysis.linearity",

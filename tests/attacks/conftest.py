@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 HEAVY = (
     "sklearn.metrics",
     "taskvec.evaluation.evaluator",
-    "taskvec.experiments.runner",
+    "taskvec.runs.runner",
     "transformers.models.bert.modeling_bert",
     "transformers.models.bert.tokenization_bert",
     "transformers.models.clip.modeling_clip",

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 import taskvec as tv
 from taskvec.errors import InputError, TaskvecError
 from taskvec.evaluation.metrics import absolute, majority, normalized, score, wilson
-from taskvec.experiments.config import load_experiment
-from taskvec.experiments.runner import Runner
-from taskvec.reports.store import Store
 from taskvec.reports.tables import tables
+from taskvec.runs.experiment import load_experiment
+from taskvec.runs.runner import Runner
+from taskvec.runs.store import Store
 
 
 def logits(predicted: list[int], classes: int = 2) -> torch.Tensor:

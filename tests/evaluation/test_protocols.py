@@ -7,7 +7,7 @@ import pytest
 
 import taskvec as tv
 from taskvec.errors import BaseMismatch, InputError
-from taskvec.evaluation.addition import subsets
+from taskvec.studies.addition import subsets
 
 RECIPE = tv.TrainSettings(lr=2e-3, steps=15, batch_size=16, weight_decay=0.01, validations=0)
 TASKS = ["pets", "taste", "number"]

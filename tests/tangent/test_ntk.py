@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionMode
 
 import taskvec as tv
 from taskvec.errors import InputError
-from taskvec.experiments.memory import QUIET
+from taskvec.studies.cost import QUIET
 from taskvec.tangent.ntk import Mode, ntk, ntk_operator, ntk_product
 from taskvec.tangent.ntk.planning import planned
 from taskvec.tangent.ntk.samples import Inputs, Samples, selected

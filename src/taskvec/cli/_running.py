@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from taskvec.cli._common import print_json, print_table
 
 if TYPE_CHECKING:
-    from taskvec.reports.store import Store
+    from taskvec.runs.store import Store
 
 Fresh = Annotated[bool, Parameter(name="--force", negative=())]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]

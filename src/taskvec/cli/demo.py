@@ -28,8 +28,8 @@ def demo(
     force
         Remove what an earlier run left in the folder and start anew.
     """
-    from taskvec.experiments.demo import run_demo
-    from taskvec.reports.store import Store
+    from taskvec.runs.demo import run_demo
+    from taskvec.runs.store import Store
 
     store = Store(output)
     with watching(quiet) as watch, running(store, force=force, json=json) as show:

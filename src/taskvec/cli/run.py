@@ -34,9 +34,9 @@ def run(
     force
         Remove what an earlier run left in the folder and start anew.
     """
-    from taskvec.experiments.config import load_experiment
-    from taskvec.experiments.runner import Runner
-    from taskvec.reports.store import Store
+    from taskvec.runs.experiment import load_experiment
+    from taskvec.runs.runner import Runner
+    from taskvec.runs.store import Store
 
     loaded, suite = load_experiment(experiment, {"seeds": seeds} if seeds else {})
     store = Store(output)

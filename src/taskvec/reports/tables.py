@@ -20,11 +20,11 @@ Result = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text already; ``note`` says how to read them."""
+    """Cells are text, or numbers that ``str`` shows (see ``numbers.py``); ``note`` says how to read them."""
 
     title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
     note: str = ""
 
     def markdown(self) -> str:
@@ -35,9 +35,9 @@ class Table:
         return "\n".join([f"**{self.title}**\n", head, rule, *body, *note]) + "\n"
 
 
-def _row(cells: Sequence[str]) -> str:
+def _row(cells: Sequence[object]) -> str:
     """A line of a GitHub table; a regime may be a pattern with alternatives, which would end its cell."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def tables(results: Result) -> list[Table]:

@@ -34,7 +34,7 @@ def finish(
 ) -> None:
     """Write the analysis, with the versions that made it; print its tables, or the record for ``json``."""
     from taskvec.reports.analyses import write_analysis
-    from taskvec.reports.store import versions
+    from taskvec.runs.store import versions
 
     record = {**record, "versions": versions()}
     written = write_analysis(record, tables, draw, folder, force=force)

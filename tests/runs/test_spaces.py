@@ -11,12 +11,12 @@ import torch
 
 import taskvec as tv
 from taskvec.cli import main
-from taskvec.experiments.config import load_experiment
-from taskvec.experiments.cost import training_costs
-from taskvec.experiments.memory import Memory
-from taskvec.experiments.runner import Runner
-from taskvec.experiments.vectors import recipe
-from taskvec.reports.store import Store
+from taskvec.runs.experiment import load_experiment
+from taskvec.studies.cost import training_costs
+from taskvec.studies.cost import Memory
+from taskvec.runs.runner import Runner
+from taskvec.studies.study import recipe
+from taskvec.runs.store import Store
 from taskvec.training.settings import TrainSettings
 
 TASKS = ["pets", "taste", "number"]

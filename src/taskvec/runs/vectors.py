@@ -7,9 +7,10 @@ from typing import Any
 
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import absolute
-from taskvec.experiments.config import Experiment
+from taskvec.runs.experiment import Experiment
 from taskvec.progress import Watch, unwatched
-from taskvec.reports.store import Store, key_of
+from taskvec.runs.store import Store, key_of
+from taskvec.studies.study import recipe
 from taskvec.training.atm import atm
 from taskvec.training.finetune import finetune
 from taskvec.training.regimes import regime_called
@@ -133,12 +134,3 @@ class Vectors:
 def _folder(regime: str) -> str:
     """The regime as the name of a folder, which a pattern may be none of."""
     return regime if re.fullmatch(r"[\w-]+", regime) else f"pattern-{key_of('regime', {'name': regime})[:8]}"
-
-
-def recipe(settings: TrainSettings) -> dict[str, Any]:
-    """What decides a training, for the key of a cell.
-
-    A setting younger than runs that are on record is left out at its default, so that they keep their keys.
-    """
-    young = {"decay_towards"} if settings.decay_towards == "zero" else set[str]()
-    return settings.model_dump(exclude={"validations", *young})

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from taskvec.cli import main
-from taskvec.experiments import demo
-from taskvec.experiments.config import load_experiment
+from taskvec.runs import demo
+from taskvec.runs.experiment import load_experiment
 
 
 @pytest.fixture

@@ -8,20 +8,22 @@ from typing import Any
 from taskvec.analysis.disentanglement import disentangle, square_grid, summary
 from taskvec.analysis.linearity import nonlinear_advantage
 from taskvec.errors import InputError
-from taskvec.evaluation.addition import addition, single_task, subsets
-from taskvec.evaluation.analogy import analogy
+from taskvec.studies.addition import addition, single_task, subsets
+from taskvec.studies.analogy import analogy
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import absolute, majority, normalized
-from taskvec.evaluation.negation import negation
+from taskvec.studies.negation import negation
 from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import METHOD, Grid, maximize
-from taskvec.experiments.config import Experiment, post_hoc_of
-from taskvec.experiments.cost import training_costs
-from taskvec.experiments.vectors import Vectors, recipe
+from taskvec.runs.experiment import Experiment
+from taskvec.studies.cost import training_costs
+from taskvec.runs.vectors import Vectors
 from taskvec.models.known import path_or_id
 from taskvec.models.loading import load_backbone
 from taskvec.progress import Watch, unwatched
-from taskvec.reports.store import Store
+from taskvec.runs.store import Store
+from taskvec.studies.experiment import post_hoc_of
+from taskvec.studies.study import recipe
 from taskvec.tasks.suite import Suite
 from taskvec.training.regimes import linear_of
 from taskvec.training.settings import TrainSettings

@@ -5,11 +5,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from taskvec.experiments.config import Addition, Analogy, Experiment, load_experiment
-from taskvec.experiments.runner import Runner
+from taskvec.runs.experiment import Addition, Analogy, Experiment, load_experiment
+from taskvec.runs.runner import Runner
 from taskvec.models.builtin.backbone import configuration, random_initialised
 from taskvec.progress import Watch, unwatched
-from taskvec.reports.store import Store
+from taskvec.runs.store import Store
 from taskvec.tasks.suite import load_suite
 from taskvec.weights import save_weights
 

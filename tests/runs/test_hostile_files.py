@@ -12,7 +12,7 @@ import taskvec
 from effort import EFFORT
 from taskvec.config import read_yaml
 from taskvec.errors import InputError
-from taskvec.experiments.config import load_experiment
+from taskvec.runs.experiment import load_experiment
 from taskvec.tasks.source import SPLITS
 from taskvec.tasks.suite import load_suite
 
@@ -64,7 +64,7 @@ def test_any_suite_is_read_or_refused_in_one_line(name: str, tmp_path: Path) -> 
 
 
 def test_any_experiment_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
-    sound, path, draw = read_yaml(HOME / "experiments" / "demo.yaml"), tmp_path / "e.yaml", Random(0)
+    sound, path, draw = read_yaml(HOME / "runs" / "demo.yaml"), tmp_path / "e.yaml", Random(0)
     for _ in range(50 * EFFORT):
         path.write_text(changed(sound, draw))
         try:

@@ -12,18 +12,10 @@ from taskvec.evaluation.search import Grid
 from taskvec.reading import local_path
 from taskvec.registry import nearest
 from taskvec.rules import RULES
+from taskvec.studies.experiment import Experiment as Frame
 from taskvec.tasks.suite import Suite, load_suite
 from taskvec.training.regimes import Space, regime_called
 from taskvec.training.settings import TrainSettings
-
-POST_HOC = "post-hoc"
-"""Opens the name of a regime that trains nothing: vectors of an ordinary one, evaluated in tangent space."""
-
-
-def post_hoc_of(regime: str) -> str:
-    """The regime that evaluates the vectors of this one in tangent space."""
-    return POST_HOC if regime == "full" else f"{POST_HOC}-{regime}"
-
 
 class Addition(Config):
     """Add vectors of several tasks, with one shared coefficient chosen on validation data."""
@@ -104,26 +96,9 @@ class Disentanglement(Config):
     """Default: all of the experiment."""
 
 
-class Experiment(Config):
+class Experiment(Frame):
     """A whole experiment: a model, tasks, regimes, and the protocols to run on their vectors."""
 
-    name: str = Field(alias="experiment")
-    description: str = ""
-    model: str
-    suite: str
-    """A shipped suite, or the path of a suite file, relative to the experiment file."""
-    tasks: tuple[str, ...] | None = None
-    """Default: all tasks of the suite but its control."""
-    limits: dict[Literal["train", "validation", "test"], PositiveInt] = Field(default_factory=dict)
-    """Only the first so many examples of a split."""
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0,)
-    training: dict[str, Any] = Field(default_factory=dict)
-    """Settings shared by all regimes, see ``taskvec train --help``."""
-    regimes: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Regime -> settings that differ from ``training``. A regime is evaluated in the space it trains in;
-    ``post-hoc`` and ``post-hoc-attention`` evaluate those of ``full`` and ``attention`` in tangent space."""
-    evaluation_batch: PositiveInt = 64
-    search: Grid = Grid()
     addition: Addition | None = None
     negation: Negation | None = None
     atm: Atm | None = None
@@ -141,32 +116,8 @@ class Experiment(Config):
             return Joint() if value else None
         return value
 
-    @field_validator("seeds", "tasks")
-    @classmethod
-    def _distinct(cls, values: tuple[object, ...] | None) -> tuple[object, ...] | None:
-        if values is not None and (not values or len(set(values)) != len(values)):
-            raise ValueError("needs one or more values, each once")
-        return values
-
     @model_validator(mode="after")
     def _known(self) -> Self:
-        for where, given in {"training": self.training, **self.regimes}.items():
-            if "seed" in given:
-                raise ValueError(f"{where}: a seed is given under 'seeds', not here")
-        for regime, given in self.regimes.items():
-            trained = self.trained(regime)
-            try:
-                space = regime_called(trained, POST_HOC, post_hoc_of("attention")).space
-            except InputError as error:
-                raise ValueError(f"regimes: {error}") from None
-            if trained not in self.regimes:
-                raise ValueError(
-                    f"regimes: {regime!r} evaluates the vectors of {trained!r}, which is not there"
-                )
-            if trained != regime and space == "tangent":
-                raise ValueError(f"regimes: {regime!r}: {trained!r} is of tangent space already")
-            if trained != regime and given:
-                raise ValueError(f"regimes.{regime}: trains nothing, so it has no settings; write {{}}")
         blocks = {
             "addition": self.addition,
             "negation": self.negation,
@@ -192,15 +143,6 @@ class Experiment(Config):
             raise ValueError(f"atm.rule: no rule called {self.atm.rule!r}; {nearest(self.atm.rule, RULES)}")
         return self
 
-    def trained(self, regime: str) -> str:
-        """The regime that trained the vectors which this one evaluates."""
-        return "full" if regime == POST_HOC else regime.removeprefix(f"{POST_HOC}-")
-
-    def space(self, regime: str) -> Space:
-        """Where a regime's vectors are evaluated."""
-        trained = self.trained(regime)
-        return "tangent" if trained != regime else regime_called(regime).space
-
     def regimes_of(self, block: Addition | Negation | Atm | Joint | Disentanglement) -> tuple[str, ...]:
         """The regimes that a block is about: those it names, or all that it can be about."""
         possible = tuple(
@@ -209,22 +151,6 @@ class Experiment(Config):
             if not (isinstance(block, Atm) and self.space(regime) == "tangent")
         )
         return block.regimes or possible
-
-    def settings(self, regime: str, seed: int) -> TrainSettings:
-        """The full recipe of one regime's vectors.
-
-        Raises: InputError naming the setting at fault.
-        """
-        trained = self.trained(regime)
-        given = {**self.training, **self.regimes[trained], "seed": seed}
-        return TrainSettings.parse(f"regimes.{trained}", given)
-
-    def task_names(self, suite: Suite) -> list[str]:
-        """The tasks that addition and the tables are about, checked against the suite."""
-        names = list(self.tasks or (name for name in suite.tasks if name != suite.control))
-        for name in names:
-            suite.task(name)
-        return names
 
     def controls(self, suite: Suite, target: str) -> list[str]:
         """The tasks that negation of ``target`` must leave alone."""

@@ -1,0 +1,103 @@
+"""What every experiment says, whatever it studies: a model, tasks, regimes and how they are trained."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveInt, field_validator, model_validator
+
+from taskvec.config import Config
+from taskvec.errors import InputError
+from taskvec.evaluation.search import Grid
+from taskvec.tasks.suite import Suite
+from taskvec.training.regimes import Space, regime_called
+from taskvec.training.settings import TrainSettings
+
+POST_HOC = "post-hoc"
+"""Opens the name of a regime that trains nothing: vectors of an ordinary one, evaluated in tangent space."""
+
+
+def post_hoc_of(regime: str) -> str:
+    """The regime that evaluates the vectors of this one in tangent space."""
+    return POST_HOC if regime == "full" else f"{POST_HOC}-{regime}"
+
+
+class Experiment(Config):
+    """A whole experiment: a model, tasks, regimes. The blocks of the studies come from the registry."""
+
+    name: str = Field(alias="experiment")
+    description: str = ""
+    model: str
+    suite: str
+    """A shipped suite, or the path of a suite file, relative to the experiment file."""
+    tasks: tuple[str, ...] | None = None
+    """Default: all tasks of the suite but its control."""
+    limits: dict[Literal["train", "validation", "test"], PositiveInt] = Field(default_factory=dict)
+    """Only the first so many examples of a split."""
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = (0,)
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Settings shared by all regimes, see ``taskvec train --help``."""
+    regimes: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Regime -> settings that differ from ``training``. A regime is evaluated in the space it trains in;
+    ``post-hoc`` and ``post-hoc-attention`` evaluate those of ``full`` and ``attention`` in tangent space."""
+    evaluation_batch: PositiveInt = 64
+    search: Grid = Grid()
+
+    @field_validator("seeds", "tasks")
+    @classmethod
+    def _check_distinct(cls, values: tuple[object, ...] | None) -> tuple[object, ...] | None:
+        if values is not None and (not values or len(set(values)) != len(values)):
+            raise ValueError("needs one or more values, each once")
+        return values
+
+    @model_validator(mode="after")
+    def _check_regimes(self) -> Self:
+        for where, given in {"training": self.training, **self.regimes}.items():
+            if "seed" in given:
+                raise ValueError(f"{where}: a seed is given under 'seeds', not here")
+        for regime, given in self.regimes.items():
+            trained = self.trained(regime)
+            try:
+                space = regime_called(trained, POST_HOC, post_hoc_of("attention")).space
+            except InputError as error:
+                raise ValueError(f"regimes: {error}") from None
+            if trained not in self.regimes:
+                raise ValueError(
+                    f"regimes: {regime!r} evaluates the vectors of {trained!r}, which is not there"
+                )
+            if trained != regime and space == "tangent":
+                raise ValueError(f"regimes: {regime!r}: {trained!r} is of tangent space already")
+            if trained != regime and given:
+                raise ValueError(f"regimes.{regime}: trains nothing, so it has no settings; write {{}}")
+        return self
+
+    def trained(self, regime: str) -> str:
+        """The regime that trained the vectors which this one evaluates."""
+        return "full" if regime == POST_HOC else regime.removeprefix(f"{POST_HOC}-")
+
+    def space(self, regime: str) -> Space:
+        """Where a regime's vectors are evaluated."""
+        trained = self.trained(regime)
+        return "tangent" if trained != regime else regime_called(regime).space
+
+    def settings(self, regime: str, seed: int) -> TrainSettings:
+        """The full recipe of one regime's vectors.
+
+        Raises: InputError naming the setting at fault.
+        """
+        trained = self.trained(regime)
+        given = {**self.training, **self.regimes[trained], "seed": seed}
+        return TrainSettings.parse(f"regimes.{trained}", given)
+
+    def task_names(self, suite: Suite) -> list[str]:
+        """The tasks whose vectors are studied, checked against the suite."""
+        names = list(self.tasks or (name for name in suite.tasks if name != suite.control))
+        for name in names:
+            suite.task(name)
+        return names
+
+    def check_regimes(self, block: str, regimes: tuple[str, ...] | None) -> None:
+        """Refuse a regime that a block names and this experiment lacks. Raises: InputError."""
+        for regime in regimes or ():
+            if regime not in self.regimes:
+                raise InputError(
+                    f"{block}: {regime!r} is not among this experiment's regimes ({', '.join(self.regimes)})"
+                )
