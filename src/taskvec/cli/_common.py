@@ -83,12 +83,14 @@ def print_facts(
     facts: Mapping[str, object],
     *,
     json: bool,
-    words: Mapping[str, str] | None = None,
+    words: Mapping[str, object] | None = None,
+    details: Mapping[str, object] | None = None,
     note: str = "",
 ) -> None:
-    """A table of what was written at ``facts["path"]``, with ``words`` for some values, or all as JSON."""
+    """A table of what was written at ``facts["path"]``, with ``words`` for some values; or all as JSON, and
+    the ``details`` too."""
     if json:
-        print_json({key.replace(" ", "_"): value for key, value in facts.items()})
+        print_json({key.replace(" ", "_"): value for key, value in {**facts, **(details or {})}.items()})
         return
     shown = {**facts, **(words or {})}
     print_table(None, [title, str(shown.pop("path"))], list(shown.items()), note)

@@ -1,13 +1,13 @@
 """``taskvec diff``."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Count, Force, Json, Quiet, print_facts, print_json, print_table, say, watching
-from taskvec.cli._editing import Dtype, Memory, Output, ShardSize
+from taskvec.cli._common import Count, flattened, print_facts, print_table, say, watching
+from taskvec.cli._writing import Dtype, Writing, element_type
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,19 +20,14 @@ def diff(
     tuned: str,
     /,
     *,
-    output: Output,
     task: Annotated[str | None, Parameter(name=["--task", "-t"])] = None,
-    dtype: Dtype | None = None,
+    dtype: Dtype = None,
     on_extra: Literal["error", "drop"] = "error",
     on_missing: Literal["error", "zero"] = "error",
     vocab: Literal["base"] | None = None,
     rank: Count | None = None,
     only: str | None = None,
-    max_shard_gb: ShardSize = 5.0,
-    memory: Memory = None,
-    force: Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    writing: Annotated[Writing, flattened()],
 ) -> None:
     """Extract a task vector: what fine-tuning changed; with --rank as a LoRA adapter.
 
@@ -46,12 +41,8 @@ def diff(
         The pre-trained weights: a folder, a safetensors or .bin file, an index, a hub id, a known name.
     tuned
         The weights fine-tuned from them, or a LoRA adapter for them.
-    output
-        A .safetensors file, or a folder.
     task
         What the fine-tuning was for; kept in the file.
-    dtype
-        Element type of the stored deltas; float32 by default, float64 for float64 models.
     on_extra
         What to do with tensors that only TUNED has: refuse, or drop them.
     on_missing
@@ -64,9 +55,7 @@ def diff(
     only
         With --rank, which matrices: `attention`, `mlp` or `re:PATTERN`; all by default.
     """
-    import torch
-
-    from taskvec.cli._editing import bound, open_model, workers
+    from taskvec.cli._editing import open_model, workers
     from taskvec.edits import contradictions
     from taskvec.edits.inputs import check_outside, check_sound
     from taskvec.edits.outcome import change_record
@@ -78,45 +67,35 @@ def diff(
     from taskvec.weights.change import total
 
     start, end = check_sound(open_model(base)), check_sound(open_model(tuned))
-    check_outside(output, [start, end])
+    check_outside(writing.output, [start, end])
     notes = contradictions.of_models([start, end], like=None)
     if vocab is not None:
-        end, said = _in_vocabulary_of(start, end)
-        notes += said
+        end, remarks = _in_vocabulary_of(start, end)
+        notes += remarks
     elif end.adapter is None:
         notes += check_in_order(start, end)
     vector = TaskVector.between(start, end, on_extra=on_extra, on_missing=on_missing)
-    element = getattr(torch, dtype) if dtype else None
     if rank is None and only is not None:
         raise InputError("--only: given without --rank")
     say(notes + contradictions.of_distances(start, {end.ref: vector}))
+    element = element_type(dtype)
     if rank is not None:
-        bound(memory, adapter_needs(vector, rank, only or "all"))
-        with watching(quiet) as watch:
+        writing.bound(adapter_needs(vector, rank, only or "all"))
+        with watching(writing.quiet) as watch:
             made = save_adapter(
                 vector,
-                output,
+                writing.output,
                 rank=rank,
                 only=only or "all",
-                dtype=element,
-                task=task,
-                force=force,
+                force=writing.force,
                 watch=watch,
+                task=task,
+                dtype=element,
             )
-        _show_adapter(made, json)
+        _print_adapter(made, writing.json)
         return
-    size = bound(memory, ((name, vector.working_bytes(name)) for name in vector))
-    with watching(quiet) as watch:
-        path = vector.save(
-            output,
-            dtype=element,
-            force=force,
-            task=task,
-            max_shard_size=max_shard_gb * 1e9,
-            memory=size,
-            processes=workers(end),
-            watch=watch,
-        )
+    memory = writing.bound((name, vector.working_bytes(name)) for name in vector)
+    path = writing.write(vector.save, memory, processes=workers(end), task=task, dtype=element)
     written = open_weights(path)
     kept = differing_buffers(start, end)
     moved = change_record(vector.changes)
@@ -132,7 +111,7 @@ def diff(
         "integer tensors left to the base": kept,
     }
     words = {"integer tensors left to the base": ", ".join(kept) or "none differ"}
-    print_facts("task vector", facts, json=json, words=words)
+    print_facts("task vector", facts, json=writing.json, words=words)
 
 
 def _in_vocabulary_of(base: "Weights", tuned: "Weights") -> "tuple[Weights, list[str]]":
@@ -147,25 +126,22 @@ def _in_vocabulary_of(base: "Weights", tuned: "Weights") -> "tuple[Weights, list
     return seen.tuned[0], list(seen.facts["notes"])
 
 
-def _show_adapter(made: "Extraction", json: bool) -> None:
-    facts = {
-        "path": str(made.path),
-        "rank": made.rank,
-        "matrices": len(made.errors),
+def _print_adapter(made: "Extraction", json: bool) -> None:
+    errors = {
         "relative error of the matrices": made.matrices_error,
         "relative error of the task vector": made.error,
     }
-    if json:
-        facts |= {"relative errors": dict(made.errors), "left out": dict(made.left_out)}
-        print_json({key.replace(" ", "_"): value for key, value in facts.items()})
-        return
-    shown = [(key, f"{value:.4g}" if isinstance(value, float) else value) for key, value in facts.items()]
-    print_table(None, ["LoRA adapter", str(made.path)], [*shown[1:], ("left out", _names(made.left_out))])
-    print_table(None, ["matrix", "relative error"], [(n, f"{error:.4g}") for n, error in made.errors.items()])
+    facts = {"path": str(made.path), "rank": made.rank, "matrices": len(made.errors), **errors}
+    words = {name: f"{error:.4g}" for name, error in errors.items()}
+    words["left out"] = _list_some(list(made.left_out))
+    details = {"relative errors": dict(made.errors), "left out": dict(made.left_out)}
+    print_facts("LoRA adapter", facts, json=json, words=words, details=details)
+    if not json:
+        rows = [(name, f"{error:.4g}") for name, error in made.errors.items()]
+        print_table(None, ["matrix", "relative error"], rows)
 
 
-def _names(found: Mapping[str, float]) -> str:
+def _list_some(names: Sequence[str]) -> str:
     """The first few names, and how many more."""
-    names = list(found)
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return (", ".join(names[:6]) + more) or "nothing"

@@ -1,27 +1,23 @@
 """``taskvec mask``."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Force, Json, Quiet, assignments, print_json, print_table, say, watching
-from taskvec.cli._editing import Dtype, Memory, Output, ShardSize, Vectors, bound, check_vectors, load_vectors
+from taskvec.cli._common import assignments, flattened, print_facts, print_table, say
+from taskvec.cli._editing import Vectors, check_vectors, load_vectors
+from taskvec.cli._writing import Dtype, Writing, element_type
 from taskvec.errors import InputError
 
 
 def mask(
     *,
     vector: Vectors,
-    output: Output,
     method: Literal["emr", "tall"] = "emr",
     rescaler: Literal["global", "tensor_mean"] | None = None,
     lam: Annotated[tuple[str, ...], Parameter(name="--lam", negative=())] = (),
-    dtype: Dtype | None = None,
-    max_shard_gb: ShardSize = 5.0,
-    memory: Memory = None,
-    force: Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    dtype: Dtype = None,
+    writing: Annotated[Writing, flattened()],
 ) -> None:
     """Store the vectors of many tasks as one, with a mask of one bit an entry for each task.
 
@@ -33,8 +29,6 @@ def mask(
     ----------
     vector
         `task=PATH` of a task vector, once for each.
-    output
-        A .safetensors file, or a folder.
     method
         emr elects signs, masks by sign and rescales; tall masks the sum of all vectors.
     rescaler
@@ -42,11 +36,7 @@ def mask(
     lam
         Of tall, 0.4 by default: a task needs an entry if its own is so many times larger than the sum of the
         others'. One number, or `task=NUMBER` once for each.
-    dtype
-        Element type of the vector that is shared; float32 by default, float64 for float64 models.
     """
-    import torch
-
     from taskvec.vectors.stored.masked import emr, masking_needs, tall_masks
     from taskvec.weights import open_weights
 
@@ -54,44 +44,34 @@ def mask(
         raise InputError("--lam: given with --method emr, expected with tall")
     if method == "tall" and rescaler:
         raise InputError("--rescaler: given with --method tall, expected with emr")
-    lams = _lams(lam)
+    lams = _parse_lams(lam)
     named = load_vectors(vector)
-    say(check_vectors(named, output))
-    size = bound(memory, masking_needs(named))
+    say(check_vectors(named, writing.output))
+    memory = writing.bound(masking_needs(named))
     masked = emr(named, rescaler=rescaler or "global") if method == "emr" else tall_masks(named, lam=lams)
-    with watching(quiet) as watch:
-        path = masked.save(
-            output,
-            dtype=getattr(torch, dtype) if dtype else None,
-            force=force,
-            max_shard_size=max_shard_gb * 1e9,
-            memory=size,
-            watch=watch,
-        )
+    path = writing.write(masked.save, memory, dtype=element_type(dtype))
     written = open_weights(path)
-    facts: dict[str, Any] = {
+    factors = masked.info.factors
+    facts = {
         "path": str(path),
         "method": method,
         **masked.info.settings,
         "bytes": sum(written.spec(name).nbytes for name in written),
-        "factors": masked.info.factors,
     }
-    if json:
-        print_json(facts)
-        return
-    factors = [(task, f"{path}#{task}", f"{factor:.6g}") for task, factor in facts.pop("factors").items()]
-    print_table(None, ["masked task vectors", str(facts.pop("path"))], list(facts.items()))
-    print_table(None, ["task", "vector", "factor"], factors)
+    print_facts("masked task vectors", facts, json=writing.json, details={"factors": factors})
+    if not writing.json:
+        rows = [(task, f"{path}#{task}", f"{factor:.6g}") for task, factor in factors.items()]
+        print_table(None, ["task", "vector", "factor"], rows)
 
 
-def _lams(given: tuple[str, ...]) -> float | dict[str, float]:
+def _parse_lams(texts: tuple[str, ...]) -> float | dict[str, float]:
     """One number, or one for each task.
 
     Raises: InputError for anything else.
     """
     try:
-        if len(given) == 1 and "=" not in given[0]:
-            return float(given[0])
-        return {task: float(text) for task, text in assignments(given, "--lam").items()} if given else 0.4
+        if len(texts) == 1 and "=" not in texts[0]:
+            return float(texts[0])
+        return {task: float(text) for task, text in assignments(texts, "--lam").items()} if texts else 0.4
     except ValueError:
-        raise InputError(f"--lam: {' '.join(given)!r}, expected a number, or task=NUMBER for each") from None
+        raise InputError(f"--lam: {' '.join(texts)!r}, expected a number, or task=NUMBER for each") from None
