@@ -28,14 +28,15 @@ class Config(BaseModel):
 
     @classmethod
     def parse(cls, where: str, values: object) -> Self:
-        """Validate ``values``; ``where`` (a file, an option) opens the message of what is wrong.
+        """Validate ``values``; ``where`` (a file, an option, or nothing) opens the message of what is wrong.
 
         Raises: InputError, one line, for the first field that does not fit.
         """
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError(f"{where}: {first_complaint(error, cls)}") from None
+            said = first_complaint(error, cls)
+            raise InputError(f"{where}: {said}" if where else said) from None
 
 
 def first_complaint(error: ValidationError, model: type[BaseModel] = Config) -> str:

@@ -134,13 +134,40 @@ def test_the_manifest_holds_what_it_takes_to_do_it_again(place: Path, run: Runne
     vectors = ("-v", "a=a.safetensors", "-v", "b=b.safetensors")
     run("apply", "base", *vectors, "--rule", "ties", "--param", "keep=0.5", "--scale", "0.8", "-o", "out")
     manifest = json.loads(Path("out/taskvec.json").read_text())
-    assert manifest["base"]["fingerprint"] == open_weights("base").fingerprint()
+    assert manifest["inputs"]["base"]["fingerprint"] == open_weights("base").fingerprint()
     assert manifest["vectors"]["a"]["task"] == "a" and manifest["vectors"]["b"]["path"] == "b.safetensors"
     assert manifest["rule"] == {
         "name": "ties", "keep": 0.5, "trim": "tensor", "elect": "mass", "merge": "mean", "weights": None,
         "weigh": "before",
     }  # fmt: skip
-    assert manifest["scale"] == 0.8
+    assert manifest["recipe"]["scale"] == 0.8
+
+
+def test_apply_writes_what_the_recipe_in_its_model_card_writes(place: Path, run: Runner) -> None:
+    run("apply", "base", *AB, "--rule", "ties", "-p", "keep=0.5", "--scale", "0.8", "-o", "out", "-q")
+    card = Path("out/README.md").read_text()
+    Path("again.yaml").write_text(card.split("```yaml\n")[1].split("```")[0])
+    run("merge", "again.yaml", "-o", "again", "-q")
+    out, again = (json.loads(Path(folder, "taskvec.json").read_text()) for folder in ("out", "again"))
+    assert out == again
+    assert out["inputs"]["a"]["fingerprint"] == open_weights("a.safetensors").fingerprint()
+    assert out["inputs"]["a"]["fingerprint"] in card
+
+
+def test_apply_shows_the_plan_of_a_dry_run(place: Path, run: Runner) -> None:
+    before = snapshot(place)
+    apply = ("apply", "base", *AB, "-e", "a - b", "-o", "out", "--dry-run")
+    planned = run(*apply, "--json").json
+    assert (planned["edited"], planned["copied"], planned["passes"]) == (3, 2, 1)
+    assert "Nothing was written" in run(*apply).out
+    assert snapshot(place) == before
+
+
+def test_a_parameter_may_be_nothing_or_a_mapping(place: Path, run: Runner) -> None:
+    for rule, parameter in (("della", "rescale=null"), ("knots", "options={keep: 0.3}")):
+        assert run("apply", "base", *AB, "--rule", rule, "-p", parameter, "-o", rule, "-q").code == 0
+    assert json.loads(Path("della/taskvec.json").read_text())["rule"]["rescale"] is None
+    assert json.loads(Path("knots/taskvec.json").read_text())["rule"]["options"] == {"keep": 0.3}
 
 
 @pytest.mark.parametrize(("rule", "share"), [("sum", 1.0), ("mean", 0.5)])

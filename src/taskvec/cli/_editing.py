@@ -36,6 +36,7 @@ Memory = Annotated[
         "more is refused; without the option it may take more than 512MB, which a note says.",
     ),
 ]
+DryRun = Annotated[bool, Parameter(negative=(), help="Check everything, print the plan, write nothing.")]
 Resume = Annotated[
     bool,
     Parameter(

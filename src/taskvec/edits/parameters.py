@@ -7,7 +7,7 @@ from the names of the vectors gives each its own value.
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import torch
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -84,12 +84,14 @@ def _value(raw: object) -> object:
         try:
             return form.parse("", raw)
         except InputError as error:
-            raise ValueError(str(error).removeprefix(": ")) from None
+            raise ValueError(str(error)) from None
     return _plain(raw)
 
 
 def _each(raw: object) -> object:
-    """A value, or a mapping from the names of vectors to values."""
+    """A value, or a mapping from names to values; nothing for what a rule may do without."""
+    if raw is None:
+        return None
     if isinstance(raw, Mapping) and not {"gradient", "filters"} & raw.keys():
         if not raw:
             raise ValueError("an empty mapping, expected a value")
@@ -99,7 +101,7 @@ def _each(raw: object) -> object:
 
 def _named(name: str, raw: object) -> object:
     try:
-        return _value(raw)
+        return None if raw is None else _value(raw)
     except ValueError as error:
         form = get_close_matches(name, FORMS, n=1)
         hint = f"; did you mean {form[0]!r}?" if form else ""
@@ -107,7 +109,7 @@ def _named(name: str, raw: object) -> object:
 
 
 Value = Annotated[Plain | Gradient | Filters, BeforeValidator(_value)]
-Each = Annotated[Plain | Gradient | Filters | dict[str, Value], BeforeValidator(_each)]
+Each = Annotated[Plain | Gradient | Filters | dict[str, Value | None] | None, BeforeValidator(_each)]
 Filter.model_rebuild()
 Filters.model_rebuild()
 
@@ -225,16 +227,21 @@ def for_rule(
         if field not in known:
             raise InputError(f"rule {rule.name!r}: unknown parameter {field!r}; {nearest(field, known)}")
         where = f"parameters.{field}"
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not _takes_mapping(rule, field):
             value = by_vector(where, value, vectors)
+            value = list(value.values()) if constant(value) else value
         if constant(value):
-            one = list(value.values()) if isinstance(value, dict) else value
-            params[field] = _for_each(field, one, len(vectors))
+            params[field] = _for_each(field, value, len(vectors))
             continue
         for name, one in _varying(where, value, names, edited).items():
             each[name][field] = _for_each(field, one, len(vectors))
     params |= next(iter(each.values()), {})
     return params, {name: own for name, own in each.items() if own}
+
+
+def _takes_mapping(rule: Rule, field: str) -> bool:
+    """Whether a parameter is a mapping itself, such as the options of a rule inside another."""
+    return any(get_origin(kind) is Mapping for kind in get_args(rule.keywords[field].annotation))
 
 
 def by_vector(where: str, value: Mapping[str, Any], vectors: Sequence[str]) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from taskvec.errors import InputError, and_more
 from taskvec.reading import exists, local_path
 from taskvec.rules import RULES, Rule
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
-from taskvec.vectors.checks import OnExtra, OnMissing, differing_buffers
+from taskvec.vectors.checks import OnExtra, OnMissing, check_point, differing_buffers
 from taskvec.vectors.combining import grounded
 from taskvec.vectors.expression import names_in
-from taskvec.vectors.stored.files import with_task
+from taskvec.vectors.stored.files import summary, with_task
 from taskvec.vectors.stored.masked import MaskedVectors
 from taskvec.weights import Weights, hub, open_weights
 from taskvec.weights.dtypes import EDITABLE
@@ -104,9 +104,18 @@ def read(path: Path, content: object, *, known: Known = none_known, **instead: o
         recipe = Recipe.parse(where, {**content, **given})
     except RecursionError:
         raise InputError(f"{where}: nested too deeply, or in itself") from None
+    return build(recipe, where=where, folder=path.parent, known=known)
+
+
+def build(recipe: Recipe, *, where: str = "", folder: Path = Path(), known: Known = none_known) -> Merge:
+    """The model that a recipe describes; as ``read``, with paths that are relative to ``folder``.
+
+    Args:
+        where: opens messages.
+    """
     with told(where):
         _check(recipe)
-        return _Reading(path, recipe, known).merge()
+        return _Reading(recipe, folder, known).merge()
 
 
 def _check(recipe: Recipe) -> None:
@@ -135,21 +144,24 @@ def _check(recipe: Recipe) -> None:
     if recipe.base is None and recipe.scale != 1:
         raise InputError("a scale without a base, expected the base that it is a distance from")
     if recipe.expression is not None:
-        unused = [name for name in names if name not in names_in(recipe.expression)]
-        if unused:
+        used = names_in(recipe.expression)
+        unused = [name for name in names if name not in used]
+        if unused and set(used) <= set(names):
             raise InputError(f"{unused[0]!r} is not in the expression; leave it out")
 
 
 class _Reading:
     """A recipe, opened."""
 
-    def __init__(self, path: Path, recipe: Recipe, known: Known) -> None:
-        self.path, self.recipe, self.known = path, recipe, known
+    def __init__(self, recipe: Recipe, folder: Path, known: Known) -> None:
+        self.recipe, self.folder, self.known = recipe, folder, known
         said = recipe.model_dump(mode="json", exclude_defaults=True)
         self.record: dict[str, Any] = {"kind": "edited model", "recipe": said}
         self.files: Mapping[str, str] = {}
         self.rule: Rule | None = RULES[recipe.rule] if recipe.rule is not None else None
         self.base, self.inputs, self.vectors = self._opened()
+        if recipe.vectors:
+            self.record["vectors"] = {name: _provenance(self.vectors[name]) for name in recipe.vectors}
         own = [name for name in self.base if self.base.spec(name).dtype in EDITABLE]
         named = [name for vector in self.vectors.values() for name in vector.specs]
         self.names = list(dict.fromkeys([*own, *named]))
@@ -199,6 +211,7 @@ class _Reading:
         tuned = {name: self._open("models", name, ref) for name, ref in recipe.models.items()}
         if recipe.base is not None:
             base = self._open("base", "", recipe.base)
+            check_point(base)
             inputs = {"base": base, **{name: file.weights for name, file in held.items()}, **tuned}
         else:
             base = self._stand_in(tuned)
@@ -258,18 +271,18 @@ class _Reading:
         return self.rule.name == "mean" or {**self.rule.parameters(), **given}.get("of") == "weights"
 
     def _open_vector(self, name: str, ref: str) -> "_File":
-        task = with_task(self.path.parent / local_path(ref))[1]
+        task = with_task(self.folder / local_path(ref))[1]
         return _File(self._open("vectors", name, ref.removesuffix(f"#{task}")), task)
 
     def _open(self, field: str, name: str, ref: str) -> Weights:
         where = f"{field}: {name}" if name else field
-        path = self.path.parent / local_path(ref)
+        path = self.folder / local_path(ref)
         if exists(path):
             return check_sound(open_weights(path))
         if (known := self.known(ref)) is not None:
             return open_weights(known)
         # A path into a folder that exists is a slip of the pen, not a wish to download.
-        if exists(ref) or not hub.is_reference(ref) or exists(self.path.parent / Path(ref).parts[0]):
+        if exists(ref) or not hub.is_reference(ref) or exists(self.folder / Path(ref).parts[0]):
             raise InputError(f"{where}: {path}: no such file or folder; paths are relative to the recipe")
         return check_sound(open_weights(ref))
 
@@ -326,6 +339,10 @@ class _Reading:
 def _first(what: str, names: Sequence[str]) -> Iterator[str]:
     if names:
         yield f"{what}: {names[0]!r}{and_more(names)}"
+
+
+def _provenance(vector: TaskVector) -> dict[str, Any]:
+    return {"path": vector.ref, **summary(vector.info)}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""A model written by ``apply`` or ``merge``: checked, planned or made, and reported."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from taskvec.cli._common import print_facts, print_json, print_table, say, watching
+from taskvec.cli._editing import bound, facts_of, needs_of, workers
+
+if TYPE_CHECKING:
+    from taskvec.edits.merge import Merge
+
+
+def write(
+    made: "Merge",
+    output: Path,
+    *,
+    dry_run: bool,
+    memory: str | None,
+    resume: bool,
+    force: bool,
+    json: bool,
+    quiet: bool,
+    facts: Mapping[str, object] | None = None,
+    footnote: str = "",
+) -> None:
+    """Write a merge, or show its plan, with what is to be said on the way.
+
+    Args:
+        facts: printed with those of the model written.
+        footnote: printed below them.
+    """
+    from taskvec.edits.inputs import check_outside
+    from taskvec.edits.opening import save_merge
+    from taskvec.edits.outcome import identity_notes
+    from taskvec.weights.staging import check_target
+
+    check_outside(output, made.inputs.values())
+    check_target(output, force=force or resume, inputs=(*made.weights.files, *made.like.files))
+    say(made.notes)
+    size = bound(memory, needs_of(made.weights))
+    if dry_run:
+        _show_plan(made, output, memory=size, force=force, json=json)
+        return
+    begun = perf_counter()
+    with watching(quiet) as watch:
+        processes = workers(made.weights)
+        save_merge(made, output, force=force, memory=size, processes=processes, resume=resume, watch=watch)
+    say(identity_notes(made.weights, made.inputs))
+    said = facts_of(output, made.weights, begun, **(facts or {}))
+    print_facts("edited model", said, json=json, note=footnote)
+
+
+def _show_plan(made: "Merge", output: Path, *, memory: float, force: bool, json: bool) -> None:
+    from taskvec.edits.plan import plan
+
+    expected = plan(made, output, memory=memory, force=force)
+    if json:
+        print_json({"path": str(output), **asdict(expected)})
+        return
+    again = f", {expected.passes} times over" if expected.passes > 1 else ""
+    work = "read, computing comes on top" if expected.ahead else "read and compute"
+    rows = [
+        ("edited tensors", f"{expected.edited:,}"),
+        ("copied tensors", f"{expected.copied:,}"),
+        ("read", _size(expected.read) + again),
+        ("write", f"{_size(expected.written)}, of {_size(expected.free)} free"),
+        ("shards", f"{len(expected.shards)}, the largest {_size(max(expected.shards))}"),
+        ("largest tensor", f"{expected.largest}, {_size(expected.largest_bytes)}"),
+        ("memory", f"about {_size(expected.memory)} for blocks at work"),
+        ("time", f"{_duration(expected.seconds)} to {work}, estimated from a sample"),
+    ]
+    print_table(None, ["plan", str(output)], rows, "Nothing was written.")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB" if count < 1000 else f"{count:,.0f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "less than 1 s"
+    if seconds < 100:
+        return f"about {seconds:.2g} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 6000 else f"about {seconds / 3600:.1f} h"
