@@ -152,6 +152,17 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
             raise InputError(f"{path}: {reason(error)}") from None
 
 
+def fill(handle: int, buffer: memoryview, place: int) -> bool:
+    """Read from byte ``place`` of an open file until the buffer is full; whether the file is long enough."""
+    # By position: threads and forked processes share a handle, and with it the place that a plain read moves.
+    while buffer:
+        count = os.preadv(handle, [buffer], place)
+        if count == 0:
+            return False
+        buffer, place = buffer[count:], place + count
+    return True
+
+
 def copy_regular(path: Path, copy: Path) -> None:
     """Copy a plain file to where nothing is yet.
 

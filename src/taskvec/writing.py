@@ -4,14 +4,17 @@ Working names are known in advance (``.OUT.partial``, ``.lock``), so anything ma
 folder of the user's, or one that somebody else put there to have us write where it leads.
 """
 
+import fcntl
+import json
 import os
 import shutil
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from taskvec.errors import InputError
+from taskvec.errors import InputError, TaskvecError
 from taskvec.reading import describe
 
 _REMEDY = "move it away, or choose another output"
@@ -58,6 +61,15 @@ def _open(path: Path, flags: int, expected: Callable[[int], bool]) -> int:
     return handle
 
 
+def lock(handle: int) -> bool:
+    """Lock an open file or folder for as long as it is open; whether no other process has it locked."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link, or a folder with all that is in it; nothing if it is not there."""
     if path.is_dir() and not path.is_symlink():
@@ -75,9 +87,33 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write: it takes the place of ``path`` once it is whole; if that fails, nothing changes."""
+    partial = path.with_name(f".{path.name}.partial")
+    with os.fdopen(open_own(partial, fresh=True), "wb") as file:
+        yield file
+    partial.replace(path)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a text file: the whole of it or, if that fails, what was there before."""
-    partial = path.with_name(f".{path.name}.partial")
-    with os.fdopen(open_own(partial, fresh=True), "w", encoding="utf-8") as file:
-        file.write(text)
-    partial.replace(path)
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a new JSON file for people and programs to read."""
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def write_at(handle: int, data: memoryview, place: int) -> None:
+    """Write all of ``data`` from byte ``place`` of an open file on; one call of the system may write less."""
+    while data:
+        count = os.pwrite(handle, data, place)
+        data, place = data[count:], place + count
+
+
+def unwritable(target: Path, error: OSError, rest: str = "nothing was left behind") -> TaskvecError:
+    """What to raise where the system refuses to write a part of ``target``."""
+    return TaskvecError(f"{target}: could not be written ({(error.strerror or str(error)).lower()}); {rest}")

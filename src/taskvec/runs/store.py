@@ -1,6 +1,5 @@
 """A run folder: records of finished cells, one JSON line each, never computed twice."""
 
-import fcntl
 import json
 import os
 import platform
@@ -17,7 +16,7 @@ import xxhash
 
 from taskvec.errors import CorruptFile, InputError, OutputExists
 from taskvec.reading import parse_json, read_bytes
-from taskvec.writing import open_own, remove
+from taskvec.writing import lock, open_own, remove
 
 Record = dict[str, Any]
 
@@ -112,10 +111,8 @@ class Store:
                 raise InputError(f"{path}: is a link, and a run writes under that name; move it away")
         os.close(open_own(self._path))
         with os.fdopen(open_own(self.folder / ".lock"), "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{self.folder}: another run is working in this folder") from None
+            if not lock(file.fileno()):
+                raise InputError(f"{self.folder}: another run is working in this folder")
             if fresh:
                 for path in map(self.folder.joinpath, MADE):
                     remove(path)

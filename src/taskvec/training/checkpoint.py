@@ -1,6 +1,5 @@
 """The state of a training on disk, so that a killed run goes on to the same bits."""
 
-import os
 import time
 import zipfile
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.reading import open_file
-from taskvec.writing import open_own
+from taskvec.writing import replacing
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps of a parameter."""
@@ -102,16 +101,14 @@ class Checkpoint:
         if self._path is None or time.monotonic() - self._last < self.every:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(f".{self._path.name}.partial")
         state = {
             "signature": self._signature,
             "step": step,
             "leaves": {name: leaf.detach() for name, leaf in self._leaves.items()},
             "optimizer": self._optimizer.state_dict(),
         }
-        with os.fdopen(open_own(partial, fresh=True), "wb") as file:
+        with replacing(self._path) as file:
             torch.save(state, file)
-        partial.replace(self._path)
         self._last = time.monotonic()
 
     def remove(self) -> None:

@@ -6,20 +6,20 @@ folder: the next run to the same target resumes it if asked to, and clears it ot
 is a link, another user's, or holds what no run writes is refused, and nothing in it is touched.
 """
 
-import fcntl
 import logging
 import os
 import shutil
 import stat
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from taskvec.errors import DiskFull, InputError, OutputExists
+from taskvec.errors import DiskFull, InputError, OutputExists, and_more
 from taskvec.reading import describe, read_mapping
-from taskvec.writing import flush, open_own_folder, remove
+from taskvec.writing import flush, lock, open_own_folder, remove
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ LONGEST = 255 - len("..partial")
 """Bytes of the longest name of an output."""
 
 WAITS = 50
-"""How often a lock is tried, 20 ms apart."""
+"""How often a lock is tried, 20 ms apart: the workers of a run that was killed take that long to end."""
 
 
 class staged:  # in lower case, as it is used like a function: with staged(...) as path
@@ -64,21 +64,21 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
     ) -> None:
         self.target, self.partial = target, target.parent / f".{target.name}.partial"
         self.keep, self._touched = False, True
-        self._folder, self._force, self._inputs, self._resume = folder, force, tuple(inputs), resume
+        self._folder, self._resume = folder, resume
+        self._check = partial(check_target, target, force=force, inputs=tuple(inputs))
         self._work = self.partial / target.name
         self._aside = self.partial / ("old" if target.name == "replaced" else "replaced")
         self._ours = (self._work.name, self._aside.name, JOURNAL, f".{JOURNAL}.partial")
-        self._lock = ExitStack()
 
     def __enter__(self) -> Path:
         self._check()
         if foreign := _foreign(self.target):
             _log.warning(
-                "%s: %r goes with what is replaced, though taskvec did not write it (%d more)",
-                *(self.target, foreign[0], len(foreign) - 1),
+                "%s: %r goes with what is replaced, though taskvec did not write it%s",
+                *(self.target, foreign[0], and_more(foreign)),
             )
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = self._lock.enter_context(_locked(self.partial, self.target))
+        self._handle = _lock(self.partial, self.target)
         try:
             self._clear()
         except BaseException:
@@ -87,20 +87,13 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
             raise
         return self._work
 
-    def _check_ours(self) -> None:
-        foreign = sorted({path.name for path in self.partial.iterdir()} - set(self._ours))
-        if foreign:
+    def _clear(self) -> None:
+        if foreign := sorted({path.name for path in self.partial.iterdir()} - set(self._ours)):
             self._touched = False
             raise InputError(
                 f"{self.partial}: holds {foreign[0]!r}, which taskvec did not write, and taskvec works under "
                 "that name; move it away, or choose another output"
             )
-
-    def _check(self) -> None:
-        check_target(self.target, force=self._force, inputs=self._inputs)
-
-    def _clear(self) -> None:
-        self._check_ours()
         if os.path.lexists(self._aside) and not os.path.lexists(self.target):  # killed in a swap
             self._aside.rename(self.target)
         self._check()  # again, as whoever held the lock may have finished just now
@@ -129,15 +122,11 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
 
     def _leave(self) -> None:
         with suppress(OSError):
-            if self._touched and not self.keep and self._still_ours():
+            if self._touched and not self.keep and _is_at(self._handle, self.partial):
                 for name in self._ours:
                     remove(self.partial / name)
                 self.partial.rmdir()
-        self._lock.close()
-
-    def _still_ours(self) -> bool:
-        """Whether the name still stands for the folder that is locked."""
-        return os.path.samestat(os.fstat(self._handle), self.partial.lstat())
+        os.close(self._handle)
 
 
 def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
@@ -153,9 +142,9 @@ def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
             raise OutputExists(f"{target}: is an input of this very edit ({path}); choose another output")
     if not os.path.lexists(target):
         return
-    found = target.lstat()
-    if not (target.is_symlink() or stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise OutputExists(f"{target}: is {describe(found)}, which is never replaced; choose another output")
+    there = target.lstat()
+    if not (target.is_symlink() or stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode)):
+        raise OutputExists(f"{target}: is {describe(there)}, which is never replaced; choose another output")
     if not force:
         raise OutputExists(f"{target}: exists already; --force (force=True) replaces it")
     if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
@@ -166,8 +155,8 @@ def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
 
 def files_in(folder: Path) -> list[str]:
     """All that a manifest says was written into a folder, the manifest included."""
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
-    return sorted(found | {MANIFEST})
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    return sorted(files | {MANIFEST})
 
 
 def _foreign(target: Path) -> list[str]:
@@ -178,8 +167,7 @@ def _foreign(target: Path) -> list[str]:
         listed = read_mapping(target / MANIFEST).get("files")
     except InputError:
         return []
-    known = set(map(str, listed)) if isinstance(listed, list) else None
-    return [] if known is None else [file for file in files_in(target) if file not in known]
+    return sorted({*files_in(target)} - set(map(str, listed))) if isinstance(listed, list) else []
 
 
 def check_space(target: Path, needed: int) -> None:
@@ -193,35 +181,29 @@ def check_space(target: Path, needed: int) -> None:
         raise DiskFull(f"{target}: needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free; make room")
 
 
-@contextmanager
-def _locked(partial: Path, target: Path) -> Iterator[int]:
-    """Hold the hidden folder; the lock dies with the process, so a killed run blocks nobody."""
-    handle = _lock(partial)
-    if handle is None:
-        raise OutputExists(f"{target}: another process is writing it")
-    try:
-        yield handle
-    finally:
-        os.close(handle)
+def _lock(folder: Path, target: Path) -> int:
+    """An open handle of the hidden folder, locked.
 
-
-def _lock(partial: Path) -> int | None:
-    """An open handle of the folder, locked; ``None`` if another process holds it."""
+    Raises: OutputExists if another process holds it.
+    """
     for _ in range(WAITS):
-        try:
-            handle = open_own_folder(partial)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), partial.lstat()):
+        with suppress(FileNotFoundError):  # whoever held it has just finished and removed it
+            handle = open_own_folder(folder)
+            locked = lock(handle)
+            if locked and _is_at(handle, folder):
                 return handle
-        except FileNotFoundError:  # whoever held it has just finished and removed it
-            pass
-        except BlockingIOError:
-            time.sleep(0.02)  # or has been killed, and its workers are about to end
-        os.close(handle)
-    return None
+            os.close(handle)
+            if not locked:
+                time.sleep(0.02)
+    raise OutputExists(f"{target}: another process is writing it")
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether a name still stands for what is open."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _swap_in(work: Path, target: Path, aside: Path) -> None:

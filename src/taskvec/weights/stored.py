@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError, TaskvecError
-from taskvec.reading import open_regular, parse_json, reason, shown
+from taskvec.reading import fill, open_regular, parse_json, reason, shown
 from taskvec.weights.blocks import TensorSpec, row_count, row_size, rows_of, rows_shape
 from taskvec.weights.dtypes import CODES, HEADER_LIMIT, raw_bytes
 from taskvec.weights.lazy import Weights
@@ -34,9 +34,8 @@ class StoredWeights(Weights):
     def __init__(self, path: Path, *, ref: str | None = None, folder: Path | None = None) -> None:
         handle = open_regular(path)
         self._close = weakref.finalize(self, os.close, handle)
-        header, self._start = _read_header(path, handle)
-        metadata: Mapping[str, str] = header.pop("__metadata__")
-        specs = {name: _spec(path, name, entry) for name, entry in header.items()}
+        self._handle = handle
+        specs, self._places, metadata = _read_header(path, handle)
         # Where tensors were tied, the writer names the alias and what it stands for in the metadata.
         tied = {alias: kept for alias, kept in metadata.items() if kept in specs and alias not in specs}
         super().__init__(
@@ -48,8 +47,6 @@ class StoredWeights(Weights):
             metadata={key: text for key, text in metadata.items() if key not in tied},
             files=(path.resolve(),),
         )
-        self._offsets = {name: entry["data_offsets"][0] for name, entry in header.items()}
-        self._handle = handle
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         spec = self._specs[name]
@@ -60,11 +57,9 @@ class StoredWeights(Weights):
                 return rows_of(self._read(name, None), rows)
             shape = rows_shape(shape, rows)
         tensor = torch.empty(shape, dtype=spec.dtype)
-        place = self._start + self._offsets[name]
-        if first:
-            place += first * row_size(spec.shape) * spec.dtype.itemsize
+        place = self._places[name] + (first and first * row_size(spec.shape) * spec.dtype.itemsize)
         try:
-            whole = _fill(self._handle, raw_bytes(tensor), place)
+            whole = fill(self._handle, raw_bytes(tensor), place)
         except OSError as error:  # of the input: not to be taken for one of an output being written
             raise TaskvecError(f"{self.ref}: could not be read ({reason(error)}) inside {name!r}") from error
         if not whole:
@@ -91,22 +86,12 @@ def file_identity(path: Path) -> tuple[str, int, int, int, int]:
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-def _fill(handle: int, buffer: memoryview, place: int) -> bool:
-    """Read until the buffer is full; one call may give less. Whether the file was long enough."""
-    done = 0
-    while done < len(buffer):
-        count = os.preadv(handle, [buffer[done:]], place + done)
-        if count == 0:
-            return False
-        done += count
-    return True
+Header = tuple[dict[str, TensorSpec], dict[str, int], dict[str, str]]
+"""Of a file: its tensors in file order, the byte at which each begins, and the free text."""
 
 
-def _read_header(path: Path, handle: int) -> tuple[dict[str, Any], int]:
-    """The parsed header, in file order, and where the data start.
-
-    Raises: CorruptFile if it is no header, or does not describe exactly the bytes that follow.
-    """
+def _read_header(path: Path, handle: int) -> Header:
+    """Raises: CorruptFile if it is no header, or does not describe exactly the bytes that follow."""
     length = os.fstat(handle).st_size
     prefix = os.pread(handle, 8, 0)
     size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else length
@@ -126,11 +111,13 @@ def _read_header(path: Path, handle: int) -> tuple[dict[str, Any], int]:
             raise CorruptFile(
                 f"{path}: {shown(key)} in the metadata is {shown(text)}, expected text; {_AGAIN}"
             )
-    tensors = dict(sorted(header.items(), key=lambda item: _offsets(path, *item)))
+    offsets = {name: _offsets(path, name, entry) for name, entry in header.items()}
+    specs: dict[str, TensorSpec] = {}
     end = 0
-    for name, entry in tensors.items():
-        start, stop = _offsets(path, name, entry)
-        if start != end or stop - start != _spec(path, name, entry).nbytes:
+    for name in sorted(offsets, key=offsets.__getitem__):
+        start, stop = offsets[name]
+        specs[name] = _spec(path, name, header[name])
+        if start != end or stop - start != specs[name].nbytes:
             raise CorruptFile(
                 f"{path}: {name!r} lies at bytes {shown(start)} to {shown(stop)}, "
                 f"which does not fit; {_AGAIN}"
@@ -138,7 +125,7 @@ def _read_header(path: Path, handle: int) -> tuple[dict[str, Any], int]:
         end = stop
     if end != length - 8 - size:
         raise CorruptFile(f"{path}: holds {length - 8 - size} bytes of data, expected {shown(end)}; {_AGAIN}")
-    return {"__metadata__": metadata, **tensors}, 8 + size
+    return specs, {name: 8 + size + start for name, (start, _) in offsets.items()}, metadata
 
 
 def _offsets(path: Path, name: str, entry: Any) -> tuple[int, int]:
@@ -151,7 +138,7 @@ def _offsets(path: Path, name: str, entry: Any) -> tuple[int, int]:
 def _spec(path: Path, name: str, entry: Mapping[str, Any]) -> TensorSpec:
     code, shape = entry.get("dtype"), entry.get("shape")
     if not isinstance(code, str) or code not in CODES:
-        raise InputError(f"{path}: {name!r} has dtype {_word(code)}, expected one of {', '.join(CODES)}")
+        raise InputError(f"{path}: {name!r} has dtype {_quote(code)}, expected one of {', '.join(CODES)}")
     # A tensor of no elements has strides all the same, which must be numbers too.
     sizes: list[Any] = shape if isinstance(shape, list) else [None]
     if not all(type(size) is int and 0 <= size < _LARGEST for size in sizes) or (
@@ -161,7 +148,7 @@ def _spec(path: Path, name: str, entry: Mapping[str, Any]) -> TensorSpec:
     return TensorSpec(tuple(sizes), CODES[code])
 
 
-def _word(value: object) -> str:
+def _quote(value: object) -> str:
     return value if isinstance(value, str) and len(value) < 20 else shown(value)
 
 

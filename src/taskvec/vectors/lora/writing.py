@@ -1,6 +1,5 @@
 """Task vectors written as LoRA adapters: the nearest matrix of low rank for every linear layer."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from taskvec.weights import save_weights
 from taskvec.weights.dtypes import EDITABLE, nonfinite_count, short
 from taskvec.weights.staging import MANIFEST, check_space, check_target, files_in, staged
 from taskvec.weights.writer import nonfinite_message
+from taskvec.writing import write_json
 
 if TYPE_CHECKING:
     from taskvec.vectors.vector import TaskVector
@@ -119,8 +119,8 @@ def save_adapter(
     )
     with staged(target, folder=True, force=force, inputs=vector.files) as work:
         save_weights(factors, work / "adapter_model.safetensors")
-        _write_json(work / "adapter_config.json", _config(vector, chosen, turned, rank))
-        _write_json(work / MANIFEST, {**_manifest(vector, made, only, task), "files": files_in(work)})
+        write_json(work / "adapter_config.json", _config(vector, chosen, turned, rank))
+        write_json(work / MANIFEST, {**_manifest(vector, made, only, task), "files": files_in(work)})
     return made
 
 
@@ -218,10 +218,6 @@ def _manifest(vector: "TaskVector", made: Extraction, only: str, task: str | Non
         "left_out": dict(made.left_out),
         "vector": vector.info.model_dump(mode="json", exclude={"unchanged"}),
     }
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -1,6 +1,5 @@
 """Tensors put aside on the disk until all of them, and what is to be said of them, are known."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from taskvec.errors import TaskvecError
+from taskvec.reading import fill
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import row_count, row_size, rows_shape
 from taskvec.weights.dtypes import raw_bytes
+from taskvec.writing import unwritable, write_at
 
 _serial = count()
 
@@ -50,11 +50,8 @@ class Spool(Weights):
 
         Raises: TaskvecError if the disk is full.
         """
-        data, place = raw_bytes(tensor), self._place(name, first)
         with self._failing_in_words():
-            while data:
-                written = os.pwrite(self._file.fileno(), data, place)
-                data, place = data[written:], place + written
+            write_at(self._file.fileno(), raw_bytes(tensor), self._place(name, first))
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Make room for a tensor and write it."""
@@ -70,10 +67,7 @@ class Spool(Weights):
         try:
             yield
         except OSError as error:
-            what = (error.strerror or str(error)).lower()
-            raise TaskvecError(
-                f"{self.target}: could not be written ({what}); nothing was left behind"
-            ) from error
+            raise unwritable(self.target, error) from error
 
     def _place(self, name: str, first: int) -> int:
         spec = self._known[name]
@@ -83,8 +77,5 @@ class Spool(Weights):
         spec = self._known[name]
         first = 0 if rows is None else rows.indices(row_count(spec.shape))[0]
         tensor = torch.empty(rows_shape(spec.shape, rows), dtype=spec.dtype)
-        data, place = raw_bytes(tensor), self._place(name, first)
-        while data:
-            done = os.preadv(self._file.fileno(), [data], place)
-            data, place = data[done:], place + done
+        fill(self._file.fileno(), raw_bytes(tensor), self._place(name, first))
         return tensor
