@@ -4,6 +4,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from taskvec.rules.quantiles import Entries
+from taskvec.rules.rule import Stacks
+
 
 @st.composite
 def stacks(draw: st.DrawFn) -> Tensor:
@@ -13,3 +16,8 @@ def stacks(draw: st.DrawFn) -> Tensor:
     coarse = torch.randint(-3, 4, (tasks, n), generator=generator) * 0.25
     fine = torch.randn(tasks, n, generator=generator, dtype=torch.float64)
     return coarse + fine * draw(st.sampled_from([0.0, 1.0]))
+
+
+def entries_of(stack: Tensor) -> Entries:
+    """Those of a stack (task, n) by itself."""
+    return Entries.of_tensor(Stacks.single(stack), "")

@@ -12,7 +12,7 @@ from taskvec.errors import InputError, UnknownName
 from taskvec.rules import RULES
 from taskvec.rules.dare import DARE, dare
 from taskvec.rules.rule import Place
-from taskvec.rules.ties import ties
+from taskvec.rules.ties import TIES as ties
 from taskvec.vectors import TaskVector, combine
 
 NAMES = ["embed.weight", "encoder.layer.0.w", "encoder.layer.1.w", "encoder.layer.2.w", "head.0.weight"]
@@ -51,8 +51,7 @@ def test_a_global_cut_sees_what_was_left_before_it() -> None:
         "breadcrumbs+ties", vectors(), density=0.5, gamma=0.1, keep=0.3, trim="global", merge="sum"
     )
     left = {
-        name: RULES["breadcrumbs"].stages[0].function(stack, density=0.5, gamma=0.1)
-        for name, stack in STACKS.items()
+        name: RULES["breadcrumbs"].stages[0](stack, density=0.5, gamma=0.1) for name, stack in STACKS.items()
     }
     flat = torch.cat([stack.reshape(3, -1) for stack in left.values()], dim=1)
     expected = ties(flat, keep=0.3, merge="sum")

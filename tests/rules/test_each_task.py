@@ -12,11 +12,11 @@ from torch.testing import assert_close
 
 from taskvec.errors import InputError
 from taskvec.rules import RULES
-from taskvec.rules.breadcrumbs import breadcrumbs
+from taskvec.rules.breadcrumbs import BREADCRUMBS as breadcrumbs
 from taskvec.rules.dare import dare
-from taskvec.rules.della import della
+from taskvec.rules.della import DELLA as della
 from taskvec.rules.rule import Place
-from taskvec.rules.ties import ties
+from taskvec.rules.ties import TIES as ties
 from taskvec.vectors import TaskVector, combine
 from taskvec.weights import blocks
 

@@ -13,18 +13,18 @@ from torch.testing import assert_close
 from rules.stacks import stacks
 from taskvec.errors import InputError
 from taskvec.rules import RULES, quantiles
-from taskvec.rules.arcee_fusion import arcee_fusion
-from taskvec.rules.breadcrumbs import breadcrumbs
+from taskvec.rules.arcee_fusion import ARCEE_FUSION as arcee_fusion
+from taskvec.rules.breadcrumbs import BREADCRUMBS as breadcrumbs
 from taskvec.rules.consensus import consensus
 from taskvec.rules.magmax import magmax
 from taskvec.rules.magnitude import cuts_of, share, trim
-from taskvec.rules.metagpt import metagpt
+from taskvec.rules.metagpt import METAGPT as metagpt
 from taskvec.rules.nearswap import nearswap
 from taskvec.rules.passthrough import passthrough
-from taskvec.rules.pcb import pcb
+from taskvec.rules.pcb import PCB as pcb
 from taskvec.rules.quantiles import Entries, kth_largest
 from taskvec.rules.rule import Stacks
-from taskvec.rules.sce import sce
+from taskvec.rules.sce import SCE as sce
 from taskvec.vectors import TaskVector, combine
 
 few = settings(max_examples=30, deadline=None, derandomize=True)

@@ -13,7 +13,7 @@ from taskvec.rules.dare import dare
 from taskvec.rules.pairs import Pairs
 from taskvec.rules.quantiles import Entries, find, kth_largest
 from taskvec.rules.rule import Place
-from taskvec.rules.ties import ties as merged_by_ties
+from taskvec.rules.ties import TIES as merged_by_ties
 from taskvec.vectors import TaskVector, combine
 from taskvec.weights import blocks
 

@@ -12,7 +12,7 @@ from philox import LOW, philox, stream
 from taskvec.errors import InputError
 from taskvec.rules import RULES
 from taskvec.rules.dare import dare
-from taskvec.rules.della import della
+from taskvec.rules.della import DELLA as della
 from taskvec.rules.draws import RANGE, draws
 from taskvec.rules.draws import philox as compiled_philox
 from taskvec.rules.rule import Place

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from rules.stacks import entries_of
 from taskvec.errors import InputError
 from taskvec.rules import RULES, quantiles
 from taskvec.rules.magnitude import Cut, cuts_of, trim
 from taskvec.rules.quantiles import Entries, find
 from taskvec.rules.rule import Stacks
-from taskvec.rules.ties import ties
+from taskvec.rules.ties import TIES as ties
 from taskvec.vectors import TaskVector, combine
 
 in_one_pass = quantiles._bracketed  # as ``way`` may have put another in its place
@@ -82,13 +83,13 @@ def test_what_is_found_in_pieces_is_what_is_found_in_the_whole(way: str, stack: 
     keep = min(keep, stack.shape[1])
     pieces = [stack[:, :7], stack[:, 7:]]
     found = find(Entries(lambda: pieces, stack.shape[1], stack), keep)
-    assert found == find(Entries.whole(stack), keep)
+    assert found == find(entries_of(stack), keep)
 
 
 def test_a_sample_that_misleads_costs_a_pass_and_no_more() -> None:
     stack = torch.randn(2, 40_000, generator=torch.Generator().manual_seed(0))
     wrong = Entries(lambda: [stack], 40_000, torch.zeros(2, 100))
-    assert find(wrong, 8_000) == find(Entries.whole(stack), 8_000)
+    assert find(wrong, 8_000) == find(entries_of(stack), 8_000)
 
 
 def test_keeping_all_of_one_task_changes_nothing() -> None:
@@ -181,6 +182,6 @@ def test_one_pass_does_for_a_large_piece_as_well(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delattr(quantiles, "_counted")
     stack = torch.randn(3, 5_000, generator=torch.Generator().manual_seed(0)).round(decimals=3)
     for rank in (37, 1_000):
-        found = find(Entries.whole(stack), rank)
+        found = find(entries_of(stack), rank)
         expected = stack.abs().sort(dim=1, descending=True).values[:, rank - 1]
         assert [one.threshold for one in found] == expected.tolist()

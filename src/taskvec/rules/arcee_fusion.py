@@ -12,9 +12,7 @@ from taskvec.rules.rule import Rule, Stacks, present
 _EPS = 1e-8
 
 
-def arcee_fusion(
-    deltas: Tensor, *, _base: Tensor | None = None, _bounds: Sequence[float] | None = None
-) -> Tensor:
+def arcee_fusion(deltas: Tensor, *, _base: Tensor | None = None, _bounds: Sequence[float] = ()) -> Tensor:
     """Keep the changes of high importance in each tensor, by a threshold from its quartiles; then add.
 
         importance = |tau| KL(softmax(base + tau) || softmax(base)),     softmax and KL along the last axis
@@ -29,8 +27,7 @@ def arcee_fusion(
     base = present(_base)
     if not deltas.numel():
         return deltas.clone()
-    bounds = _bounds or measure_tensor(Stacks.single(deltas, _base=base), "")["_bounds"]
-    limits = torch.tensor(bounds, dtype=torch.float64).reshape(-1, *[1] * base.dim())
+    limits = torch.tensor(_bounds, dtype=torch.float64).reshape(-1, *[1] * base.dim())
     return deltas * (_importance(deltas, {"_base": base}) >= limits)
 
 
@@ -39,7 +36,7 @@ def measure_tensor(stacks: Stacks, name: str, **_: object) -> dict[str, list[flo
     number = stacks.numel(name)
     if not number:
         return {}
-    entries = Entries.of(stacks, name, _importance)
+    entries = Entries.of_tensor(stacks, name, _importance)
     first, median, third = (  # the order statistics next below
         kth_largest(entries, number - int(q * (number - 1))) for q in (0.25, 0.5, 0.75)
     )
@@ -68,4 +65,5 @@ ARCEE_FUSION = Rule(
     measure_tensor=measure_tensor,
     in_rows=_in_rows,
     copies=(20, 30),
+    breaks=("scale",),
 )

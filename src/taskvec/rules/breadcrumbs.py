@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taskvec.rules.magnitude import Cut, cuts_of, share, trim
 from taskvec.rules.norms import l1_ratios, rescaled
-from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, Stacks, check_each, for_each, together
+from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, Stacks, for_each, task_by_task
 
 Outliers = Annotated[float, Field(ge=0, lt=1)]
 
@@ -28,7 +28,7 @@ def breadcrumbs(
     gamma: Outliers | Sequence[Outliers] = 0.01,
     rescale: Literal["l1"] | None = None,
     _place: Place = ANYWHERE,
-    _crumbs: Sequence[Crumbs] | None = None,
+    _crumbs: Sequence[Crumbs] = (),
     _ratios: Sequence[float] | None = None,
 ) -> Tensor:
     """Remove the largest and the smallest entries of each task, then add.
@@ -49,18 +49,15 @@ def breadcrumbs(
     """
     if not deltas[0].numel():
         return deltas.clone()
-    if _crumbs is None:
-        found = measure_tensor(Stacks.single(deltas), "", density=density, gamma=gamma, rescale=rescale)
-        _crumbs, _ratios = found["_crumbs"], found["_ratios"]
     kept = _masked(deltas, _crumbs, _place.first)
     return kept if _ratios is None else rescaled(kept, _ratios)
 
 
 def _masked(deltas: Tensor, crumbs: Sequence[Crumbs], first: int) -> Tensor:
-    kept = torch.stack([trim(delta, one.small, first) for delta, one in zip(deltas, crumbs, strict=True)])
-    for delta, one, own in zip(deltas, crumbs, kept, strict=True):
-        if one.large is not None:
-            own.sub_(trim(delta, one.large, first))
+    kept = torch.stack([trim(delta, each.small, first) for delta, each in zip(deltas, crumbs, strict=True)])
+    for target, delta, each in zip(kept, deltas, crumbs, strict=True):
+        if each.large is not None:
+            target.sub_(trim(delta, each.large, first))
     return kept
 
 
@@ -78,10 +75,10 @@ def measure_tensor(
     if not entries:
         return {}
     tasks = stacks.tasks(name)
-    kept = [share(entries, own) for own in for_each(density, tasks)]
+    kept = [share(entries, fraction) for fraction in for_each(density, tasks)]
     outliers = [
-        min(int(own * entries), entries - left)
-        for own, left in zip(for_each(gamma, tasks), kept, strict=True)
+        min(int(fraction * entries), entries - left)
+        for fraction, left in zip(for_each(gamma, tasks), kept, strict=True)
     ]
     small = cuts_of(stacks, name, [sum(pair) for pair in zip(kept, outliers, strict=True)])
     large: Sequence[Cut | None] = [None] * tasks
@@ -90,7 +87,8 @@ def measure_tensor(
         large = [cut if number else None for cut, number in zip(above, outliers, strict=True)]
     crumbs = list(map(Crumbs, small, large))
     masked = (
-        (deltas, _masked(deltas, crumbs, context["_place"].first)) for deltas, context in stacks.of(name)
+        (deltas, _masked(deltas, crumbs, context["_place"].first))
+        for deltas, context in stacks.pieces_of(name)
     )
     return {"_crumbs": crumbs, "_ratios": l1_ratios(masked) if rescale else None}
 
@@ -98,11 +96,11 @@ def measure_tensor(
 def _check(
     tasks: int | None, *, density: float | Sequence[float], gamma: float | Sequence[float], **_: object
 ) -> str | None:
-    for kept, removed in together(density, gamma):
+    for kept, removed in task_by_task(density, gamma):
         if kept + removed > 1:
             sums = f"density {kept:g} and gamma {removed:g} add up to more than 1"
             return f"{sums}, so outliers would stay; lower one"
-    return check_each(tasks, density=density, gamma=gamma)
+    return None
 
 
 BREADCRUMBS = Rule(

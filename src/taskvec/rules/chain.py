@@ -122,6 +122,7 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
         stages=tuple(parts),
         takes_pairs=parts[0].takes_pairs,
         square=any(part.square for part in parts),
+        breaks=tuple(law for part in parts for law in part.breaks),
         copies=(max(part.copies[0] for part in parts), max(part.copies[1] for part in parts)),
     )
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.rules.rule import Rule, check_each, for_each
+from taskvec.rules.rule import Rule, for_each
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -34,15 +34,15 @@ def consensus(
     """
     total = deltas.sum(0)
     needed = torch.zeros_like(total, dtype=torch.int32)
-    for delta, own in zip(deltas, for_each(lam, len(deltas)), strict=True):
-        needed += delta.abs() > own * (total - delta).abs()
+    for delta, factor in zip(deltas, for_each(lam, len(deltas)), strict=True):
+        needed += delta.abs() > factor * (total - delta).abs()
     return total * (needed >= k)
 
 
-def _check(tasks: int | None, *, lam: float | Sequence[float], k: int) -> str | None:
+def _check(tasks: int | None, *, k: int, **_: object) -> str | None:
     if tasks is not None and k > tasks:
         return f"k is {k}, expected at most {tasks}, the number of task vectors; nothing would be kept"
-    return check_each(tasks, lam=lam)
+    return None
 
 
 CONSENSUS = Rule("consensus", consensus, "element", check=_check)

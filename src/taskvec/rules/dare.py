@@ -12,7 +12,7 @@ from torch import Tensor
 from taskvec.compiled import compiled
 from taskvec.rules.draws import RANGE, halves
 from taskvec.rules.pairs import Bits, Deltas, entries_of
-from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, check_each, for_each
+from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, for_each
 
 _TILE = 1 << 12  # entries at a time: in the first cache
 
@@ -71,7 +71,7 @@ def _drop(
         entries: deltas; or bfloat16 weights, if the deltas are their differences from ``starts``.
     """
     zero, one = out.dtype.type(0), out.dtype.type(1)
-    found, number = np.empty(len(out), np.int64), 0
+    undecided, number = np.empty(len(out), np.int64), 0
     for start in range(0, len(out), _TILE):
         drawn, target = upper[start : start + _TILE], out[start : start + _TILE]
         ends = entries[start : start + _TILE]
@@ -88,13 +88,9 @@ def _drop(
             equal |= np.uint16(np.int32(drawn[i]) == bound)
         for i in range(len(target) if equal else 0):
             if np.int32(drawn[i]) == bound:
-                found[number] = start + i
+                undecided[number] = start + i
                 number += 1
-    return found[:number].copy()
+    return undecided[:number].copy()
 
 
-def _check(tasks: int | None, *, density: float | Sequence[float], seed: int) -> str | None:
-    return check_each(tasks, density=density)
-
-
-DARE = Rule("dare", dare, "element", stage="each", check=_check, takes_pairs=True, copies=(1.5, 4))
+DARE = Rule("dare", dare, "element", stage="each", takes_pairs=True, copies=(1.5, 4), breaks=("order",))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taskvec.rules.draws import RANGE, draws
 from taskvec.rules.norms import l1_ratios, rescaled
-from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, Stacks, check_each, for_each, together
+from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, Stacks, for_each, task_by_task
 
 Window = Annotated[float, Field(ge=0, lt=0.5)]
 
@@ -45,9 +45,7 @@ def della(
     if not deltas.numel():
         return deltas.clone()
     pruned = _pruned(deltas, density, epsilon, rescale == "element", seed, _place)
-    if rescale != "l1":
-        return pruned
-    return rescaled(pruned, l1_ratios([(deltas, pruned)]) if _ratios is None else _ratios)
+    return pruned if _ratios is None else rescaled(pruned, _ratios)
 
 
 def measure_tensor(
@@ -65,7 +63,7 @@ def measure_tensor(
         return {}
     pieces = (
         (deltas, _pruned(deltas, density, epsilon, False, seed, context["_place"]))
-        for deltas, context in stacks.of(name)
+        for deltas, context in stacks.pieces_of(name)
     )
     return {"_ratios": l1_ratios(pieces)}
 
@@ -99,7 +97,7 @@ def _in_rows(
     epsilon: float | Sequence[float],
     **_: Any,
 ) -> bool:
-    return len(shape) == 2 or not any(mean < 1 and window for mean, window in together(density, epsilon))
+    return len(shape) == 2 or not any(mean < 1 and window for mean, window in task_by_task(density, epsilon))
 
 
 def _chances(delta: Tensor, density: float, epsilon: float) -> Tensor:
@@ -117,12 +115,19 @@ def _chances(delta: Tensor, density: float, epsilon: float) -> Tensor:
 def _check(
     tasks: int | None, *, density: float | Sequence[float], epsilon: float | Sequence[float], **_: object
 ) -> str | None:
-    for mean, window in together(density, epsilon):
+    for mean, window in task_by_task(density, epsilon):
         if mean < 1 and not window < mean <= 1 - window:
             return f"epsilon {window:g} takes probabilities around density {mean:g} out of the range 0 to 1"
-    return check_each(tasks, density=density, epsilon=epsilon)
+    return None
 
 
 DELLA = Rule(
-    "della", della, "tensor", stage="each", measure_tensor=measure_tensor, in_rows=_in_rows, check=_check
+    "della",
+    della,
+    "tensor",
+    stage="each",
+    measure_tensor=measure_tensor,
+    in_rows=_in_rows,
+    check=_check,
+    breaks=("order",),
 )

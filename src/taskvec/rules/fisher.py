@@ -51,11 +51,10 @@ def fisher(
         raise InputError(
             f"rule 'fisher': {_place.name!r} has negative statistics, which no Fisher information is"
         )
-    if normalize:
-        sizes = _sizes(information) if _norms is None else _norms
-        factors = [factor / (size + 1e-6) for factor, size in zip(factors, sizes, strict=True)]
-    for own, factor in zip(information, factors, strict=True):
-        own.add_(floor).mul_(factor)
+    if _norms is not None:
+        factors = [factor / (norm + 1e-6) for factor, norm in zip(factors, _norms, strict=True)]
+    for of_task, factor in zip(information, factors, strict=True):
+        of_task.add_(floor).mul_(factor)
     total = information.sum(0)
     return torch.where(total > 0, (information * deltas).sum(0) / total, average)
 
@@ -66,16 +65,13 @@ def measure_model(stacks: Stacks, *, normalize: bool, **_: Any) -> Mapping[str, 
         return None
     squares: list[list[float]] = []
     for name in stacks.changed:
-        for deltas, context in stacks.of(name):
-            found = given("fisher", context.get("_stats"), deltas, deltas.shape[1:], context["_place"])
-            if found is not None:
-                squares.append([size**2 for size in _sizes(found)])
-    norms = [sum(of_task) ** 0.5 for of_task in zip(*squares, strict=True)]
-    return {name: {"_norms": norms} for name in stacks.changed} if norms else None
-
-
-def _sizes(information: Tensor) -> list[float]:
-    return [float(torch.linalg.vector_norm(own, dtype=torch.float64)) for own in information]
+        for deltas, context in stacks.pieces_of(name):
+            information = given("fisher", context.get("_stats"), deltas, deltas.shape[1:], context["_place"])
+            if information is not None:
+                norms = (torch.linalg.vector_norm(of_task, dtype=torch.float64) for of_task in information)
+                squares.append([float(norm) ** 2 for norm in norms])
+    totals = [sum(of_task) ** 0.5 for of_task in zip(*squares, strict=True)]
+    return {name: {"_norms": totals} for name in stacks.changed} if totals else None
 
 
 def _check(tasks: int | None, *, weights: Sequence[float] | None, **_: object) -> str | None:

@@ -47,6 +47,8 @@ def measure_model(
     merged: Stacks, *, alpha: float | str, beta: float, blocks: str, _given: Stacks, **_: Any
 ) -> Mapping[str, Mapping[str, Any]]:
     """The depth of each tensor, 0 to 1, and alpha if it is to be found."""
+    if list(merged.shapes) == [""]:
+        return {"": {"_depth": 0.0}}  # a tensor by itself has none
     depths = block_depths(merged.shapes, blocks)
     if beta and not depths:
         raise InputError(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskvec.rules.quantiles import Entries, Found, Ranks, find
+from taskvec.rules.quantiles import Entries, Ranked, Ranks, find
 from taskvec.rules.rule import Stacks
 
 
@@ -33,11 +33,6 @@ def share(entries: int, fraction: float) -> int:
     return min(entries, max(1, round(fraction * entries))) if fraction > 0 else 0
 
 
-def count_equal(tensor: Tensor, found: Found) -> int:
-    """How many entries have exactly the magnitude that was found."""
-    return int(np.count_nonzero((tensor.abs() == found.threshold).numpy()))
-
-
 def cuts_of(stacks: Stacks, name: str, keep: Ranks) -> list[Cut]:
     """For each task, the cut that keeps exactly ``keep`` entries of one tensor.
 
@@ -48,31 +43,30 @@ def cuts_of(stacks: Stacks, name: str, keep: Ranks) -> list[Cut]:
     """
     if all(number == stacks.numel(name) for number in ([keep] if isinstance(keep, int) else keep)):
         return [Cut(0.0)] * stacks.tasks(name)
-    entries = Entries.of(stacks, name)
-    found = find(entries, keep)
-    return located(entries, found, [one.ties for one in found])
+    entries = Entries.of_tensor(stacks, name)
+    ranked = find(entries, keep)
+    return located(entries, ranked, [each.ties for each in ranked])
 
 
-def located(entries: Entries, found: Sequence[Found], ties: Sequence[int]) -> list[Cut]:
+def located(entries: Entries, ranked: Sequence[Ranked], ties: Sequence[int]) -> list[Cut]:
     """Cuts for a tensor that keep so many ``ties`` of its entries that are equal to the thresholds."""
     until = [
-        maxsize if number >= one.equal else one.until if number == one.ties else None
-        for number, one in zip(ties, found, strict=True)
+        maxsize if number >= each.equal else each.until if number == each.ties else None
+        for number, each in zip(ties, ranked, strict=True)
     ]
     left, first = list(ties), 0
     for part in entries.parts() if None in until else ():
         for task, delta in enumerate(part):
             if until[task] is None:
-                equal = np.flatnonzero((delta.abs() == found[task].threshold).reshape(-1).numpy())
+                equal = np.flatnonzero((delta.abs() == ranked[task].threshold).reshape(-1).numpy())
                 if len(equal) > left[task]:
                     until[task] = first + int(equal[left[task]])
                 left[task] -= len(equal)
         first += prod(part.shape[1:])
         if None not in until:
             break
-    return [
-        Cut(one.threshold, maxsize if end is None else end) for one, end in zip(found, until, strict=True)
-    ]
+    ends = (maxsize if end is None else end for end in until)
+    return [Cut(each.threshold, end) for each, end in zip(ranked, ends, strict=True)]
 
 
 def trim(tensor: Tensor, cut: Cut, first: int = 0) -> Tensor:
@@ -99,12 +93,13 @@ def stretches(
     """
     edges = sorted({0, number, *(min(max(cut.until - first, 0), number) for cut in cuts)})
     for start, stop in pairwise(edges):
-        equal = [first + stop <= cut.until for cut in cuts]
+        kept = [first + stop <= cut.until for cut in cuts]
         yield (
-            *(start, stop),
+            start,
+            stop,
             [
-                _below(cut.threshold, dtype) if keep else cut.threshold
-                for cut, keep in zip(cuts, equal, strict=True)
+                _below(cut.threshold, dtype) if equal else cut.threshold
+                for cut, equal in zip(cuts, kept, strict=True)
             ],
         )
 

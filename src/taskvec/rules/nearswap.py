@@ -22,4 +22,4 @@ def nearswap(deltas: Tensor, *, t: Annotated[float, Field(gt=0)] = 1e-4) -> Tens
     return deltas.clamp(-t, t).add_(deltas - deltas)  # which is 0, but NaN where a change is not finite
 
 
-NEARSWAP = Rule("nearswap", nearswap, "element", stage="each")
+NEARSWAP = Rule("nearswap", nearswap, "element", stage="each", breaks=("scale",))

@@ -1,6 +1,6 @@
 """PCB: parameter competition balancing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -37,7 +37,7 @@ def pcb(
     *,
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.05,
     trim: Literal["tensor", "global"] = "global",
-    _balance: list[Balance] | None = None,
+    _balance: Sequence[Balance] = (),
 ) -> Tensor:
     """Average the tasks entry by entry, weighted by how they compete within and between tasks.
 
@@ -57,16 +57,15 @@ def pcb(
     tasks finite. Not homogeneous, because of tanh. The paper recommends a scale of about 1.2.
     Source: Du et al. 2024, arXiv:2410.02396 (the form of the authors' code).
     """
-    if not deltas[0].numel():
-        return deltas[0].clone()
-    balance = _found(Entries.whole(deltas), ratio) if _balance is None else _balance
+    if not _balance:  # no task changes anything here
+        return torch.zeros_like(deltas[0])
     total = deltas.sum(0)
     weighed, weights = torch.zeros_like(total), torch.zeros_like(total)
-    for delta, one in zip(deltas, balance, strict=True):
-        score = _scores(delta, total, one.low, one.high, len(deltas)).clamp(min=one.cut)
-        spread = one.top - one.cut
-        weight = (score - one.cut) / spread if spread > 0 else torch.full_like(score, float(one.top > 0))
-        weighed += delta.sign() * delta.abs().clamp(one.low, one.high) * weight
+    for delta, its in zip(deltas, _balance, strict=True):
+        score = _scores(delta, total, its.low, its.high, len(deltas)).clamp(min=its.cut)
+        spread = its.top - its.cut
+        weight = (score - its.cut) / spread if spread > 0 else torch.full_like(score, float(its.top > 0))
+        weighed += delta.sign() * delta.abs().clamp(its.low, its.high) * weight
         weights += weight
     return weighed / weights.clamp(min=1e-12)
 
@@ -75,10 +74,10 @@ def measure_model(
     stacks: Stacks, *, ratio: float, trim: str, **_: Any
 ) -> Mapping[str, Mapping[str, Any]] | None:
     """The quantiles and extremes of each task."""
-    entries = Entries.all_of(stacks)
+    entries = Entries.of_model(stacks)
     if trim == "tensor" or not entries.number:
         return None
-    whole = _found(entries, ratio)
+    whole = _balances(entries, ratio)
     return {name: {"_balance": whole} for name in stacks.changed}
 
 
@@ -86,10 +85,10 @@ def measure_tensor(stacks: Stacks, name: str, *, ratio: float, trim: str, **_: A
     """The quantiles and extremes of each task, of one tensor by itself."""
     if trim == "global" or not stacks.numel(name):
         return {}
-    return {"_balance": _found(Entries.of(stacks, name), ratio)}
+    return {"_balance": _balances(Entries.of_tensor(stacks, name), ratio)}
 
 
-def _found(entries: Entries, ratio: float) -> list[Balance]:
+def _balances(entries: Entries, ratio: float) -> list[Balance]:
     number = entries.number
     tail = round(_TAIL * (number - 1))
     sizes = entries.changed(torch.abs)
@@ -114,4 +113,12 @@ def _scores(delta: Tensor, total: Tensor, low: float, high: float, tasks: int) -
     return torch.exp(tasks * (place**2 - 1)) * torch.tanh(delta * total)
 
 
-PCB = Rule("pcb", pcb, "model", measure_model=measure_model, measure_tensor=measure_tensor, copies=(5, 12))
+PCB = Rule(
+    "pcb",
+    pcb,
+    "model",
+    measure_model=measure_model,
+    measure_tensor=measure_tensor,
+    copies=(5, 12),
+    breaks=("scale",),
+)

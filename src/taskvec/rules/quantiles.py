@@ -22,7 +22,7 @@ from taskvec.memory import room
 from taskvec.rules.pairs import Bits, Deltas, entries_of, stacked
 from taskvec.rules.rule import Stacks
 
-_DIGIT = 16
+_DIGIT = 16  # bits: two passes do for float32, and the counts still fit into the second cache
 _RADIX = 1 << _DIGIT
 _TILE = 1 << 11  # entries at a time: what is made on the way stays in the first cache
 SMALL = 1 << 14
@@ -31,7 +31,7 @@ SMALL = 1 << 14
 SAMPLE = 1 << 16
 """Entries of a sample, about."""
 
-_MOST = 1 << 21  # entries of a task that are gathered; where more may lie inside a bracket, all are counted
+_MOST = 1 << 21  # entries of a task that are gathered; where more may be inside a bracket, all are counted
 
 _PIECE = 1 << 20  # entries that are looked at at once
 
@@ -44,15 +44,14 @@ Made = Callable[[Any, Mapping[str, Any]], Deltas]
 """A piece (task, *rows) and its context -> a stack (n, *rows)."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """The k-th largest magnitude of one task.
+class Ranked(NamedTuple):
+    """The entry of a rank, of one task.
 
     Attributes:
-        threshold: that magnitude.
-        ties: how many of the entries of exactly this magnitude are among the k largest.
+        threshold: the entry; while it is searched, its key.
+        ties: how many of the entries that equal it are of this rank or a smaller one.
         equal: how many there are.
-        until: the index of the first of them that is not, if it is known.
+        until: the index of the first of them that is of a larger rank, if it is known.
     """
 
     threshold: float
@@ -76,7 +75,7 @@ class Entries:
     sample: Tensor | None = None
 
     @classmethod
-    def of(cls, stacks: Stacks, name: str, made: Made = lambda stack, context: stack) -> "Entries":
+    def of_tensor(cls, stacks: Stacks, name: str, made: Made = lambda stack, context: stack) -> "Entries":
         """The entries of one tensor, or what is ``made`` of its pieces and their context."""
         number = stacks.numel(name)
         sample = None
@@ -84,20 +83,12 @@ class Entries:
             rows = [stacked(made(*piece)) for piece in stacks.sample(name, 4 * SAMPLE)]
             flat = torch.cat([stack.reshape(len(stack), -1) for stack in rows], dim=1)
             sample = flat[:, :: max(1, flat.shape[1] // SAMPLE)]
-        return cls(lambda: (made(*piece) for piece in stacks.of(name)), number, sample)
+        return cls(lambda: (made(*piece) for piece in stacks.pieces_of(name)), number, sample)
 
     @classmethod
-    def all_of(cls, stacks: Stacks) -> "Entries":
+    def of_model(cls, stacks: Stacks) -> "Entries":
         """The entries of every tensor together."""
         return cls(lambda: (stack for _, stack in stacks), sum(map(stacks.numel, stacks.changed)))
-
-    @classmethod
-    def whole(cls, stack: Tensor) -> "Entries":
-        """The entries of one stack (task, ...)."""
-        number = stack[0].numel()
-        flat = stack.reshape(len(stack), -1)
-        sample = flat[:, :: max(1, number // SAMPLE)] if number > SMALL else None
-        return cls(lambda: [stack], number, sample)
 
     def changed(self, made: Callable[[Tensor], Tensor]) -> "Entries":
         """What is made of each piece (task, ...), entry by entry."""
@@ -105,14 +96,14 @@ class Entries:
         return Entries(lambda: map(made, self.parts()), self.number, sample)
 
 
-def find(entries: Entries, keep: Ranks) -> list[Found]:
+def find(entries: Entries, keep: Ranks) -> list[Ranked]:
     """The ``keep``-th largest magnitude of each task.
 
     Cost: a pass over the entries with a good sample, else two in float32 and four in float64.
     """
-    dtype, chosen = _select(entries, keep, magnitude=True)
-    values = _numbers([one.key for one in chosen], dtype).tolist()
-    return [Found(value, *one[1:]) for value, one in zip(values, chosen, strict=True)]
+    dtype, ranked = _select(entries, keep, magnitude=True)
+    values = _numbers(ranked, dtype).tolist()
+    return [each._replace(threshold=value) for each, value in zip(ranked, values, strict=True)]
 
 
 def kth_largest(entries: Entries, rank: Ranks) -> Tensor:
@@ -120,30 +111,20 @@ def kth_largest(entries: Entries, rank: Ranks) -> Tensor:
 
     Cost: as for ``find``.
     """
-    dtype, chosen = _select(entries, rank, magnitude=False)
-    return _numbers([one.key for one in chosen], dtype)
+    dtype, ranked = _select(entries, rank, magnitude=False)
+    return _numbers(ranked, dtype)
 
 
 Keys = NDArray[np.signedinteger[Any]]
 
 
-class _Chosen(NamedTuple):
-    """The entry of a rank, by its key: its rank among those equal to it, their number, and the index of the
-    first of them that has a larger rank, if it is known."""
-
-    key: int
-    ties: int
-    equal: int
-    until: int | None = None
-
-
-def _select(entries: Entries, rank: Ranks, *, magnitude: bool) -> tuple[torch.dtype, list[_Chosen]]:
+def _select(entries: Entries, rank: Ranks, *, magnitude: bool) -> tuple[torch.dtype, list[Ranked]]:
     """The entry of this rank for each task."""
     if entries.number <= SMALL:
         gathered = torch.cat([stacked(part).reshape(len(part), -1) for part in entries.parts()], dim=1)
         ranks = _ranks(rank, len(gathered))
-        chosen = [_among(_keys(one, magnitude), own) for one, own in zip(gathered, ranks, strict=True)]
-        return gathered.dtype, chosen
+        keys = (_keys(entries_of_task, magnitude) for entries_of_task in gathered)
+        return gathered.dtype, list(map(_among, keys, ranks))
     first = next(iter(entries.parts())) if entries.sample is None else entries.sample
     ranks = _ranks(rank, len(first))
     return first.dtype, _bracketed(entries, ranks, magnitude) or _counted(entries, ranks, magnitude)
@@ -153,33 +134,33 @@ def _ranks(rank: Ranks, tasks: int) -> Sequence[int]:
     return [rank] * tasks if isinstance(rank, int) else rank
 
 
-def _among(keys: Keys, rank: int) -> _Chosen:
+def _among(keys: Keys, rank: int) -> Ranked:
     """The one of this rank."""
     place = len(keys) - rank
     value = np.partition(keys, place)[place]
     ties = rank - int(np.count_nonzero(keys > value))
     equal = np.flatnonzero(keys == value)
-    return _Chosen(int(value), ties, len(equal), int(equal[ties]) if ties < len(equal) else None)
+    return Ranked(int(value), ties, len(equal), int(equal[ties]) if ties < len(equal) else None)
 
 
-def _bracketed(entries: Entries, ranks: Sequence[int], magnitude: bool) -> list[_Chosen]:
+def _bracketed(entries: Entries, ranks: Sequence[int], magnitude: bool) -> list[Ranked]:
     """In one pass: count what is above a bracket and gather what is inside it.
 
     Empty if there is no sample, if too much is inside, or if the wanted entry of some task is not.
     """
     if entries.sample is None:
         return []
-    samples = [_keys(one, magnitude) for one in entries.sample]
-    brackets = [_bracket(one, rank / entries.number) for one, rank in zip(samples, ranks, strict=True)]
+    samples = [_keys(of_task, magnitude) for of_task in entries.sample]
+    brackets = [_bracket(keys, rank / entries.number) for keys, rank in zip(samples, ranks, strict=True)]
     shares = [
-        np.mean((low <= one) & (one <= high)) for one, (low, high) in zip(samples, brackets, strict=True)
+        np.mean((low <= keys) & (keys <= high)) for keys, (low, high) in zip(samples, brackets, strict=True)
     ]
     most = max(shares) * entries.number
     if most > _MOST or most * len(shares) * _GATHERED > room():
         return []
     # One buffer for each task, as many small arrays between large ones would let memory grow.
     size = min(entries.number, int(1.5 * max(shares) * entries.number) + 2 * _PIECE) + 1
-    found = [(np.empty(size, one.dtype), np.empty(size, np.int64)) for one in samples]
+    inside = [(np.empty(size, keys.dtype), np.empty(size, np.int64)) for keys in samples]
     wanted, gathered, first = list(ranks), [0] * len(brackets), 0
     for part in entries.parts():
         for task, bracket in enumerate(brackets):
@@ -187,16 +168,18 @@ def _bracketed(entries: Entries, ranks: Sequence[int], magnitude: bool) -> list[
                 if gathered[task] + len(bits) >= size:
                     return []
                 args = magnitude, bracket, first + place, gathered[task]
-                above, gathered[task] = _split(bits, starts, *args, *found[task])
+                above, gathered[task] = _split(bits, starts, *args, *inside[task])
                 wanted[task] -= above
         first += prod(part.shape[1:])
     if any(not 0 < left <= number for left, number in zip(wanted, gathered, strict=True)):
         return []
-    chosen = []
-    for (keys, places), number, left in zip(found, gathered, wanted, strict=True):
-        one = _among(keys[:number], left)
-        chosen.append(one if one.until is None else one._replace(until=int(places[one.until])))
-    return chosen
+    ranked = [
+        _among(keys[:number], left) for (keys, _), number, left in zip(inside, gathered, wanted, strict=True)
+    ]
+    return [
+        each if each.until is None else each._replace(until=int(places[each.until]))
+        for each, (_, places) in zip(ranked, inside, strict=True)
+    ]
 
 
 def _pieces(part: Deltas, task: int, kind: np.dtype[Any]) -> Iterator[tuple[int, NDArray[Any], Bits | None]]:
@@ -218,16 +201,16 @@ def _split(
     bracket: Keys,
     first: int,
     number: int,
-    found: Keys,
+    inside: Keys,
     places: NDArray[np.int64],
 ) -> tuple[Any, Any]:
-    """How many keys are above a bracket, and the number of those found inside it, ends included.
+    """How many keys are above a bracket, and the number of those inside it, ends included.
 
     Args:
         bits: of floats; or of bfloat16 weights, if the keys are those of their differences from ``starts``.
         first: the index of the first entry.
-        number: of keys that were found before; more, and their indices, are written behind them into
-            ``found`` and ``places``, which have room for one more than all.
+        number: of keys inside so far; more, and their indices, are written behind them into ``inside`` and
+            ``places``, which have room for one more than all.
     """
     kind = bracket.dtype.type
     least, most, largest = bracket[0], bracket[1], kind(np.iinfo(bracket.dtype).max)
@@ -238,11 +221,11 @@ def _split(
         begun = tile if starts is None else starts[start : start + _TILE]
         for i in range(len(tile)):
             if starts is None:
-                one = tile[i]
+                key = tile[i]
             else:
                 after, before = np.uint32(np.uint32(tile[i]) << 16), np.uint32(np.uint32(begun[i]) << 16)
-                one = np.float32(after.view(np.float32) - before.view(np.float32)).view(np.int32)
-            keys[i] = one & largest if magnitude or one >= 0 else one ^ largest
+                key = np.float32(after.view(np.float32) - before.view(np.float32)).view(np.int32)
+            keys[i] = key & largest if magnitude or key >= 0 else key ^ largest
         for i in range(len(tile)):
             over += kind(keys[i] > most)
         above += over
@@ -253,7 +236,7 @@ def _split(
         for eight in range(len(eights)):
             for i in range(8 * eight, 8 * eight + 8 if eights[eight] else 0):
                 # Without a branch: the next one takes the place of one that is outside.
-                found[end], places[end] = keys[i], first + start + i
+                inside[end], places[end] = keys[i], first + start + i
                 end += np.uint64(flags[i])
     return above, end
 
@@ -261,6 +244,7 @@ def _split(
 def _bracket(keys: Keys, fraction: float) -> Keys:
     """The keys between which the entry that so large a fraction exceeds lies, most likely."""
     number = len(keys)
+    # Four deviations of a share in a random sample, and more, as rows lie together and are alike.
     slack = 0.004 + 4 * (fraction * (1 - fraction) / number) ** 0.5
     least, most = np.iinfo(keys.dtype).min, np.iinfo(keys.dtype).max
     first, last = int((1 - fraction - slack) * number), int((1 - fraction + slack) * number) + 1
@@ -269,7 +253,7 @@ def _bracket(keys: Keys, fraction: float) -> Keys:
     return np.array(ends, keys.dtype)
 
 
-def _counted(entries: Entries, wanted: Sequence[int], magnitude: bool) -> list[_Chosen]:
+def _counted(entries: Entries, wanted: Sequence[int], magnitude: bool) -> list[Ranked]:
     """By histograms, one pass for every 16 bits."""
     first = next(iter(entries.parts()))
     prefixes, ranks, equal = [0] * len(first), list(wanted), [0] * len(first)
@@ -286,7 +270,7 @@ def _counted(entries: Entries, wanted: Sequence[int], magnitude: bool) -> list[_
             digit = _RADIX - 1 - place
             equal[task] = int(counts[task, digit])
             prefixes[task] = digit - _RADIX // 2 if leading else (prefixes[task] << _DIGIT) | digit
-    return [_Chosen(*numbers) for numbers in zip(prefixes, ranks, equal, strict=True)]
+    return [Ranked(*numbers) for numbers in zip(prefixes, ranks, equal, strict=True)]
 
 
 @compiled
@@ -305,23 +289,18 @@ def _count(keys: Keys, shift: int, prefix: int | None, counts: NDArray[np.int64]
             counts[digit & (_RADIX - 1)] += 1
 
 
-def _bits(tensor: Tensor) -> Keys:
-    """The bits of the entries in row-major order, as signed integers."""
+def _keys(tensor: Tensor, magnitude: bool) -> Keys:
+    """The entries in row-major order, as integers in the order of the magnitudes, or of the values."""
     flat = tensor.reshape(-1).contiguous()
     bits: Keys = flat.view(torch.int64 if flat.dtype == torch.float64 else torch.int32).numpy()
-    return bits
-
-
-def _keys(tensor: Tensor, magnitude: bool) -> Keys:
-    """Integers in the order of the magnitudes, or of the values."""
-    bits = _bits(tensor)
     return bits & np.iinfo(bits.dtype).max if magnitude else _ordered(bits)
 
 
-def _numbers(keys: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The floats that have these keys."""
+def _numbers(ranked: Sequence[Ranked], dtype: torch.dtype) -> Tensor:
+    """The floats whose keys were searched."""
     kind = np.int64 if dtype == torch.float64 else np.int32
-    return torch.from_numpy(_ordered(np.array(keys, kind))).view(dtype)
+    keys: Keys = np.array([each.threshold for each in ranked], kind)
+    return torch.from_numpy(_ordered(keys)).view(dtype)
 
 
 def _ordered(bits: Keys) -> Keys:

@@ -1,4 +1,18 @@
-"""What a rule declares about itself, and how its parameters are checked."""
+"""What a rule declares about itself, and how its parameters are checked.
+
+Every rule, and every chain of them, is tested against these laws (``tests/rules/test_every_rule.py``):
+
+- what it is given stays as it was; shape and dtype are kept, and float32 gives what float64 gives;
+- the order of the tasks is irrelevant, and the result scales with its inputs (``Rule.breaks`` names those of
+  these two that do not hold);
+- zeros give zeros, for any shape, scalars and empty tensors too; finite entries give finite ones, and what is
+  not finite is refused or shows in the result;
+- pieces, their order and threads change no bit, and the size of blocks no more than the order of sums;
+- random numbers come from ``seed`` and the place of an entry alone;
+- integer tensors never reach it; wrong parameters and numbers of task vectors are refused before reading;
+- the docstring has one line, the equation, every parameter and the source, and ``docs/rules.md`` a section
+  with the command and the call.
+"""
 
 import inspect
 import math
@@ -17,6 +31,7 @@ from taskvec.rules.pairs import Deltas, stacked
 
 Scope = Literal["linear", "element", "model", "tensor", "matrix"]
 Stage = Literal["each", "merge", "after"]
+Law = Literal["order", "scale"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +51,11 @@ class Place:
 
 
 ANYWHERE = Place()
-"""Where deltas lie that are of no model."""
+"""The place of deltas that belong to no model."""
 
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
-"""A share of entries that is not nothing."""
+"""A share of the entries, above 0 and up to 1."""
 
 Piece = tuple[Any, Mapping[str, Any]]
 """Deltas (task, *rows), a tensor or for rules that take them ``Pairs``; and what goes with them: ``_place``,
@@ -72,9 +87,9 @@ class Stacks:
         return cls({"": deltas.shape[1:]}, [""], lambda _: [None], lambda *_: iter([(deltas, given)]))
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return ((name, stack) for name in self.changed for stack, _ in self.of(name))
+        return ((name, stack) for name in self.changed for stack, _ in self.pieces_of(name))
 
-    def of(self, name: str) -> Iterator[Piece]:
+    def pieces_of(self, name: str) -> Iterator[Piece]:
         """The pieces of one tensor."""
         return (piece for rows in self.blocks(name) for piece in self.pieces(name, rows))
 
@@ -84,8 +99,8 @@ class Stacks:
 
     def tasks(self, name: str) -> int:
         """How many task vectors there are."""
-        one = slice(0, 1) if len(self.blocks(name)) > 1 else None
-        return len(next(self.pieces(name, one))[0])
+        row = slice(0, 1) if len(self.blocks(name)) > 1 else None
+        return len(next(self.pieces(name, row))[0])
 
     def stacked(self) -> "Stacks":
         """The same, with every piece as one tensor."""
@@ -99,15 +114,15 @@ class Stacks:
         """Rows that are spread over a tensor, of about so many entries; all if it is in one block."""
         shape = self.shapes[name]
         if len(self.blocks(name)) == 1:
-            yield from self.of(name)
+            yield from self.pieces_of(name)
             return
         width = shape[-1] if len(shape) > 1 else 1
         rows = self.numel(name) // width
-        together = min(rows, max(1, number // 16 // width))
-        count = min(rows // together, max(8, number // (together * width)))
+        run = min(rows, max(1, number // 16 // width))  # rows in a row: reading single ones takes longer
+        count = min(rows // run, max(8, number // (run * width)))
         for place in range(count):
-            start = place * (rows - together) // max(1, count - 1)
-            yield from self.pieces(name, slice(start, start + together))
+            start = place * (rows - run) // max(1, count - 1)
+            yield from self.pieces(name, slice(start, start + run))
 
 
 @dataclass(frozen=True)
@@ -130,8 +145,7 @@ class Rule:
         measure_model: a first pass over all tensors -> keyword arguments of ``function`` for each tensor,
             which it adds to the parameters; ``None`` when these parameters need no such pass.
         measure_tensor: a first pass over one tensor: ``Stacks``, its name and parameters -> keyword arguments
-            of ``function``, with which rows of the result need the same rows of the deltas alone. Without
-            them the function measures the deltas that it is given.
+            of ``function``, with which rows of the result need the same rows of the deltas alone.
         in_rows: name, shape and parameters -> whether that is so for this tensor; by default it is for every
             tensor if ``scope`` says so, or if there is a ``measure_tensor``.
         check: number of tasks (``None`` if unknown) and parameters -> what is wrong with them together.
@@ -140,6 +154,8 @@ class Rule:
         copies: how many times the deltas of one task the function and its first passes hold at most: so many
             for each task, and so many besides.
         square: whether a matrix (m, n) counts there as (n, n) if that is larger.
+        breaks: laws of every rule that this one does not obey: it matters which task comes first (``order``),
+            or sizes are not those of the vectors (``scale``).
     """
 
     name: str
@@ -157,14 +173,24 @@ class Rule:
     takes_pairs: bool = False
     copies: tuple[float, float] = (3, 9)
     square: bool = False
+    breaks: tuple[Law, ...] = ()
 
     def __call__(self, deltas: Deltas, **params: Any) -> Tensor:
-        """Combine one stack of deltas, (task, *shape) -> (*shape).
+        """Combine one stack of deltas by itself, (task, *shape) -> (*shape).
 
         Raises: InputError if the rule is not for so many tasks.
         """
         self._check_number(len(deltas))
-        return self.function(deltas, **params)
+        if self.measure_model is None and self.measure_tensor is None:
+            return self.function(deltas, **params)
+        values = {**self.parameters(), **params}
+        alone = Stacks.single(deltas, **{name: value for name, value in params.items() if name[0] == "_"})
+        if self.measure_model is not None:
+            measured = self.measure_model(alone, **self.accepted_parameters(values), _given=alone)
+            values |= (measured or {}).get("", {})
+        if self.measure_tensor is not None:
+            values |= self.measure_tensor(alone, "", **self.accepted_parameters(values)) or {}
+        return self.function(deltas, **values)
 
     @property
     def by_rows(self) -> bool:
@@ -212,10 +238,10 @@ class Rule:
             raise InputError(f"rule {self.name!r}: {self._first(error)}") from None
         if tasks is not None:
             self._check_number(tasks)
-            given = settings.get("weights")
-            if given is not None and len(given) != tasks:
-                wanted = f"expected {tasks}, one for each task vector"
-                raise InputError(f"rule {self.name!r}: weights: {len(given)} values, {wanted}")
+            for name, value in settings.items():
+                if isinstance(value, list | tuple) and len(value) != tasks:
+                    wanted = f"expected {tasks}, one for each task vector"
+                    raise InputError(f"rule {self.name!r}: {name}: {len(value)} values, {wanted}")
         complaint = self.check(tasks, **settings) if self.check else None
         if complaint:
             raise InputError(f"rule {self.name!r}: {complaint}")
@@ -226,12 +252,7 @@ class Rule:
         if self.measure_model is None:
             return False
         made_up = Stacks.single(torch.zeros(2, 2, 2))
-        try:
-            return (
-                self.measure_model(made_up, **self.accepted_parameters(settings), _given=made_up) is not None
-            )
-        except InputError:  # such as no layers to count
-            return True
+        return self.measure_model(made_up, **self.accepted_parameters(settings), _given=made_up) is not None
 
     def check_varying(self, settings: Sequence[Mapping[str, Any]]) -> None:
         """Refuse a parameter that differs from tensor to tensor where it is settled for the whole model.
@@ -241,11 +262,11 @@ class Rule:
 
         Raises: InputError.
         """
-        kinds = list({repr(sorted(one.items())): one for one in settings}.values())
+        kinds = list({repr(sorted(values.items())): values for values in settings}.values())
         for part in self.stages or (self,):
             asked = inspect.signature(part.measure_model).parameters if part.measure_model else ()
             varying = [
-                name for name in part.parameters() if any(one[name] != kinds[0][name] for one in kinds)
+                name for name in part.parameters() if any(kind[name] != kinds[0][name] for kind in kinds)
             ]
             settled = next((name for name in varying if name in asked), None)
             if settled and any(map(part.looks_at_all, kinds)):
@@ -261,8 +282,8 @@ class Rule:
     @cached_property
     def keywords(self) -> Mapping[str, inspect.Parameter]:
         """The keyword parameters of the function, those that are not the user's included."""
-        found = inspect.signature(self.function).parameters.values()
-        return {one.name: one for one in found if one.kind is one.KEYWORD_ONLY}
+        parameters = inspect.signature(self.function).parameters
+        return {name: each for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
 
     def _check_number(self, tasks: int) -> None:
         least, most = self.tasks
@@ -271,7 +292,7 @@ class Rule:
             raise InputError(f"rule {self.name!r}: {tasks} task vectors, expected {wanted}")
 
     def _first(self, error: ValidationError) -> str:
-        complaint = max(error.errors(), key=lambda one: len(one["loc"]))  # of alternatives the nearest
+        complaint = max(error.errors(), key=lambda each: len(each["loc"]))  # of alternatives the nearest
         first, *inner = complaint["loc"]
         name = ".".join(map(str, (first, *(part for part in inner if isinstance(part, int)))))
         if complaint["type"] == "extra_forbidden":
@@ -295,18 +316,10 @@ def for_each(value: float | Sequence[float], tasks: int) -> list[float]:
     return list(value) if isinstance(value, Sequence) else [value] * tasks
 
 
-def together(*values: float | Sequence[float]) -> Iterator[tuple[float, ...]]:
+def task_by_task(*values: float | Sequence[float]) -> Iterator[tuple[float, ...]]:
     """What several such parameters are for each task; once if all are one number."""
     number = max(len(value) if isinstance(value, Sequence) else 1 for value in values)
     return zip(*(for_each(value, number) for value in values), strict=False)
-
-
-def check_each(tasks: int | None, **values: float | Sequence[float]) -> str | None:
-    """What is wrong with the number of values, where there is one for each task."""
-    for name, value in values.items():
-        if isinstance(value, Sequence) and tasks is not None and len(value) != tasks:
-            return f"{name}: {len(value)} values, expected {tasks}, one for each task vector"
-    return None
 
 
 def present(base: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ def sce(
     select_topk: Annotated[float, Field(gt=0, le=1)] = 1.0,
     _place: Place = ANYWHERE,
     _selected: Cut | None = None,
-    _shares: Sequence[float] | None = None,
+    _shares: Sequence[float],
 ) -> Tensor:
     """Select entries on which tasks differ, weigh tasks by their energy, erase minority signs.
 
@@ -33,9 +33,6 @@ def sce(
 
     Source: Wan et al. 2024, arXiv:2408.07990 (FuseChat), as in mergekit.
     """
-    if _shares is None:
-        measured = measure_tensor(Stacks.single(deltas), "", select_topk=select_topk)
-        _selected, _shares = measured["_selected"], measured["_shares"]
     selected = _chosen(deltas, _selected, _place.first)
     weights = torch.tensor(_shares, dtype=deltas.dtype)
     majority = torch.where(selected.sum(0) >= 0, 1.0, -1.0)
@@ -48,13 +45,13 @@ def measure_tensor(stacks: Stacks, name: str, *, select_topk: float, **_: object
     """Which entries of a tensor are selected, and the weight of each task."""
     cut = None
     if select_topk < 1:
-        entries = Entries.of(stacks, name, _variance)
+        entries = Entries.of_tensor(stacks, name, _variance)
         differing = sum(int(part.count_nonzero()) for part in entries.parts())
         if differing:
-            found = find(entries, share(differing, select_topk))
-            [cut] = located(entries, found, [one.ties for one in found])
+            ranked = find(entries, share(differing, select_topk))
+            [cut] = located(entries, ranked, [each.ties for each in ranked])
     energy, first = torch.zeros(1, dtype=torch.float64), 0
-    for deltas, _context in stacks.of(name):
+    for deltas, _context in stacks.pieces_of(name):
         chosen = _chosen(deltas, cut, first)
         energy = energy + torch.stack([torch.linalg.vector_norm(d, dtype=torch.float64) ** 2 for d in chosen])
         first += deltas[0].numel()

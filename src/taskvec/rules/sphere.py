@@ -57,7 +57,7 @@ def measure_tensor(
         return {}
     tasks = 0
     gram = torch.zeros((), dtype=torch.float64)
-    for deltas, context in stacks.of(name):
+    for deltas, context in stacks.pieces_of(name):
         base = origin(of, context.get("_base"))
         gram = gram + _gram(_rows(deltas, "tensor"), None if base is None else base.reshape(1, -1))
         tasks = len(deltas)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,10 +12,10 @@ from torch import Tensor
 
 from taskvec.compiled import compiled
 from taskvec.rules import sum as addition
-from taskvec.rules.magnitude import Cut, count_equal, cuts_of, located, share, stretches
+from taskvec.rules.magnitude import Cut, cuts_of, located, share, stretches
 from taskvec.rules.pairs import Bits, Deltas, Pairs
 from taskvec.rules.quantiles import Entries, find
-from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, Stacks, check_each
+from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, Stacks
 
 Numbers = NDArray[np.floating[Any]]
 
@@ -31,7 +30,7 @@ def ties(
     weights: Sequence[float] | None = None,
     weigh: Literal["before", "after"] = "before",
     _place: Place = ANYWHERE,
-    _cuts: Sequence[Cut] | None = None,
+    _cuts: Sequence[Cut] = (),
 ) -> Tensor:
     """Keep the largest entries of each task, elect a sign, merge those that agree with it.
 
@@ -55,14 +54,11 @@ def ties(
     and keeps one entry more.
     Source: Yadav et al. 2023, arXiv:2306.01708; ``weigh``: mergekit (before), PEFT (after).
     """
+    if not _cuts:  # no task changes anything here
+        return torch.zeros(deltas.shape[1:], dtype=deltas.dtype)
     factors = addition.coefficients(len(deltas), weights=weights)
     ones = [1.0] * len(factors)
     before, after = (factors, ones) if weigh == "before" else (ones, factors)
-    cuts = (
-        measure_tensor(Stacks.single(deltas), "", keep=keep, trim="tensor")["_cuts"]
-        if _cuts is None
-        else _cuts
-    )
     merged = torch.empty(deltas.shape[1:], dtype=deltas.dtype)
     result = merged.reshape(-1).numpy()
     numbers = partial(np.asarray, dtype=result.dtype)
@@ -71,7 +67,7 @@ def ties(
     else:
         entries = deltas.reshape(len(deltas), -1).contiguous().numpy(), None
     chosen = elect == "mass", _MERGES.index(merge)
-    for start, stop, bounds in stretches(cuts, _place.first, len(result), deltas.dtype):
+    for start, stop, bounds in stretches(_cuts, _place.first, len(result), deltas.dtype):
         _merge(*entries, start, stop, numbers(bounds), numbers(before), numbers(after), *chosen, result)
     return merged
 
@@ -157,19 +153,20 @@ def measure_model(
     """One cut for each task over all tensors, its ties dealt out in the order of the tensors."""
     if trim == "tensor":
         return None
-    entries = Entries.all_of(stacks)
+    entries = Entries.of_model(stacks)
     if not entries.number:
         return None
-    found = find(entries, _shares(entries.number, keep))
-    left = [one.ties for one in found]
+    ranked = find(entries, _shares(entries.number, keep))
+    left = [each.ties for each in ranked]
     dealt: dict[str, dict[str, list[Cut]]] = {}
     for name in stacks.changed:
-        own = Entries.of(stacks, name)
-        here = [0] * len(found)
-        for part in own.parts():
-            here = [n + count_equal(d, one) for n, d, one in zip(here, part, found, strict=True)]
-        equal = [replace(one, equal=number, until=None) for one, number in zip(found, here, strict=True)]
-        dealt[name] = {"_cuts": located(own, equal, left)}
+        tensor = Entries.of_tensor(stacks, name)
+        here = [0] * len(ranked)
+        for part in tensor.parts():
+            for task, delta in enumerate(part):
+                here[task] += int(np.count_nonzero((delta.abs() == ranked[task].threshold).numpy()))
+        at_hand = [each._replace(equal=number, until=None) for each, number in zip(ranked, here, strict=True)]
+        dealt[name] = {"_cuts": located(tensor, at_hand, left)}
         left = [max(0, ties - number) for ties, number in zip(left, here, strict=True)]
     return dealt
 
@@ -177,12 +174,8 @@ def measure_model(
 def _shares(entries: int, keep: float | Sequence[float]) -> int | list[int]:
     """How many entries are kept, of all tasks or of each."""
     if isinstance(keep, Sequence):
-        return [share(entries, own) for own in keep]
+        return [share(entries, fraction) for fraction in keep]
     return share(entries, keep)
-
-
-def _check(tasks: int | None, *, keep: float | Sequence[float], **_: Any) -> str | None:
-    return check_each(tasks, keep=keep)
 
 
 TIES = Rule(
@@ -191,7 +184,6 @@ TIES = Rule(
     "tensor",
     measure_model=measure_model,
     measure_tensor=measure_tensor,
-    check=_check,
     takes_pairs=True,
     copies=(1.5, 6),
 )

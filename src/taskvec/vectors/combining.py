@@ -225,7 +225,7 @@ class Combined(Source):
         settings = self.rule.accepted_parameters({**self._settings_at(name), **self._known(name, dtype)})
         parts = []
         for stack, context in self._pieces(name, rows, dtype):
-            made = self.rule(stack, **{**settings, **self.rule.accepted_parameters(context)})
+            made = self.rule.function(stack, **{**settings, **self.rule.accepted_parameters(context)})
             if made.shape != stack.shape[1:]:
                 raise InputError(
                     f"rule {self.rule.name!r}: {name!r} has shape {tuple(made.shape)}, "
