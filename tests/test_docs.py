@@ -10,6 +10,7 @@ import pytest
 import taskvec as tv
 from taskvec.cli import COMMANDS
 from taskvec.config import Config
+from taskvec.rules import RULES
 from taskvec.runs.experiment import load_experiment
 from taskvec.tasks.source import SOURCES
 from taskvec.tasks.suite import Suite
@@ -35,6 +36,11 @@ def test_every_name_shown_is_public(page: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readme_counts_the_rules() -> None:
+    counts = re.findall(r"(\d+) rules", (ROOT / "README.md").read_text())
+    assert set(counts) == {str(len(RULES))}
 
 
 def test_the_suite_in_the_documentation_is_valid(tmp_path: Path) -> None:
