@@ -138,7 +138,7 @@ def test_what_is_made_of_adapters_finds_its_base_when_it_is_applied(place: Path)
 
 def test_an_adapter_needs_no_ceremony_and_other_vectors_are_checked_as_before(place: Path) -> None:
     adapter = TaskVector.load("a")
-    assert adapter.base.open and adapter.info.base.fingerprint is None
+    assert adapter.base.unbound and adapter.info.base.fingerprint is None
     assert adapter.info.base.ref == "base" and adapter.info.regime == "lora"
     vector = TaskVector.load(dense("b").save("b.safetensors"))
     with pytest.raises(BaseMismatch, match=r"records no base.*with_base"):

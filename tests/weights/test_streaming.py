@@ -163,7 +163,7 @@ def test_an_input_that_is_written_to_while_it_is_read_is_refused(tmp_path: Path)
 class Counting(Weights):
     """Weights that count how many of their tensors, had whole, are worked on at a time."""
 
-    by_rows = False
+    splits = False
 
     def __init__(self) -> None:
         super().__init__(

@@ -179,7 +179,7 @@ def load_vectors(
     if base is None:
         return loaded
     return {
-        name: vector.with_base(base) if allow_other_base or vector.base.open else vector
+        name: vector.with_base(base) if allow_other_base or vector.base.unbound else vector
         for name, vector in loaded.items()
     }
 

@@ -203,7 +203,7 @@ def _cosines(opened: Sequence["Weights"], allow_other_base: bool) -> list[list[f
         )
     vectors = [TaskVector.opened(weights) for weights in opened]
     if allow_other_base:
-        base = next((vector.base for vector in vectors if vector.base.open), vectors[0].base)
+        base = next((vector.base for vector in vectors if vector.base.unbound), vectors[0].base)
         vectors = [vector.rebased(base) for vector in vectors]
     return [[float(value) for value in row] for row in similarity(vectors)]
 

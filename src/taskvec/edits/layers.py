@@ -9,6 +9,7 @@ from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import rows_of
 from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE
+from taskvec.weights.lazy import Lazy
 
 
 class Picked(Weights):
@@ -28,37 +29,21 @@ class Picked(Weights):
             model.ref,
             {name: TensorSpec(spec.shape, dtypes.get(name, spec.dtype)) for name, spec in here},
             ("picked", model.identity, tuple(names.items()), tuple(dtypes.items())),
+            parts=[model],
             tied={
                 alias: kept
                 for alias, kept in model.tied.items()
                 if names.get(kept) == kept and alias not in names
             },
-            folder=model.folder,
-            metadata=model.metadata,
-            files=model.files,
         )
-        self.by_rows, self.frozen = model.by_rows, model.frozen
         self._model, self._names = model, dict(names)
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         return self._model.read(self._names[name], rows).to(self._specs[name].dtype)
 
-    @property
-    def inputs(self) -> tuple[Weights, ...]:
-        """Those of the model."""
-        return self._model.inputs
-
-    def prepare(self) -> None:
-        """Do ahead what reading the model needs."""
-        self._model.prepare()
-
-    def working_bytes(self, name: str) -> int:
-        """Bytes that reading a block of ``name`` takes, about."""
-        return super().working_bytes(name) + self._model.working_bytes(self._names.get(name, name))
-
-    def close(self) -> None:
-        """Close the model."""
-        self._model.close()
+    def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
+        """The tensor of the model."""
+        return [(self._model, self._names.get(name, name))]
 
 
 class Origin(Weights):
@@ -72,12 +57,9 @@ class Origin(Weights):
             "zero",
             {name: model.spec(name) for name in model},
             ("origin", model.identity),
+            parts=[model],
             tied=model.tied,
-            folder=model.folder,
-            metadata=model.metadata,
-            files=model.files,
         )
-        self.by_rows, self.frozen = model.by_rows, model.frozen
         self._model = model
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
@@ -92,20 +74,14 @@ class Joined(Weights):
     """Several sets of weights that have no tensor in common, as one."""
 
     def __init__(self, parts: Sequence[Weights]) -> None:
-        first = parts[0]
         self._owner = {name: part for part in parts for name in part}
         super().__init__(
             " | ".join(dict.fromkeys(part.ref for part in parts)),
             {name: part.spec(name) for name, part in self._owner.items()},
             ("joined", *(part.identity for part in parts)),
+            parts=parts,
             tied={alias: kept for part in parts for alias, kept in part.tied.items()},
-            folder=first.folder,
-            metadata=first.metadata,
-            files=tuple(dict.fromkeys(file for part in parts for file in part.files)),
         )
-        self.by_rows = all(part.by_rows for part in parts)
-        self.frozen = all(part.frozen for part in parts)
-        self._parts = tuple(parts)
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         return self._owner[name].read(name, rows)
@@ -118,24 +94,13 @@ class Joined(Weights):
         """That of the part that has it."""
         return self._owner[name].change_to(name, rows, made)
 
-    @property
-    def inputs(self) -> tuple[Weights, ...]:
-        """Those of all parts."""
-        return tuple(one for part in self._parts for one in part.inputs)
+    def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
+        """The part that has it."""
+        return [(self._owner[self._stored_name(name)], name)]
 
-    def prepare(self) -> None:
-        """Do ahead what reading the parts needs."""
-        for part in self._parts:
-            part.prepare()
-
-    def working_bytes(self, name: str) -> int:
-        """Bytes that reading a block of ``name`` takes, about."""
-        return self._owner[name].working_bytes(name)
-
-    def close(self) -> None:
-        """Close every part."""
-        for part in self._parts:
-            part.close()
+    def own_bytes(self, name: str) -> int:
+        """None: what was read is passed on."""
+        return 0
 
 
 def widened(models: Sequence[Weights]) -> list[Weights]:

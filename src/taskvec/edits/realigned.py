@@ -1,6 +1,6 @@
 """Weights seen in another vocabulary: rows permuted, dropped and filled in, read when asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import block_size, rows_of
 from taskvec.weights.dtypes import compute_dtype, raw_bytes
+from taskvec.weights.lazy import Lazy
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,15 @@ class Realigned(Weights):
             own.ref,
             {name: self._resized(name, own.spec(name)) for name in own},
             ("vocabulary", number, plan.digest, *(model.identity for model in plan.models)),
+            parts=plan.models,
             tied=own.tied,
             folder=plan.like.folder,
             metadata=own.metadata,
-            files=tuple(dict.fromkeys(file for model in plan.models for file in model.files)),
         )
-        self.by_rows = all(model.by_rows for model in plan.models)
-        self.frozen = all(model.frozen for model in plan.models)
 
-    @property
-    def inputs(self) -> tuple[Weights, ...]:
-        """Those of all models of the plan."""
-        return tuple(one for model in self._plan.models for one in model.inputs)
+    def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
+        """The model itself, where no tokens lie along an axis; else every model that has the tensor."""
+        return super().made_of(name) if name in self._plan.axes else [(self._own, name)]
 
     def _resized(self, name: str, spec: TensorSpec) -> TensorSpec:
         axis = self._plan.axes.get(name)
@@ -70,15 +68,15 @@ class Realigned(Weights):
 
     def in_rows(self, name: str) -> bool:
         """Whether rows can be had by themselves: of more than two axes, a row is no entry of the first."""
-        return self.by_rows and (name not in self._plan.axes or len(self._specs[name].shape) <= 2)
+        return super().in_rows(name) and (name not in self._plan.axes or len(self._specs[name].shape) <= 2)
 
-    def working_bytes(self, name: str) -> int:
-        """Bytes that joining a block takes, at most: what each model gives, and the sum."""
+    def own_bytes(self, name: str) -> int:
+        """The sum that models are joined in, and what it is made of."""
         if name not in self._plan.axes:
-            return self._own.working_bytes(name)
+            return 0
         spec = self.spec(name)
         elements = block_size(spec.shape, whole=not self.in_rows(name))
-        return (len(self._plan.models) + 2) * compute_dtype(spec.dtype).itemsize * elements
+        return 2 * compute_dtype(spec.dtype).itemsize * elements
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         axis = self._plan.axes.get(name)

@@ -22,9 +22,10 @@ from taskvec.reading import exists, local_path
 from taskvec.rules import RULES, Rule
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
 from taskvec.vectors.checks import OnExtra, OnMissing, check_point, differing_buffers
-from taskvec.vectors.combining import grounded
+from taskvec.vectors.combining import bind_all
 from taskvec.vectors.expression import names_in
-from taskvec.vectors.stored.files import summary, with_task
+from taskvec.vectors.opening import with_task
+from taskvec.vectors.stored.files import summary
 from taskvec.vectors.stored.masked import MaskedVectors
 from taskvec.weights import Weights, hub, open_weights
 from taskvec.weights.dtypes import EDITABLE
@@ -250,7 +251,7 @@ class _Reading:
         }
 
     def _of_base(self, vector: TaskVector, base: Weights) -> TaskVector:
-        return vector.with_base(base) if self.recipe.allow_other_base else grounded([vector], base)[0]
+        return vector.with_base(base) if self.recipe.allow_other_base else bind_all([vector], base)[0]
 
     def _stand_in(self, tuned: Mapping[str, Weights]) -> Weights:
         """The first model in the place of a base, for a result that the base has no part in."""
@@ -301,7 +302,7 @@ class _Reading:
             "name": self.rule.name,
             **{k: settings[k] for k in settings if k not in varying},
         }
-        given = grounded(list(vectors.values()), self.base)
+        given = bind_all(list(vectors.values()), self.base)
         return combine(self.rule, given, each=each, stats=self._statistics(), **params)
 
     def _statistics(self) -> list[Weights] | None:

@@ -14,13 +14,13 @@ class Base:
         ref: what it was called; for messages and provenance.
         recorded: the fingerprint from a file; ``None`` if the file has none.
         weights: the weights themselves where they are at hand.
-        open: whether it is any base that the names and shapes fit, as for adapters, which record none.
+        unbound: whether it is any base that the names and shapes fit, as for adapters, which record none.
     """
 
     ref: str | None
     recorded: str | None = None
     weights: Weights | None = None
-    open: bool = False
+    unbound: bool = False
 
     @classmethod
     def of(cls, weights: Weights | None) -> "Base":
@@ -33,8 +33,8 @@ class Base:
 
     def same_as(self, other: "Base") -> bool:
         """Whether both are equal, or both unknown. Reads data only if it must."""
-        if self.open or other.open:
-            return self.open and other.open
+        if self.unbound or other.unbound:
+            return self.unbound and other.unbound
         mine, others = self.weights, other.weights
         if mine is not None and others is not None and mine.identity == others.identity:
             return True
@@ -49,7 +49,7 @@ def check_bound(where: str, base: Base) -> None:
 
     Raises: BaseMismatch.
     """
-    if base.open:
+    if base.unbound:
         raise BaseMismatch(
             f"{where}: an adapter, which records no base, cannot be stored as a vector before it has one; "
             "make it one of its base first, with with_base(base) or: taskvec diff BASE ADAPTER -o VECTOR"
@@ -61,7 +61,7 @@ def shared_base(where: str, first: Base, other: Base) -> Base:
 
     Raises: BaseMismatch, with both fingerprints.
     """
-    if first.open != other.open:
+    if first.unbound != other.unbound:
         raise BaseMismatch(
             f"{where}: an adapter, which records no base, meets vectors of one; make it one of theirs first, "
             "with with_base(base) or: taskvec diff BASE ADAPTER -o VECTOR"

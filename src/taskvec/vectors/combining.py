@@ -16,11 +16,11 @@ from taskvec.registry import nearest
 from taskvec.rules import RULES, Rule
 from taskvec.rules.rule import Piece, Place, Stacks
 from taskvec.vectors.base import Base, shared_base
-from taskvec.vectors.directions import Source
+from taskvec.vectors.delta import Delta, Reading, Summand, join_specs
 from taskvec.vectors.info import VectorInfo
-from taskvec.vectors.linear import Forms, Spot
+from taskvec.vectors.linear import DeltaStack
 from taskvec.vectors.statistics import check_statistics
-from taskvec.vectors.vector import TaskVector, joined_specs
+from taskvec.vectors.vector import TaskVector
 from taskvec.weights import TensorSpec, Weights, WeightsLike, open_weights
 from taskvec.weights.blocks import block_size, row_blocks, row_count, row_size, rows_of, rows_shape
 
@@ -72,8 +72,7 @@ def combine(
             for place, vector in enumerate(vectors)
         )
         return sum(others, first)
-    made = Combined(known, vectors, settings, base, specs, each=single, stats=stats)
-    return TaskVector({made: 1.0}, base, specs)
+    return TaskVector.of(Combined(known, vectors, settings, base, specs, each=single, stats=stats))
 
 
 def _weighted(vector: TaskVector, factor: float, own: Mapping[str, float]) -> TaskVector:
@@ -82,16 +81,16 @@ def _weighted(vector: TaskVector, factor: float, own: Mapping[str, float]) -> Ta
     return vector.scaled({**dict.fromkeys(vector, factor), **own}) if own else factor * vector
 
 
-def grounded(vectors: Sequence[TaskVector], base: WeightsLike) -> list[TaskVector]:
+def bind_all(vectors: Sequence[TaskVector], base: WeightsLike) -> list[TaskVector]:
     """The vectors with the weights of their base at hand, as rules that act on weights need it.
 
     Raises: BaseMismatch, with both fingerprints, for a vector of another base.
     """
-    own = Base.of(open_weights(base))
+    here = Base.of(open_weights(base))
     return [
         vector.with_base(base)
-        if vector.base.open
-        else vector.rebased(shared_base(vector.ref, own, vector.base))
+        if vector.base.unbound
+        else vector.rebased(shared_base(vector.ref, here, vector.base))
         for vector in vectors
     ]
 
@@ -115,16 +114,16 @@ def _check_names(each: Mapping[str, object], specs: Mapping[str, TensorSpec]) ->
             raise InputError(f"parameters for {name!r}: no such tensor; {nearest(name, specs)}")
 
 
-def _common(vectors: Sequence[TaskVector]) -> tuple[Base, Mapping[str, TensorSpec]]:
+def _common(vectors: Sequence[Delta]) -> tuple[Base, Mapping[str, TensorSpec]]:
     first, *others = vectors
     base, specs = first.base, first.specs
     for vector in others:
         base = shared_base(vector.ref, base, vector.base)
-        specs = joined_specs(TaskVector({}, base, specs), vector)
+        specs = join_specs(first.ref, specs, vector)
     return base, specs
 
 
-class Combined(Source):
+class Combined(Summand):
     """What a rule makes of several vectors.
 
     Attributes:
@@ -134,7 +133,7 @@ class Combined(Source):
     def __init__(
         self,
         rule: Rule,
-        vectors: Sequence[TaskVector],
+        vectors: Sequence[Delta],
         settings: Mapping[str, Any],
         base: Base,
         specs: Mapping[str, TensorSpec],
@@ -142,49 +141,40 @@ class Combined(Source):
         each: Mapping[str, Mapping[str, Any]],
         stats: Sequence[Weights] | None,
     ) -> None:
-        said = ", ".join(vector.ref for vector in vectors)
-        super().__init__(
-            f"{rule.name}({said})",
-            (
-                *(
-                    "rule",
-                    rule.name,
-                    rule.function,
-                    repr(sorted(settings.items())),
-                    repr(sorted(each.items())),
-                ),
-                *(tuple(vectors), tuple(one.identity for one in stats or ())),
-            ),
-            specs,
-            files=(
-                *(file for vector in vectors for file in vector.files),
-                *(file for one in stats or () for file in one.files),
-            ),
-            frozen=_ours(rule) and all(source.frozen for vector in vectors for source in vector.terms),
-        )
+        ref = f"{rule.name}({', '.join(vector.ref for vector in vectors)})"
         recorded = json.loads(json.dumps({**settings, **({"each": each} if each else {})}, default=repr))
-        self.by_rows = rule.by_rows and all(vector.by_rows for vector in vectors)
-        self.info = VectorInfo(tuned=self.ref, rule={"name": rule.name, **recorded})
+        weights = base.weights if "_base" in rule.keywords else None
+        params = (repr(sorted(settings.items())), repr(sorted(each.items())))
+        given = (tuple(vectors), tuple(one.identity for one in stats or ()))
+        super().__init__(
+            ref,
+            ("rule", rule.name, rule.function, *params, *given),
+            specs,
+            base,
+            parts=(*vectors, *([weights] if weights is not None else []), *(stats or ())),
+            recorded=VectorInfo(tuned=ref, rule={"name": rule.name, **recorded}),
+        )
+        self.splits = rule.by_rows
         self.rule, self.vectors, self.settings = rule, tuple(vectors), dict(settings)
         self._each, self._stats = each, tuple(stats or ())
-        self._base = base.weights if "_base" in rule.keywords else None
+        self._base = weights
         self._room = ROOM if rule.scope == "matrix" else 0
         self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
         self._measured: dict[tuple[str, torch.dtype], Mapping[str, Any]] = {}
         self._found: dict[torch.dtype, Mapping[str, Mapping[str, Any]]] = {}
         self._locks: defaultdict[object, RLock] = defaultdict(RLock)
 
-    def touches(self, name: str) -> bool:
+    def changes(self, name: str) -> bool:
         """Whether any of the vectors changes ``name``."""
         return any(vector.terms_at(name) for vector in self.vectors)
 
     def in_rows(self, name: str) -> bool:
         """Whether the rule, and every vector, gives rows of this tensor by themselves."""
         rows = self.rule.goes_by_rows(name, self.specs[name].shape, self._settings_at(name))
-        return rows and all(vector.in_rows(name) for vector in self.vectors)
+        return rows and all(part.in_rows(there) for part, there in self.made_of(name))
 
-    def working_bytes(self, name: str) -> int:
-        """Bytes that computing a block takes, at most: what is read, and what the rule makes of it."""
+    def own_bytes(self, name: str) -> int:
+        """Bytes of what the rule makes of a block, at most."""
         spec = self.specs[name]
         whole = not self.in_rows(name)
         elements = block_size(spec.shape, whole=whole)
@@ -192,36 +182,33 @@ class Combined(Source):
             elements = max(elements, spec.shape[1] ** 2)
         each, besides = self.rule.copies
         copies = each * len(self.vectors) + besides + (self._base is not None)
-        read = [one.working_bytes(name) for one in self.vectors if name in one]
-        read += [one.working_bytes(name) for one in (self._base, *self._stats) if one and name in one]
-        return sum(read) + int(copies * spec.dtype.itemsize * elements)
+        return int(copies * spec.dtype.itemsize * elements)
 
     @property
-    def inputs(self) -> tuple[Weights, ...]:
-        """Those of the vectors, and the statistics."""
-        return (*(one for vector in self.vectors for one in vector.inputs), *self._stats)
+    def frozen(self) -> bool:
+        """Whether the rule is one of ours, which stays what it is, and the vectors do."""
+        return _ours(self.rule) and super().frozen
 
     def prepare(self, precision: torch.dtype = torch.float32) -> None:
         """Take the passes over the whole model; each tensor is read once then, so none is kept."""
         self._room = 0
-        for vector in self.vectors:
-            vector.prepare(precision)
+        super().prepare(precision)
         self._prepared(precision)
 
-    def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The rule's tensor, computed from all vectors' tensors."""
         if self.in_rows(name) and (rows is None or rows.step in (None, 1)):
-            return self._made(name, rows, dtype)
+            return self._combine(name, rows, dtype)
         with self._locks[name]:
             made = self._kept.get((name, dtype))
             if made is None:
-                made = self._made(name, None, dtype)
+                made = self._combine(name, None, dtype)
                 if made.nbytes <= self._room:
                     self._room -= made.nbytes
                     self._kept[name, dtype] = made
         return rows_of(made, rows)
 
-    def _made(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def _combine(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         settings = self.rule.accepted_parameters({**self._settings_at(name), **self._known(name, dtype)})
         parts = []
         for stack, context in self._pieces(name, rows, dtype):
@@ -241,8 +228,9 @@ class Combined(Source):
     def _pieces(self, name: str, rows: slice | None, dtype: torch.dtype) -> Iterator[Piece]:
         """The deltas of all vectors and what goes with them, a block at a time if the rule goes by rows."""
         shape = rows_shape(self.specs[name].shape, rows)
-        forms = [vector.terms_at(name) if name in vector else [] for vector in self.vectors]
-        deltas = Forms(forms, Spot(name, rows, dtype), shape)
+        reading = Reading(name, rows, dtype)
+        operands = [reading.joined(vector.terms_at(name)) for vector in self.vectors]
+        deltas = DeltaStack(operands, dtype, shape)
         base = None if self._base is None else self._base.read(name, rows).to(dtype)
         stats = [self._stats_of(one, name, rows) for one in self._stats]
         whole = self.specs[name].shape
@@ -294,7 +282,7 @@ class Combined(Source):
 
     @cached_property
     def _changed(self) -> tuple[str, ...]:
-        return tuple(name for name in self.specs if self.touches(name))
+        return tuple(name for name in self.specs if self.changes(name))
 
     @cached_property
     def _widest(self) -> torch.dtype:

@@ -2,30 +2,26 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from taskvec.arguments import checked
 from taskvec.vectors.base import shared_base
+from taskvec.vectors.delta import Delta
 from taskvec.weights.blocks import block_size, row_blocks
 
-if TYPE_CHECKING:
-    from taskvec.vectors.vector import TaskVector
 
-
-def norms(vector: "TaskVector") -> dict[str, float]:
+def norms(vector: Delta) -> dict[str, float]:
     """The Euclidean norm of each tensor."""
     return {name: norm_of(vector, name) for name in vector}
 
 
-def norm_of(vector: "TaskVector", name: str) -> float:
+def norm_of(vector: Delta, name: str) -> float:
     """The Euclidean norm of one tensor."""
     return math.sqrt(float(_gram_of(name, [vector])[0, 0]))
 
 
-def working_bytes(vectors: Sequence["TaskVector"], name: str) -> int:
+def working_bytes(vectors: Sequence[Delta], name: str) -> int:
     """Bytes that the inner products of one tensor of each vector take, a block at a time where that goes."""
     held = [vector for vector in vectors if name in vector and vector.terms_at(name)]
     whole = not all(vector.in_rows(name) for vector in held)
@@ -34,22 +30,22 @@ def working_bytes(vectors: Sequence["TaskVector"], name: str) -> int:
     return reading + 2 * (len(held) + 1) * torch.float64.itemsize * elements
 
 
-def norm(vector: "TaskVector") -> float:
+def norm(vector: Delta) -> float:
     """The Euclidean norm over all tensors."""
     return math.sqrt(float(gram([vector])[0, 0]))
 
 
-def dot(first: "TaskVector", other: "TaskVector") -> float:
+def dot(first: Delta, other: Delta) -> float:
     """The inner product over all tensors."""
     return float(gram([first, other])[0, 1])
 
 
-def cosine(first: "TaskVector", other: "TaskVector") -> float:
+def cosine(first: Delta, other: Delta) -> float:
     """The cosine of the angle between two vectors; NaN if either is zero."""
-    return float(similarity([first, other])[0, 1])
+    return float(cosines([first, other])[0, 1])
 
 
-def gram(vectors: Sequence["TaskVector"]) -> Tensor:
+def gram(vectors: Sequence[Delta]) -> Tensor:
     """All inner products, (n, n) float64.
 
     Raises: BaseMismatch unless all vectors have the same base.
@@ -65,16 +61,15 @@ def gram(vectors: Sequence["TaskVector"]) -> Tensor:
     return total
 
 
-@checked
-def similarity(vectors: Sequence["TaskVector"]) -> Tensor:
+def cosines(vectors: Sequence[Delta]) -> Tensor:
     """The cosine matrix, (n, n) float64, ones on the diagonal; NaN in the rows of a zero vector."""
     products = gram(vectors)
     lengths = products.diagonal().sqrt()
-    cosines = (products / lengths.outer(lengths)).clamp(-1, 1)
-    return cosines.fill_diagonal_(1.0).masked_fill((lengths == 0)[:, None] | (lengths == 0), math.nan)
+    angles = (products / lengths.outer(lengths)).clamp(-1, 1)
+    return angles.fill_diagonal_(1.0).masked_fill((lengths == 0)[:, None] | (lengths == 0), math.nan)
 
 
-def _gram_of(name: str, vectors: Sequence["TaskVector"]) -> Tensor:
+def _gram_of(name: str, vectors: Sequence[Delta]) -> Tensor:
     """Inner products of one tensor of each vector, (n, n) float64."""
     total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
     places = [place for place, vector in enumerate(vectors) if name in vector and vector.terms_at(name)]

@@ -4,7 +4,7 @@ What differences share is read once, and everything between reading and the resu
 an edit costs little more than moving its bytes.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,6 @@ from torch import Tensor
 
 from taskvec.compiled import compiled
 from taskvec.rules.pairs import Bits, Deltas, Pairs, stacked
-from taskvec.vectors.directions import Difference, Source
-from taskvec.weights import Weights
 from taskvec.weights.blocks import row_size, rows_of, rows_shape
 from taskvec.weights.dtypes import rounded
 
@@ -24,42 +22,8 @@ CHUNK = 1 << 16
 
 _TILE = 1 << 12  # of them, where the loops are compiled: in the first cache
 
-Terms = Sequence[tuple[Source, float]]
 
-
-class Spot(NamedTuple):
-    """Some rows of one tensor, in a precision.
-
-    Attributes:
-        name: of the tensor.
-        rows: slice of its first axis; ``None`` for all.
-        dtype: float32 or float64.
-    """
-
-    name: str
-    rows: slice | None
-    dtype: torch.dtype
-
-
-class Origins:
-    """The weights that differences start from, at one spot, each read once, in the dtype of their file.
-
-    Args:
-        known: weights that are read already, and what was read.
-    """
-
-    def __init__(self, spot: Spot, known: tuple[Weights, Tensor] | None = None) -> None:
-        self._spot = spot
-        self._read: dict[Hashable, Tensor] = {} if known is None else {known[0].identity: known[1]}
-
-    def of(self, weights: Weights) -> Tensor:
-        """The weights at the spot."""
-        if weights.identity not in self._read:
-            self._read[weights.identity] = weights.read(self._spot.name, self._spot.rows)
-        return self._read[weights.identity]
-
-
-class _Operand(NamedTuple):
+class Operand(NamedTuple):
     """What is added: ``factor * (end - start)``."""
 
     factor: float
@@ -68,26 +32,25 @@ class _Operand(NamedTuple):
 
 
 def total(
-    terms: Terms,
-    spot: Spot,
-    origins: Origins,
+    operands: Sequence[Operand],
+    precision: torch.dtype,
     base: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``sum_i c_i source_i``, as a new tensor in the precision of the spot; or ``base`` plus that.
+    """``sum_i factor_i (end_i - start_i)`` as a new tensor; or ``base`` plus that.
 
     Args:
-        terms: one or more.
+        operands: one or more, of one shape.
+        precision: of computing, float32 or float64.
         base: weights (*rows) in any dtype.
-        dtype: of the result, the precision of the spot by default.
+        dtype: of the result, ``precision`` by default.
 
     The deltas are summed first: they are small, and only the last addition rounds at full size.
     """
-    operands = [_operand(source, factor, spot, origins) for source, factor in terms]
-    out = torch.empty(operands[0].end.shape, dtype=dtype or spot.dtype)
-    if base is not None and spot.dtype == torch.float32 and _added(operands, base, out):
+    out = torch.empty(operands[0].end.shape, dtype=dtype or precision)
+    if base is not None and precision == torch.float32 and _added(operands, base, out):
         return out
-    before, after, work = (torch.empty(CHUNK, dtype=spot.dtype) for _ in range(3))
+    before, after, work = (torch.empty(CHUNK, dtype=precision) for _ in range(3))
     pieces = [(one.factor, _chunks(one.end), one.start) for one in operands]
     starts = {id(one.start): _chunks(one.start) for one in operands if one.start is not None}
     bases = None if base is None else _chunks(base)
@@ -109,11 +72,11 @@ def total(
                 summed.mul_(factor)
         if bases is not None:
             summed.add_(start if begun is base else part.copy_(bases[place]))
-        target.copy_(summed if spot.dtype == torch.float32 else rounded(summed, out.dtype))
+        target.copy_(summed if precision == torch.float32 else rounded(summed, out.dtype))
     return out
 
 
-def _added(operands: Sequence[_Operand], base: Tensor, out: Tensor) -> bool:
+def _added(operands: Sequence[Operand], base: Tensor, out: Tensor) -> bool:
     """Write ``base`` plus the operands into ``out``, if both are bfloat16 and a compiled loop can."""
     if not _are_bfloat16(base, out):
         return False
@@ -129,34 +92,34 @@ def _added(operands: Sequence[_Operand], base: Tensor, out: Tensor) -> bool:
     return True
 
 
-class Forms:
-    """Several linear forms at one spot, read once, to be had some rows at a time.
+class DeltaStack:
+    """The deltas of several directions at one place, read once, to be had some rows at a time.
 
     Args:
-        forms: the terms of each; one without terms is zero.
-        spot: where.
-        shape: of what is there.
+        operands: of each direction; ``None`` for zero.
+        precision: of computing.
+        shape: of what was read.
     """
 
-    def __init__(self, forms: Sequence[Terms], spot: Spot, shape: Sequence[int]) -> None:
-        origins = Origins(spot)
-        self._dtype, self._shape = spot.dtype, tuple(shape)
-        self._operands = [_joined(terms, spot, origins) for terms in forms]
+    def __init__(
+        self, operands: Sequence[Operand | None], precision: torch.dtype, shape: Sequence[int]
+    ) -> None:
+        self._operands, self._dtype, self._shape = operands, precision, tuple(shape)
         self._pairs: Pairs | None = None
         sides = [(one.end, one.start) for one in self._operands if one is not None and one.start is not None]
-        if len(sides) == len(forms) and spot.dtype == torch.float32 and _are_bfloat16(*sum(sides, ())):
+        if len(sides) == len(operands) and precision == torch.float32 and _are_bfloat16(*sum(sides, ())):
             ends, starts = zip(*sides, strict=True)
-            self._pairs = Pairs(tuple(map(_bits, ends)), tuple(map(_bits, starts)), (len(forms), *shape))
+            self._pairs = Pairs(tuple(map(_bits, ends)), tuple(map(_bits, starts)), (len(operands), *shape))
 
     def pairs(self, rows: slice | None = None) -> Deltas:
-        """The deltas (form, *rows) as pairs, where they are differences of bfloat16; else their ``stack``."""
+        """The deltas (direction, *rows) as pairs, if differences of bfloat16; else their ``stack``."""
         if self._pairs is None:
             return self.stack(rows)
         shape = rows_shape(self._shape, rows)
         return self._pairs.part(0 if rows is None else rows.start * row_size(shape), shape)
 
     def stack(self, rows: slice | None = None) -> Tensor:
-        """The deltas (form, *rows), as a new tensor."""
+        """The deltas (direction, *rows), as a new tensor."""
         if self._pairs is not None:
             return stacked(self.pairs(rows))
         stack = torch.empty(len(self._operands), *rows_shape(self._shape, rows), dtype=self._dtype)
@@ -211,21 +174,6 @@ def _add(
             bits = exact.view(np.uint32)
             nearest = np.uint32(bits + np.uint32(0x7FFF) + np.uint32(np.uint32(bits >> 16) & np.uint32(1)))
             target[i] = np.uint16(0x7FC0) if np.isnan(exact) else np.uint16(nearest >> 16)
-
-
-def _joined(terms: Terms, spot: Spot, origins: Origins) -> _Operand | None:
-    """One operand of factor 1 that a form comes to; ``None`` for zero."""
-    if not terms:
-        return None
-    if len(terms) == 1 and terms[0][1] == 1.0:
-        return _operand(*terms[0], spot, origins)
-    return _Operand(1.0, total(terms, spot, origins), None)
-
-
-def _operand(source: Source, factor: float, spot: Spot, origins: Origins) -> _Operand:
-    if isinstance(source, Difference):
-        return _Operand(factor, source.tuned.read(spot.name, spot.rows), origins.of(source.base))
-    return _Operand(factor, source.delta(*spot), None)
 
 
 def _chunks(tensor: Tensor) -> Sequence[Tensor]:

@@ -1,45 +1,40 @@
 """Random directions with the size of real ones."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import xxhash
 from torch import Tensor
 
-from taskvec.vectors.directions import Source
+from taskvec.vectors.delta import Delta, Summand
 from taskvec.vectors.info import VectorInfo
 from taskvec.weights import Weights
 from taskvec.weights.blocks import rows_of
 
-if TYPE_CHECKING:
-    from taskvec.vectors.vector import TaskVector
 
-
-class Noise(Source):
+class Noise(Summand):
     """I.i.d. Gaussian entries, rescaled in each tensor to the norm of ``like`` there."""
 
-    by_rows = False
+    splits = False
 
-    def __init__(self, like: "TaskVector", seed: int) -> None:
+    def __init__(self, like: Delta, seed: int) -> None:
         super().__init__(
             f"noise like {like.ref}, seed {seed}",
-            ("noise", frozenset(like.terms.items()), seed),
+            ("noise", like.identity, seed),
             like.specs,
-            files=like.files,
-            frozen=all(source.frozen for source in like.terms),
+            like.base,
+            parts=(like,),
+            recorded=VectorInfo(tuned=f"Gaussian noise, seed {seed}, with the norms of {like.ref}"),
         )
-        self.info = VectorInfo(tuned=f"Gaussian noise, seed {seed}, with the norms of {like.ref}")
         self._like, self._seed = like, seed
 
-    def touches(self, name: str) -> bool:
-        """Whether the vector to be matched changes ``name``."""
+    def changes(self, name: str) -> bool:
+        """Whether the direction to be matched changes ``name``."""
         return bool(self._like.terms_at(name))
 
-    def grounded(self, base: Weights) -> "Noise":
-        """Noise like what the vector to be matched is among the tensors of ``base``."""
-        return Noise(self._like.with_base(base), self._seed)
+    def bind(self, base: Weights, *, drop: bool = False) -> "Noise":
+        """Noise like what the direction to be matched is among the tensors of ``base``."""
+        return Noise(self._like.bind(base, drop=drop), self._seed)
 
-    def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """Noise that depends on the seed and the name, not on what was read before."""
         wanted = torch.linalg.vector_norm(self._like.read(name), dtype=torch.float64)
         generator = torch.Generator().manual_seed(

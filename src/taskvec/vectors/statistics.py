@@ -1,18 +1,16 @@
 """What a file of statistics says about itself, and whether it belongs to a vector."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from taskvec._version import __version__
 from taskvec.errors import InputError, KeyMismatch, and_more
 from taskvec.registry import nearest
 from taskvec.rules.rule import Rule
 from taskvec.rules.statistics import NEEDED
+from taskvec.vectors.delta import Delta
 from taskvec.vectors.info import BaseInfo, HeaderInfo, VectorInfo
 from taskvec.weights import Weights
-
-if TYPE_CHECKING:
-    from taskvec.vectors.vector import TaskVector
 
 KEY = "taskvec_statistics"
 Kind = Literal["fisher", "gram"]
@@ -53,7 +51,7 @@ def read_statistics(weights: Weights) -> StatisticsInfo | None:
     return StatisticsInfo.read(weights, KEY) if KEY in weights.metadata else None
 
 
-def check_statistics(rule: Rule, vectors: "Sequence[TaskVector]", stats: Sequence[Weights] | None) -> None:
+def check_statistics(rule: Rule, vectors: Sequence[Delta], stats: Sequence[Weights] | None) -> None:
     """Refuse statistics that are not those of the vectors, from headers alone.
 
     What was given in memory has no header and is believed to be of the right kind and task.
@@ -116,7 +114,7 @@ def _check_origin(one: Weights, vector: str, infos: Sequence[VectorInfo], place:
         )
 
 
-def _check_shapes(one: Weights, kind: Kind | None, vector: "TaskVector") -> None:
+def _check_shapes(one: Weights, kind: Kind | None, vector: Delta) -> None:
     for name in _names(one):
         spec = vector.specs.get(name)
         if spec is None:

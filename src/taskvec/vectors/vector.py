@@ -1,7 +1,7 @@
 """Task vectors: linear forms over directions, simplified as they are built, evaluated tensor by tensor."""
 
 import math
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any, overload
@@ -11,24 +11,20 @@ from torch import Tensor
 
 from taskvec.arguments import checked
 from taskvec.errors import KeyMismatch, NonFinite
-from taskvec.vectors import geometry
+from taskvec.vectors import geometry, opening
 from taskvec.vectors.base import Base, shared_base
-from taskvec.vectors.checks import OnExtra, OnMissing, check_fits, check_point, editable_names
-from taskvec.vectors.directions import Difference, Scaled, Source, Stored, computing
-from taskvec.vectors.edited import EditedWeights, apply
-from taskvec.vectors.info import BaseInfo, VectorInfo, check_fields, read_info
-from taskvec.vectors.linear import Origins, Spot, total
-from taskvec.vectors.lora.adapter import open_adapter
-from taskvec.vectors.noise import Noise
-from taskvec.vectors.stored import files
-from taskvec.weights import Direction, TensorSpec, Weights, WeightsLike, open_weights
-from taskvec.weights.blocks import rows_of
+from taskvec.vectors.checks import OnExtra, OnMissing, check_fits, check_point
+from taskvec.vectors.delta import Delta, Term, computing, join_specs
+from taskvec.vectors.directions import Scaled, Stored
+from taskvec.vectors.edited import EditedWeights, edit
+from taskvec.vectors.info import VectorInfo, check_fields
+from taskvec.weights import TensorSpec, Weights, WeightsLike, open_weights
 from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE, LARGEST, short
 from taskvec.weights.in_memory import MemoryWeights
 
 
-class TaskVector(Direction, Mapping[str, Tensor]):
+class TaskVector(Delta):
     """A direction in weight space, as a linear form ``{source: coefficient}``.
 
     A read-only mapping from tensor names to deltas, float32 (float64 for float64 models), made anew each
@@ -41,18 +37,29 @@ class TaskVector(Direction, Mapping[str, Tensor]):
     """
 
     @checked
-    def __init__(self, terms: Mapping[Source, float], base: Base, specs: Mapping[str, TensorSpec]) -> None:
-        for source, coefficient in terms.items():
+    def __init__(self, terms: Mapping[Delta, float], base: Base, specs: Mapping[str, TensorSpec]) -> None:
+        for delta, coefficient in terms.items():
             if not abs(coefficient) <= LARGEST:
                 raise NonFinite(
-                    f"{source.ref}: coefficient {coefficient}, expected a finite number of float32"
+                    f"{delta.ref}: coefficient {coefficient}, expected a finite number of float32"
                 )
-        kept = [(source, float(c)) for source, c in terms.items() if c != 0]
-        self.terms: Mapping[Source, float] = dict(sorted(kept, key=lambda term: term[0].order))
-        self.base = base
-        self.specs = specs
+        kept = sorted(((d, float(c)) for d, c in terms.items() if c != 0), key=lambda term: term[0].order)
+        super().__init__(
+            " + ".join(_times(c, delta.ref) for delta, c in kept) or "zero vector",
+            frozenset(kept),
+            specs,
+            base,
+            parts=[delta for delta, _ in kept],
+            recorded=kept[0][0].recorded if len(kept) == 1 and kept[0][1] == 1.0 else None,
+        )
+        self.terms: Mapping[Delta, float] = dict(kept)
         self.changes: Mapping[str, Change] | None = None
         """How far each tensor leads from the base, once the vector has been saved with the base at hand."""
+
+    @classmethod
+    def of(cls, delta: Delta) -> "TaskVector":
+        """The form that a direction by itself is."""
+        return delta if isinstance(delta, cls) else cls({delta: 1.0}, delta.base, delta.specs)
 
     @classmethod
     @checked
@@ -76,14 +83,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         Raises: KeyMismatch if names, shapes or dtypes differ.
         """
         start, end = open_weights(base), open_weights(tuned)
-        check_point(start)
-        if end.adapter is not None:
-            adapter = open_adapter(end).grounded(start, drop=on_extra == "drop")
-            return cls({adapter: 1.0}, Base.of(start), adapter.specs)
-        check_point(end)
-        names = editable_names(start, end, on_extra=on_extra, on_missing=on_missing)
-        source = Difference(start, end, names)
-        return cls({source: 1.0}, Base.of(start), source.specs)
+        return cls.of(opening.between(start, end, on_extra=on_extra, on_missing=on_missing))
 
     @classmethod
     @checked
@@ -114,8 +114,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
             given = {start.tied.get(name, name) for name in held}
             rest = (name for name in start if name not in given and start.spec(name).dtype in EDITABLE)
             unchanged = {name: computing(start.spec(name)) for name in rest}
-        source = Stored(held, VectorInfo(**info), unchanged)
-        return cls({source: 1.0}, Base.of(start), source.specs)
+        return cls.of(Stored(held, Base.of(start), VectorInfo(**info), unchanged))
 
     @classmethod
     @checked
@@ -129,8 +128,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
 
         Raises: InputError if it holds no task vector; CorruptFile.
         """
-        place, task = files.with_task(path)
-        return cls.opened(open_weights(place)) if task is None else files.masked(place, task)
+        return cls.of(opening.load(path))
 
     @classmethod
     @checked
@@ -139,15 +137,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
 
         Raises: InputError if it holds no task vector; CorruptFile.
         """
-        if weights.adapter is not None:
-            adapter = open_adapter(weights)
-            return cls({adapter: 1.0}, Base(adapter.info.base.ref, open=True), adapter.specs)
-        info = read_info(weights)
-        weights = files.opened(weights, info)
-        dtype = files.widest(weights)
-        shapes = {name: TensorSpec(shape, dtype) for name, shape in info.unchanged.items()}
-        source = Stored(weights, info, shapes)
-        return cls({source: 1.0}, Base(info.base.ref, info.base.fingerprint), source.specs)
+        return cls.of(opening.delta_in(weights))
 
     @classmethod
     @checked
@@ -156,8 +146,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
 
         A tensor's noise depends on the seed and its name alone.
         """
-        source = Noise(vector, seed)
-        return cls({source: 1.0}, vector.base, vector.specs)
+        return cls.of(opening.noise_like(vector, seed))
 
     @checked
     def save(
@@ -183,88 +172,23 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         Raises: OutputExists; DiskFull; NonFinite if a delta is NaN or infinite.
         Cost: reads the base and the sources about twice; memory of a few MiB.
         """
-        return files.save_vector(self, path, dtype=dtype, form=form, force=force, **options)
-
-    @property
-    def info(self) -> VectorInfo:
-        """Provenance. A combination records what it is made of. Fingerprints an unread base."""
-        base = BaseInfo(ref=self.base.ref, fingerprint=self.base.fingerprint())
-        if len(self.terms) == 1:
-            [(source, coefficient)] = self.terms.items()
-            if coefficient == 1.0 and source.info is not None:
-                return source.info.model_copy(update={"base": base})
-            if coefficient == 1.0 and isinstance(source, Difference):
-                return VectorInfo(base=base, tuned=source.tuned.ref)
-        return VectorInfo(base=base, tuned=self.ref)
-
-    @property
-    def identity(self) -> Hashable:
-        """What equality goes by, together with the tensors."""
-        return frozenset(self.terms.items())
-
-    @property
-    def ref(self) -> str:
-        """The expression, for messages."""
-        return " + ".join(_times(c, source.ref) for source, c in self.terms.items()) or "zero vector"
-
-    @property
-    def by_rows(self) -> bool:
-        """Whether some rows of a tensor cost less than the whole."""
-        return all(source.by_rows for source in self.terms)
-
-    def in_rows(self, name: str) -> bool:
-        """Whether some rows of this tensor cost less than the whole."""
-        return all(source.in_rows(name) for source, _ in self.terms_at(name))
-
-    def working_bytes(self, name: str) -> int:
-        """Bytes that computing a block of ``name`` takes, about."""
-        return sum(source.working_bytes(name) for source, _ in self.terms_at(name))
-
-    @property
-    def inputs(self) -> tuple[Weights, ...]:
-        """The weights that it is computed from."""
-        return tuple(one for source in self.terms for one in source.inputs)
-
-    def prepare(self, precision: torch.dtype = torch.float32) -> None:
-        """Do ahead what reading any tensor in a precision needs, such as passes over the whole model."""
-        for source in self.terms:
-            source.prepare(precision)
+        saved = opening.save(self, path, dtype=dtype, form=form, force=force, **options)
+        self.changes = saved.changes
+        return saved.path
 
     @property
     def files(self) -> tuple[Path, ...]:
         """Everything that is read from disk, the base included."""
-        own = self.base.weights.files if self.base.weights is not None else ()
-        return (*own, *(file for source in self.terms for file in source.files))
+        base = self.base.weights
+        return tuple(dict.fromkeys([*(base.files if base is not None else ()), *super().files]))
 
-    def terms_at(self, name: str) -> list[tuple[Source, float]]:
+    def made_of(self, name: str) -> list[tuple[Delta, str]]:
         """The terms that can change ``name``."""
-        return [term for source, c in self.terms.items() for term in source.at(name, c)]
+        return [(delta, name) for delta in self.terms if delta.terms_at(name)]
 
-    def read(
-        self,
-        name: str,
-        rows: slice | None = None,
-        dtype: torch.dtype | None = None,
-        *,
-        known: tuple[Weights, Tensor] | None = None,
-    ) -> Tensor:
-        """The delta of one tensor, or of some of its rows, as a new tensor.
-
-        Args:
-            dtype: to compute in.
-            known: weights of which this spot is read already, and what was read.
-
-        Raises: KeyError for a name that is not there.
-        """
-        if name not in self.specs:
-            raise KeyError(name)
-        dtype = dtype or self.specs[name].dtype
-        terms = self.terms_at(name)
-        if not terms:
-            zeros = torch.zeros((), dtype=dtype).expand(self.specs[name].shape)
-            return rows_of(zeros, rows).clone()
-        spot = Spot(name, rows, dtype)
-        return total(terms, spot, Origins(spot, known))
+    def terms_at(self, name: str, coefficient: float = 1.0) -> list[Term]:
+        """The terms that can change ``name``, simplified."""
+        return [term for delta, c in self.terms.items() for term in delta.terms_at(name, coefficient * c)]
 
     @checked
     def with_base(self, base: WeightsLike) -> "TaskVector":
@@ -274,15 +198,15 @@ class TaskVector(Direction, Mapping[str, Tensor]):
         """
         weights = open_weights(base)
         check_point(weights)
-        vector = self._grounded(weights) if self.base.open else self
+        vector = self.bind(weights) if self.base.unbound else self
         check_fits(self.ref, vector.specs, weights)
         return TaskVector(vector.terms, Base.of(weights), vector.specs)
 
-    def _grounded(self, base: Weights) -> "TaskVector":
-        """The sum of what the terms are among the tensors of ``base``."""
-        own = Base.of(base)
-        found = [(source.grounded(base), c) for source, c in self.terms.items()]
-        return sum((TaskVector({s: c}, own, s.specs) for s, c in found), TaskVector({}, own, {}))
+    def bind(self, base: Weights, *, drop: bool = False) -> "TaskVector":
+        """The sum of what the terms are among the tensors of ``base``; unchecked."""
+        here = Base.of(base)
+        bound = [(delta.bind(base, drop=drop), c) for delta, c in self.terms.items()]
+        return sum((TaskVector({d: c}, here, d.specs) for d, c in bound), TaskVector({}, here, {}))
 
     @checked
     def scaled(self, factors: Mapping[str, float]) -> "TaskVector":
@@ -290,12 +214,11 @@ class TaskVector(Direction, Mapping[str, Tensor]):
 
         Raises: InputError for a name that is not there; NonFinite.
         """
-        source = Scaled(self, factors)
-        return TaskVector({source: 1.0}, self.base, self.specs)
+        return TaskVector.of(Scaled(self, factors))
 
     def rebased(self, base: Base) -> "TaskVector":
         """The same form, taken to be one of ``base``, unchecked; for comparing vectors of different bases."""
-        if self.base.open and not base.open:
+        if self.base.unbound and not base.unbound:
             return self if base.weights is None else self.with_base(base.weights)
         return TaskVector(self.terms, base, self.specs)
 
@@ -320,9 +243,9 @@ class TaskVector(Direction, Mapping[str, Tensor]):
     def _plus(self, other: "TaskVector", sign: float) -> "TaskVector":
         base = shared_base(other.ref, self.base, other.base)
         terms = dict(self.terms)
-        for source, coefficient in other.terms.items():
-            terms[source] = terms.get(source, 0.0) + sign * coefficient
-        return TaskVector(terms, base, joined_specs(self, other))
+        for delta, coefficient in other.terms.items():
+            terms[delta] = terms.get(delta, 0.0) + sign * coefficient
+        return TaskVector(terms, base, join_specs(self.ref, self.specs, other))
 
     @overload
     def __add__(self, other: "TaskVector") -> "TaskVector": ...
@@ -353,7 +276,7 @@ class TaskVector(Direction, Mapping[str, Tensor]):
             return NotImplemented
         if not abs(factor) <= LARGEST:
             raise NonFinite(f"{self.ref}: coefficient {factor}, expected a finite number of float32")
-        return TaskVector({s: float(factor) * c for s, c in self.terms.items()}, self.base, self.specs)
+        return TaskVector({d: float(factor) * c for d, c in self.terms.items()}, self.base, self.specs)
 
     __rmul__ = __mul__
 
@@ -365,25 +288,13 @@ class TaskVector(Direction, Mapping[str, Tensor]):
             return NotImplemented
         if not math.isfinite(divisor):
             raise NonFinite(f"{self.ref}: divided by {divisor}, expected a finite number")
-        return TaskVector({s: c / float(divisor) for s, c in self.terms.items()}, self.base, self.specs)
+        return TaskVector({d: c / float(divisor) for d, c in self.terms.items()}, self.base, self.specs)
 
     def __neg__(self) -> "TaskVector":
         return self * -1.0
 
     def __pos__(self) -> "TaskVector":
         return self
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.read(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.specs
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.specs)
-
-    def __len__(self) -> int:
-        return len(self.specs)
 
     def __eq__(self, other: object) -> bool:
         """Whether both are the same linear form; then they hold the same tensors."""
@@ -406,20 +317,37 @@ def _is_number(value: object) -> bool:
     return isinstance(value, Real)
 
 
-def joined_specs(first: TaskVector, other: TaskVector) -> Mapping[str, TensorSpec]:
-    """The tensors of both.
+@checked
+def apply(
+    base: WeightsLike,
+    vector: TaskVector,
+    scale: float = 1.0,
+    *,
+    allow_other_base: bool = False,
+    dtype: torch.dtype | None = None,
+    precision: torch.dtype = torch.float32,
+) -> EditedWeights:
+    """``base + scale * vector``, lazily; ``base + vector`` is the same for open weights.
 
-    Raises: KeyMismatch if one has another shape in the two.
+    Tensors are computed in ``precision`` and rounded once to the dtype of the result. A tensor that the
+    vector does not change is the base's, bit for bit; with scale 1, that of a vector between two models is
+    the fine-tuned one's.
+
+    Args:
+        scale: the scaling coefficient; negative to forget, 0 for the base itself.
+        allow_other_base: apply a vector that was taken from another base, or from an unknown one.
+        dtype: element type of the result's floating-point tensors; those of the base by default.
+        precision: float32 or float64 for deltas, rules and sums; float64 tensors always take float64.
+
+    Raises: BaseMismatch, naming both fingerprints; KeyMismatch if the vector does not fit; NonFinite.
     """
-    if first.specs is other.specs:
-        return first.specs
-    joined = dict(first.specs)
-    for name, spec in other.specs.items():
-        known = joined.setdefault(name, spec)
-        if known.shape != spec.shape:
-            raise KeyMismatch(
-                f"{other.ref}: {name!r} has shape {spec.shape}, expected {known.shape} as in {first.ref}"
-            )
-        if spec.dtype == torch.float64:
-            joined[name] = spec
-    return joined
+    weights = open_weights(base)
+    if not math.isfinite(scale):
+        raise NonFinite(f"scale: {scale}, expected a finite number")
+    return edit(weights, scale * vector, allow_other_base=allow_other_base, dtype=dtype, precision=precision)
+
+
+@checked
+def similarity(vectors: Sequence[TaskVector]) -> Tensor:
+    """The cosine matrix, (n, n) float64, ones on the diagonal; NaN in the rows of a zero vector."""
+    return geometry.cosines(vectors)

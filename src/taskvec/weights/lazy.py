@@ -1,13 +1,14 @@
-"""The read-only mapping from names to tensors that every kind of checkpoint is opened as."""
+"""What is read lazily, tensor by tensor; weights, the mapping that every kind of checkpoint is opened as."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from taskvec.registry import nearest
@@ -19,11 +20,70 @@ THREADS = 4
 """That take digests; more would wait for the disk or the memory."""
 
 
+class Lazy(ABC):
+    """What is read by the names of tensors and made, when it is read, of parts that are lazy themselves.
+
+    What reading takes, and what may be expected of it, follows from the parts; a class says only what it is
+    made of (``parts``, ``made_of``) and what it adds to that (``splits``, ``own_files``, ``own_bytes``).
+    """
+
+    parts: Sequence["Lazy"] = ()
+    """What it is made of; nothing if it lies in files or in memory."""
+    splits: bool = True
+    """Whether some rows of a tensor are made of the same rows of the parts alone."""
+    own_files: tuple[Path, ...] = ()
+    """What is read from disk beside the files of the parts."""
+
+    @abstractmethod
+    def __contains__(self, name: object) -> bool: ...
+
+    def made_of(self, name: str) -> Sequence[tuple["Lazy", str]]:
+        """The parts that ``name`` is made of, each with the name that the tensor has there."""
+        return [(part, name) for part in self.parts if name in part]
+
+    def own_bytes(self, name: str) -> int:
+        """Bytes that making one of the ``row_blocks`` of ``name`` takes beside reading the parts, about."""
+        return 0
+
+    def working_bytes(self, name: str) -> int:
+        """Bytes that reading one of the ``row_blocks`` of ``name`` takes, about."""
+        return self.own_bytes(name) + sum(part.working_bytes(there) for part, there in self.made_of(name))
+
+    def in_rows(self, name: str) -> bool:
+        """Whether reading ``name`` in pieces costs about what reading it whole does."""
+        return self.splits and all(part.in_rows(there) for part, there in self.made_of(name))
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether that is so whatever the tensor."""
+        return self.splits and all(part.by_rows for part in self.parts)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the content cannot change behind our back, so that its fingerprint may be kept."""
+        return all(part.frozen for part in self.parts)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is read from disk, and so must not be written to."""
+        return tuple(dict.fromkeys([*self.own_files, *(file for part in self.parts for file in part.files)]))
+
+    @property
+    def inputs(self) -> "tuple[Weights, ...]":
+        """The weights, themselves not computed, that this is computed from."""
+        return tuple(dict.fromkeys(weights for part in self.parts for weights in part.inputs))
+
+    def prepare(self, precision: torch.dtype = torch.float32) -> None:
+        """Take the passes over the model that reading in a precision needs; else the first read does."""
+        for part in self.parts:
+            part.prepare(precision)
+
+
 class Direction:
     """A mapping of tensors that is a direction, not a point: ``open_weights`` refuses it."""
 
 
-class Weights(Mapping[str, Tensor], ABC):
+class Weights(Lazy, Mapping[str, Tensor]):
     """A point in weight space: tensors by name, read when asked for.
 
     Iteration gives every tensor once, in file order, under its first name; reading an alias of a
@@ -34,19 +94,14 @@ class Weights(Mapping[str, Tensor], ABC):
         ref: what the user called it; opens error messages.
         identity: equal for two openings of the same unchanged files.
         tied: alias -> the name under which the tensor is stored.
-        folder: where the config and tokenizer files lie, if anywhere.
-        metadata: the free text of a safetensors header.
-        files: what is read from disk, and so must not be written to.
+        folder: where the config and tokenizer files lie, if anywhere; by default that of the first part.
+        metadata: the free text of a safetensors header; by default that of the first part.
         tally: digests of what was read, while they are gathered.
         changes: how far each tensor of an edit went, once all have been written.
     """
 
     adapter: Path | None = None
     """The settings beside the weights, if these are no model's but the factors of an adapter."""
-    by_rows = True
-    """Whether reading a tensor in pieces costs about what reading it whole does."""
-    frozen = True
-    """Whether the content cannot change behind our back, so that its fingerprint may be kept."""
 
     def __init__(
         self,
@@ -54,17 +109,21 @@ class Weights(Mapping[str, Tensor], ABC):
         specs: Mapping[str, TensorSpec],
         identity: Hashable,
         *,
+        parts: Sequence[Lazy] = (),
         tied: Mapping[str, str] | None = None,
         folder: Path | None = None,
         metadata: Mapping[str, str] | None = None,
         files: tuple[Path, ...] = (),
     ) -> None:
+        first = next(iter(parts), None)
+        like = first if isinstance(first, Weights) else None
         self.ref = ref
         self.identity = identity
+        self.parts = tuple(parts)
         self.tied: Mapping[str, str] = dict(tied or {})
-        self.folder = folder
-        self.metadata: Mapping[str, str] = dict(metadata or {})
-        self.files = files
+        self.folder: Path | None = folder or (None if like is None else like.folder)
+        self.metadata: Mapping[str, str] = dict(metadata or ({} if like is None else like.metadata))
+        self.own_files = files
         self._specs = specs
         self._fingerprint: str | None = None
         self.tally: Tally | None = None
@@ -98,23 +157,16 @@ class Weights(Mapping[str, Tensor], ABC):
     @property
     def inputs(self) -> "tuple[Weights, ...]":
         """The weights that this is computed from; itself if it is not computed."""
-        return (self,)
+        return super().inputs or (self,)
 
-    def prepare(self) -> None:
-        """Do ahead what reading each tensor once needs, such as a pass over the whole model."""
-
-    def working_bytes(self, name: str) -> int:
-        """Bytes that reading one of the ``row_blocks`` of ``name`` takes, about."""
+    def own_bytes(self, name: str) -> int:
+        """Bytes of one of the ``row_blocks`` of ``name``."""
         spec = self.spec(name)
         return block_size(spec.shape, whole=not self.in_rows(name)) * spec.dtype.itemsize
 
     def spec(self, name: str) -> TensorSpec:
         """Shape and dtype of ``name``, from the header alone."""
         return self._specs[self._stored_name(name)]
-
-    def in_rows(self, name: str) -> bool:
-        """Whether reading ``name`` in pieces costs about what reading it whole does."""
-        return self.by_rows
 
     def row_blocks(self, name: str) -> Iterator[slice | None]:
         """Slices of the rows that cover ``name`` in order; ``None`` stands for the whole."""
@@ -128,10 +180,10 @@ class Weights(Mapping[str, Tensor], ABC):
         """
         if self._fingerprint is not None:
             return self._fingerprint
-        found = folded(self.digests())
+        fingerprint = folded(self.digests())
         if self.frozen:
-            self._fingerprint, self.tally = found, None
-        return found
+            self._fingerprint, self.tally = fingerprint, None
+        return fingerprint
 
     def digests(self) -> dict[str, bytes]:
         """The digest of each tensor: of its name, shape, dtype and content."""
@@ -152,16 +204,19 @@ class Weights(Mapping[str, Tensor], ABC):
 
     def _digest(self, tally: Tally, name: str) -> bytes:
         spec = self._specs[name]
-        found = tally.digest(name)
-        if found is None:
+        digest = tally.digest(name)
+        if digest is None:
             for rows in self.row_blocks(name):
                 tally.add(name, spec, rows, self._read(name, rows))
-            found = tally.digest(name)
-        assert found is not None
-        return found
+            digest = tally.digest(name)
+        assert digest is not None
+        return digest
 
     def close(self) -> None:
         """Let go of open files. Tensors read before stay valid."""
+        for part in self.parts:
+            if isinstance(part, Weights):
+                part.close()
 
     def _stored_name(self, name: str) -> str:
         stored = self.tied.get(name, name)

@@ -13,8 +13,8 @@ from taskvec.edits.mergekit.methods import Method
 from taskvec.edits.mergekit.settings import Scope, resolve
 from taskvec.edits.mergekit.values import Table, Values
 from taskvec.errors import InputError, KeyMismatch
-from taskvec.vectors import TaskVector, apply
-from taskvec.vectors.edited import EditedWeights
+from taskvec.vectors import TaskVector
+from taskvec.vectors.edited import EditedWeights, edit
 from taskvec.weights import Weights
 
 
@@ -56,9 +56,7 @@ class Part:
         with told(self.where):
             vectors = [TaskVector.between(start, models[place]) for place in order]
             merged = method.combine(vectors, self.table(method, order, list(vectors[0])))
-        edited = apply(start, merged, dtype=dtype)
-        edited.start = models[order[0] if self.base is None else self.base]
-        return edited
+        return edit(start, merged, dtype=dtype, start=models[order[0] if self.base is None else self.base])
 
     def distances(self) -> list[str]:
         """Notes on sources that are further from the base, or the first, than fine-tuning leads.

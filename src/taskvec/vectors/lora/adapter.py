@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError, KeyMismatch
-from taskvec.vectors.directions import Source, computing
+from taskvec.vectors.base import Base
+from taskvec.vectors.delta import Summand, computing
 from taskvec.vectors.info import BaseInfo, VectorInfo
 from taskvec.vectors.lora.files import (
     Layer,
@@ -22,7 +23,7 @@ from taskvec.vectors.lora.files import (
     read_parts,
     read_settings,
 )
-from taskvec.vectors.lora.fit import called, foreign, same, tied_unsaid, transposed
+from taskvec.vectors.lora.fit import bias_of, called, foreign, kind, orientations, same, tied_unsaid
 from taskvec.vectors.lora.lowrank import multiplied
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import row_blocks, rows_of
@@ -34,7 +35,7 @@ _KEPT = 8
 """Layers whose factors stay in memory: a few for every thread."""
 
 
-class Adapter(Source):
+class Adapter(Summand):
     """The direction of a LoRA adapter.
 
     Without a base, the products are those of the file, (out, in), under the names of the file. A base says
@@ -50,65 +51,65 @@ class Adapter(Source):
         specs: Mapping[str, TensorSpec],
         base: Weights | None = None,
     ) -> None:
-        config = weights.adapter
-        identity: Hashable = ("adapter", weights.identity, settings.model_dump_json(), base and base.identity)
+        relative = any(map(_is_relative, pieces.values()))
         super().__init__(
             weights.ref,
-            identity,
+            (
+                "adapter",
+                weights.identity,
+                settings.model_dump_json(),
+                None if base is None else base.identity,
+            ),
             specs,
-            files=(*weights.files, *((config.resolve(),) if config else ())),
-            frozen=weights.frozen and (base is None or base.frozen),
+            Base(settings.base_model_name_or_path, unbound=True) if base is None else Base.of(base),
+            parts=(weights, base) if base is not None and relative else (weights,),
+            recorded=VectorInfo(
+                base=BaseInfo(ref=settings.base_model_name_or_path),
+                tuned=weights.ref,
+                regime="lora",
+                training={"peft": settings.record()},
+            ),
         )
-        self.weights, self.settings, self.pieces, self.base = weights, settings, pieces, base
-        self.info: VectorInfo = VectorInfo(
-            base=BaseInfo(ref=settings.base_model_name_or_path),
-            tuned=weights.ref,
-            regime="lora",
-            training={"peft": settings.record()},
-        )
-        self.relative = any(
-            isinstance(piece, Saved)
-            or (isinstance(piece, Product) and bool(piece.layer.magnitude or piece.start))
-            for piece in pieces.values()
-        )
+        self.own_files = () if weights.adapter is None else (weights.adapter.resolve(),)
+        self.weights, self.settings, self.pieces = weights, settings, pieces
+        self.relative = relative
         """Whether some of it is known only relative to the weights of the base."""
-        self.by_rows = base is None or base.by_rows or not self.relative
+        self._start = base
         self._factors: Callable[[Layer, torch.dtype], tuple[Tensor, Tensor]] = lru_cache(_KEPT)(
             self._read_factors
         )
         self._lengths: Callable[[str, torch.dtype], Tensor] = lru_cache(None)(self._column_lengths)
 
-    def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The change of one tensor, exact but for rounding in ``dtype``.
 
         Raises: InputError if it takes a base that is not at hand.
         """
         if rows is not None and len(self.specs[name].shape) > 2:
-            return rows_of(self.delta(name, None, dtype), rows)
+            return rows_of(self.compute(name, None, dtype), rows)
         match self.pieces[name]:
             case Shift(key, scaling):
                 return self.weights.read(key, rows).to(dtype).reshape(-1) * scaling
             case Saved(key):
-                return self.weights.read(key, rows).to(dtype) - self._start(name, rows, dtype)
+                return self.weights.read(key, rows).to(dtype) - self._begun(name, rows, dtype)
             case Product(layer, _, start) as product:
                 change = self._product(product, rows, dtype).reshape(-1, *self.specs[name].shape[1:])
                 if layer.magnitude is None and start is None:
                     return change
-                return self._tuned(name, product, change, rows) - self._start(name, rows, dtype)
+                return self._tuned(name, product, change, rows) - self._begun(name, rows, dtype)
 
     def in_rows(self, name: str) -> bool:
         """Whether rows can be had by themselves: not those of convolutions, whose factors go by filters."""
-        return self.by_rows and len(self.specs[name].shape) <= 2
+        return super().in_rows(name) and len(self.specs[name].shape) <= 2
 
-    def working_bytes(self, name: str) -> int:
+    def own_bytes(self, name: str) -> int:
         """What a block takes, and the factors."""
-        piece, more = self.pieces.get(name), 0
+        piece, factors = self.pieces.get(name), 0
         if isinstance(piece, Product):
-            factors = (self.weights.spec(piece.layer.a), self.weights.spec(piece.layer.b))
-            more = sum(spec.numel for spec in factors) * self.specs[name].dtype.itemsize
-        return super().working_bytes(name) + more
+            factors = sum(self.weights.spec(key).numel for key in (piece.layer.a, piece.layer.b))
+        return super().own_bytes(name) + factors * self.specs[name].dtype.itemsize
 
-    def grounded(self, base: Weights, *, drop: bool = False) -> "Adapter":
+    def bind(self, base: Weights, *, drop: bool = False) -> "Adapter":
         """The direction among the tensors of ``base``.
 
         Args:
@@ -116,10 +117,10 @@ class Adapter(Source):
 
         Raises: KeyMismatch for layers that the base lacks, or holds in another shape.
         """
-        if self.base is not None:
+        if not self.base.unbound:
             return self
         names = called(self.pieces, base)
-        turned = transposed(self, base, names)
+        turned = self._orientation(base, names)
         pieces: dict[str, Piece] = {}
         for own, piece in self.pieces.items():
             name = names[own]
@@ -144,9 +145,40 @@ class Adapter(Source):
         specs = {name: computing(base.spec(name)) for name in base if base.spec(name).dtype in EDITABLE}
         return Adapter(self.weights, self.settings, pieces, specs, base)
 
-    def touches(self, name: str) -> bool:
+    def changes(self, name: str) -> bool:
         """Whether the adapter changes ``name``."""
         return name in self.pieces
+
+    def _orientation(self, base: Weights, names: Mapping[str, str]) -> Callable[[str], bool]:
+        """Whether a layer's weights are stored as (in, out).
+
+        Shapes tell, except for square matrices. These are as other layers of their kind in the model: a bias
+        is as long as there are outputs, and only layers with a bias are ever (in, out). What the settings
+        say is true of the layer that PEFT saw last.
+        """
+        known = orientations({name: base.spec(name).shape for name in base})
+        for own, name in names.items():
+            have = self.specs[own].shape
+            if isinstance(self.pieces[own], Product) and name in base and have != have[::-1]:
+                known.setdefault(kind(name), set()).add(base.spec(name).shape == have[::-1])
+
+        def is_transposed(own: str) -> bool:
+            piece, have, name = self.pieces[own], self.specs[own].shape, names[own]
+            if isinstance(piece, Product) and piece.layer.embedding:
+                return True
+            if have != have[::-1] or len(base.spec(name).shape) != 2:
+                return base.spec(name).shape == have[::-1]
+            if bias_of(name) not in base:
+                return False
+            ways = known.get(kind(name)) or set().union(*known.values()) or {self.settings.fan_in_fan_out}
+            if len(ways) > 1:
+                raise KeyMismatch(
+                    f"{self.ref}: {name!r} is square and {base.ref} has layers of both orientations, "
+                    "expected one of its kind that tells which it has; merge the adapter with PEFT"
+                )
+            return next(iter(ways))
+
+        return is_transposed
 
     def _check_shape(self, base: Weights, name: str, own: str) -> None:
         have, want, piece = self.specs[own].shape, base.spec(name).shape, self.pieces[own]
@@ -179,13 +211,13 @@ class Adapter(Source):
                 "their own, as the adapter changes one layer alone; save the base untied first"
             )
 
-    def _start(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
-        if self.base is None:
+    def _begun(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        if self._start is None:
             raise InputError(
                 f"{self.ref}: {name!r} is known only relative to the base (DoRA, or saved whole), which "
                 "is not at hand; give it with with_base(base), or: taskvec diff BASE ADAPTER -o VECTOR"
             )
-        return self.base.read(name, rows).to(dtype)
+        return self._start.read(name, rows).to(dtype)
 
     def _tuned(self, name: str, product: Product, change: Tensor, rows: slice | None) -> Tensor:
         """The weights that training ended with, made of their change in place."""
@@ -203,7 +235,7 @@ class Adapter(Source):
     def _before(self, name: str, product: Product, rows: slice | None, dtype: torch.dtype) -> Tensor:
         if product.start is not None:
             return self.weights.read(product.start, rows).to(dtype)
-        return self._start(name, rows, dtype)
+        return self._begun(name, rows, dtype)
 
     def _product(self, product: Product, rows: slice | None, dtype: torch.dtype) -> Tensor:
         a, b = self._factors(product.layer, dtype)
@@ -223,6 +255,13 @@ class Adapter(Source):
             block = self._product(piece, rows, dtype) + self._before(name, piece, rows, dtype)
             total = total + block.double().square().sum(0)
         return torch.as_tensor(total).sqrt().to(dtype)
+
+
+def _is_relative(piece: Piece) -> bool:
+    """Whether a change is known only relative to the weights of the base."""
+    if isinstance(piece, Product):
+        return bool(piece.layer.magnitude or piece.start)
+    return isinstance(piece, Saved)
 
 
 def open_adapter(weights: Weights) -> Adapter:

@@ -2,19 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 
-from taskvec.errors import KeyMismatch
 from taskvec.names import is_embedding, is_head
 from taskvec.reading import read_mapping
-from taskvec.vectors.lora.files import Piece, Product, Saved
+from taskvec.vectors.lora.files import Piece, Saved
 from taskvec.weights import Weights
 from taskvec.weights.blocks import row_blocks
-
-if TYPE_CHECKING:
-    from taskvec.vectors.lora.adapter import Adapter
 
 _WITH_HEAD = re.compile(r"LMHead|CausalLM|MaskedLM|ConditionalGeneration|PreTraining")
 
@@ -36,38 +31,6 @@ def called(pieces: Mapping[str, Piece], base: Weights) -> dict[str, str]:
 
 def _first_words(names: Iterable[str]) -> list[str]:
     return sorted({name.split(".")[0] + "." for name in names})
-
-
-def transposed(adapter: "Adapter", base: Weights, names: Mapping[str, str]) -> Callable[[str], bool]:
-    """Whether a layer's weights are stored as (in, out).
-
-    Shapes tell, except for square matrices. These are as other layers of their kind in the model: a bias is
-    as long as there are outputs, and only layers with a bias are ever (in, out). What the settings say is
-    true of the layer that PEFT saw last.
-    """
-    known = orientations({name: base.spec(name).shape for name in base})
-    for own, name in names.items():
-        have = adapter.specs[own].shape
-        if isinstance(adapter.pieces[own], Product) and name in base and have != have[::-1]:
-            known.setdefault(kind(name), set()).add(base.spec(name).shape == have[::-1])
-
-    def known_transposed(own: str) -> bool:
-        piece, have, name = adapter.pieces[own], adapter.specs[own].shape, names[own]
-        if isinstance(piece, Product) and piece.layer.embedding:
-            return True
-        if have != have[::-1] or len(base.spec(name).shape) != 2:
-            return base.spec(name).shape == have[::-1]
-        if bias_of(name) not in base:
-            return False
-        found = known.get(kind(name)) or set().union(*known.values()) or {adapter.settings.fan_in_fan_out}
-        if len(found) > 1:
-            raise KeyMismatch(
-                f"{adapter.ref}: {name!r} is square and {base.ref} has layers of both orientations, expected "
-                "one of its kind that tells which it has; merge the adapter with PEFT"
-            )
-        return next(iter(found))
-
-    return known_transposed
 
 
 def kind(name: str) -> str:

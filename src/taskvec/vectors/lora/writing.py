@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,17 +16,16 @@ from taskvec.names import is_lookup, select_names
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path
 from taskvec.vectors import geometry
+from taskvec.vectors.delta import Delta
 from taskvec.vectors.lora.fit import bias_of, kind, orientations
 from taskvec.vectors.lora.lowrank import factoring_bytes, leading
 from taskvec.vectors.stored.files import is_changed
+from taskvec.vectors.vector import TaskVector
 from taskvec.weights import save_weights
 from taskvec.weights.dtypes import EDITABLE, nonfinite_count, short
 from taskvec.weights.staging import MANIFEST, check_space, check_target, files_in, staged
 from taskvec.weights.writer import nonfinite_message
 from taskvec.writing import write_json
-
-if TYPE_CHECKING:
-    from taskvec.vectors.vector import TaskVector
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Extraction:
 
 @checked
 def save_adapter(
-    vector: "TaskVector",
+    vector: TaskVector,
     path: str | Path,
     *,
     rank: int,
@@ -124,7 +123,7 @@ def save_adapter(
     return made
 
 
-def working_bytes(vector: "TaskVector", rank: int, only: str = "all") -> Iterator[tuple[str, int]]:
+def working_bytes(vector: Delta, rank: int, only: str = "all") -> Iterator[tuple[str, int]]:
     """The bytes that it takes to factor each matrix that is chosen, all factors included."""
     chosen, _ = _sorted_out(vector, only)
     shapes = [(name, vector.specs[name]) for name in chosen]
@@ -144,13 +143,13 @@ def _check(target: Path, rank: int, dtype: torch.dtype | None) -> None:
 
 
 def _check_size(
-    target: Path, vector: "TaskVector", names: Iterable[str], rank: int, dtype: torch.dtype | None
+    target: Path, vector: Delta, names: Iterable[str], rank: int, dtype: torch.dtype | None
 ) -> None:
     specs = [vector.specs[name] for name in names]
     check_space(target, sum(rank * sum(spec.shape) * (dtype or spec.dtype).itemsize for spec in specs))
 
 
-def _sorted_out(vector: "TaskVector", only: str) -> tuple[list[str], list[str]]:
+def _sorted_out(vector: Delta, only: str) -> tuple[list[str], list[str]]:
     """The matrices to be factored, and the other tensors that are changed."""
     tied = set() if vector.base.weights is None else set(vector.base.weights.tied.values())
     linear = [name for name in vector if _is_linear(vector, name) and name not in tied]
@@ -166,14 +165,14 @@ def _sorted_out(vector: "TaskVector", only: str) -> tuple[list[str], list[str]]:
     return chosen, [name for name in changed if name not in wanted]
 
 
-def _is_linear(vector: "TaskVector", name: str) -> bool:
+def _is_linear(vector: Delta, name: str) -> bool:
     shape = vector.specs[name].shape
     if len(shape) != 2 or 0 in shape or not name.endswith(".weight") or name.count(".") < 1:
         return False
     return bias_of(name) in vector.specs or not is_lookup(kind(name))
 
 
-def _orientation(vector: "TaskVector", names: Iterable[str]) -> dict[str, bool]:
+def _orientation(vector: Delta, names: Iterable[str]) -> dict[str, bool]:
     """Whether each matrix is stored as (in, out), which only layers with a bias are."""
     known = orientations({name: spec.shape for name, spec in vector.specs.items()})
     everywhere = set().union(*known.values())
@@ -189,7 +188,7 @@ def _orientation(vector: "TaskVector", names: Iterable[str]) -> dict[str, bool]:
     return found
 
 
-def _config(vector: "TaskVector", names: list[str], turned: Mapping[str, bool], rank: int) -> dict[str, Any]:
+def _config(vector: Delta, names: list[str], turned: Mapping[str, bool], rank: int) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -205,7 +204,7 @@ def _config(vector: "TaskVector", names: list[str], turned: Mapping[str, bool], 
     }
 
 
-def _manifest(vector: "TaskVector", made: Extraction, only: str, task: str | None) -> dict[str, Any]:
+def _manifest(vector: Delta, made: Extraction, only: str, task: str | None) -> dict[str, Any]:
     return {
         "created_by": f"taskvec {__version__}",
         "kind": "LoRA adapter",

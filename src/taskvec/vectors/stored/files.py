@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +11,11 @@ from torch import Tensor
 from taskvec.errors import InputError
 from taskvec.memory import within
 from taskvec.progress import Watch, unwatched
-from taskvec.reading import exists, local_path, shown
-from taskvec.vectors.base import check_bound
-from taskvec.vectors.info import OPEN_FIELDS, CompactInfo, VectorInfo, check_fields
+from taskvec.reading import local_path, shown
+from taskvec.vectors.base import Base, check_bound
+from taskvec.vectors.delta import Delta, Reading
+from taskvec.vectors.directions import Stored
+from taskvec.vectors.info import OPEN_FIELDS, CompactInfo, VectorInfo, check_fields, read_info
 from taskvec.vectors.stored.compact import FORMS, Form
 from taskvec.vectors.stored.compact.decoding import Decoded
 from taskvec.vectors.stored.compact.encoding import encode
@@ -21,15 +23,24 @@ from taskvec.vectors.stored.compact.spool import Spool
 from taskvec.weights import TensorSpec, Weights, change, save_weights
 from taskvec.weights.blocks import row_blocks
 from taskvec.weights.change import Change
-from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
+from taskvec.weights.dtypes import EDITABLE, short
 from taskvec.weights.staging import check_target
 
-if TYPE_CHECKING:
-    from taskvec.vectors.vector import TaskVector
+
+class Saved(NamedTuple):
+    """What was written.
+
+    Attributes:
+        path: where.
+        changes: how far each tensor leads from the base, if that was at hand.
+    """
+
+    path: Path
+    changes: Mapping[str, Change] | None
 
 
 def save_vector(
-    vector: "TaskVector",
+    vector: Delta,
     path: str | Path,
     *,
     dtype: torch.dtype | None,
@@ -40,7 +51,7 @@ def save_vector(
     processes: int = 1,
     watch: Watch = unwatched,
     **options: Any,
-) -> Path:
+) -> Saved:
     """Write the deltas that are not zero, with the provenance in every header.
 
     Args:
@@ -69,13 +80,13 @@ def save_vector(
         watch=watch,
     )
     if chosen is None:
-        return save(Deltas(vector, dtype), None, processes=processes)
+        return save(Uncoded(vector, dtype), None, processes=processes)
     with Spool(vector.ref, target, vector.files) as spool, within(memory / 2):
         return save(spool, encode(vector, chosen, spool, dtype, watch))
 
 
 def _save(
-    vector: "TaskVector",
+    vector: Delta,
     info: Mapping[str, Any],
     stored: Weights,
     compact: CompactInfo | None,
@@ -83,7 +94,7 @@ def _save(
     path: str | Path,
     watch: Watch,
     **options: Any,
-) -> Path:
+) -> Saved:
     """Write what is stored of a vector, whole tensors or parts, under a header that says so."""
     types = {stored.spec(name).dtype for name in stored}
     present = stored if compact is None else compact.errors
@@ -97,8 +108,7 @@ def _save(
     said = VectorInfo.model_validate({**dict(vector.info), **info, **facts})
     manifest = {"kind": "task vector", **summary(said)}
     written = save_weights(stored, path, metadata=said.header(), manifest=manifest, watch=watch, **options)
-    vector.changes = _changes(vector, stored)
-    return written
+    return Saved(written, _changes(vector, stored))
 
 
 def chosen_form(name: str, settings: Mapping[str, Any], dtype: torch.dtype | None) -> Form:
@@ -112,42 +122,37 @@ def chosen_form(name: str, settings: Mapping[str, Any], dtype: torch.dtype | Non
     return form
 
 
-def opened(weights: Weights, info: VectorInfo) -> Weights:
-    """The deltas of an open file, decoded if they are in a compact form.
+def open_vector(weights: Weights) -> Stored:
+    """The deltas in an open file, decoded as they are read if they are in a compact form.
 
-    Raises: InputError for a form that is not known, or a file of masks; CorruptFile.
+    Raises: InputError for a file of no task vector, or of several, or a form that is not known; CorruptFile.
     """
+    info = read_info(weights)
     if info.masks is not None:
         tasks = ", ".join(info.masks.factors)
         raise InputError(
             f"{weights.ref}: holds masked vectors of several tasks, expected one; "
             f"name a task, as in '{weights.ref}#TASK' (it has {tasks})"
         )
-    if info.compact is None:
-        return weights
-    if info.compact.form not in FORMS:
+    return stored_deltas(weights if info.compact is None else _decoded(weights, info.compact), info)
+
+
+def stored_deltas(weights: Weights, info: VectorInfo) -> Stored:
+    """The direction whose deltas that are not zero are ``weights``."""
+    wide = any(weights.spec(name).dtype == torch.float64 for name in weights)
+    dtype = torch.float64 if wide else torch.float32
+    unchanged = {name: TensorSpec(shape, dtype) for name, shape in info.unchanged.items()}
+    return Stored(weights, Base(info.base.ref, info.base.fingerprint), info, unchanged)
+
+
+def _decoded(weights: Weights, compact: CompactInfo) -> Decoded:
+    if compact.form not in FORMS:
         raise InputError(
-            f"{weights.ref}: form {shown(info.compact.form)}, expected one of {', '.join(FORMS)}; "
+            f"{weights.ref}: form {shown(compact.form)}, expected one of {', '.join(FORMS)}; "
             "a later taskvec wrote it, upgrade"
         )
-    form = FORMS[info.compact.form].parse(f"{weights.ref}: 'settings' in the header", info.compact.settings)
-    return Decoded(weights, form, info.compact)
-
-
-def with_task(path: str | Path) -> tuple[str | Path, str | None]:
-    """The file and the task in a reference to a masked vector, ``PATH#TASK``; a path that exists wins."""
-    place, mark, task = str(path).rpartition("#")
-    return (place, task) if mark and not exists(local_path(path)) else (path, None)
-
-
-def masked(place: str | Path, task: str) -> "TaskVector":
-    """The vector of one task in a file of masked vectors.
-
-    Raises: InputError; CorruptFile; UnknownName for a task that it does not have.
-    """
-    from taskvec.vectors.stored.masked import MaskedVectors  # made of task vectors, which are made here
-
-    return MaskedVectors.load(place).vector(task)
+    form = FORMS[compact.form].parse(f"{weights.ref}: 'settings' in the header", compact.settings)
+    return Decoded(weights, form, compact)
 
 
 def summary(info: VectorInfo) -> dict[str, Any]:
@@ -155,7 +160,7 @@ def summary(info: VectorInfo) -> dict[str, Any]:
     return info.model_dump(mode="json", exclude={"unchanged": True, "compact": {"errors", "coded"}})
 
 
-def _changes(vector: "TaskVector", stored: Weights) -> Mapping[str, Change] | None:
+def _changes(vector: Delta, stored: Weights) -> Mapping[str, Change] | None:
     """How far each tensor leads from the base, as measured while it was stored; the others do not move."""
     base = vector.base.weights
     if base is None or stored.changes is None:
@@ -171,21 +176,17 @@ def _changes(vector: "TaskVector", stored: Weights) -> Mapping[str, Change] | No
     return {**stored.changes, **still}
 
 
-class Deltas(Weights):
+class Uncoded(Weights):
     """The tensors of a vector that are not zero, in the element type they are stored in."""
 
-    def __init__(self, vector: "TaskVector", dtype: torch.dtype | None) -> None:
-        changed = [name for name in vector if is_changed(vector, name)]
+    def __init__(self, vector: Delta, dtype: torch.dtype | None) -> None:
+        specs = {name: spec for name, spec in vector.specs.items() if is_changed(vector, name)}
         super().__init__(
             vector.ref,
-            {
-                name: TensorSpec(vector.specs[name].shape, dtype or vector.specs[name].dtype)
-                for name in changed
-            },
-            ("deltas", hash(vector), dtype),
-            files=vector.files,
+            {name: TensorSpec(spec.shape, dtype or spec.dtype) for name, spec in specs.items()},
+            ("uncoded", hash(vector), dtype),
+            parts=[vector],
         )
-        self.by_rows = vector.by_rows
         self._vector = vector
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
@@ -197,7 +198,8 @@ class Deltas(Weights):
         if base is None:
             return super().read_with_change(name, rows)
         begun = base.read(name, rows)
-        delta = self._vector.read(name, rows, known=(base, begun)).to(self._specs[name].dtype)
+        reading = Reading(name, rows, self._vector.specs[name].dtype, (base, begun))
+        delta = self._vector.evaluate(reading).to(self._specs[name].dtype)
         return delta, change.step(begun, delta)
 
     def change_to(self, name: str, rows: slice | None, made: Tensor) -> Change | None:
@@ -205,25 +207,8 @@ class Deltas(Weights):
         base = self._vector.base.weights
         return None if base is None else change.step(base.read(name, rows), made)
 
-    def in_rows(self, name: str) -> bool:
-        """Whether rows of this tensor can be had by themselves."""
-        return self._vector.in_rows(name)
 
-    @property
-    def inputs(self) -> tuple[Weights, ...]:
-        """What the vector is made of."""
-        return self._vector.inputs
-
-    def prepare(self) -> None:
-        """Take the passes over the whole model that the vector needs."""
-        self._vector.prepare()
-
-    def working_bytes(self, name: str) -> int:
-        """Bytes that computing a block of ``name`` takes, about."""
-        return super().working_bytes(name) + self._vector.working_bytes(name)
-
-
-def is_changed(vector: "TaskVector", name: str) -> bool:
+def is_changed(vector: Delta, name: str) -> bool:
     """Whether any entry of ``name`` is not zero; stops at the first block that has one.
 
     What a rule may change counts as changed: computing it twice, to find out, costs more than storing it.
@@ -232,9 +217,3 @@ def is_changed(vector: "TaskVector", name: str) -> bool:
         return False
     blocks = row_blocks(vector.specs[name].shape)
     return not vector.by_rows or any(bool(vector.read(name, rows).any()) for rows in blocks)
-
-
-def widest(weights: Weights) -> torch.dtype:
-    """The precision to compute in: float64 if any tensor is float64."""
-    wide = any(weights.spec(name).dtype == torch.float64 for name in weights)
-    return compute_dtype(torch.float64 if wide else torch.float32)

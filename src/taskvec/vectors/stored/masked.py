@@ -19,15 +19,15 @@ from taskvec.errors import InputError, NonFinite, UnknownName
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path
 from taskvec.registry import nearest
-from taskvec.vectors.base import Base, check_bound
+from taskvec.vectors.base import check_bound
 from taskvec.vectors.combining import combine
-from taskvec.vectors.directions import Source, Stored
+from taskvec.vectors.delta import Summand
 from taskvec.vectors.info import MaskInfo, VectorInfo, read_info
 from taskvec.vectors.stored.compact.bits import pack, packed_size
 from taskvec.vectors.stored.compact.form import part_name
 from taskvec.vectors.stored.compact.spool import Spool
-from taskvec.vectors.stored.files import summary, widest
-from taskvec.vectors.stored.masks import Computed, Masks, Needed, Packed, Unified, own_deltas
+from taskvec.vectors.stored.files import stored_deltas, summary
+from taskvec.vectors.stored.masks import Computed, Masks, Needed, Packed, Unified, deltas_like
 from taskvec.vectors.vector import TaskVector
 from taskvec.weights import TensorSpec, Weights, open_weights, save_weights
 from taskvec.weights.blocks import BLOCK, block_size, row_blocks, row_count, row_size, rows_of
@@ -37,45 +37,32 @@ from taskvec.weights.staging import check_target
 Rescaler = Literal["global", "tensor_mean"]
 
 
-class Masked(Source):
+class Masked(Summand):
     """The direction of one task: the unified one where its mask says so, times its factor."""
 
     def __init__(self, vectors: "MaskedVectors", task: str) -> None:
         unified, masks, info = vectors.unified, vectors.masks, vectors.info
-        said = ("masked", info.method, repr(sorted(info.settings.items())), task, unified, masks.identity)
-        super().__init__(
-            f"{vectors.ref}#{task}",
-            said,
-            unified.specs,
-            files=(*unified.files, *masks.files),
-            frozen=masks.frozen and all(source.frozen for source in unified.terms),
-        )
-        self.by_rows = all(unified.in_rows(name) and masks.in_rows(name) for name in unified)
+        ref, settings = f"{vectors.ref}#{task}", repr(sorted(info.settings.items()))
         rule = {"name": info.method, **info.settings, "factor": info.factors[task]}
-        self.info = VectorInfo(tuned=self.ref, task=task, rule=rule)
+        super().__init__(
+            ref,
+            ("masked", info.method, settings, task, unified, masks.identity),
+            unified.specs,
+            unified.base,
+            parts=(unified, masks),
+            recorded=VectorInfo(tuned=ref, task=task, rule=rule),
+        )
         self._unified, self._masks, self._task = unified, masks, task
         self._factor = info.factors[task]
 
-    def touches(self, name: str) -> bool:
+    def changes(self, name: str) -> bool:
         """Whether any task changes ``name``."""
         return bool(self._unified.terms_at(name))
 
-    def in_rows(self, name: str) -> bool:
-        """Whether the unified vector and the mask give rows of this tensor by themselves."""
-        return self._unified.in_rows(name) and self._masks.in_rows(name)
-
-    def working_bytes(self, name: str) -> int:
-        """What the unified vector takes, and as much again as one vector does."""
-        return super().working_bytes(name) + self._unified.working_bytes(name)
-
-    def prepare(self, precision: torch.dtype = torch.float32) -> None:
-        """Do ahead what reading the unified vector needs."""
-        self._unified.prepare(precision)
-
-    def delta(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """Masked and rescaled."""
         if rows is not None and rows.step not in (None, 1):
-            return rows_of(self.delta(name, None, dtype), rows)
+            return rows_of(self.compute(name, None, dtype), rows)
         unified = self._unified.read(name, rows, dtype)
         mask = self._masks.read(self._task, name, rows, unified)
         return torch.where(mask, unified, 0).mul_(self._factor)
@@ -113,7 +100,7 @@ class MaskedVectors:
         """
         if task not in self.info.factors:
             raise UnknownName(f"{self.ref}: no task called {task!r}; {nearest(task, self.info.factors)}")
-        return TaskVector({Masked(self, task): 1.0}, self.unified.base, self.unified.specs)
+        return TaskVector.of(Masked(self, task))
 
     def save(
         self,
@@ -211,11 +198,17 @@ class MaskedVectors:
                 "make them with: taskvec mask -v a=A -v b=B -o OUT"
             )
         held = Unified(weights, info.masks)
-        dtype = widest(held)
-        source = Stored(held, info, {n: TensorSpec(shape, dtype) for n, shape in info.unchanged.items()})
-        unified = TaskVector({source: 1.0}, Base(info.base.ref, info.base.fingerprint), source.specs)
         shapes = {name: held.spec(name).shape for name in held}
-        return cls(unified, Packed(weights, shapes), info.masks, weights.ref)
+        unified = TaskVector.of(stored_deltas(held, info))
+        return cls(unified, Packed(weights, shapes, info.masks.factors), info.masks, weights.ref)
+
+
+def open_task(weights: Weights, task: str) -> TaskVector:
+    """The vector of one task in an open file of masked vectors.
+
+    Raises: InputError; CorruptFile; UnknownName for a task that it does not have.
+    """
+    return MaskedVectors.opened(weights).vector(task)
 
 
 def masking_needs(vectors: Mapping[str, TaskVector]) -> Iterator[tuple[str, int]]:
@@ -317,7 +310,7 @@ def _rescalers(
         for rows in row_blocks(spec.shape) if unified.in_rows(name) else [None]:
             shared = unified.read(name, rows)
             for task, vector in vectors.items():
-                own = own_deltas(vector, name, rows, shared)
+                own = deltas_like(shared, vector, name, rows)
                 if nonfinite_count(own):
                     raise NonFinite(f"{task}: {name!r} holds values that are NaN or infinite")
                 left = shared[_agrees(own, shared)]

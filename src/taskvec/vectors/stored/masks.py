@@ -1,40 +1,32 @@
 """Which entries of a unified vector each task needs: computed from the vectors, or read from a file."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
-from pathlib import Path
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from taskvec.errors import CorruptFile
+from taskvec.vectors.delta import Delta
 from taskvec.vectors.info import MaskInfo
 from taskvec.vectors.stored.compact.bits import packed_size, unpack
 from taskvec.vectors.stored.compact.form import entries, part_name
-from taskvec.vectors.vector import TaskVector
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import EDITABLE
+from taskvec.weights.lazy import Lazy
 
 Needed = Callable[[Tensor, Tensor], Tensor]
 """A task's deltas and the unified ones, of one shape -> which of the unified the task needs, bool."""
 
 
-class Masks(ABC):
+class Masks(Lazy):
     """The masks of several tasks.
 
     Attributes:
         identity: what equality goes by.
-        files: what is read from disk.
-        frozen: whether the content cannot change behind our back.
     """
 
     identity: Hashable
-    files: tuple[Path, ...]
-    frozen: bool
-
-    @abstractmethod
-    def in_rows(self, name: str) -> bool:
-        """Whether some rows of this tensor cost less than the whole."""
 
     @abstractmethod
     def read(self, task: str, name: str, rows: slice | None, unified: Tensor) -> Tensor:
@@ -46,36 +38,35 @@ class Masks(ABC):
 
 
 class Computed(Masks):
-    """Masks that are found by comparing the vectors of the tasks with the unified one."""
+    """Masks that come of comparing the vectors of the tasks with the unified one."""
 
-    def __init__(
-        self, vectors: Mapping[str, TaskVector], needed: Mapping[str, Needed], said: Hashable
-    ) -> None:
-        self.identity = (said, tuple((task, vector) for task, vector in vectors.items()))
-        self.files = tuple(file for vector in vectors.values() for file in vector.files)
-        self.frozen = all(source.frozen for vector in vectors.values() for source in vector.terms)
+    def __init__(self, vectors: Mapping[str, Delta], needed: Mapping[str, Needed], method: Hashable) -> None:
+        self.identity = (method, tuple(vectors.items()))
+        self.parts = tuple(vectors.values())
         self._vectors, self._needed = vectors, needed
 
-    def in_rows(self, name: str) -> bool:
-        """Whether all vectors give rows of this tensor by themselves."""
-        return all(vector.in_rows(name) for vector in self._vectors.values() if name in vector)
+    def __contains__(self, name: object) -> bool:
+        return any(name in vector for vector in self.parts)
 
     def read(self, task: str, name: str, rows: slice | None, unified: Tensor) -> Tensor:
         """The mask, from the task's own deltas."""
-        return self._needed[task](own_deltas(self._vectors[task], name, rows, unified), unified)
+        return self._needed[task](deltas_like(unified, self._vectors[task], name, rows), unified)
 
 
 class Packed(Masks):
     """Masks in a file, eight entries to a byte."""
 
-    def __init__(self, weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, weights: Weights, shapes: Mapping[str, tuple[int, ...]], tasks: Iterable[str]) -> None:
         self.identity = weights.identity
-        self.files, self.frozen = weights.files, weights.frozen
-        self._weights, self._shapes = weights, shapes
+        self.parts = (weights,)
+        self._weights, self._shapes, self._tasks = weights, shapes, tuple(tasks)
 
-    def in_rows(self, name: str) -> bool:
-        """Whether bytes can be read by themselves."""
-        return self._weights.in_rows(name)
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
+
+    def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
+        """The bits of one task: masks are read one by one."""
+        return [(self._weights, part_name(name, task)) for task in self._tasks[:1] if name in self._shapes]
 
     def read(self, task: str, name: str, rows: slice | None, unified: Tensor) -> Tensor:
         """The mask, from the bytes that hold its bits."""
@@ -110,21 +101,14 @@ class Unified(Weights):
             weights.ref,
             {name: weights.spec(name) for name in names},
             ("unified", weights.identity),
-            folder=weights.folder,
-            metadata=weights.metadata,
-            files=weights.files,
+            parts=[weights],
         )
-        self.by_rows, self.frozen = weights.by_rows, weights.frozen
         self._weights = weights
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         return self._weights.read(name, rows)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._weights.close()
 
-
-def own_deltas(vector: TaskVector, name: str, rows: slice | None, like: Tensor) -> Tensor:
-    """The deltas of one task in the shape and dtype of ``like``; zeros for a tensor that it lacks."""
-    return vector.read(name, rows, like.dtype) if name in vector else torch.zeros_like(like)
+def deltas_like(unified: Tensor, vector: Delta, name: str, rows: slice | None) -> Tensor:
+    """The deltas of one task in the shape and dtype of the unified ones; zeros for a tensor that it lacks."""
+    return vector.read(name, rows, unified.dtype) if name in vector else torch.zeros_like(unified)

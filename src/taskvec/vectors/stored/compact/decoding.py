@@ -1,16 +1,17 @@
 """A compact file as the tensors that were encoded."""
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 import torch
 from torch import Tensor
 
 from taskvec.errors import CorruptFile
 from taskvec.vectors.info import CompactInfo
-from taskvec.vectors.stored.compact.form import ContradictoryParts, Form, Parts, part_name
+from taskvec.vectors.stored.compact.form import PLAIN, ContradictoryParts, Form, Parts, part_name
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import block_size, rows_of
 from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
+from taskvec.weights.lazy import Lazy
 
 _COPIES = 10
 """Of a block, while it is decoded: int64 places and their like."""
@@ -30,11 +31,8 @@ class Decoded(Weights):
             weights.ref,
             {name: _spec(weights, name, info.coded.get(name), coded.get(name)) for name in info.errors},
             weights.identity,
-            folder=weights.folder,
-            metadata=weights.metadata,
-            files=weights.files,
+            parts=[weights],
         )
-        self.by_rows, self.frozen = weights.by_rows, weights.frozen
         self._weights, self._form, self._coded = weights, form, coded
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
@@ -48,17 +46,18 @@ class Decoded(Weights):
         except ContradictoryParts as error:
             raise CorruptFile(f"{self.ref}: {name!r}: {error}; {_AGAIN}") from None
 
-    def working_bytes(self, name: str) -> int:
+    def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
+        """The parts in the file, or the tensor where it is stored as it is."""
+        parts = self._coded[name].specs if name in self._coded else [PLAIN]
+        return [(self._weights, part_name(name, part)) for part in parts]
+
+    def own_bytes(self, name: str) -> int:
         """Bytes that decoding a block takes, at most."""
         if name not in self._coded:
-            return super().working_bytes(name) + self._weights.working_bytes(name)
+            return super().own_bytes(name)
         spec, parts = self.spec(name), self._coded[name].specs
         right = parts["right"].numel if "right" in parts else 0  # of low rank, which every block takes whole
         return (_COPIES * block_size(spec.shape) + 2 * right) * spec.dtype.itemsize
-
-    def close(self) -> None:
-        """Close the file."""
-        self._weights.close()
 
 
 def _parts(weights: Weights, form: Form, name: str, shape: tuple[int, ...]) -> Parts:

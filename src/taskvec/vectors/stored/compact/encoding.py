@@ -1,12 +1,12 @@
 """A vector encoded, tensor by tensor, with the error of each."""
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 
 from taskvec.errors import InputError, NonFinite
 from taskvec.progress import Watch
+from taskvec.vectors.delta import Delta
 from taskvec.vectors.info import CompactInfo
 from taskvec.vectors.stored.compact.form import PLAIN, Coded, Entries, Form, Parts, part_name, plain
 from taskvec.vectors.stored.compact.spool import Spool
@@ -14,13 +14,8 @@ from taskvec.weights.blocks import row_blocks, rows_of
 from taskvec.weights.dtypes import nonfinite_count
 from taskvec.weights.writer import nonfinite_message
 
-if TYPE_CHECKING:
-    from taskvec.vectors.vector import TaskVector
 
-
-def encode(
-    vector: "TaskVector", form: Form, spool: Spool, dtype: torch.dtype | None, watch: Watch
-) -> CompactInfo:
+def encode(vector: Delta, form: Form, spool: Spool, dtype: torch.dtype | None, watch: Watch) -> CompactInfo:
     """Put the parts of every tensor that is not zero into ``spool``; what the header says of them.
 
     A tensor for which the form needs no fewer bytes is kept as it is.
@@ -65,14 +60,14 @@ def encode(
     )
 
 
-def working_bytes(vector: "TaskVector", form: Form, name: str) -> int:
+def working_bytes(vector: Delta, form: Form, name: str) -> int:
     """Bytes that encoding ``name`` takes, at most."""
     spec = vector.specs[name]
     whole = 0 if vector.in_rows(name) else spec.nbytes
     return vector.working_bytes(name) + whole + form.working_bytes(spec.shape, spec.dtype)
 
 
-def _entries(vector: "TaskVector", name: str) -> Entries:
+def _entries(vector: Delta, name: str) -> Entries:
     """A tensor of the vector; at hand as a whole where its rows cannot be had by themselves."""
     if vector.in_rows(name):
         return Entries(vector.specs[name], lambda rows: vector.read(name, rows))
@@ -116,7 +111,7 @@ def _ratio(lost: float, whole: float) -> float:
     return float(f"{lost / whole if whole else 0.0:.6g}")
 
 
-def _check_free(vector: "TaskVector", name: str, part: str, spool: Spool) -> None:
+def _check_free(vector: Delta, name: str, part: str, spool: Spool) -> None:
     place = part_name(name, part)
     if place in spool or (part and place in vector):
         raise InputError(
