@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from taskvec.rules import RULES
     from taskvec.statistics.fisher import fisher
     from taskvec.statistics.gram import gram
-    from taskvec.studies.addition import addition, single_task
+    from taskvec.studies.addition import addition
     from taskvec.studies.analogy import analogy
     from taskvec.studies.negation import negation
+    from taskvec.studies.single import single_task
     from taskvec.tangent.linearization import Linearization
     from taskvec.tangent.linearize import TangentModel, linearize
     from taskvec.tangent.ntk.kernel import ntk
@@ -93,7 +94,7 @@ _HOME = {
     "search_each": "evaluation.search",
     "search_negation": "evaluation.search",
     "score": "evaluation.metrics",
-    "single_task": "studies.addition",
+    "single_task": "studies.single",
     "addition": "studies.addition",
     "negation": "studies.negation",
     "analogy": "studies.analogy",

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import taskvec as tv
 from taskvec.errors import InputError, TaskvecError
 from taskvec.evaluation.metrics import absolute, majority, normalized, score, wilson
-from taskvec.reports.tables import tables
 from taskvec.runs.experiment import load_experiment
+from taskvec.runs.report import facts_of, tables_of
 from taskvec.runs.runner import Runner
 from taskvec.runs.store import Store
 
@@ -81,13 +81,14 @@ def test_a_metric_of_one_s_own_is_measured_searched_and_normalized_like_any_othe
         "addition: {subsets: whole}\nnegation: {targets: [pets], keep: 0.1, baselines: [random]}\n"
     )
     results = Runner(*load_experiment(experiment), Store(tmp_path / "run")).run()
-    of = results["seeds"]["0"]["full"]
-    assert results["zero_shot"]["pets"]["test"]["metric"] == "lowest_recall"
+    facts = facts_of(results)
+    of = facts["seeds"]["0"]["full"]
+    assert facts["zero_shot"]["pets"]["test"]["metric"] == "lowest_recall"
     added = of["addition"][0]
     recalls = {task: min(test["recall"]) for task, test in added["test"].items()}
     assert added["values"] == pytest.approx(recalls)
     assert added["normalized"] == pytest.approx(normalized(recalls, of["single"]["test"]))
-    tables(results)
+    assert tables_of(results)
 
 
 def whatever(figure: object, labels: torch.Tensor, predicted: torch.Tensor) -> object:

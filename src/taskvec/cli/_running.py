@@ -1,10 +1,10 @@
 """What ``run`` and ``demo`` share: the folder, progress, and showing results."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -12,24 +12,25 @@ from taskvec.cli._common import print_json, print_table
 
 if TYPE_CHECKING:
     from taskvec.runs.store import Store
+    from taskvec.studies.study import Results
 
 Fresh = Annotated[bool, Parameter(name="--force", negative=())]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 Seeds = Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True, negative=())]
-Show = Callable[[Mapping[str, Any]], None]
+Show = Callable[["Results"], None]
 
 
 @contextmanager
 def running(store: "Store", *, force: bool, json: bool) -> Iterator[Show]:
     """Hold a run folder for this process; what is given writes the report and prints the tables."""
-    from taskvec.reports.report import write_report
+    from taskvec.runs.report import facts_of, write_report
 
     output = store.folder
 
-    def show(results: Mapping[str, Any]) -> None:
+    def show(results: "Results") -> None:
         tables = write_report(results, output)
         if json:
-            print_json(results)
+            print_json(facts_of(results))
             return
         for table in tables:
             print_table(table.title, table.columns, table.rows, note=table.note)

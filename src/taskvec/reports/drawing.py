@@ -1,10 +1,17 @@
-"""Figures: what is drawn, and when it need not be drawn again."""
+"""Figures: what they share, and when they need not be drawn again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xxhash import xxh3_128
+
+from taskvec.writing import remove
+
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -15,3 +22,81 @@ class Drawing:
     name: str
     caption: str
     draw: "Callable[[], Figure]"
+
+
+def draw_all(
+    drawings: Iterable[Drawing], folder: Path, results: str, code: Iterable[Path]
+) -> list[tuple[Path, str]]:
+    """Draw into ``folder``; the files and their captions. None without matplotlib.
+
+    A figure that the same code drew from the same results stays: drawing takes longer than all else in a run
+    that computes nothing. All other PNG files in the folder are removed, and nothing else.
+
+    Args:
+        results: all that the figures show.
+        code: files of the functions that draw.
+    """
+    try:
+        digest = xxh3_128(version("matplotlib").encode())
+    except PackageNotFoundError:
+        return []
+    digest.update(results.encode())
+    for path in sorted(code):
+        digest.update(path.read_bytes())
+    source = digest.hexdigest()
+    kept = _kept(folder, source)
+    drawn = []
+    for drawing in drawings:
+        path = folder / f"{drawing.name}.png"
+        if path not in kept:
+            drawing.draw().savefig(path, dpi=150, bbox_inches="tight", metadata={"Source": source})
+        drawn.append((path, drawing.caption))
+    return drawn
+
+
+def _kept(folder: Path, source: str) -> set[Path]:
+    """Figures in ``folder``, which is made, that were drawn from ``source``; other PNG files are removed."""
+    if folder.is_symlink() or not folder.is_dir():
+        remove(folder)
+        folder.mkdir(parents=True)
+    kept = set()
+    for path in folder.glob("*.png"):
+        if path.is_symlink() or not path.is_file() or source.encode() not in _head(path):
+            remove(path)
+        else:
+            kept.add(path)
+    return kept
+
+
+def _head(path: Path) -> bytes:
+    """Where a PNG says what it was drawn from."""
+    with path.open("rb") as file:
+        return file.read(1024)
+
+
+def axes_in_a_row(columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
+    """A figure of axes of this size in inches, open above and to the right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    axes = list(figure.subplots(1, columns, squeeze=False)[0])
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def name_ticks(ax: "Axes", names: Sequence[str], size: str = "medium") -> None:
+    """Write the names of a matrix's rows and columns."""
+    ax.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=size)
+    ax.set_yticks(range(len(names)), names, fontsize=size)
+
+
+def number_cells(
+    ax: "Axes", values: Sequence[Sequence[float]], form: str, dark: Callable[[float], bool]
+) -> None:
+    """Numbers on the cells of a matrix, in white where the cell is dark; none where there is no number."""
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            if value == value:
+                color = "white" if dark(value) else "black"
+                ax.text(j, i, form.format(value), ha="center", va="center", fontsize=7, color=color)

@@ -3,58 +3,52 @@
 import json
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-from taskvec.runs.experiment import Addition, Analogy, Experiment, load_experiment
+from taskvec.runs.experiment import load_experiment
 from taskvec.runs.runner import Runner
 from taskvec.models.builtin.backbone import configuration, random_initialised
 from taskvec.progress import Watch, unwatched
 from taskvec.runs.store import Store
+from taskvec.studies import STUDIES
+from taskvec.studies.addition import AdditionSettings
+from taskvec.studies.analogy import AnalogySettings, Solved
+from taskvec.studies.experiment import Experiment
+from taskvec.studies.study import Results
 from taskvec.tasks.suite import load_suite
 from taskvec.weights import save_weights
 
 FILE = Path(__file__).parent / "demo.yaml"
 
 
-def run_demo(store: Store, seeds: tuple[int, ...] | None = None, watch: Watch = unwatched) -> dict[str, Any]:
+def run_demo(store: Store, seeds: tuple[int, ...] | None = None, watch: Watch = unwatched) -> Results:
     """All results of the demo; ``untrained`` holds those of the randomly initialised model."""
     experiment, suite = load_experiment(FILE, {"seeds": seeds} if seeds else {})
-    found = Runner(experiment, suite, store, watch).run()
+    results = Runner(experiment, suite, store, watch).run()
 
     analogies = _analogies()
-    cells = tuple(dict.fromkeys(task for one in analogies for task in (one.a, one.b, one.c, one.target)))
+    cells = tuple(dict.fromkeys(task for of in analogies for task in (of.a, of.b, of.c, of.target)))
     styles = _first_regime(experiment, tasks=cells, analogies=analogies)
-    solved = Runner(styles, load_suite("builtin-analogy"), store, watch).run()
-    for seed, regimes in solved["seeds"].items():
-        for regime, results in regimes.items():
-            found["seeds"][seed][regime]["analogies"] = results["analogies"]
+    results.take(Solved, Runner(styles, load_suite("builtin-analogy"), store, watch).run())
 
-    random = _first_regime(experiment, model=_untrained(store.folder), addition=Addition(subsets="whole"))
-    found["untrained"] = Runner(random, suite, store, watch).run()
-    return found
+    whole = AdditionSettings(subsets="whole")
+    random = _first_regime(experiment, model=_untrained(store.folder), addition=whole)
+    results.untrained = Runner(random, suite, store, watch).run()
+    return results
 
 
 def _first_regime(experiment: Experiment, **changes: object) -> Experiment:
-    """The experiment with one regime and no protocol but those in ``changes``."""
+    """The experiment with one regime and no study but those in ``changes``."""
     first = next(iter(experiment.regimes))
-    protocols = {
-        "addition": None,
-        "negation": None,
-        "atm": None,
-        "joint": None,
-        "analogies": (),
-        "disentanglement": None,
-        "costs": False,
-    }
+    off = {name: study.default for name, study in STUDIES.items() if study.settings is not None}
     regimes = {first: experiment.regimes[first]}
-    return experiment.model_copy(update={"regimes": regimes, **protocols, **changes})
+    return experiment.model_copy(update={"regimes": regimes, **off, **changes})
 
 
-def _analogies() -> tuple[Analogy, ...]:
+def _analogies() -> tuple[AnalogySettings, ...]:
     """Each cell of {display, streetnum} x {low, high} from the other three."""
     other = {"display": "streetnum", "streetnum": "display", "low": "high", "high": "low"}
     return tuple(
-        Analogy(
+        AnalogySettings(
             a=f"{other[style]}-{other[half]}",
             b=f"{other[style]}-{half}",
             c=f"{style}-{other[half]}",

@@ -1,6 +1,7 @@
 """Protocols and analyses, one a file, in the order of work, of tables and of figures.
 
-A new one is a file beside these (see ``study.py``) and a line here.
+A new one is a file beside these (see ``study.py``) and a line here. The name is the key of its block in an
+experiment file.
 """
 
 from typing import Any
@@ -8,4 +9,20 @@ from typing import Any
 from taskvec.registry import Registry
 from taskvec.studies.study import Study
 
-STUDIES: Registry[type[Study[Any]]] = Registry("study", {})
+STUDIES: Registry[type[Study[Any]]] = Registry(
+    "study",
+    {
+        "zero_shot": "taskvec.studies.single:ZeroShot",
+        "single": "taskvec.studies.single:Single",
+        "addition": "taskvec.studies.addition:Addition",
+        "joint": "taskvec.studies.joint:Joint",
+        "atm": "taskvec.studies.atm:Atm",
+        "negation": "taskvec.studies.negation:Negation",
+        "analogies": "taskvec.studies.analogy:Analogies",
+        "cosine": "taskvec.studies.single:Cosine",
+        "coefficients": "taskvec.studies.addition:Coefficients",
+        "advantage": "taskvec.studies.advantage:Advantage",
+        "disentanglement": "taskvec.studies.disentanglement:Disentanglement",
+        "costs": "taskvec.studies.cost:Costs",
+    },
+)

@@ -1,32 +1,148 @@
 """Task addition: several skills in one model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
+from statistics import fmean
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
 
 from taskvec.arguments import checked
+from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
-from taskvec.evaluation.metrics import absolute, normalized
 from taskvec.evaluation.points import Point, Points
 from taskvec.evaluation.search import Grid, search_addition, search_each
-from taskvec.tasks.source import SplitName
+from taskvec.reports.drawing import Drawing, axes_in_a_row
+from taskvec.reports.numbers import Mean, Range, percent
+from taskvec.reports.tables import Table
+from taskvec.studies.experiment import Experiment
+from taskvec.studies.joint import Joined
+from taskvec.studies.measured import (
+    Edit,
+    Measured,
+    Scored,
+    both,
+    coefficients,
+    measured,
+    search_inputs,
+    search_note,
+    tally_note,
+)
+from taskvec.studies.single import OwnModels, baselines, single_cell
+from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study
+from taskvec.tasks.suite import Suite
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Values = Mapping[str, float]
 
 
-@checked
-def single_task(evaluator: Evaluator, points: Points, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Value of each task's own vector at coefficient 1, on validation and test: ``{split: {task: value}}``.
+class AdditionSettings(Config):
+    """Add vectors of several tasks, with one shared coefficient chosen on validation data."""
 
-    These are the denominators of normalized accuracy for every edit of the same regime. The points' vectors
-    carry the names of the tasks.
-    """
-    found: dict[SplitName, dict[str, float]] = {"validation": {}, "test": {}}
-    for task in tasks:
-        params = points.at({task: 1.0})
-        for split, values in found.items():
-            values[task] = evaluator.score(params, task, split).value
-    return {str(split): values for split, values in found.items()}
+    subsets: Literal["all", "pairs", "whole"] = "pairs"
+    """``all`` subsets of two or more; ``pairs`` and the whole; the ``whole`` only."""
+    regimes: tuple[str, ...] | None = None
+    """Regimes that add these subsets, default all; the others add the whole only."""
+    each: tuple[str, ...] | None = None
+    """Regimes that also search a coefficient for every task; default: those evaluated in tangent space."""
+
+
+class Each(Measured):
+    """The sum with a coefficient of its own for every task."""
+
+    coefficients: dict[str, float]
+
+
+class Sum(Edit):
+    """The sum of some tasks' vectors at the best shared coefficient."""
+
+    cell = "addition"
+    tasks: list[str]
+    test: dict[str, Scored]
+    fixed: dict[str, Measured]
+    each: Each | None = None
+    without: dict[str, Measured] = Field(default_factory=dict)
+    """The sum with one task's vector left out, by that task; where ``each`` is."""
+
+    def gain(self, task: str, on: str) -> float:
+        """What a task's vector adds to the value of the sum on a task."""
+        return self.test[on].value - self.without[task].values[on]
+
+
+class Addition(Study[AdditionSettings]):
+    """Sums of the tasks' vectors, of all tasks and of some."""
+
+    settings = AdditionSettings
+
+    def check(self, experiment: Experiment, suite: Suite) -> None:
+        experiment.check_regimes("addition", self.block.regimes)
+        experiment.check_regimes("addition", self.block.each)
+        names = experiment.task_names(suite)
+        if len(names) < 2:
+            raise InputError(f"addition: needs two or more tasks, not {names}")
+
+    def cells(self, plan: Plan, regime: str, seed: int) -> Iterator[Cell[Record]]:
+        experiment, each = plan.experiment, self.block.each
+        with_each = experiment.space(regime) == "tangent" if each is None else regime in each
+        which = self.block.subsets if regime in (self.block.regimes or experiment.regimes) else "whole"
+        for tasks in subsets(plan.tasks, which):
+            whole = len(tasks) == len(plan.tasks)
+            fixed = {"1": 1.0, "1/T": 1 / len(tasks)} if whole else {}
+            searched = whole and with_each
+            job = partial(_add, regime=regime, seed=seed, tasks=tasks, fixed=fixed, each=searched)
+            inputs = {
+                **search_inputs(experiment.search),
+                "fixed": fixed,
+                **({"each": True} if searched else {}),
+            }
+            yield plan.cell(Sum, job, regime, seed, tasks, **inputs)
+
+    def facts(self, results: Results, regime: str, seed: int) -> Plain:
+        return {"addition": results.stored(Sum, regime, seed)}
+
+    def tables(self, results: Results) -> Iterator[Table]:
+        sums = results.by_regime(Sum)
+        if sums:
+            yield _table_of_wholes(results)
+        if results.untrained:
+            yield _table_of_pretraining(results, results.untrained)
+        first = next(iter(sums.values()), [[]])[0]
+        if 2 <= len(first) <= 40:  # beyond that the figure says it better
+            yield _table_of_subsets(sums, first)
+
+    def drawings(self, results: Results) -> Iterator[Drawing]:
+        if sums := results.by_regime(Sum):
+            caption = "Adding more tasks: each dot is a subset, the line their mean."
+            yield Drawing("addition", caption, partial(_draw, sums))
+
+
+class Coefficients(Study[None]):
+    """What a coefficient for every task gives, and what each vector adds; from the results of addition."""
+
+    def tables(self, results: Results) -> Iterator[Table]:
+        tasks = results.plan.tasks
+        wholes = {regime: of for regime, of in _wholes(results).items() if of[0].each}
+        if not wholes:
+            return
+        yield Table(
+            "A coefficient for every task",
+            ("α of", *tasks, "an α each", "one α"),
+            [_coefficients_of_each(regime, of, tasks) for regime, of in wholes.items()],
+            "Addition of all tasks in tangent space. α of each task: coordinate ascent on the mean "
+            "normalized validation metric from the shared α, to where no single α can be changed for the "
+            "better; absolute / normalized on test, per cent.",
+        )
+        yield Table(
+            "What each vector contributes",
+            ("", *(column for regime in wholes for column in (f"{regime}: own", f"{regime}: others"))),
+            [(task, *_contributions(task, wholes.values(), tasks)) for task in tasks],
+            "Points of the test metric that the task's vector adds to the sum at the shared α: to its own "
+            "task, and on average to the others.",
+        )
 
 
 @checked
@@ -61,21 +177,21 @@ def addition(
         # With a coefficient each to come, the vectors by themselves are needed, and their sum is not.
         return points.at(dict.fromkeys(tasks, alpha)) if each else points.shared(tasks, alpha)
 
-    found = search_addition(
+    search = search_addition(
         lambda alpha: evaluator.values(shared(alpha), tasks, "validation"), single["validation"], grid
     )
-    scores = evaluator.scores(shared(found.coefficient), tasks, "test")
+    scores = evaluator.scores(shared(search.coefficient), tasks, "test")
     values = {task: score.value for task, score in scores.items()}
-    best = dict.fromkeys(tasks, found.coefficient)
+    best = dict.fromkeys(tasks, search.coefficient)
     return {
         "tasks": list(tasks),
-        **found.record(),
+        **search.record(),
         "test": {task: score.record() for task, score in scores.items()},
-        **_both(values, single["test"]),
+        **measured(values, single["test"]),
         "fixed": {
             label: {
                 "coefficient": alpha,
-                **_both(evaluator.values(shared(alpha), tasks, "test"), single["test"]),
+                **measured(evaluator.values(shared(alpha), tasks, "test"), single["test"]),
             }
             for label, alpha in (fixed or {}).items()
         },
@@ -92,11 +208,11 @@ def _each(
     grid: Grid | None,
 ) -> dict[str, object]:
     """The best coefficient of every task, searched from the shared one, and what it gives on test."""
-    found = search_each(
+    search = search_each(
         lambda at: evaluator.values(points.at(at), shared, "validation"), single["validation"], shared, grid
     )
-    values = evaluator.values(points.at(found.coefficients), shared, "test")
-    return {**found.record(), **_both(values, single["test"])}
+    values = evaluator.values(points.at(search.coefficients), shared, "test")
+    return {**search.record(), **measured(values, single["test"])}
 
 
 def _without(
@@ -105,7 +221,7 @@ def _without(
     """Test figures of the sum with one task's vector left out, by that task."""
     left = {task: {other: a for other, a in shared.items() if other != task} for task in shared}
     return {
-        task: _both(evaluator.values(points.at(others), shared, "test"), single["test"])
+        task: measured(evaluator.values(points.at(others), shared, "test"), single["test"])
         for task, others in left.items()
     }
 
@@ -126,6 +242,110 @@ def subsets(tasks: Sequence[str], which: str) -> Iterator[tuple[str, ...]]:
         yield from combinations(tasks, size)
 
 
-def _both(values: Values, single: Values) -> dict[str, object]:
-    """Absolute and normalized, always side by side: normalized alone rewards weak single-task models."""
-    return {"absolute": absolute(values), "normalized": normalized(values, single), "values": dict(values)}
+def _add(context: Context, regime: str, seed: int, tasks: Sequence[str], fixed: Values, each: bool) -> Plain:
+    single = context.result(single_cell(context.plan, regime, seed)).model_dump()
+    grid = context.plan.experiment.search
+    return addition(context.evaluator, context.points(regime, seed), tasks, single, grid, fixed, each)
+
+
+def _wholes(results: Results) -> dict[str, list[Sum]]:
+    """The sums of all tasks, one a seed; the last of each regime's."""
+    return {regime: [sums[-1] for sums in seeds] for regime, seeds in results.by_regime(Sum).items()}
+
+
+def _table_of_wholes(results: Results) -> Table:
+    tasks, sums, joint = results.plan.tasks, results.by_regime(Sum), results.by_regime(Joined)
+    wholes = _wholes(results)
+    rows = []
+    for regime, of in wholes.items():
+        pairs = [[edit.normalized for edit in edits if len(edit.tasks) == 2] for edits in sums[regime]]
+        row = [
+            regime,
+            coefficients(of),
+            both(of),
+            both([whole.fixed["1"] for whole in of]),
+            both([whole.fixed["1/T"] for whole in of]),
+            percent([fmean(values) if values else None for values in pairs]),
+        ]
+        if joint:
+            row.append(both([model for [model] in joint[regime]]) if regime in joint else "")
+        rows.append(row)
+    columns = ["", "best α", "at best α", "α = 1", "α = 1/T", "pairs, normalized"]
+    note = (
+        "Absolute / normalized, per cent: mean over tasks of the metric / of its ratio to the single-task "
+        f"model of the same regime. α is chosen on validation data: {search_note(wholes)}."
+    )
+    more = ["joint training"] if joint else []
+    return Table(f"Addition of all {len(tasks)} tasks", [*columns, *more], rows, note)
+
+
+def _table_of_pretraining(results: Results, untrained: Results) -> Table:
+    """The counter-example: the same model, tasks and recipe without pre-training."""
+    tasks, [regime] = results.plan.tasks, untrained.plan.experiment.regimes
+    rows, edits = [], {}
+    for name, models in {"pre-trained": results, "random": untrained}.items():
+        zero = fmean(baselines(models)[task].test.value for task in tasks)
+        own = models.by_regime(OwnModels)[regime]
+        single = [fmean(model.test[task] for task in tasks) for [model] in own]
+        edits[name] = wholes = _wholes(models)[regime]
+        cells = (percent([zero]), percent(single), coefficients(wholes), both(wholes))
+        rows.append((f"{name}, {regime}", *cells))
+    columns = ("", "zero-shot", "single tasks", "α", f"all {len(tasks)} added")
+    note = (
+        "Means over tasks; added: absolute / normalized, per cent. Without pre-training the normalized "
+        f"figure is chance over chance: read the absolute one. {search_note(edits)}."
+    )
+    return Table("What pre-training is for", columns, rows, note)
+
+
+def _table_of_subsets(sums: Mapping[str, Sequence[Sequence[Sum]]], first: Sequence[Sum]) -> Table:
+    """Of the regimes that added the same subsets as the first."""
+    alike = {regime: seeds for regime, seeds in sums.items() if len(seeds[0]) == len(first)}
+    rows, columns = [], ["tasks added"]
+    for place, edit in enumerate(first):
+        row: list[object] = [" + ".join(edit.tasks)]
+        for seeds in alike.values():
+            edits = [of_seed[place] for of_seed in seeds]
+            row += [coefficients(edits), both(edits)]
+        rows.append(row)
+    for regime in alike:
+        columns += [f"{regime}: α", f"{regime}: absolute / normalized"]
+    searches = [edit for seeds in alike.values() for of_seed in seeds for edit in of_seed]
+    note = f"Measured on the added tasks. {tally_note(searches)}."
+    return Table("Addition, every subset", columns, rows, note)
+
+
+def _coefficients_of_each(regime: str, wholes: Sequence[Sum], tasks: Sequence[str]) -> list[object]:
+    each = [whole.each for whole in wholes if whole.each]
+    return [
+        regime,
+        *(Range([edit.coefficients[task] for edit in each]) for task in tasks),
+        both(each),
+        both(wholes),
+    ]
+
+
+def _contributions(task: str, regimes: Iterable[Sequence[Sum]], tasks: Sequence[str]) -> Iterator[Mean]:
+    for wholes in regimes:
+        yield Mean([whole.gain(task, on=task) for whole in wholes], "+.1f", scale=100)
+        others = [fmean(whole.gain(task, on=other) for other in tasks if other != task) for whole in wholes]
+        yield Mean(others, "+.1f", scale=100)
+
+
+def _draw(sums: Mapping[str, Sequence[Sequence[Sum]]]) -> "Figure":
+    figure, axes = axes_in_a_row(2, 4.2, 3.2)
+    for ax, measure in zip(axes, ("absolute", "normalized"), strict=True):
+        for place, (regime, seeds) in enumerate(sums.items()):
+            by_size: dict[int, list[float]] = {}
+            for edit in (edit for of_seed in seeds for edit in of_seed):
+                by_size.setdefault(len(edit.tasks), []).append(100 * getattr(edit, measure))
+            means = {size: fmean(values) for size, values in sorted(by_size.items())}
+            ax.plot(list(means), list(means.values()), marker="o", label=regime, color=f"C{place}")
+            for size, values in by_size.items():
+                ax.plot([size] * len(values), values, ".", alpha=0.35, color=f"C{place}")
+        ax.set_xlabel("tasks added")
+        ax.set_ylabel(f"{measure}, %")
+        edits = [edit for seeds in sums.values() for of_seed in seeds for edit in of_seed]
+        ax.set_xticks(sorted({len(edit.tasks) for edit in edits}))
+    axes[0].legend(frameon=False)
+    return figure

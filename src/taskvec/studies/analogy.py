@@ -1,14 +1,88 @@
 """Task analogy: A is to B as C is to D, with D's own data never trained on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from statistics import fmean
+from typing import Literal
 
 from taskvec.arguments import checked
+from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import Grid, Search, maximize
+from taskvec.reports.numbers import percent
+from taskvec.reports.tables import Table
+from taskvec.studies.experiment import Experiment
+from taskvec.studies.measured import Searched, search_inputs, tally_note
+from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study
+from taskvec.tasks.suite import Suite
 
 Validation = Callable[[Mapping[str, float]], dict[str, float]]
+
+
+class AnalogySettings(Config):
+    """``a`` is to ``b`` as ``c`` is to ``target``: predict the fourth vector from three."""
+
+    a: str
+    b: str
+    c: str
+    target: str
+    coefficients: Literal[1, 2] = 1
+    """2 scales ``c`` and ``b - a`` separately."""
+    reference: bool = True
+    """Also train on the target itself, as the upper reference."""
+
+
+class Model(Record):
+    """One model on the target, and the searches that it comes from."""
+
+    value: float
+    searches: tuple[Searched, ...] = ()
+
+
+class Solved(Record):
+    """What one analogy gave: a row a model, in the order of ``ROLES``."""
+
+    cell = "analogy"
+    a: str
+    b: str
+    c: str
+    target: str
+    rows: dict[str, Model]
+
+
+ROLES = ("zero-shot", "c", "b", "c + b", "c + (b − a)", "trained on it")
+"""The rows of every analogy record, in order."""
+
+
+class Analogies(Study[Sequence[AnalogySettings]]):
+    """Every analogy by itself, in every regime."""
+
+    settings = tuple[AnalogySettings, ...]
+    default = ()
+
+    def tasks(self, experiment: Experiment, suite: Suite) -> Iterator[str]:
+        for terms in self.block:
+            yield from (terms.a, terms.b, terms.c, terms.target)
+
+    def compared(self, experiment: Experiment, suite: Suite) -> Iterator[str]:
+        for terms in self.block:
+            yield terms.target
+
+    def cells(self, plan: Plan, regime: str, seed: int) -> Iterator[Cell[Record]]:
+        for terms in self.block:
+            inputs = {**search_inputs(plan.experiment.search), **terms.model_dump(mode="json")}
+            job = partial(_solve, regime=regime, seed=seed, terms=terms)
+            tasks = sorted({terms.a, terms.b, terms.c, terms.target})
+            yield plan.cell(Solved, job, regime, seed, tasks, **inputs)
+
+    def facts(self, results: Results, regime: str, seed: int) -> Plain:
+        return results.listed("analogies", Solved, regime, seed)
+
+    def tables(self, results: Results) -> Iterator[Table]:
+        for regime, seeds in results.by_regime(Solved).items():
+            yield _table(regime, list(zip(*seeds, strict=True)))
 
 
 @checked
@@ -47,7 +121,7 @@ def analogy(
 
     def row(weights: Mapping[str, float], searches: Sequence[Search] = ()) -> dict[str, object]:
         score = evaluator.score(points.at(weights), target, "test")
-        searched = {"searches": [found.record() for found in searches]} if searches else {}
+        searched = {"searches": [search.record() for search in searches]} if searches else {}
         return {"coefficients": dict(weights), "value": score.value, "score": score.record(), **searched}
 
     def best(*groups: Mapping[str, float]) -> tuple[dict[str, float], list[Search]]:
@@ -89,3 +163,45 @@ def _search(
             if found.values[target] > best:
                 weights, best = moved, found.values[target]
     return weights, searches
+
+
+def _solve(context: Context, regime: str, seed: int, terms: AnalogySettings) -> Plain:
+    trained = {terms.a, terms.b, terms.c} | ({terms.target} if terms.reference else set())
+    vectors = {task: context.vector(regime, seed, (task,)) for task in sorted(trained)}
+    return analogy(
+        context.evaluator,
+        context.points_of(regime, vectors),
+        a=terms.a,
+        b=terms.b,
+        c=terms.c,
+        target=terms.target,
+        coefficients=terms.coefficients,
+        reference=terms.target if terms.reference else None,
+        grid=context.plan.experiment.search,
+    )
+
+
+def _table(regime: str, analogies: Sequence[Sequence[Solved]]) -> Table:
+    """Of one regime: a row an analogy, each over seeds."""
+    values = [[[row.value for row in run.rows.values()] for run in runs] for runs in analogies]
+    columns = range(min(len(of_seed) for runs in values for of_seed in runs))
+    rows: list[tuple[object, ...]] = [
+        (
+            f"{runs[0].a} : {runs[0].b} :: {runs[0].c} : {runs[0].target}",
+            *(percent([of_seed[place] for of_seed in of]) for place in columns),
+        )
+        for runs, of in zip(analogies, values, strict=True)
+    ]
+    if len(rows) > 1:
+        seeds = list(zip(*values, strict=True))
+        means = (percent([fmean(of[place] for of in of_seed) for of_seed in seeds]) for place in columns)
+        rows.append(("mean", *means))
+    searches = [
+        search for runs in analogies for run in runs for row in run.rows.values() for search in row.searches
+    ]
+    note = (
+        "Per cent on the test split of the fourth task. Every coefficient is chosen on its validation "
+        f"rows; only the last column was trained on it. {tally_note(searches)}."
+    )
+    head = ("a : b :: c : target", *(ROLES[place] for place in columns))
+    return Table(f"Analogies, {regime}", head, rows, note)

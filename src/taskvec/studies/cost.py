@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from time import perf_counter, time_ns
 from typing import Any, Self
@@ -11,11 +12,77 @@ from typing import Any, Self
 from torch.profiler import ProfilerActivity, profile
 
 from taskvec.models.backbone import Backbone
+from taskvec.reports.numbers import Mean
+from taskvec.reports.tables import Table
+from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study, recipe
 from taskvec.training.finetune import finetune
 from taskvec.training.parts import Part
 from taskvec.training.settings import TrainSettings
 
 TURNS = 3
+
+
+class Cost(Record):
+    """Of one training step."""
+
+    seconds: float
+    peak_bytes: int
+
+
+class Measurement(Record):
+    """Of every regime that trains, on a batch of one task."""
+
+    cell = "costs"
+    task: str
+    regimes: dict[str, Cost]
+
+
+class Costs(Study[bool]):
+    """The time and memory of a training step of each regime; a block of ``true`` measures them."""
+
+    settings = bool
+    default = False
+    of_model = True
+
+    def model_cells(self, plan: Plan) -> Iterator[Cell[Record]]:
+        experiment, task = plan.experiment, plan.tasks[0]
+        regimes = [regime for regime in experiment.regimes if experiment.trained(regime) == regime]
+        settings = {regime: experiment.settings(regime, experiment.seeds[0]) for regime in regimes}
+        inputs = {
+            **plan.evaluation,
+            "training": {regime: recipe(of) for regime, of in settings.items()},
+            "tasks": plan.fingerprints([task]),
+        }
+        yield Cell(Measurement, "of training", inputs, partial(_measure, task=task, settings=settings))
+
+    def model_facts(self, results: Results) -> Plain:
+        measurements = results.stored(Measurement)
+        return {"costs": measurements[0]} if measurements else {}
+
+    def tables(self, results: Results) -> Iterator[Table]:
+        for measurement in results.of(Measurement):
+            name, unit = next(iter(measurement.regimes.items()))
+            rows = [
+                (
+                    regime,
+                    Mean([cost.seconds], ".2g"),
+                    Mean([cost.seconds / unit.seconds], ".2f"),
+                    Mean([cost.peak_bytes / 2**20], ".0f"),
+                    Mean([cost.peak_bytes / unit.peak_bytes], ".2f"),
+                )
+                for regime, cost in measurement.regimes.items()
+            ]
+            note = (
+                f"On one batch of {measurement.task}, the regimes taking turns. Memory: most bytes allocated "
+                "at once within a step, above weights, optimizer state and data."
+            )
+            columns = ("a training step", "seconds", f"× {name}", "memory, MiB", f"× {name}")
+            yield Table("Training cost", columns, rows, note)
+
+
+def _measure(context: Context, task: str, settings: Mapping[str, TrainSettings]) -> Plain:
+    costs = training_costs(context.evaluator.backbone, context.evaluator.part(task), settings)
+    return {"task": task, "regimes": costs}
 
 
 def training_costs(
@@ -42,14 +109,14 @@ def training_costs(
 
     seconds: dict[str, list[float]] = {regime: [] for regime in regimes}
     for _ in range(TURNS):
-        for regime, found in seconds.items():
+        for regime, times in seconds.items():
             first, second = ends(regime, perf_counter)
-            found.append(second - first)
+            times.append(second - first)
     costs = {}
-    for regime, found in seconds.items():
+    for regime, times in seconds.items():
         with Memory() as memory:
             begin, end = ends(regime, time_ns)
-        costs[regime] = {"seconds": median(found), "peak_bytes": memory.peak(int(begin), int(end))}
+        costs[regime] = {"seconds": median(times), "peak_bytes": memory.peak(int(begin), int(end))}
     return costs
 
 

@@ -1,13 +1,133 @@
 """Task negation: forget one task, keep the others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from taskvec.arguments import checked
+from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import Score, absolute
 from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import Grid, search_negation
+from taskvec.reports.drawing import Drawing, axes_in_a_row
+from taskvec.reports.numbers import NOTHING, Mean, Several, percent
+from taskvec.reports.tables import Table
+from taskvec.studies.experiment import Experiment
+from taskvec.studies.measured import Searched, coefficients, search_inputs, search_note
+from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study
+from taskvec.tasks.suite import Suite
+from taskvec.vectors import TaskVector
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class NegationSettings(Config):
+    """Subtract the vectors of some tasks; keep the controls."""
+
+    targets: tuple[str, ...] = Field(min_length=1)
+    controls: tuple[str, ...] | None = None
+    """Default: the suite's control task, or all other tasks of the experiment."""
+    keep: float = Field(default=0.95, gt=0, le=1)
+    """Share of the controls' mean validation value that must remain."""
+    baselines: tuple[Literal["random", "ascent"], ...] = ("random", "ascent")
+    regimes: tuple[str, ...] | None = None
+    """Default: all of the experiment."""
+
+
+class Model(Record):
+    """One model on the target and on the controls."""
+
+    target: float
+    control: float
+    target_recall: list[float | None]
+
+
+class SearchedModel(Model, Searched):
+    """One whose coefficient was searched."""
+
+
+class Negated(Record):
+    """What one target's negation gave: a row a model, the pre-trained one first."""
+
+    cell = "negation"
+    target: str
+    controls: list[str]
+    keep: float
+    rows: dict[str, Annotated[SearchedModel | Model, Field(union_mode="left_to_right")]]
+
+
+Negations = Mapping[str, Sequence[Sequence[Negated]]]
+"""By regime, a sequence of targets for each seed."""
+
+
+class Negation(Study[NegationSettings]):
+    """Every target by itself, in every regime."""
+
+    settings = NegationSettings
+
+    def check(self, experiment: Experiment, suite: Suite) -> None:
+        experiment.check_regimes("negation", self.block.regimes)
+        for target in self.block.targets:
+            if not self._controls(experiment, suite, target):
+                raise InputError(f"negation: no control task is left for the target {target!r}")
+
+    def tasks(self, experiment: Experiment, suite: Suite) -> Iterator[str]:
+        for target in self.block.targets:
+            yield from (target, *self._controls(experiment, suite, target))
+
+    def _controls(self, experiment: Experiment, suite: Suite, target: str) -> list[str]:
+        """The tasks that negation of ``target`` must leave alone."""
+        default = [suite.control] if suite.control is not None else experiment.task_names(suite)
+        chosen = default if self.block.controls is None else self.block.controls
+        return [name for name in chosen if name != target]
+
+    def cells(self, plan: Plan, regime: str, seed: int) -> Iterator[Cell[Record]]:
+        if regime not in (self.block.regimes or plan.experiment.regimes):
+            return
+        for target in self.block.targets:
+            controls = self._controls(plan.experiment, plan.suite, target)
+            job = partial(
+                _negate, regime=regime, seed=seed, target=target, controls=controls, settings=self.block
+            )
+            inputs = {
+                **search_inputs(plan.experiment.search),
+                "controls": controls,
+                **self.block.model_dump(include={"keep", "baselines"}, mode="json"),
+            }
+            yield plan.cell(Negated, job, regime, seed, [target, *controls], **inputs)
+
+    def facts(self, results: Results, regime: str, seed: int) -> Plain:
+        return results.listed("negation", Negated, regime, seed)
+
+    def tables(self, results: Results) -> Iterator[Table]:
+        negations = results.by_regime(Negated)
+        for place, first in enumerate(_first(negations)):
+            rows: list[tuple[object, ...]] = []
+            searches: dict[str, Sequence[Searched]] = {}
+            for name, models in _rows(results, negations, place):
+                searched = [model for model in models if isinstance(model, SearchedModel)]
+                if searched:
+                    searches[name] = searched
+                rows.append((name, coefficients(searched) if searched else "", *_figures(models)))
+            note = (
+                f"Per cent, test. Control: mean of {', '.join(first.controls)}. α is the one of lowest "
+                f"target value on validation data that keeps {100 * first.keep:.0f} % of the control: "
+                f"{search_note(searches)}."
+            )
+            columns = ("", "α", f"{first.target} ↓", "control", "recall by class")
+            yield Table(f"Negation of {first.target}", columns, rows, note)
+
+    def drawings(self, results: Results) -> Iterator[Drawing]:
+        if negations := results.by_regime(Negated):
+            spaces = {regime: results.plan.experiment.space(regime) for regime in negations}
+            caption = "Negation: the target falls, the control stays."
+            yield Drawing("negation", caption, partial(_draw, negations, spaces))
 
 
 @checked
@@ -51,15 +171,15 @@ def negation(
     for label in measure:
         rows[label] = _row(evaluator.scores(points.at({label: 1.0}), tasks, "test"), target)
     for label in subtract:
-        found = search_negation(
+        search = search_negation(
             lambda alpha, label=label: evaluator.values(points.at({label: -alpha}), tasks, "validation"),  # type: ignore[misc]
             target,
             before,
             grid,
             keep,
         )
-        scores = evaluator.scores(points.at({label: -found.coefficient}), tasks, "test")
-        rows[f"negative {label}"] = {**found.record(), **_row(scores, target)}
+        scores = evaluator.scores(points.at({label: -search.coefficient}), tasks, "test")
+        rows[f"negative {label}"] = {**search.record(), **_row(scores, target)}
     return {"target": target, "controls": list(controls), "keep": keep, "rows": rows}
 
 
@@ -72,3 +192,93 @@ def _row(scores: Mapping[str, Score], target: str) -> dict[str, object]:
         "target_recall": scores[target].recall,
         "target_score": scores[target].record(),
     }
+
+
+def _negate(
+    context: Context,
+    regime: str,
+    seed: int,
+    target: str,
+    controls: Sequence[str],
+    settings: NegationSettings,
+) -> Plain:
+    vectors = {"fine-tuned": context.vector(regime, seed, (target,))}
+    if "random" in settings.baselines:
+        vectors["random"] = TaskVector.random_like(vectors["fine-tuned"], seed=seed)
+    if "ascent" in settings.baselines:
+        vectors["ascent"] = context.vector(regime, seed, (target,), ascend=True)
+    return negation(
+        context.evaluator,
+        context.points_of(regime, vectors),
+        target,
+        controls,
+        subtract=[label for label in ("fine-tuned", "random") if label in vectors],
+        measure=[label for label in ("fine-tuned", "ascent") if label in vectors],
+        grid=context.plan.experiment.search,
+        keep=settings.keep,
+    )
+
+
+def _first(negations: Negations) -> Sequence[Negated]:
+    """The targets, as the first regime and seed have them."""
+    return next(iter(negations.values()), [[]])[0]
+
+
+def _rows(results: Results, negations: Negations, place: int) -> Iterator[tuple[str, list[Model]]]:
+    """Names of models, and each over seeds."""
+    spaces = set[str]()
+    for regime, seeds in negations.items():
+        space = results.plan.experiment.space(regime)
+        for label in seeds[0][place].rows:
+            name = f"{regime}: {label}"
+            if label == "pretrained":  # a row a space: in bf16 it is not the same model in both
+                if space in spaces:
+                    continue
+                spaces.add(space)
+                name = "pre-trained" if space == "ordinary" else f"pre-trained, {space} space"
+            yield name, [targets[place].rows[label] for targets in seeds]
+
+
+def _figures(models: Sequence[Model]) -> tuple[object, object, object]:
+    """Target, control and recall by class of one model, over seeds."""
+    recalls = zip(*(model.target_recall for model in models), strict=True)
+    classes = [Mean(recall, ".0f", scale=100, spread=False) for recall in recalls]
+    return (
+        percent([model.target for model in models]),
+        percent([model.control for model in models]),
+        Several(classes, " ") if len(classes) <= 6 else NOTHING,
+    )
+
+
+def _draw(negations: Negations, spaces: Mapping[str, str]) -> "Figure":
+    targets = _first(negations)
+    columns = min(len(targets), 4)
+    labels = {label for seeds in negations.values() for label in seeds[0][0].rows}
+    wide = len(set(spaces.values())) + len(negations) * sum(label.startswith("negative") for label in labels)
+    upright = wide > 5
+    figure, axes = axes_in_a_row(columns, max(3.6, 0.7 + 0.4 * wide), 4.6 if upright else 3.2)
+    for place, (ax, target) in enumerate(zip(axes, targets[:columns], strict=True)):
+        bars = dict(_bars(negations, spaces, place))
+        for shift, kind in ((-0.2, "target"), (0.2, "control")):
+            heights = [100 * fmean(getattr(model, kind) for model in models) for models in bars.values()]
+            ax.bar([i + shift for i in range(len(bars))], heights, 0.4, label=kind)
+        ax.set_xticks(range(len(bars)), list(bars), fontsize="small", rotation=90 if upright else 0)
+        ax.set_title(f"forget {target.target}", fontsize="medium")
+        ax.set_ylim(0, 118)  # room for the legend
+    axes[0].set_ylabel("test metric, %")
+    axes[0].legend(frameon=False, ncols=2, loc="upper left")
+    return figure
+
+
+def _bars(negations: Negations, spaces: Mapping[str, str], place: int) -> Iterator[tuple[str, list[Model]]]:
+    """The pre-trained model of each space, and each negated one."""
+    seen = set[str]()
+    for regime, seeds in negations.items():
+        space = spaces[regime]
+        for label in seeds[0][place].rows:
+            models = [targets[place].rows[label] for targets in seeds]
+            if label == "pretrained" and space not in seen:
+                seen.add(space)
+                yield "pre-trained" if space == "ordinary" else f"pre-trained,\n{space}", models
+            if label.startswith("negative"):
+                yield f"{regime}\n{'random' if 'random' in label else 'negated'}", models

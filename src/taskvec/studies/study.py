@@ -73,12 +73,14 @@ class Plan:
     Args:
         model: the base model's fingerprint.
         digests: fingerprint of every task that is trained or measured.
+        compared: tasks whose zero-shot figures a reader wants.
     """
 
     experiment: Experiment
     suite: Suite
     model: str
     digests: Mapping[str, str]
+    compared: Sequence[str]
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -145,8 +147,11 @@ class Context(Protocol):
     ) -> TaskVector:
         """The stored vector of these inputs, else what ``compute`` returns, given a path for checkpoints."""
 
+    def vectors(self, regime: str, seed: int) -> Mapping[str, TaskVector]:
+        """The vector of each task that is studied."""
+
     def points(self, regime: str, seed: int) -> Points:
-        """Edits by the regime's vector of each task, in the regime's space."""
+        """Edits by these vectors, in the regime's space."""
 
     def points_of(self, regime: str, vectors: Mapping[str, TaskVector]) -> Points:
         """Edits by other vectors, in the regime's space."""
@@ -157,28 +162,40 @@ class Results:
     """The finished cells of an experiment."""
 
     plan: Plan
-    stored: dict[tuple[str, str | None, int | None], list[Plain]] = field(default_factory=dict)
-    """Results as stored, by kind of cell, regime and seed."""
+    cells: dict[tuple[str, str | None, int | None], list[Plain]] = field(default_factory=dict)
+    """What is stored, by kind of cell, regime and seed."""
     untrained: "Results | None" = None
     """The same experiment on the model before pre-training, if it was made for comparison."""
 
     def add(self, cell: Cell[Record], result: Plain) -> None:
         """Put a cell's result behind those of its kind."""
-        self.stored.setdefault((cell.kind.cell, cell.regime, cell.seed), []).append(result)
+        self.cells.setdefault((cell.kind.cell, cell.regime, cell.seed), []).append(result)
+
+    def take(self, kind: type[Record], other: "Results") -> None:
+        """Add what another experiment found of a kind."""
+        self.cells |= {place: cells for place, cells in other.cells.items() if place[0] == kind.cell}
+
+    def stored(self, kind: type[Record], regime: str | None = None, seed: int | None = None) -> list[Plain]:
+        """The results of a kind in one part of the experiment, as stored; none where it was not asked for."""
+        return self.cells.get((kind.cell, regime, seed), [])
+
+    def listed(self, key: str, kind: type[Record], regime: str, seed: int) -> Plain:
+        """The same under a key, or nothing."""
+        results = self.stored(kind, regime, seed)
+        return {key: results} if results else {}
 
     def of(self, kind: type[R], regime: str | None = None, seed: int | None = None) -> list[R]:
-        """The records of a kind in one part of the experiment, in order; none where it was not asked for."""
-        return [kind.model_validate(result) for result in self.stored.get((kind.cell, regime, seed), [])]
-
-    def seeds(self, kind: type[R], regime: str) -> list[list[R]]:
-        """The same for every seed; empty if the regime has none."""
-        seeds = [self.of(kind, regime, seed) for seed in self.plan.experiment.seeds]
-        return seeds if all(seeds) else []
+        """The results of a kind as records."""
+        return [kind.model_validate(result) for result in self.stored(kind, regime, seed)]
 
     def by_regime(self, kind: type[R]) -> dict[str, list[list[R]]]:
-        """The same for every regime that has some."""
-        of = {regime: self.seeds(kind, regime) for regime in self.plan.experiment.regimes}
-        return {regime: seeds for regime, seeds in of.items() if seeds}
+        """Records of every seed, of each regime that has some."""
+        experiment = self.plan.experiment
+        known = {
+            regime: [self.of(kind, regime, seed) for seed in experiment.seeds]
+            for regime in experiment.regimes
+        }
+        return {regime: seeds for regime, seeds in known.items() if all(seeds)}
 
 
 class Study(Generic[B]):

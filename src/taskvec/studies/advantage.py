@@ -1,0 +1,81 @@
+"""Non-linear advantage: what leaving the tangent space gains on every task."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from statistics import fmean
+
+from pydantic import RootModel
+
+from taskvec.analysis.linearity import nonlinear_advantage
+from taskvec.reports.numbers import Mean
+from taskvec.reports.tables import Table
+from taskvec.studies.experiment import post_hoc_of
+from taskvec.studies.single import OwnModels
+from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study
+from taskvec.training.regimes import linear_of
+
+
+class Accuracies(Record, RootModel[dict[str, float]]):
+    """Test accuracy of tasks' own models, of the tasks whose metric is another."""
+
+    cell = "accuracy"
+
+
+class Advantage(Study[None]):
+    """Of experiments with regimes in tangent space, over the same parameters in ordinary space."""
+
+    def cells(self, plan: Plan, regime: str, seed: int) -> Iterator[Cell[Record]]:
+        others = [task for task in plan.tasks if plan.suite.task(task).metric != "accuracy"]
+        if others and self._compares(plan):
+            job = partial(_measure_accuracies, regime=regime, seed=seed, tasks=others)
+            yield plan.cell(Accuracies, job, regime, seed, others)
+
+    def facts(self, results: Results, regime: str, seed: int) -> Plain:
+        if not self._compares(results.plan):
+            return {}
+        facts = {"accuracy": self._accuracies(results, regime, seed)}
+        advantages = self._advantages(results, regime, seed)
+        return {**facts, "nonlinear_advantage": advantages} if advantages else facts
+
+    def tables(self, results: Results) -> Iterator[Table]:
+        tasks, experiment, rows = results.plan.tasks, results.plan.experiment, []
+        for regime in experiment.regimes:
+            advantages = [self._advantages(results, regime, seed) for seed in experiment.seeds]
+            if all(advantages):
+                by_task = [[100 * of[task] for of in advantages] for task in tasks]
+                means = [fmean(of_seed) for of_seed in zip(*by_task, strict=True)]
+                rows.append((f"over {regime}", *(Mean(values, "+.1f") for values in (*by_task, means))))
+        if rows:
+            note = (
+                "(accuracy in ordinary space − accuracy in tangent space) / (1 − 1/C) of each task's own "
+                "model, per cent, test: what leaving the tangent space gains."
+            )
+            yield Table("Non-linear advantage", ("", *tasks, "mean"), rows, note)
+
+    def _compares(self, plan: Plan) -> bool:
+        return "tangent" in map(plan.experiment.space, plan.experiment.regimes)
+
+    def _accuracies(self, results: Results, regime: str, seed: int) -> dict[str, float]:
+        """By task, whatever its metric is."""
+        [single] = results.of(OwnModels, regime, seed)
+        accuracies = dict(single.test)
+        for other in results.of(Accuracies, regime, seed):
+            accuracies |= other.root
+        return accuracies
+
+    def _advantages(self, results: Results, regime: str, seed: int) -> dict[str, float]:
+        """By task, of the ordinary regime with the same parameters over this one; empty if there is none."""
+        regimes, suite = results.plan.experiment.regimes, results.plan.suite
+        ordinary = next((name for name in regimes if regime in (linear_of(name), post_hoc_of(name))), None)
+        if ordinary is None:
+            return {}
+        above, below = (self._accuracies(results, name, seed) for name in (ordinary, regime))
+        return {
+            task: nonlinear_advantage(above[task], below[task], len(suite.task(task).classes))
+            for task in results.plan.tasks
+        }
+
+
+def _measure_accuracies(context: Context, regime: str, seed: int, tasks: Sequence[str]) -> Plain:
+    points = context.points(regime, seed)
+    return {task: context.evaluator.score(points.at({task: 1.0}), task, "test").accuracy for task in tasks}

@@ -1,0 +1,238 @@
+"""Every task by itself: the model before training, each task's own model, and the geometry of the vectors."""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from taskvec.arguments import checked
+from taskvec.evaluation.evaluator import Evaluator
+from taskvec.evaluation.metrics import majority
+from taskvec.evaluation.points import Points
+from taskvec.reports.drawing import Drawing, axes_in_a_row, name_ticks, number_cells
+from taskvec.reports.numbers import Mean, Range, percent
+from taskvec.reports.tables import Table
+from taskvec.studies.measured import Scored
+from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study
+from taskvec.tasks.source import SplitName
+from taskvec.vectors import similarity
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Baseline(Record):
+    """One task before any training."""
+
+    cell = "zero_shot"
+    majority: float
+    test: Scored
+
+
+class OwnModels(Record):
+    """The value of each task's own model on its task: what edits are divided by."""
+
+    cell = "single"
+    validation: dict[str, float]
+    test: dict[str, float]
+
+
+class Geometry(Record):
+    """Lengths of the tasks' vectors, and cosines between them."""
+
+    cell = "geometry"
+    norms: dict[str, float]
+    cosine: list[list[float]]
+
+
+@checked
+def single_task(evaluator: Evaluator, points: Points, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Value of each task's own vector at coefficient 1, on validation and test: ``{split: {task: value}}``.
+
+    These are the denominators of normalized accuracy for every edit of the same regime. The points' vectors
+    carry the names of the tasks.
+    """
+    values: dict[SplitName, dict[str, float]] = {"validation": {}, "test": {}}
+    for task in tasks:
+        params = points.at({task: 1.0})
+        for split, by_task in values.items():
+            by_task[task] = evaluator.score(params, task, split).value
+    return {str(split): by_task for split, by_task in values.items()}
+
+
+def single_cell(plan: Plan, regime: str, seed: int) -> Cell[OwnModels]:
+    """The cell of the tasks' own models, whose values other cells divide by."""
+    job = partial(_score_own_models, regime=regime, seed=seed)
+    return plan.cell(OwnModels, job, regime, seed, plan.tasks)
+
+
+def baselines(results: Results) -> dict[str, Baseline]:
+    """By task."""
+    return dict(zip(results.plan.compared, results.of(Baseline), strict=True))
+
+
+class ZeroShot(Study[None]):
+    """The pre-trained model on every task that a table compares with it."""
+
+    of_model = True
+
+    def model_cells(self, plan: Plan) -> Iterator[Cell[Record]]:
+        for task in plan.compared:
+            inputs = {**plan.evaluation, "tasks": plan.fingerprints([task])}
+            yield Cell(Baseline, task, inputs, partial(_score_pretrained, task=task))
+
+    def model_facts(self, results: Results) -> Plain:
+        return {"zero_shot": dict(zip(results.plan.compared, results.stored(Baseline), strict=True))}
+
+
+class Single(Study[None]):
+    """Each task's own model, and the vectors that make it."""
+
+    def cells(self, plan: Plan, regime: str, seed: int) -> Iterator[Cell[Record]]:
+        yield single_cell(plan, regime, seed)
+        yield plan.cell(
+            Geometry, partial(_measure_vectors, regime=regime, seed=seed), regime, seed, plan.tasks
+        )
+
+    def facts(self, results: Results, regime: str, seed: int) -> Plain:
+        [single] = results.stored(OwnModels, regime, seed)
+        [geometry] = results.of(Geometry, regime, seed)
+        return {
+            "space": results.plan.experiment.space(regime),
+            "single": single,
+            "norms": geometry.norms,
+        }
+
+    def tables(self, results: Results) -> Iterator[Table]:
+        tasks, before = results.plan.tasks, baselines(results)
+        rows: list[tuple[object, ...]] = [
+            ("zero-shot", *_by_task([[before[task].test.value for task in tasks]]), ""),
+            ("majority class", *_by_task([[before[task].majority for task in tasks]]), ""),
+        ]
+        geometries = results.by_regime(Geometry)
+        for regime, own in results.by_regime(OwnModels).items():
+            norms = [norm for [geometry] in geometries[regime] for norm in geometry.norms.values()]
+            values = [[models.test[task] for task in tasks] for [models] in own]
+            rows.append((regime, *_by_task(values), Range(norms, ".1f")))
+        metrics = {task: before[task].test.metric for task in tasks if before[task].test.metric != "accuracy"}
+        named = (
+            f" Metrics: {', '.join(f'{task} {name}' for task, name in metrics.items())}." if metrics else ""
+        )
+        sizes = Range([before[task].test.examples for task in tasks], "d")
+        count = len(results.plan.experiment.seeds)
+        over = f"; mean ± standard deviation over {count} seeds" if count > 1 else ""
+        note = f"Per cent on {sizes} test examples a task{over}.{named}"
+        yield Table("Single tasks", ("", *tasks, "mean", "‖τ‖"), rows, note)
+
+    def drawings(self, results: Results) -> Iterator[Drawing]:
+        yield Drawing(
+            "single", "Every task before and after its own fine-tuning.", partial(_draw_bars, results)
+        )
+
+
+class Cosine(Study[None]):
+    """How far the tasks' vectors point in one direction; of regimes that train."""
+
+    def facts(self, results: Results, regime: str, seed: int) -> Plain:
+        if not self._trains(results, regime):
+            return {}
+        [geometry] = results.of(Geometry, regime, seed)
+        return {"cosine": geometry.cosine}
+
+    def tables(self, results: Results) -> Iterator[Table]:
+        tasks = results.plan.tasks
+        for regime, cosines in self._cosines(results).items():
+            rows = [
+                (task, *(Mean(values, ".3f", spread=False) for values in row))
+                for task, row in zip(tasks, cosines, strict=True)
+            ]
+            yield Table(f"Cosine of task vectors, {regime}", ("", *tasks), rows)
+
+    def drawings(self, results: Results) -> Iterator[Drawing]:
+        means = {
+            regime: [list(map(fmean, row)) for row in cosines]
+            for regime, cosines in self._cosines(results).items()
+        }
+        draw = partial(_draw_cosines, results.plan.tasks, means)
+        yield Drawing("cosine", "Cosines between task vectors.", draw)
+
+    def _cosines(self, results: Results) -> dict[str, list[list[list[float]]]]:
+        """By regime a matrix, whose elements have a value a seed."""
+        count = range(len(results.plan.tasks))
+        return {
+            regime: [[[geometry.cosine[i][j] for [geometry] in seeds] for j in count] for i in count]
+            for regime, seeds in results.by_regime(Geometry).items()
+            if self._trains(results, regime)
+        }
+
+    def _trains(self, results: Results, regime: str) -> bool:
+        return results.plan.experiment.trained(regime) == regime
+
+
+def _score_pretrained(context: Context, task: str) -> Plain:
+    evaluator = context.evaluator
+    labels = evaluator.split(task, "test").labels
+    return {
+        "majority": majority(labels),
+        **{
+            split: evaluator.score(evaluator.pretrained, task, split).record()
+            for split in ("validation", "test")
+        },
+    }
+
+
+def _score_own_models(context: Context, regime: str, seed: int) -> Plain:
+    return single_task(context.evaluator, context.points(regime, seed), context.plan.tasks)
+
+
+def _measure_vectors(context: Context, regime: str, seed: int) -> Plain:
+    """The two figures that read every tensor of each vector."""
+    vectors = context.vectors(regime, seed)
+    return {
+        "norms": {task: vector.norm() for task, vector in vectors.items()},
+        "cosine": similarity(list(vectors.values())).tolist(),
+    }
+
+
+def _by_task(seeds: Sequence[Sequence[float]]) -> list[Mean]:
+    """One number a task and one for their mean, each over seeds."""
+    return [percent(column) for column in zip(*seeds, strict=True)] + [percent([fmean(s) for s in seeds])]
+
+
+def _draw_bars(results: Results) -> "Figure":
+    tasks, before = results.plan.tasks, baselines(results)
+    bars = {"zero-shot": [100 * before[task].test.value for task in tasks]}
+    for regime, own in results.by_regime(OwnModels).items():
+        bars[regime] = [100 * fmean(models.test[task] for [models] in own) for task in tasks]
+    width = 1.2 + 1.1 * len(tasks)
+    columns = min(len(bars), max(2, int(width / 1.7)))
+    figure, [ax] = axes_in_a_row(1, width, 2.8 + 0.25 * math.ceil(len(bars) / columns))
+    wide = 0.8 / len(bars)
+    for place, (label, values) in enumerate(bars.items()):
+        shift = (place - (len(bars) - 1) / 2) * wide
+        ax.bar([i + shift for i in range(len(tasks))], values, wide, label=label)
+    ax.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
+    ax.set_ylabel("test metric, %")
+    ax.legend(frameon=False, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return figure
+
+
+def _draw_cosines(tasks: Sequence[str], means: dict[str, list[list[float]]]) -> "Figure":
+    off = [
+        abs(value)
+        for rows in means.values()
+        for i, row in enumerate(rows)
+        for j, value in enumerate(row)
+        if i != j
+    ]
+    top = max([0.1, *off])
+    side = 1.6 + 0.45 * len(tasks)
+    figure, axes = axes_in_a_row(len(means), side, side)
+    for ax, (regime, rows) in zip(axes, means.items(), strict=True):
+        image = ax.imshow(rows, vmin=-top, vmax=top, cmap="RdBu_r")
+        number_cells(ax, rows, "{:.2f}", lambda value: abs(value) > 0.6 * top)
+        name_ticks(ax, tasks)
+        ax.set_title(regime, fontsize="medium")
+    figure.colorbar(image, ax=axes, shrink=0.7)
+    return figure
