@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from edits.mergekit_models import LAYERS, PARTS, SHAPES, STATES, check, document, merge, run
 from taskvec.edits.layers import Picked
-from taskvec.edits.mergekit.settings import Parameter, parse_scope, resolve
+from taskvec.edits.mergekit.values import Parameter, join, parse_scope
+from taskvec.edits.parameters import value_at
 from taskvec.errors import InputError
 from taskvec.weights import open_weights, save_weights
 
@@ -89,14 +90,15 @@ def test_a_gradient_is_the_line_through_its_anchors(anchors: list[float], depth:
     known = {"weight": Parameter(float)}
     scope = parse_scope("here", {"weight": anchors}, known, of_model=False, method="m")
     places = np.linspace(0, 1, len(anchors))
-    found = resolve("weight", known["weight"], [scope], "name", depth)
+    found = value_at(join([scope], "weight", None), "name", depth)
     assert found == pytest.approx(np.interp(depth, places, anchors), abs=1e-9)
 
 
 def test_a_truth_value_along_depth_is_that_of_its_stretch(here: Path) -> None:
     known = {"normalize": Parameter(bool, False)}
     scope = parse_scope("here", {"normalize": [True, False]}, known, of_model=False, method="m")
-    values = [resolve("normalize", known["normalize"], [scope], "name", depth) for depth in (0, 0.9, 1)]
+    normalize = join([scope], "normalize", False)
+    values = [value_at(normalize, "name", depth) for depth in (0, 0.9, 1)]
     assert values == [True, True, False]
 
 

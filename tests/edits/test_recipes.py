@@ -16,7 +16,7 @@ import taskvec as tv
 from taskvec.config import read_yaml
 from taskvec.edits.card import card
 from taskvec.edits.merge import Merge
-from taskvec.edits.parameters import interpolated
+from taskvec.edits.parameters import interpolate
 from taskvec.edits.plan import plan
 from taskvec.edits.recipe import Recipe, read
 from taskvec.errors import BaseMismatch, InputError, KeyMismatch, OutputExists
@@ -261,7 +261,7 @@ anchors = st.lists(st.floats(-2, 2, allow_nan=False), min_size=2, max_size=6)
 
 @given(anchors, st.floats(0, 1))
 def test_gradients_interpolate_as_numpy_does(values: list[float], depth: float) -> None:
-    assert interpolated(values, depth) == pytest.approx(by_numpy(depth, values), abs=1e-12)
+    assert interpolate(values, depth) == pytest.approx(by_numpy(depth, values), abs=1e-12)
 
 
 @settings(max_examples=10, deadline=None)

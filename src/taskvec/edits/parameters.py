@@ -5,14 +5,16 @@ through anchor values over the blocks of the model, one with the key ``filters``
 from the names of the vectors gives each its own value.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, get_args, get_origin
+from functools import cached_property
+from typing import Annotated, Any, cast, get_args, get_origin
 
 import torch
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from taskvec.config import Config
+from taskvec.edits.inputs import told
 from taskvec.errors import InputError, and_more
 from taskvec.names import block_depths
 from taskvec.patterns import Pattern
@@ -62,6 +64,15 @@ class Filter(Documented):
     match: str = Field(min_length=1)
     """A part of the name, or ``re:PATTERN``, a regular expression that whole names match."""
     value: "Value"
+
+    def matches(self, name: str) -> bool:
+        """Whether the value is that of a tensor."""
+        return self.match in name if self._pattern is None else self._pattern.fullmatch(name) is not None
+
+    @cached_property
+    def _pattern(self) -> Pattern | None:
+        kind, colon, expression = self.match.partition("re:")
+        return Pattern(expression, "match") if colon and not kind else None
 
 
 class Filters(Documented):
@@ -113,21 +124,58 @@ Each = Annotated[Plain | Gradient | Filters | dict[str, Value | None] | None, Be
 Filter.model_rebuild()
 Filters.model_rebuild()
 
-Settled = Mapping[str, Plain]
-"""Tensor name -> value."""
 
-
-def constant(value: "Plain | Gradient | Filters | Mapping[str, Any]") -> bool:
+def constant(value: "Plain | Gradient | Filters | Mapping[str, Any] | None") -> bool:
     """Whether a value is the same for all tensors."""
     if isinstance(value, Mapping):
         return all(map(constant, value.values()))
     return not isinstance(value, Gradient | Filters)
 
 
+def value_at(value: Plain | Gradient | Filters, name: str, depth: float | None) -> Plain | None:
+    """The value for one tensor; ``None`` where it gives none.
+
+    Args:
+        depth: 0 for the first block to 1 for the last, ``None`` outside the blocks.
+    """
+    if isinstance(value, Gradient):
+        return value.default if depth is None else interpolate(value.gradient, depth)
+    if not isinstance(value, Filters):
+        return value
+    for entry in value.filters:
+        given = value_at(entry.value, name, depth) if entry.matches(name) else None
+        if given is not None:
+            return given
+    return None if value.default is None else value_at(value.default, name, depth)
+
+
+def interpolate(anchors: Sequence[float], depth: float) -> float:
+    """The line through equally spaced anchors, at a depth from 0 to 1; of truth values the one before it.
+
+    >>> interpolate([0, 1, 4], 0.75)
+    2.5
+    """
+    place = depth * (len(anchors) - 1)
+    left = int(place)
+    right, share = min(left + 1, len(anchors) - 1), place - left
+    if isinstance(anchors[left], bool):
+        return anchors[left]
+    return (1 - share) * anchors[left] + share * anchors[right]
+
+
+def inner_values(value: Plain | Gradient | Filters) -> Iterator[Plain | Gradient | Filters]:
+    """A value, and all that its filters choose from."""
+    yield value
+    if isinstance(value, Filters):
+        chosen = [entry.value for entry in value.filters]
+        for inner in chosen if value.default is None else [*chosen, value.default]:
+            yield from inner_values(inner)
+
+
 def settle(
     where: str, value: Plain | Gradient | Filters, names: Sequence[str], edited: Iterable[str]
-) -> Settled:
-    """The value of every tensor.
+) -> dict[str, Plain]:
+    """The value of every edited tensor.
 
     Args:
         where: the field, to open messages.
@@ -136,70 +184,44 @@ def settle(
 
     Raises: InputError for a filter or a gradient that matches nothing, and for a tensor left without value.
     """
-    found = _settled(where, value, names)
-    bare = [name for name in edited if name not in found]
+    # Depth is that of the whole model, however few tensors a filter is about.
+    along = any(isinstance(inner, Gradient) for inner in inner_values(value))
+    depths = block_depths(names) if along else {}
+    _check_used(where, value, names, depths)
+    settled = {name: value_at(value, name, depths.get(name)) for name in edited}
+    bare = [name for name, given in settled.items() if given is None]
     if bare:
         what = "filter" if isinstance(value, Filters) else "block"
         raise InputError(f"{where}: no {what} gives {bare[0]!r} a value{and_more(bare)}; add a default")
-    return found
+    return cast(dict[str, Plain], settled)
 
 
-def _settled(where: str, value: Plain | Gradient | Filters, names: Sequence[str]) -> dict[str, Plain]:
-    if isinstance(value, Gradient):
-        return _along_depth(where, value, names)
-    if isinstance(value, Filters):
-        return _by_name(where, value, names)
-    return dict.fromkeys(names, value)
-
-
-def _along_depth(where: str, value: Gradient, names: Sequence[str]) -> dict[str, Plain]:
-    depths = block_depths(names)
-    if not depths:
+def _check_used(
+    where: str, value: Plain | Gradient | Filters, names: Sequence[str], depths: Mapping[str, float]
+) -> None:
+    """Refuse what is said of no tensor."""
+    if isinstance(value, Gradient) and not depths:
         raise InputError(
             f"{where}: a gradient, but no tensor is in a numbered block, the first is "
             f"{next(iter(names), 'none')!r}; give one value, or filters"
         )
-    rest = {} if value.default is None else dict.fromkeys(names, value.default)
-    return {**rest, **{name: interpolated(value.gradient, depth) for name, depth in depths.items()}}
-
-
-def interpolated(anchors: Sequence[float], depth: float) -> float:
-    """The piecewise linear function through equally spaced anchors, at a depth from 0 to 1.
-
-    >>> interpolated([0, 1, 4], 0.75)
-    2.5
-    """
-    place = depth * (len(anchors) - 1)
-    left = min(int(place), len(anchors) - 2)
-    return anchors[left] + (place - left) * (anchors[left + 1] - anchors[left])
-
-
-def _by_name(where: str, value: Filters, names: Sequence[str]) -> dict[str, Plain]:
-    found: dict[str, Plain] = {}
-    for place, entry in enumerate(value.filters):
-        here = f"{where}: filter {place + 1} ({entry.match!r})"
-        matched = _matching(here, entry.match, names)
+    if not isinstance(value, Filters):
+        return
+    left = set(names)
+    for place, entry in enumerate(value.filters, start=1):
+        here = f"{where}: filter {place} ({entry.match!r})"
+        with told(here):
+            matched = list(filter(entry.matches, names))
         if not matched:
             raise InputError(
                 f"{here}: no tensor's name matches, the last is {names[-1]!r}; correct it or leave it out"
             )
-        left = [name for name in matched if name not in found]
-        if not left:
+        if left.isdisjoint(matched):
             raise InputError(f"{here}: all it matches is taken by earlier filters; put it before them")
-        # Depth is that of the whole model, however few tensors the filter is about.
-        settled = _settled(here, entry.value, names)
-        found |= {name: settled[name] for name in left if name in settled}
+        _check_used(here, entry.value, names, depths)
+        left -= {name for name in matched if value_at(entry.value, name, depths.get(name)) is not None}
     if value.default is not None:
-        rest = _settled(f"{where}: default", value.default, names)
-        found = {**rest, **found}
-    return found
-
-
-def _matching(where: str, match: str, names: Sequence[str]) -> list[str]:
-    if not match.startswith("re:"):
-        return [name for name in names if match in name]
-    pattern = Pattern(match.removeprefix("re:"), where)
-    return [name for name in names if pattern.fullmatch(name)]
+        _check_used(f"{where}: default", value.default, names, depths)
 
 
 def for_rule(
@@ -262,8 +284,7 @@ def by_vector(where: str, value: Mapping[str, Any], vectors: Sequence[str]) -> d
 def _varying(where: str, value: Any, names: Sequence[str], edited: Sequence[str]) -> Mapping[str, Any]:
     """Tensor name -> value, or the list of the vectors' values."""
     if not isinstance(value, dict):
-        settled = settle(where, value, names, edited)
-        return {name: settled[name] for name in edited}
+        return settle(where, value, names, edited)
     columns = [settle(f"{where}.{vector}", one, names, edited) for vector, one in value.items()]
     return {name: [column[name] for column in columns] for name in edited}
 

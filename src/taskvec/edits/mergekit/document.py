@@ -64,6 +64,12 @@ class Slice(Config):
     base_model: Reference | None = None
     parameters: Parameters = None
 
+    @property
+    def length(self) -> int:
+        """The number of layers."""
+        first, end = self.sources[0].layer_range
+        return end - first
+
     @model_validator(mode="after")
     def _same_length(self) -> Self:
         lengths = [source.layer_range[1] - source.layer_range[0] for source in self.sources]

@@ -5,17 +5,35 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from taskvec.edits.mergekit.settings import Parameter
-from taskvec.edits.mergekit.sparse import sparse_then
-from taskvec.edits.mergekit.values import Table, Values, added, per_tensor, scaled, shares, weighted
+from taskvec.edits.mergekit.values import Parameter
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
     from taskvec.vectors import TaskVector
 
-
-Combine = Callable[[Sequence["TaskVector"], Table], "TaskVector"]
 Base = Literal["start", "optional", "first", "model"]
+Parameters = dict[str, Any]
+"""Of one of our rules."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """The parameters of one tensor: those for all models, and those of each, in the order of the vectors."""
+
+    name: str
+    shared: Mapping[str, Any]
+    own: tuple[Mapping[str, Any], ...]
+
+    def each(self, parameter: str) -> list[Any]:
+        """The values of the models."""
+        return [own[parameter] for own in self.own]
+
+    def shares(self) -> list[float]:
+        """lambda w_t, divided by the sum of the weights if ``normalize`` says so and they have one."""
+        weights = self.each("weight")
+        total = sum(weights) if self.shared["normalize"] else 1.0
+        factor = self.shared.get("lambda", 1.0) / (total if abs(total) >= 1e-8 else 1.0)
+        return [weight * factor for weight in weights]
 
 
 @dataclass(frozen=True)
@@ -23,7 +41,10 @@ class Method:
     """One of mergekit's methods.
 
     Attributes:
-        combine: task vectors and the parameters of every tensor -> the merged vector.
+        rule: ours, which may depend on the values of all tensors.
+        parameters: what the method takes.
+        translate: the rule, and the values of one tensor -> the parameters of the rule.
+        scale: the values of one tensor -> what the result of the rule is multiplied by.
         base: what the base model is. ``start``: the other models are task vectors from it. ``optional``:
             likewise, but without one the weights themselves are merged. ``first``: the first of two models
             whose weights are merged. ``model``: one model like any other.
@@ -31,74 +52,101 @@ class Method:
         notes: where mergekit's result is another; said to the user.
     """
 
-    combine: Combine
+    rule: str | Callable[[Sequence[Values]], str]
     parameters: Mapping[str, Parameter]
+    translate: Callable[[str, Values], Parameters]
+    scale: Callable[[Values], float] | None = None
     base: Base = "start"
     vectors: tuple[int, int | None] = (1, None)
     notes: tuple[str, ...] = ()
 
+    def combine(self, vectors: Sequence["TaskVector"], values: Sequence[Values]) -> "TaskVector":
+        """The merged vector, of task vectors and the values of every tensor."""
+        from taskvec.vectors import combine
 
-# Linear methods
-
-
-def _linear(vectors: Sequence["TaskVector"], table: Table) -> "TaskVector":
-    for name, values in table.items():
-        if values.shared["normalize"] and abs(sum(own["weight"] for own in values.own)) < 1e-8:
-            raise InputError(
-                f"linear: the weights of {name!r} add up to 0, expected a sum that is not zero; "
-                "set normalize to false to add models without dividing"
-            )
-    return weighted(vectors, {name: shares(values) for name, values in table.items()})
-
-
-def _passthrough(vectors: Sequence["TaskVector"], table: Table) -> "TaskVector":
-    return weighted(vectors, {name: [values.own[0]["scale"]] for name, values in table.items()})
+        rule = self.rule if isinstance(self.rule, str) else self.rule(values)
+        params = {tensor.name: self.translate(rule, tensor) for tensor in values}
+        first = next(iter(params.values()), {})
+        varying = {name: own for name, own in params.items() if own != first}
+        merged = combine(rule, vectors, each=varying or None, **first)
+        if self.scale is None:
+            return merged
+        factors = {tensor.name: self.scale(tensor) for tensor in values}
+        constant = len(set(factors.values())) == 1
+        return next(iter(factors.values())) * merged if constant else merged.scaled(factors)
 
 
-# Methods on a sphere, and others with a rule of their own
+def _sum(_: str, values: Values) -> Parameters:
+    return {"weights": values.shares()}
 
 
-def _slerp(vectors: Sequence["TaskVector"], table: Table) -> "TaskVector":
-    params = {name: {"t": values.shared["t"], "of": "vectors"} for name, values in table.items()}
-    return per_tensor("slerp", vectors, params)
+def _linear(_: str, values: Values) -> Parameters:
+    if values.shared["normalize"] and abs(sum(values.each("weight"))) < 1e-8:
+        raise InputError(
+            f"linear: the weights of {values.name!r} add up to 0, expected a sum that is not zero; "
+            "set normalize to false to add models without dividing"
+        )
+    return {"weights": values.shares()}
 
 
-def _nuslerp(vectors: Sequence["TaskVector"], table: Table) -> "TaskVector":
-    def params(values: Values) -> dict[str, Any]:
-        shared = values.shared
-        apart = "column" if shared["nuslerp_row_wise"] else "row"
-        per = "tensor" if shared["nuslerp_flatten"] else apart
-        return {"weights": [own["weight"] for own in values.own], "per": per}
-
-    return per_tensor("nuslerp", vectors, {name: params(values) for name, values in table.items()})
-
-
-def _multislerp(vectors: Sequence["TaskVector"], table: Table) -> "TaskVector":
-    weights = {name: [own["weight"] for own in values.own] for name, values in table.items()}
-    merged = per_tensor("multislerp", vectors, {name: {"weights": own} for name, own in weights.items()})
-    # The rule divides by the sum of the weights, which carries over to the norm alone.
-    totals = {
-        name: 1.0 if values.shared["normalize_weights"] else abs(sum(weights[name]))
-        for name, values in table.items()
+def _nuslerp(_: str, values: Values) -> Parameters:
+    apart = "column" if values.shared["nuslerp_row_wise"] else "row"
+    return {
+        "weights": values.each("weight"),
+        "per": "tensor" if values.shared["nuslerp_flatten"] else apart,
     }
-    return scaled(merged, totals)
 
 
-def _karcher(vectors: Sequence["TaskVector"], table: Table) -> "TaskVector":
-    params = {name: {**values.shared, "of": "vectors"} for name, values in table.items()}
-    return per_tensor("karcher", vectors, params)
+def _total(values: Values) -> float:
+    """What ``multislerp`` divided by: the sum of the weights, which carries over to the norm alone."""
+    return 1.0 if values.shared["normalize_weights"] else abs(sum(values.each("weight")))
 
 
-def _model_stock(vectors: Sequence["TaskVector"], table: Table) -> "TaskVector":
-    params = {
-        name: {"per": "row" if values.shared["filter_wise"] else "tensor"} for name, values in table.items()
-    }
-    return per_tensor("model_stock", vectors, params)
+# Vectors made sparse, then added, or merged by sign
 
 
-def _named(rule: str, names: Sequence[str], vectors: Sequence["TaskVector"], table: Table) -> "TaskVector":
-    """A rule whose parameters have the same names."""
-    return per_tensor(rule, vectors, {key: {n: v.shared[n] for n in names} for key, v in table.items()})
+def _chain(step: str, merge: str, values: Sequence[Values]) -> str:
+    """The rule of a method; it has no first step if all is kept, or ``ties`` can trim by itself."""
+    rescale = {tensor.shared["rescale"] for tensor in values}
+    if all(density == 1 for tensor in values for density in tensor.each("density")):
+        return merge
+    if step == "ties":
+        return f"breadcrumbs+{merge}" if True in rescale else merge
+    return f"della+{merge}" if step == "dare" and False in rescale else f"{step}+{merge}"
+
+
+def _of_chain(method: str, rule: str, values: Values) -> Parameters:
+    step, _, merge = rule.rpartition("+")
+    params = _of_step(method, step, values) if step else {}
+    if merge == "sum":
+        return {**params, "weights": values.shares()}
+    mean = "mean" if values.shared["normalize"] else "sum"
+    keep = 1.0 if step else values.each("density")
+    return {**params, "merge": mean, "weights": values.each("weight"), "keep": keep}
+
+
+def _of_step(method: str, step: str, values: Values) -> Parameters:
+    density, rescale = values.each("density"), values.shared["rescale"]
+    if step == "dare":
+        return {"density": density}
+    if method == "dare":
+        return {"density": density, "epsilon": 0.0, "rescale": "element" if rescale else None}
+    l1 = "l1" if rescale else None
+    if step == "della":
+        return {"density": density, "epsilon": values.each("epsilon"), "rescale": l1}
+    # The outliers left in are as many as mergekit leaves in to reach the density.
+    gamma = [min(own.get("gamma", 0.0), 1 - own["density"]) for own in values.own]
+    return {"density": density, "gamma": gamma, "rescale": l1}
+
+
+def _sparse(step: str, parameters: Mapping[str, Parameter], note: str, *, merge: str = "sum") -> Method:
+    return Method(
+        partial(_chain, step, merge),
+        parameters,
+        partial(_of_chain, step),
+        scale=None if merge == "sum" else lambda values: values.shared["lambda"],
+        notes=(note,),
+    )
 
 
 # The table
@@ -120,11 +168,8 @@ def _arithmetic(*, normalize: bool, rescale: bool, **more: Parameter) -> dict[st
     }
 
 
-def _sparse(rule: str, parameters: Mapping[str, Parameter], note: str, *, elect: bool = False) -> Method:
-    """Vectors made sparse by a rule, then added, or merged by sign."""
-    return Method(partial(sparse_then, rule, elect), parameters, notes=(note,))
-
-
+_PLAIN = _arithmetic(normalize=False, rescale=False)
+_DARE = _arithmetic(normalize=False, rescale=True)
 _CRUMBS = _arithmetic(normalize=False, rescale=False, gamma=Parameter(float, 0.01, "model", low=0, high=1))
 _EPSILON = Parameter(float, 0.15, "model", low=0, high=0.5)
 
@@ -145,47 +190,73 @@ SCE = (
 FUSION = "quartiles are exact, where mergekit takes those of a sample of large tensors"
 
 METHODS: dict[str, Method] = {
-    "linear": Method(_linear, {"weight": _WEIGHT, "normalize": Parameter(bool, True)}, "model"),
-    "task_arithmetic": Method(added, _arithmetic(normalize=False, rescale=False)),
-    "ties": _sparse("ties", _arithmetic(normalize=True, rescale=False), COUNTED, elect=True),
-    "dare_linear": _sparse("dare", _arithmetic(normalize=False, rescale=True), DARE),
-    "dare_ties": _sparse("dare", _arithmetic(normalize=False, rescale=True), DARE, elect=True),
+    "linear": Method("sum", {"weight": _WEIGHT, "normalize": Parameter(bool, True)}, _linear, base="model"),
+    "task_arithmetic": Method("sum", _PLAIN, _sum),
+    "ties": _sparse("ties", _arithmetic(normalize=True, rescale=False), COUNTED, merge="ties"),
+    "dare_linear": _sparse("dare", _DARE, DARE),
+    "dare_ties": _sparse("dare", _DARE, DARE, merge="ties"),
     "breadcrumbs": _sparse("breadcrumbs", _CRUMBS, COUNTED),
-    "breadcrumbs_ties": _sparse("breadcrumbs", _CRUMBS, COUNTED, elect=True),
-    "della": _sparse("della", _arithmetic(normalize=True, rescale=True, epsilon=_EPSILON), DELLA, elect=True),
+    "breadcrumbs_ties": _sparse("breadcrumbs", _CRUMBS, COUNTED, merge="ties"),
+    "della": _sparse(
+        "della", _arithmetic(normalize=True, rescale=True, epsilon=_EPSILON), DELLA, merge="ties"
+    ),
     "della_linear": _sparse("della", _arithmetic(normalize=False, rescale=True, epsilon=_EPSILON), DELLA),
-    "slerp": Method(_slerp, {"t": Parameter(float, low=0, high=1)}, "first", (2, 2)),
+    "slerp": Method(
+        "slerp",
+        {"t": Parameter(float, low=0, high=1)},
+        lambda _, values: {"t": values.shared["t"], "of": "vectors"},
+        base="first",
+        vectors=(2, 2),
+    ),
     "nuslerp": Method(
-        _nuslerp,
+        "nuslerp",
         {
             "weight": _WEIGHT,
             "nuslerp_flatten": Parameter(bool, True),
             "nuslerp_row_wise": Parameter(bool, False),
         },
-        "optional",
-        (2, 2),
+        _nuslerp,
+        base="optional",
+        vectors=(2, 2),
     ),
     "multislerp": Method(
-        _multislerp, {"weight": _WEIGHT, "normalize_weights": Parameter(bool, True)}, "optional"
+        "multislerp",
+        {"weight": _WEIGHT, "normalize_weights": Parameter(bool, True)},
+        lambda _, values: {"weights": values.each("weight")},
+        scale=_total,
+        base="optional",
     ),
     "karcher": Method(
-        _karcher,
+        "karcher",
         {"max_iter": Parameter(int, 10, low=0), "tol": Parameter(float, 1e-5, low=0, above=True)},
-        "model",
+        lambda _, values: {**values.shared, "of": "vectors"},
+        base="model",
     ),
     "model_stock": Method(
-        _model_stock, {"filter_wise": Parameter(bool, False)}, vectors=(2, None), notes=(STOCK,)
+        "model_stock",
+        {"filter_wise": Parameter(bool, False)},
+        lambda _, values: {"per": "row" if values.shared["filter_wise"] else "tensor"},
+        vectors=(2, None),
+        notes=(STOCK,),
     ),
     "sce": Method(
-        partial(_named, "sce", ("select_topk",)),
+        "sce",
         {"select_topk": Parameter(float, 1.0, low=0, high=1, above=True), **_IDLE},
+        lambda _, values: {"select_topk": values.shared["select_topk"]},
         notes=(SCE,),
     ),
     "nearswap": Method(
-        partial(_named, "nearswap", ("t",)),
+        "nearswap",
         {"t": Parameter(float, low=0, above=True)},
+        lambda _, values: {"t": values.shared["t"]},
         vectors=(1, 1),
     ),
-    "arcee_fusion": Method(partial(_named, "arcee_fusion", ()), {}, vectors=(1, 1), notes=(FUSION,)),
-    "passthrough": Method(_passthrough, {"scale": Parameter(float, 1.0, "model")}, "model", (1, 1)),
+    "arcee_fusion": Method("arcee_fusion", {}, lambda *_: {}, vectors=(1, 1), notes=(FUSION,)),
+    "passthrough": Method(
+        "sum",
+        {"scale": Parameter(float, 1.0, "model")},
+        lambda _, values: {"weights": values.each("scale")},
+        base="model",
+        vectors=(1, 1),
+    ),
 }

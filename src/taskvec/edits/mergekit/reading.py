@@ -1,9 +1,10 @@
 """From a mergekit YAML file to a model that can be written."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,11 +13,11 @@ from taskvec.edits.configs import config_of
 from taskvec.edits.inputs import check_sound, copies, said_of_copy, told
 from taskvec.edits.layers import Joined, Picked
 from taskvec.edits.merge import Merge
-from taskvec.edits.mergekit.document import Document, Slice
+from taskvec.edits.mergekit.document import Document, Parameters, Slice
 from taskvec.edits.mergekit.methods import METHODS
-from taskvec.edits.mergekit.part import Part
-from taskvec.edits.mergekit.settings import Scope, idle_filters, parse_scope
+from taskvec.edits.mergekit.section import Section
 from taskvec.edits.mergekit.templates import FILE, chosen
+from taskvec.edits.mergekit.values import Scope, idle_filters, parse_scope
 from taskvec.edits.passes import passes
 from taskvec.edits.tokens import check_in_order, tokens_of
 from taskvec.edits.vocabulary import Vocab, align
@@ -42,9 +43,10 @@ def read(path: Path, content: object) -> Merge:
     """
     document = Document.parse(str(path), content)
     reading = _Reading(str(path), document)
-    parts = reading.parts()
-    dtype = _torch_dtype(document.out_dtype or document.dtype)
-    weights = [part.merged(reading.method, dtype) for part in parts]
+    sections = reading.sections()
+    name = document.out_dtype or document.dtype
+    dtype: torch.dtype | None = None if name is None else getattr(torch, name)
+    weights = [section.merge(dtype) for section in sections]
     like = reading.like
     config = config_of(like.folder, layers=reading.described(), dtype=dtype, tokens=reading.tokens)
     files = {**reading.files, "config.json": config, FILE: reading.template()}
@@ -52,11 +54,22 @@ def read(path: Path, content: object) -> Merge:
         weights=weights[0] if len(weights) == 1 else Joined(weights),
         record={"recipe": content, "dialect": "mergekit"},
         like=like,
-        notes=tuple(reading.notes(parts)),
+        notes=tuple(reading.notes(sections)),
         inputs=dict(reading.models),
         passes=partial(passes, *(one.vector for one in weights)),
         files={name: text for name, text in files.items() if text is not None},
     )
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A source of a section: where the file names it, which model, and which of its layers."""
+
+    field: str
+    ref: str
+    model: Weights
+    parameters: Parameters
+    span: tuple[int, int] | None = None
 
 
 class _Reading:
@@ -66,13 +79,13 @@ class _Reading:
         self.where, self.document = where, document
         self.method = METHODS[document.merge_method]
         self.models: dict[str, Weights] = {}
-        self._said: list[str] = []
-        self._aligned: Weights | None = None
         self.tokens: int | None = None
         self.files: Mapping[str, str] = {}
-        self.module = document.module
-        self.shared = (
-            self._scope("modules.default.parameters", self.module.parameters),
+        self._notes: list[str] = []
+        self._aligned: Weights | None = None
+        self._module = document.module
+        self._shared = (
+            self._scope("modules.default.parameters", self._module.parameters),
             self._scope("parameters", document.parameters),
         )
 
@@ -84,37 +97,35 @@ class _Reading:
     @cached_property
     def first(self) -> Weights:
         """The base model, or the first of all."""
-        document = self.document
-        if document.base_model is not None:
-            return self._open("base_model", document.base_model)
-        if self.module.models:
-            return self._open("models[0].model", self.module.models[0].model)
-        assert self.module.slices
-        return self._open("slices[0].sources[0].model", self.module.slices[0].sources[0].model)
+        if self.document.base_model is not None:
+            return self._open("base_model", self.document.base_model)
+        if self._module.models:
+            return self._open("models[0].model", self._module.models[0].model)
+        assert self._module.slices
+        return self._open("slices[0].sources[0].model", self._module.slices[0].sources[0].model)
 
-    def parts(self) -> list[Part]:
+    def sections(self) -> list[Section]:
         """What the output is made of, in its order."""
-        if self.module.models:
-            parts = [self._whole()]
+        if self._module.models:
+            sections = [self._whole()]
         else:
-            slices = self.module.slices or []
-            starts = [0]
-            for piece in slices:
-                starts.append(starts[-1] + _length(piece))
-            parts = [
-                self._slice(number, piece, starts[number], last=number == len(slices) - 1)
-                for number, piece in enumerate(slices)
+            slices = self._module.slices or []
+            starts = accumulate((piece.length for piece in slices), initial=0)
+            last = len(slices) - 1
+            sections = [
+                self._slice(number, piece, start, last=number == last)
+                for number, (piece, start) in enumerate(zip(slices, starts, strict=False))
             ]
-            self._check_tokens(parts)
+            self._check_tokens(sections)
         with told(self.where):
-            self._said += contradictions.of_models([self.first, *self.models.values()], like=self.first)
-        return parts
+            self._notes += contradictions.of_models([self.first, *self.models.values()], like=self.first)
+        return sections
 
     def described(self) -> list[tuple[Path | None, int]] | None:
         """The model folder and layer that each layer of the output is described by."""
-        if not self.module.slices:
+        if not self._module.slices:
             return None
-        firsts = (piece.sources[0] for piece in self.module.slices)
+        firsts = (piece.sources[0] for piece in self._module.slices)
         return [
             (self.models[first.model].folder, number)
             for first in firsts
@@ -128,115 +139,111 @@ class _Reading:
         folders = [model.folder for model in self.models.values()]
         return chosen(self.document.chat_template, self.like.folder, folders)
 
-    def notes(self, parts: Sequence[Part]) -> list[str]:
+    def notes(self, sections: Sequence[Section]) -> list[str]:
         """What is to be said: differences from mergekit, filters that do nothing."""
         document = self.document
-        said = [f"{document.merge_method}: {note}" for note in self.method.notes]
-        dtypes = {part.sources[0].spec(name).dtype for part in parts for name in part.sources[0]} & EDITABLE
+        notes = [f"{document.merge_method}: {note}" for note in self.method.notes]
+        held = [section.sources[0] for section in sections]
+        dtypes = {model.spec(name).dtype for model in held for name in model} & EDITABLE
         computing = {document.dtype} if document.dtype else {short(dtype) for dtype in dtypes}
         narrow = sorted(computing & {"bfloat16", "float16"})
         if narrow and document.merge_method not in _WIDE_ANYWAY:
-            said.append(
+            notes.append(
                 f"arithmetic is in float32, rounded once at the end, where mergekit's is in {narrow[0]}"
             )
-        names = sorted({name for part in parts for own in part.own_names for name in own.values()})
-        scopes = [scope for part in parts for own in (part.shared, *part.own) for scope in own]
-        said += [f"filter {part!r} is part of no tensor's name" for part in idle_filters(scopes, names)]
-        said += [f"{name}: {said_of_copy(first)}" for first, name in copies(self.models)]
-        said += [note for part in parts for note in part.distances()]
-        return list(dict.fromkeys([*said, *self._said]))
+        names = sorted({name for section in sections for own in section.own_names for name in own.values()})
+        given = [value for section in sections for value in section.given()]
+        notes += [f"filter {part!r} is part of no tensor's name" for part in idle_filters(given, names)]
+        notes += [f"{name}: {said_of_copy(first)}" for first, name in copies(self.models)]
+        notes += [note for section in sections for note in section.distances()]
+        return list(dict.fromkeys([*notes, *self._notes]))
 
     # Forms
 
-    def _whole(self) -> Part:
+    def _whole(self) -> Section:
         """``models``: all layers of every model."""
         document = self.document
-        entries = [(entry.model, entry.parameters) for entry in self.module.models or []]
-        if document.base_model is not None and all(ref != document.base_model for ref, _ in entries):
-            entries.append((document.base_model, None))
-        fields = [f"models[{number}]" for number in range(len(entries))]
-        sources = [self._open(f"{field}.model", ref) for field, (ref, _) in zip(fields, entries, strict=True)]
-        self._check_distinct(sources, [source.identity for source in sources], "models")
-        refs = [ref for ref, _ in entries]
-        base = self._base(refs, document.base_model, "base_model")
+        given = [(entry.model, entry.parameters) for entry in self._module.models or []]
+        if document.base_model is not None and all(ref != document.base_model for ref, _ in given):
+            given.append((document.base_model, None))
+        entries = [
+            _Entry(f"models[{place}]", ref, self._open(f"models[{place}].model", ref), parameters)
+            for place, (ref, parameters) in enumerate(given)
+        ]
+        self._check_distinct(entries, "models")
+        base = self._base(entries, document.base_model, "base_model")
+        sources = [entry.model for entry in entries]
         if document.vocab is not None:
+            refs = [entry.ref for entry in entries]
             sources = self._in_one_vocabulary(sources, refs.index(document.base_model or ""), document.vocab)
         else:
             beside = "" if document.base_model else " and base_model"
             self._check_order(
                 sources, f"match the rows by token: add tokenizer_source: union (or base){beside}"
             )
-        own = tuple(
-            (self._own(field, given, place == base), *self.shared)
-            for place, (field, (_, given)) in enumerate(zip(fields, entries, strict=True))
-        )
-        number = count_blocks(sources[0])
-        layers = ((name, block_of(name)) for name in sources[0])
-        return Part(
-            self.where,
-            tuple(sources),
-            tuple({name: name for name in source} for source in sources),
-            base,
-            {name: _depth(layer.number, number[layer.stack]) if layer else 0.0 for name, layer in layers},
-            self.shared,
-            own,
+        return self._section(
+            self.where, entries, sources, [{name: name for name in s} for s in sources], base
         )
 
-    def _slice(self, number: int, piece: Slice, start: int, *, last: bool) -> Part:
+    def _slice(self, number: int, piece: Slice, start: int, *, last: bool) -> Section:
         """One of ``slices``: some layers of each source, renumbered from ``start`` on."""
         field = f"slices[{number}]"
-        refs = [source.model for source in piece.sources]
-        places = [f"{field}.sources[{place}]" for place in range(len(refs))]
-        models = [self._open(f"{place}.model", ref) for place, ref in zip(places, refs, strict=True)]
-        ranges = [source.layer_range for source in piece.sources]
-        self._check_distinct(models, [(m.identity, r) for m, r in zip(models, ranges, strict=True)], field)
-        wanted = piece.base_model or self.document.base_model
-        base = self._base(refs, wanted, field)
+        entries = []
+        for place, source in enumerate(piece.sources):
+            here = f"{field}.sources[{place}]"
+            model = self._open(f"{here}.model", source.model)
+            entries.append(_Entry(here, source.model, model, source.parameters, source.layer_range))
+        self._check_distinct(entries, field)
+        base = self._base(entries, piece.base_model or self.document.base_model, field)
         inner = self._scope(f"{field}.parameters", piece.parameters)
-        names = tuple(
-            self._names(place, model, span, start, first=number == 0, last=last)
-            for place, model, span in zip(places, models, ranges, strict=True)
-        )
-        length = _length(piece)
-        layers = ((name, block_of(name)) for name in names[0])
-        own = tuple(
-            (self._own(place, source.parameters, at == base), inner, *self.shared)
-            for at, (place, source) in enumerate(zip(places, piece.sources, strict=True))
-        )
-        return Part(
-            f"{self.where}: {field}",
-            tuple(Picked(model, own_names) for model, own_names in zip(models, names, strict=True)),
-            names,
+        names = [self._names(entry, start, first=number == 0, last=last) for entry in entries]
+        sources = [Picked(entry.model, own) for entry, own in zip(entries, names, strict=True)]
+        return self._section(f"{self.where}: {field}", entries, sources, names, base, (inner,), start)
+
+    def _section(
+        self,
+        where: str,
+        entries: Sequence[_Entry],
+        sources: Sequence[Weights],
+        names: Sequence[Mapping[str, str]],
+        base: int | None,
+        inner: tuple[Scope, ...] = (),
+        start: int = 0,
+    ) -> Section:
+        return Section(
+            where,
+            self.method,
+            tuple(sources),
+            tuple(names),
             base,
-            {name: _depth(layer.number - start, length) if layer else 0.0 for name, layer in layers},
-            (inner, *self.shared),
-            own,
+            _depths(names[0], start),
+            (*inner, *self._shared),
+            tuple(self._own(entry, place == base) for place, entry in enumerate(entries)),
         )
 
-    def _names(
-        self, field: str, model: Weights, span: tuple[int, int], start: int, *, first: bool, last: bool
-    ) -> dict[str, str]:
+    def _names(self, entry: _Entry, start: int, *, first: bool, last: bool) -> dict[str, str]:
         """Name in the output -> name in the model, of the tensors that a slice takes from it."""
-        stacks = count_blocks(model)
+        assert entry.span is not None
+        stacks = count_blocks(entry.model)
         if len(stacks) != 1:
-            found = ", ".join(stacks) or "none"
+            held = ", ".join(stacks) or "none"
             raise InputError(
-                f"{self.where}: {field}: slices are of models with one stack of layers, found {found}"
+                f"{self.where}: {entry.field}: slices are of models with one stack of layers, found {held}"
             )
         [number] = stacks.values()
-        if span[1] > number:
+        if entry.span[1] > number:
             raise InputError(
-                f"{self.where}: {field}.layer_range: {list(span)}, expected layers up to {number}, "
-                f"as {model.ref} has"
+                f"{self.where}: {entry.field}.layer_range: {list(entry.span)}, "
+                f"expected layers up to {number}, as {entry.model.ref} has"
             )
         names: dict[str, str] = {}
-        for name in model:
+        for name in entry.model:
             layer = block_of(name)
             if layer is None:
                 if first if comes_before_blocks(name) else last:
                     names[name] = name
-            elif span[0] <= layer.number < span[1]:
-                names[renumber(name, start + layer.number - span[0])] = name
+            elif entry.span[0] <= layer.number < entry.span[1]:
+                names[renumber(name, start + layer.number - entry.span[0])] = name
         return names
 
     # Pieces
@@ -247,30 +254,22 @@ class _Reading:
                 self.models[ref] = _opened(ref)
         return self.models[ref]
 
-    def _scope(self, field: str, given: Mapping[str, Any] | None) -> Scope:
+    def _scope(self, field: str, given: Parameters, *, of_model: bool = False) -> Scope:
+        method = self.document.merge_method
         return parse_scope(
-            f"{self.where}: {field}",
-            given,
-            self.method.parameters,
-            of_model=False,
-            method=self.document.merge_method,
+            f"{self.where}: {field}", given, self.method.parameters, of_model=of_model, method=method
         )
 
-    def _own(self, field: str, given: Mapping[str, Any] | None, is_base: bool) -> Scope:
-        scope = parse_scope(
-            f"{self.where}: {field}.parameters",
-            given,
-            self.method.parameters,
-            of_model=True,
-            method=self.document.merge_method,
-        )
+    def _own(self, entry: _Entry, is_base: bool) -> Scope:
+        scope = self._scope(f"{entry.field}.parameters", entry.parameters, of_model=True)
         if scope and is_base:
-            self._said.append(
-                f"{field}: the parameters of the base model do nothing, it has no task vector; as in mergekit"
+            self._notes.append(
+                f"{entry.field}: the parameters of the base model do nothing, it has no task vector; "
+                "as in mergekit"
             )
         return scope
 
-    def _base(self, refs: Sequence[str], wanted: str | None, field: str) -> int | None:
+    def _base(self, entries: Sequence[_Entry], wanted: str | None, field: str) -> int | None:
         """Which of the sources is the base, as far as the method has one."""
         kind = self.method.base
         if kind == "model" or (kind == "optional" and wanted is None):
@@ -279,19 +278,21 @@ class _Reading:
             raise InputError(
                 f"{self.where}: base_model is missing, expected one for {self.document.merge_method!r}"
             )
+        refs = [entry.ref for entry in entries]
         if refs.count(wanted) != 1:
-            found = "several times" if wanted in refs else "not"
+            times = "several times" if wanted in refs else "not"
             raise InputError(
-                f"{self.where}: {field}: the base model {wanted!r} is {found} among the sources, "
+                f"{self.where}: {field}: the base model {wanted!r} is {times} among the sources, "
                 "expected it once, with the layers that it is the base of"
             )
         return refs.index(wanted)
 
-    def _check_distinct(self, models: Sequence[Weights], keys: Sequence[object], field: str) -> None:
+    def _check_distinct(self, entries: Sequence[_Entry], field: str) -> None:
+        keys = [(entry.model.identity, entry.span) for entry in entries]
         for place, key in enumerate(keys):
             if key in keys[:place]:
                 raise InputError(
-                    f"{self.where}: {field}: {models[place].ref!r} is given twice, expected it once; "
+                    f"{self.where}: {field}: {entries[place].model.ref!r} is given twice, expected it once; "
                     "add their weights up"
                 )
 
@@ -301,16 +302,16 @@ class _Reading:
         with told(self.where):
             seen = align(sources[base], others, vocab)
         self._aligned, self.tokens, self.files = seen.base, seen.facts["rows"], seen.files
-        self._said += seen.facts["notes"]
+        self._notes += seen.facts["notes"]
         return [*seen.tuned[:base], seen.base, *seen.tuned[base:]]
 
     def _check_order(self, models: Iterable[Weights], advice: str) -> None:
         """Refuse models whose rows are of other tokens than the tokenizer that goes with the output says."""
         with told(self.where):
             for model in models:
-                self._said += check_in_order(self.like, model, advice)
+                self._notes += check_in_order(self.like, model, advice)
 
-    def _check_tokens(self, parts: Sequence[Part]) -> None:
+    def _check_tokens(self, sections: Sequence[Section]) -> None:
         """Refuse slices of models whose tokenizers differ, as rows are moved in whole models only.
 
         Those that give layers alone may have any, unless the vocabulary is to be changed.
@@ -318,8 +319,8 @@ class _Reading:
         if self.document.vocab is None:
             givers = {
                 source.identity: self.models[entry.model]
-                for piece, part in zip(self.module.slices or [], parts, strict=True)
-                for entry, source in zip(piece.sources, part.sources, strict=True)
+                for piece, section in zip(self._module.slices or [], sections, strict=True)
+                for entry, source in zip(piece.sources, section.sources, strict=True)
                 if any(goes_by_token(name) for name in source)
             }
             advice = "bring the models to one vocabulary first, with a recipe that says vocab"
@@ -345,15 +346,17 @@ def _opened(ref: str) -> Weights:
     return apply(weights, TaskVector.load(adapter).with_base(weights))
 
 
-def _length(piece: Slice) -> int:
-    first, end = piece.sources[0].layer_range
-    return end - first
-
-
-def _depth(number: int, layers: int) -> float:
-    """0 for the first layer, 1 for the last; a single layer counts as the last."""
-    return number / (layers - 1) if layers > 1 else 1.0
-
-
-def _torch_dtype(name: str | None) -> torch.dtype | None:
-    return None if name is None else getattr(torch, name)
+def _depths(names: Iterable[str], start: int) -> dict[str, float]:
+    """How deep each tensor lies: 0 in the first layer and outside of layers, 1 in the last; a single layer
+    counts as the last."""
+    names = list(names)
+    numbers = {stack: number - start for stack, number in count_blocks(names).items()}
+    layers = {name: block_of(name) for name in names}
+    return {
+        name: 0.0
+        if layer is None
+        else (layer.number - start) / (numbers[layer.stack] - 1)
+        if numbers[layer.stack] > 1
+        else 1.0
+        for name, layer in layers.items()
+    }

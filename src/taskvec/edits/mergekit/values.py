@@ -1,71 +1,150 @@
-"""Parameters of single tensors, and vectors combined by them."""
+"""Parameters of mergekit's methods: read from the file as the values of a recipe."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from taskvec.vectors import TaskVector
+from taskvec.edits.parameters import Filter, Filters, Gradient, Plain, inner_values
+from taskvec.errors import InputError
+from taskvec.registry import nearest
+
+Value = Plain | Gradient | Filters
+Scope = Mapping[str, Value]
+"""Parameter -> value, as one place of the file gives it."""
 
 
 @dataclass(frozen=True)
-class Values:
-    """The parameters of one tensor: those for all models, and those of each, in the order of the vectors."""
+class Parameter:
+    """What a method takes.
 
-    shared: Mapping[str, Any]
-    own: tuple[Mapping[str, Any], ...]
+    Attributes:
+        kind: ``float``, ``int`` or ``bool``.
+        default: what holds where nothing is given; ``None`` if a value must be.
+        of: one value for a tensor (``tensor``), or one for each model (``model``).
+        low, high: the range of numbers; ``low`` itself is outside it if ``above``.
+    """
 
+    kind: type[float | int | bool]
+    default: float | None = None
+    of: Literal["tensor", "model"] = "tensor"
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
 
-Table = Mapping[str, Values]
-"""Values by tensor name."""
+    def convert(self, where: str, value: object) -> float:
+        """A scalar of the right kind and range; words that spell a number are numbers, as in ``1e-4``.
 
+        Raises: InputError.
+        """
+        if self.kind is bool:
+            if value in (True, False):
+                return bool(value)
+            raise InputError(f"{where}: {value!r}, expected true or false")
+        number = _number(value)
+        whole = self.kind is float or number == number // 1
+        if not whole or not self.low <= number <= self.high or (self.above and number == self.low):
+            raise InputError(f"{where}: {value!r}, expected {self._range()}")
+        return self.kind(number)
 
-def per_tensor(
-    rule: str, vectors: Sequence["TaskVector"], params: Mapping[str, Mapping[str, Any]]
-) -> "TaskVector":
-    """``combine`` with parameters for each tensor; those that most tensors have are given once."""
-    from taskvec.vectors import combine
-
-    common = _most_common(list(params.values()))
-    each = {name: own for name, own in params.items() if own != common}
-    return combine(rule, vectors, each=each or None, **common)
-
-
-def scaled(vector: "TaskVector", factors: Mapping[str, float]) -> "TaskVector":
-    """Each tensor times its own factor."""
-    common = _most_common(list(factors.values()))
-    if all(factor == common for factor in factors.values()):
-        return common * vector  # type: ignore[no-any-return]
-    return vector.scaled(factors)
-
-
-def weighted(vectors: Sequence["TaskVector"], weights: Mapping[str, Sequence[float]]) -> "TaskVector":
-    """The sum of the vectors, each tensor of each with its own weight."""
-    terms = (
-        scaled(vector, {name: own[place] for name, own in weights.items()})
-        for place, vector in enumerate(vectors)
-    )
-    first, *others = terms
-    for other in others:
-        first = first + other
-    return first
+    def _range(self) -> str:
+        noun = "a whole number" if self.kind is int else "a number"
+        low = "" if self.low == -math.inf else f"{'above' if self.above else 'at least'} {self.low:g}"
+        high = "" if self.high == math.inf else f"up to {self.high:g}"
+        return " ".join(filter(None, (noun, low, "and" if low and high else "", high)))
 
 
-def _most_common(values: Sequence[Any]) -> Any:
-    counts: dict[str, list[Any]] = {}
-    for value in values:
-        counts.setdefault(repr(value), []).append(value)
-    return max(counts.values(), key=len)[0]
+def _number(value: object) -> float:
+    """A finite number, or NaN, which is in no range."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
-def added(vectors: Sequence["TaskVector"], table: Table) -> "TaskVector":
-    """The weighted sum of the vectors."""
-    return weighted(vectors, {name: shares(values) for name, values in table.items()})
+def parse_scope(
+    where: str,
+    given: Mapping[str, Any] | None,
+    known: Mapping[str, Parameter],
+    *,
+    of_model: bool,
+    method: str,
+) -> Scope:
+    """The parameters of one place of the file.
+
+    Args:
+        where: opens messages.
+        known: what the method takes.
+        of_model: whether the place belongs to one model, where values for all have no place.
+
+    Raises: InputError for parameters that are unknown, do nothing here, or are out of range.
+    """
+    scope: dict[str, Value] = {}
+    for name, raw in (given or {}).items():
+        if name not in known:
+            raise InputError(f"{where}: unknown parameter {name!r} of {method!r}; {nearest(name, known)}")
+        if of_model and known[name].of == "tensor":
+            raise InputError(
+                f"{where}: {name!r} is one for all models, mergekit ignores it here; "
+                "move it to the parameters of the slice or of the file"
+            )
+        scope[name] = _parse(f"{where}.{name}", raw, known[name])
+    return scope
 
 
-def shares(values: Values) -> list[float]:
-    """lambda w_t, divided by the sum of the weights if ``normalize`` says so and they have one."""
-    weights = [own["weight"] for own in values.own]
-    total = sum(weights) if values.shared["normalize"] else 1.0
-    factor = values.shared.get("lambda", 1.0) / (total if abs(total) >= 1e-8 else 1.0)
-    return [weight * factor for weight in weights]
+def _parse(where: str, raw: object, parameter: Parameter) -> Value:
+    """One value, a list of them along depth, or an entry or a list of entries that go by name."""
+    if isinstance(raw, dict):
+        return _choice(_filters(where, [raw], parameter))
+    if isinstance(raw, list) and any(isinstance(entry, dict) for entry in raw):
+        return _choice(_filters(where, raw, parameter))
+    return _along_depth(where, raw, parameter)
+
+
+def _filters(where: str, entries: Sequence[Any], parameter: Parameter) -> Iterator[Filter]:
+    for number, entry in enumerate(entries):
+        here = f"{where}[{number}]"
+        if not isinstance(entry, dict) or "value" not in entry:
+            raise InputError(f"{here}: {entry!r}, expected a mapping with value, and a filter or none")
+        other = next((key for key in entry if key not in ("filter", "value")), None)
+        if other is not None:
+            raise InputError(f"{here}: unknown key {other!r}; {nearest(str(other), ('filter', 'value'))}")
+        part = entry.get("filter")
+        if part is not None and not isinstance(part, str):
+            raise InputError(f"{here}.filter: {part!r}, expected a part of tensor names")
+        yield _filter(
+            "" if part in (None, "*") else part, _along_depth(f"{here}.value", entry["value"], parameter)
+        )
+
+
+def _along_depth(where: str, raw: object, parameter: Parameter) -> Value:
+    if not isinstance(raw, list):
+        return parameter.convert(where, raw)
+    if not raw:
+        raise InputError(f"{where}: an empty list, expected values over the depth of the model")
+    anchors = (parameter.convert(f"{where}[{place}]", one) for place, one in enumerate(raw))
+    return Gradient.model_construct(gradient=tuple(anchors))
+
+
+def join(scopes: Iterable[Scope], name: str, default: float | None) -> Value:
+    """The value of a parameter by the first scope that gives a tensor one, or the default."""
+    return _choice((_filter("", scope[name]) for scope in scopes if name in scope), default)
+
+
+# Made unchecked: here a filter may be part of every name, and one anchor be a gradient.
+
+
+def _filter(match: str, value: Value) -> Filter:
+    return Filter.model_construct(match=match, value=value)
+
+
+def _choice(filters: Iterable[Filter], default: float | None = None) -> Filters:
+    return Filters.model_construct(filters=tuple(filters), default=default)
+
+
+def idle_filters(values: Iterable[Value], names: Sequence[str]) -> list[str]:
+    """Filters that are part of no tensor's name, each once."""
+    inner = (inner for value in values for inner in inner_values(value) if isinstance(inner, Filters))
+    parts = {entry.match for value in inner for entry in value.filters}
+    return sorted(part for part in parts if not any(part in name for name in names))

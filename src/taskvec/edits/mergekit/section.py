@@ -1,6 +1,6 @@
 """Layers of the output that are merged from the same sources, and how."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +9,9 @@ import torch
 from taskvec.edits.contradictions import of_distances
 from taskvec.edits.inputs import told
 from taskvec.edits.layers import Origin, widened
-from taskvec.edits.mergekit.methods import Method
-from taskvec.edits.mergekit.settings import Scope, resolve
-from taskvec.edits.mergekit.values import Table, Values
+from taskvec.edits.mergekit.methods import Method, Values
+from taskvec.edits.mergekit.values import Scope, Value, join
+from taskvec.edits.parameters import value_at
 from taskvec.errors import InputError, KeyMismatch
 from taskvec.vectors import TaskVector
 from taskvec.vectors.edited import EditedWeights, edit
@@ -19,43 +19,45 @@ from taskvec.weights import Weights
 
 
 @dataclass(frozen=True)
-class Part:
+class Section:
     """Layers of the output that are merged from the same sources.
 
     Attributes:
         where: opens messages.
+        method: how they are merged.
         sources: the models, as views under the names of the output.
         own_names: for each source, name in the output -> name in the model.
         base: which source is the base, if any.
         depth: name -> 0 for the first layer to 1 for the last, 0 outside layers.
         shared: parameters for all sources, the most specific first.
-        own: for each source, those of its own before the shared ones.
+        own: for each source, its own parameters, which win over the shared ones.
     """
 
     where: str
+    method: Method
     sources: tuple[Weights, ...]
     own_names: tuple[Mapping[str, str], ...]
     base: int | None
     depth: Mapping[str, float]
     shared: tuple[Scope, ...]
-    own: tuple[tuple[Scope, ...], ...]
+    own: tuple[Scope, ...]
 
-    def merged(self, method: Method, dtype: torch.dtype | None) -> EditedWeights:
-        """The layers, merged by a method; lazy."""
+    def merge(self, dtype: torch.dtype | None) -> EditedWeights:
+        """The layers, merged; lazy."""
         models = widened(self.sources)
         _check_same_names(self.where, models)
         order = list(range(len(models)))
         start: Weights
-        if self.base is None or method.base == "first":
+        if self.base is None or self.method.base == "first":
             order.sort(key=lambda place: place != self.base)
             start = Origin(models[0])
         else:
             order.remove(self.base)
             start = models[self.base]
-        self._check_number(method, len(order))
+        self._check_number(len(order))
         with told(self.where):
             vectors = [TaskVector.between(start, models[place]) for place in order]
-            merged = method.combine(vectors, self.table(method, order, list(vectors[0])))
+            merged = self.method.combine(vectors, list(self._values(order, list(vectors[0]))))
         return edit(start, merged, dtype=dtype, start=models[order[0] if self.base is None else self.base])
 
     def distances(self) -> list[str]:
@@ -72,50 +74,43 @@ class Part:
         }
         return of_distances(models[first], vectors)
 
-    def table(self, method: Method, order: Sequence[int], names: Sequence[str]) -> Table:
+    def given(self) -> list[Value]:
+        """All values that the file gives."""
+        return [value for scope in (*self.shared, *self.own) for value in scope.values()]
+
+    def _values(self, order: Sequence[int], names: Sequence[str]) -> Iterator[Values]:
         """The parameters of every tensor."""
-        return {name: self._values(method, order, name) for name in names}
+        shared = self._joined("tensor", self.shared)
+        own = {place: self._joined("model", (self.own[place], *self.shared)) for place in order}
+        for name in names:
+            yield Values(
+                name,
+                self._at(name, name, shared, ""),
+                tuple(
+                    self._at(name, self.own_names[place][name], own[place], f" for {self.sources[place].ref}")
+                    for place in order
+                ),
+            )
 
-    def _values(self, method: Method, order: Sequence[int], name: str) -> Values:
-        depth = self.depth[name]
-        shared = {
-            key: self._value(key, method, self.shared, name, depth)
-            for key, parameter in method.parameters.items()
-            if parameter.of == "tensor"
-        }
-        own = (
-            {
-                key: self._value(key, method, self.own[place], self.own_names[place][name], depth, place)
-                for key, parameter in method.parameters.items()
-                if parameter.of == "model"
-            }
-            for place in order
-        )
-        return Values(shared, tuple(own))
+    def _joined(self, of: str, scopes: Sequence[Scope]) -> dict[str, Value]:
+        known = self.method.parameters
+        return {key: join(scopes, key, known[key].default) for key in known if known[key].of == of}
 
-    def _value(
-        self,
-        key: str,
-        method: Method,
-        scopes: Sequence[Scope],
-        name: str,
-        depth: float,
-        place: int | None = None,
-    ) -> Any:
-        try:
-            return resolve(key, method.parameters[key], scopes, name, depth)
-        except LookupError:
-            whom = "" if place is None else f" for {self.sources[place].ref}"
+    def _at(self, name: str, own: str, values: Mapping[str, Value], whom: str) -> dict[str, Any]:
+        found = {key: value_at(value, own, self.depth[name]) for key, value in values.items()}
+        missing = next((key for key, value in found.items() if value is None), None)
+        if missing is not None:
             raise InputError(
-                f"{self.where}: parameter {key!r} is missing{whom}, tensor {name!r}, expected a value; "
+                f"{self.where}: parameter {missing!r} is missing{whom}, tensor {own!r}, expected a value; "
                 "give it in parameters"
-            ) from None
+            )
+        return found
 
-    def _check_number(self, method: Method, found: int) -> None:
-        least, most = method.vectors
+    def _check_number(self, found: int) -> None:
+        least, most = self.method.vectors
         if found < least or (most is not None and found > most):
             wanted = f"{least}" if least == most else f"at least {least}"
-            beside = " beside the base" if method.base == "start" else ""
+            beside = " beside the base" if self.method.base == "start" else ""
             raise InputError(f"{self.where}: {found} models{beside}, expected {wanted}")
 
 
@@ -124,12 +119,9 @@ def _check_same_names(where: str, models: Sequence[Weights]) -> None:
 
     Raises: KeyMismatch.
     """
-    held = {
-        name: None
-        for model in models
-        for name in (*model, *model.tied)
-        if model.spec(name).dtype.is_floating_point
-    }
+    held = dict.fromkeys(
+        name for model in models for name in (*model, *model.tied) if model.spec(name).dtype.is_floating_point
+    )
     for model in models:
         for name in held:
             if name not in model and not _is_alias(name, models):
