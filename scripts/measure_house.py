@@ -121,8 +121,9 @@ def import_graph(package: Path, trees: Mapping[Path, ast.Module]) -> dict[str, s
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
         home = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        wanted = (target for node in ast.walk(trees[path]) for target in imported(node, home))
-        graph[name] = {target for target in wanted if target in modules} - {name}
+        statements = (imported(node, home) for node in ast.walk(trees[path]))
+        wanted = (next((m for m in names if m in modules), name) for one in statements for names in one)
+        graph[name] = set(wanted) - {name}
     return graph
 
 
@@ -132,15 +133,14 @@ def module_name(package: Path, path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported(node: ast.AST, home: str) -> Iterator[str]:
-    """The modules that a statement may name, whether they exist or not."""
+def imported(node: ast.AST, home: str) -> Iterator[tuple[str, ...]]:
+    """What each name of a statement may stand for: a module, or something in the module named after it."""
     if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
+        yield from ((alias.name,) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
         origin = "." * node.level + (node.module or "")
         source = resolve_name(origin, home) if node.level else origin
-        yield source
-        yield from (f"{source}.{alias.name}" for alias in node.names)
+        yield from ((f"{source}.{alias.name}", source) for alias in node.names)
 
 
 def circles_of(graph: Mapping[str, Iterable[str]]) -> list[set[str]]:

@@ -15,8 +15,8 @@ from taskvec.errors import InputError, NonFinite
 from taskvec.names import is_lookup, select_names
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path
-from taskvec.vectors import geometry
 from taskvec.vectors.delta import Delta
+from taskvec.vectors.geometry import norm_of
 from taskvec.vectors.lora.fit import bias_of, kind, orientations
 from taskvec.vectors.lora.lowrank import factoring_bytes, leading
 from taskvec.vectors.stored.files import is_changed
@@ -104,7 +104,7 @@ def save_adapter(
         module = f"base_model.model.{name.removesuffix('.weight')}"
         factors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
         watch("factors", done, len(chosen))
-    sizes = {name: geometry.norm_of(vector, name) for name in others}
+    sizes = {name: norm_of(vector, name) for name in others}
     left_out = {name: size for name, size in sizes.items() if size}
     made = Extraction(
         target,
