@@ -62,7 +62,10 @@ def _open(path: Path, flags: int, expected: Callable[[int], bool]) -> int:
 
 
 def lock(handle: int) -> bool:
-    """Lock an open file or folder for as long as it is open; whether no other process has it locked."""
+    """Lock an open file or folder; whether no other process has it locked.
+
+    The lock ends when the handle is closed or the process dies, so one that is killed blocks nobody.
+    """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

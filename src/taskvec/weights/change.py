@@ -1,7 +1,7 @@
 """How far an edit goes, measured block by block in the pass that writes it."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,10 +61,10 @@ def total(changes: Iterable[Change]) -> Change:
     return Change(*(sum(column) for column in zip(*changes, strict=True)))
 
 
-def add_to(totals: dict[str, Change], more: Mapping[str, Change]) -> None:
-    """Add to the changes of tensors, in place."""
-    for name, change in more.items():
-        totals[name] = total((totals.get(name, Change()), change))
+def add_to(totals: dict[str, Change], name: str, more: Change | None) -> None:
+    """Add to the change of a tensor, in place, if there is one."""
+    if more is not None:
+        totals[name] = total((totals.get(name, Change()), more))
 
 
 def between(before: Tensor, after: Tensor) -> Change:
@@ -74,14 +74,14 @@ def between(before: Tensor, after: Tensor) -> Change:
     Change(entries=2, changed=1, distance=1.0, norm=25.0)
     """
     if before.dtype == after.dtype == torch.bfloat16 and before.numel() > _SMALL:
-        found = Change(before.numel(), *_sums_of_bits(_bits(before), _bits(after)))
-        return found if _is_exact(found) else _measured(before, after, torch.float64, step=False)
-    return _in_range(before, after, step=False)
+        change = Change(before.numel(), *_sums_of_bits(_bits(before), _bits(after)))
+        return change if _is_exact(change) else _measure(before, after, torch.float64, step=False)
+    return _measure_in_range(before, after, step=False)
 
 
 def step(before: Tensor, delta: Tensor) -> Change:
     """The change that adding ``delta`` is, before it is rounded."""
-    return _in_range(before, delta, step=True)
+    return _measure_in_range(before, delta, step=True)
 
 
 def warm_up(dtypes: Iterable[torch.dtype]) -> None:
@@ -91,20 +91,20 @@ def warm_up(dtypes: Iterable[torch.dtype]) -> None:
         between(block, block)
 
 
-def _in_range(before: Tensor, after: Tensor, *, step: bool) -> Change:
+def _measure_in_range(before: Tensor, after: Tensor, *, step: bool) -> Change:
     if torch.float64 not in (before.dtype, after.dtype):
-        found = _measured(before, after, torch.float32, step=step)
-        if _is_exact(found):
-            return found
-    return _measured(before, after, torch.float64, step=step)
+        change = _measure(before, after, torch.float32, step=step)
+        if _is_exact(change):
+            return change
+    return _measure(before, after, torch.float64, step=step)
 
 
-def _is_exact(found: Change) -> bool:
+def _is_exact(change: Change) -> bool:
     """Whether no square, in float32, became infinite (from 1e19 on) or zero (below 1e-23)."""
-    return found.finite and (found.distance > 0 or not found.changed)
+    return change.finite and (change.distance > 0 or not change.changed)
 
 
-def _measured(before: Tensor, after: Tensor, wide: torch.dtype, *, step: bool) -> Change:
+def _measure(before: Tensor, after: Tensor, wide: torch.dtype, *, step: bool) -> Change:
     if before.numel() <= _SMALL:
         delta = after if step else after.to(wide) - before.to(wide)
         distance, norm = (float(part.double().square().sum()) for part in (delta, before))
@@ -113,9 +113,9 @@ def _measured(before: Tensor, after: Tensor, wide: torch.dtype, *, step: bool) -
     if before.dtype != wide or after.dtype != wide:  # in chunks, as the copies take memory
         pairs = list(zip(*(torch.split(flat, _CHUNK) for flat in pairs[0]), strict=True))
     sums = [0, 0.0, 0.0]
-    for own, other in pairs:
-        found = _sums(own.to(wide).numpy(), other.to(wide).numpy(), step)
-        sums = [sum(pair) for pair in zip(sums, found, strict=True)]
+    for old, new in pairs:
+        more = _sums(old.to(wide).numpy(), new.to(wide).numpy(), step)
+        sums = [sum(pair) for pair in zip(sums, more, strict=True)]
     return Change(before.numel(), int(sums[0]), sums[1], sums[2])
 
 
@@ -132,13 +132,13 @@ def _sums(before: NDArray[Any], after: NDArray[Any], step: bool) -> tuple[int, f
     """How many entries changed, the squared distance, the squared norm before."""
     changed, distance, norm = 0, 0.0, 0.0
     for first in range(0, len(before), _TILE):
-        own, other = before[first : first + _TILE], after[first : first + _TILE]
+        old, new = before[first : first + _TILE], after[first : first + _TILE]
         count, apart, length = np.uint32(0), before[0] * 0, before[0] * 0
-        for i in range(len(own)):
-            delta = other[i] if step else other[i] - own[i]
+        for i in range(len(old)):
+            delta = new[i] if step else new[i] - old[i]
             count += np.uint32(delta != 0)
             apart += delta * delta
-            length += own[i] * own[i]
+            length += old[i] * old[i]
         changed, distance, norm = changed + int(count), distance + float(apart), norm + float(length)
     return changed, distance, norm
 
@@ -148,12 +148,12 @@ def _sums_of_bits(before: NDArray[np.uint16], after: NDArray[np.uint16]) -> tupl
     """The same of bfloat16."""
     changed, distance, norm = 0, 0.0, 0.0
     for first in range(0, len(before), _TILE):
-        own, other = before[first : first + _TILE], after[first : first + _TILE]
+        old, new = before[first : first + _TILE], after[first : first + _TILE]
         count, apart, length = np.uint32(0), np.float32(0), np.float32(0)
-        for i in range(len(own)):
-            start = np.uint32(np.uint32(own[i]) << np.uint32(16)).view(np.float32)
-            delta = np.uint32(np.uint32(other[i]) << np.uint32(16)).view(np.float32) - start
-            count += np.uint32(own[i] != other[i])
+        for i in range(len(old)):
+            start = np.uint32(np.uint32(old[i]) << np.uint32(16)).view(np.float32)
+            delta = np.uint32(np.uint32(new[i]) << np.uint32(16)).view(np.float32) - start
+            count += np.uint32(old[i] != new[i])
             apart += delta * delta
             length += start * start
         changed, distance, norm = changed + int(count), distance + float(apart), norm + float(length)

@@ -42,30 +42,32 @@ class Journal:
 
     def __init__(self, partial: Path, work: Path, shards: Sequence[Shard], weights: Weights) -> None:
         self._path, self._work = partial / JOURNAL, work
-        said = f"{__version__}\0{_said(weights.identity)}"
-        self._key = xxhash.xxh3_128_hexdigest(b"".join(shard.header for shard in shards) + said.encode())
+        origin = f"{__version__}\0{_spell(weights.identity)}".encode()
+        self._key = xxhash.xxh3_128_hexdigest(b"".join(shard.header for shard in shards) + origin)
         self._lasting = weights.frozen
         self._planned = {shard.file for shard in shards}
         self._shards: dict[str, dict[str, str]] = {}
 
-    def finished(self) -> set[str]:
+    def keep_finished(self) -> set[str]:
         """The shards of an earlier run that are whole and the same; everything else is removed."""
-        recorded = self._recorded()
+        recorded = self._read()
         if recorded is not None and not (self._lasting and recorded.key == self._key):
             _log.warning(
                 "%s: begins afresh, as inputs or settings are not surely those of the interrupted run",
                 self._path.parent,
             )
         elif recorded is not None:
-            for name in self._planned & recorded.shards.keys():
-                if _digests(self._work / name) == recorded.shards[name]:
-                    self._shards[name] = recorded.shards[name]
+            self._shards = {
+                name: digests
+                for name, digests in recorded.shards.items()
+                if name in self._planned and _digests(self._work / name) == digests
+            }
         for file in self._work.iterdir():
             if file.name not in self._shards:
                 remove(file)
         return set(self._shards)
 
-    def _recorded(self) -> _Written | None:
+    def _read(self) -> _Written | None:
         if not self._path.exists():
             return None
         try:
@@ -73,9 +75,9 @@ class Journal:
         except InputError:
             return _Written(key="", shards={})
 
-    def add(self, shard: str, digests: Mapping[str, str]) -> None:
+    def add(self, shard: str, digests: Mapping[str, bytes]) -> None:
         """Record a shard that is on the disk."""
-        self._shards[shard] = dict(digests)
+        self._shards[shard] = {name: digest.hex() for name, digest in digests.items()}
         replace_text(self._path, json.dumps({"key": self._key, "shards": self._shards}))
 
     def digests(self) -> dict[str, bytes]:
@@ -93,16 +95,16 @@ def _digests(shard: Path) -> dict[str, str] | None:
         return None
 
 
-def _said(identity: Any) -> str:
-    """An identity in words that are the same in another process; if there are none, it is never the same."""
+def _spell(identity: Any) -> str:
+    """An identity in words that are the same in another process; one that has none never matches."""
     match identity:
         case tuple() | list():
-            return f"({','.join(map(_said, identity))})"
+            return f"({','.join(map(_spell, identity))})"
         case frozenset() | set():
-            return f"{{{','.join(sorted(map(_said, identity)))}}}"
+            return f"{{{','.join(sorted(map(_spell, identity)))}}}"
         case Callable() as function if hasattr(function, "__qualname__"):
             return f"{function.__module__}.{function.__qualname__}"
         case str() | bytes() | int() | float() | None | Path() | torch.dtype():
             return repr(identity)
     inner = getattr(identity, "identity", None)
-    return token_hex() if inner is None else _said(inner)
+    return token_hex() if inner is None else _spell(inner)

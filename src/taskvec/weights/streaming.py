@@ -6,10 +6,11 @@ worker, whatever the largest tensor is.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, chain
 from math import ceil
 from pathlib import Path
@@ -26,20 +27,24 @@ from taskvec.weights.lazy import Weights
 from taskvec.weights.plan import Shard
 from taskvec.weights.tally import Tally
 from taskvec.weights.workers import Locks, in_processes, in_threads
-from taskvec.writing import flush
+from taskvec.writing import flush, write_at
 
 SPAN = 1 << 24
-"""Bytes that a worker writes before it says so."""
+"""Bytes that a worker writes before it says so: a few milliseconds, so that saying so costs nothing."""
 
 _SMALL = 1 << 20
-"""Bytes below which tensors are taken several at a time."""
+"""Bytes below which tensors are taken several at a time, as a span costs a message and an opened file."""
 
 _PARTS = 4
 """Of the whole for each worker: a larger tensor is shared. A rule that measures a tensor before it makes any
 part of it does so in each worker that makes one."""
 
 _SETTLED = 1 << 25
-"""Bytes after which what was written is put on the disk and out of memory, while the workers go on."""
+"""Bytes after which what was written is put on the disk and out of memory, while the workers go on.
+
+A large output would else push the inputs and other programs' files out of memory, and take pages that were
+free for long, which are slow to come by in a virtual machine.
+"""
 
 Item = TypeVar("Item", "Block", "Span")
 
@@ -71,7 +76,7 @@ class Span:
         return tuple(dict.fromkeys(block.name for block in self.blocks))
 
 
-Written = tuple[Tally, dict[str, int], dict[str, Change]]
+Written = tuple[Tally, Counter[str], dict[str, Change]]
 """Of a span: the digests of what was written, how many entries of a tensor were not finite, what changed."""
 
 Result = tuple[int, Written]
@@ -89,14 +94,22 @@ class Outcome:
     """
 
     tally: Tally = field(default_factory=Tally)
-    bad: dict[str, int] = field(default_factory=dict)
+    bad: Counter[str] = field(default_factory=Counter)
     changes: dict[str, Change] = field(default_factory=dict)
 
     def digest(self, name: str) -> bytes:
         """The digest of a tensor that was written whole."""
-        found = self.tally.digest(name)
-        assert found is not None
-        return found
+        digest = self.tally.digest(name)
+        assert digest is not None
+        return digest
+
+    def add(self, written: Written) -> None:
+        """Take over what is known of a span."""
+        tally, bad, changes = written
+        self.tally.merge(tally)
+        self.bad.update(bad)
+        for name, changed in changes.items():
+            change.add_to(self.changes, name, changed)
 
 
 def stream(
@@ -128,46 +141,38 @@ def stream(
         weights.prepare()
     give_back()
     workers = processes if processes > 1 else threads
-    share = sum(shard.data_size for shard in shards.values()) / (_PARTS * workers)
-    parts = [part for path, shard in shards.items() for part in _parts(weights, path, shard, share)]
+    largest = sum(shard.data_size for shard in shards.values()) / (_PARTS * workers)
+    parts = [part for path, shard in shards.items() for part in _parts(weights, path, shard, largest)]
     spans = [span for part in parts for span in part]
     costs = [max(map(weights.working_bytes, span.names)) for span in spans]
-    workers = max(1, min(workers, len(parts), int(memory / _usual(spans, costs))))
-    gate = _Gate(costs, memory / workers, workers)
+    workers = max(1, min(workers, len(parts), int(memory / _usual_cost(spans, costs))))
+    share = memory / workers
     firsts = list(accumulate(map(len, parts), initial=0))
 
     def work(numbers: Iterator[int], locks: Locks) -> Iterator[Result]:
-        with _alone(memory / workers), closing(_Files()) as files:
+        with _alone(share):
             for part in numbers:
                 for number in range(firsts[part], firsts[part + 1]):
-                    with gate.holding(number, locks) as spare, within(spare):
-                        done = _write(weights, spans[number], files, allow_nonfinite)
+                    shares = min(workers, max(1, ceil(costs[number] / share)))
+                    with _holding(shares, locks), within(shares * share - costs[number]):
+                        done = _write(weights, spans[number], allow_nonfinite)
                     yield number, done
 
-    outcome = Outcome()
+    run = in_threads
+    if processes > 1 and spans:
+        _warm_up(weights, spans)
+        run = partial(in_processes, inputs=weights.inputs)
+    outcome, unsettled = Outcome(), 0
     left = {path: len(shard.places) for path, shard in shards.items()}
-    waiting = {name: 0 for shard in shards.values() for name in shard.places}
-    for name in chain.from_iterable(span.names for span in spans):
-        waiting[name] += 1
-    if processes > 1 and spans:  # what is loaded and compiled on first use is so before the fork
-        first = min(spans, key=lambda span: span.size).blocks[0]
-        _, changed = weights.read_with_change(first.name, first.rows)
-        if changed is not None:
-            change.warm_up(weights.spec(name).dtype for name in waiting)
-    run = in_processes if processes > 1 else in_threads
-    inputs = weights.inputs if processes > 1 else ()
-    with closing(run(work, len(parts), workers, inputs)) as results:
-        unsettled = 0
-        for number, (tally, bad, changes) in results:
+    waiting = Counter(chain.from_iterable(span.names for span in spans))
+    with closing(run(work, len(parts), workers)) as results:
+        for number, written in results:
             span = spans[number]
             unsettled += span.size
             if unsettled >= _SETTLED:
                 _settle(span.path)
                 unsettled = 0
-            outcome.tally.merge(tally)
-            change.add_to(outcome.changes, changes)
-            for name, count in bad.items():
-                outcome.bad[name] = outcome.bad.get(name, 0) + count
+            outcome.add(written)
             for name in span.names:
                 waiting[name] -= 1
                 if not waiting[name] and (allow_nonfinite or not outcome.bad):
@@ -176,32 +181,20 @@ def stream(
             if not left[span.path]:
                 flush(span.path)
                 shard_done(span.path, outcome)
-    outcome.bad = {name: outcome.bad[name] for name in waiting if name in outcome.bad}
+    planned = chain.from_iterable(shard.places for shard in shards.values())
+    outcome.bad = Counter({name: outcome.bad[name] for name in planned if name in outcome.bad})
     return outcome
 
 
 def _begin(path: Path, shard: Shard) -> None:
     """A file with its header, as long as it will be."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        _write_all(handle, memoryview(shard.header), 0)
-        os.truncate(handle, shard.size)
-    finally:
-        os.close(handle)
-
-
-def _write_all(handle: int, data: memoryview, place: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(handle, data[done:], place + done)
+    with path.open("wb") as file:
+        file.write(shard.header)
+        file.truncate(shard.size)
 
 
 def _settle(path: Path) -> None:
-    """Flush a file and give the memory of it back, which the next pages to be written then have.
-
-    A large output would else push the inputs and other programs' files out of memory, and take pages that
-    were free for long, which are slow to come by in a virtual machine.
-    """
+    """Flush a file and give the memory of it back, which the next pages to be written then have."""
     flush(path)
     handle = os.open(path, os.O_RDONLY)
     with suppress(AttributeError, OSError):  # macOS does not know how; it is advice only
@@ -209,8 +202,8 @@ def _settle(path: Path) -> None:
     os.close(handle)
 
 
-def _parts(weights: Weights, path: Path, shard: Shard, share: float) -> list[Sequence[Span]]:
-    """What one worker takes at a time: spans of one tensor, of up to ``share`` bytes; the largest first."""
+def _parts(weights: Weights, path: Path, shard: Shard, largest: float) -> list[Sequence[Span]]:
+    """What one worker takes at a time: spans of one tensor, of up to ``largest`` bytes; the largest first."""
     parts: list[Sequence[Span]] = []
     few: list[Block] = []
     for name, place in shard.places.items():
@@ -218,7 +211,7 @@ def _parts(weights: Weights, path: Path, shard: Shard, share: float) -> list[Seq
         if sum(block.size for block in blocks) < _SMALL:
             few += blocks
         else:
-            parts += _together([Span(path, some) for some in _together(blocks, SPAN)], share)
+            parts += _together([Span(path, some) for some in _together(blocks, SPAN)], largest)
     parts += [[Span(path, some)] for some in _together(few, _SMALL)]
     return sorted(parts, key=lambda part: -sum(span.size for span in part))
 
@@ -245,67 +238,46 @@ def _together(items: Sequence[Item], size: float) -> Iterator[Sequence[Item]]:
         yield items[first:]
 
 
-def _write(weights: Weights, span: Span, files: "_Files", allow_nonfinite: bool) -> Written:
+def _warm_up(weights: Weights, spans: Sequence[Span]) -> None:
+    """Have what is loaded and compiled on first use be so before a fork."""
+    first = min(spans, key=lambda span: span.size).blocks[0]
+    _, changed = weights.read_with_change(first.name, first.rows)
+    if changed is not None:
+        change.warm_up(weights.spec(name).dtype for span in spans for name in span.names)
+
+
+def _write(weights: Weights, span: Span, allow_nonfinite: bool) -> Written:
     """Read, compute and write one span."""
-    tally = Tally()
-    bad: dict[str, int] = {}
-    changes: dict[str, Change] = {}
-    for name, rows, place, _ in span.blocks:
-        block, changed = weights.read_with_change(name, rows)
-        if changed is not None:
-            change.add_to(changes, {name: changed})
-        count = 0 if changed is not None and changed.finite else nonfinite_count(block)
-        if count:
-            bad[name] = bad.get(name, 0) + count
-        if allow_nonfinite or not count:
-            tally.add(name, weights.spec(name), rows, block)
-            files.write(span.path, raw_bytes(block), place)
+    tally, bad, changes = Tally(), Counter[str](), dict[str, Change]()
+    with span.path.open("r+b", buffering=0) as file:
+        for name, rows, place, _ in span.blocks:
+            block, changed = weights.read_with_change(name, rows)
+            change.add_to(changes, name, changed)
+            count = 0 if changed is not None and changed.finite else nonfinite_count(block)
+            if count:
+                bad[name] += count
+            if allow_nonfinite or not count:
+                tally.add(name, weights.spec(name), rows, block)
+                write_at(file.fileno(), raw_bytes(block), place)
     return tally, bad, changes
 
 
-class _Files:
-    """The files that one worker writes to."""
-
-    def __init__(self) -> None:
-        self._open = ExitStack()
-        self._handles: dict[Path, int] = {}
-
-    def write(self, path: Path, data: memoryview, place: int) -> None:
-        """Write all of ``data`` at byte ``place``."""
-        if path not in self._handles:
-            self._handles[path] = os.open(path, os.O_WRONLY)
-            self._open.callback(os.close, self._handles[path])
-        _write_all(self._handles[path], data, place)
-
-    def close(self) -> None:
-        """Close them."""
-        self._open.close()
+@contextmanager
+def _holding(shares: int, locks: Locks) -> Iterator[None]:
+    """Let workers share the memory: who needs more than a share waits for as many as it needs."""
+    with locks.turn:  # one at a time, so that two do not wait for each other with half of theirs
+        for _ in range(shares):
+            locks.shares.acquire()
+    try:
+        yield
+    finally:
+        if shares > 1:
+            give_back()
+        for _ in range(shares):
+            locks.shares.release()
 
 
-class _Gate:
-    """Lets workers share the memory: who needs more than a share waits for as many as it needs."""
-
-    def __init__(self, costs: Sequence[int], share: float, workers: int) -> None:
-        self._costs, self._share = costs, share
-        self._shares = [min(workers, max(1, ceil(cost / share))) for cost in costs]
-
-    @contextmanager
-    def holding(self, number: int, locks: Locks) -> Iterator[float]:
-        """Wait for the shares of a span; gives the bytes of them that computing it does not need."""
-        shares = self._shares[number]
-        with locks.turn:
-            for _ in range(shares):
-                locks.shares.acquire()
-        try:
-            yield shares * self._share - self._costs[number]
-        finally:
-            if shares > 1:
-                give_back()
-            for _ in range(shares):
-                locks.shares.release()
-
-
-def _usual(spans: Sequence[Span], costs: Sequence[int]) -> int:
+def _usual_cost(spans: Sequence[Span], costs: Sequence[int]) -> int:
     """The median cost of a span, weighted by size: half of the data can be computed with that."""
     half, done = sum(span.size for span in spans) / 2, 0
     for cost, size in sorted(zip(costs, (span.size for span in spans), strict=True)):

@@ -5,12 +5,13 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
-from threading import Lock, Semaphore, Thread
-from typing import Any, TypeVar
+from threading import Lock, Semaphore
+from typing import Any, TypeVar, cast
 
 from taskvec.errors import TaskvecError
 from taskvec.weights.lazy import Weights
@@ -30,54 +31,38 @@ Work = Callable[[Iterator[int], Locks], Iterator[T]]
 """Takes numbers as long as there are any, and gives a result for each."""
 
 
-def in_threads(
-    work: Work[T], count: int, workers: int, inputs: Sequence[Weights] = ()
-) -> Generator[T, None, None]:
+def in_threads(work: Work[T], count: int, workers: int) -> Generator[T, None, None]:
     """The results of ``work`` on the numbers below ``count``, as they come.
 
     Closing the iterator lets the workers finish what they are at, and waits for them.
 
     Raises: what work raises.
     """
-    results: SimpleQueue[T | BaseException | None] = SimpleQueue()
-    locks, lock, stopped = Locks(Lock(), Semaphore(workers)), Lock(), False
-    left = iter(range(count))
+    results: SimpleQueue[T | Future[None]] = SimpleQueue()
+    locks, left, stopped = Locks(Lock(), Semaphore(workers)), iter(range(count)), False
 
     def numbers() -> Iterator[int]:
-        while not stopped:
-            with lock:
-                number = next(left, None)
-            if number is None:
-                return
+        # Threads may share a range, as its next number is taken in one step of the interpreter.
+        while not stopped and (number := next(left, None)) is not None:
             yield number
 
     def run() -> None:
-        try:
-            for result in work(numbers(), locks):
-                results.put(result)
-        except BaseException as error:
-            results.put(error)
-        finally:
-            results.put(None)
+        for result in work(numbers(), locks):
+            results.put(result)
 
-    threads = [Thread(target=run, name=f"taskvec-{n}") for n in range(workers)]
-    try:
-        for thread in threads:
-            thread.start()
-        running = workers
-        while running:
-            result = results.get()
-            if isinstance(result, BaseException):
-                raise result
-            if result is None:
-                running -= 1
-            else:
-                yield result
-    finally:
-        stopped = True
-        for thread in threads:
-            if thread.is_alive():
-                thread.join()
+    with ThreadPoolExecutor(workers, "taskvec") as pool:
+        try:
+            for _ in range(workers):
+                pool.submit(run).add_done_callback(results.put)
+            while workers:
+                result = results.get()
+                if isinstance(result, Future):
+                    result.result()
+                    workers -= 1
+                else:
+                    yield result
+        finally:
+            stopped = True
 
 
 def in_processes(
@@ -85,6 +70,7 @@ def in_processes(
 ) -> Generator[T, None, None]:
     """As ``in_threads``, with forked processes: Python's lock does not hold them up.
 
+    Forked, not spawned, as they then have what is opened, prepared and compiled, and need not import torch.
     For programs without other threads, as the command line is: a fork copies no threads. Closing the
     iterator ends the workers at once; they end too when this process is killed.
 
@@ -111,11 +97,12 @@ def in_processes(
         try:
             for result in work(numbers(), locks):
                 results.send(result)
-            results.send([one.tally for one in inputs])
+            results.send([weights.tally for weights in inputs])
         except BaseException as error:
             results.send(error if isinstance(error, TaskvecError | OSError) else RuntimeError(repr(error)))
         os._exit(0)  # what the parent has open and buffered is not this process's to close and flush
 
+    # A pipe for each: a worker that is killed half way through a message spoils its own alone.
     pipes, processes = {}, []
     try:
         for _ in range(workers):
@@ -126,15 +113,15 @@ def in_processes(
             sending.close()
             pipes[receiving] = process
         while pipes:
-            for pipe in wait(list(pipes)):
-                result = _received(pipe, pipes[pipe])  # type: ignore[index,arg-type]  # pipes are all we wait for
+            for pipe in cast(list[Connection], wait(list(pipes))):
+                result = _receive(pipe, pipes[pipe])
                 if isinstance(result, BaseException):
                     raise result
                 if isinstance(result, list):
-                    for one, tally in zip(inputs, result, strict=True):
-                        if one.tally is not None and tally is not None:
-                            one.tally.merge(tally)
-                    del pipes[pipe]  # type: ignore[arg-type]
+                    for weights, tally in zip(inputs, result, strict=True):
+                        if weights.tally is not None and tally is not None:
+                            weights.tally.merge(tally)
+                    del pipes[pipe]
                 else:
                     yield result
     finally:
@@ -143,7 +130,7 @@ def in_processes(
             process.join()
 
 
-def _received(pipe: Connection, process: Any) -> Any:
+def _receive(pipe: Connection, process: Any) -> Any:
     try:
         return pipe.recv()
     except (EOFError, OSError):  # nothing, or the half of something

@@ -1,6 +1,5 @@
 """Weights written as safetensors: streamed, sharded, and complete before they get their name."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -25,7 +24,7 @@ from taskvec.weights.staging import MANIFEST, check_space, check_target, files_i
 from taskvec.weights.stored import StoredWeights, file_identity
 from taskvec.weights.streaming import Outcome, stream
 from taskvec.weights.tally import folded
-from taskvec.writing import flush
+from taskvec.writing import flush, unwritable, write_json
 
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 _INDEX = "model.safetensors.index.json"
@@ -91,22 +90,22 @@ def save_weights(
     with _failing_in_words(target, staging), staging as work:
         journal = Journal(staging.partial, work, shards, source)
         places = {work if single else work / shard.file: shard for shard in shards}
-        kept = set() if single else journal.finished()
-        staging.keep = bool(kept)
-        left = {place: shard for place, shard in places.items() if place.name not in kept}
+        finished = set() if single else journal.keep_finished()
+        staging.keep = bool(finished)
+        left = {place: shard for place, shard in places.items() if place.name not in finished}
+        kept = [place for place in places if place not in left]
         if resume:
-            check_space(target, needed - sum(place.stat().st_size for place in places.keys() - left.keys()))
+            check_space(target, needed - sum(place.stat().st_size for place in kept))
         total, done = sum(len(shard.places) for shard in shards), count(1)
 
         def tensor_done(_: str) -> None:
             watch(f"writing {target.name}", next(done), total)
 
         def shard_done(place: Path, outcome: Outcome) -> None:
-            names = places[place].places
-            journal.add(place.name, {name: outcome.digest(name).hex() for name in names})
+            journal.add(place.name, {name: outcome.digest(name) for name in places[place].places})
             staging.keep = not single
 
-        for place in places.keys() - left.keys():
+        for place in kept:
             for name in places[place].places:
                 tensor_done(name)
         states = {file: file_identity(file) for file in inputs}
@@ -126,32 +125,30 @@ def save_weights(
         if outcome.bad and not allow_nonfinite:
             staging.keep = False
             raise NonFinite(nonfinite_message(source.ref, outcome.bad))
-        for place in places.keys() - left.keys():
+        for place in kept:
             outcome.changes |= _changes(source, place)
         source.keep_outcome(journal.digests(), outcome.changes)
         if not single:
             beside.write(work)
             _write_index(work, shards)
-            said = manifest() if callable(manifest) else manifest or {}
             facts = {
                 "created_by": f"taskvec {__version__}",
                 "fingerprint": folded(journal.digests()),
                 "files": files_in(work),
             }
-            _write_json(work / MANIFEST, {**facts, **said})
+            more = manifest() if callable(manifest) else manifest or {}
+            _write(work / MANIFEST, {**facts, **more})
     return target
 
 
 def _changes(weights: Weights, shard: Path) -> dict[str, Change]:
     """How far the tensors of a finished shard are from what they were made of."""
-    found: dict[str, Change] = {}
+    changes: dict[str, Change] = {}
     with StoredWeights(shard) as made:
         for name in made:
             for rows in weights.row_blocks(name):
-                changed = weights.change_to(name, rows, made.read(name, rows))
-                if changed is not None:
-                    change.add_to(found, {name: changed})
-    return found
+                change.add_to(changes, name, weights.change_to(name, rows, made.read(name, rows)))
+    return changes
 
 
 class _Beside:
@@ -163,8 +160,8 @@ class _Beside:
         self._texts = texts
         # On some disks names that differ by case are one.
         given = {name.casefold() for name in texts}
-        self._copied = [one for one in side_files_of(folder) if str(one[1]).casefold() not in given]
-        ours = {name.casefold() for name in (*texts, MANIFEST, _INDEX, *(shard.file for shard in shards))}
+        self._copied = [side for side in side_files_of(folder) if str(side[1]).casefold() not in given]
+        ours = given | {name.casefold() for name in (MANIFEST, _INDEX, *(shard.file for shard in shards))}
         for file, place in self._copied:
             if place.parts[0].casefold() in ours:
                 raise InputError(f"{file}: would lie where {place.parts[0]} is written; rename it")
@@ -181,7 +178,7 @@ class _Beside:
             copy_regular(file, work / place)
             flush(work / place)
         for name, text in self._texts.items():
-            _write_text(work / name, text() if callable(text) else text)
+            _write(work / name, text() if callable(text) else text)
 
 
 def nonfinite_message(where: str, bad: Mapping[str, int]) -> str:
@@ -198,15 +195,15 @@ def _write_index(folder: Path, shards: Sequence[Shard]) -> None:
             "metadata": {"total_size": sum(shard.data_size for shard in shards)},
             "weight_map": {name: shard.file for shard in shards for name in shard.places},
         }
-        _write_json(folder / _INDEX, content)
+        _write(folder / _INDEX, content)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    _write_text(path, json.dumps(content, indent=2, default=str) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _write(path: Path, content: str | Mapping[str, Any]) -> None:
+    """A text, or a JSON document, that is on the disk."""
+    if isinstance(content, str):
+        path.write_text(content, encoding="utf-8")
+    else:
+        write_json(path, content)
     flush(path)
 
 
@@ -220,17 +217,14 @@ def side_files_of(folder: Path | None) -> list[tuple[Path, Path]]:
     """
     if folder is None:
         return []
-    found = [
-        file
-        for file in sorted(folder.iterdir())
-        if file.suffix in _COPIED and not _is_ours(file.name) and not file.is_dir()
-    ]
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in _COPIED and not _is_ours(file.name)]
     for module in _module_folders(folder):
-        found += sorted(file for file in module.rglob("*") if not file.is_dir())
-    for file in found:
+        files += sorted(module.rglob("*"))
+    files = [file for file in dict.fromkeys(files) if not file.is_dir()]
+    for file in files:
         check_inside(file, folder)
         check_regular(file)
-    return [(file, file.relative_to(folder)) for file in dict.fromkeys(found)]
+    return [(file, file.relative_to(folder)) for file in files]
 
 
 def _is_ours(name: str) -> bool:
@@ -243,10 +237,11 @@ def _module_folders(folder: Path) -> list[Path]:
     if not modules.is_file():
         return []
     match read_json(modules):
-        case [*entries] if all(isinstance(one, dict) and isinstance(one.get("path"), str) for one in entries):
-            # The path of the first module usually is empty: the folder itself.
-            paths = [one["path"] for one in entries if Path(one["path"]).parts]
-            return [inside(folder, path, modules) for path in paths]
+        case [*entries] if all(isinstance(entry, dict) for entry in entries):
+            paths = [entry.get("path") for entry in entries]
+            if all(isinstance(path, str) for path in paths):
+                # The path of the first module usually is empty: the folder itself.
+                return [inside(folder, path, modules) for path in paths if Path(path).parts]
     raise CorruptFile(f"{modules}: expected a list of modules, each with a 'path'; save the model again")
 
 
@@ -255,17 +250,9 @@ def _failing_in_words(target: Path, staging: staged) -> Iterator[None]:
     kept = f"finished shards wait in {staging.partial.name}, --resume (resume=True) goes on with them"
     try:
         yield
-    except KeyboardInterrupt:
-        if staging.keep:
-            raise KeyboardInterrupt(f"interrupted; {kept}") from None
-        raise
-    except TaskvecError as error:
-        if staging.keep:
-            raise type(error)(f"{error}; {kept}") from None
-        raise
+    except (KeyboardInterrupt, TaskvecError) as error:
+        if not staging.keep:
+            raise
+        raise type(error)(f"{str(error) or 'interrupted'}; {kept}") from None
     except OSError as error:
-        what = error.strerror or str(error)
-        raise TaskvecError(
-            f"{target}: could not be written ({what.lower()}); "
-            f"{kept if staging.keep else 'nothing was left behind'}"
-        ) from error
+        raise unwritable(target, error, kept if staging.keep else "nothing was left behind") from error
