@@ -1,9 +1,9 @@
 """Rules one after the other: each vector is changed, all are merged, what is merged is changed."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any, get_args
 
 from torch import Tensor
@@ -45,9 +45,9 @@ class Rules(Registry[Rule]):
         stages = [part.stage for part in parts]
         order = [stage for stage in get_args(Stage) if stage in stages]
         if stages != order:
-            said = ", ".join(f"{part.name} ({part.stage})" for part in parts)
+            listed = ", ".join(f"{part.name} ({part.stage})" for part in parts)
             raise InputError(
-                f"rule {name!r}: {said}, expected at most one rule each, merge and after, in this order"
+                f"rule {name!r}: {listed}, expected at most one rule each, merge and after, in this order"
             )
         if "merge" not in stages:
             parts = sorted(
@@ -74,33 +74,31 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
         return stacked(deltas)
 
     def measure_model(stacks: Stacks, **settings: Any) -> Mapping[str, Mapping[str, Any]] | None:
-        found: dict[str, dict[str, Any]] = {changed: {} for changed in stacks.changed}
+        measured: dict[str, dict[str, Any]] = {tensor: {} for tensor in stacks.changed}
         seen = stacks
         for part in parts:
             if part.measure_model is not None:
-                made = (
-                    part.measure_model(seen, **part.accepted_parameters(settings), _given=stacks.stacked())
-                    or {}
-                )
-                for tensor, extra in made.items():
-                    found[tensor].update(extra)
-            seen = _followed(seen, part, settings, found)
-        return found if any(found.values()) else None
+                asked = part.accepted_parameters(settings)
+                made = part.measure_model(seen, **asked, _given=stacks.stacked()) or {}
+                for tensor, values in made.items():
+                    measured[tensor].update(values)
+            seen = _after(part, seen, partial(_values, part, seen, settings, measured))
+        return measured if any(measured.values()) else None
 
     def measure_tensor(stacks: Stacks, tensor: str, **settings: Any) -> Mapping[str, Any]:
-        found: dict[str, dict[str, Any]] = {tensor: {}}
+        measured: dict[str, Any] = {}
         seen = stacks
         for part in parts:
-            found[tensor].update(_measured(seen, part, tensor, settings))
-            seen = _followed(seen, part, settings, found)
-        return found[tensor]
+            measured |= _measured(part, seen, tensor, settings)
+            seen = _after(part, seen, {tensor: {**settings, **measured}}.__getitem__)
+        return measured
 
     def in_rows(tensor: str, shape: Sequence[int], **settings: Any) -> bool:
         return all(part.goes_by_rows(tensor, shape, settings) for part in parts)
 
     def check(tasks: int | None, **settings: Any) -> str | None:
-        said = (part.check(tasks, **part.accepted_parameters(settings)) for part in parts if part.check)
-        return next((complaint for complaint in said if complaint), None)
+        complaints = (part.check(tasks, **part.accepted_parameters(settings)) for part in parts if part.check)
+        return next(filter(None, complaints), None)
 
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # what inspect.signature reads
         [inspect.Parameter("deltas", inspect.Parameter.POSITIONAL_OR_KEYWORD), *keywords.values()]
@@ -127,26 +125,30 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
     )
 
 
-def _followed(
-    seen: Stacks, part: Rule, settings: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]
-) -> Stacks:
-    """What ``part`` makes of the stacks it sees, computed when read."""
-    known: dict[str, Mapping[str, Any]] = {}
+def _after(part: Rule, seen: Stacks, values: Callable[[str], Mapping[str, Any]]) -> Stacks:
+    """What ``part`` makes of the stacks it sees, computed when read; ``values`` are those of a tensor."""
+    known = cache(values)
 
     def pieces(name: str, rows: slice | None) -> Iterator[Piece]:
-        if name not in known:
-            given = {**settings, **found[name]}
-            known[name] = {**given, **seen.overrides(name), **_measured(seen, part, name, given)}
         for stack, context in seen.pieces(name, rows):
-            yield part.function(stack, **part.accepted_parameters({**known[name], **context})), context
+            yield part.function(stack, **part.accepted_parameters({**known(name), **context})), context
 
     return replace(seen, pieces=pieces)
 
 
-def _measured(seen: Stacks, part: Rule, name: str, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def _values(
+    part: Rule,
+    seen: Stacks,
+    settings: Mapping[str, Any],
+    measured: Mapping[str, Mapping[str, Any]],
+    name: str,
+) -> Mapping[str, Any]:
+    """The parameters of ``part`` at one tensor, and what it measures there."""
+    values = {**settings, **measured[name], **seen.overrides(name)}
+    return {**values, **_measured(part, seen, name, values)}
+
+
+def _measured(part: Rule, seen: Stacks, name: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
     if part.measure_tensor is None:
         return {}
-    return (
-        part.measure_tensor(seen, name, **part.accepted_parameters({**settings, **seen.overrides(name)}))
-        or {}
-    )
+    return part.measure_tensor(seen, name, **part.accepted_parameters(values)) or {}

@@ -64,11 +64,11 @@ def iso_cts(
     if not is_matrix(deltas, exclude, _place):
         return deltas.mean(0)
     directions = min(deltas.shape[1:])
-    own = min(round((directions - int(common * directions)) / len(deltas)), directions // len(deltas))
-    shared = directions - own * len(deltas)
+    special = min(round((directions - int(common * directions)) / len(deltas)), directions // len(deltas))
+    shared = directions - special * len(deltas)
     u, s, v = (part[..., :shared] if n < 2 else part[:shared] for n, part in enumerate(svd(deltas.sum(0))))
-    special = (svd(delta - u @ (u.T @ delta), like=delta) for delta in deltas)
-    leading = [(left[:, :own], size[:own], right[:own]) for left, size, right in special]
+    rests = (svd(delta - u @ (u.T @ delta), like=delta) for delta in deltas)
+    leading = [(left[:, :special], size[:special], right[:special]) for left, size, right in rests]
     u, s, v = joined([*leading, (u, s, v)])
     return s.mean() * (u @ v) if len(s) else torch.zeros_like(deltas[0])
 

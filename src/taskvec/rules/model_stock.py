@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from taskvec.rules import sphere
-from taskvec.rules.rule import Rule, Stacks
 
 
 def model_stock(
@@ -35,19 +34,4 @@ def _ratio(gram: Tensor) -> Tensor:
     return (cosine / (1 + (tasks - 1) * cosine)).expand(-1, tasks)
 
 
-def measure_tensor(
-    stacks: Stacks, name: str, *, per: Literal["tensor", "row"], **_: object
-) -> dict[str, Tensor]:
-    """How far back each vector goes in a whole tensor."""
-    return sphere.measure_tensor(stacks, name, _ratio, per=per)
-
-
-MODEL_STOCK = Rule(
-    "model_stock",
-    model_stock,
-    "tensor",
-    tasks=(2, None),
-    measure_tensor=measure_tensor,
-    in_rows=sphere.in_rows,
-    copies=sphere.COPIES,
-)
+MODEL_STOCK = sphere.rule("model_stock", model_stock, lambda **_: _ratio, tasks=(2, None))

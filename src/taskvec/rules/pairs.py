@@ -37,8 +37,8 @@ class Pairs:
         return len(self.ends)
 
     def __getitem__(self, task: int) -> Tensor:
-        one = slice(task, task + 1)
-        return Pairs(self.ends[one], self.starts[one], (1, *self.shape[1:])).stack()[0]
+        only = slice(task, task + 1)
+        return Pairs(self.ends[only], self.starts[only], (1, *self.shape[1:])).stack()[0]
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[task] for task in range(len(self)))
@@ -46,7 +46,7 @@ class Pairs:
     def part(self, first: int, shape: Sequence[int]) -> "Pairs":
         """Those from the entry ``first`` on that fill ``shape``."""
         entries = slice(first, first + prod(shape))
-        ends, starts = (tuple(one[entries] for one in side) for side in (self.ends, self.starts))
+        ends, starts = (tuple(bits[entries] for bits in side) for side in (self.ends, self.starts))
         return Pairs(ends, starts, (len(self), *shape))
 
     def stack(self) -> Tensor:

@@ -43,9 +43,9 @@ def regmean(
         return mean
     read = torch.zeros(grams.shape[1:], dtype=torch.float64)
     wanted = torch.zeros(deltas.shape[1:], dtype=torch.float64)
-    for delta, own in zip(deltas, grams, strict=True):
-        gram = off_diagonal * own.double()
-        gram.diagonal().copy_(own.diagonal())
+    for delta, measured in zip(deltas, grams, strict=True):
+        gram = off_diagonal * measured.double()
+        gram.diagonal().copy_(measured.diagonal())
         read += gram
         wanted += (delta - mean).double() @ gram
     # Seen from the mean, what no input reaches stays there.

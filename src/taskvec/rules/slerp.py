@@ -1,17 +1,20 @@
 """SLERP of two and more points: slerp, nuslerp, multislerp, karcher."""
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from taskvec.rules import mean, sphere
-from taskvec.rules.rule import Rule, Stacks
 from taskvec.rules.sphere import Coefficients, Of, Per
 
 _TINY = 1e-8
+
+_STRAIGHT = (1 - 0.9995**2) ** 0.5
+"""The sine of the angle below which mergekit walks along the chord."""
 
 _CANCELLED = 1e-6
 """How long a mean of unit vectors has to be to have a direction that is not rounding."""
@@ -39,7 +42,7 @@ def slerp(
     A straight line where |cos w| > 0.9995; for opposite points it passes near zero.
     Source: Shoemake 1985, as in mergekit.
     """
-    return sphere.blend(deltas, _slerp(t), sphere.origin(of, _base), per, _factors)
+    return sphere.blend(deltas, _slerp(t=t), sphere.origin(of, _base), per, _factors)
 
 
 def nuslerp(
@@ -61,7 +64,7 @@ def nuslerp(
     A straight line only where |sin w| < 1e-6: parallel or opposite vectors, to rounding.
     Source: mergekit (nuslerp with a base model).
     """
-    return sphere.blend(deltas, _nuslerp(weights), per=per, measured=_factors)
+    return sphere.blend(deltas, _nuslerp(weights=weights), per=per, measured=_factors)
 
 
 def multislerp(
@@ -85,7 +88,7 @@ def multislerp(
     Where the directions cancel there is no mean direction, and the points are averaged.
     Source: mergekit (multislerp).
     """
-    return sphere.blend(deltas, _multislerp(weights), sphere.origin(of, _base), measured=_factors)
+    return sphere.blend(deltas, _multislerp(weights=weights), sphere.origin(of, _base), measured=_factors)
 
 
 def karcher(
@@ -112,27 +115,25 @@ def karcher(
     averaged.
     Source: Karcher 1977; as in mergekit.
     """
-    return sphere.blend(deltas, _nearest(max_iter, tol), sphere.origin(of, _base), measured=_factors)
+    return sphere.blend(
+        deltas, _karcher(max_iter=max_iter, tol=tol), sphere.origin(of, _base), measured=_factors
+    )
 
 
-def _slerp(t: float) -> Coefficients:
-    return lambda gram: _arc(gram, t, (1 - 0.9995**2) ** 0.5)
+def _slerp(*, t: float, **_: object) -> Coefficients:
+    return partial(_arc, t=t, straight=_STRAIGHT)
 
 
-def _nuslerp(weights: Sequence[float] | None) -> Coefficients:
-    return lambda gram: _arc(gram, mean.coefficients(2, weights=weights)[1], 1e-6)
+def _nuslerp(*, weights: Sequence[float] | None, **_: object) -> Coefficients:
+    return partial(_arc, t=mean.coefficients(2, weights=weights)[1], straight=1e-6)
 
 
-def _multislerp(weights: Sequence[float] | None) -> Coefficients:
-    def coefficients(gram: Tensor) -> Tensor:
-        shares = mean.coefficients(gram.shape[1], weights=weights)
-        return _mean_direction(gram, torch.tensor(shares, dtype=torch.float64))
-
-    return coefficients
+def _multislerp(*, weights: Sequence[float] | None, **_: object) -> Coefficients:
+    return partial(_mean_direction, weights=weights)
 
 
-def _nearest(max_iter: int, tol: float) -> Coefficients:
-    return lambda gram: _karcher(gram[0], max_iter, tol)[None]
+def _karcher(*, max_iter: int, tol: float, **_: object) -> Coefficients:
+    return lambda gram: _nearest(gram[0], max_iter, tol)[None]
 
 
 def _arc(gram: Tensor, t: float, straight: float) -> Tensor:
@@ -144,7 +145,8 @@ def _arc(gram: Tensor, t: float, straight: float) -> Tensor:
     return torch.stack([first, torch.where(curved, torch.sin(t * angle) / sine, t)], dim=1)
 
 
-def _mean_direction(gram: Tensor, shares: Tensor) -> Tensor:
+def _mean_direction(gram: Tensor, weights: Sequence[float] | None) -> Tensor:
+    shares = torch.tensor(mean.coefficients(gram.shape[1], weights=weights), dtype=torch.float64)
     size = sphere.norms(gram)
     unit = shares / torch.where(size > 0, size, 1.0)
     length = torch.einsum("rt,rts,rs->r", unit, gram, unit).clamp(min=0).sqrt()[:, None]
@@ -152,7 +154,7 @@ def _mean_direction(gram: Tensor, shares: Tensor) -> Tensor:
     return torch.where(flat, shares, (size @ shares)[:, None] * unit / torch.where(flat, 1.0, length))
 
 
-def _karcher(gram: Tensor, max_iter: int, tol: float) -> Tensor:
+def _nearest(gram: Tensor, max_iter: int, tol: float) -> Tensor:
     size = gram.diagonal().clamp(min=0).sqrt()
     valid = size > 0
     share = valid.double() / valid.sum().clamp(min=1)
@@ -177,54 +179,9 @@ def _length(coefficients: Tensor, cosine: Tensor) -> Tensor:
     return (coefficients @ cosine @ coefficients).clamp(min=0).sqrt()
 
 
-WEIGHTS = "deltas, base"
+BASE = "deltas, base"
 
-
-def _measuring(coefficients: Callable[..., Coefficients], *wanted: str) -> Callable[..., dict[str, Tensor]]:
-    """A first pass over a tensor for the coefficients that follow from the parameters ``wanted``."""
-
-    def measure_tensor(
-        stacks: Stacks, name: str, of: Of = "vectors", per: Per = "tensor", **settings: Any
-    ) -> dict[str, Tensor]:
-        return sphere.measure_tensor(stacks, name, coefficients(*(settings[key] for key in wanted)), of, per)
-
-    return measure_tensor
-
-
-SLERP = Rule(
-    "slerp",
-    slerp,
-    "tensor",
-    consumes=WEIGHTS,
-    tasks=(2, 2),
-    measure_tensor=_measuring(_slerp, "t"),
-    in_rows=sphere.in_rows,
-    copies=sphere.COPIES,
-)
-NUSLERP = Rule(
-    "nuslerp",
-    nuslerp,
-    "tensor",
-    tasks=(2, 2),
-    measure_tensor=_measuring(_nuslerp, "weights"),
-    in_rows=sphere.in_rows,
-    copies=sphere.COPIES,
-    check=mean.check_sum,
-)
-MULTISLERP = Rule(
-    "multislerp",
-    multislerp,
-    "tensor",
-    consumes=WEIGHTS,
-    measure_tensor=_measuring(_multislerp, "weights"),
-    copies=sphere.COPIES,
-    check=mean.check_sum,
-)
-KARCHER = Rule(
-    "karcher",
-    karcher,
-    "tensor",
-    consumes=WEIGHTS,
-    measure_tensor=_measuring(_nearest, "max_iter", "tol"),
-    copies=sphere.COPIES,
-)
+SLERP = sphere.rule("slerp", slerp, _slerp, consumes=BASE, tasks=(2, 2))
+NUSLERP = sphere.rule("nuslerp", nuslerp, _nuslerp, tasks=(2, 2), check=mean.check_sum)
+MULTISLERP = sphere.rule("multislerp", multislerp, _multislerp, consumes=BASE, check=mean.check_sum)
+KARCHER = sphere.rule("karcher", karcher, _karcher, consumes=BASE)

@@ -4,19 +4,18 @@ So each is a function from the inner products of the points to the coefficient o
 task vectors, or the weights that these lead to.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from taskvec.rules.rule import Stacks, present
+from taskvec.rules.rule import Rule, Stacks, present
 
 Of = Literal["weights", "vectors"]
 Per = Literal["tensor", "row", "column"]
-COPIES = (3, 9)
-"""Of deltas, as rules count them: inner products are taken in float64."""
-
 Coefficients = Callable[[Tensor], Tensor]
 """Inner products (row, task, task) -> the coefficient of each point (row, task), float64."""
 
@@ -48,23 +47,36 @@ def blend(
     return _back(merged, deltas.shape[1:], per)
 
 
-def measure_tensor(
-    stacks: Stacks, name: str, coefficients: Coefficients, of: Of = "vectors", per: Per = "tensor"
+def rule(
+    name: str, function: Callable[..., Tensor], coefficients: Callable[..., Coefficients], **more: Any
+) -> Rule:
+    """The rule whose coefficients are those that its parameters lead to."""
+    per = "per" in inspect.signature(function).parameters
+    measure = partial(_measure, coefficients)
+    in_rows = _in_rows if per else None
+    return Rule(name, function, "tensor", measure_tensor=measure, in_rows=in_rows, copies=(3, 9), **more)
+
+
+def _measure(
+    coefficients: Callable[..., Coefficients],
+    stacks: Stacks,
+    name: str,
+    of: Of = "vectors",
+    per: Per = "tensor",
+    **settings: Any,
 ) -> dict[str, Tensor]:
     """The coefficients of a whole tensor, unless each of its rows or columns has its own."""
     shape = stacks.shapes[name]
     if (per != "tensor" and len(shape) > 1) or 0 in shape:
         return {}
-    tasks = 0
     gram = torch.zeros((), dtype=torch.float64)
     for deltas, context in stacks.pieces_of(name):
         base = origin(of, context.get("_base"))
         gram = gram + _gram(_rows(deltas, "tensor"), None if base is None else base.reshape(1, -1))
-        tasks = len(deltas)
-    return {"_factors": coefficients(gram)} if tasks else {}
+    return {"_factors": coefficients(**settings)(gram)}
 
 
-def in_rows(name: str, shape: Sequence[int], *, per: Per = "tensor", **_: object) -> bool:
+def _in_rows(name: str, shape: Sequence[int], *, per: Per = "tensor", **_: object) -> bool:
     """Whether rows can be had by themselves: not where columns have coefficients of their own."""
     return per == "tensor" or len(shape) < 2 or (per == "row" and len(shape) == 2)
 

@@ -28,17 +28,19 @@ def given(
         raise InputError(f"rule {rule!r} needs {NEEDED}")
     if len(stats) != len(deltas):
         raise InputError(f"{where}: statistics of {len(stats)} tasks, expected {len(deltas)}")
-    known = [one for one in stats if one is not None]
+    known = [of_task for of_task in stats if of_task is not None]
     if not known:
         return None
     if len(known) < len(stats):
         raise InputError(
             f"{where} has statistics in {len(known)} of {len(stats)} tasks, expected all or none"
         )
-    for one in known:
-        if one.shape != torch.Size(shape):
-            raise InputError(f"{where} has statistics of shape {tuple(one.shape)}, expected {tuple(shape)}")
-    found = torch.stack([one.to(deltas.dtype) for one in known])
-    if not bool(found.isfinite().all()):
+    for of_task in known:
+        if of_task.shape != torch.Size(shape):
+            raise InputError(
+                f"{where} has statistics of shape {tuple(of_task.shape)}, expected {tuple(shape)}"
+            )
+    stacked = torch.stack([of_task.to(deltas.dtype) for of_task in known])
+    if not bool(stacked.isfinite().all()):
         raise NonFinite(f"{where} has statistics that are NaN or infinite; make them again: taskvec stats")
-    return found
+    return stacked
