@@ -3,13 +3,14 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 import yaml
 
 from taskvec.rules import RULES
+from taskvec.rules.rule import Law
 from taskvec.vectors import TaskVector, combine
 from taskvec.weights import Weights, open_weights
 
@@ -42,25 +43,54 @@ def statistics() -> dict[str, Weights]:
     }
 
 
+@pytest.mark.parametrize("law", get_args(Law))
+def test_the_page_says_which_rules_do_not_obey_a_law(law: Law) -> None:
+    [exceptions] = re.findall(rf"^\|.*\(`{law}`\) \| (.*?)\|$", PAGE, re.MULTILINE)
+    registered = {name for name in RULES if law in RULES[name].breaks}
+    assert set(re.findall(r"`(\w+)`", exceptions)) == registered, f"docs/rules.md: exceptions of {law!r}"
+
+
+def section_of(name: str) -> str:
+    assert name in SECTIONS, (
+        f"docs/rules.md has no section '## `{name}`': say there what the rule does, its equation (indented), "
+        "its parameters (a list), the command and the call, and the source"
+    )
+    return SECTIONS[name]
+
+
 def test_there_is_a_section_for_every_rule_in_their_order() -> None:
-    assert list(SECTIONS) == list(RULES)
+    for name in RULES:
+        section_of(name)
+    for name in SECTIONS:
+        assert name in RULES, (
+            f"docs/rules.md has a section on {name!r}, which rules/__init__.py does not list"
+        )
+    assert list(SECTIONS) == list(RULES), (
+        "docs/rules.md: the sections are not in the order of rules/__init__.py"
+    )
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_section_has_an_equation_and_every_parameter_and_the_source(name: str) -> None:
-    section = SECTIONS[name]
-    assert re.search(r"^    \S.* = ", section, re.MULTILINE)
+    section, where = section_of(name), f"docs/rules.md, section `{name}`"
+    assert re.search(r"^    \S.* = ", section, re.MULTILINE), f"{where}: no equation, indented by four spaces"
     listed = " ".join(re.findall(r"^- (.*?):", section, re.MULTILINE))
-    assert set(re.findall(r"`(\w+)`", listed)) == set(RULES[name].parameters())
-    source = re.findall(r"arXiv:\d{4}\.\d{5}", RULES[name].description)
-    assert all(paper in section for paper in source)
+    wrong = set(re.findall(r"`(\w+)`", listed)) ^ set(RULES[name].parameters())
+    assert not wrong, (
+        f"{where}: {', '.join(sorted(wrong))} not both a parameter and in its list '- `name`: …'"
+    )
+    for paper in re.findall(r"arXiv:\d{4}\.\d{5}", RULES[name].description):
+        assert paper in section, f"{where}: {paper} is missing, which the docstring names"
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_the_command_and_the_call_of_a_section_are_the_same_and_work(name: str) -> None:
-    [(command, call)] = re.findall(
-        r"^`(taskvec apply .*?)` · `(combine\(.*?\))`$", SECTIONS[name], re.MULTILINE
+    examples = re.findall(r"^`(taskvec apply .*?)` · `(combine\(.*?\))`$", section_of(name), re.MULTILINE)
+    assert len(examples) == 1, (
+        f"docs/rules.md, section `{name}`: {len(examples)} lines '`taskvec apply …` · `combine(…)`', "
+        "expected one"
     )
+    [(command, call)] = examples
     words = shlex.split(command)
     rule = words[words.index("--rule") + 1]
     pairs = (words[place + 1].split("=", 1) for place, word in enumerate(words) if word == "-p")

@@ -329,7 +329,9 @@ def test_a_local_folder_comes_before_the_hub(tmp_path: Path, monkeypatch: pytest
 
 
 def test_every_source_of_the_registry_is_named_after_its_key() -> None:
-    assert all(SOURCES[name].model_fields["source"].default == name for name in SOURCES)
+    for name in SOURCES:
+        stated = SOURCES[name].model_fields["source"].default
+        assert stated == name, f"tasks/source.py lists {name!r}, and its class says source: {stated!r}"
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:

@@ -95,9 +95,9 @@ MODELS: dict[str, KnownModel] = {
 LOADERS: Registry[Any] = Registry(
     "kind of model",
     {
-        "builtin": "taskvec.models.builtin.backbone:load",
         "text": "taskvec.models.text:load",
         "clip": "taskvec.models.clip:load",
+        "builtin": "taskvec.models.builtin.backbone:load",
     },
 )
 """How to load a checkpoint, by the ``model_type`` of its config.json; ``text`` for all types that read text.

@@ -41,13 +41,14 @@ def load_backbone(ref: str | Path) -> Backbone:
 def _kind(ref: str) -> str:
     """The loader for a checkpoint, by the model type that its config.json states."""
     path = config_file(ref)
-    found = model_type(path)
-    if found in LOADERS and found != "text":
-        return found
-    if reads_text(found):
+    stated = model_type(path)
+    if stated in LOADERS and stated != "text":
+        return stated
+    if reads_text(stated):
         return "text"
+    others = " and ".join(kind for kind in LOADERS if kind != "text")
     raise InputError(
-        f"{path}: model_type {found!r}, {purpose_of(found)}, is none that can be trained or evaluated; those "
-        "are text models of transformers (bert, roberta, mpnet, modernbert, gpt2 and their kin), clip and "
-        f"builtin ({EDITING})"
+        f"{path}: model_type {stated!r}, {purpose_of(stated)}, is none that can be trained or evaluated; "
+        "those are text models of transformers (bert, roberta, mpnet, modernbert, gpt2 and their kin), "
+        f"{others} ({EDITING})"
     )

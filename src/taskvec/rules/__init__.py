@@ -1,4 +1,8 @@
-"""Several task vectors -> one. A rule a file: a pure function on stacked tensors; here is the list."""
+"""Several task vectors -> one. A rule a file: a pure function on stacked tensors; here is the list.
+
+A new rule is a file beside this one, a line below and, in the same order, a section in ``docs/rules.md``.
+What it declares and the laws that it is tested against are in :mod:`taskvec.rules.rule`.
+"""
 
 from taskvec.rules.chain import Rules
 from taskvec.rules.rule import Rule
