@@ -12,12 +12,11 @@ import torch
 import taskvec as tv
 from taskvec.cli import main
 from taskvec.runs.experiment import load_experiment
-from taskvec.studies.cost import training_costs
-from taskvec.studies.cost import Memory
 from taskvec.runs.report import facts_of
 from taskvec.runs.runner import Runner
-from taskvec.studies.study import recipe
 from taskvec.runs.store import Store
+from taskvec.studies.cost import Memory, training_costs
+from taskvec.studies.study import recipe
 from taskvec.training.settings import TrainSettings
 
 TASKS = ["pets", "taste", "number"]

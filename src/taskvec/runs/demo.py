@@ -4,10 +4,10 @@ import json
 from itertools import product
 from pathlib import Path
 
-from taskvec.runs.experiment import load_experiment
-from taskvec.runs.runner import Runner
 from taskvec.models.builtin.backbone import configuration, random_initialised
 from taskvec.progress import Watch, unwatched
+from taskvec.runs.experiment import load_experiment
+from taskvec.runs.runner import Runner
 from taskvec.runs.store import Store
 from taskvec.studies import STUDIES
 from taskvec.studies.addition import AdditionSettings

@@ -34,7 +34,9 @@ def facts_of(results: Results) -> dict[str, Any]:
     return facts
 
 
-def _facts_of_regimes(results: Results, group: Sequence[Study[Any]]) -> dict[str, dict[str, dict[str, object]]]:
+def _facts_of_regimes(
+    results: Results, group: Sequence[Study[Any]]
+) -> dict[str, dict[str, dict[str, object]]]:
     """By seed and regime."""
     return {
         str(seed): {
@@ -59,8 +61,12 @@ def write_report(results: Results, folder: Path) -> list[Table]:
     """
     facts, tables = facts_of(results), tables_of(results)
     replace_text(folder / "results.json", json.dumps(facts, indent=1))
-    code = [path for package in (reports, studies) for path in Path(str(package.__file__)).parent.glob("*.py")]
-    drawings = (drawing for study in studies_of(results.plan.experiment) for drawing in study.drawings(results))
+    code = [
+        path for package in (reports, studies) for path in Path(str(package.__file__)).parent.glob("*.py")
+    ]
+    drawings = (
+        drawing for study in studies_of(results.plan.experiment) for drawing in study.drawings(results)
+    )
     figures = draw_all(drawings, folder / "figures", json.dumps(facts), code)
     settings = facts["experiment"]
     write_pages(

@@ -1,7 +1,6 @@
 """From an experiment to its results: every cell computed once, in the registry's order."""
 
 import shutil
-from functools import cached_property
 from itertools import groupby
 
 from taskvec.errors import InputError
@@ -32,7 +31,9 @@ class Runner:
         for study in self._studies:
             compared += study.compared(experiment, suite)
         digests = {task: suite.task(task).fingerprint for task in involved_tasks(experiment, suite)}
-        self._plan = Plan(experiment, suite, _fingerprint(experiment.model), digests, list(dict.fromkeys(compared)))
+        self._plan = Plan(
+            experiment, suite, _fingerprint(experiment.model), digests, list(dict.fromkeys(compared))
+        )
         self._context = RunContext(self._plan, store, watch)
         if not store.begun:
             self.load()
@@ -56,7 +57,9 @@ class Runner:
             for seed in experiment.seeds:
                 for regime in experiment.regimes:
                     self._context.begin(regime, seed)
-                    self._finish(results, [cell for study in group for cell in study.cells(self._plan, regime, seed)])
+                    self._finish(
+                        results, [cell for study in group for cell in study.cells(self._plan, regime, seed)]
+                    )
         shutil.rmtree(self._store.folder / "partial", ignore_errors=True)
         return results
 
