@@ -19,7 +19,7 @@ GROUND = {
 }
 EDITING = {"weights", "rules", "vectors", "edits"}
 LEARNING = {"models", "tangent", "tasks", "statistics", "training"}
-ABOVE = {"evaluation", "analysis", "studies", "runs"}
+ABOVE = {"evaluation", "studies", "runs"}
 
 # What each part of the house may import, beside the ground and itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -33,9 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "statistics": {"models", "tangent", "tasks"},
     "training": {"models", "tangent", "tasks", "statistics", "vectors", "rules"},
     "evaluation": EDITING | LEARNING,
-    "analysis": EDITING | LEARNING | {"evaluation"},
-    "studies": EDITING | LEARNING | {"evaluation", "analysis", "reports"},
-    "runs": EDITING | LEARNING | {"evaluation", "analysis", "reports", "studies"},
+    "studies": EDITING | LEARNING | {"evaluation", "reports"},
+    "runs": EDITING | LEARNING | {"evaluation", "reports", "studies"},
     "reports": set(),
     "cli": EDITING | LEARNING | ABOVE | {"reports"},
     "__init__": EDITING | LEARNING | ABOVE | {"reports"},

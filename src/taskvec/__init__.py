@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, Any
 from taskvec._version import __version__
 
 if TYPE_CHECKING:
-    from taskvec.analysis.disentanglement import disentanglement
-    from taskvec.analysis.gradients import gradient_equivalence
-    from taskvec.analysis.linearity import linearity_gap
     from taskvec.edits.opening import open_recipe, save_merge
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.linear import LinearFeatures, linear_features
@@ -31,7 +28,10 @@ if TYPE_CHECKING:
     from taskvec.statistics.gram import gram
     from taskvec.studies.addition import addition
     from taskvec.studies.analogy import analogy
+    from taskvec.studies.disentanglement import disentanglement
+    from taskvec.studies.linearity import linearity_gap
     from taskvec.studies.negation import negation
+    from taskvec.studies.numerics.gradients import gradient_equivalence
     from taskvec.studies.single import single_task
     from taskvec.tangent.linearization import Linearization
     from taskvec.tangent.linearize import TangentModel, linearize
@@ -98,9 +98,9 @@ _HOME = {
     "addition": "studies.addition",
     "negation": "studies.negation",
     "analogy": "studies.analogy",
-    "disentanglement": "analysis.disentanglement",
-    "gradient_equivalence": "analysis.gradients",
-    "linearity_gap": "analysis.linearity",
+    "disentanglement": "studies.disentanglement",
+    "gradient_equivalence": "studies.numerics.gradients",
+    "linearity_gap": "studies.linearity",
     "fisher": "statistics.fisher",
     "gram": "statistics.gram",
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, ForwardRef, TypeVar, Union, cast, get_args, get_origin
 
-from taskvec.errors import WrongType
+from taskvec.errors import InputError, WrongType
 from taskvec.reading import shortened
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -59,6 +59,16 @@ def brief(value: object) -> str:
         return shortened(repr(value), 60)
     held = sorted({type(one).__name__ for one in _items(value)})
     return f"{type(value).__name__} of {', '.join(held)}" if held else type(value).__name__
+
+
+def distinct(names: Collection[str], option: str) -> list[str]:
+    """The values of an option that needs one or more, each once.
+
+    Raises: InputError.
+    """
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"{option}: {' '.join(names) or 'nothing'} given, expected one or more, each once")
+    return list(names)
 
 
 def label(ref: object) -> str:

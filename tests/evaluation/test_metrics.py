@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from taskvec.runs.report import facts_of, tables_of
 
 import taskvec as tv
 from taskvec.errors import InputError, TaskvecError
 from taskvec.evaluation.metrics import absolute, majority, normalized, score, wilson
 from taskvec.runs.experiment import load_experiment
+from taskvec.runs.report import facts_of, tables_of
 from taskvec.runs.runner import Runner
 from taskvec.runs.store import Store
 

@@ -121,16 +121,6 @@ def assignments(pairs: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
-def distinct(names: Sequence[str], option: str) -> list[str]:
-    """The values of an option that needs one or more, each once.
-
-    Raises: InputError.
-    """
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"{option}: {' '.join(names) or 'nothing'} given, expected one or more, each once")
-    return list(names)
-
-
 @contextmanager
 def watching(quiet: bool) -> Iterator[Watch]:
     """Progress on standard error: bars on a terminal, a plain line every ten seconds elsewhere."""

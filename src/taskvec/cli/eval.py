@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Count, Json, Quiet, distinct, print_json, print_table, watching
+from taskvec.arguments import distinct
+from taskvec.cli._common import Count, Json, Quiet, print_json, print_table, watching
 from taskvec.cli._editing import load_vectors
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from taskvec.arguments import distinct
 from taskvec.cli._common import (
     Count,
     Force,
@@ -12,7 +13,6 @@ from taskvec.cli._common import (
     Model,
     Quiet,
     Suite,
-    distinct,
     flattened,
     print_json,
     print_table,

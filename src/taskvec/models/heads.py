@@ -55,6 +55,24 @@ class Head(nn.Module):
         return digest.hexdigest()
 
 
+class Classifier(nn.Module):
+    """A backbone behind a frozen head, called like the backbone: logits (N, C)."""
+
+    def __init__(self, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        """Logits of a collated batch."""
+        logits: Tensor = self.head(self.backbone(**batch))
+        return logits
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the encoder's parameters are called in here, by their names in the checkpoint."""
+        return {stored: f"backbone.network.{inside}" for inside, stored in self.backbone.names.items()}
+
+
 def prompts(
     classes: Sequence[str], templates: Sequence[str], wordings: Mapping[str, Sequence[str]] | None = None
 ) -> list[list[str]]:

@@ -13,9 +13,8 @@ from taskvec.writing import remove, replace_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Record = Mapping[str, Any]
-Draw = Callable[[Record], "Mapping[str, Figure]"]
-"""From a record to figures by name; ``figure`` is the main one, others go into the folder ``figures``."""
+Draw = Callable[[], "Mapping[str, Figure]"]
+"""Figures by name; ``figure`` is the main one, others go into the folder ``figures``."""
 
 RECORD = "record.json"
 
@@ -40,7 +39,7 @@ def check_folder(folder: Path, *, force: bool) -> None:
 
 
 def write_analysis(
-    record: Record, tables: Sequence[Table], draw: Draw, folder: Path, *, force: bool = False
+    record: Mapping[str, Any], tables: Sequence[Table], draw: Draw, folder: Path, *, force: bool = False
 ) -> list[Path]:
     """Write an analysis into ``folder``; the files written. Nothing is touched before all is drawn.
 
@@ -53,7 +52,7 @@ def write_analysis(
     Raises: OutputExists.
     """
     check_folder(folder, force=force)
-    figures = _drawn(record, draw)
+    figures = _draw_figures(draw)
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / RECORD, text)
@@ -69,10 +68,10 @@ def write_analysis(
     return written
 
 
-def _drawn(record: Record, draw: Draw) -> "Mapping[str, Figure]":
+def _draw_figures(draw: Draw) -> "Mapping[str, Figure]":
     try:
         import matplotlib
     except ImportError:
         return {}
     matplotlib.use("agg")
-    return draw(record)
+    return draw()

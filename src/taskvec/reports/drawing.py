@@ -13,6 +13,7 @@ from taskvec.writing import remove
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,40 @@ def axes_in_a_row(columns: int, width: float, height: float) -> "tuple[Figure, l
     figure = Figure(figsize=(width * columns, height), layout="constrained")
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
+        hide_spines(ax)
     return figure, axes
+
+
+def grid_of_axes(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, list[list[Axes]]]":
+    """A figure of rows of axes of this size in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns + 0.6, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
+
+
+def hide_spines(ax: "Axes") -> None:
+    """Open axes above and to the right."""
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def draw_heat_map(
+    ax: "Axes", values: Sequence[Sequence[float]], grid: Sequence[float], top: float
+) -> "AxesImage":
+    """Values, up to ``top``, at two coefficients: the first runs to the right, the second upwards.
+
+    Cells are centred on points of the grid; a square shows where coefficients are mostly chosen.
+    """
+    step = grid[1] - grid[0]
+    edges = (grid[0] - step / 2, grid[-1] + step / 2)
+    upwards = list(zip(*values, strict=True))
+    image = ax.imshow(
+        upwards, origin="lower", extent=(*edges, *edges), vmin=0, vmax=top, cmap="viridis", aspect="equal"
+    )
+    ax.plot([-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1], color="red", lw=1.5)
+    ax.set_xlim(*edges)
+    ax.set_ylim(*edges)
+    return image
 
 
 def name_ticks(ax: "Axes", names: Sequence[str], size: str = "medium") -> None:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from taskvec.arguments import checked
 from taskvec.models.backbone import Backbone, evaluating
-from taskvec.models.heads import Head
+from taskvec.models.heads import Classifier, Head
 from taskvec.progress import Watch, unwatched
 from taskvec.tangent.ntk.features import Plan
 from taskvec.tangent.ntk.planning import planned
@@ -24,18 +24,14 @@ SLICE = 1 << 21
 """Numbers of per-sample gradients that are written out at a time."""
 
 
-class _Scores(nn.Module):
+class _Scores(Classifier):
     """Outputs whose squared gradients add up to an example's Fisher information.
 
     sqrt(p_c) log p_c for every class c, the root held constant; or log p_y for the classes y given
     """
 
-    def __init__(self, backbone: Backbone, head: Head) -> None:
-        super().__init__()
-        self.backbone, self.head = backbone, head
-
     def forward(self, drawn: Tensor | None = None, **batch: Tensor) -> Tensor:
-        logs: Tensor = self.head(self.backbone(**batch)).log_softmax(-1)
+        logs = super().forward(**batch).log_softmax(-1)
         if drawn is not None:
             return logs.gather(1, drawn[:, None])
         return (logs.detach() / 2).exp() * logs
@@ -74,8 +70,8 @@ def fisher(
     Source: Matena & Raffel 2022, arXiv:2111.09832.
     """
     scores = _Scores(model, head or head_for(model, task))
-    places = {f"backbone.network.{inside}": stored for inside, stored in model.names.items()}
-    parameters = selected(scores, list(places))
+    stored = {inside: name for name, inside in scores.names.items()}
+    parameters = selected(scores, list(stored))
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     inputs = batches(model, task.split(split).draw(examples, seed), max_length=task.max_length)
     generator = torch.Generator().manual_seed(seed)
@@ -95,7 +91,7 @@ def fisher(
                 _add_squares(sums, plan, piece[start : start + step])
             done += len(piece)
             watch("fisher information", done, total)
-    return {places[name]: value / total for name, value in sums.items()}
+    return {stored[name]: value / total for name, value in sums.items()}
 
 
 def _draw_classes(scores: _Scores, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:

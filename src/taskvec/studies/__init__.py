@@ -4,12 +4,15 @@ A new one is a file beside these (see ``study.py``) and a line here. The name is
 experiment file.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from taskvec.registry import Registry
-from taskvec.studies.study import Study
 
-STUDIES: Registry[type[Study[Any]]] = Registry(
+if TYPE_CHECKING:
+    from taskvec.studies.analysis import Analysis
+    from taskvec.studies.study import Study
+
+STUDIES: "Registry[type[Study[Any]]]" = Registry(
     "study",
     {
         "zero_shot": "taskvec.studies.single:ZeroShot",
@@ -26,3 +29,15 @@ STUDIES: Registry[type[Study[Any]]] = Registry(
         "costs": "taskvec.studies.cost:Costs",
     },
 )
+
+ANALYSES: "Registry[type[Analysis]]" = Registry(
+    "analysis",
+    {
+        "disentanglement": "taskvec.studies.disentanglement:DisentanglementAnalysis",
+        "linearity": "taskvec.studies.linearity:LinearityAnalysis",
+        "ntk": "taskvec.studies.ntk:KernelAnalysis",
+        "similarity": "taskvec.studies.similarity:SimilarityAnalysis",
+        "gradients": "taskvec.studies.gradients:GradientsAnalysis",
+    },
+)
+"""What ``taskvec analyze`` offers; see ``analysis.py``."""

@@ -6,10 +6,10 @@ from statistics import fmean
 
 from pydantic import RootModel
 
-from taskvec.analysis.linearity import nonlinear_advantage
 from taskvec.reports.numbers import Mean
 from taskvec.reports.tables import Table
 from taskvec.studies.experiment import post_hoc_of
+from taskvec.studies.linearity import nonlinear_advantage
 from taskvec.studies.single import OwnModels
 from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study
 from taskvec.training.regimes import linear_of

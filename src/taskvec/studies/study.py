@@ -14,19 +14,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from taskvec.evaluation.evaluator import Evaluator
-from taskvec.evaluation.points import Points
 from taskvec.progress import Watch
 from taskvec.reports.drawing import Drawing
 from taskvec.reports.tables import Table
-from taskvec.studies.experiment import Experiment
 from taskvec.tasks.suite import Suite
 from taskvec.training.settings import TrainSettings
-from taskvec.vectors import TaskVector
+
+if TYPE_CHECKING:  # analyses share this file, and their help does not wait for torch
+    from taskvec.evaluation.evaluator import Evaluator
+    from taskvec.evaluation.points import Points
+    from taskvec.studies.experiment import Experiment
+    from taskvec.vectors import TaskVector
 
 Plain = Mapping[str, object]
 """What a cell computes: data that JSON can hold."""
@@ -76,7 +78,7 @@ class Plan:
         compared: tasks whose zero-shot figures a reader wants.
     """
 
-    experiment: Experiment
+    experiment: "Experiment"
     suite: Suite
     model: str
     digests: Mapping[str, str]
@@ -127,13 +129,13 @@ class Context(Protocol):
     watch: Watch
 
     @property
-    def evaluator(self) -> Evaluator:
+    def evaluator(self) -> "Evaluator":
         """The experiment's model and tasks, loaded on first use."""
 
     def result(self, cell: Cell[R]) -> R:
         """The cell's result, computed if it is not on record."""
 
-    def vector(self, regime: str, seed: int, tasks: Sequence[str], *, ascend: bool = False) -> TaskVector:
+    def vector(self, regime: str, seed: int, tasks: Sequence[str], *, ascend: bool = False) -> "TaskVector":
         """The vector trained on ``tasks`` together; of a post-hoc regime, the one that it evaluates."""
 
     def train(
@@ -142,18 +144,18 @@ class Context(Protocol):
         seed: int,
         tasks: Sequence[str],
         name: str,
-        compute: Callable[[Path], TaskVector],
+        compute: "Callable[[Path], TaskVector]",
         **inputs: object,
-    ) -> TaskVector:
+    ) -> "TaskVector":
         """The stored vector of these inputs, else what ``compute`` returns, given a path for checkpoints."""
 
-    def vectors(self, regime: str, seed: int) -> Mapping[str, TaskVector]:
+    def vectors(self, regime: str, seed: int) -> "Mapping[str, TaskVector]":
         """The vector of each task that is studied."""
 
-    def points(self, regime: str, seed: int) -> Points:
+    def points(self, regime: str, seed: int) -> "Points":
         """Edits by these vectors, in the regime's space."""
 
-    def points_of(self, regime: str, vectors: Mapping[str, TaskVector]) -> Points:
+    def points_of(self, regime: str, vectors: "Mapping[str, TaskVector]") -> "Points":
         """Edits by other vectors, in the regime's space."""
 
 
@@ -216,14 +218,14 @@ class Study(Generic[B]):
     def __init__(self, block: B) -> None:
         self.block = block
 
-    def check(self, experiment: Experiment, suite: Suite) -> None:
+    def check(self, experiment: "Experiment", suite: Suite) -> None:
         """Refuse a block that does not fit the experiment. Raises: InputError that opens with the key."""
 
-    def tasks(self, experiment: Experiment, suite: Suite) -> Iterable[str]:
+    def tasks(self, experiment: "Experiment", suite: Suite) -> Iterable[str]:
         """Tasks that are trained or measured, beside the experiment's."""
         return ()
 
-    def compared(self, experiment: Experiment, suite: Suite) -> Iterable[str]:
+    def compared(self, experiment: "Experiment", suite: Suite) -> Iterable[str]:
         """Those of :meth:`tasks` whose zero-shot figures a reader wants."""
         return self.tasks(experiment, suite)
 

@@ -7,21 +7,19 @@ import torch
 from torch import Tensor, nn
 
 import taskvec as tv
-from taskvec.analysis.kernel import (
+from taskvec.cli import main
+from taskvec.errors import InputError
+from taskvec.studies.ntk import KernelSettings, analyze_kernel
+from taskvec.studies.numerics.ntk import (
     Eigenfunctions,
-    Settings,
     auroc,
     blocks,
-    kernel_analysis,
     local_energy,
     outputs_of,
     regression_targets,
     solve,
     values_of,
 )
-from taskvec.cli import main
-from taskvec.errors import InputError
-from taskvec.reports.kernel_figures import kernel_figures, kernel_tables
 from taskvec.tangent.ntk import Mode, ntk
 
 MODES: tuple[Mode, ...] = ("full", "class", "trace")
@@ -166,42 +164,42 @@ def test_targets_are_as_large_as_the_logits_and_name_the_label() -> None:
 def test_the_analysis_of_two_tasks_says_all_that_decides_it(evaluator: tv.Evaluator, tmp_path: Path) -> None:
     delta = {name: 0.01 * torch.randn_like(value) for name, value in evaluator.pretrained.items()}
     vector = tv.TaskVector.from_tensors(delta, tv.open_weights(evaluator.backbone.ref))
-    settings = Settings(samples=12, mode="full", ridge=1e-6)
-    record = kernel_analysis(evaluator, "pets", "taste", vector=vector, settings=settings)
-    again = kernel_analysis(evaluator, "pets", "taste", vector=vector, settings=settings)
+    settings = KernelSettings(samples=12, mode="full", ridge=1e-6)
+    record = analyze_kernel(evaluator, "pets", "taste", vector=vector, settings=settings)
+    again = analyze_kernel(evaluator, "pets", "taste", vector=vector, settings=settings)
     assert record == again
-    assert record["examples"] == {"train": 12, "task": 12, "control": 12}
-    assert set(record["numbers"]) == {"local_energy", "movement", "score"}
-    assert record["accuracy"]["kernel"]["train"] == 1.0
-    assert len(record["spectrum"]) == 1 and len(record["spectrum"][0]) == 24
-    tables = kernel_tables(record)
+    assert record.examples.model_dump() == {"train": 12, "task": 12, "control": 12}
+    assert set(record.numbers) == {"local_energy", "movement", "score"}
+    assert record.accuracy["kernel"].train == 1.0
+    assert len(record.spectrum) == 1 and len(record.spectrum[0]) == 24
+    tables = record.tables()
     assert [len(table.rows) for table in tables] == [3, 3]
-    kernel_figures(record)["figure"].savefig(tmp_path / "figure.png")
+    record.figures()["figure"].savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def test_the_cheap_score_is_the_square_of_a_finite_difference(evaluator: tv.Evaluator) -> None:
     delta = {name: 1e-3 * torch.ones_like(value) for name, value in evaluator.pretrained.items()}
     vector = tv.TaskVector.from_tensors(delta, tv.open_weights(evaluator.backbone.ref))
-    record = kernel_analysis(evaluator, "pets", "taste", vector=vector, settings=Settings(samples=6))
+    record = analyze_kernel(evaluator, "pets", "taste", vector=vector, settings=KernelSettings(samples=6))
     points = evaluator.points({"v": vector})
     ahead, _ = evaluator.features(points.at({"v": 0.5}), "pets", "test")
     behind, _ = evaluator.features(points.at({"v": -0.5}), "pets", "test")
     exact = {round(float(value), 6) for value in ((ahead - behind).double() ** 2).sum(-1)}
-    for score in record["numbers"]["score"]["task"]:
+    for score in record.numbers["score"].task:
         assert min(abs(score - value) for value in exact) < 1e-2 * score + 1e-6
 
 
 def test_attention_weights_alone_are_fewer(evaluator: tv.Evaluator) -> None:
-    settings = Settings(samples=4, params="attention")
-    record = kernel_analysis(evaluator, "pets", "taste", settings=settings)
-    assert record["parameters"] == 2 * 4 * 16 * 16
-    assert "score" not in record["numbers"]
+    settings = KernelSettings(samples=4, params="attention")
+    record = analyze_kernel(evaluator, "pets", "taste", settings=settings)
+    assert record.parameters == 2 * 4 * 16 * 16
+    assert "score" not in record.numbers
 
 
 def test_a_task_is_no_control_of_its_own(evaluator: tv.Evaluator) -> None:
     with pytest.raises(InputError, match="pets: is task and control"):
-        kernel_analysis(evaluator, "pets", "pets")
+        analyze_kernel(evaluator, "pets", "pets")
 
 
 def test_the_command_writes_record_table_and_figure(

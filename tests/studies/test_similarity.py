@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import taskvec as tv
-from taskvec.analysis.similarity import cosines, count_signs, effective_rank, rank_of_set, similarity
 from taskvec.errors import BaseMismatch, InputError
+from taskvec.studies.numerics.similarity import cosines, count_signs, effective_rank, rank_of_set
+from taskvec.studies.similarity import similarity
 
 
 def base() -> dict[str, Tensor]:
@@ -89,26 +90,26 @@ def test_a_record_holds_every_layer_and_agrees_with_the_vectors_themselves(tmp_p
     first = vector(tmp_path, "a", layer_0_w=torch.eye(4), layer_1_w=torch.randn(3, 4, generator=draw))
     other = vector(tmp_path, "b", layer_0_w=torch.ones(4, 4), layer_0_b=torch.randn(4, generator=draw))
     record = similarity({"a": first, "b": other})
-    assert record["cosine"][0][1] == pytest.approx(first.cosine(other))
-    assert record["norms"] == pytest.approx([first.norm(), other.norm()])
-    zero, one = record["layers"]["layer.0"], record["layers"]["layer.1"]
-    assert zero["effective_rank"] == pytest.approx([1.0, 0.25])
-    assert zero["cosine"][0][1] == pytest.approx(4 / (2 * other.norm()))
-    assert zero["conflict"][0][1] == 0
-    assert one["effective_rank"][1] is None
-    assert one["norms"][1] == 0
-    shares = [layer["share"][0] for layer in record["layers"].values()]
+    assert record.cosine[0][1] == pytest.approx(first.cosine(other))
+    assert record.norms == pytest.approx([first.norm(), other.norm()])
+    zero, one = record.layers["layer.0"], record.layers["layer.1"]
+    assert zero.effective_rank == pytest.approx([1.0, 0.25])
+    assert zero.cosine[0][1] == pytest.approx(4 / (2 * other.norm()))
+    assert zero.conflict[0][1] == 0
+    assert one.effective_rank[1] is None
+    assert one.norms[1] == 0
+    shares = [layer.share[0] for layer in record.layers.values()]
     assert sum(shares) == pytest.approx(1)
 
 
 def test_a_vector_and_its_negative_are_in_conflict_everywhere(tmp_path: Path) -> None:
     made = vector(tmp_path, "a", layer_0_w=torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
     record = similarity({"a": made, "-a": -made}, ranks=False)
-    assert record["conflict"] == [[0.0, 1.0], [1.0, 0.0]]
-    assert record["agreement"] == 0
-    assert record["cosine"][0][1] == pytest.approx(-1)
-    assert record["rank_of_set"] == pytest.approx(1)
-    assert record["effective_rank"] == [None, None]
+    assert record.conflict == [[0.0, 1.0], [1.0, 0.0]]
+    assert record.agreement == 0
+    assert record.cosine[0][1] == pytest.approx(-1)
+    assert record.rank_of_set == pytest.approx(1)
+    assert record.effective_rank == [None, None]
 
 
 def test_vectors_of_different_bases_do_not_compare(tmp_path: Path) -> None:

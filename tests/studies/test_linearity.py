@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import taskvec as tv
-from taskvec.analysis.linearity import Regime, along, kernel_gap, linearity_gap, nonlinear_advantage
 from taskvec.errors import InputError
+from taskvec.studies.linearity import Regime, follow, kernel_gap, linearity_gap, nonlinear_advantage
 
 TASKS = ["pets", "taste"]
 
@@ -53,7 +53,7 @@ def test_a_task_of_one_class_has_no_advantage() -> None:
 def test_the_gap_of_a_model_falls_linearly_with_the_coefficient(evaluator: tv.Evaluator) -> None:
     own = vectors(evaluator)
     ordinary, tangent = evaluator.points(own), evaluator.points(own, space="tangent")
-    found = along(evaluator, ordinary, tangent, "pets", [0.02, 0.04, 0.08])
+    found = follow(evaluator, ordinary, tangent, "pets", [0.02, 0.04, 0.08])
     small, middle, large = (gap for gap in found.gap if gap is not None)
     assert math.log2(middle / small) == pytest.approx(1, abs=0.1)
     assert math.log2(large / middle) == pytest.approx(1, abs=0.2)
@@ -63,7 +63,7 @@ def test_the_gap_of_a_model_falls_linearly_with_the_coefficient(evaluator: tv.Ev
 def test_accuracies_are_those_of_the_evaluator_in_either_space(evaluator: tv.Evaluator) -> None:
     own = vectors(evaluator)
     ordinary, tangent = evaluator.points(own), evaluator.points(own, space="tangent")
-    found = along(evaluator, ordinary, tangent, "taste", [0.5, 1.0])
+    found = follow(evaluator, ordinary, tangent, "taste", [0.5, 1.0])
     for place, coefficient in enumerate([0.5, 1.0]):
         at = {"taste": coefficient}
         scores = [evaluator.score(points.at(at), "taste", "test") for points in (ordinary, tangent)]

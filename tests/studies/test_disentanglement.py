@@ -13,23 +13,25 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import taskvec as tv
-from taskvec.analysis.disentanglement import (
+from taskvec.errors import InputError, TaskvecError
+from taskvec.evaluation.points import Points
+from taskvec.studies.disentanglement import (
     DISTANCES,
     Panel,
-    cosine_distance,
-    disagreement,
     disentangle,
     disentanglement,
+    summarize,
+)
+from taskvec.studies.numerics.disentanglement import (
+    cosine_distance,
+    disagreement,
     disentanglement_maps,
     in_box,
     in_quadrant,
-    over,
+    mean_where,
     square_grid,
-    summary,
     symmetric_kl,
 )
-from taskvec.errors import InputError, TaskvecError
-from taskvec.evaluation.points import Points
 from taskvec.training.regimes import Space
 
 PAIR = ("pets", "taste")
@@ -174,19 +176,19 @@ def test_the_head_effect_is_what_the_head_adds_to_the_share_of_interference() ->
         dict.fromkeys(DISTANCES, (symmetric_kl, symmetric_kl)),
     )
     doubled = replace(maps["output_kl"], error=2 * maps["output_kl"].error)
-    found = summary(GRID, {**maps, "output_kl": doubled})
+    summary = summarize(GRID, {**maps, "output_kl": doubled}).summary
     quadrant = maps["feature_kl"]
     share = float(quadrant.error[2:, 2:].mean() / quadrant.movement[2:, 2:].mean())
-    assert found["share_before_head"] == pytest.approx(share)
-    assert found["share_behind_head"] == pytest.approx(2 * share)
-    assert found["head_effect"] == pytest.approx(share)
+    assert summary.share_before_head == pytest.approx(share)
+    assert summary.share_behind_head == pytest.approx(2 * share)
+    assert summary.head_effect == pytest.approx(share)
 
 
 def test_a_region_without_grid_points_has_no_mean() -> None:
     values = torch.ones(2, 2)
-    assert over([2.0, 3.0], values, in_box) is None
-    assert over([-1.0, 0.0], values, in_quadrant) is None
-    assert over([0.0, 1.0], values, in_quadrant) == 1
+    assert mean_where(in_box, [2.0, 3.0], values) is None
+    assert mean_where(in_quadrant, [-1.0, 0.0], values) is None
+    assert mean_where(in_quadrant, [0.0, 1.0], values) == 1
 
 
 def vectors(evaluator: tv.Evaluator, scale: float = 0.1) -> dict[str, tv.TaskVector]:

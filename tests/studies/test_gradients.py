@@ -8,16 +8,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import taskvec as tv
-from taskvec.analysis.gradients import (
-    Loss,
-    gradient_equivalence,
-    gradients,
-    model_losses,
-    orders,
-    slope,
-    twice_differentiable,
-)
 from taskvec.errors import InputError, TaskvecError
+from taskvec.studies.gradients import gradients, model_losses, orders
+from taskvec.studies.numerics.gradients import Loss, gradient_equivalence, slope
 
 RATES = (2e-3, 1e-3, 5e-4, 2.5e-4)
 Params = Mapping[str, Tensor]
@@ -48,12 +41,12 @@ def test_one_full_batch_step_is_a_multi_task_gradient_step_exactly() -> None:
 def test_beyond_one_step_the_rest_is_of_second_order_and_of_third_after_the_hessian_term() -> None:
     theta0, losses = tanh_regression()
     found = orders(gradient_equivalence(losses, theta0, [1, 3, 5], RATES, alpha=0.4))
-    assert found[1]["exact"]
-    assert found[1]["slopes"] == {"first": None, "second": None}
+    assert found[1].exact
+    assert found[1].slopes == {"first": None, "second": None}
     for k in (3, 5):
-        assert not found[k]["exact"]
-        assert found[k]["slopes"]["first"] == pytest.approx(2, abs=0.03)
-        assert found[k]["slopes"]["second"] == pytest.approx(3, abs=0.06)
+        assert not found[k].exact
+        assert found[k].slopes["first"] == pytest.approx(2, abs=0.03)
+        assert found[k].slopes["second"] == pytest.approx(3, abs=0.06)
 
 
 def test_the_hessian_term_is_the_one_of_the_explicit_hessians() -> None:
@@ -131,9 +124,8 @@ def small(evaluator: tv.Evaluator) -> tv.Evaluator:
 
 
 def test_the_loss_of_a_model_is_its_cross_entropy_in_float64(small: tv.Evaluator) -> None:
-    with twice_differentiable():
-        theta0, [loss] = model_losses(small, ["pets"])
-        found = loss(theta0)
+    theta0, [loss] = model_losses(small, ["pets"])
+    found = loss(theta0)
     assert found.dtype == torch.float64
     logits, labels = small.logits(small.pretrained, "pets", "train")
     assert_close(found.float(), torch.nn.functional.cross_entropy(logits, labels), rtol=1e-4, atol=1e-5)
@@ -142,12 +134,12 @@ def test_the_loss_of_a_model_is_its_cross_entropy_in_float64(small: tv.Evaluator
 
 def test_a_real_model_shows_both_orders(small: tv.Evaluator) -> None:
     record = gradients(small, ["pets", "taste", "number"], steps=(1, 3), rates=(4e-5, 2e-5, 1e-5))
-    assert record["alpha"] == pytest.approx(1 / 3)
-    assert record["steps"]["1"]["exact"]
-    slopes = record["steps"]["3"]["slopes"]
+    assert record.alpha == pytest.approx(1 / 3)
+    assert record.steps["1"].exact
+    slopes = record.steps["3"].slopes
     assert slopes["first"] == pytest.approx(2, abs=0.1)
     assert slopes["second"] == pytest.approx(3, abs=0.3)
-    assert record["examples"] == {"pets": 6, "taste": 6, "number": 6}
+    assert record.examples == {"pets": 6, "taste": 6, "number": 6}
 
 
 def test_one_task_has_nothing_to_add(small: tv.Evaluator) -> None:

@@ -2,25 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy
 
 from taskvec.arguments import checked
 from taskvec.errors import InputError, TaskvecError
-from taskvec.evaluation.evaluator import Evaluator
-from taskvec.models.backbone import Backbone
-from taskvec.models.functional import encode
-from taskvec.models.heads import Head
 from taskvec.progress import Watch, unwatched
-from taskvec.tasks.source import SplitName
 
 Params = Mapping[str, Tensor]
 Loss = Callable[[Params], Tensor]
@@ -77,22 +66,22 @@ def gradient_equivalence(
         Memory of about max(6, 3 + number of steps) times the parameters.
     Source: Zhou et al. 2024 (arXiv:2411.03055), with the second-order term written out.
     """
-    fine = all(0 < rate < math.inf for rate in rates) and math.isfinite(alpha)
-    if not (losses and steps and min(steps) >= 1 and rates and fine):
+    finite = all(0 < rate < math.inf for rate in rates) and math.isfinite(alpha)
+    if not (losses and steps and min(steps) >= 1 and rates and finite):
         raise InputError(
             f"gradient equivalence: {len(losses)} losses, steps {list(steps)}, rates {list(rates)}, alpha "
             f"{alpha:g}; expected one loss or more, steps from 1, positive rates and a finite alpha"
         )
     start = {name: value.detach() for name, value in theta0.items()}
     hessian = _hessian_term(losses, start, alpha) if max(steps) > 1 else None
-    found = []
+    residuals = []
     for done, rate in enumerate(rates, start=1):
-        found += [
+        residuals += [
             _residual(k, rate, vector, left, hessian)
             for k, vector, left in _paths(losses, start, sorted(set(steps)), rate, alpha)
         ]
         watch("learning rates", done, len(rates))
-    return found
+    return residuals
 
 
 def _paths(
@@ -134,7 +123,7 @@ def _hessian_term(losses: Sequence[Loss], start: Params, alpha: float) -> dict[s
         _add(every, alpha, slope)
     total = _zeros(start)
     for loss, slope in zip(losses, slopes, strict=True):
-        leaves, gradient = _gradient(loss, start, again=True)
+        leaves, gradient = _gradient(loss, start, differentiable=True)
         r = _plus(every, -1.0, slope)
         directional = sum((gradient[name] * r[name]).sum() for name in start)
         if isinstance(directional, Tensor) and directional.requires_grad:
@@ -143,13 +132,15 @@ def _hessian_term(losses: Sequence[Loss], start: Params, alpha: float) -> dict[s
     return total
 
 
-def _gradient(loss: Loss, at: Params, *, again: bool = False) -> tuple[Params, dict[str, Tensor]]:
-    """Leaves and gradients; ``again`` keeps the graph for another derivative."""
+def _gradient(loss: Loss, at: Params, *, differentiable: bool = False) -> tuple[Params, dict[str, Tensor]]:
+    """Leaves and gradients; ``differentiable`` keeps the graph for another derivative."""
     leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
     value = loss(leaves)
     if not math.isfinite(value.item()):
         raise TaskvecError("gradient equivalence: a loss is no longer finite; lower the learning rates")
-    slopes = torch.autograd.grad(value, list(leaves.values()), create_graph=again, materialize_grads=True)
+    slopes = torch.autograd.grad(
+        value, list(leaves.values()), create_graph=differentiable, materialize_grads=True
+    )
     return leaves, dict(zip(leaves, slopes, strict=True))
 
 
@@ -162,9 +153,9 @@ def _add(total: Params, factor: float, other: Params) -> None:
     torch._foreach_add_(list(total.values()), [other[name] for name in total], alpha=factor)
 
 
-def _plus(one: Params, factor: float, other: Params) -> dict[str, Tensor]:
-    added = torch._foreach_add(list(one.values()), [other[name] for name in one], alpha=factor)
-    return dict(zip(one, added, strict=True))
+def _plus(vector: Params, factor: float, other: Params) -> dict[str, Tensor]:
+    total = torch._foreach_add(list(vector.values()), [other[name] for name in vector], alpha=factor)
+    return dict(zip(vector, total, strict=True))
 
 
 def _norm(vector: Params) -> float:
@@ -181,98 +172,3 @@ def slope(rates: Sequence[float], residuals: Sequence[float]) -> float | None:
     x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (rates, residuals))
     x, y = x - x.mean(), y - y.mean()
     return float((x * y).sum() / (x * x).sum())
-
-
-ROUNDING = 1e-12
-"""Residual relative to the vectors below which float64 says nothing about the order."""
-
-
-def orders(residuals: Sequence[Residual]) -> dict[int, dict[str, Any]]:
-    """By number of steps: rates, norms of the vectors and of both residuals, and the residuals' slopes.
-
-    ``exact`` says that without the Hessian term nothing but rounding is left; then there are no slopes.
-    """
-    found = {}
-    for k in sorted({one.steps for one in residuals}):
-        rows = [one for one in residuals if one.steps == k]
-        rates = [one.rate for one in rows]
-        kinds = {"first": [one.first for one in rows], "second": [one.second for one in rows]}
-        exact = all(one.first <= ROUNDING * one.vector for one in rows)
-        found[k] = {
-            "rates": rates,
-            "vector": [one.vector for one in rows],
-            **kinds,
-            "exact": exact,
-            "slopes": {kind: None if exact else slope(rates, left) for kind, left in kinds.items()},
-        }
-    return found
-
-
-def model_losses(
-    evaluator: Evaluator, tasks: Sequence[str], split: SplitName = "train"
-) -> tuple[dict[str, Tensor], list[Loss]]:
-    """Encoder parameters and one mean cross entropy a task, in float64, on a copy of the model.
-
-    Each loss is of all examples of the split that the evaluator's limits leave, in one batch. Call it under
-    :func:`twice_differentiable`.
-    """
-    theta0 = {name: value.double() for name, value in evaluator.pretrained.items()}
-    copied = deepcopy(evaluator.backbone).double()
-    return theta0, [_model_loss(evaluator, copied, task, split) for task in tasks]
-
-
-def _model_loss(evaluator: Evaluator, copied: Backbone, task: str, split: SplitName) -> Loss:
-    rows = evaluator.split(task, split)
-    batch = evaluator.backbone.collate(list(rows.inputs), evaluator.task(task).max_length)
-    exact = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
-    return partial(_loss, copied, deepcopy(evaluator.head(task)).double(), exact, rows.labels)
-
-
-def _loss(backbone: Backbone, head: Head, batch: Mapping[str, Tensor], labels: Tensor, at: Params) -> Tensor:
-    return cross_entropy(head(encode(backbone, at, batch)), labels)
-
-
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Attention by plain matrix products: the fused kernels have no second derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-def gradients(
-    evaluator: Evaluator,
-    tasks: Sequence[str],
-    *,
-    steps: Sequence[int] = (1, 3),
-    rates: Sequence[float] = RATES,
-    alpha: float | None = None,
-    split: SplitName = "train",
-    watch: Watch = unwatched,
-) -> dict[str, Any]:
-    """:func:`gradient_equivalence` of a real model on the first examples of its tasks.
-
-    Args:
-        evaluator: its limit of the split is the full batch.
-        alpha: 1 / T by default, the mean of the vectors.
-
-    Returns: a record of plain data.
-    Raises: InputError for fewer than two tasks.
-    """
-    if len(tasks) < 2:
-        raise InputError(f"gradients: {' '.join(tasks) or 'no task'} given, expected two or more tasks")
-    factor = 1 / len(tasks) if alpha is None else alpha
-    with twice_differentiable():
-        theta0, losses = model_losses(evaluator, tasks, split)
-        found = gradient_equivalence(losses, theta0, steps, rates, factor, watch)
-    return {
-        "analysis": "gradients",
-        "model": evaluator.backbone.ref,
-        "split": split,
-        "examples": {task: len(evaluator.split(task, split)) for task in tasks},
-        "data": {task: evaluator.task(task).fingerprint for task in tasks},
-        "tasks": list(tasks),
-        "parameters": sum(value.numel() for value in theta0.values()),
-        "alpha": factor,
-        "rates": sorted(rates),
-        "steps": {str(k): found_at for k, found_at in orders(found).items()},
-    }

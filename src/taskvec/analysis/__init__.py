@@ -1,1 +1,0 @@
-"""Explaining task vectors: what they do to each other, and how far theory holds."""

@@ -1,0 +1,100 @@
+"""``taskvec analyze``: one subcommand an analysis, whose options are the analysis' fields."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from inspect import Parameter as Argument
+from inspect import Signature, signature
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from taskvec.cli._common import Force, Json, Quiet, print_json, print_table, watching
+from taskvec.cli._standard import say_line
+from taskvec.studies import ANALYSES
+from taskvec.studies.analysis import Analysis
+
+Output = Annotated[
+    Path,
+    Parameter(name=["--output", "-o"], help="A folder for record.json, table.md and figure.png."),
+]
+LETTERS = {"model": "-m", "suite": "-s", "task": "-t", "vector": "-v"}
+
+
+def _command(analysis: type[Analysis]) -> Callable[..., None]:
+    def command(
+        *first: object,
+        output: Output,
+        force: Force = False,
+        json: Json = False,
+        quiet: Quiet = False,
+        **fields: object,
+    ) -> None:
+        from taskvec.reports.analyses import check_folder, write_analysis
+        from taskvec.runs.store import versions
+
+        check_folder(output, force=force)
+        with watching(quiet) as watch:
+            given = dict(zip(analysis.model_fields, first, strict=False))
+            record = analysis(**given, **fields).measure(watch, say_line)
+        plain = {**record.model_dump(), **record.given, "versions": versions()}
+        tables = record.tables()
+        written = write_analysis(plain, tables, record.figures, output, force=force)
+        if json:
+            print_json(plain)
+            return
+        for table in tables:
+            print_table(table.title, table.columns, table.rows, note=table.note)
+        sys.stdout.write(f"Written: {', '.join(map(str, written))}\n")
+
+    shared = [each for each in signature(command).parameters.values() if each.kind is Argument.KEYWORD_ONLY]
+    command.__doc__ = analysis.__doc__
+    command.__signature__ = Signature([*_arguments(analysis), *shared])  # type: ignore[attr-defined]
+    return command
+
+
+def _arguments(analysis: type[Analysis]) -> Iterator[Argument]:
+    """The fields as arguments of a command: names, defaults, bounds and help are the fields' own."""
+    for place, (name, field) in enumerate(analysis.model_fields.items()):
+        option = f"--{name.replace('_', '-')}"
+        several = _holds_several(field.annotation)
+        kind: Any = _bounded(field.annotation, field.metadata)
+        annotation = Annotated[
+            kind,
+            Parameter(
+                name=None if place == 0 else [option, LETTERS[name]] if name in LETTERS else option,
+                help=field.description,
+                negative=None if field.default is True else (),
+                consume_multiple=several and place > 0,
+            ),
+        ]
+        first = Argument.POSITIONAL_ONLY if several else Argument.POSITIONAL_OR_KEYWORD
+        default = Argument.empty if field.is_required() else field.default
+        yield Argument(
+            name, Argument.KEYWORD_ONLY if place else first, annotation=annotation, default=default
+        )
+
+
+def _holds_several(annotation: object) -> bool:
+    """Whether an option takes any number of words, a value each."""
+    item, *more = (*get_args(annotation), None)
+    if more[:1] == [...]:
+        return get_origin(item) is not tuple
+    return any(map(_holds_several, get_args(annotation)))
+
+
+def _bounded(annotation: Any, constraints: Sequence[object] = ()) -> Any:
+    """A type whose constraints, and those of its items, are checked as the command line checks options."""
+    if get_origin(annotation) is Annotated:
+        [field] = annotation.__metadata__
+        return _bounded(annotation.__origin__, field.metadata)
+    if get_origin(annotation) is tuple:
+        annotation = tuple[tuple(map(_bounded, get_args(annotation)))]  # type: ignore[misc]
+    bounds = [Number(gte=getattr(each, "ge", None), gt=getattr(each, "gt", None)) for each in constraints]
+    return Annotated[annotation, Parameter(validator=bounds)] if bounds else annotation
+
+
+analyze = App(name="analyze", help="Explain task vectors: a record, a table and a figure in a folder.")
+for _name in ANALYSES:
+    analyze.command(_command(ANALYSES[_name]), name=_name)

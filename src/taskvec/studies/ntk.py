@@ -1,0 +1,335 @@
+"""What the tangent kernel of a pre-trained model says about a task: its solution, and where that lives."""
+
+from collections.abc import Mapping
+from statistics import median
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from taskvec.errors import InputError
+from taskvec.progress import Watch, unwatched
+from taskvec.reports.drawing import hide_spines
+from taskvec.reports.numbers import Mean, percent
+from taskvec.reports.tables import Table
+from taskvec.studies.analysis import Analysis, AnalysisRecord, Say, load_vector_of, open_evaluator
+from taskvec.studies.study import Record
+from taskvec.tasks.source import SplitName
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from taskvec.evaluation.evaluator import Evaluator
+    from taskvec.tasks.task import Split
+    from taskvec.vectors import TaskVector
+
+    Inputs = Mapping[str, Tensor]
+    """Of a batch, by argument of the backbone."""
+
+Kind = Literal["local_energy", "movement", "score"]
+
+LABELS: dict[Kind, str] = {
+    "local_energy": "local energy",
+    "movement": "‖kernel solution‖²",
+    "score": "‖J τ‖²",
+}
+
+
+class KernelSettings(Record):
+    """What decides an analysis beside model, tasks and vector; see :class:`KernelAnalysis`."""
+
+    samples: int = 64
+    params: str = "all"
+    mode: Literal["full", "class", "trace"] = "trace"
+    ridge: float = 1e-3
+    seed: int = 0
+    memory: float = 4e9
+    """In bytes."""
+
+
+class KernelAnalysis(Analysis):
+    """Show whether the gradients of a pre-trained model know a task: its tangent kernel, and where it lives.
+
+    Example: `taskvec analyze ntk builtin -s builtin8 -t gabor --control display -o kernel`
+    """
+
+    model: str
+    """The pre-trained model: a known name (`taskvec models`), a folder, or a hub id."""
+    suite: str
+    """A shipped suite (`taskvec suites`) or a suite file."""
+    task: str
+    """The task whose logits and training examples make the kernel."""
+    control: str
+    """Another task; its test examples are the outside, its labels are not used."""
+    vector: str | None = None
+    """A task vector of the task: adds the cheap score of its displacement, and its accuracy."""
+    samples: int = Field(48, ge=1)
+    """Training examples, and test examples of each task."""
+    mode: Literal["full", "class", "trace"] = "trace"
+    """`full` compares all pairs of classes, `class` equal ones; `trace` shares the classes' mean kernel. A
+    full kernel costs as many times more as there are classes."""
+    params: str = "full"
+    """`full`, `attention`, another selection, or `re:PATTERN`."""
+    ridge: float = Field(1e-3, ge=0)
+    """Of the kernel regression, in units of the kernel's mean eigenvalue."""
+    seed: int = 0
+    """Draws the examples."""
+    memory: float = Field(4.0, gt=0)
+    """Gigabytes to work with."""
+
+    def measure(self, watch: Watch, say: Say) -> "KernelRecord":
+        """The task beside the control."""
+        vector = None if self.vector is None else load_vector_of(self.vector, self.task)
+        evaluator, _ = open_evaluator(self.model, self.suite, dict.fromkeys((self.task, self.control)))
+        shared = self.model_dump(include={"samples", "params", "mode", "ridge", "seed"})
+        settings = KernelSettings(**shared, memory=1e9 * self.memory)
+        return analyze_kernel(
+            evaluator, self.task, self.control, vector=vector, settings=settings, watch=watch
+        )
+
+
+class Examples(Record):
+    """How many there are."""
+
+    train: int
+    task: int
+    control: int
+
+
+class Accuracy(Record):
+    """On the training examples of the kernel, and on test examples of the task."""
+
+    train: float
+    test: float
+
+
+class Numbers(Record):
+    """One number of every held-out example."""
+
+    task: list[float]
+    control: list[float]
+    auroc: float
+    """Probability that an example of the task has the larger number than one of the control."""
+
+
+class KernelRecord(AnalysisRecord):
+    """How well each number tells task from control, accuracies, and the spectrum."""
+
+    analysis: Literal["ntk"] = "ntk"
+    model: str
+    task: str
+    control: str
+    settings: KernelSettings
+    vector: str | None
+    regime: str | None
+    classes: int
+    parameters: int
+    examples: Examples
+    accuracy: dict[str, Accuracy]
+    spectrum: list[list[float]]
+    """Eigenvalues of every block."""
+    carried: list[list[bool]]
+    """Which eigenfunctions carry the solution."""
+    carried_share: float
+    numbers: dict[Kind, Numbers]
+
+    def tables(self) -> list[Table]:
+        """How well each number tells task from control, and the accuracies."""
+        rows = []
+        for kind, numbers in self.numbers.items():
+            inside, outside = median(numbers.task), median(numbers.control)
+            ratio = Mean([inside / max(outside, 1e-300)], ".2f")
+            medians = Mean([inside], ".3g"), Mean([outside], ".3g")
+            rows.append((LABELS[kind], Mean([numbers.auroc], ".3f"), *medians, ratio))
+        examples, settings = self.examples, self.settings
+        separation = Table(
+            f"Is it local? {self.task} against {self.control}",
+            ("of a held-out example", "AUROC", f"median, {self.task}", f"median, {self.control}", "ratio"),
+            rows,
+            f"AUROC: probability that an example of {self.task} has the larger number than one of "
+            f"{self.control}. Local energy over the {sum(map(sum, self.carried))} of "
+            f"{sum(map(len, self.spectrum))} eigenfunctions that hold {100 * self.carried_share:.0f} "
+            f"% of the solution. {examples.task} and {examples.control} test examples; kernel of "
+            f"{examples.train} training examples, {self.parameters:,} parameters ({settings.params}), "
+            f"mode {settings.mode}, ridge {settings.ridge:g}.",
+        )
+        accuracies = Table(
+            f"Accuracy on {self.task}",
+            ("", "its training examples", "test examples"),
+            [
+                (name, percent([accuracy.train]), percent([accuracy.test]))
+                for name, accuracy in self.accuracy.items()
+            ],
+            "Per cent. Kernel: regression on these training examples alone; a vector has seen its own.",
+        )
+        return [separation, accuracies]
+
+    def figures(self) -> "dict[str, Figure]":
+        """Histograms of each number for task and control, and the spectrum."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(3.4 * (len(self.numbers) + 1), 3.2), layout="constrained")
+        *histograms, spectrum = figure.subplots(1, len(self.numbers) + 1)
+        for ax, (kind, numbers) in zip(histograms, self.numbers.items(), strict=True):
+            self._draw_histogram(ax, numbers)
+            ax.set_xlabel(LABELS[kind])
+        histograms[0].set_ylabel("share of test examples, %")
+        histograms[0].legend(frameon=False, fontsize="small")
+        self._draw_spectrum(spectrum)
+        for ax in (*histograms, spectrum):
+            hide_spines(ax)
+        return {"figure": figure}
+
+    def _draw_histogram(self, ax: "Axes", numbers: Numbers) -> None:
+        top = max(*numbers.task, *numbers.control)
+        bins = [top * place / 24 for place in range(25)]
+        sides = ((self.task, numbers.task, "C0"), (self.control, numbers.control, "C1"))
+        for label, values, color in sides:
+            weights = [100 / len(values)] * len(values)
+            ax.hist(values, bins=bins, weights=weights, color=color, alpha=0.6, label=label)
+        ax.set_xlim(0, top)
+        ax.set_title(f"AUROC {numbers.auroc:.3f}", fontsize="medium")
+
+    def _draw_spectrum(self, ax: "Axes") -> None:
+        """Eigenvalues of all blocks; those that carry the solution stand out."""
+        blocks = zip(self.spectrum, self.carried, strict=True)
+        pairs = [pair for block in blocks for pair in zip(*block, strict=True) if pair[0] > 0]
+        ranked = list(enumerate(sorted(pairs, reverse=True), start=1))
+        marked = {place: value for place, (value, carried) in ranked if carried}
+        ax.plot(
+            [place for place, _ in ranked], [value for _, (value, _) in ranked], color="0.6", lw=1, zorder=1
+        )
+        ax.scatter(list(marked), list(marked.values()), s=9, color="C3", zorder=2, label="carry the solution")
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlabel("eigenfunction")
+        ax.set_ylabel("eigenvalue")
+        ax.legend(frameon=False, fontsize="small")
+
+
+def analyze_kernel(
+    evaluator: "Evaluator",
+    task: str,
+    control: str,
+    *,
+    vector: "TaskVector | None" = None,
+    settings: KernelSettings | None = None,
+    watch: Watch = unwatched,
+) -> KernelRecord:
+    """A task in the eyes of the pre-trained model's tangent kernel, beside another task.
+
+    The kernel of the task's own logits is taken on training examples of the task. Three numbers a held-out
+    example then ask whether its gradients know the task, for test examples of the task and of the control
+    (whose labels are not used): the local energy; the squared movement of its logits by the kernel's
+    solution; and with ``vector`` the cheap score ``||J(x) tau||^2`` of its features, by forward mode.
+
+    Args:
+        vector: of the task, in any regime; only its displacement counts.
+
+    Raises: InputError for unknown tasks, a task as its own control, no parameter selected.
+    """
+    import torch
+
+    from taskvec.models.heads import Classifier
+    from taskvec.models.selection import select
+    from taskvec.studies.numerics import ntk as numerics
+    from taskvec.tangent.ntk import ntk
+
+    chosen = settings or KernelSettings()
+    if task == control:
+        raise InputError(f"{task}: is task and control; take another control")
+    head, backbone = evaluator.head(task), evaluator.backbone
+    classes = len(head.weight)
+    evaluator.task(control)
+    model = Classifier(backbone, head).eval()
+    names = [model.names[stored] for stored in select(backbone, chosen.params)]
+
+    def draw(name: str, split: SplitName) -> "Split":
+        return evaluator.split(name, split).draw(chosen.samples, chosen.seed)
+
+    train, inside, outside = draw(task, "train"), draw(task, "test"), draw(control, "test")
+    longest = evaluator.task(task).max_length
+
+    def place(rows: list[object]) -> "Inputs":
+        return {key: x.to(backbone.device) for key, x in backbone.collate(rows, longest).items()}
+
+    data = {"train": place(list(train.inputs)), "held out": place([*inside.inputs, *outside.inputs])}
+    with torch.no_grad():
+        start = {name: model(**inputs).double() for name, inputs in data.items()}
+    kernels = {}
+    for done, (name, inputs) in enumerate(data.items(), start=1):
+        against = None if name == "train" else data["train"]
+        kernel = ntk(model, inputs, against, params=names, mode=chosen.mode, memory=chosen.memory)
+        kernels[name] = numerics.blocks(kernel, chosen.mode, classes)
+        watch("kernel", done, len(data))
+
+    targets = numerics.regression_targets(train.labels.to(backbone.device), start["train"])
+    residual = numerics.outputs_of(targets - start["train"], chosen.mode)
+    weights = numerics.solve(kernels["train"], residual, chosen.ridge)
+    moved = {
+        name: numerics.values_of(kernel @ weights, chosen.mode, classes) for name, kernel in kernels.items()
+    }
+    functions = numerics.Eigenfunctions.of(kernels["train"])
+    carried = functions.carrying(functions.coefficients(residual, chosen.ridge))
+    phi = functions.at(kernels["held out"])
+    numbers: dict[Kind, Tensor] = {
+        "local_energy": numerics.local_energy(phi, carried, chosen.mode, classes),
+        "movement": (moved["held out"] ** 2).sum(-1),
+    }
+
+    def accuracy(logits: "Mapping[str, Tensor]") -> Accuracy:
+        held_out = logits["held out"][: len(inside)]
+        return Accuracy(
+            train=_accuracy(logits["train"], train.labels), test=_accuracy(held_out, inside.labels)
+        )
+
+    accuracies = {
+        "pre-trained": accuracy(start),
+        "kernel": accuracy({name: start[name] + moved[name] for name in start}),
+    }
+    if vector is not None:
+        features = _tangents(evaluator, vector, data)
+        numbers["score"] = (features["held out"][1] ** 2).sum(-1)
+        accuracies["vector, tangent"] = accuracy({n: head(sum(both)) for n, both in features.items()})
+    parameters = dict(model.named_parameters())
+    return KernelRecord(
+        model=backbone.ref,
+        task=task,
+        control=control,
+        settings=chosen,
+        vector=None if vector is None else vector.ref,
+        regime=None if vector is None else vector.info.regime,
+        classes=classes,
+        parameters=sum(parameters[name].numel() for name in names),
+        examples=Examples(train=len(train), task=len(inside), control=len(outside)),
+        accuracy=accuracies,
+        spectrum=functions.values.tolist(),
+        carried=carried.tolist(),
+        carried_share=numerics.CARRIED,
+        numbers={
+            kind: _compare(values[: len(inside)], values[len(inside) :]) for kind, values in numbers.items()
+        },
+    )
+
+
+def _compare(inside: "Tensor", outside: "Tensor") -> Numbers:
+    from taskvec.studies.numerics.ntk import auroc
+
+    return Numbers(task=inside.tolist(), control=outside.tolist(), auroc=auroc(inside, outside))
+
+
+def _tangents(
+    evaluator: "Evaluator", vector: "TaskVector", data: "Mapping[str, Inputs]"
+) -> "dict[str, tuple[Tensor, Tensor]]":
+    """Features f0 and their derivative J tau along a vector."""
+    from taskvec.evaluation.points import dense_deltas
+
+    [deltas] = dense_deltas(evaluator.backbone, [vector])
+    tau = {name: delta.float() for name, delta in deltas.items()}
+    pairs = {name: evaluator.linearized.jvps([tau], inputs) for name, inputs in data.items()}
+    return {name: (value, slope) for name, (value, [slope]) in pairs.items()}
+
+
+def _accuracy(logits: "Tensor", labels: "Tensor") -> float:
+    return float((logits.argmax(-1) == labels.to(logits.device)).double().mean())

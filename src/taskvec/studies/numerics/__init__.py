@@ -1,0 +1,1 @@
+"""What studies compute, as functions of tensors: no file, no model of ours, no state."""
