@@ -73,7 +73,7 @@ def test_no_code_beside_the_weights_is_run(tmp_path: Path) -> None:
     (tmp_path / "tuned" / "tokenizer_config.json").write_text(
         '{"auto_map": {"AutoTokenizer": ["tokenization_own.Own", null]}}'
     )
-    assert align(open_weights(base), [open_weights(tmp_path / "tuned")]).facts["notes"] == []
+    assert align(open_weights(base), [open_weights(tmp_path / "tuned")]).notes == ()
 
 
 def test_added_tokens_follow_pieces_of_any_kind(tmp_path: Path) -> None:

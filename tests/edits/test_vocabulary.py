@@ -46,9 +46,9 @@ def test_every_row_is_the_one_that_the_tokens_say(
         for name, order in orders.items()
     }
     models = {name: in_memory(place / name, order, tensors[name]) for name, order in orders.items()}
-    base, tuned, facts, _ = align(models["base"], [models["one"], models["two"]], vocab)
+    base, tuned, rows, *_ = align(models["base"], [models["one"], models["two"]], vocab)
     target = "base" if vocab == "base" else "one"
-    assert facts["rows"] == len(tensors[target])
+    assert rows == len(tensors[target])
 
     def expected(name: str, row: int) -> Tensor:
         if row >= len(orders[target]):  # padding: by number, where the model has padding there too
@@ -107,7 +107,7 @@ def test_where_nothing_has_to_move_the_weights_are_the_very_same(tmp_path: Path)
         views = align(base, [tuned], vocab)
         assert views.base is base
         assert views.tuned == (tuned,)
-        assert views.facts["notes"] == []
+        assert views.notes == ()
 
 
 def test_views_of_other_rows_are_other_weights_and_of_the_same_the_same(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_whole_numbers_of_a_token_are_copied_not_averaged(tmp_path: Path) -> Non
 
 
 def notes(base: Weights, *tuned: Weights, vocab: Vocab = "base") -> str:
-    return "; ".join(align(base, tuned, vocab).facts["notes"])
+    return "; ".join(align(base, tuned, vocab).notes)
 
 
 def test_what_is_left_out_lacking_moved_or_assumed_is_said(tmp_path: Path) -> None:
@@ -286,4 +286,4 @@ def test_embeddings_of_several_sizes_need_a_config(tmp_path: Path) -> None:
         model, model
     )
     (tmp_path / "m" / "config.json").write_text('{"vocab_size": 12}')
-    assert align(model, [model]).facts["tensors"] == ["decoder.embed_tokens.weight"]
+    assert align(model, [model]).record["tensors"] == ["decoder.embed_tokens.weight"]

@@ -151,7 +151,7 @@ def test_a_merge_of_a_union_writes_a_model_of_all_tokens(
     assert network.config.vocab_size == len(tokens)
     start, *ends = map(open_weights, (base, tmp_path / "chat", tmp_path / "short"))
     views = align(start, ends, "union")
-    name = views.facts["tensors"][0]
+    name = views.record["tensors"][0]
     wide = [view.read(name).double() for view in (views.base, *views.tuned)]
     expected = wide[0] + 0.5 * (wide[1] - wide[0]) + 0.25 * (wide[2] - wide[0])
     written = open_weights(tmp_path / "union")

@@ -123,7 +123,7 @@ def _in_vocabulary_of(base: "Weights", tuned: "Weights") -> "tuple[Weights, list
             f"--vocab: {tuned.ref} is an adapter, whose tokens are those of its base; leave it out"
         )
     seen = align(base, [tuned])
-    return seen.tuned[0], list(seen.facts["notes"])
+    return seen.tuned[0], list(seen.notes)
 
 
 def _print_adapter(made: "Extraction", json: bool) -> None:

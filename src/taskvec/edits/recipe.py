@@ -1,7 +1,6 @@
 """Recipes: YAML files that say which model to make of a base and task vectors, or of fine-tuned models."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +15,7 @@ from taskvec.edits.merge import Merge
 from taskvec.edits.parameters import FORMS, Documented, Each, Value, by_vector, constant, for_rule, settle
 from taskvec.edits.passes import passes
 from taskvec.edits.tokens import check_in_order
-from taskvec.edits.vocabulary import Vocab, align
+from taskvec.edits.vocabulary import Aligned, Vocab, align
 from taskvec.errors import InputError, and_more
 from taskvec.reading import exists, local_path
 from taskvec.rules import RULES, Rule
@@ -24,9 +23,8 @@ from taskvec.vectors import TaskVector, apply, combine, parse_expression
 from taskvec.vectors.checks import OnExtra, OnMissing, check_point, differing_buffers
 from taskvec.vectors.combining import bind_all
 from taskvec.vectors.expression import names_in
-from taskvec.vectors.opening import with_task
+from taskvec.vectors.opening import delta_in, with_task
 from taskvec.vectors.stored.files import summary
-from taskvec.vectors.stored.masked import MaskedVectors
 from taskvec.weights import Weights, hub, open_weights
 from taskvec.weights.dtypes import EDITABLE
 
@@ -116,7 +114,7 @@ def build(recipe: Recipe, *, where: str = "", folder: Path = Path(), known: Know
     """
     with told(where):
         _check(recipe)
-        return _Reading(recipe, folder, known).merge()
+        return _Building(recipe, folder, known).merge()
 
 
 def _check(recipe: Recipe) -> None:
@@ -151,132 +149,139 @@ def _check(recipe: Recipe) -> None:
             raise InputError(f"{unused[0]!r} is not in the expression; leave it out")
 
 
-class _Reading:
-    """A recipe, opened."""
+class _Building:
+    """A recipe on its way to a model: what was opened, and what is to be said of it."""
 
     def __init__(self, recipe: Recipe, folder: Path, known: Known) -> None:
         self.recipe, self.folder, self.known = recipe, folder, known
-        said = recipe.model_dump(mode="json", exclude_defaults=True)
-        self.record: dict[str, Any] = {"kind": "edited model", "recipe": said}
-        self.files: Mapping[str, str] = {}
         self.rule: Rule | None = RULES[recipe.rule] if recipe.rule is not None else None
-        self.base, self.inputs, self.vectors = self._opened()
-        if recipe.vectors:
-            self.record["vectors"] = {name: _provenance(self.vectors[name]) for name in recipe.vectors}
-        own = [name for name in self.base if self.base.spec(name).dtype in EDITABLE]
-        named = [name for vector in self.vectors.values() for name in vector.specs]
-        self.names = list(dict.fromkeys([*own, *named]))
-        self.edited = [name for name in self.names if any(v.terms_at(name) for v in self.vectors.values())]
+        self.held = {name: self._open_vector(name, ref) for name, ref in recipe.vectors.items()}
+        self.models = {name: self._open(f"models: {name}", ref) for name, ref in recipe.models.items()}
+        self.base = self._stand_in() if recipe.base is None else self._open("base", recipe.base)
+        check_point(self.base)
+        files = {name: weights for name, (weights, _) in self.held.items()}
+        start = {} if recipe.base is None else {"base": self.base}
+        self.inputs: dict[str, Weights] = {**start, **files, **self.models}
+        self._check_distinct()
+        masked = [name for name, (_, task) in self.held.items() if task is not None]
+        self.copies = list(copies({name: self.inputs[name] for name in self.inputs if name not in masked}))
 
     def merge(self) -> Merge:
         """The edited model, and what is to be said of it."""
-        recipe = self.recipe
-        vector = self._combined()
-        scale = recipe.scale
-        if constant(scale):
-            factor = _number("scale", scale)
+        recipe, dumped = self.recipe, self.recipe.model_dump(mode="json", exclude_defaults=True)
+        notes = contradictions.of_models([self.base, *self.models.values()], like=self.base)
+        if recipe.vocab is None:
+            plain = (model for model in self.models.values() if model.adapter is None)
+            seen = Aligned(self.base, tuple(self.models.values()))
+            notes += [note for model in plain for note in check_in_order(self.base, model)]
         else:
-            settled = settle("scale", scale, self.names, self.edited)
-            vector = vector.scaled({name: _number("scale", settled[name]) for name in self.edited})
-            factor = 1.0
+            seen = self._align(recipe.vocab)
+        base, models = seen.base, dict(zip(self.models, seen.tuned, strict=True))
+        vectors = self._vectors(base, models)
+        vector, rule = self._combined(base, vectors)
         dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
         weights = apply(
-            self.base,
+            base,
             vector,
-            factor,
             allow_other_base=recipe.allow_other_base,
             dtype=dtype,
             precision=getattr(torch, recipe.precision),
         )
+        config = None if dtype is None else config_of(base.folder, dtype=dtype, tokens=seen.rows)
+        record = {
+            "vocabulary": seen.record,
+            "rule": rule,
+            "vectors": {name: _provenance(vectors[name]) for name in recipe.vectors},
+        }
         return Merge(
             weights,
-            self.record,
-            like=self.base,
-            notes=tuple(self._notes()),
+            {"kind": "edited model", "recipe": dumped} | {key: held for key, held in record.items() if held},
+            like=base,
+            notes=(*seen.notes, *notes, *self._notes(base, vectors)),
             max_shard_size=recipe.max_shard_gb * 1e9,
             inputs=self.inputs,
             passes=partial(passes, vector),
             allow_nonfinite=recipe.allow_nonfinite,
-            files=self._files(dtype),
+            files=seen.files if config is None else {**seen.files, "config.json": config},
         )
 
-    def _files(self, dtype: torch.dtype | None) -> Mapping[str, str]:
-        """The side files that are not those of the base, in another vocabulary or dtype."""
-        rows = self.record.get("vocabulary", {}).get("rows")
-        config = None if dtype is None else config_of(self.base.folder, dtype=dtype, tokens=rows)
-        return self.files if config is None else {**self.files, "config.json": config}
-
-    def _opened(self) -> tuple[Weights, dict[str, Weights], dict[str, TaskVector]]:
-        recipe = self.recipe
-        held = {name: self._open_vector(name, ref) for name, ref in recipe.vectors.items()}
-        tuned = {name: self._open("models", name, ref) for name, ref in recipe.models.items()}
-        if recipe.base is not None:
-            base = self._open("base", "", recipe.base)
-            check_point(base)
-            inputs = {"base": base, **{name: file.weights for name, file in held.items()}, **tuned}
-        else:
-            base = self._stand_in(tuned)
-            inputs = {**tuned}
-        same = {name: (file.weights.identity, file.task) for name, file in held.items()}
-        _check_distinct(same | {name: (weights.identity, None) for name, weights in tuned.items()})
-        whole = {name: file.weights for name, file in held.items() if file.task is None} | tuned
-        self.copies = list(copies({"base": base, **whole} if recipe.base is not None else whole))
-        self.said = contradictions.of_models([base, *tuned.values()], like=base)
-        if recipe.vocab is not None:
-            base, tuned = self._aligned(base, tuned, recipe.vocab)
-        else:
-            for weights in tuned.values():
-                if weights.adapter is None:
-                    self.said += check_in_order(base, weights)
-        vectors = {name: self._of_base(file.vector(), base) for name, file in held.items()}
-        for name, weights in tuned.items():
-            vector = TaskVector.between(base, weights, on_extra=recipe.on_extra, on_missing=recipe.on_missing)
-            vectors[name] = 0 * vector if weights is base else vector
-        return base, inputs, vectors
-
-    def _aligned(
-        self, base: Weights, tuned: Mapping[str, Weights], vocab: Vocab
-    ) -> tuple[Weights, dict[str, Weights]]:
+    def _align(self, vocab: Vocab) -> Aligned:
         """Base and models, seen in one vocabulary. Vectors and adapters are bound to that of the base."""
-        moving = {name: each for name, each in tuned.items() if each is not base and each.adapter is None}
-        seen = align(base, list(moving.values()), vocab)
-        bound = [*self.recipe.vectors, *(name for name, each in tuned.items() if each.adapter is not None)]
-        if bound and seen.base is not base:
+        bound = [*self.held, *(name for name, model in self.models.items() if model.adapter is not None)]
+        moving = [model for model in self.models.values() if model is not self.base and model.adapter is None]
+        seen = align(self.base, moving, vocab)
+        if bound and seen.base is not self.base:
             raise InputError(f"vocab: {vocab}, but {bound[0]!r} is of the vocabulary of the base; use base")
-        self.record["vocabulary"] = seen.facts
-        self.files = seen.files
-        views = dict(zip(moving, seen.tuned, strict=True))
-        return seen.base, {
-            name: seen.base if each is base else views.get(name, each) for name, each in tuned.items()
-        }
+        views = {id(self.base): seen.base, **dict(zip(map(id, moving), seen.tuned, strict=True))}
+        return seen._replace(tuned=tuple(views.get(id(model), model) for model in self.models.values()))
 
-    def _of_base(self, vector: TaskVector, base: Weights) -> TaskVector:
-        return vector.with_base(base) if self.recipe.allow_other_base else bind_all([vector], base)[0]
+    def _vectors(self, base: Weights, models: Mapping[str, Weights]) -> dict[str, TaskVector]:
+        recipe, vectors = self.recipe, {}
+        for name, (weights, task) in self.held.items():
+            vector = TaskVector.of(delta_in(weights, task))
+            vectors[name] = vector.with_base(base) if recipe.allow_other_base else bind_all([vector], base)[0]
+        for name, model in models.items():
+            vector = TaskVector.between(base, model, on_extra=recipe.on_extra, on_missing=recipe.on_missing)
+            vectors[name] = 0 * vector if model is base else vector
+        return vectors
 
-    def _stand_in(self, tuned: Mapping[str, Weights]) -> Weights:
+    def _combined(
+        self, base: Weights, vectors: dict[str, TaskVector]
+    ) -> tuple[TaskVector, dict[str, Any] | None]:
+        """The edit, and its rule with the parameters that are the same for all tensors."""
+        names = [name for name in base if base.spec(name).dtype in EDITABLE]
+        names = list(dict.fromkeys([*names, *(name for each in vectors.values() for name in each.specs)]))
+        edited = [name for name in names if any(each.terms_at(name) for each in vectors.values())]
+        recipe, rule, record = self.recipe, self.rule, None
+        if rule is not None:
+            params, varying = for_rule(rule, recipe.parameters, list(vectors), names, edited)
+            differ = {field for own in varying.values() for field in own}
+            settings = rule.settings(params, len(vectors))
+            record = {"name": rule.name, **{key: settings[key] for key in settings if key not in differ}}
+            bound = bind_all(list(vectors.values()), base)
+            vector = combine(rule, bound, each=varying, stats=self._statistics(rule), **params)
+        elif recipe.expression is not None:
+            vector = parse_expression(recipe.expression, vectors)
+        else:
+            [vector] = vectors.values()
+        if constant(recipe.scale):
+            return _number("scale", recipe.scale) * vector, record
+        factors = settle("scale", recipe.scale, names, edited)
+        return vector.scaled({name: _number("scale", factors[name]) for name in edited}), record
+
+    def _statistics(self, rule: Rule) -> list[Weights] | None:
+        if "_stats" in rule.keywords and not self.recipe.statistics:
+            raise InputError(
+                f"statistics: missing, but rule {rule.name!r} needs them, a file for each vector and model; "
+                "make them with: taskvec stats"
+            )
+        paths = by_vector("statistics", self.recipe.statistics, [*self.held, *self.models])
+        opened = {name: self._open(f"statistics: {name}", path) for name, path in paths.items()}
+        self.inputs |= {f"statistics of {name}": weights for name, weights in opened.items()}
+        return list(opened.values()) or None
+
+    # Inputs
+
+    def _stand_in(self) -> Weights:
         """The first model in the place of a base, for a result that the base has no part in."""
-        if self.recipe.vectors or not tuned or not self._is_baseless():
-            what = f"rule {self.recipe.rule!r}" if self.recipe.rule else "an expression"
+        recipe, rule = self.recipe, self.rule
+        of = None if rule is None else {**rule.parameters(), **recipe.parameters}.get("of")
+        if self.held or not self.models or rule is None or (rule.name != "mean" and of != "weights"):
+            what = f"rule {rule.name!r}" if rule else "an expression"
             raise InputError(
                 f"base: missing, but {what} starts from one; only averages of whole models need none: "
                 "mean, and slerp, multislerp and karcher of weights"
             )
-        if len(tuned) < 2:
+        if len(self.models) < 2:
             raise InputError("base: missing, and only one model, expected two or more to average")
-        return next(iter(tuned.values()))
+        return next(iter(self.models.values()))
 
-    def _is_baseless(self) -> bool:
-        if self.rule is None:
-            return False
-        given = {name: value for name, value in self.recipe.parameters.items() if name == "of"}
-        return self.rule.name == "mean" or {**self.rule.parameters(), **given}.get("of") == "weights"
-
-    def _open_vector(self, name: str, ref: str) -> "_File":
+    def _open_vector(self, name: str, ref: str) -> tuple[Weights, str | None]:
+        """The file of a vector, or of masked vectors with the task that is meant."""
         task = with_task(self.folder / local_path(ref))[1]
-        return _File(self._open("vectors", name, ref.removesuffix(f"#{task}")), task)
+        return self._open(f"vectors: {name}", ref.removesuffix(f"#{task}")), task
 
-    def _open(self, field: str, name: str, ref: str) -> Weights:
-        where = f"{field}: {name}" if name else field
+    def _open(self, where: str, ref: str) -> Weights:
         path = self.folder / local_path(ref)
         if exists(path):
             return check_sound(open_weights(path))
@@ -287,54 +292,34 @@ class _Reading:
             raise InputError(f"{where}: {path}: no such file or folder; paths are relative to the recipe")
         return check_sound(open_weights(ref))
 
-    def _combined(self) -> TaskVector:
-        """The edit before it is scaled."""
-        vectors, recipe = self.vectors, self.recipe
-        if self.rule is None:
-            if recipe.expression is None:
-                return next(iter(vectors.values()))
-            return parse_expression(recipe.expression, vectors)
-        names = list(vectors)
-        params, each = for_rule(self.rule, recipe.parameters, names, self.names, self.edited)
-        varying = {field for own in each.values() for field in own}
-        settings = self.rule.settings(params, len(names))
-        self.record["rule"] = {
-            "name": self.rule.name,
-            **{k: settings[k] for k in settings if k not in varying},
-        }
-        given = bind_all(list(vectors.values()), self.base)
-        return combine(self.rule, given, each=each, stats=self._statistics(), **params)
+    def _check_distinct(self) -> None:
+        """Refuse the same vector or model under two names."""
+        keys: dict[str, Hashable] = {name: (held.identity, task) for name, (held, task) in self.held.items()}
+        keys |= {name: (model.identity, None) for name, model in self.models.items()}
+        seen: dict[Hashable, str] = {}
+        for name, key in keys.items():
+            earlier = seen.setdefault(key, name)
+            if earlier != name:
+                raise InputError(f"{earlier!r} and {name!r} are the same vector or model; give it once")
 
-    def _statistics(self) -> list[Weights] | None:
-        if self.rule is not None and "_stats" in self.rule.keywords and not self.recipe.statistics:
-            raise InputError(
-                f"statistics: missing, but rule {self.rule.name!r} needs them, a file for each vector and "
-                "model; make them with: taskvec stats"
-            )
-        paths = by_vector("statistics", self.recipe.statistics, list(self.vectors))
-        opened = {name: self._open("statistics", name, path) for name, path in paths.items()}
-        self.inputs |= {f"statistics of {name}": weights for name, weights in opened.items()}
-        return list(opened.values()) or None
-
-    def _notes(self) -> Iterator[str]:
-        yield from self.record.get("vocabulary", {}).get("notes", ())
-        yield from self.said
-        yield from contradictions.of_distances(self.base, self.vectors)
+    def _notes(self, base: Weights, vectors: Mapping[str, TaskVector]) -> Iterator[str]:
+        yield from contradictions.of_distances(base, vectors)
         for first, name in self.copies:
             zero = "the base itself, so its task vector is zero"
             yield f"{name}: {zero if first == 'base' else said_of_copy(first)}"
-        for name in self.recipe.models:
-            tuned = self.inputs[name]
-            if tuned.adapter is None:  # which has names of its own
-                extra = [one for one in tuned if one not in self.base]
-                missing = [one for one in self.base if one not in tuned]
-                yield from _first(f"{name}: left out, as the base lacks it", extra)
-                yield from _first(f"{name}: unchanged, as the model lacks it", missing)
-                integers = differing_buffers(self.base, tuned)
+        for name, model in self.models.items():
+            if model.adapter is None:  # which has names of its own
+                yield from _left(f"{name}: left out, as the base lacks it", model, base)
+                yield from _left(f"{name}: unchanged, as the model lacks it", base, model)
+                integers = differing_buffers(base, model)
                 yield from _first(f"{name}: differs, but integers are those of the base", integers)
         if self.recipe.base is None:
             first = next(iter(self.recipe.models))
             yield f"no base: config, tokenizer and integer tensors are those of the first model, {first!r}"
+
+
+def _left(what: str, names: Iterable[str], others: Container[str]) -> Iterator[str]:
+    return _first(what, [name for name in names if name not in others])
 
 
 def _first(what: str, names: Sequence[str]) -> Iterator[str]:
@@ -344,28 +329,6 @@ def _first(what: str, names: Sequence[str]) -> Iterator[str]:
 
 def _provenance(vector: TaskVector) -> dict[str, Any]:
     return {"path": vector.ref, **summary(vector.info)}
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file of a vector, or of masked vectors with the task that is meant."""
-
-    weights: Weights
-    task: str | None
-
-    def vector(self) -> TaskVector:
-        if self.task is None:
-            return TaskVector.opened(self.weights)
-        return MaskedVectors.opened(self.weights).vector(self.task)
-
-
-def _check_distinct(inputs: Mapping[str, Hashable]) -> None:
-    """Refuse the same vector or model under two names."""
-    seen: dict[Hashable, str] = {}
-    for name, identity in inputs.items():
-        earlier = seen.setdefault(identity, name)
-        if earlier != name:
-            raise InputError(f"{earlier!r} and {name!r} are the same vector or model; give it once")
 
 
 def _number(where: str, value: object) -> float:

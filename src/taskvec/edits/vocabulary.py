@@ -27,13 +27,21 @@ ALIKE = 0.9
 
 
 class Aligned(NamedTuple):
-    """Views of all models in one vocabulary, and what was done to get there."""
+    """Views of all models in one vocabulary, and what was done to get there.
+
+    Attributes:
+        rows: of every embedding; ``None`` for those that the models have.
+        notes: what was dropped, lacking and assumed, in sentences.
+        files: name -> text of side files to be written in place of those beside the base.
+        record: for the manifest.
+    """
 
     base: Weights
     tuned: tuple[Weights, ...]
-    facts: Mapping[str, Any]
-    files: Mapping[str, str]
-    """Name -> text of side files to be written in place of those beside the base."""
+    rows: int | None = None
+    notes: tuple[str, ...] = ()
+    files: Mapping[str, str] = {}
+    record: Mapping[str, Any] = {}
 
 
 def align(base: Weights, tuned: Sequence[Weights], vocab: Vocab = "base") -> Aligned:
@@ -50,8 +58,7 @@ def align(base: Weights, tuned: Sequence[Weights], vocab: Vocab = "base") -> Ali
     Args:
         vocab: the tokens of the base, of any model, or of every model.
 
-    Returns: views that read rows when asked for, or the very weights where nothing has to change; facts
-        hold what was dropped, lacking and assumed, in sentences under ``notes``.
+    Returns: views that read rows when asked for, or the very weights where nothing has to change.
     Raises: InputError if no tokenizer has exactly the tokens asked for, if rows cannot be matched, or if a
         config is at odds with its weights; KeyMismatch for an embedding and a head of different sizes;
         CorruptFile for a tokenizer file that cannot be read.
@@ -73,14 +80,15 @@ def align(base: Weights, tuned: Sequence[Weights], vocab: Vocab = "base") -> Ali
         _check_recognised(models, axes)
     plan = Plan(tuple(model.weights for model in models), places, axes, target.weights)
     views = [Realigned(plan, n) if moved[n] else model.weights for n, model in enumerate(models)]
-    facts = {
+    rows, notes = len(target.keys), tuple(note for model in models for note in _notes(model, first, target))
+    record = {
         "vocab": vocab,
-        "rows": len(target.keys),
+        "rows": rows,
         "vocabulary of": target.weights.ref,
         "tensors": sorted(axes),
-        "notes": [note for model in models for note in _notes(model, first, target)],
+        "notes": notes,
     }
-    return Aligned(views[0], tuple(views[1:]), facts, target.files)
+    return Aligned(views[0], tuple(views[1:]), rows, notes, target.files, record)
 
 
 @dataclass(frozen=True)

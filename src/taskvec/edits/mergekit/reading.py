@@ -301,8 +301,8 @@ class _Reading:
         others = [source for place, source in enumerate(sources) if place != base]
         with told(self.where):
             seen = align(sources[base], others, vocab)
-        self._aligned, self.tokens, self.files = seen.base, seen.facts["rows"], seen.files
-        self._notes += seen.facts["notes"]
+        self._aligned, self.tokens, self.files = seen.base, seen.rows, seen.files
+        self._notes += seen.notes
         return [*seen.tuned[:base], seen.base, *seen.tuned[base:]]
 
     def _check_order(self, models: Iterable[Weights], advice: str) -> None:
