@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from checkpoints import SHAPE
-from taskvec.edits.tokens import tokens_of
+from taskvec.edits.tokens import read_tokens
 
 WORDS = ["[UNK]", *(f"word{number}" for number in range(20))]
 CHAT = ["<start>", "<end>"]
@@ -69,7 +69,7 @@ def save_tuned(
     base: Path, folder: Path, kind: str, tokens: Sequence[str], padding: int = 0, seed: int = 1
 ) -> Path:
     """The base's network moved a little, its rows in the order of ``tokens``; new tokens are random."""
-    own = list(tokens_of(base) or {})
+    own = list(read_tokens(base) or {})
     start = KINDS[kind][1].from_pretrained(base).state_dict()
     torch.manual_seed(seed)
     network = KINDS[kind][0](len(tokens) + padding)

@@ -292,7 +292,7 @@ def test_a_matrix_in_the_place_of_another_is_named_and_none_else(
     model = {name: value + scale * step[name] for name, value in base.items()}
     names = [f"model.layers.{number}.mlp.up_proj.weight" for number in (one, other)]
     model[names[0]], model[names[1]] = model[names[1]], model[names[0]]
-    said = contradictions.of_distances(open_weights(base), {"a": TaskVector.between(base, model)})
+    said = contradictions.note_distances(open_weights(base), {"a": TaskVector.between(base, model)})
     assert len(said) == (one != other)
     assert all(any(repr(name) in line for name in names) and "(1 more)" in line for line in said)
 
@@ -307,14 +307,14 @@ def test_a_look_at_large_matrices_tells_related_from_unrelated(
     near = {name: (value + 0.1 * torch.randn(shape, generator=g)).to(dtype) for name, value in base.items()}
     far = {name: torch.randn(shape, generator=g).to(dtype) for name in base}
     vectors = {name: TaskVector.between(base, model) for name, model in (("near", near), ("far", far))}
-    [said] = contradictions.of_distances(open_weights(base), vectors)
+    [said] = contradictions.note_distances(open_weights(base), vectors)
     assert said.startswith("far: 1.4 times the norm")
 
 
 def test_a_base_of_zeros_and_heads_alone_are_far_from_nothing() -> None:
     base = {"w": torch.zeros(8, 8), "bias": torch.ones(8)}
     model = {"w": torch.ones(8, 8), "bias": -torch.ones(8)}
-    assert contradictions.of_distances(open_weights(base), {"a": TaskVector.between(base, model)}) == []
+    assert contradictions.note_distances(open_weights(base), {"a": TaskVector.between(base, model)}) == []
 
 
 PART: dict[str, Any] = {
@@ -353,7 +353,7 @@ def test_models_as_transformers_saves_them_contradict_nothing_until_a_number_is_
 ) -> None:
     ZOO[kind]().save_pretrained(tmp_path)
     model, path = open_weights(tmp_path), tmp_path / "config.json"
-    assert contradictions.of_models([model], like=model) == []
+    assert contradictions.compare_models([model], like=model) == []
     before = json.loads(path.read_text())
     for key in (
         "num_hidden_layers",
@@ -369,5 +369,5 @@ def test_models_as_transformers_saves_them_contradict_nothing_until_a_number_is_
             "num_hidden_layers",
         ):  # which has one layer, used often
             path.write_text(json.dumps({**before, key: before[key] + 1}))
-            [said] = contradictions.of_models([model], like=None)
+            [said] = contradictions.compare_models([model], like=None)
             assert f"config.json says {key} " in said or "layers" in said

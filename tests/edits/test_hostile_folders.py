@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from hostile import little_memory, refused, texts
-from taskvec.edits.configs import config_of, vocabulary_size
+from taskvec.edits.configs import derive_config, read_vocabulary_size
 from taskvec.edits.inputs import check_sound
-from taskvec.edits.mergekit.templates import chosen
-from taskvec.edits.tokens import added_tokens, check_in_order, opaque_files, tokens_of, with_added
+from taskvec.edits.mergekit.templates import choose_template
+from taskvec.edits.tokens import add_tokens, added_tokens, check_in_order, opaque_files, read_tokens
 from taskvec.edits.vocabulary import align
 from taskvec.errors import InputError
 from taskvec.weights import open_weights
@@ -65,14 +65,14 @@ def test_every_file_beside_weights_is_refused_in_words_or_read(name: str, models
     entry = {"id": 3, "content": "<u>"}
     uses: list[Callable[[], object]] = [
         lambda: check_sound(one),
-        lambda: tokens_of(folder),
+        lambda: read_tokens(folder),
         lambda: added_tokens(folder),
-        lambda: with_added(folder, [entry], 4),
+        lambda: add_tokens(folder, [entry], 4),
         lambda: check_in_order(one, two),
         lambda: align(one, [two], "union"),
-        lambda: vocabulary_size(folder),
-        lambda: config_of(folder, dtype=torch.bfloat16, layers=[(folder, 0), (other, 1)], tokens=4),
-        lambda: chosen("auto", folder, [folder, other]),
+        lambda: read_vocabulary_size(folder),
+        lambda: derive_config(folder, dtype=torch.bfloat16, layers=[(folder, 0), (other, 1)], tokens=4),
+        lambda: choose_template("auto", folder, [folder, other]),
     ]
     for text in texts(FILES[name], most=60):
         (folder / name).write_text(text)
@@ -83,7 +83,7 @@ def test_every_file_beside_weights_is_refused_in_words_or_read(name: str, models
 def test_a_number_of_a_row_is_a_number(models: tuple[Path, Path]) -> None:
     for row in (True, -1, 1.0, "1", None, 2**63, 10**100):
         (models[0] / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": row}}}))
-        assert refused(lambda: tokens_of(models[0])), row
+        assert refused(lambda: read_tokens(models[0])), row
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_no_pipe_beside_weights_is_opened(name: str, models: tuple[Path, Path]) 
     os.mkfifo(folder / name)
     with pytest.raises(InputError, match="is a pipe, expected a file"):
         check_sound(open_weights(folder))
-        tokens_of(folder)
+        read_tokens(folder)
         opaque_files(folder)
 
 

@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from taskvec.cli import main
-from taskvec.edits.outcome import change_record
+from taskvec.edits.outcome import summarize_change
 from taskvec.vectors import TaskVector, apply
 from taskvec.weights import open_weights, save_weights
 
@@ -155,7 +155,7 @@ def test_what_changed_comes_back_from_all_workers(place: Path, processes: int) -
     edited = apply("base", 0.5 * TaskVector.between("base", "a"))
     save_weights(edited, "out", max_shard_size=300, processes=processes, threads=2)
     tensors, share, norm = counted("base", dict(open_weights("out")))
-    assert change_record(edited.changes) == pytest.approx(
+    assert summarize_change(edited.changes) == pytest.approx(
         {"changed tensors": tensors, "changed share": share, "relative norm": norm}, rel=1e-5
     )
     assert edited.fingerprint() == open_weights("out").fingerprint()
@@ -166,5 +166,5 @@ def test_a_norm_that_is_not_finite_is_left_out(tmp_path: Path) -> None:
         {"w": torch.zeros(4)}, TaskVector.from_tensors({"w": torch.ones(4)}, {"w": torch.zeros(4)})
     )
     save_weights(edited, tmp_path / "out.safetensors")
-    assert change_record(edited.changes) == {"changed tensors": 1, "changed share": 1.0}
-    assert change_record(None) == {}
+    assert summarize_change(edited.changes) == {"changed tensors": 1, "changed share": 1.0}
+    assert summarize_change(None) == {}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from taskvec.edits.passes import passes
+from taskvec.edits.passes import count_passes
 from taskvec.rules import RULES
 from taskvec.vectors import TaskVector, combine
 from taskvec.weights import TensorSpec, Weights, open_weights
@@ -52,6 +52,6 @@ def test_the_plan_says_how_often_an_edit_reads(rule: str, params: dict[str, Any]
     for name in base:
         for rows in row_blocks(base.spec(name).shape):
             made.read(name, rows)
-    said = passes(0.5 * made.scaled({LARGE: 2.0}))
+    said = count_passes(0.5 * made.scaled({LARGE: 2.0}))
     assert said == (deltas[0].read_of[LARGE] // side**2, ahead)
     assert (said.all > 1 + ahead) == ("ties" in rule and not ahead)  # a cut takes a look at the tensor alone

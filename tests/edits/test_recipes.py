@@ -14,10 +14,10 @@ from torch import Tensor
 
 import taskvec as tv
 from taskvec.config import read_yaml
-from taskvec.edits.card import card
+from taskvec.edits.card import render_card
 from taskvec.edits.merge import Merge
 from taskvec.edits.parameters import interpolate
-from taskvec.edits.plan import plan
+from taskvec.edits.plan import make_plan
 from taskvec.edits.recipe import Recipe, read
 from taskvec.errors import BaseMismatch, InputError, KeyMismatch, OutputExists
 from taskvec.vectors import TaskVector
@@ -290,7 +290,7 @@ def test_the_schema_names_every_key() -> None:
 
 def test_the_plan_counts_and_writes_nothing(made: Made, place: Path) -> None:
     before = sorted(place.iterdir())
-    found = plan(made(rule="ties", parameters={"trim": "global"}), place / "out", memory=1e6)
+    found = make_plan(made(rule="ties", parameters={"trim": "global"}), place / "out", memory=1e6)
     assert (found.edited, found.copied) == (len(SHAPES), 1)
     assert found.passes > found.ahead > 0
     assert found.read == sum(
@@ -301,19 +301,19 @@ def test_the_plan_counts_and_writes_nothing(made: Made, place: Path) -> None:
     assert found.seconds > 0
     assert sorted(place.iterdir()) == before
     with pytest.raises(OutputExists, match="input"):
-        plan(made(rule="ties"), place / "a", memory=1e6, force=True)
+        make_plan(made(rule="ties"), place / "a", memory=1e6, force=True)
 
 
 def test_the_plan_knows_the_shards_that_are_written(made: Made, place: Path, tmp_path: Path) -> None:
     merge = made(expression="a + b", max_shard_gb=300e-9)
-    found = plan(merge, tmp_path / "out", memory=1e6)
+    found = make_plan(merge, tmp_path / "out", memory=1e6)
     save_weights(merge.weights, tmp_path / "out", max_shard_size=merge.max_shard_size, like=merge.like)
     written = sorted((tmp_path / "out").glob("model-*.safetensors"))
     assert [path.stat().st_size for path in written] == list(found.shards)
 
 
 def test_the_card_says_what_the_model_is_made_of(made: Made, place: Path) -> None:
-    text = card(made(rule="ties", parameters={"keep": 0.5}), "out")
+    text = render_card(made(rule="ties", parameters={"keep": 0.5}), "out")
     assert "# out" in text
     assert "keep: 0.5" in text
     assert open_weights(place / "a").fingerprint() in text

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Unigram, WordLevel, WordPiece
 
-from taskvec.edits.tokens import tokens_of, with_added
+from taskvec.edits.tokens import add_tokens, read_tokens
 from taskvec.edits.vocabulary import align
 from taskvec.errors import CorruptFile
 from taskvec.weights import open_weights
@@ -30,22 +30,22 @@ def test_tokens_are_those_that_the_tokenizer_knows(kind: str, tmp_path: Path) ->
     tokenizer.add_special_tokens(["<s>", "a"])
     tokenizer.add_tokens(["new"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert tokens_of(tmp_path) == tokenizer.get_vocab(with_added_tokens=True)
+    assert read_tokens(tmp_path) == tokenizer.get_vocab(with_added_tokens=True)
 
 
 def test_tokens_of_plain_vocabularies(tmp_path: Path) -> None:
-    assert tokens_of(None) is None
-    assert tokens_of(tmp_path) is None
+    assert read_tokens(None) is None
+    assert read_tokens(tmp_path) is None
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\nä\n\u2028\n", encoding="utf-8")
-    assert tokens_of(tmp_path) == {"[PAD]": 0, "[UNK]": 1, "ä": 2, "\u2028": 3}
+    assert read_tokens(tmp_path) == {"[PAD]": 0, "[UNK]": 1, "ä": 2, "\u2028": 3}
     (tmp_path / "vocab.json").write_text('{"x": 1, "y": 0}')
     (tmp_path / "added_tokens.json").write_text('{"z": 2}')
     (tmp_path / "tokenizer_config.json").write_text(
         '{"added_tokens_decoder": {"2": {"content": "z"}, "3": {"content": "<t>"}}}'
     )
-    assert tokens_of(tmp_path) == {"x": 1, "y": 0, "z": 2, "<t>": 3}
+    assert read_tokens(tmp_path) == {"x": 1, "y": 0, "z": 2, "<t>": 3}
     (tmp_path / "bpe.codes").write_text("")
-    assert tokens_of(tmp_path) is None
+    assert read_tokens(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_tokens_of_plain_vocabularies(tmp_path: Path) -> None:
 def test_damaged_tokenizer_files_are_named(name: str, text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(CorruptFile, match=said):
-        tokens_of(tmp_path)
+        read_tokens(tmp_path)
 
 
 def test_no_code_beside_the_weights_is_run(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_added_tokens_follow_pieces_of_any_kind(tmp_path: Path) -> None:
         folder.mkdir()
         tokenizer.save(str(folder / "tokenizer.json"))
         entry = {"content": "<new>", "special": False, "lstrip": False, "rstrip": False}
-        texts = with_added(folder, [{**entry, "normalized": False, "single_word": False, "id": 0}], 9)
+        texts = add_tokens(folder, [{**entry, "normalized": False, "single_word": False, "id": 0}], 9)
         extended = Tokenizer.from_str(texts["tokenizer.json"])
         known = tokenizer.get_vocab()
         assert extended.get_vocab() == {**known, "<new>": len(known)}
@@ -94,14 +94,14 @@ def test_added_tokens_follow_pieces_of_any_kind(tmp_path: Path) -> None:
 
 def test_a_tokenizer_with_gaps_is_not_extended(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 2}}}')
-    assert with_added(tmp_path, [{"content": "c"}], 4) == {}
+    assert add_tokens(tmp_path, [{"content": "c"}], 4) == {}
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 1}}}')
     (tmp_path / "config.json").write_text('{"text_config": {"vocab_size": 2}, "vocab_size": 2, "name": "x"}')
-    texts = with_added(tmp_path, [{"content": "c"}], 3)
+    texts = add_tokens(tmp_path, [{"content": "c"}], 3)
     assert json.loads(texts["config.json"]) == {
         "text_config": {"vocab_size": 3},
         "vocab_size": 3,
         "name": "x",
     }
     (tmp_path / "added_tokens.json").write_text('{"d": 2}')
-    assert with_added(tmp_path, [{"content": "c"}], 4) == {}
+    assert add_tokens(tmp_path, [{"content": "c"}], 4) == {}

@@ -113,16 +113,16 @@ def workers(weights: "Weights") -> int:
 
 def facts_of(path: Path, weights: "Weights", begun: float, **said: object) -> dict[str, object]:
     """What is to be printed of an edited model; ``begun``, by ``perf_counter``, is when writing began."""
-    from taskvec.edits.outcome import change_record
-    from taskvec.edits.plan import edited_tensors
+    from taskvec.edits.outcome import summarize_change
+    from taskvec.edits.plan import count_edited
 
-    edited = edited_tensors(weights)
+    edited = count_edited(weights)
     return {
         "path": str(path),
         **said,
         "edited tensors": edited,
         "copied tensors": len(weights) - edited,
-        **change_record(weights.changes),
+        **summarize_change(weights.changes),
         "bytes": sum(weights.spec(name).nbytes for name in weights),
         "seconds": round(perf_counter() - begun, 3),
     }
@@ -149,11 +149,11 @@ def check_vectors(vectors: "Mapping[str, TaskVector]", output: Path) -> list[str
     Returns: what is to be said of vectors that are the same.
     Raises: OutputExists.
     """
-    from taskvec.edits.inputs import check_outside, copies, said_of_copy, stored
+    from taskvec.edits.inputs import check_outside, describe_copy, find_copies, stored
 
     held = {name: files[0] for name, vector in vectors.items() if (files := stored(vector))}
     check_outside(output, held.values())
-    return [f"{name}: {said_of_copy(first)}" for first, name in copies(held)]
+    return [f"{name}: {describe_copy(first)}" for first, name in find_copies(held)]
 
 
 def load_vectors(

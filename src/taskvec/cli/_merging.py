@@ -34,7 +34,7 @@ def write(
     """
     from taskvec.edits.inputs import check_outside
     from taskvec.edits.opening import save_merge
-    from taskvec.edits.outcome import identity_notes
+    from taskvec.edits.outcome import note_identity
     from taskvec.weights.staging import check_target
 
     check_outside(output, made.inputs.values())
@@ -48,15 +48,15 @@ def write(
     with watching(quiet) as watch:
         processes = workers(made.weights)
         save_merge(made, output, force=force, memory=size, processes=processes, resume=resume, watch=watch)
-    say(identity_notes(made.weights, made.inputs))
+    say(note_identity(made.weights, made.inputs))
     said = facts_of(output, made.weights, begun, **(facts or {}))
     print_facts("edited model", said, json=json, note=footnote)
 
 
 def _show_plan(made: "Merge", output: Path, *, memory: float, force: bool, json: bool) -> None:
-    from taskvec.edits.plan import plan
+    from taskvec.edits.plan import make_plan
 
-    expected = plan(made, output, memory=memory, force=force)
+    expected = make_plan(made, output, memory=memory, force=force)
     if json:
         print_json({"path": str(output), **asdict(expected)})
         return

@@ -58,7 +58,7 @@ def diff(
     from taskvec.cli._editing import open_model, workers
     from taskvec.edits import contradictions
     from taskvec.edits.inputs import check_outside, check_sound
-    from taskvec.edits.outcome import change_record
+    from taskvec.edits.outcome import summarize_change
     from taskvec.edits.tokens import check_in_order
     from taskvec.vectors import TaskVector, save_adapter
     from taskvec.vectors.checks import differing_buffers
@@ -68,7 +68,7 @@ def diff(
 
     start, end = check_sound(open_model(base)), check_sound(open_model(tuned))
     check_outside(writing.output, [start, end])
-    notes = contradictions.of_models([start, end], like=None)
+    notes = contradictions.compare_models([start, end], like=None)
     if vocab is not None:
         end, remarks = _in_vocabulary_of(start, end)
         notes += remarks
@@ -77,7 +77,7 @@ def diff(
     vector = TaskVector.between(start, end, on_extra=on_extra, on_missing=on_missing)
     if rank is None and only is not None:
         raise InputError("--only: given without --rank")
-    say(notes + contradictions.of_distances(start, {end.ref: vector}))
+    say(notes + contradictions.note_distances(start, {end.ref: vector}))
     element = element_type(dtype)
     if rank is not None:
         writing.bound(adapter_needs(vector, rank, only or "all"))
@@ -98,7 +98,7 @@ def diff(
     path = writing.write(vector.save, memory, processes=workers(end), task=task, dtype=element)
     written = open_weights(path)
     kept = differing_buffers(start, end)
-    moved = change_record(vector.changes)
+    moved = summarize_change(vector.changes)
     if not moved["changed tensors"]:
         say([f"{end.ref}: the same weights as {start.ref}: the task vector is zero"])
     facts = {

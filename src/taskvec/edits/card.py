@@ -44,7 +44,7 @@ Note: {{ note }}.
 """
 
 
-def card(merge: Merge, title: str) -> str:
+def render_card(merge: Merge, title: str) -> str:
     """The text of the README.md that goes with a merge.
 
     Args:

@@ -15,7 +15,7 @@ from taskvec.weights.dtypes import short
 _NUMBER_OF_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
-def mapping_in(file: Path) -> dict[str, Any]:
+def read_if_there(file: Path) -> dict[str, Any]:
     """The content of a JSON file; empty if there is none.
 
     Raises: CorruptFile.
@@ -28,10 +28,10 @@ def read_config(folder: Path | None) -> dict[str, Any]:
 
     Raises: CorruptFile.
     """
-    return {} if folder is None else mapping_in(folder / "config.json")
+    return {} if folder is None else read_if_there(folder / "config.json")
 
 
-def vocabulary_size(folder: Path | None) -> int | None:
+def read_vocabulary_size(folder: Path | None) -> int | None:
     """What ``config.json`` says of the number of tokens, its own or that of its text part."""
     config = read_config(folder)
     parts = (config, config.get("text_config"))
@@ -39,7 +39,7 @@ def vocabulary_size(folder: Path | None) -> int | None:
     return next((size for size in sizes if type(size) is int), None)
 
 
-def config_of(
+def derive_config(
     folder: Path | None,
     *,
     dtype: torch.dtype | None,
@@ -62,7 +62,7 @@ def config_of(
     if layers is not None:
         config = _with_layers(config, folder, layers)
     if tokens is not None:
-        config = resized(config, tokens)
+        config = resize(config, tokens)
     if dtype is not None:
         key = next((key for key in ("torch_dtype", "dtype") if key in config), "dtype")
         config = {**_with_dtype(config, short(dtype)), key: short(dtype)}
@@ -106,8 +106,8 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
     }
 
 
-def resized(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
+def resize(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """The content of a ``config.json`` for an embedding of so many rows."""
     inner = config.get("text_config")
-    made = {**config, "text_config": resized(inner, rows)} if isinstance(inner, Mapping) else dict(config)
+    made = {**config, "text_config": resize(inner, rows)} if isinstance(inner, Mapping) else dict(config)
     return {**made, "vocab_size": rows} if "vocab_size" in made else made

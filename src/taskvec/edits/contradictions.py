@@ -14,8 +14,8 @@ from zipfile import is_zipfile
 
 import torch
 
-from taskvec.edits.configs import read_config, vocabulary_size
-from taskvec.edits.vocabulary import embeddings_of, heads_of
+from taskvec.edits.configs import read_config, read_vocabulary_size
+from taskvec.edits.vocabulary import find_embeddings, find_heads
 from taskvec.errors import InputError, TaskvecError, and_more
 from taskvec.names import count_blocks
 from taskvec.reading import shortened
@@ -61,7 +61,7 @@ _ROPE = re.compile(r"rope|rotary")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
-def of_models(models: Sequence[Weights], like: Weights | None) -> list[str]:
+def compare_models(models: Sequence[Weights], like: Weights | None) -> list[str]:
     """Notes on the models of one edit, each by itself and compared with the first.
 
     Args:
@@ -76,7 +76,7 @@ def of_models(models: Sequence[Weights], like: Weights | None) -> list[str]:
     return said + [note for model in different[1:] for note in _of_pair(different[0], model)]
 
 
-def of_distances(base: Weights, vectors: Mapping[str, TaskVector]) -> list[str]:
+def note_distances(base: Weights, vectors: Mapping[str, TaskVector]) -> list[str]:
     """Notes on vectors that lead further from their base than fine-tuning does.
 
     An unrelated model of the same shapes is as far away as its norm; so is a matrix that was swapped with
@@ -138,7 +138,7 @@ def _sizes(model: Weights, config: Mapping[str, Any], *, written: bool) -> Itera
 
 
 def _vocabulary(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
-    said, found = vocabulary_size(model.folder), embeddings_of(model)
+    said, found = read_vocabulary_size(model.folder), find_embeddings(model)
     multiple = config.get("pad_vocab_size_multiple")
     padded = -(-said // multiple) * multiple if said and isinstance(multiple, int) and multiple > 0 else said
     if said is not None and found and not {said, padded} & set(found.values()):
@@ -160,8 +160,8 @@ def _width(model: Weights, config: Mapping[str, Any], place: str = "") -> Iterat
 def _head(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
     """An output layer of its own, where the config says that it is the embedding."""
     tied = any(value is True for key, value in _flat(config) if _last(key) == "tie_word_embeddings")
-    for head in heads_of(model) if tied else ():
-        alike = [name for name in embeddings_of(model) if model.spec(name) == model.spec(head)]
+    for head in find_heads(model) if tied else ():
+        alike = [name for name in find_embeddings(model) if model.spec(name) == model.spec(head)]
         if alike and not any(_equal(model, name, head) for name in alike):
             yield (
                 f"{model.ref}: {head!r} differs from {alike[0]!r}, but config.json has tie_word_embeddings; "

@@ -19,7 +19,7 @@ LOOK = 1 << 10
 
 
 @contextmanager
-def told(where: str) -> Iterator[None]:
+def errors_at(where: str) -> Iterator[None]:
     """Open the messages of errors with the recipe, or the place in it, that they come from."""
     try:
         yield
@@ -65,7 +65,7 @@ def check_outside(target: Path, inputs: Iterable[Weights]) -> None:
             raise OutputExists(f"{target}: lies inside the input {weights.ref}; choose another output")
 
 
-def copies(inputs: Mapping[str, Weights]) -> Iterator[tuple[str, str]]:
+def find_copies(inputs: Mapping[str, Weights]) -> Iterator[tuple[str, str]]:
     """Names of inputs that hold the same tensors though they are other files, each with the first such one.
 
     Cost: a look at the first entries of tensors; a read of all only where those are the same.
@@ -79,7 +79,7 @@ def copies(inputs: Mapping[str, Weights]) -> Iterator[tuple[str, str]]:
             yield first, name
 
 
-def said_of_copy(first: str) -> str:
+def describe_copy(first: str) -> str:
     """What is to be said of an input that is a copy of another."""
     return f"holds the same tensors as {first}, and both count"
 

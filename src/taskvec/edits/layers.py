@@ -103,7 +103,7 @@ class Joined(Weights):
         return 0
 
 
-def widened(models: Sequence[Weights]) -> list[Weights]:
+def widen(models: Sequence[Weights]) -> list[Weights]:
     """The models with their floating-point tensors in the narrowest dtypes that hold them all exactly."""
     wide: dict[str, torch.dtype] = {}
     for name in models[0]:

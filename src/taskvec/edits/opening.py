@@ -6,10 +6,10 @@ from typing import Any
 from taskvec.arguments import checked
 from taskvec.config import read_yaml
 from taskvec.edits import recipe
-from taskvec.edits.card import card
+from taskvec.edits.card import render_card
 from taskvec.edits.inputs import check_outside
 from taskvec.edits.merge import Merge
-from taskvec.edits.outcome import change_record
+from taskvec.edits.outcome import summarize_change
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
 from taskvec.weights import save_weights
@@ -71,9 +71,9 @@ def save_merge(
         manifest=lambda: {
             **merge.record,
             "inputs": _fingerprints(merge),
-            "change": change_record(merge.weights.changes),
+            "change": summarize_change(merge.weights.changes),
         },
-        extra_files={**merge.files, "README.md": lambda: card(merge, Path(path).name)},
+        extra_files={**merge.files, "README.md": lambda: render_card(merge, Path(path).name)},
         watch=watch,
         allow_nonfinite=merge.allow_nonfinite,
         memory=memory,

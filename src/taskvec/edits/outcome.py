@@ -7,7 +7,7 @@ from taskvec.weights import Weights, change
 from taskvec.weights.change import Change
 
 
-def change_record(changes: Mapping[str, Change] | None) -> dict[str, int | float]:
+def summarize_change(changes: Mapping[str, Change] | None) -> dict[str, int | float]:
     """How many tensors changed, which share of all entries, and the norm of the edit in units of the base's.
 
     Empty for weights that were not written; without the norm where it is not finite, as for a base of zeros.
@@ -22,7 +22,7 @@ def change_record(changes: Mapping[str, Change] | None) -> dict[str, int | float
     return found | ({"relative norm": _rounded(whole.relative)} if math.isfinite(whole.relative) else {})
 
 
-def identity_notes(written: Weights, inputs: Mapping[str, Weights]) -> list[str]:
+def note_identity(written: Weights, inputs: Mapping[str, Weights]) -> list[str]:
     """A note if the output is byte-identical to one of its inputs.
 
     Cost: none where inputs were fingerprinted while they were read.

@@ -14,7 +14,7 @@ import torch
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from taskvec.config import Config
-from taskvec.edits.inputs import told
+from taskvec.edits.inputs import errors_at
 from taskvec.errors import InputError, and_more
 from taskvec.names import block_depths
 from taskvec.patterns import Pattern
@@ -125,10 +125,10 @@ Filter.model_rebuild()
 Filters.model_rebuild()
 
 
-def constant(value: "Plain | Gradient | Filters | Mapping[str, Any] | None") -> bool:
+def is_constant(value: "Plain | Gradient | Filters | Mapping[str, Any] | None") -> bool:
     """Whether a value is the same for all tensors."""
     if isinstance(value, Mapping):
-        return all(map(constant, value.values()))
+        return all(map(is_constant, value.values()))
     return not isinstance(value, Gradient | Filters)
 
 
@@ -210,7 +210,7 @@ def _check_used(
     left = set(names)
     for place, entry in enumerate(value.filters, start=1):
         here = f"{where}: filter {place} ({entry.match!r})"
-        with told(here):
+        with errors_at(here):
             matched = list(filter(entry.matches, names))
         if not matched:
             raise InputError(
@@ -224,7 +224,7 @@ def _check_used(
         _check_used(f"{where}: default", value.default, names, depths)
 
 
-def for_rule(
+def split_parameters(
     rule: Rule,
     given: Mapping[str, Any],
     vectors: Sequence[str],
@@ -250,9 +250,9 @@ def for_rule(
             raise InputError(f"rule {rule.name!r}: unknown parameter {field!r}; {nearest(field, known)}")
         where = f"parameters.{field}"
         if isinstance(value, Mapping) and not _takes_mapping(rule, field):
-            value = by_vector(where, value, vectors)
-            value = list(value.values()) if constant(value) else value
-        if constant(value):
+            value = order_by_vector(where, value, vectors)
+            value = list(value.values()) if is_constant(value) else value
+        if is_constant(value):
             params[field] = _for_each(field, value, len(vectors))
             continue
         for name, one in _varying(where, value, names, edited).items():
@@ -266,7 +266,7 @@ def _takes_mapping(rule: Rule, field: str) -> bool:
     return any(get_origin(kind) is Mapping for kind in get_args(rule.keywords[field].annotation))
 
 
-def by_vector(where: str, value: Mapping[str, Any], vectors: Sequence[str]) -> dict[str, Any]:
+def order_by_vector(where: str, value: Mapping[str, Any], vectors: Sequence[str]) -> dict[str, Any]:
     """A mapping from vectors to anything, in the order of the vectors.
 
     Raises: InputError for a name that is no vector's, and for a vector without value.

@@ -29,12 +29,12 @@ class Passes(NamedTuple):
     ahead: int = 0
 
 
-def passes(*vectors: Delta) -> Passes:
+def count_passes(*vectors: Delta) -> Passes:
     """How often the rules behind vectors read their inputs: to look at all, to measure, and to combine."""
     found = [Passes()]
     for source in {source for vector in vectors for source in vector.parts}:
         if isinstance(source, Scaled):
-            found.append(passes(source.delta))
+            found.append(count_passes(source.delta))
         if isinstance(source, Combined):
             found.append(_rehearsed(source.rule, source.settings, len(source.vectors), list(source.specs)))
     return Passes(max(one.all for one in found), max(one.ahead for one in found))

@@ -58,7 +58,7 @@ class Plan:
     seconds: float
 
 
-def plan(merge: Merge, target: Path, *, memory: float, force: bool = False) -> Plan:
+def make_plan(merge: Merge, target: Path, *, memory: float, force: bool = False) -> Plan:
     """The plan of writing a merge to ``target``, which is checked as for writing.
 
     Args:
@@ -76,7 +76,7 @@ def plan(merge: Merge, target: Path, *, memory: float, force: bool = False) -> P
     beside = [] if single else side_files_of(merge.like.folder)
     written = sum(shard.size for shard in shards) + sum(file.stat().st_size for file, _ in beside)
     check_space(target, written)
-    edited = edited_tensors(weights)
+    edited = count_edited(weights)
     largest = max(weights, key=lambda name: weights.spec(name).nbytes, default="")
     one = max((weights.working_bytes(name) for name in weights), default=0)
     threads, passes = max(2, torch.get_num_threads()), merge.passes()
@@ -98,7 +98,7 @@ def plan(merge: Merge, target: Path, *, memory: float, force: bool = False) -> P
     )
 
 
-def edited_tensors(weights: Weights) -> int:
+def count_edited(weights: Weights) -> int:
     """How many tensors are computed; all of them where the weights do not tell."""
     if not isinstance(weights, EditedWeights):
         return len(weights)

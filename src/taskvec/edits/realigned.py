@@ -15,7 +15,7 @@ from taskvec.weights.lazy import Lazy
 
 
 @dataclass(frozen=True)
-class Plan:
+class Alignment:
     """Where the entries of a vocabulary are found in each of several models, the base first.
 
     Attributes:
@@ -42,7 +42,7 @@ class Realigned(Weights):
     have it, taken in float32 (float64 for float64 models).
     """
 
-    def __init__(self, plan: Plan, number: int) -> None:
+    def __init__(self, plan: Alignment, number: int) -> None:
         self._plan, self._number = plan, number
         self._own = own = plan.models[number]
         super().__init__(
@@ -92,14 +92,14 @@ class Realigned(Weights):
         """The entries at ``places`` (model, entry) along ``axis``; ``rows`` of the first, if another."""
         givers = self._givers(name, places)
         if givers[self._number].all():
-            return taken(self._own, name, places[self._number], axis, rows)
+            return take_entries(self._own, name, places[self._number], axis, rows)
         dtype = self._specs[name].dtype
         if dtype.is_floating_point:
             wide = compute_dtype(dtype)
         else:
             wide, givers = dtype, givers & (givers.cumsum(0) == 1)  # of whole numbers, the first model's
         parts = [
-            (where.nonzero()[:, 0], taken(model, name, place[where], axis, rows).to(wide))
+            (where.nonzero()[:, 0], take_entries(model, name, place[where], axis, rows).to(wide))
             for model, place, where in zip(self._plan.models, places, givers, strict=True)
             if where.any()
         ]
@@ -126,7 +126,7 @@ class Realigned(Weights):
         return torch.where(own | base, alone, can)
 
 
-def taken(weights: Weights, name: str, index: Tensor, axis: int, rows: slice | None = None) -> Tensor:
+def take_entries(weights: Weights, name: str, index: Tensor, axis: int, rows: slice | None = None) -> Tensor:
     """The entries ``index`` (int64, none negative) of a tensor along ``axis``.
 
     Cost: along the first axis of a matrix, one read for each run of consecutive rows.

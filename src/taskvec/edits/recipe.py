@@ -9,11 +9,20 @@ import torch
 from pydantic import Field, PositiveFloat
 
 from taskvec.edits import contradictions
-from taskvec.edits.configs import config_of
-from taskvec.edits.inputs import check_sound, copies, said_of_copy, told
+from taskvec.edits.configs import derive_config
+from taskvec.edits.inputs import check_sound, describe_copy, errors_at, find_copies
 from taskvec.edits.merge import Merge
-from taskvec.edits.parameters import FORMS, Documented, Each, Value, by_vector, constant, for_rule, settle
-from taskvec.edits.passes import passes
+from taskvec.edits.parameters import (
+    FORMS,
+    Documented,
+    Each,
+    Value,
+    is_constant,
+    order_by_vector,
+    settle,
+    split_parameters,
+)
+from taskvec.edits.passes import count_passes
 from taskvec.edits.tokens import check_in_order
 from taskvec.edits.vocabulary import Aligned, Vocab, align
 from taskvec.errors import InputError, and_more
@@ -112,7 +121,7 @@ def build(recipe: Recipe, *, where: str = "", folder: Path = Path(), known: Know
     Args:
         where: opens messages.
     """
-    with told(where):
+    with errors_at(where):
         _check(recipe)
         return _Building(recipe, folder, known).merge()
 
@@ -164,12 +173,14 @@ class _Building:
         self.inputs: dict[str, Weights] = {**start, **files, **self.models}
         self._check_distinct()
         masked = [name for name, (_, task) in self.held.items() if task is not None]
-        self.copies = list(copies({name: self.inputs[name] for name in self.inputs if name not in masked}))
+        self.copies = list(
+            find_copies({name: self.inputs[name] for name in self.inputs if name not in masked})
+        )
 
     def merge(self) -> Merge:
         """The edited model, and what is to be said of it."""
         recipe, dumped = self.recipe, self.recipe.model_dump(mode="json", exclude_defaults=True)
-        notes = contradictions.of_models([self.base, *self.models.values()], like=self.base)
+        notes = contradictions.compare_models([self.base, *self.models.values()], like=self.base)
         if recipe.vocab is None:
             plain = (model for model in self.models.values() if model.adapter is None)
             seen = Aligned(self.base, tuple(self.models.values()))
@@ -187,7 +198,7 @@ class _Building:
             dtype=dtype,
             precision=getattr(torch, recipe.precision),
         )
-        config = None if dtype is None else config_of(base.folder, dtype=dtype, tokens=seen.rows)
+        config = None if dtype is None else derive_config(base.folder, dtype=dtype, tokens=seen.rows)
         record = {
             "vocabulary": seen.record,
             "rule": rule,
@@ -200,7 +211,7 @@ class _Building:
             notes=(*seen.notes, *notes, *self._notes(base, vectors)),
             max_shard_size=recipe.max_shard_gb * 1e9,
             inputs=self.inputs,
-            passes=partial(passes, vector),
+            passes=partial(count_passes, vector),
             allow_nonfinite=recipe.allow_nonfinite,
             files=seen.files if config is None else {**seen.files, "config.json": config},
         )
@@ -234,7 +245,7 @@ class _Building:
         edited = [name for name in names if any(each.terms_at(name) for each in vectors.values())]
         recipe, rule, record = self.recipe, self.rule, None
         if rule is not None:
-            params, varying = for_rule(rule, recipe.parameters, list(vectors), names, edited)
+            params, varying = split_parameters(rule, recipe.parameters, list(vectors), names, edited)
             differ = {field for own in varying.values() for field in own}
             settings = rule.settings(params, len(vectors))
             record = {"name": rule.name, **{key: settings[key] for key in settings if key not in differ}}
@@ -244,7 +255,7 @@ class _Building:
             vector = parse_expression(recipe.expression, vectors)
         else:
             [vector] = vectors.values()
-        if constant(recipe.scale):
+        if is_constant(recipe.scale):
             return _number("scale", recipe.scale) * vector, record
         factors = settle("scale", recipe.scale, names, edited)
         return vector.scaled({name: _number("scale", factors[name]) for name in edited}), record
@@ -255,7 +266,7 @@ class _Building:
                 f"statistics: missing, but rule {rule.name!r} needs them, a file for each vector and model; "
                 "make them with: taskvec stats"
             )
-        paths = by_vector("statistics", self.recipe.statistics, [*self.held, *self.models])
+        paths = order_by_vector("statistics", self.recipe.statistics, [*self.held, *self.models])
         opened = {name: self._open(f"statistics: {name}", path) for name, path in paths.items()}
         self.inputs |= {f"statistics of {name}": weights for name, weights in opened.items()}
         return list(opened.values()) or None
@@ -303,10 +314,10 @@ class _Building:
                 raise InputError(f"{earlier!r} and {name!r} are the same vector or model; give it once")
 
     def _notes(self, base: Weights, vectors: Mapping[str, TaskVector]) -> Iterator[str]:
-        yield from contradictions.of_distances(base, vectors)
+        yield from contradictions.note_distances(base, vectors)
         for first, name in self.copies:
             zero = "the base itself, so its task vector is zero"
-            yield f"{name}: {zero if first == 'base' else said_of_copy(first)}"
+            yield f"{name}: {zero if first == 'base' else describe_copy(first)}"
         for name, model in self.models.items():
             if model.adapter is None:  # which has names of its own
                 yield from _left(f"{name}: left out, as the base lacks it", model, base)

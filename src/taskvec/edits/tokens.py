@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.edits import sentencepiece
-from taskvec.edits.configs import mapping_in, read_config, resized
+from taskvec.edits.configs import read_config, read_if_there, resize
 from taskvec.errors import CorruptFile, InputError, and_more
 from taskvec.reading import open_file, read_text, shown
 from taskvec.weights import Weights
@@ -23,7 +23,7 @@ _MOST = 1 << 40
 """What the numbers of rows stay below."""
 
 
-def tokens_of(folder: Path | None) -> dict[str, int] | None:
+def read_tokens(folder: Path | None) -> dict[str, int] | None:
     """Token strings and their rows, or ``None`` if no file says it in plain text.
 
     Reads ``tokenizer.json``, or else ``vocab.json`` or ``vocab.txt`` with the tokens added to them. They are
@@ -61,7 +61,7 @@ def check_in_order(base: Weights, tuned: Weights, advice: str = BY_TOKEN) -> lis
     one, other = base.folder / "tokenizer.json", tuned.folder / "tokenizer.json"
     if one.is_file() and other.is_file() and cmp(one, other, shallow=False):
         return []
-    ours, theirs = tokens_of(base.folder), tokens_of(tuned.folder)
+    ours, theirs = read_tokens(base.folder), read_tokens(tuned.folder)
     if ours is None or theirs is None:
         return _check_opaque(base, tuned, advice)
     return _check_rows(base, tuned, ours, theirs, advice)
@@ -121,10 +121,10 @@ def added_tokens(folder: Path | None) -> dict[str, dict[str, Any]]:
     if folder is None:
         return {}
     file = folder / "tokenizer.json"
-    return {token: entry for token, _, entry in _added(file, mapping_in(file))}
+    return {token: entry for token, _, entry in _added(file, read_if_there(file))}
 
 
-def with_added(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) -> dict[str, str]:
+def add_tokens(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) -> dict[str, str]:
     """``tokenizer.json`` and ``config.json`` for a tokenizer with more added tokens, behind its own.
 
     An added token is found before a text is cut into pieces, so it works in any tokenizer.
@@ -135,20 +135,20 @@ def with_added(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) ->
 
     Returns: texts by file name; empty if more tokens would not get the rows that follow.
     """
-    tokenizer, config = mapping_in(folder / "tokenizer.json"), read_config(folder)
+    tokenizer, config = read_if_there(folder / "tokenizer.json"), read_config(folder)
     own = _of_tokenizer(folder / "tokenizer.json")
-    if own is None or own != tokens_of(folder) or sorted(own.values()) != list(range(len(own))):
+    if own is None or own != read_tokens(folder) or sorted(own.values()) != list(range(len(own))):
         return {}
     numbered = [{**entry, "id": row} for row, entry in enumerate(entries, start=len(own))]
     had = [entry for *_, entry in _added(folder / "tokenizer.json", tokenizer)]
     tokenizer["added_tokens"] = [*had, *numbered]
-    contents = {"tokenizer.json": tokenizer, **({"config.json": resized(config, rows)} if config else {})}
+    contents = {"tokenizer.json": tokenizer, **({"config.json": resize(config, rows)} if config else {})}
     return {name: json.dumps(one, indent=2, ensure_ascii=False) + "\n" for name, one in contents.items()}
 
 
 def _of_tokenizer(file: Path) -> dict[str, int] | None:
     """The vocabulary of the tokenizer's model, then the tokens added to it."""
-    content = mapping_in(file)
+    content = read_if_there(file)
     if not content:
         return None
     match content.get("model"):
@@ -197,7 +197,7 @@ def _of_vocabulary(folder: Path) -> dict[str, int] | None:
 
 def _later(file: Path) -> dict[str, int]:
     """Tokens that a slow tokenizer lists in its configuration."""
-    listed = mapping_in(file).get("added_tokens_decoder") or {}
+    listed = read_if_there(file).get("added_tokens_decoder") or {}
     found: dict[str, int] = {}
     for row, entry in listed.items() if isinstance(listed, Mapping) else ():
         match entry:
@@ -225,7 +225,7 @@ def _digest(file: Path) -> str:
 
 
 def _entries(file: Path) -> dict[str, int]:
-    return _checked(file, mapping_in(file))
+    return _checked(file, read_if_there(file))
 
 
 def _checked(file: Path, tokens: Mapping[Any, Any]) -> dict[str, int]:

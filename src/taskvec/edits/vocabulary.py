@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from taskvec.edits.configs import vocabulary_size
-from taskvec.edits.realigned import Plan, Realigned, taken
-from taskvec.edits.tokens import added_tokens, opaque_files, tokens_of, with_added
+from taskvec.edits.configs import read_vocabulary_size
+from taskvec.edits.realigned import Alignment, Realigned, take_entries
+from taskvec.edits.tokens import add_tokens, added_tokens, opaque_files, read_tokens
 from taskvec.errors import InputError, KeyMismatch, and_more
 from taskvec.names import goes_by_token, is_embedding, is_head
 from taskvec.weights import Weights
@@ -64,7 +64,7 @@ def align(base: Weights, tuned: Sequence[Weights], vocab: Vocab = "base") -> Ali
         CorruptFile for a tokenizer file that cannot be read.
     Cost: reads the tokenizer files; of the weights, a few rows where there are none.
     """
-    tokens = [tokens_of(weights.folder) for weights in (base, *tuned)]
+    tokens = [read_tokens(weights.folder) for weights in (base, *tuned)]
     known = next((each for each in tokens if each is not None), {})
     models = [_model(w, each, known) for w, each in zip((base, *tuned), tokens, strict=True)]
     first, *others = models
@@ -78,7 +78,7 @@ def align(base: Weights, tuned: Sequence[Weights], vocab: Vocab = "base") -> Ali
     moved = [not _as_is(place, model) for place, model in zip(places, models, strict=True)]
     if any(moved):
         _check_recognised(models, axes)
-    plan = Plan(tuple(model.weights for model in models), places, axes, target.weights)
+    plan = Alignment(tuple(model.weights for model in models), places, axes, target.weights)
     views = [Realigned(plan, n) if moved[n] else model.weights for n, model in enumerate(models)]
     rows, notes = len(target.keys), tuple(note for model in models for note in _notes(model, first, target))
     record = {
@@ -122,12 +122,12 @@ def _model(weights: Weights, own: Mapping[str, int] | None, known: Mapping[str, 
     return _Model(weights, own is not None, tuple(keys), at, beyond)
 
 
-def embeddings_of(weights: Weights) -> dict[str, int]:
+def find_embeddings(weights: Weights) -> dict[str, int]:
     """The embeddings of tokens by name, with their numbers of rows."""
     return {name: weights.spec(name).shape[0] for name in weights if _is_input(name, weights)}
 
 
-def heads_of(weights: Weights) -> list[str]:
+def find_heads(weights: Weights) -> list[str]:
     """The matrices of output layers over the tokens, where they have tensors of their own."""
     return [name for name in weights if is_head(name) and len(weights.spec(name).shape) == 2]
 
@@ -137,8 +137,8 @@ def _rows(weights: Weights) -> int:
 
     Raises: InputError if there is none, if there are several sizes, or if the config says another number.
     """
-    embeddings = embeddings_of(weights)
-    said = vocabulary_size(weights.folder)
+    embeddings = find_embeddings(weights)
+    said = read_vocabulary_size(weights.folder)
     if not embeddings:
         raise InputError(f"{weights.ref}: no embedding of tokens found, expected one; leave --vocab out")
     if said in embeddings.values():
@@ -241,7 +241,7 @@ def _check_same_numbers(base: _Model, model: _Model, axes: Mapping[str, int]) ->
     shared = [key for key in base.keys if key in model.at]
     sample = shared[:: -(-len(shared) // SAMPLE)]
     rows, expected = (
-        taken(one.weights, name, torch.tensor([one.at[key] for key in sample]), 0).double()
+        take_entries(one.weights, name, torch.tensor([one.at[key] for key in sample]), 0).double()
         for one in (model, base)
     )
     apart = torch.cdist(rows, expected, compute_mode="donot_use_mm_for_euclid_dist")
@@ -299,7 +299,7 @@ def _extended(base: _Model, others: Sequence[_Model]) -> _Model:
         new |= {str(key): entries[str(key)] for key in lacking if key not in new}
     first, folder = len(base.names), base.weights.folder
     keys = [*base.keys[:first], *new, *base.keys[first + len(new) :]]
-    files = with_added(folder, list(new.values()), len(keys)) if folder is not None else {}
+    files = add_tokens(folder, list(new.values()), len(keys)) if folder is not None else {}
     at: dict[Key, int] = dict(base.at)
     at.update((token, row) for row, token in enumerate(new, start=first))
     return replace(base, keys=tuple(keys), at=at, files=files) if files else base

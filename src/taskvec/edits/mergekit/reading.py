@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 
 from taskvec.edits import contradictions
-from taskvec.edits.configs import config_of
-from taskvec.edits.inputs import check_sound, copies, said_of_copy, told
+from taskvec.edits.configs import derive_config
+from taskvec.edits.inputs import check_sound, describe_copy, errors_at, find_copies
 from taskvec.edits.layers import Joined, Picked
 from taskvec.edits.merge import Merge
 from taskvec.edits.mergekit.document import Document, Parameters, Slice
 from taskvec.edits.mergekit.methods import METHODS
 from taskvec.edits.mergekit.section import Section
-from taskvec.edits.mergekit.templates import FILE, chosen
+from taskvec.edits.mergekit.templates import FILE, choose_template
 from taskvec.edits.mergekit.values import Scope, idle_filters, parse_scope
-from taskvec.edits.passes import passes
-from taskvec.edits.tokens import check_in_order, tokens_of
+from taskvec.edits.passes import count_passes
+from taskvec.edits.tokens import check_in_order, read_tokens
 from taskvec.edits.vocabulary import Vocab, align
 from taskvec.errors import InputError
 from taskvec.names import block_of, comes_before_blocks, count_blocks, goes_by_token, renumber
@@ -48,7 +48,7 @@ def read(path: Path, content: object) -> Merge:
     dtype: torch.dtype | None = None if name is None else getattr(torch, name)
     weights = [section.merge(dtype) for section in sections]
     like = reading.like
-    config = config_of(like.folder, layers=reading.described(), dtype=dtype, tokens=reading.tokens)
+    config = derive_config(like.folder, layers=reading.described(), dtype=dtype, tokens=reading.tokens)
     files = {**reading.files, "config.json": config, FILE: reading.template()}
     return Merge(
         weights=weights[0] if len(weights) == 1 else Joined(weights),
@@ -56,7 +56,7 @@ def read(path: Path, content: object) -> Merge:
         like=like,
         notes=tuple(reading.notes(sections)),
         inputs=dict(reading.models),
-        passes=partial(passes, *(one.vector for one in weights)),
+        passes=partial(count_passes, *(one.vector for one in weights)),
         files={name: text for name, text in files.items() if text is not None},
     )
 
@@ -117,8 +117,8 @@ class _Reading:
                 for number, (piece, start) in enumerate(zip(slices, starts, strict=False))
             ]
             self._check_tokens(sections)
-        with told(self.where):
-            self._notes += contradictions.of_models([self.first, *self.models.values()], like=self.first)
+        with errors_at(self.where):
+            self._notes += contradictions.compare_models([self.first, *self.models.values()], like=self.first)
         return sections
 
     def described(self) -> list[tuple[Path | None, int]] | None:
@@ -137,7 +137,7 @@ class _Reading:
         if self.document.chat_template is None:
             return None
         folders = [model.folder for model in self.models.values()]
-        return chosen(self.document.chat_template, self.like.folder, folders)
+        return choose_template(self.document.chat_template, self.like.folder, folders)
 
     def notes(self, sections: Sequence[Section]) -> list[str]:
         """What is to be said: differences from mergekit, filters that do nothing."""
@@ -154,7 +154,7 @@ class _Reading:
         names = sorted({name for section in sections for own in section.own_names for name in own.values()})
         given = [value for section in sections for value in section.given()]
         notes += [f"filter {part!r} is part of no tensor's name" for part in idle_filters(given, names)]
-        notes += [f"{name}: {said_of_copy(first)}" for first, name in copies(self.models)]
+        notes += [f"{name}: {describe_copy(first)}" for first, name in find_copies(self.models)]
         notes += [note for section in sections for note in section.distances()]
         return list(dict.fromkeys([*notes, *self._notes]))
 
@@ -250,7 +250,7 @@ class _Reading:
 
     def _open(self, field: str, ref: str) -> Weights:
         if ref not in self.models:
-            with told(f"{self.where}: {field}"):
+            with errors_at(f"{self.where}: {field}"):
                 self.models[ref] = _opened(ref)
         return self.models[ref]
 
@@ -299,7 +299,7 @@ class _Reading:
     def _in_one_vocabulary(self, sources: Sequence[Weights], base: int, vocab: Vocab) -> list[Weights]:
         """The models with their rows matched token by token, as views."""
         others = [source for place, source in enumerate(sources) if place != base]
-        with told(self.where):
+        with errors_at(self.where):
             seen = align(sources[base], others, vocab)
         self._aligned, self.tokens, self.files = seen.base, seen.rows, seen.files
         self._notes += seen.notes
@@ -307,7 +307,7 @@ class _Reading:
 
     def _check_order(self, models: Iterable[Weights], advice: str) -> None:
         """Refuse models whose rows are of other tokens than the tokenizer that goes with the output says."""
-        with told(self.where):
+        with errors_at(self.where):
             for model in models:
                 self._notes += check_in_order(self.like, model, advice)
 
@@ -326,9 +326,9 @@ class _Reading:
             advice = "bring the models to one vocabulary first, with a recipe that says vocab"
             self._check_order(givers.values(), advice)
             return
-        base = tokens_of(self.like.folder)
+        base = read_tokens(self.like.folder)
         for ref, model in self.models.items():
-            own = tokens_of(model.folder)
+            own = read_tokens(model.folder)
             if base is not None and own is not None and own != base:
                 differing = sorted(own.items() ^ base.items(), key=str)[0][0]
                 raise InputError(

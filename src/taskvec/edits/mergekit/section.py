@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from taskvec.edits.contradictions import of_distances
-from taskvec.edits.inputs import told
-from taskvec.edits.layers import Origin, widened
+from taskvec.edits.contradictions import note_distances
+from taskvec.edits.inputs import errors_at
+from taskvec.edits.layers import Origin, widen
 from taskvec.edits.mergekit.methods import Method, Values
 from taskvec.edits.mergekit.values import Scope, Value, join
 from taskvec.edits.parameters import value_at
@@ -44,7 +44,7 @@ class Section:
 
     def merge(self, dtype: torch.dtype | None) -> EditedWeights:
         """The layers, merged; lazy."""
-        models = widened(self.sources)
+        models = widen(self.sources)
         _check_same_names(self.where, models)
         order = list(range(len(models)))
         start: Weights
@@ -55,7 +55,7 @@ class Section:
             order.remove(self.base)
             start = models[self.base]
         self._check_number(len(order))
-        with told(self.where):
+        with errors_at(self.where):
             vectors = [TaskVector.between(start, models[place]) for place in order]
             merged = self.method.combine(vectors, list(self._values(order, list(vectors[0]))))
         return edit(start, merged, dtype=dtype, start=models[order[0] if self.base is None else self.base])
@@ -65,14 +65,14 @@ class Section:
 
         Other layers of a model are as far away as any, and meant.
         """
-        models = widened(self.sources)
+        models = widen(self.sources)
         first = self.base or 0
         vectors = {
             model.ref: TaskVector.between(models[first], model)
             for place, model in enumerate(models)
             if place != first and self.own_names[place] == self.own_names[first]
         }
-        return of_distances(models[first], vectors)
+        return note_distances(models[first], vectors)
 
     def given(self) -> list[Value]:
         """All values that the file gives."""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from taskvec.edits.configs import mapping_in
+from taskvec.edits.configs import read_if_there
 from taskvec.reading import read_text
 
 FILE = "chat_template.jinja"
@@ -16,7 +16,7 @@ def is_text(value: str) -> bool:
     return "{" in value
 
 
-def chosen(value: str, like: Path | None, folders: Iterable[Path | None]) -> str | None:
+def choose_template(value: str, like: Path | None, folders: Iterable[Path | None]) -> str | None:
     """The template to be written, ``None`` where that of the copied tokenizer files will do.
 
     Args:
@@ -41,7 +41,7 @@ def _template_of(folder: Path | None) -> str | None:
         return None
     if (folder / FILE).is_file():
         return read_text(folder / FILE).strip()
-    held = mapping_in(folder / "tokenizer_config.json").get("chat_template")
+    held = read_if_there(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(held, list):
         default = [one for one in held if isinstance(one, dict) and one.get("name") == "default"]
         held = default[-1].get("template") if default else None
