@@ -155,7 +155,6 @@ def test_tall_masks_of_one_task_or_of_lam_zero_keep_all_that_is_not_zero() -> No
 def test_a_file_gives_back_every_bit_of_every_task(
     method: Any, shape: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskvec.vectors.stored.masked.BLOCK", block)
     monkeypatch.setattr(blocks, "BLOCK", block)
     masked = method(vectors())
     path = masked.save(tmp_path / shape, max_shard_size=300)

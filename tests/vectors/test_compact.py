@@ -28,7 +28,7 @@ from taskvec.errors import (
 )
 from taskvec.vectors.lora.lowrank import TILE
 from taskvec.vectors.stored.compact import FORMS
-from taskvec.vectors.stored.compact.form import Coded, Entries, Parts
+from taskvec.vectors.stored.compact.form import Coded, Entries, Parts, part_name
 from taskvec.vectors.stored.compact.sparse import PAGE
 from taskvec.weights import TensorSpec, open_weights
 from taskvec.weights.blocks import rows_of
@@ -40,7 +40,7 @@ def gathered(coded: Coded) -> Parts:
     tensors = {part: torch.empty(spec.shape, dtype=spec.dtype) for part, spec in coded.specs.items()}
     for part, first, piece in coded.pieces:
         tensors[part][first : first + len(piece)] = piece
-    return Parts(coded.specs, lambda part, rows: rows_of(tensors[part], rows))
+    return Parts(open_weights({part_name("w", part): t for part, t in tensors.items()}), "w", coded.specs)
 
 
 PARAMETERS: dict[str, dict[str, Any]] = {"sparse": {"density": 0.1}, "low-rank": {"rank": 3}}

@@ -44,7 +44,7 @@ def compress(
     """
     from taskvec.vectors import TaskVector
     from taskvec.vectors.stored.compact.encoding import working_bytes
-    from taskvec.vectors.stored.files import chosen_form
+    from taskvec.vectors.stored.files import choose_form
     from taskvec.weights import open_weights
 
     values = {"density": density, "rank": rank, "group": group}
@@ -52,7 +52,7 @@ def compress(
     element = element_type(dtype)
     loaded = TaskVector.load(vector)
     check_vectors({"": loaded}, writing.output)
-    chosen = chosen_form(form, settings, element)
+    chosen = choose_form(form, settings, element)
     needs = ((name, working_bytes(loaded, chosen, name)) for name in loaded)
     path = writing.write(loaded.save, writing.bound(needs), form=form, dtype=element, **settings)
     written = open_weights(path)

@@ -165,7 +165,6 @@ class Combined(Summand):
         self._locks: defaultdict[object, RLock] = defaultdict(RLock)
 
     def changes(self, name: str) -> bool:
-        """Whether any of the vectors changes ``name``."""
         return any(vector.terms_at(name) for vector in self.vectors)
 
     def in_rows(self, name: str) -> bool:
@@ -174,7 +173,6 @@ class Combined(Summand):
         return rows and all(part.in_rows(there) for part, there in self.made_of(name))
 
     def own_bytes(self, name: str) -> int:
-        """Bytes of what the rule makes of a block, at most."""
         spec = self.specs[name]
         whole = not self.in_rows(name)
         elements = block_size(spec.shape, whole=whole)

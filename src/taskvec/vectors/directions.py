@@ -29,16 +29,14 @@ class Difference(Summand):
         self.ends = self._models = (base, tuned)
 
     def changes(self, name: str) -> bool:
-        """Whether both models hold ``name``; what the fine-tuned one lacks counts as unchanged."""
-        return name in self.specs and name in self._models[1]
+        return name in self.specs and name in self._models[1]  # what it lacks counts as unchanged
 
     def own_bytes(self, name: str) -> int:
         """Those of the difference: what it is taken of stays as it was read."""
         return super().own_bytes(name) // 2
 
     def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
-        """``tuned - base``, exact where the two are within a factor of two of each other."""
-        base, tuned = self._models
+        base, tuned = self._models  # whose difference is exact where they are within a factor of two
         return tuned.read(name, rows).to(dtype) - base.read(name, rows).to(dtype)
 
 
@@ -63,16 +61,14 @@ class Stored(Summand):
         self.weights = weights
 
     def changes(self, name: str) -> bool:
-        """Whether a delta is stored for ``name``."""
         return name in self.weights
 
     def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
-        """The stored delta."""
         return self.weights.read(name, rows).to(dtype)
 
 
 class Scaled(Delta):
-    """A direction whose tensors have factors of their own.
+    """A direction whose tensors have factors of their own; of a linear form still one.
 
     Raises: InputError for a factor of a tensor that is not there; NonFinite.
     """
@@ -93,7 +89,6 @@ class Scaled(Delta):
         self.delta, self.factors = delta, dict(factors)
 
     def terms_at(self, name: str, coefficient: float = 1.0) -> list[Term]:
-        """The terms of the direction there, times the factor: a linear form stays one."""
         factor = coefficient * self.factors.get(name, 1.0)
         terms = [(term, factor * own) for term, own in self.delta.terms_at(name)] if factor else []
         for _, product in terms:
@@ -102,5 +97,4 @@ class Scaled(Delta):
         return terms
 
     def bind(self, base: Weights, *, drop: bool = False) -> "Scaled":
-        """The same factors for the direction among the tensors of ``base``."""
         return Scaled(self.delta.bind(base, drop=drop), self.factors)

@@ -104,16 +104,13 @@ class EditedWeights(Weights):
         return total(reading.operands(terms), precision, stored, dtype)
 
     def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
-        """The base's tensor and, under the name that it has there, the direction's."""
         own = self._names.get(name)
         return [(self.base, name), *([] if own is None else [(self.vector, own)])]
 
     def working_bytes(self, name: str) -> int:
-        """Bytes that computing a block of ``name`` takes, about; more in float64."""
         return super().working_bytes(name) * (self._precision.itemsize // torch.float32.itemsize)
 
     def prepare(self, precision: torch.dtype = torch.float32) -> None:
-        """Take the passes over the whole model that base and direction need, in the precision of the edit."""
         super().prepare(self._precision)
 
 

@@ -2,9 +2,10 @@
 
 import ast
 import math
+import operator
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from taskvec.errors import InputError, UnknownName
 from taskvec.registry import nearest
@@ -26,7 +27,7 @@ def parse_expression(text: str, vectors: Mapping[str, TaskVector]) -> TaskVector
     """
     value = _value(_parsed(text), text, vectors)
     if not isinstance(value, TaskVector):
-        raise InputError(f"expression {_shown(text)}: comes to the number {value:g}, expected a task vector")
+        raise InputError(f"expression {_brief(text)}: comes to the number {value:g}, expected a task vector")
     return value
 
 
@@ -35,29 +36,26 @@ def names_in(text: str) -> list[str]:
 
     Raises: InputError if it does not parse, or a name stands twice.
     """
-    found = sorted(
-        (node for node in ast.walk(_parsed(text)) if isinstance(node, ast.Name)),
-        key=lambda node: (node.lineno, node.col_offset),
-    )
-    names = [node.id for node in found]
+    nodes = [node for node in ast.walk(_parsed(text)) if isinstance(node, ast.Name)]
+    names = [node.id for node in sorted(nodes, key=lambda node: (node.lineno, node.col_offset))]
     for name, times in Counter(names).items():
         if times > 1:
-            raise InputError(f"expression {_shown(text)}: {name!r} stands {times} times, expected once")
+            raise InputError(f"expression {_brief(text)}: {name!r} stands {times} times, expected once")
     return names
 
 
 def _parsed(text: str) -> ast.expr:
     if len(text) > LENGTH:
-        raise InputError(f"expression {_shown(text)}: {len(text):,} characters, expected {LENGTH:,} at most")
+        raise InputError(f"expression {_brief(text)}: {len(text):,} characters, expected {LENGTH:,} at most")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is refused anyway
             return ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         what, place = error.msg.partition(":")[0], f" at column {error.offset}" if error.offset else ""
-        raise InputError(f"expression {_shown(text)}: {what}{place}") from None
+        raise InputError(f"expression {_brief(text)}: {what}{place}") from None
     except (ValueError, RecursionError, MemoryError):
-        raise InputError(f"expression {_shown(text)}: cannot be parsed; is it nested too deeply?") from None
+        raise InputError(f"expression {_brief(text)}: cannot be parsed; is it nested too deeply?") from None
 
 
 def _value(node: ast.expr, text: str, vectors: Mapping[str, TaskVector]) -> TaskVector | float:
@@ -65,14 +63,22 @@ def _value(node: ast.expr, text: str, vectors: Mapping[str, TaskVector]) -> Task
     for name in names:
         if name not in vectors:
             raise UnknownName(
-                f"expression {_shown(text)}: no vector called {name!r}; {nearest(name, vectors)}"
+                f"expression {_brief(text)}: no vector called {name!r}; {nearest(name, vectors)}"
             )
     try:
         return _evaluated(node, vectors)
     except _NotLinear as problem:
-        raise InputError(f"expression {_shown(text)}: {problem}") from None
+        raise InputError(f"expression {_brief(text)}: {problem}") from None
     except RecursionError:
-        raise InputError(f"expression {_shown(text)}: nested too deeply") from None
+        raise InputError(f"expression {_brief(text)}: nested too deeply") from None
+
+
+_OPERATORS: Mapping[type[ast.operator], Callable[..., TaskVector | float]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 class _NotLinear(Exception):
@@ -97,43 +103,34 @@ def _evaluated(node: ast.expr, vectors: Mapping[str, TaskVector]) -> TaskVector 
 
 
 def _joined(op: ast.operator, left: TaskVector | float, right: TaskVector | float) -> TaskVector | float:
-    if isinstance(op, ast.Mult):
-        if not isinstance(left, TaskVector):
-            return (
-                _kept(right, right * left, left) if isinstance(right, TaskVector) else _finite(left * right)
-            )
-        if not isinstance(right, TaskVector):
-            return _kept(left, left * right, right)
+    vectors = [side for side in (left, right) if isinstance(side, TaskVector)]
+    if isinstance(op, ast.Mult) and len(vectors) == 2:
         raise _NotLinear("a vector times a vector, expected a number on one side")
-    if isinstance(op, ast.Div):
-        if isinstance(right, TaskVector):
-            raise _NotLinear("division by a vector, expected a number")
-        if right == 0:
-            raise _NotLinear("division by zero")
-        return _kept(left, left / right, right) if isinstance(left, TaskVector) else _finite(left / right)
-    if isinstance(left, TaskVector) and isinstance(right, TaskVector):
-        return left + right if isinstance(op, ast.Add) else left - right
-    if isinstance(left, TaskVector) or isinstance(right, TaskVector):
+    if isinstance(op, ast.Div) and isinstance(right, TaskVector):
+        raise _NotLinear("division by a vector, expected a number")
+    if isinstance(op, ast.Div) and right == 0:
+        raise _NotLinear("division by zero")
+    if isinstance(op, ast.Add | ast.Sub) and len(vectors) == 1:
         raise _NotLinear("a number plus or minus a vector, expected two vectors")
-    return _finite(left + right if isinstance(op, ast.Add) else left - right)
-
-
-def _kept(before: TaskVector, after: TaskVector, number: float) -> TaskVector:
-    """The vector after it was scaled by a number."""
-    if number and len(after.terms) < len(before.terms):
+    result = _OPERATORS[type(op)](left, right)
+    if not isinstance(result, TaskVector):
+        return _finite(result)
+    scaled = len(vectors) == 1 and len(result.terms) < len(vectors[0].terms)
+    number = left if right is vectors[0] else right
+    if scaled and number:
         raise _NotLinear(f"a coefficient rounded to 0 (by {number:g}), expected 0 itself or a larger one")
-    return after
+    return result
 
 
 def _words(node: ast.expr) -> str:
     """The part of an expression, in few words."""
     try:
-        return _shown(ast.unparse(node))
+        return _brief(ast.unparse(node))
     except (ValueError, RecursionError):  # a number too long to be written, or too many brackets
         return f"a {type(node).__name__.lower()}"
 
 
-def _shown(text: str) -> str:
+def _brief(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 

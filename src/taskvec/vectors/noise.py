@@ -11,7 +11,10 @@ from taskvec.weights.blocks import rows_of
 
 
 class Noise(Summand):
-    """I.i.d. Gaussian entries, rescaled in each tensor to the norm of ``like`` there."""
+    """I.i.d. Gaussian entries, rescaled in each tensor to the norm of ``like`` there.
+
+    They depend on the seed and the name of the tensor, not on what was read before.
+    """
 
     splits = False
 
@@ -27,15 +30,12 @@ class Noise(Summand):
         self._like, self._seed = like, seed
 
     def changes(self, name: str) -> bool:
-        """Whether the direction to be matched changes ``name``."""
         return bool(self._like.terms_at(name))
 
     def bind(self, base: Weights, *, drop: bool = False) -> "Noise":
-        """Noise like what the direction to be matched is among the tensors of ``base``."""
         return Noise(self._like.bind(base, drop=drop), self._seed)
 
     def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
-        """Noise that depends on the seed and the name, not on what was read before."""
         wanted = torch.linalg.vector_norm(self._like.read(name), dtype=torch.float64)
         generator = torch.Generator().manual_seed(
             xxhash.xxh3_64_intdigest(f"{self._seed}/{name}".encode()) >> 1

@@ -30,8 +30,10 @@ class TensorSpec:
         return self.numel * self.dtype.itemsize
 
 
-def row_blocks(shape: tuple[int, ...]) -> Iterator[slice | None]:
+def row_blocks(shape: tuple[int, ...], multiple: int = 1) -> Iterator[slice | None]:
     """Slices of the rows of about ``BLOCK`` elements; ``None`` where one block is enough.
+
+    Each begins at a ``multiple`` of rows.
 
     The rows of a tensor are its entries along all axes but the last, or along its only axis.
     """
@@ -39,7 +41,7 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice | None]:
     if step is None:
         yield None
         return
-    rows = row_count(shape)
+    rows, step = row_count(shape), max(step // multiple, 1) * multiple
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 

@@ -5,6 +5,8 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from taskvec.errors import InputError
+
 CODES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -56,6 +58,16 @@ def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def short(dtype: torch.dtype) -> str:
     """``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
+
+
+def check_editable(where: object, dtype: torch.dtype | None) -> None:
+    """Refuse an element type, where one is given, that no deltas are stored in.
+
+    Raises: InputError.
+    """
+    if dtype is not None and dtype not in EDITABLE:
+        wanted = ", ".join(sorted(map(short, EDITABLE)))
+        raise InputError(f"{where}: dtype {short(dtype)}, expected one of {wanted}")
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

@@ -23,7 +23,16 @@ from taskvec.vectors.lora.files import (
     read_parts,
     read_settings,
 )
-from taskvec.vectors.lora.fit import bias_of, called, foreign, kind, orientations, same, tied_unsaid
+from taskvec.vectors.lora.fit import (
+    bias_of,
+    explain_foreign,
+    holds_same,
+    is_silently_tied,
+    is_transposed,
+    kind,
+    match_names,
+    orientations,
+)
 from taskvec.vectors.lora.lowrank import multiplied
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import row_blocks, rows_of
@@ -91,19 +100,18 @@ class Adapter(Summand):
             case Shift(key, scaling):
                 return self.weights.read(key, rows).to(dtype).reshape(-1) * scaling
             case Saved(key):
-                return self.weights.read(key, rows).to(dtype) - self._begun(name, rows, dtype)
+                return self.weights.read(key, rows).to(dtype) - self._read_start(name, rows, dtype)
             case Product(layer, _, start) as product:
                 change = self._product(product, rows, dtype).reshape(-1, *self.specs[name].shape[1:])
                 if layer.magnitude is None and start is None:
                     return change
-                return self._tuned(name, product, change, rows) - self._begun(name, rows, dtype)
+                return self._tuned(name, product, change, rows) - self._read_start(name, rows, dtype)
 
     def in_rows(self, name: str) -> bool:
         """Whether rows can be had by themselves: not those of convolutions, whose factors go by filters."""
         return super().in_rows(name) and len(self.specs[name].shape) <= 2
 
     def own_bytes(self, name: str) -> int:
-        """What a block takes, and the factors."""
         piece, factors = self.pieces.get(name), 0
         if isinstance(piece, Product):
             factors = sum(self.weights.spec(key).numel for key in (piece.layer.a, piece.layer.b))
@@ -119,7 +127,7 @@ class Adapter(Summand):
         """
         if not self.base.unbound:
             return self
-        names = called(self.pieces, base)
+        names = match_names(self.pieces, base)
         turned = self._orientation(base, names)
         pieces: dict[str, Piece] = {}
         for own, piece in self.pieces.items():
@@ -128,13 +136,15 @@ class Adapter(Summand):
                 if isinstance(piece, Saved) and drop:
                     _log.warning("%s: %r is left out, as the base lacks it", self.ref, own)
                     continue
-                raise KeyMismatch(f"{self.ref}: {foreign(own, piece, base)}")
-            if isinstance(piece, Saved) and same(self.weights, piece.key, base, name):
+                raise KeyMismatch(f"{self.ref}: {explain_foreign(own, piece, base)}")
+            if isinstance(piece, Saved) and holds_same(self.weights, piece.key, base, name):
                 continue
             self._check_shape(base, name, own)
             self._check_alone(base, name, piece)
             if isinstance(piece, Product):
-                start = piece.start and (None if same(self.weights, piece.start, base, name) else piece.start)
+                start = piece.start and (
+                    None if holds_same(self.weights, piece.start, base, name) else piece.start
+                )
                 piece = replace(piece, transposed=turned(own), start=start)
             if name in pieces:
                 raise KeyMismatch(
@@ -146,7 +156,6 @@ class Adapter(Summand):
         return Adapter(self.weights, self.settings, pieces, specs, base)
 
     def changes(self, name: str) -> bool:
-        """Whether the adapter changes ``name``."""
         return name in self.pieces
 
     def _orientation(self, base: Weights, names: Mapping[str, str]) -> Callable[[str], bool]:
@@ -162,7 +171,7 @@ class Adapter(Summand):
             if isinstance(self.pieces[own], Product) and name in base and have != have[::-1]:
                 known.setdefault(kind(name), set()).add(base.spec(name).shape == have[::-1])
 
-        def is_transposed(own: str) -> bool:
+        def goes(own: str) -> bool:
             piece, have, name = self.pieces[own], self.specs[own].shape, names[own]
             if isinstance(piece, Product) and piece.layer.embedding:
                 return True
@@ -170,15 +179,15 @@ class Adapter(Summand):
                 return base.spec(name).shape == have[::-1]
             if bias_of(name) not in base:
                 return False
-            ways = known.get(kind(name)) or set().union(*known.values()) or {self.settings.fan_in_fan_out}
-            if len(ways) > 1:
+            transposed = is_transposed(name, known, self.settings.fan_in_fan_out)
+            if transposed is None:
                 raise KeyMismatch(
                     f"{self.ref}: {name!r} is square and {base.ref} has layers of both orientations, "
                     "expected one of its kind that tells which it has; merge the adapter with PEFT"
                 )
-            return next(iter(ways))
+            return transposed
 
-        return is_transposed
+        return goes
 
     def _check_shape(self, base: Weights, name: str, own: str) -> None:
         have, want, piece = self.specs[own].shape, base.spec(name).shape, self.pieces[own]
@@ -204,14 +213,14 @@ class Adapter(Summand):
         """Refuse a change to one use of weights that serve two layers."""
         partners = [alias for alias, kept in base.tied.items() if name in (alias, kept)]
         embeds = isinstance(piece, Saved) or (isinstance(piece, Product) and piece.layer.embedding)
-        if partners or (embeds and tied_unsaid(base, name)):
+        if partners or (embeds and is_silently_tied(base, name)):
             other = next((base.tied[p] if p == name else p for p in partners), "the output layer")
             raise KeyMismatch(
                 f"{self.ref}: {name!r} shares its weights with {other} in {base.ref}, expected weights of "
                 "their own, as the adapter changes one layer alone; save the base untied first"
             )
 
-    def _begun(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def _read_start(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         if self._start is None:
             raise InputError(
                 f"{self.ref}: {name!r} is known only relative to the base (DoRA, or saved whole), which "
@@ -222,7 +231,7 @@ class Adapter(Summand):
     def _tuned(self, name: str, product: Product, change: Tensor, rows: slice | None) -> Tensor:
         """The weights that training ended with, made of their change in place."""
         dtype, layer = change.dtype, product.layer
-        tuned = change.add_(self._before(name, product, rows, dtype))
+        tuned = change.add_(self._read_before(name, product, rows, dtype))
         if layer.magnitude is None:
             return tuned
         lengths = self.weights.read(layer.magnitude).to(dtype).reshape(-1)
@@ -232,10 +241,10 @@ class Adapter(Summand):
         factors = (lengths if rows is None else lengths[rows]) / torch.linalg.vector_norm(flat, dim=1)
         return flat.mul_(factors[:, None]).view(tuned.shape)
 
-    def _before(self, name: str, product: Product, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def _read_before(self, name: str, product: Product, rows: slice | None, dtype: torch.dtype) -> Tensor:
         if product.start is not None:
             return self.weights.read(product.start, rows).to(dtype)
-        return self._begun(name, rows, dtype)
+        return self._read_start(name, rows, dtype)
 
     def _product(self, product: Product, rows: slice | None, dtype: torch.dtype) -> Tensor:
         a, b = self._factors(product.layer, dtype)
@@ -252,7 +261,7 @@ class Adapter(Summand):
         assert isinstance(piece, Product)
         total: Tensor | float = 0.0
         for rows in row_blocks(self.specs[name].shape):
-            block = self._product(piece, rows, dtype) + self._before(name, piece, rows, dtype)
+            block = self._product(piece, rows, dtype) + self._read_before(name, piece, rows, dtype)
             total = total + block.double().square().sum(0)
         return torch.as_tensor(total).sqrt().to(dtype)
 

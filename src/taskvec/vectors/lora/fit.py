@@ -14,7 +14,7 @@ from taskvec.weights.blocks import row_blocks
 _WITH_HEAD = re.compile(r"LMHead|CausalLM|MaskedLM|ConditionalGeneration|PreTraining")
 
 
-def called(pieces: Mapping[str, Piece], base: Weights) -> dict[str, str]:
+def match_names(pieces: Mapping[str, Piece], base: Weights) -> dict[str, str]:
     """The base's name of every tensor: the same, or with one leading word more or less for all layers.
 
     Checkpoints of a bare encoder and of the encoder with a head differ by such a word.
@@ -25,7 +25,7 @@ def called(pieces: Mapping[str, Piece], base: Weights) -> dict[str, str]:
         changes.append(lambda own, word=word: own.removeprefix(word))  # type: ignore[misc]
     for word in _first_words(base):
         changes.append(lambda own, word=word: word + own)  # type: ignore[misc]
-    change = next((one for one in changes if all(one(own) in base for own in layers)), changes[0])
+    change = next((change for change in changes if all(change(own) in base for own in layers)), changes[0])
     return {own: change(own) if change(own) in base else own for own in pieces}
 
 
@@ -43,10 +43,16 @@ def orientations(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, set[bool]]:
     known: dict[str, set[bool]] = {}
     for name, shape in shapes.items():
         outputs = shapes.get(bias_of(name))
-        told = len(shape) == 2 and shape[0] != shape[1] and outputs in (shape[:1], shape[1:])
-        if told and name.endswith(".weight"):
+        told_apart = len(shape) == 2 and shape[0] != shape[1] and outputs in (shape[:1], shape[1:])
+        if told_apart and name.endswith(".weight"):
             known.setdefault(kind(name), set()).add(outputs == shape[1:])
     return known
+
+
+def is_transposed(name: str, known: Mapping[str, set[bool]], default: bool) -> bool | None:
+    """Whether a layer with a bias is as others of its kind, or else of any; ``None`` if these differ."""
+    ways = known.get(kind(name)) or set().union(*known.values()) or {default}
+    return next(iter(ways)) if len(ways) == 1 else None
 
 
 def bias_of(name: str) -> str:
@@ -54,7 +60,7 @@ def bias_of(name: str) -> str:
     return f"{name.removesuffix('weight')}bias"
 
 
-def same(weights: Weights, key: str, base: Weights, name: str) -> bool:
+def holds_same(weights: Weights, key: str, base: Weights, name: str) -> bool:
     """Whether a saved tensor is the base's."""
     one, other = weights.spec(key), base.spec(name)
     dtype = torch.promote_types(one.dtype, other.dtype)
@@ -64,7 +70,7 @@ def same(weights: Weights, key: str, base: Weights, name: str) -> bool:
     )
 
 
-def tied_unsaid(base: Weights, name: str) -> bool:
+def is_silently_tied(base: Weights, name: str) -> bool:
     """Whether an embedding also serves as the output layer, which has no tensor of its own in the file."""
     config = base.folder / "config.json" if base.folder is not None else None
     if not is_embedding(name) or config is None or not config.is_file() or any(map(is_head, base)):
@@ -75,7 +81,7 @@ def tied_unsaid(base: Weights, name: str) -> bool:
     return bool(content.get("tie_word_embeddings", True)) and bool(_WITH_HEAD.search(listed))
 
 
-def foreign(own: str, piece: Piece, base: Weights) -> str:
+def explain_foreign(own: str, piece: Piece, base: Weights) -> str:
     """Words for a tensor of an adapter that the base lacks."""
     if isinstance(piece, Saved):
         return (

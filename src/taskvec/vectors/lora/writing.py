@@ -1,7 +1,7 @@
 """Task vectors written as LoRA adapters: the nearest matrix of low rank for every linear layer."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.geometry import norm_of
-from taskvec.vectors.lora.fit import bias_of, kind, orientations
+from taskvec.vectors.lora.fit import bias_of, is_transposed, kind, orientations
 from taskvec.vectors.lora.lowrank import factoring_bytes, leading
 from taskvec.vectors.stored.files import is_changed
 from taskvec.vectors.vector import TaskVector
 from taskvec.weights import save_weights
-from taskvec.weights.dtypes import EDITABLE, nonfinite_count, short
+from taskvec.weights.dtypes import check_editable, nonfinite_count
 from taskvec.weights.staging import MANIFEST, check_space, check_target, files_in, staged
 from taskvec.weights.writer import nonfinite_message
 from taskvec.writing import write_json
@@ -83,49 +83,65 @@ def save_adapter(
     target = local_path(path)
     _check(target, rank, dtype)
     check_target(target, force=force, inputs=vector.files)
-    chosen, others = _sorted_out(vector, only)
+    chosen, others = _choose(vector, only)
     largest = max(min(vector.specs[name].shape) for name in chosen)
     if rank > largest:
         raise InputError(f"rank: {rank}, expected at most {largest}, that of the largest matrix")
-    turned = _orientation(vector, chosen)
-    _check_size(target, vector, chosen, rank, dtype)
+    known = orientations({name: spec.shape for name, spec in vector.specs.items()})
+    turned = {name: _is_turned(vector, name, known) for name in chosen}
+    specs = [vector.specs[name] for name in chosen]
+    check_space(target, sum(rank * sum(spec.shape) * (dtype or spec.dtype).itemsize for spec in specs))
     factors: dict[str, Tensor] = {}
-    missed: dict[str, float] = {}
-    norms: dict[str, float] = {}
+    norms: dict[str, tuple[float, float]] = {}
     for done, name in enumerate(chosen, start=1):
-        delta = vector.read(name)
-        bad = nonfinite_count(delta)
-        if bad:
-            raise NonFinite(nonfinite_message(vector.ref, {name: bad}))
-        change = delta.T if turned[name] else delta
-        b, a = (half.to(dtype or half.dtype).contiguous() for half in leading(change, rank))
-        norms[name] = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
-        missed[name] = float(torch.linalg.vector_norm(change - b.to(delta.dtype) @ a.to(delta.dtype)))
+        (b, a), norms[name] = _factor(vector, name, turned[name], rank, dtype)
         module = f"base_model.model.{name.removesuffix('.weight')}"
         factors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
         watch("factors", done, len(chosen))
     sizes = {name: norm_of(vector, name) for name in others}
-    left_out = {name: size for name, size in sizes.items() if size}
-    made = Extraction(
-        target,
-        rank,
-        {name: _ratio(missed[name], norms[name]) for name in chosen},
-        _ratio(math.hypot(*missed.values()), math.hypot(*norms.values())),
-        _ratio(
-            math.hypot(*missed.values(), *left_out.values()), math.hypot(*norms.values(), *left_out.values())
-        ),
-        left_out,
-    )
+    made = _extraction(target, rank, norms, {name: size for name, size in sizes.items() if size})
     with staged(target, folder=True, force=force, inputs=vector.files) as work:
         save_weights(factors, work / "adapter_model.safetensors")
-        write_json(work / "adapter_config.json", _config(vector, chosen, turned, rank))
+        write_json(work / "adapter_config.json", _config(vector, turned, rank))
         write_json(work / MANIFEST, {**_manifest(vector, made, only, task), "files": files_in(work)})
     return made
 
 
+def _factor(
+    vector: Delta, name: str, turned: bool, rank: int, dtype: torch.dtype | None
+) -> tuple[tuple[Tensor, Tensor], tuple[float, float]]:
+    """The factors (out, rank) and (rank, in) of a matrix; its norm, and that of what they miss.
+
+    Raises: NonFinite.
+    """
+    delta = vector.read(name)
+    bad = nonfinite_count(delta)
+    if bad:
+        raise NonFinite(nonfinite_message(vector.ref, {name: bad}))
+    change = delta.T if turned else delta
+    b, a = (half.to(dtype or half.dtype).contiguous() for half in leading(change, rank))
+    missed = torch.linalg.vector_norm(change - b.to(delta.dtype) @ a.to(delta.dtype))
+    return (b, a), (float(torch.linalg.vector_norm(delta, dtype=torch.float64)), float(missed))
+
+
+def _extraction(
+    target: Path, rank: int, norms: Mapping[str, tuple[float, float]], left_out: Mapping[str, float]
+) -> Extraction:
+    """What the factors hold, from the norms of the matrices and of what they miss of each."""
+    sizes, missed, rest = [s for s, _ in norms.values()], [m for _, m in norms.values()], left_out.values()
+    return Extraction(
+        target,
+        rank,
+        {name: _ratio(miss, size) for name, (size, miss) in norms.items()},
+        _ratio(math.hypot(*missed), math.hypot(*sizes)),
+        _ratio(math.hypot(*missed, *rest), math.hypot(*sizes, *rest)),
+        left_out,
+    )
+
+
 def working_bytes(vector: Delta, rank: int, only: str = "all") -> Iterator[tuple[str, int]]:
     """The bytes that it takes to factor each matrix that is chosen, all factors included."""
-    chosen, _ = _sorted_out(vector, only)
+    chosen, _ = _choose(vector, only)
     shapes = [(name, vector.specs[name]) for name in chosen]
     held = sum(rank * sum(spec.shape) * spec.dtype.itemsize for _, spec in shapes)
     for name, spec in shapes:
@@ -137,19 +153,10 @@ def _check(target: Path, rank: int, dtype: torch.dtype | None) -> None:
         raise InputError(f"rank: {rank}, expected 1 or more")
     if target.suffix in (".safetensors", ".bin"):
         raise InputError(f"{target}: an adapter is a folder, expected a name without {target.suffix}")
-    if dtype is not None and dtype not in EDITABLE:
-        wanted = ", ".join(sorted(map(short, EDITABLE)))
-        raise InputError(f"{target}: dtype {short(dtype)}, expected one of {wanted}")
+    check_editable(target, dtype)
 
 
-def _check_size(
-    target: Path, vector: Delta, names: Iterable[str], rank: int, dtype: torch.dtype | None
-) -> None:
-    specs = [vector.specs[name] for name in names]
-    check_space(target, sum(rank * sum(spec.shape) * (dtype or spec.dtype).itemsize for spec in specs))
-
-
-def _sorted_out(vector: Delta, only: str) -> tuple[list[str], list[str]]:
+def _choose(vector: Delta, only: str) -> tuple[list[str], list[str]]:
     """The matrices to be factored, and the other tensors that are changed."""
     tied = set() if vector.base.weights is None else set(vector.base.weights.tied.values())
     linear = [name for name in vector if _is_linear(vector, name) and name not in tied]
@@ -172,23 +179,20 @@ def _is_linear(vector: Delta, name: str) -> bool:
     return bias_of(name) in vector.specs or not is_lookup(kind(name))
 
 
-def _orientation(vector: Delta, names: Iterable[str]) -> dict[str, bool]:
-    """Whether each matrix is stored as (in, out), which only layers with a bias are."""
-    known = orientations({name: spec.shape for name, spec in vector.specs.items()})
-    everywhere = set().union(*known.values())
-    found: dict[str, bool] = {}
-    for name in names:
-        told = (known.get(kind(name)) or everywhere or {False}) if bias_of(name) in vector.specs else {False}
-        if len(told) > 1:
-            raise InputError(
-                f"{vector.ref}: {name!r}: layers of the model have both orientations, and none of this kind "
-                "tells its own, expected one with a bias; leave it out with only (--only)"
-            )
-        found[name] = next(iter(told))
-    return found
+def _is_turned(vector: Delta, name: str, known: Mapping[str, set[bool]]) -> bool:
+    """Whether a matrix is stored as (in, out), which only layers with a bias are."""
+    if bias_of(name) not in vector.specs:
+        return False
+    transposed = is_transposed(name, known, default=False)
+    if transposed is None:
+        raise InputError(
+            f"{vector.ref}: {name!r}: layers of the model have both orientations, and none of this kind "
+            "tells its own, expected one with a bias; leave it out with only (--only)"
+        )
+    return transposed
 
 
-def _config(vector: Delta, names: list[str], turned: Mapping[str, bool], rank: int) -> dict[str, Any]:
+def _config(vector: Delta, turned: Mapping[str, bool], rank: int) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -198,9 +202,9 @@ def _config(vector: Delta, names: list[str], turned: Mapping[str, bool], rank: i
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": all(turned[name] for name in names),
+        "fan_in_fan_out": all(turned.values()),
         "init_lora_weights": True,
-        "target_modules": [name.removesuffix(".weight") for name in names],
+        "target_modules": [name.removesuffix(".weight") for name in turned],
     }
 
 

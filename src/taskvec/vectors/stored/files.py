@@ -1,7 +1,6 @@
 """Task vectors on disk."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from taskvec.vectors.stored.compact.spool import Spool
 from taskvec.weights import TensorSpec, Weights, change, save_weights
 from taskvec.weights.blocks import row_blocks
 from taskvec.weights.change import Change
-from taskvec.weights.dtypes import EDITABLE, short
+from taskvec.weights.dtypes import check_editable, short
 from taskvec.weights.staging import check_target
 
 
@@ -46,9 +45,7 @@ def save_vector(
     dtype: torch.dtype | None,
     force: bool,
     form: str | None = None,
-    max_shard_size: float = 5e9,
     memory: float = 512e6,
-    processes: int = 1,
     watch: Watch = unwatched,
     **options: Any,
 ) -> Saved:
@@ -56,44 +53,34 @@ def save_vector(
 
     Args:
         form: one of ``FORMS``, whose parameters are then among the options.
-        **options: fields of ``VectorInfo``, which replace those that the vector has.
+        **options: of ``save_weights``; fields of ``VectorInfo``, which replace those that the vector has.
     """
+    given = [name for name in ("max_shard_size", "processes") if name in options]
+    writing: dict[str, Any] = {name: options.pop(name) for name in given}
     info = {name: value for name, value in options.items() if form is None or name in OPEN_FIELDS}
     check_fields(info)
-    if dtype is not None and dtype not in EDITABLE:
-        wanted = ", ".join(sorted(map(short, EDITABLE)))
-        raise InputError(f"{path}: dtype {short(dtype)}, expected one of {wanted}")
+    check_editable(path, dtype)
     target = local_path(path)
     settings = {name: value for name, value in options.items() if name not in info}
-    chosen = None if form is None else chosen_form(form, settings, dtype)
+    chosen = None if form is None else choose_form(form, settings, dtype)
     # Refuse what cannot be written before reading gigabytes to find out what changed.
     check_target(target, force=force, inputs=vector.files)
     check_bound(vector.ref, vector.base)
-    save = partial(
-        _save,
-        vector,
-        info,
-        path=path,
-        force=force,
-        max_shard_size=max_shard_size,
-        memory=memory,
-        watch=watch,
-    )
+    writing |= {"force": force, "memory": memory, "watch": watch}
     if chosen is None:
-        return save(Uncoded(vector, dtype), None, processes=processes)
+        return _write(vector, path, info, Uncoded(vector, dtype), None, writing)
     with Spool(vector.ref, target, vector.files) as spool, within(memory / 2):
-        return save(spool, encode(vector, chosen, spool, dtype, watch))
+        compact = encode(vector, chosen, spool, dtype, watch)
+        return _write(vector, path, info, spool, compact, {**writing, "processes": 1})
 
 
-def _save(
+def _write(
     vector: Delta,
+    path: str | Path,
     info: Mapping[str, Any],
     stored: Weights,
     compact: CompactInfo | None,
-    *,
-    path: str | Path,
-    watch: Watch,
-    **options: Any,
+    writing: Mapping[str, Any],
 ) -> Saved:
     """Write what is stored of a vector, whole tensors or parts, under a header that says so."""
     types = {stored.spec(name).dtype for name in stored}
@@ -105,13 +92,24 @@ def _save(
         "masks": None,
         "unchanged": {name: spec.shape for name, spec in vector.specs.items() if name not in present},
     }
-    said = VectorInfo.model_validate({**dict(vector.info), **info, **facts})
-    manifest = {"kind": "task vector", **summary(said)}
-    written = save_weights(stored, path, metadata=said.header(), manifest=manifest, watch=watch, **options)
-    return Saved(written, _changes(vector, stored))
+    header = VectorInfo.model_validate({**dict(vector.info), **info, **facts})
+    return Saved(write_with(header, "task vector", stored, path, writing), _changes(vector, stored))
 
 
-def chosen_form(name: str, settings: Mapping[str, Any], dtype: torch.dtype | None) -> Form:
+def write_with(
+    header: VectorInfo, kind: str, stored: Weights, path: str | Path, writing: Mapping[str, Any]
+) -> Path:
+    """Write tensors under a header that says what they are, which the manifest says too."""
+    manifest = {"kind": kind, **summary(header)}
+    return save_weights(stored, path, metadata=header.header(), manifest=manifest, **writing)
+
+
+def summary(info: VectorInfo) -> dict[str, Any]:
+    """The provenance without what is said tensor by tensor."""
+    return info.model_dump(mode="json", exclude={"unchanged": True, "compact": {"errors", "coded"}})
+
+
+def choose_form(name: str, settings: Mapping[str, Any], dtype: torch.dtype | None) -> Form:
     """A form with its parameters.
 
     Raises: UnknownName; InputError for parameters that it has not, or that do not fit.
@@ -153,11 +151,6 @@ def _decoded(weights: Weights, compact: CompactInfo) -> Decoded:
         )
     form = FORMS[compact.form].parse(f"{weights.ref}: 'settings' in the header", compact.settings)
     return Decoded(weights, form, compact)
-
-
-def summary(info: VectorInfo) -> dict[str, Any]:
-    """The provenance without what is said tensor by tensor."""
-    return info.model_dump(mode="json", exclude={"unchanged": True, "compact": {"errors", "coded"}})
 
 
 def _changes(vector: Delta, stored: Weights) -> Mapping[str, Change] | None:

@@ -23,15 +23,14 @@ from taskvec.vectors.base import check_bound
 from taskvec.vectors.combining import combine
 from taskvec.vectors.delta import Summand
 from taskvec.vectors.info import MaskInfo, VectorInfo, read_info
-from taskvec.vectors.stored.compact.bits import pack, packed_size
-from taskvec.vectors.stored.compact.form import part_name
+from taskvec.vectors.stored.compact.form import pack, packed_size, part_name
 from taskvec.vectors.stored.compact.spool import Spool
-from taskvec.vectors.stored.files import stored_deltas, summary
+from taskvec.vectors.stored.files import stored_deltas, write_with
 from taskvec.vectors.stored.masks import Computed, Masks, Needed, Packed, Unified, deltas_like
 from taskvec.vectors.vector import TaskVector
-from taskvec.weights import TensorSpec, Weights, open_weights, save_weights
-from taskvec.weights.blocks import BLOCK, block_size, row_blocks, row_count, row_size, rows_of
-from taskvec.weights.dtypes import EDITABLE, nonfinite_count, short
+from taskvec.weights import TensorSpec, Weights, open_weights
+from taskvec.weights.blocks import block_size, row_blocks, row_size, rows_of
+from taskvec.weights.dtypes import check_editable, nonfinite_count, short
 from taskvec.weights.staging import check_target
 
 Rescaler = Literal["global", "tensor_mean"]
@@ -56,11 +55,9 @@ class Masked(Summand):
         self._factor = info.factors[task]
 
     def changes(self, name: str) -> bool:
-        """Whether any task changes ``name``."""
         return bool(self._unified.terms_at(name))
 
     def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
-        """Masked and rescaled."""
         if rows is not None and rows.step not in (None, 1):
             return rows_of(self.compute(name, None, dtype), rows)
         unified = self._unified.read(name, rows, dtype)
@@ -125,33 +122,24 @@ class MaskedVectors:
         Cost: each vector is read twice; blocks of a few MiB of each in memory, and twice the result on the
             disk until it is complete.
         """
-        if dtype is not None and dtype not in EDITABLE:
-            wanted = ", ".join(sorted(map(short, EDITABLE)))
-            raise InputError(f"{path}: dtype {short(dtype)}, expected one of {wanted}")
-        target = local_path(path)
-        check_target(target, force=force, inputs=(*self.unified.files, *self.masks.files))
-        with Spool(self.ref, target, (*self.unified.files, *self.masks.files)) as spool:
+        check_editable(path, dtype)
+        target, files = local_path(path), (*self.unified.files, *self.masks.files)
+        check_target(target, force=force, inputs=files)
+        with Spool(self.ref, target, files) as spool:
             self._put_into(spool, dtype, watch)
-            shapes = {name: spec.shape for name, spec in self.unified.specs.items() if name not in spool}
-            said = VectorInfo(
+            header = VectorInfo(
                 format=2,
                 base=self.unified.info.base,
                 tuned=self.ref,
                 dtype=short(dtype) if dtype else None,
                 rule={"name": self.info.method, **self.info.settings},
                 masks=self.info,
-                unchanged=shapes,
+                unchanged={
+                    name: spec.shape for name, spec in self.unified.specs.items() if name not in spool
+                },
             )
-            return save_weights(
-                spool,
-                path,
-                force=force,
-                max_shard_size=max_shard_size,
-                memory=memory,
-                metadata=said.header(),
-                manifest={"kind": "masked task vectors", **summary(said)},
-                watch=watch,
-            )
+            writing = {"force": force, "memory": memory, "watch": watch, "max_shard_size": max_shard_size}
+            return write_with(header, "masked task vectors", spool, path, writing)
 
     def _put_into(self, spool: Spool, dtype: torch.dtype | None, watch: Watch) -> None:
         """Unified tensors and masks, from one pass over all vectors."""
@@ -167,7 +155,7 @@ class MaskedVectors:
                     )
                 spool.allot(part_name(name, task), TensorSpec((packed_size(spec.numel),), torch.uint8))
             in_rows = self.unified.in_rows(name) and self.masks.in_rows(name)
-            for rows in _octets(spec.shape) if in_rows else [None]:
+            for rows in row_blocks(spec.shape, multiple=8) if in_rows else [None]:
                 unified = self.unified.read(name, rows)
                 first = 0 if rows is None else rows.start
                 bits = first and first * row_size(spec.shape)
@@ -329,13 +317,3 @@ def _check_tasks(where: str, vectors: Mapping[str, TaskVector]) -> None:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
-
-
-def _octets(shape: tuple[int, ...]) -> Iterator[slice | None]:
-    """Slices of the rows of about ``BLOCK`` entries, whose bits begin with a byte."""
-    if math.prod(shape) <= BLOCK:
-        yield None
-        return
-    rows, step = row_count(shape), max(8, BLOCK // row_size(shape) // 8 * 8)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))

@@ -9,8 +9,7 @@ from torch import Tensor
 from taskvec.errors import CorruptFile
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.info import MaskInfo
-from taskvec.vectors.stored.compact.bits import packed_size, unpack
-from taskvec.vectors.stored.compact.form import entries, part_name
+from taskvec.vectors.stored.compact.form import entries, packed_size, part_name, unpack
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import EDITABLE
 from taskvec.weights.lazy import Lazy
@@ -49,7 +48,6 @@ class Computed(Masks):
         return any(name in vector for vector in self.parts)
 
     def read(self, task: str, name: str, rows: slice | None, unified: Tensor) -> Tensor:
-        """The mask, from the task's own deltas."""
         return self._needed[task](deltas_like(unified, self._vectors[task], name, rows), unified)
 
 
@@ -65,14 +63,12 @@ class Packed(Masks):
         return name in self._shapes
 
     def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
-        """The bits of one task: masks are read one by one."""
         return [(self._weights, part_name(name, task)) for task in self._tasks[:1] if name in self._shapes]
 
     def read(self, task: str, name: str, rows: slice | None, unified: Tensor) -> Tensor:
-        """The mask, from the bytes that hold its bits."""
         first, last = entries(self._shapes[name], rows)
-        data = self._weights.read(part_name(name, task), slice(first // 8, packed_size(last)))
-        return unpack(data, first % 8, first % 8 + last - first).reshape(unified.shape)
+        bits = unpack(lambda octets: self._weights.read(part_name(name, task), octets), first, last)
+        return bits.reshape(unified.shape)
 
 
 class Unified(Weights):

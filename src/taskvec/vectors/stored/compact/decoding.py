@@ -47,7 +47,6 @@ class Decoded(Weights):
             raise CorruptFile(f"{self.ref}: {name!r}: {error}; {_AGAIN}") from None
 
     def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
-        """The parts in the file, or the tensor where it is stored as it is."""
         parts = self._coded[name].specs if name in self._coded else [PLAIN]
         return [(self._weights, part_name(name, part)) for part in parts]
 
@@ -65,23 +64,24 @@ def _parts(weights: Weights, form: Form, name: str, shape: tuple[int, ...]) -> P
 
     Raises: CorruptFile if one is missing, or is not what it has to be.
     """
-    places = {part: part_name(name, part) for part in form.parts if part_name(name, part) in weights}
-    found = {part: weights.spec(place) for part, place in places.items()}
+    names = {part: part_name(name, part) for part in form.parts if part_name(name, part) in weights}
+    stored = {part: weights.spec(there) for part, there in names.items()}
     try:
-        wanted = form.layout(shape, found)
+        wanted = form.layout(shape, stored)
+        missing = next((part for part in wanted if part not in stored), None)
     except KeyError as error:
-        raise CorruptFile(f"{weights.ref}: {part_name(name, *error.args)!r} is missing; {_AGAIN}") from None
+        missing = error.args[0]
     except ContradictoryParts as error:
         raise CorruptFile(f"{weights.ref}: {name!r}: {error}; {_AGAIN}") from None
+    if missing is not None:
+        raise CorruptFile(f"{weights.ref}: {part_name(name, missing)!r} is missing; {_AGAIN}")
     for part, spec in wanted.items():
-        if part not in found:
-            raise CorruptFile(f"{weights.ref}: {part_name(name, part)!r} is missing; {_AGAIN}")
-        if found[part] != spec:
+        if stored[part] != spec:
             raise CorruptFile(
-                f"{weights.ref}: {places[part]!r} is {_said(found[part])}, expected {_said(spec)} "
+                f"{weights.ref}: {names[part]!r} is {_words(stored[part])}, expected {_words(spec)} "
                 f"for a tensor of shape {shape}; {_AGAIN}"
             )
-    return Parts({part: found[part] for part in wanted}, lambda part, rows: weights.read(places[part], rows))
+    return Parts(weights, name, wanted)
 
 
 def _check_stored(weights: Weights, info: CompactInfo, claimed: Set[str]) -> None:
@@ -94,8 +94,8 @@ def _check_stored(weights: Weights, info: CompactInfo, claimed: Set[str]) -> Non
         if name not in claimed and name not in plain:
             raise CorruptFile(f"{weights.ref}: {name!r} found, expected only what the header lists; {_AGAIN}")
         if name in plain and weights.spec(name).dtype not in EDITABLE:
-            found = short(weights.spec(name).dtype)
-            raise CorruptFile(f"{weights.ref}: {name!r} has dtype {found}, expected floating point; {_AGAIN}")
+            dtype = short(weights.spec(name).dtype)
+            raise CorruptFile(f"{weights.ref}: {name!r} has dtype {dtype}, expected floating point; {_AGAIN}")
 
 
 def _spec(weights: Weights, name: str, shape: tuple[int, ...] | None, parts: Parts | None) -> TensorSpec:
@@ -107,7 +107,7 @@ def _spec(weights: Weights, name: str, shape: tuple[int, ...] | None, parts: Par
     return TensorSpec(shape, torch.float64 if wide else torch.float32)
 
 
-def _said(spec: TensorSpec) -> str:
+def _words(spec: TensorSpec) -> str:
     return f"{short(spec.dtype)} {spec.shape}"
 
 

@@ -31,17 +31,17 @@ def encode(vector: Delta, form: Form, spool: Spool, dtype: torch.dtype | None, w
     bad: dict[str, int] = {}
     for done, name in enumerate(vector, 1):
         tensor = _entries(vector, name)
-        count, some = _looked_through(tensor) if vector.terms_at(name) else (0, False)
-        if count:
-            bad[name] = count
-        if some and not bad:
+        bad_entries, changed = _look_through(tensor) if vector.terms_at(name) else (0, False)
+        if bad_entries:
+            bad[name] = bad_entries
+        if changed and not bad:
             parts = _smaller(form.encode(tensor, dtype or tensor.spec.dtype), tensor, dtype)
             for part, spec in parts.specs.items():
                 _check_free(vector, name, part, spool)
                 spool.allot(part_name(name, part), spec)
             for part, first, piece in parts.pieces:
                 spool.put(part_name(name, part), piece, first)
-            squares[name] = _squares(_stored(spool, name, parts), form, tensor)
+            squares[name] = _squares(Parts(spool, name, parts.specs), form, tensor)
             if not math.isfinite(squares[name][0]):
                 raise NonFinite(f"{vector.ref}: {name!r} is not finite after decoding; nothing was written")
             if PLAIN not in parts.specs:
@@ -75,24 +75,20 @@ def _entries(vector: Delta, name: str) -> Entries:
     return Entries(vector.specs[name], lambda rows: rows_of(whole, rows))
 
 
-def _looked_through(tensor: Entries) -> tuple[int, bool]:
+def _look_through(tensor: Entries) -> tuple[int, bool]:
     """How many entries are NaN or infinite, and whether any is not zero."""
-    bad, some = 0, False
+    bad, changed = 0, False
     for rows in row_blocks(tensor.spec.shape):
         block = tensor.read(rows)
         bad += nonfinite_count(block)
-        some = some or bool(block.any())
-    return bad, some
+        changed = changed or bool(block.any())
+    return bad, changed
 
 
 def _smaller(coded: Coded, tensor: Entries, dtype: torch.dtype | None) -> Coded:
     kept = plain(tensor, dtype or tensor.spec.dtype)
     sizes = [sum(spec.nbytes for spec in one.specs.values()) for one in (coded, kept)]
     return coded if sizes[0] < sizes[1] else kept
-
-
-def _stored(spool: Spool, name: str, coded: Coded) -> Parts:
-    return Parts(coded.specs, lambda part, rows: spool.read(part_name(name, part), rows))
 
 
 def _squares(parts: Parts, form: Form, tensor: Entries) -> tuple[float, float]:

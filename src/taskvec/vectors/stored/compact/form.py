@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from taskvec.config import Config
-from taskvec.weights import TensorSpec
+from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import BLOCK, row_blocks, row_count, row_size
 from taskvec.weights.dtypes import EDITABLE
 
@@ -26,15 +27,21 @@ _COPIES = 8
 
 @dataclass(frozen=True)
 class Parts:
-    """What a tensor is stored as, read part by part.
+    """What a tensor is stored as, among other weights.
 
     Attributes:
+        weights: that hold the parts.
+        name: of the tensor.
         specs: shape and dtype of every part.
-        read: a part, and a slice of its first axis or ``None`` -> that piece.
     """
 
+    weights: Weights
+    name: str
     specs: Specs
-    read: Callable[[str, slice | None], Tensor]
+
+    def read(self, part: str, rows: slice | None) -> Tensor:
+        """A part, or rows of it."""
+        return self.weights.read(part_name(self.name, part), rows)
 
 
 @dataclass(frozen=True)
@@ -142,3 +149,20 @@ def floating(specs: Specs, part: str) -> torch.dtype:
     """The dtype of a part if it is floating point, as it has to be; float32 if it is not."""
     dtype = specs[part].dtype
     return dtype if dtype in EDITABLE else torch.float32
+
+
+def packed_size(count: int) -> int:
+    """Bytes of ``count`` truth values, eight to a byte."""
+    return -(-count // 8)
+
+
+def pack(flags: Tensor) -> Tensor:
+    """The flags in row-major order, the first in the lowest bit: uint8 (bytes,)."""
+    return torch.from_numpy(np.packbits(flags.reshape(-1).numpy(), bitorder="little"))
+
+
+def unpack(read: Callable[[slice], Tensor], first: int, last: int) -> Tensor:
+    """The flags from place ``first`` to before ``last``, bool (last - first,), of bytes read for it."""
+    octets = read(slice(first // 8, packed_size(last))).numpy()
+    flags = np.unpackbits(octets, count=first % 8 + last - first, bitorder="little")
+    return torch.from_numpy(flags[first % 8 :].view(np.bool_))

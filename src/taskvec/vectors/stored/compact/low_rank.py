@@ -25,10 +25,6 @@ class LowRank(Form):
     rank: Annotated[int, Field(ge=1)]
 
     def encode(self, tensor: Entries, dtype: torch.dtype) -> Coded:
-        """The projection on the leading singular vectors of the shorter side, in float64.
-
-        Cost: a Gram matrix and its eigenvectors, min(m, n)^3 operations or so; two float64 copies.
-        """
         shape = tensor.spec.shape
         if not self._reduces(shape):
             return plain(tensor, dtype)
@@ -37,7 +33,6 @@ class LowRank(Form):
         return Coded(specs, self._factors(tensor, dtype))
 
     def working_bytes(self, shape: Shape, dtype: torch.dtype) -> int:
-        """That of a whole matrix, its Gram matrix and the eigenvectors."""
         if not self._reduces(shape):
             return super().working_bytes(shape, dtype)
         shorter, wide = min(shape), torch.float64.itemsize
@@ -48,6 +43,10 @@ class LowRank(Form):
         return len(shape) == 2 and self.rank * sum(shape) < math.prod(shape)
 
     def _factors(self, tensor: Entries, dtype: torch.dtype) -> Iterator[tuple[str, int, Tensor]]:
+        """The projection on the leading singular vectors of the shorter side, in float64.
+
+        Cost: a Gram matrix and its eigenvectors, min(m, n)^3 operations or so; two float64 copies.
+        """
         whole = tensor.read(None)
         size = whole.abs().max().clamp_min(torch.finfo(whole.dtype).tiny)
         matrix = (whole / size).double()
@@ -60,7 +59,6 @@ class LowRank(Form):
         yield "right", 0, right.contiguous().to(dtype)
 
     def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
-        """The product, of whole tiles of rows."""
         first, last, _ = (rows or slice(None)).indices(shape[0])
         start = first // TILE * TILE
         left = parts.read("left", slice(start, min(-(-last // TILE) * TILE, shape[0])))
@@ -69,7 +67,6 @@ class LowRank(Form):
         return multiplied(left.to(dtype), right.to(dtype), slice(first - start, last - start))
 
     def layout(self, shape: Shape, specs: Specs) -> Specs:
-        """Two matrices that have one side in common."""
         rank = max(1, *specs["left"].shape[-1:])  # else no number at all would stand for a matrix of any size
         rows, columns = (shape[0], shape[1]) if len(shape) == 2 else (-1, -1)
         return {

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from taskvec.rules.magnitude import Cut, cuts_of, share, trim
 from taskvec.rules.rule import ANYWHERE, Stacks
-from taskvec.vectors.stored.compact.bits import pack, packed_size, unpack
 from taskvec.vectors.stored.compact.form import (
     Coded,
     ContradictoryParts,
@@ -21,7 +20,10 @@ from taskvec.vectors.stored.compact.form import (
     Specs,
     entries,
     floating,
+    pack,
+    packed_size,
     plain,
+    unpack,
 )
 from taskvec.weights import TensorSpec
 from taskvec.weights.blocks import row_blocks, row_size, rows_shape
@@ -33,6 +35,8 @@ LONGEST = 1 << 26
 PAGE = 1 << 16
 """Entries of a page. Its values and positions can be read without those of other pages."""
 BLOCK = 1 << 8
+_LOCAL = {"bytes": BLOCK, "words": PAGE}
+"""The ways to store positions as places in equal parts of the tensor, and the entries of such a part."""
 _TOGETHER = 8 * PAGE
 """Entries that are encoded at a time."""
 
@@ -54,30 +58,21 @@ class Sparse(Form):
     density: Annotated[float, Field(gt=0, le=1)]
 
     def encode(self, tensor: Entries, dtype: torch.dtype) -> Coded:
-        """Values and positions; at least one entry that is not zero is kept if there is one.
-
-        Cost: three passes over the tensor; of equal entries that are not all kept, one more.
-        """
+        # Three passes over the tensor, and one more where of equal entries not all are kept.
         if _row(tensor.spec.shape) > LONGEST:
             return plain(tensor, dtype)
         count = tensor.spec.numel
         keep = share(count, self.density)
         [cut] = cuts_of(_stacks(tensor), "", keep)
         kept = keep if cut.threshold > 0 else sum(int(p.count_nonzero()) for p in tensor.pieces(_TOGETHER))
-        way = _smallest(count, kept)
-        starts = TensorSpec((-(-count // PAGE) + 1,), torch.int64)
-        specs = {"values": TensorSpec((kept,), dtype), "starts": starts, **_sizes(count, kept)[way]}
-        return Coded(specs, _pieces(tensor, cut, way, dtype))
+        ways = _ways(count, kept)
+        way = min(ways, key=lambda way: sum(part.nbytes for part in ways[way].values()))
+        return Coded(_specs(count, kept, dtype, way), _pieces(tensor, cut, way, dtype))
 
     def working_bytes(self, shape: Shape, dtype: torch.dtype) -> int:
-        """That of a block, and of some pages."""
         return super().working_bytes(shape, dtype) + _COPIES * dtype.itemsize * _TOGETHER
 
     def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
-        """Zeros, with the values of the pages that the rows lie in put into their places.
-
-        Raises: ContradictoryParts if the parts contradict each other.
-        """
         count = math.prod(shape)
         first, last = entries(shape, rows)
         pages = slice(first // PAGE, -(-last // PAGE))
@@ -92,17 +87,10 @@ class Sparse(Form):
         return tensor.reshape(rows_shape(shape, rows))
 
     def layout(self, shape: Shape, specs: Specs) -> Specs:
-        """Sizes follow from the numbers of entries and of values."""
         if _row(shape) > LONGEST:
             raise ContradictoryParts(f"a row of {_row(shape):,} entries, expected {LONGEST:,} at most")
-        count, kept = math.prod(shape), specs["values"].numel
-        sizes = _sizes(count, kept)
-        way = next((way for way in sizes if way in specs), "bits")
-        return {
-            "values": TensorSpec((kept,), floating(specs, "values")),
-            "starts": TensorSpec((-(-count // PAGE) + 1,), torch.int64),
-            **sizes[way],
-        }
+        way = next((way for way in ("bits", *_LOCAL) if way in specs), "bits")
+        return _specs(math.prod(shape), specs["values"].numel, floating(specs, "values"), way)
 
 
 def _row(shape: Shape) -> int:
@@ -119,22 +107,22 @@ def _stacks(tensor: Entries) -> Stacks:
     )
 
 
-def _sizes(count: int, kept: int) -> dict[str, dict[str, TensorSpec]]:
+def _specs(count: int, kept: int, dtype: torch.dtype, way: str) -> Specs:
+    """All parts, if positions are stored in one of the ways."""
+    starts = TensorSpec((-(-count // PAGE) + 1,), torch.int64)
+    return {"values": TensorSpec((kept,), dtype), "starts": starts, **_ways(count, kept)[way]}
+
+
+def _ways(count: int, kept: int) -> dict[str, Specs]:
     """The parts of every way to store positions."""
-    blocks = -(-count // BLOCK)
     return {
         "bits": {"bits": TensorSpec((packed_size(count),), torch.uint8)},
         "bytes": {
             "bytes": TensorSpec((kept,), torch.uint8),
-            "counts": TensorSpec((blocks,), torch.int16),
+            "counts": TensorSpec((-(-count // BLOCK),), torch.int16),
         },
         "words": {"words": TensorSpec((kept,), torch.uint16)},
     }
-
-
-def _smallest(count: int, kept: int) -> str:
-    sizes = _sizes(count, kept)
-    return min(sizes, key=lambda way: sum(part.nbytes for part in sizes[way].values()))
 
 
 def _pieces(tensor: Entries, cut: Cut, way: str, dtype: torch.dtype) -> Iterator[tuple[str, int, Tensor]]:
@@ -146,11 +134,10 @@ def _pieces(tensor: Entries, cut: Cut, way: str, dtype: torch.dtype) -> Iterator
         yield "starts", first // PAGE, before + torch.searchsorted(places, torch.arange(0, len(flat), PAGE))
         if way == "bits":
             yield "bits", first // 8, pack(trimmed != 0)
-        elif way == "words":
-            yield "words", before, (places % PAGE).to(torch.uint16)
         else:
+            yield way, before, (places % _LOCAL[way]).to(torch.uint8 if way == "bytes" else torch.uint16)
+        if way == "bytes":
             counts = torch.bincount(places // BLOCK, minlength=-(-len(flat) // BLOCK))
-            yield "bytes", before, (places % BLOCK).to(torch.uint8)
             yield "counts", first // BLOCK, counts.to(torch.int16)
         first, before = first + len(flat), before + len(places)
     yield "starts", -(-first // PAGE), torch.tensor([before])
@@ -161,21 +148,18 @@ def _places(parts: Parts, count: int, starts: Tensor, pages: slice) -> Tensor:
     origin = pages.start * PAGE
     if "bits" in parts.specs:
         last = min(pages.stop * PAGE, count)
-        data = parts.read("bits", slice(origin // 8, packed_size(last)))
-        kept = unpack(data, 0, last - origin)
+        kept = unpack(lambda octets: parts.read("bits", octets), origin, last)
         return torch.arange(origin, last)[kept]
-    if "words" in parts.specs:
-        way, size, counts = "words", PAGE, starts.diff()
-    else:
+    way, counts = "words", starts.diff()
+    if "bytes" in parts.specs:
         blocks = PAGE // BLOCK
-        way, size = "bytes", BLOCK
-        counts = parts.read("counts", slice(pages.start * blocks, pages.stop * blocks)).long()
+        way, counts = "bytes", parts.read("counts", slice(pages.start * blocks, pages.stop * blocks)).long()
+    size = _LOCAL[way]
     if bool((counts < 0).any()) or int(counts.sum()) != int(starts[-1] - starts[0]):
         raise ContradictoryParts(_MISCOUNTED)
     local = parts.read(way, slice(int(starts[0]), int(starts[-1]))).long()
-    return local.add_(
-        torch.repeat_interleave(torch.arange(origin, origin + size * len(counts), size), counts)
-    )
+    parents = torch.arange(origin, origin + size * len(counts), size)
+    return local.add_(parents.repeat_interleave(counts))
 
 
 def _check_starts(starts: Tensor, pages: slice, count: int, kept: int) -> None:
