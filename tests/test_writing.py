@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from taskvec.errors import InputError, OutputExists
-from taskvec.runs.store import MADE, Store
+from taskvec.studies.store import MADE, Store
 from taskvec.weights import open_weights, save_weights
 from taskvec.writing import open_own, open_own_folder, remove, replace_text
 

@@ -16,7 +16,7 @@ from taskvec.evaluation.metrics import absolute, majority, normalized, score, wi
 from taskvec.runs.experiment import load_experiment
 from taskvec.runs.report import facts_of, tables_of
 from taskvec.runs.runner import Runner
-from taskvec.runs.store import Store
+from taskvec.studies.store import Store
 
 
 def logits(predicted: list[int], classes: int = 2) -> torch.Tensor:

@@ -277,7 +277,7 @@ def test_an_interrupt_leaves_a_folder_that_can_be_gone_on_with(
             raise KeyboardInterrupt
         return tv.finetune(*arguments, **options)
 
-    monkeypatch.setattr("taskvec.runs.context.finetune", interrupted)
+    monkeypatch.setattr("taskvec.studies.trial.finetune", interrupted)
     assert run(short, "-o", tmp_path / "run") == 130
     assert "interrupted" in capsys.readouterr().err
     assert run(short, "-o", tmp_path / "run") == 0

@@ -14,9 +14,9 @@ from taskvec.cli import main
 from taskvec.runs.experiment import load_experiment
 from taskvec.runs.report import facts_of
 from taskvec.runs.runner import Runner
-from taskvec.runs.store import Store
 from taskvec.studies.cost import Memory, training_costs
-from taskvec.studies.study import recipe
+from taskvec.studies.store import Store
+from taskvec.studies.trial import recipe
 from taskvec.training.settings import TrainSettings
 
 TASKS = ["pets", "taste", "number"]

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from taskvec.cli._common import print_json, print_table
 
 if TYPE_CHECKING:
-    from taskvec.runs.store import Store
+    from taskvec.studies.store import Store
     from taskvec.studies.study import Results
 
 Fresh = Annotated[bool, Parameter(name="--force", negative=())]

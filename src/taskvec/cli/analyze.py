@@ -32,7 +32,7 @@ def _command(analysis: type[Analysis]) -> Callable[..., None]:
         **fields: object,
     ) -> None:
         from taskvec.reports.analyses import check_folder, write_analysis
-        from taskvec.runs.store import versions
+        from taskvec.studies.store import versions
 
         check_folder(output, force=force)
         with watching(quiet) as watch:

@@ -29,7 +29,7 @@ def demo(
         Remove what an earlier run left in the folder and start anew.
     """
     from taskvec.runs.demo import run_demo
-    from taskvec.runs.store import Store
+    from taskvec.studies.store import Store
 
     store = Store(output)
     with watching(quiet) as watch, running(store, force=force, json=json) as show:

@@ -36,7 +36,7 @@ def run(
     """
     from taskvec.runs.experiment import load_experiment
     from taskvec.runs.runner import Runner
-    from taskvec.runs.store import Store
+    from taskvec.studies.store import Store
 
     loaded, suite = load_experiment(experiment, {"seeds": seeds} if seeds else {})
     store = Store(output)

@@ -1,8 +1,10 @@
 """The report of a run: report.md and one HTML page."""
 
 import base64
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
@@ -12,21 +14,19 @@ from taskvec.writing import replace_text
 
 def write_pages(
     folder: Path,
-    title: str,
-    description: str,
+    experiment: Mapping[str, Any],
+    model: str,
     tables: Sequence[Table],
     figures: Sequence[tuple[Path, str]],
-    *,
-    settings: str,
-    model: str,
 ) -> None:
     """Write ``report.md`` and ``report.html``, which holds its figures.
 
     Args:
-        figures: files in the folder, and their captions.
-        settings: all that the run was told.
+        experiment: its settings as plain data.
         model: fingerprint of the base model.
+        figures: files in the folder, and their captions.
     """
+    title, description = experiment["experiment"], experiment["description"]
     pictures = [f"![{caption}]({path.relative_to(folder)})\n" for path, caption in figures]
     parts = [f"# {title}\n", f"{description}\n", *(table.markdown() for table in tables), *pictures]
     replace_text(folder / "report.md", "\n".join(parts))
@@ -36,7 +36,7 @@ def write_pages(
         description=description,
         tables=tables,
         figures=[(base64.b64encode(path.read_bytes()).decode(), caption) for path, caption in figures],
-        settings=settings,
+        settings=json.dumps(experiment, indent=1),
         model=model,
     )
     replace_text(folder / "report.html", page)

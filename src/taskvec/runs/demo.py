@@ -8,11 +8,11 @@ from taskvec.models.builtin.backbone import configuration, random_initialised
 from taskvec.progress import Watch, unwatched
 from taskvec.runs.experiment import load_experiment
 from taskvec.runs.runner import Runner
-from taskvec.runs.store import Store
 from taskvec.studies import STUDIES
 from taskvec.studies.addition import AdditionSettings
 from taskvec.studies.analogy import AnalogySettings, Solved
 from taskvec.studies.experiment import Experiment
+from taskvec.studies.store import Store
 from taskvec.studies.study import Results
 from taskvec.tasks.suite import load_suite
 from taskvec.weights import save_weights

@@ -1,7 +1,7 @@
 """The report of a run: results.json, tables, figures, and the pages that show them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,36 +17,26 @@ from taskvec.writing import replace_text
 
 def facts_of(results: Results) -> dict[str, Any]:
     """All results as plain data."""
-    plan = results.plan
+    plan, experiment = results.plan, results.plan.experiment
     facts: dict[str, Any] = {
-        "experiment": plan.experiment.model_dump(mode="json", by_alias=True),
+        "experiment": experiment.model_dump(mode="json", by_alias=True),
         "tasks": plan.tasks,
         "model": plan.model,
     }
-    for of_model, group in groupby(studies_of(plan.experiment), key=lambda study: study.of_model):
+    for of_model, group in groupby(studies_of(experiment), key=lambda study: study.of_model):
+        of = list(group)
         if of_model:
-            for study in group:
-                facts |= study.model_facts(results)
+            facts |= _facts(of, results)
         else:
-            facts["seeds"] = _facts_of_regimes(results, list(group))
-    if results.untrained:
-        facts["untrained"] = facts_of(results.untrained)
-    return facts
-
-
-def _facts_of_regimes(
-    results: Results, group: Sequence[Study[Any]]
-) -> dict[str, dict[str, dict[str, object]]]:
-    """By seed and regime."""
-    return {
-        str(seed): {
-            regime: {
-                key: value for study in group for key, value in study.facts(results, regime, seed).items()
+            facts["seeds"] = {
+                str(seed): {regime: _facts(of, results, regime, seed) for regime in experiment.regimes}
+                for seed in experiment.seeds
             }
-            for regime in results.plan.experiment.regimes
-        }
-        for seed in results.plan.experiment.seeds
-    }
+    return {**facts, "untrained": facts_of(results.untrained)} if results.untrained else facts
+
+
+def _facts(of: Iterable[Study[Any]], results: Results, regime: str = "", seed: int = 0) -> dict[str, object]:
+    return {key: fact for study in of for key, fact in study.facts(results, regime, seed).items()}
 
 
 def tables_of(results: Results) -> list[Table]:
@@ -61,21 +51,10 @@ def write_report(results: Results, folder: Path) -> list[Table]:
     """
     facts, tables = facts_of(results), tables_of(results)
     replace_text(folder / "results.json", json.dumps(facts, indent=1))
-    code = [
-        path for package in (reports, studies) for path in Path(str(package.__file__)).parent.glob("*.py")
-    ]
+    code = [path for package in (reports, studies) for path in Path(package.__path__[0]).rglob("*.py")]
     drawings = (
         drawing for study in studies_of(results.plan.experiment) for drawing in study.drawings(results)
     )
     figures = draw_all(drawings, folder / "figures", json.dumps(facts), code)
-    settings = facts["experiment"]
-    write_pages(
-        folder,
-        settings["experiment"],
-        settings["description"],
-        tables,
-        figures,
-        settings=json.dumps(settings, indent=1),
-        model=results.plan.model,
-    )
+    write_pages(folder, facts["experiment"], results.plan.model, tables, figures)
     return tables

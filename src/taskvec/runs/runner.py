@@ -1,17 +1,19 @@
 """From an experiment to its results: every cell computed once, in the registry's order."""
 
 import shutil
+from collections.abc import Iterable, Iterator
 from itertools import groupby
+from typing import Any
 
 from taskvec.errors import InputError
 from taskvec.models.known import path_or_id
 from taskvec.models.loading import load_backbone
 from taskvec.progress import Watch, unwatched
-from taskvec.runs.context import RunContext
 from taskvec.runs.experiment import active, involved_tasks
-from taskvec.runs.store import Store
 from taskvec.studies.experiment import Experiment
-from taskvec.studies.study import Cell, Plan, Record, Results
+from taskvec.studies.store import Store
+from taskvec.studies.study import Results, Study
+from taskvec.studies.trial import Lab, Plan, Trial
 from taskvec.tasks.suite import Suite
 from taskvec.weights import open_weights
 
@@ -26,15 +28,13 @@ class Runner:
     """
 
     def __init__(self, experiment: Experiment, suite: Suite, store: Store, watch: Watch = unwatched) -> None:
-        self._studies, self._store = active(experiment), store
+        self._studies = active(experiment)
         compared = experiment.task_names(suite)
         for study in self._studies:
             compared += study.compared(experiment, suite)
         digests = {task: suite.task(task).fingerprint for task in involved_tasks(experiment, suite)}
-        self._plan = Plan(
-            experiment, suite, _fingerprint(experiment.model), digests, list(dict.fromkeys(compared))
-        )
-        self._context = RunContext(self._plan, store, watch)
+        model = _fingerprint(experiment.model)
+        self._lab = Lab(Plan(experiment, suite, model, digests, list(dict.fromkeys(compared))), store, watch)
         if not store.begun:
             self.load()
 
@@ -43,29 +43,36 @@ class Runner:
 
         Raises: InputError.
         """
-        _ = self._context.evaluator
+        _ = self._lab.evaluator
 
     def run(self) -> Results:
         """All results."""
-        results = Results(self._plan)
-        experiment = self._plan.experiment
-        for of_model, studies in groupby(self._studies, key=lambda study: study.of_model):
+        results = Results(self._lab.plan)
+        for of_model, group in groupby(self._studies, key=lambda study: study.of_model):
+            studies = list(group)
             if of_model:
-                self._finish(results, [cell for study in studies for cell in study.model_cells(self._plan)])
+                _finish(studies, next(self._trials()), results)
                 continue
-            group = list(studies)
-            for seed in experiment.seeds:
-                for regime in experiment.regimes:
-                    self._context.begin(regime, seed)
-                    self._finish(
-                        results, [cell for study in group for cell in study.cells(self._plan, regime, seed)]
-                    )
-        shutil.rmtree(self._store.folder / "partial", ignore_errors=True)
+            for trial in self._trials():
+                _ = trial.vectors
+                _finish(studies, trial, results, trial.regime, trial.seed)
+        shutil.rmtree(self._lab.store.folder / "partial", ignore_errors=True)
         return results
 
-    def _finish(self, results: Results, cells: list[Cell[Record]]) -> None:
-        for cell in cells:
-            results.add(cell, self._context.stored(cell))
+    def _trials(self) -> Iterator[Trial]:
+        """One after the other, since each keeps its points in memory."""
+        experiment = self._lab.plan.experiment
+        for seed in experiment.seeds:
+            for regime in experiment.regimes:
+                yield Trial(self._lab, regime, seed)
+
+
+def _finish(
+    studies: Iterable[Study[Any]], trial: Trial, results: Results, regime: str = "", seed: int = 0
+) -> None:
+    for study in studies:
+        for cell in study.cells(trial):
+            results.add(cell, trial.stored(cell), regime, seed)
 
 
 def _fingerprint(model: str) -> str:

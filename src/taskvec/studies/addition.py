@@ -30,8 +30,10 @@ from taskvec.studies.measured import (
     search_note,
     tally_note,
 )
-from taskvec.studies.single import OwnModels, baselines, single_cell
-from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study
+from taskvec.studies.record import Plain, Record
+from taskvec.studies.single import OwnModels, baselines, own_models
+from taskvec.studies.study import Results, Study
+from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.suite import Suite
 
 if TYPE_CHECKING:
@@ -85,21 +87,16 @@ class Addition(Study[AdditionSettings]):
         if len(names) < 2:
             raise InputError(f"addition: needs two or more tasks, not {names}")
 
-    def cells(self, plan: Plan, regime: str, seed: int) -> Iterator[Cell[Record]]:
-        experiment, each = plan.experiment, self.block.each
-        with_each = experiment.space(regime) == "tangent" if each is None else regime in each
-        which = self.block.subsets if regime in (self.block.regimes or experiment.regimes) else "whole"
-        for tasks in subsets(plan.tasks, which):
-            whole = len(tasks) == len(plan.tasks)
+    def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
+        block, search = self.block, trial.experiment.search
+        each = trial.space == "tangent" if block.each is None else trial.regime in block.each
+        which = block.subsets if trial.regime in (block.regimes or trial.experiment.regimes) else "whole"
+        for tasks in subsets(trial.tasks, which):
+            whole = len(tasks) == len(trial.tasks)
             fixed = {"1": 1.0, "1/T": 1 / len(tasks)} if whole else {}
-            searched = whole and with_each
-            job = partial(_add, regime=regime, seed=seed, tasks=tasks, fixed=fixed, each=searched)
-            inputs = {
-                **search_inputs(experiment.search),
-                "fixed": fixed,
-                **({"each": True} if searched else {}),
-            }
-            yield plan.cell(Sum, job, regime, seed, tasks, **inputs)
+            more = {"each": True} if whole and each else {}
+            job = partial(_add, tasks=tasks, fixed=fixed, each=whole and each)
+            yield trial.cell(Sum, job, tasks, **search_inputs(search), fixed=fixed, **more)
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         return {"addition": results.stored(Sum, regime, seed)}
@@ -242,10 +239,9 @@ def subsets(tasks: Sequence[str], which: str) -> Iterator[tuple[str, ...]]:
         yield from combinations(tasks, size)
 
 
-def _add(context: Context, regime: str, seed: int, tasks: Sequence[str], fixed: Values, each: bool) -> Plain:
-    single = context.result(single_cell(context.plan, regime, seed)).model_dump()
-    grid = context.plan.experiment.search
-    return addition(context.evaluator, context.points(regime, seed), tasks, single, grid, fixed, each)
+def _add(trial: Trial, tasks: Sequence[str], fixed: Values, each: bool) -> Plain:
+    single = own_models(trial).model_dump()
+    return addition(trial.evaluator, trial.points, tasks, single, trial.experiment.search, fixed, each)
 
 
 def _wholes(results: Results) -> dict[str, list[Sum]]:

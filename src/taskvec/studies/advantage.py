@@ -8,10 +8,12 @@ from pydantic import RootModel
 
 from taskvec.reports.numbers import Mean
 from taskvec.reports.tables import Table
-from taskvec.studies.experiment import post_hoc_of
+from taskvec.studies.experiment import Experiment, post_hoc_of
 from taskvec.studies.linearity import nonlinear_advantage
+from taskvec.studies.record import Plain, Record
 from taskvec.studies.single import OwnModels
-from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study
+from taskvec.studies.study import Results, Study
+from taskvec.studies.trial import Cell, Trial
 from taskvec.training.regimes import linear_of
 
 
@@ -24,14 +26,13 @@ class Accuracies(Record, RootModel[dict[str, float]]):
 class Advantage(Study[None]):
     """Of experiments with regimes in tangent space, over the same parameters in ordinary space."""
 
-    def cells(self, plan: Plan, regime: str, seed: int) -> Iterator[Cell[Record]]:
-        others = [task for task in plan.tasks if plan.suite.task(task).metric != "accuracy"]
-        if others and self._compares(plan):
-            job = partial(_measure_accuracies, regime=regime, seed=seed, tasks=others)
-            yield plan.cell(Accuracies, job, regime, seed, others)
+    def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
+        others = [task for task in trial.tasks if trial.plan.suite.task(task).metric != "accuracy"]
+        if others and self._compares(trial.experiment):
+            yield trial.cell(Accuracies, partial(_measure_accuracies, tasks=others), others)
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
-        if not self._compares(results.plan):
+        if not self._compares(results.plan.experiment):
             return {}
         facts = {"accuracy": self._accuracies(results, regime, seed)}
         advantages = self._advantages(results, regime, seed)
@@ -52,8 +53,8 @@ class Advantage(Study[None]):
             )
             yield Table("Non-linear advantage", ("", *tasks, "mean"), rows, note)
 
-    def _compares(self, plan: Plan) -> bool:
-        return "tangent" in map(plan.experiment.space, plan.experiment.regimes)
+    def _compares(self, experiment: Experiment) -> bool:
+        return "tangent" in map(experiment.space, experiment.regimes)
 
     def _accuracies(self, results: Results, regime: str, seed: int) -> dict[str, float]:
         """By task, whatever its metric is."""
@@ -76,6 +77,6 @@ class Advantage(Study[None]):
         }
 
 
-def _measure_accuracies(context: Context, regime: str, seed: int, tasks: Sequence[str]) -> Plain:
-    points = context.points(regime, seed)
-    return {task: context.evaluator.score(points.at({task: 1.0}), task, "test").accuracy for task in tasks}
+def _measure_accuracies(trial: Trial, tasks: Sequence[str]) -> Plain:
+    points = trial.points
+    return {task: trial.evaluator.score(points.at({task: 1.0}), task, "test").accuracy for task in tasks}

@@ -15,7 +15,9 @@ from taskvec.reports.numbers import percent
 from taskvec.reports.tables import Table
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import Searched, search_inputs, tally_note
-from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study
+from taskvec.studies.record import Plain, Record
+from taskvec.studies.study import Results, Study
+from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.suite import Suite
 
 Validation = Callable[[Mapping[str, float]], dict[str, float]]
@@ -70,15 +72,15 @@ class Analogies(Study[Sequence[AnalogySettings]]):
         for terms in self.block:
             yield terms.target
 
-    def cells(self, plan: Plan, regime: str, seed: int) -> Iterator[Cell[Record]]:
+    def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
         for terms in self.block:
-            inputs = {**search_inputs(plan.experiment.search), **terms.model_dump(mode="json")}
-            job = partial(_solve, regime=regime, seed=seed, terms=terms)
+            inputs = {**search_inputs(trial.experiment.search), **terms.model_dump(mode="json")}
             tasks = sorted({terms.a, terms.b, terms.c, terms.target})
-            yield plan.cell(Solved, job, regime, seed, tasks, **inputs)
+            yield trial.cell(Solved, partial(_solve, terms=terms), tasks, **inputs)
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
-        return results.listed("analogies", Solved, regime, seed)
+        analogies = results.stored(Solved, regime, seed)
+        return {"analogies": analogies} if analogies else {}
 
     def tables(self, results: Results) -> Iterator[Table]:
         for regime, seeds in results.by_regime(Solved).items():
@@ -165,19 +167,18 @@ def _search(
     return weights, searches
 
 
-def _solve(context: Context, regime: str, seed: int, terms: AnalogySettings) -> Plain:
+def _solve(trial: Trial, terms: AnalogySettings) -> Plain:
     trained = {terms.a, terms.b, terms.c} | ({terms.target} if terms.reference else set())
-    vectors = {task: context.vector(regime, seed, (task,)) for task in sorted(trained)}
     return analogy(
-        context.evaluator,
-        context.points_of(regime, vectors),
+        trial.evaluator,
+        trial.points_of({task: trial.vector(task) for task in sorted(trained)}),
         a=terms.a,
         b=terms.b,
         c=terms.c,
         target=terms.target,
         coefficients=terms.coefficients,
         reference=terms.target if terms.reference else None,
-        grid=context.plan.experiment.search,
+        grid=trial.experiment.search,
     )
 
 

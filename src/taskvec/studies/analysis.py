@@ -19,7 +19,7 @@ from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.progress import Watch
 from taskvec.reports.tables import Table
-from taskvec.studies.study import Record
+from taskvec.studies.record import Record
 from taskvec.tasks.source import SplitName
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,11 @@ from taskvec.rules import RULES
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.joint import Joined
 from taskvec.studies.measured import Edit, Measured, both, coefficients, measured, search_inputs, search_note
-from taskvec.studies.single import single_cell
-from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study
+from taskvec.studies.record import Plain, Record
+from taskvec.studies.single import own_models
+from taskvec.studies.study import Results, Study
+from taskvec.studies.trial import Cell, Trial
+from taskvec.tasks.source import SplitName
 from taskvec.tasks.suite import Suite
 from taskvec.training.atm import atm
 from taskvec.vectors import TaskVector, combine
@@ -71,22 +75,19 @@ class Atm(Study[AtmSettings]):
             return regime in self.block.regimes
         return experiment.space(regime) == "ordinary"
 
-    def cells(self, plan: Plan, regime: str, seed: int) -> Iterator[Cell[Record]]:
-        if not self._is_about(plan.experiment, regime):
+    def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
+        block = self.block
+        if not self._is_about(trial.experiment, trial.regime):
             return
-        for rounds in self.block.rounds:
-            grid = _grid(plan, self.block, rounds)
-            job = partial(_alternate, regime=regime, seed=seed, rounds=rounds, settings=self.block, grid=grid)
-            inputs = {
-                "rounds": rounds,
-                "rule": self.block.rule,
-                "scale": self.block.scale,
-                **search_inputs(grid),
-            }
-            yield plan.cell(Alternated, job, regime, seed, plan.tasks, **inputs)
+        for rounds in block.rounds:
+            grid = _grid(trial, block, rounds)
+            chosen = {"rounds": rounds, "rule": block.rule, "scale": block.scale}
+            job = partial(_alternate, rounds=rounds, settings=block, grid=grid)
+            yield trial.cell(Alternated, job, trial.tasks, **chosen, **search_inputs(grid))
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
-        return results.listed("atm", Alternated, regime, seed)
+        runs = results.stored(Alternated, regime, seed)
+        return {"atm": runs} if runs else {}
 
     def tables(self, results: Results) -> Iterator[Table]:
         rows, searches = [], {}
@@ -110,61 +111,53 @@ class Atm(Study[AtmSettings]):
             yield Drawing("atm", caption, partial(_draw, runs, results.by_regime(Joined)))
 
 
-def _grid(plan: Plan, settings: AtmSettings, rounds: int) -> Grid:
+def _grid(trial: Trial, settings: AtmSettings, rounds: int) -> Grid:
     """Addition's grid in the unit of ATM: a factor of T on the mean of T vectors gives their sum.
 
     One round of means is that mean, so it is searched at the very points of addition. What more rounds
     give lies between a mean and a sum: searched as far, in the steps of addition.
     """
-    unit = len(plan.tasks) / settings.scale
+    unit = len(trial.tasks) / settings.scale
     if rounds == 1 and settings.rule == "mean":
-        return plan.experiment.search.scaled(unit)
-    return plan.experiment.search.widened(max(unit, 1.0))
+        return trial.experiment.search.scaled(unit)
+    return trial.experiment.search.widened(max(unit, 1.0))
 
 
-def _alternate(
-    context: Context, regime: str, seed: int, rounds: int, settings: AtmSettings, grid: Grid
-) -> Plain:
-    evaluator, tasks = context.evaluator, context.plan.tasks
-    single = context.result(single_cell(context.plan, regime, seed))
-    points = context.points_of(regime, {"atm": _displacement(context, regime, seed, rounds, settings)})
+def _alternate(trial: Trial, rounds: int, settings: AtmSettings, grid: Grid) -> Plain:
+    single = own_models(trial)
+    points = trial.points_of({"atm": _displacement(trial, rounds, settings)})
+
+    def values(factor: float, split: SplitName) -> dict[str, float]:
+        return trial.evaluator.values(points.at({"atm": factor}), trial.tasks, split)
+
     search = maximize(
-        lambda values: normalized(values, single.validation),
-        lambda alpha: evaluator.values(points.at({"atm": alpha}), tasks, "validation"),
+        lambda measured: normalized(measured, single.validation),
+        lambda factor: values(factor, "validation"),
         grid,
     )
-    plain = evaluator.values(points.at({"atm": 1.0}), tasks, "test")
-    tuned = evaluator.values(points.at({"atm": search.coefficient}), tasks, "test")
-    return {
-        "rounds": rounds,
-        "plain": measured(plain, single.test),
-        "tuned": {**measured(tuned, single.test), **search.record()},
-    }
+    plain, tuned = (measured(values(factor, "test"), single.test) for factor in (1.0, search.coefficient))
+    return {"rounds": rounds, "plain": plain, "tuned": {**tuned, **search.record()}}
 
 
-def _displacement(context: Context, regime: str, seed: int, rounds: int, settings: AtmSettings) -> TaskVector:
-    tasks, chosen = context.plan.tasks, {"rule": settings.rule, "scale": settings.scale}
+def _displacement(trial: Trial, rounds: int, settings: AtmSettings) -> TaskVector:
+    rule, scale = settings.rule, settings.scale
     if rounds == 1:  # tuning apart and merging once: the vectors are there already
-        return settings.scale * combine(settings.rule, list(context.vectors(regime, seed).values()))
-    return context.train(
-        regime,
-        seed,
-        tasks,
-        f"atm{rounds}",
-        lambda checkpoint: atm(
-            context.evaluator.backbone,
-            [context.evaluator.part(task) for task in tasks],
+        return scale * combine(rule, list(trial.vectors.values()))
+
+    def compute(checkpoint: Path) -> TaskVector:
+        return atm(
+            trial.evaluator.backbone,
+            [trial.evaluator.part(task) for task in trial.tasks],
             rounds=rounds,
-            regime=regime,
-            settings=context.plan.experiment.settings(regime, seed),
-            rule=settings.rule,
-            scale=settings.scale,
+            regime=trial.regime,
+            settings=trial.experiment.settings(trial.regime, trial.seed),
+            rule=rule,
+            scale=scale,
             checkpoint=checkpoint,
-            watch=context.watch,
-        ),
-        rounds=rounds,
-        **chosen,
-    )
+            watch=trial.lab.watch,
+        )
+
+    return trial.train(f"atm{rounds}", compute, trial.tasks, rounds=rounds, rule=rule, scale=scale)
 
 
 def _draw(

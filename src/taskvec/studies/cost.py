@@ -14,7 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 from taskvec.models.backbone import Backbone
 from taskvec.reports.numbers import Mean
 from taskvec.reports.tables import Table
-from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study, recipe
+from taskvec.studies.record import Plain, Record
+from taskvec.studies.study import Results, Study
+from taskvec.studies.trial import Cell, Trial, recipe
 from taskvec.training.finetune import finetune
 from taskvec.training.parts import Part
 from taskvec.training.settings import TrainSettings
@@ -44,18 +46,18 @@ class Costs(Study[bool]):
     default = False
     of_model = True
 
-    def model_cells(self, plan: Plan) -> Iterator[Cell[Record]]:
-        experiment, task = plan.experiment, plan.tasks[0]
+    def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
+        experiment, task = trial.experiment, trial.tasks[0]
         regimes = [regime for regime in experiment.regimes if experiment.trained(regime) == regime]
-        settings = {regime: experiment.settings(regime, experiment.seeds[0]) for regime in regimes}
+        settings = {regime: experiment.settings(regime, trial.seed) for regime in regimes}
         inputs = {
-            **plan.evaluation,
+            **trial.plan.evaluation,
             "training": {regime: recipe(of) for regime, of in settings.items()},
-            "tasks": plan.fingerprints([task]),
+            "tasks": trial.plan.fingerprints([task]),
         }
         yield Cell(Measurement, "of training", inputs, partial(_measure, task=task, settings=settings))
 
-    def model_facts(self, results: Results) -> Plain:
+    def facts(self, results: Results, regime: str, seed: int) -> Plain:
         measurements = results.stored(Measurement)
         return {"costs": measurements[0]} if measurements else {}
 
@@ -80,9 +82,9 @@ class Costs(Study[bool]):
             yield Table("Training cost", columns, rows, note)
 
 
-def _measure(context: Context, task: str, settings: Mapping[str, TrainSettings]) -> Plain:
-    costs = training_costs(context.evaluator.backbone, context.evaluator.part(task), settings)
-    return {"task": task, "regimes": costs}
+def _measure(trial: Trial, task: str, settings: Mapping[str, TrainSettings]) -> Plain:
+    evaluator = trial.evaluator
+    return {"task": task, "regimes": training_costs(evaluator.backbone, evaluator.part(task), settings)}
 
 
 def training_costs(

@@ -17,7 +17,8 @@ from taskvec.reports.drawing import Drawing, draw_heat_map, grid_of_axes, name_t
 from taskvec.reports.numbers import Mean, Range, percent
 from taskvec.reports.tables import Table
 from taskvec.studies.analysis import AnalysisOfVectors, AnalysisRecord, Say, describe, sizes
-from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study
+from taskvec.studies.record import Plain, Record
+from taskvec.studies.study import Results, Study
 from taskvec.tasks.source import SplitName
 from taskvec.tasks.suite import Suite
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from taskvec.evaluation.points import Points
     from taskvec.studies.experiment import Experiment
     from taskvec.studies.numerics.disentanglement import Maps
+    from taskvec.studies.trial import Cell, Trial
     from taskvec.training.regimes import Space
     from taskvec.vectors import TaskVector
 
@@ -256,16 +258,16 @@ class Disentanglement(Study[DisentanglementSettings]):
                     f"disentanglement.pairs: {' '.join(pair)}, expected two of the tasks {', '.join(names)}"
                 )
 
-    def cells(self, plan: Plan, regime: str, seed: int) -> Iterator[Cell[Record]]:
-        if regime not in (self.block.regimes or plan.experiment.regimes):
-            return
-        for pair in self.block.pairs:
-            job = partial(_map, regime=regime, seed=seed, pair=pair, settings=self.block)
-            inputs = {"grid": self.block.grid.model_dump(), "samples": self.block.samples, "split": "test"}
-            yield plan.cell(Disentangled, job, regime, seed, pair, **inputs)
+    def cells(self, trial: "Trial") -> "Iterator[Cell[Record]]":
+        block = self.block
+        if trial.regime in (block.regimes or trial.experiment.regimes):
+            inputs = {"grid": block.grid.model_dump(), "samples": block.samples, "split": "test"}
+            for pair in block.pairs:
+                yield trial.cell(Disentangled, partial(_map, pair=pair, settings=block), pair, **inputs)
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
-        return results.listed("disentanglement", Disentangled, regime, seed)
+        pairs = results.stored(Disentangled, regime, seed)
+        return {"disentanglement": pairs} if pairs else {}
 
     def tables(self, results: Results) -> Iterator[Table]:
         by_regime = results.by_regime(Disentangled)
@@ -305,16 +307,13 @@ class Disentanglement(Study[DisentanglementSettings]):
             yield Drawing(f"disentanglement-{first_task}-{second}", caption, draw)
 
 
-def _map(
-    context: Context, regime: str, seed: int, pair: tuple[str, str], settings: DisentanglementSettings
-) -> Plain:
+def _map(trial: "Trial", pair: tuple[str, str], settings: DisentanglementSettings) -> Plain:
     from taskvec.studies.numerics.disentanglement import square_grid
 
     grid = square_grid(**settings.grid.model_dump())
-    few = context.evaluator.limited(test=settings.samples)
-    label = f"heat map {regime} {'+'.join(pair)}"
-    points = context.points(regime, seed)
-    maps = disentangle(few, points, pair, grid=grid, watch=context.watch, label=label)
+    few = trial.evaluator.limited(test=settings.samples)
+    label = f"heat map {trial.regime} {'+'.join(pair)}"
+    maps = disentangle(few, trial.points, pair, grid=grid, watch=trial.lab.watch, label=label)
     return {
         "tasks": list(pair),
         "grid": grid,

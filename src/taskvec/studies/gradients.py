@@ -18,7 +18,7 @@ from taskvec.studies.analysis import (
     describe,
     open_evaluator,
 )
-from taskvec.studies.study import Record
+from taskvec.studies.record import Record
 from taskvec.tasks.source import SplitName
 
 if TYPE_CHECKING:

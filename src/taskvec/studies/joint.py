@@ -1,7 +1,6 @@
 """Joint training: one model trained on all tasks at once, the upper reference of addition."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Annotated
 
 from pydantic import BeforeValidator
@@ -9,8 +8,10 @@ from pydantic import BeforeValidator
 from taskvec.config import Config
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import Measured, measured
-from taskvec.studies.single import single_cell
-from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study
+from taskvec.studies.record import Plain, Record
+from taskvec.studies.single import own_models
+from taskvec.studies.study import Results, Study
+from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.suite import Suite
 
 
@@ -41,20 +42,15 @@ class Joint(Study[JointSettings]):
     def check(self, experiment: Experiment, suite: Suite) -> None:
         experiment.check_regimes("joint", self.block.regimes)
 
-    def cells(self, plan: Plan, regime: str, seed: int) -> Iterator[Cell[Record]]:
-        if regime in (self.block.regimes or plan.experiment.regimes):
-            yield plan.cell(
-                Joined, partial(_train_jointly, regime=regime, seed=seed), regime, seed, plan.tasks
-            )
+    def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
+        if trial.regime in (self.block.regimes or trial.experiment.regimes):
+            yield trial.cell(Joined, _train_jointly, trial.tasks)
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         models = results.stored(Joined, regime, seed)
         return {"joint": models[0]} if models else {}
 
 
-def _train_jointly(context: Context, regime: str, seed: int) -> Plain:
-    tasks = context.plan.tasks
-    vector = context.vector(regime, seed, tasks)
-    point = context.points_of(regime, {"joint": vector}).at({"joint": 1.0})
-    single = context.result(single_cell(context.plan, regime, seed))
-    return measured(context.evaluator.values(point, tasks, "test"), single.test)
+def _train_jointly(trial: Trial) -> Plain:
+    point = trial.points_of({"joint": trial.vector(*trial.tasks)}).at({"joint": 1.0})
+    return measured(trial.evaluator.values(point, trial.tasks, "test"), own_models(trial).test)

@@ -13,7 +13,7 @@ from taskvec.reports.drawing import grid_of_axes, hide_spines
 from taskvec.reports.numbers import percent
 from taskvec.reports.tables import Table
 from taskvec.studies.analysis import AnalysisOfVectors, AnalysisRecord, Say, describe, sizes
-from taskvec.studies.study import Record
+from taskvec.studies.record import Record
 from taskvec.tasks.source import SplitName
 
 if TYPE_CHECKING:

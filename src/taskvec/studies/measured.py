@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from taskvec.evaluation.metrics import absolute, normalized
 from taskvec.evaluation.search import METHOD, Grid
 from taskvec.reports.numbers import Range, Several, percent
-from taskvec.studies.study import Record
+from taskvec.studies.record import Record
 
 
 class Scored(Record):

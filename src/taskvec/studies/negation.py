@@ -19,7 +19,9 @@ from taskvec.reports.numbers import NOTHING, Mean, Several, percent
 from taskvec.reports.tables import Table
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import Searched, coefficients, search_inputs, search_note
-from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study
+from taskvec.studies.record import Plain, Record
+from taskvec.studies.study import Results, Study
+from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.suite import Suite
 from taskvec.vectors import TaskVector
 
@@ -87,23 +89,20 @@ class Negation(Study[NegationSettings]):
         chosen = default if self.block.controls is None else self.block.controls
         return [name for name in chosen if name != target]
 
-    def cells(self, plan: Plan, regime: str, seed: int) -> Iterator[Cell[Record]]:
-        if regime not in (self.block.regimes or plan.experiment.regimes):
+    def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
+        experiment, block = trial.experiment, self.block
+        if trial.regime not in (block.regimes or experiment.regimes):
             return
-        for target in self.block.targets:
-            controls = self._controls(plan.experiment, plan.suite, target)
-            job = partial(
-                _negate, regime=regime, seed=seed, target=target, controls=controls, settings=self.block
-            )
-            inputs = {
-                **search_inputs(plan.experiment.search),
-                "controls": controls,
-                **self.block.model_dump(include={"keep", "baselines"}, mode="json"),
-            }
-            yield plan.cell(Negated, job, regime, seed, [target, *controls], **inputs)
+        chosen = block.model_dump(include={"keep", "baselines"}, mode="json")
+        for target in block.targets:
+            controls = self._controls(experiment, trial.plan.suite, target)
+            job = partial(_negate, target=target, controls=controls, settings=block)
+            inputs = {**search_inputs(experiment.search), "controls": controls, **chosen}
+            yield trial.cell(Negated, job, [target, *controls], **inputs)
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
-        return results.listed("negation", Negated, regime, seed)
+        targets = results.stored(Negated, regime, seed)
+        return {"negation": targets} if targets else {}
 
     def tables(self, results: Results) -> Iterator[Table]:
         negations = results.by_regime(Negated)
@@ -194,27 +193,20 @@ def _row(scores: Mapping[str, Score], target: str) -> dict[str, object]:
     }
 
 
-def _negate(
-    context: Context,
-    regime: str,
-    seed: int,
-    target: str,
-    controls: Sequence[str],
-    settings: NegationSettings,
-) -> Plain:
-    vectors = {"fine-tuned": context.vector(regime, seed, (target,))}
+def _negate(trial: Trial, target: str, controls: Sequence[str], settings: NegationSettings) -> Plain:
+    vectors = {"fine-tuned": trial.vector(target)}
     if "random" in settings.baselines:
-        vectors["random"] = TaskVector.random_like(vectors["fine-tuned"], seed=seed)
+        vectors["random"] = TaskVector.random_like(vectors["fine-tuned"], seed=trial.seed)
     if "ascent" in settings.baselines:
-        vectors["ascent"] = context.vector(regime, seed, (target,), ascend=True)
+        vectors["ascent"] = trial.vector(target, ascend=True)
     return negation(
-        context.evaluator,
-        context.points_of(regime, vectors),
+        trial.evaluator,
+        trial.points_of(vectors),
         target,
         controls,
         subtract=[label for label in ("fine-tuned", "random") if label in vectors],
         measure=[label for label in ("fine-tuned", "ascent") if label in vectors],
-        grid=context.plan.experiment.search,
+        grid=trial.experiment.search,
         keep=settings.keep,
     )
 

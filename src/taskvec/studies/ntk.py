@@ -12,7 +12,7 @@ from taskvec.reports.drawing import hide_spines
 from taskvec.reports.numbers import Mean, percent
 from taskvec.reports.tables import Table
 from taskvec.studies.analysis import Analysis, AnalysisRecord, Say, load_vector_of, open_evaluator
-from taskvec.studies.study import Record
+from taskvec.studies.record import Record
 from taskvec.tasks.source import SplitName
 
 if TYPE_CHECKING:

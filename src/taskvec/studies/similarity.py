@@ -10,7 +10,7 @@ from taskvec.reports.drawing import hide_spines, name_ticks, number_cells
 from taskvec.reports.numbers import Mean, percent
 from taskvec.reports.tables import Table
 from taskvec.studies.analysis import Analysis, AnalysisRecord, Say, load_labelled
-from taskvec.studies.study import Record
+from taskvec.studies.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,9 @@ from taskvec.reports.drawing import Drawing, axes_in_a_row, name_ticks, number_c
 from taskvec.reports.numbers import Mean, Range, percent
 from taskvec.reports.tables import Table
 from taskvec.studies.measured import Scored
-from taskvec.studies.study import Cell, Context, Plain, Plan, Record, Results, Study
+from taskvec.studies.record import Plain, Record
+from taskvec.studies.study import Results, Study
+from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.source import SplitName
 from taskvec.vectors import similarity
 
@@ -61,10 +63,9 @@ def single_task(evaluator: Evaluator, points: Points, tasks: Sequence[str]) -> d
     return {str(split): by_task for split, by_task in values.items()}
 
 
-def single_cell(plan: Plan, regime: str, seed: int) -> Cell[OwnModels]:
-    """The cell of the tasks' own models, whose values other cells divide by."""
-    job = partial(_score_own_models, regime=regime, seed=seed)
-    return plan.cell(OwnModels, job, regime, seed, plan.tasks)
+def own_models(trial: Trial) -> OwnModels:
+    """What the cells of a trial divide by."""
+    return trial.result(trial.cell(OwnModels, _score_own_models, trial.tasks))
 
 
 def baselines(results: Results) -> dict[str, Baseline]:
@@ -77,23 +78,21 @@ class ZeroShot(Study[None]):
 
     of_model = True
 
-    def model_cells(self, plan: Plan) -> Iterator[Cell[Record]]:
-        for task in plan.compared:
-            inputs = {**plan.evaluation, "tasks": plan.fingerprints([task])}
+    def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
+        for task in trial.plan.compared:
+            inputs = {**trial.plan.evaluation, "tasks": trial.plan.fingerprints([task])}
             yield Cell(Baseline, task, inputs, partial(_score_pretrained, task=task))
 
-    def model_facts(self, results: Results) -> Plain:
+    def facts(self, results: Results, regime: str, seed: int) -> Plain:
         return {"zero_shot": dict(zip(results.plan.compared, results.stored(Baseline), strict=True))}
 
 
 class Single(Study[None]):
     """Each task's own model, and the vectors that make it."""
 
-    def cells(self, plan: Plan, regime: str, seed: int) -> Iterator[Cell[Record]]:
-        yield single_cell(plan, regime, seed)
-        yield plan.cell(
-            Geometry, partial(_measure_vectors, regime=regime, seed=seed), regime, seed, plan.tasks
-        )
+    def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
+        yield trial.cell(OwnModels, _score_own_models, trial.tasks)
+        yield trial.cell(Geometry, _measure_vectors, trial.tasks)
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         [single] = results.stored(OwnModels, regime, seed)
@@ -170,28 +169,24 @@ class Cosine(Study[None]):
         return results.plan.experiment.trained(regime) == regime
 
 
-def _score_pretrained(context: Context, task: str) -> Plain:
-    evaluator = context.evaluator
-    labels = evaluator.split(task, "test").labels
+def _score_pretrained(trial: Trial, task: str) -> Plain:
+    evaluator, point = trial.evaluator, trial.evaluator.pretrained
     return {
-        "majority": majority(labels),
-        **{
-            split: evaluator.score(evaluator.pretrained, task, split).record()
-            for split in ("validation", "test")
-        },
+        "majority": majority(evaluator.split(task, "test").labels),
+        "validation": evaluator.score(point, task, "validation").record(),
+        "test": evaluator.score(point, task, "test").record(),
     }
 
 
-def _score_own_models(context: Context, regime: str, seed: int) -> Plain:
-    return single_task(context.evaluator, context.points(regime, seed), context.plan.tasks)
+def _score_own_models(trial: Trial) -> Plain:
+    return single_task(trial.evaluator, trial.points, trial.tasks)
 
 
-def _measure_vectors(context: Context, regime: str, seed: int) -> Plain:
+def _measure_vectors(trial: Trial) -> Plain:
     """The two figures that read every tensor of each vector."""
-    vectors = context.vectors(regime, seed)
     return {
-        "norms": {task: vector.norm() for task, vector in vectors.items()},
-        "cosine": similarity(list(vectors.values())).tolist(),
+        "norms": {task: vector.norm() for task, vector in trial.vectors.items()},
+        "cosine": similarity(list(trial.vectors.values())).tolist(),
     }
 
 

@@ -4,190 +4,52 @@ A protocol is one file here and one line in the registry (``studies/__init__.py`
 
 - the settings: a model of what an experiment file says under the study's key;
 - a :class:`Record` for each kind of result: the fields that tables, figures and other cells read;
-- functions that compute a result from a :class:`Context`, and return plain data;
-- the :class:`Study`: it names the cells of an experiment, and turns their records into tables and figures.
+- functions that compute a result from a :class:`Trial`, and return plain data;
+- the :class:`Study`: it names the cells of a trial, and turns their records into tables and figures.
 
 The registry's order is the order of work, of tables and of figures.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
-from taskvec.progress import Watch
 from taskvec.reports.drawing import Drawing
 from taskvec.reports.tables import Table
+from taskvec.studies.record import Plain, R, Record
 from taskvec.tasks.suite import Suite
-from taskvec.training.settings import TrainSettings
 
-if TYPE_CHECKING:  # analyses share this file, and their help does not wait for torch
-    from taskvec.evaluation.evaluator import Evaluator
-    from taskvec.evaluation.points import Points
+if TYPE_CHECKING:  # analyses stand beside studies in some files, and their help does not wait for torch
     from taskvec.studies.experiment import Experiment
-    from taskvec.vectors import TaskVector
-
-Plain = Mapping[str, object]
-"""What a cell computes: data that JSON can hold."""
-
-
-class Record(BaseModel):
-    """The result of a cell as it is read: the fields that somebody needs, out of all that are stored."""
-
-    model_config = ConfigDict(frozen=True)
-
-    cell: ClassVar[str]
-    """The kind of cell, as ``records.jsonl`` names it. It opens the cell's key: never change it."""
-
+    from taskvec.studies.trial import Cell, Plan, Trial
 
 B = TypeVar("B")
-R = TypeVar("R", bound=Record)
-R_co = TypeVar("R_co", bound=Record, covariant=True)
-
-
-@dataclass(frozen=True)
-class Cell(Generic[R_co]):
-    """A job whose result is stored and never computed twice.
-
-    Args:
-        kind: of its result.
-        label: names it in progress messages.
-        inputs: plain data, everything that decides the result; ``kind.cell`` and these are the key.
-        compute: the job; may be pickled, so a ``partial`` of a function of a module.
-        regime, seed: which part of the experiment it belongs to; none for a cell about the model alone.
-    """
-
-    kind: type[R_co]
-    label: str
-    inputs: Plain
-    compute: Callable[["Context"], Plain]
-    regime: str | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the cells of an experiment have in common.
-
-    Args:
-        model: the base model's fingerprint.
-        digests: fingerprint of every task that is trained or measured.
-        compared: tasks whose zero-shot figures a reader wants.
-    """
-
-    experiment: "Experiment"
-    suite: Suite
-    model: str
-    digests: Mapping[str, str]
-    compared: Sequence[str]
-
-    @cached_property
-    def tasks(self) -> list[str]:
-        """The tasks whose vectors are studied."""
-        return self.experiment.task_names(self.suite)
-
-    @cached_property
-    def evaluation(self) -> dict[str, Any]:
-        """The inputs of every cell."""
-        return {
-            "model": self.model,
-            "limits": {str(split): limit for split, limit in self.experiment.limits.items()},
-            "precision": TrainSettings.parse("training", self.experiment.training).precision,
-        }
-
-    def fingerprints(self, tasks: Iterable[str]) -> dict[str, str]:
-        """By task."""
-        return {task: self.digests[task] for task in tasks}
-
-    def cell(
-        self,
-        kind: type[R],
-        compute: Callable[["Context"], Plain],
-        regime: str,
-        seed: int,
-        tasks: Sequence[str],
-        **inputs: object,
-    ) -> Cell[R]:
-        """A cell about vectors of a regime, with what decides its result beside ``inputs``."""
-        decisive = {
-            **self.evaluation,
-            "regime": regime,
-            "training": recipe(self.experiment.settings(regime, seed)),
-            "tasks": self.fingerprints(tasks),
-            **inputs,
-        }
-        return Cell(kind, f"{regime} {'+'.join(tasks)}", decisive, compute, regime, seed)
-
-
-class Context(Protocol):
-    """What a cell may use: the model with its tasks, stored vectors, and results of other cells."""
-
-    plan: Plan
-    watch: Watch
-
-    @property
-    def evaluator(self) -> "Evaluator":
-        """The experiment's model and tasks, loaded on first use."""
-
-    def result(self, cell: Cell[R]) -> R:
-        """The cell's result, computed if it is not on record."""
-
-    def vector(self, regime: str, seed: int, tasks: Sequence[str], *, ascend: bool = False) -> "TaskVector":
-        """The vector trained on ``tasks`` together; of a post-hoc regime, the one that it evaluates."""
-
-    def train(
-        self,
-        regime: str,
-        seed: int,
-        tasks: Sequence[str],
-        name: str,
-        compute: "Callable[[Path], TaskVector]",
-        **inputs: object,
-    ) -> "TaskVector":
-        """The stored vector of these inputs, else what ``compute`` returns, given a path for checkpoints."""
-
-    def vectors(self, regime: str, seed: int) -> "Mapping[str, TaskVector]":
-        """The vector of each task that is studied."""
-
-    def points(self, regime: str, seed: int) -> "Points":
-        """Edits by these vectors, in the regime's space."""
-
-    def points_of(self, regime: str, vectors: "Mapping[str, TaskVector]") -> "Points":
-        """Edits by other vectors, in the regime's space."""
 
 
 @dataclass
 class Results:
-    """The finished cells of an experiment."""
+    """The finished cells of an experiment; those about the model alone are of no regime."""
 
-    plan: Plan
-    cells: dict[tuple[str, str | None, int | None], list[Plain]] = field(default_factory=dict)
+    plan: "Plan"
+    cells: dict[tuple[str, str, int], list[Plain]] = field(default_factory=dict)
     """What is stored, by kind of cell, regime and seed."""
     untrained: "Results | None" = None
     """The same experiment on the model before pre-training, if it was made for comparison."""
 
-    def add(self, cell: Cell[Record], result: Plain) -> None:
+    def add(self, cell: "Cell[Record]", result: Plain, regime: str = "", seed: int = 0) -> None:
         """Put a cell's result behind those of its kind."""
-        self.cells.setdefault((cell.kind.cell, cell.regime, cell.seed), []).append(result)
+        self.cells.setdefault((cell.kind.cell, regime, seed), []).append(result)
 
     def take(self, kind: type[Record], other: "Results") -> None:
-        """Add what another experiment found of a kind."""
+        """Add another experiment's results of a kind."""
         self.cells |= {place: cells for place, cells in other.cells.items() if place[0] == kind.cell}
 
-    def stored(self, kind: type[Record], regime: str | None = None, seed: int | None = None) -> list[Plain]:
+    def stored(self, kind: type[Record], regime: str = "", seed: int = 0) -> list[Plain]:
         """The results of a kind in one part of the experiment, as stored; none where it was not asked for."""
         return self.cells.get((kind.cell, regime, seed), [])
 
-    def listed(self, key: str, kind: type[Record], regime: str, seed: int) -> Plain:
-        """The same under a key, or nothing."""
-        results = self.stored(kind, regime, seed)
-        return {key: results} if results else {}
-
-    def of(self, kind: type[R], regime: str | None = None, seed: int | None = None) -> list[R]:
-        """The results of a kind as records."""
+    def of(self, kind: type[R], regime: str = "", seed: int = 0) -> list[R]:
+        """The same as records."""
         return [kind.model_validate(result) for result in self.stored(kind, regime, seed)]
 
     def by_regime(self, kind: type[R]) -> dict[str, list[list[R]]]:
@@ -213,7 +75,7 @@ class Study(Generic[B]):
     default: ClassVar[object] = None
     """The block of an experiment file that does not name it."""
     of_model: ClassVar[bool] = False
-    """Its cells are about the model alone: they come from ``model_cells``, not from ``cells``."""
+    """Its cells are about the model alone: they are asked for once, with the first trial."""
 
     def __init__(self, block: B) -> None:
         self.block = block
@@ -229,20 +91,12 @@ class Study(Generic[B]):
         """Those of :meth:`tasks` whose zero-shot figures a reader wants."""
         return self.tasks(experiment, suite)
 
-    def cells(self, plan: Plan, regime: str, seed: int) -> Iterable[Cell[Record]]:
+    def cells(self, trial: "Trial") -> "Iterable[Cell[Record]]":
         """The cells of one regime and seed, in order of work; the tasks' vectors are there before them."""
         return ()
 
-    def model_cells(self, plan: Plan) -> Iterable[Cell[Record]]:
-        """The cells of a study of the model."""
-        return ()
-
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
-        """What ``results.json`` says of one regime and seed."""
-        return {}
-
-    def model_facts(self, results: Results) -> Plain:
-        """What ``results.json`` says beside the regimes."""
+        """What ``results.json`` says of one regime and seed, or of the model."""
         return {}
 
     def tables(self, results: Results) -> Iterable[Table]:
@@ -252,12 +106,3 @@ class Study(Generic[B]):
     def drawings(self, results: Results) -> Iterable[Drawing]:
         """The figures that the results fill."""
         return ()
-
-
-def recipe(settings: TrainSettings) -> dict[str, Any]:
-    """What decides a training, for the key of a cell.
-
-    A setting younger than runs that are on record is left out at its default, so that they keep their keys.
-    """
-    young = {"decay_towards"} if settings.decay_towards == "zero" else set[str]()
-    return settings.model_dump(exclude={"validations", *young})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from taskvec.errors import CorruptFile, InputError, OutputExists
-from taskvec.runs.store import Store
+from taskvec.studies.store import Store
 
 
 def test_a_cell_is_computed_once_and_survives_the_process(tmp_path: Path) -> None:

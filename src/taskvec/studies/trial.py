@@ -1,0 +1,221 @@
+"""Cells, and what they work with: the model and its tasks, stored vectors, finished results."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from taskvec.evaluation.evaluator import Evaluator
+from taskvec.evaluation.metrics import absolute
+from taskvec.evaluation.points import Points
+from taskvec.models.loading import load_backbone
+from taskvec.progress import Watch
+from taskvec.studies.experiment import Experiment
+from taskvec.studies.record import Plain, R, Record
+from taskvec.studies.store import Store, key_of
+from taskvec.tasks.suite import Suite
+from taskvec.training.finetune import finetune
+from taskvec.training.settings import TrainSettings
+from taskvec.vectors import TaskVector
+from taskvec.weights.staging import check_space
+
+R_co = TypeVar("R_co", bound=Record, covariant=True)
+
+
+@dataclass(frozen=True)
+class Cell(Generic[R_co]):
+    """A job whose result is stored and never computed twice.
+
+    Args:
+        kind: of its result.
+        label: names it in progress messages.
+        inputs: everything that decides the result; with ``kind.cell`` the key.
+        compute: the job; it may be pickled, so a function of a module, or a ``partial`` of one.
+    """
+
+    kind: type[R_co]
+    label: str
+    inputs: Plain
+    compute: "Callable[[Trial], Plain]"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment whose model and data are there.
+
+    Args:
+        model: the base model's fingerprint.
+        digests: fingerprint of every task that is trained or measured.
+        compared: tasks whose zero-shot figures a reader wants.
+    """
+
+    experiment: Experiment
+    suite: Suite
+    model: str
+    digests: Mapping[str, str]
+    compared: Sequence[str]
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """The tasks whose vectors are studied."""
+        return self.experiment.task_names(self.suite)
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        """The inputs of every cell."""
+        return {
+            "model": self.model,
+            "limits": {str(split): limit for split, limit in self.experiment.limits.items()},
+            "precision": TrainSettings.parse("training", self.experiment.training).precision,
+        }
+
+    def fingerprints(self, tasks: Iterable[str]) -> dict[str, str]:
+        """By task."""
+        return {task: self.digests[task] for task in tasks}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A plan at work in a run folder; its model is loaded when a result is first missing."""
+
+    plan: Plan
+    store: Store
+    watch: Watch
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The experiment's model and tasks. Raises: InputError."""
+        experiment = self.plan.experiment
+        return Evaluator(
+            load_backbone(experiment.model),
+            [self.plan.suite.task(name) for name in self.plan.digests],
+            limits=self.plan.evaluation["limits"],
+            batch_size=experiment.evaluation_batch,
+            precision=self.plan.evaluation["precision"],
+        )
+
+
+class Trial:
+    """One regime of an experiment at one seed: what its cells say of themselves, and what they work with."""
+
+    def __init__(self, lab: Lab, regime: str, seed: int) -> None:
+        self.lab, self.regime, self.seed = lab, regime, seed
+        self.plan, self.experiment, self.tasks = lab.plan, lab.plan.experiment, lab.plan.tasks
+        self.space = self.experiment.space(regime)
+
+    def cell(
+        self, kind: type[R], compute: "Callable[[Trial], Plain]", tasks: Sequence[str], **inputs: object
+    ) -> Cell[R]:
+        """A cell about vectors of the regime, with what decides its result beside ``inputs``."""
+        decisive = {
+            **self.plan.evaluation,
+            "regime": self.regime,
+            "training": recipe(self.experiment.settings(self.regime, self.seed)),
+            "tasks": self.plan.fingerprints(tasks),
+            **inputs,
+        }
+        return Cell(kind, f"{self.regime} {'+'.join(tasks)}", decisive, compute)
+
+    def stored(self, cell: Cell[R]) -> Plain:
+        """The cell's result as stored, computed if it is not on record."""
+        name, store = cell.kind.cell, self.lab.store
+        known = store.has(name, cell.inputs)
+        result = store.result(name, cell.inputs, lambda: cell.compute(self))
+        if not known:
+            self.lab.watch(f"{name.replace('_', '-')} {cell.label}", 1, 1)
+        return result
+
+    def result(self, cell: Cell[R]) -> R:
+        """The same as a record."""
+        return cell.kind.model_validate(self.stored(cell))
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """The experiment's model and tasks."""
+        return self.lab.evaluator
+
+    @cached_property
+    def vectors(self) -> dict[str, TaskVector]:
+        """The vector of each task that is studied, trained if it is not there."""
+        return {task: self.vector(task) for task in self.tasks}
+
+    @cached_property
+    def points(self) -> Points:
+        """Edits by these vectors, in the regime's space."""
+        return self.points_of(self.vectors)
+
+    def points_of(self, vectors: Mapping[str, TaskVector]) -> Points:
+        """Edits by other vectors, in the regime's space."""
+        return self.evaluator.points(vectors, space=self.space)
+
+    def vector(self, *tasks: str, ascend: bool = False) -> TaskVector:
+        """The vector trained on tasks together; of a post-hoc regime, the one that it evaluates."""
+        trained = self.experiment.trained(self.regime)
+        if trained != self.regime:
+            return Trial(self.lab, trained, self.seed).vector(*tasks, ascend=ascend)
+
+        def validate(vector: TaskVector) -> dict[str, float]:
+            point = self.points_of({"tau": vector}).at({"tau": 1.0})
+            return {"validation": absolute(self.evaluator.values(point, tasks, "validation"))}
+
+        def compute(checkpoint: Path) -> TaskVector:
+            return finetune(
+                self.evaluator.backbone,
+                [self.evaluator.part(task) for task in tasks],
+                regime=self.regime,
+                settings=self.experiment.settings(self.regime, self.seed),
+                ascend=ascend,
+                checkpoint=checkpoint,
+                validate=validate,
+                watch=self.lab.watch,
+            )
+
+        name, more = "+".join(tasks), {"ascend": True} if ascend else {}
+        return self.train(f"ascent-{name}" if ascend else name, compute, tasks, **more)
+
+    def train(
+        self, name: str, compute: Callable[[Path], TaskVector], tasks: Sequence[str], **inputs: object
+    ) -> TaskVector:
+        """The stored vector of these inputs, else what ``compute`` returns, given a path for checkpoints."""
+        store, decisive = (
+            self.lab.store,
+            {
+                "model": self.plan.model,
+                "train_limit": self.experiment.limits.get("train"),
+                "tasks": self.plan.fingerprints(tasks),
+                "regime": self.regime,
+                "settings": recipe(self.experiment.settings(self.regime, self.seed)),
+                **inputs,
+            },
+        )
+        key = key_of("vector", decisive)
+        name = name if len(name.encode()) <= 200 else "many"  # the key tells them apart
+        home = store.folder / "vectors" / f"seed{self.seed}" / _folder(self.regime)
+        path = home / f"{name}-{key[:8]}.safetensors"
+
+        def make() -> dict[str, str]:
+            check_space(path, sum(value.nbytes for value in self.evaluator.pretrained.values()))
+            home.mkdir(parents=True, exist_ok=True)
+            compute(store.folder / "partial" / f"{name}-{key[:8]}.pt").save(path, force=True)
+            return {"file": str(path.relative_to(store.folder))}
+
+        if store.has("vector", decisive) and not path.exists():
+            make()  # the record outlived its file; training is deterministic, so the record still holds
+        store.result("vector", decisive, make)
+        return TaskVector.load(path)
+
+
+def recipe(settings: TrainSettings) -> dict[str, Any]:
+    """What decides a training, for the key of a cell.
+
+    A setting younger than runs that are on record is left out at its default, so that they keep their keys.
+    """
+    young = {"decay_towards"} if settings.decay_towards == "zero" else set[str]()
+    return settings.model_dump(exclude={"validations", *young})
+
+
+def _folder(regime: str) -> str:
+    """The regime as the name of a folder, which a pattern may be none of."""
+    return regime if re.fullmatch(r"[\w-]+", regime) else f"pattern-{key_of('regime', {'name': regime})[:8]}"
