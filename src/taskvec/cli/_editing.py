@@ -5,8 +5,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -36,14 +35,6 @@ Memory = Annotated[
         "more is refused; without the option it may take more than 512MB, which a note says.",
     ),
 ]
-DryRun = Annotated[bool, Parameter(negative=(), help="Check everything, print the plan, write nothing.")]
-Resume = Annotated[
-    bool,
-    Parameter(
-        negative=(),
-        help="Keep the finished shards of a run that was interrupted, if it was writing the same.",
-    ),
-]
 
 
 def _above_zero(_: object, size: float | None) -> None:
@@ -57,9 +48,7 @@ ShardSize = Annotated[
 ]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 Vectors = Annotated[tuple[str, ...], Parameter(name=["--vector", "-v"], negative=())]
-Expression = Annotated[str | None, Parameter(name=["--expression", "-e"], allow_leading_hyphen=True)]
 AllowOther = Annotated[bool, Parameter(name="--allow-other-base", negative=())]
-Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
 
 def parse_size(text: str, option: str) -> float:
@@ -92,11 +81,6 @@ def bound(memory: str | None, needs: Iterable[tuple[str, int]]) -> float:
     return size
 
 
-def needs_of(weights: "Weights") -> Iterable[tuple[str, int]]:
-    """The bytes that it takes to compute each tensor."""
-    return ((name, weights.working_bytes(name)) for name in weights)
-
-
 def _rounded_up(size: int) -> str:
     """``3.2GB``, which ``parse_size`` understands."""
     return f"{math.ceil(size / 1e8) / 10:g}GB" if size >= 1e9 else f"{math.ceil(size / 1e6)}MB"
@@ -109,23 +93,6 @@ def workers(weights: "Weights") -> int:
 
     size = sum(weights.spec(name).nbytes + _TENSOR for name in weights)
     return min(16, torch.get_num_threads()) if size >= _SHARED and sys.platform == "linux" else 1
-
-
-def facts_of(path: Path, weights: "Weights", begun: float, **said: object) -> dict[str, object]:
-    """What is to be printed of an edited model; ``begun``, by ``perf_counter``, is when writing began."""
-    from taskvec.edits.outcome import summarize_change
-    from taskvec.edits.plan import count_edited
-
-    edited = count_edited(weights)
-    return {
-        "path": str(path),
-        **said,
-        "edited tensors": edited,
-        "copied tensors": len(weights) - edited,
-        **summarize_change(weights.changes),
-        "bytes": sum(weights.spec(name).nbytes for name in weights),
-        "seconds": round(perf_counter() - begun, 3),
-    }
 
 
 def open_model(ref: str) -> "Weights":
@@ -156,13 +123,8 @@ def check_vectors(vectors: "Mapping[str, TaskVector]", output: Path) -> list[str
     return [f"{name}: {describe_copy(first)}" for first, name in find_copies(held)]
 
 
-def load_vectors(
-    pairs: Sequence[str], base: "Weights | None" = None, *, allow_other_base: bool = False
-) -> dict[str, "TaskVector"]:
+def load_vectors(pairs: Sequence[str]) -> dict[str, "TaskVector"]:
     """The vectors of ``name=PATH`` arguments.
-
-    Those that record no base, LoRA adapters, are taken to be vectors of ``base`` if one is given; with
-    ``allow_other_base`` the others are as well.
 
     Raises: InputError for no vector, a name that no expression could hold, or the same vector twice.
     """
@@ -176,12 +138,7 @@ def load_vectors(
             raise InputError(f"--vector: the name {name!r} is not one word of letters, digits and _")
     loaded = {name: TaskVector.load(path) for name, path in paths.items()}
     _check_distinct(loaded, paths)
-    if base is None:
-        return loaded
-    return {
-        name: vector.with_base(base) if allow_other_base or vector.base.unbound else vector
-        for name, vector in loaded.items()
-    }
+    return loaded
 
 
 def _check_distinct(vectors: Mapping[str, "TaskVector"], paths: Mapping[str, str]) -> None:

@@ -4,25 +4,33 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from taskvec.cli._common import print_facts, print_json, print_table, say, watching
-from taskvec.cli._editing import bound, facts_of, needs_of, workers
+from taskvec.cli._editing import workers
+from taskvec.cli._writing import Writing
 
 if TYPE_CHECKING:
     from taskvec.edits.merge import Merge
 
+DryRun = Annotated[bool, Parameter(negative=(), help="Check everything, print the plan, write nothing.")]
+Resume = Annotated[
+    bool,
+    Parameter(
+        negative=(),
+        help="Keep the finished shards of a run that was interrupted, if it was writing the same.",
+    ),
+]
+
 
 def write(
     made: "Merge",
-    output: Path,
+    writing: Writing,
     *,
     dry_run: bool,
-    memory: str | None,
     resume: bool,
-    force: bool,
-    json: bool,
-    quiet: bool,
     facts: Mapping[str, object] | None = None,
     footnote: str = "",
 ) -> None:
@@ -37,28 +45,46 @@ def write(
     from taskvec.edits.outcome import note_identity
     from taskvec.weights.staging import check_target
 
+    output, force = writing.output, writing.force
     check_outside(output, made.inputs.values())
     check_target(output, force=force or resume, inputs=(*made.weights.files, *made.like.files))
     say(made.notes)
-    size = bound(memory, needs_of(made.weights))
+    memory = writing.bound((name, made.weights.working_bytes(name)) for name in made.weights)
     if dry_run:
-        _show_plan(made, output, memory=size, force=force, json=json)
+        _show_plan(made, writing, memory)
         return
     begun = perf_counter()
-    with watching(quiet) as watch:
+    with watching(writing.quiet) as watch:
         processes = workers(made.weights)
-        save_merge(made, output, force=force, memory=size, processes=processes, resume=resume, watch=watch)
+        save_merge(made, output, force=force, memory=memory, processes=processes, resume=resume, watch=watch)
     say(note_identity(made.weights, made.inputs))
-    said = facts_of(output, made.weights, begun, **(facts or {}))
-    print_facts("edited model", said, json=json, note=footnote)
+    print_facts("edited model", _facts(made, output, begun, facts or {}), json=writing.json, note=footnote)
 
 
-def _show_plan(made: "Merge", output: Path, *, memory: float, force: bool, json: bool) -> None:
+def _facts(made: "Merge", output: Path, begun: float, more: Mapping[str, object]) -> dict[str, object]:
+    """What is printed of an edited model; ``begun``, by ``perf_counter``, is when writing began."""
+    from taskvec.edits.outcome import summarize_change
+    from taskvec.edits.plan import count_edited
+
+    weights = made.weights
+    edited = count_edited(weights)
+    return {
+        "path": str(output),
+        **more,
+        "edited tensors": edited,
+        "copied tensors": len(weights) - edited,
+        **summarize_change(weights.changes),
+        "bytes": sum(weights.spec(name).nbytes for name in weights),
+        "seconds": round(perf_counter() - begun, 3),
+    }
+
+
+def _show_plan(made: "Merge", writing: Writing, memory: float) -> None:
     from taskvec.edits.plan import make_plan
 
-    expected = make_plan(made, output, memory=memory, force=force)
-    if json:
-        print_json({"path": str(output), **asdict(expected)})
+    expected = make_plan(made, writing.output, memory=memory, force=writing.force)
+    if writing.json:
+        print_json({"path": str(writing.output), **asdict(expected)})
         return
     again = f", {expected.passes} times over" if expected.passes > 1 else ""
     work = "read, computing comes on top" if expected.ahead else "read and compute"
@@ -72,7 +98,7 @@ def _show_plan(made: "Merge", output: Path, *, memory: float, force: bool, json:
         ("memory", f"about {_size(expected.memory)} for blocks at work"),
         ("time", f"{_duration(expected.seconds)} to {work}, estimated from a sample"),
     ]
-    print_table(None, ["plan", str(output)], rows, "Nothing was written.")
+    print_table(None, ["plan", str(writing.output)], rows, "Nothing was written.")
 
 
 def _size(count: float) -> str:

@@ -1,24 +1,14 @@
 """``taskvec apply``."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Force, Json, Quiet, assignments
-from taskvec.cli._editing import (
-    AllowOther,
-    DryRun,
-    Expression,
-    Memory,
-    Output,
-    Resume,
-    ShardSize,
-    Vectors,
-    known_ref,
-    load_vectors,
-)
-from taskvec.cli._merging import write
+from taskvec.cli._common import assignments, flattened
+from taskvec.cli._editing import AllowOther, Vectors, known_ref, load_vectors
+from taskvec.cli._merging import DryRun, Resume, write
+from taskvec.cli._writing import Writing
 from taskvec.errors import InputError
 
 _TANGENT = (
@@ -26,7 +16,7 @@ _TANGENT = (
     "`taskvec eval --space tangent` evaluates the edit in tangent space."
 )
 
-Stats = Annotated[tuple[str, ...], Parameter(name="--stats", negative=())]
+Pairs = tuple[str, ...]
 
 
 def apply(
@@ -34,28 +24,26 @@ def apply(
     /,
     *,
     vector: Vectors,
-    output: Output,
-    expression: Expression = None,
+    expression: Annotated[
+        str | None, Parameter(name=["--expression", "-e"], allow_leading_hyphen=True)
+    ] = None,
     rule: str | None = None,
-    param: Annotated[tuple[str, ...], Parameter(name=["--param", "-p"], negative=())] = (),
-    stats: Stats = (),
+    param: Annotated[Pairs, Parameter(name=["--param", "-p"], negative=())] = (),
+    stats: Annotated[Pairs, Parameter(negative=())] = (),
     scale: float = 1.0,
     allow_other_base: AllowOther = False,
-    allow_nonfinite: Annotated[bool, Parameter(name="--allow-nonfinite", negative=())] = False,
-    max_shard_gb: ShardSize = 5.0,
+    allow_nonfinite: Annotated[bool, Parameter(negative=())] = False,
     precision: Literal["float32", "float64"] = "float32",
-    memory: Memory = None,
     dry_run: DryRun = False,
     resume: Resume = False,
-    force: Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
+    writing: Annotated[Writing, flattened()],
 ) -> None:
     """Write the model that a base and task vectors make.
 
     Examples: `taskvec apply BASE -v a=A -v b=B -e "0.4*a + 0.4*b" -o OUT`, forgetting with
     `taskvec apply BASE -v toxic=A -e "-0.5*toxic" -o OUT`, and a rule with
-    `taskvec apply BASE -v a=A -v b=B --rule ties --param keep=0.2 --scale 0.5 -o OUT`.
+    `taskvec apply BASE -v a=A -v b=B --rule ties --param keep=0.2 --scale 0.5 -o OUT`. A folder also gets the
+    config and tokenizer files of BASE.
 
     Parameters
     ----------
@@ -63,8 +51,6 @@ def apply(
         The weights that the vectors were taken from: a folder, a file, a hub id, a known name.
     vector
         `name=PATH` of a task vector or a LoRA adapter, once for each.
-    output
-        A folder, which also gets the config and tokenizer files of BASE, or a .safetensors file.
     expression
         A linear expression over the names, with + - * / and parentheses. One vector needs none.
     rule
@@ -88,44 +74,29 @@ def apply(
 
     loaded = load_vectors(vector)  # which refuses, in words of the option, what no recipe could hold
     _check_options(loaded, expression, rule, param, stats)
-    recipe = Recipe.parse(
-        "",
-        {
-            "base": base,
-            "vectors": assignments(vector, "--vector"),
-            "expression": expression,
-            "rule": rule,
-            "parameters": _parameters(param),
-            "statistics": _statistics(stats, loaded),
-            "scale": scale,
-            "precision": precision,
-            "max_shard_gb": max_shard_gb,
-            "allow_other_base": allow_other_base,
-            "allow_nonfinite": allow_nonfinite,
-        },
-    )
-    tangent = [name for name, vector in loaded.items() if vector.info.space == "tangent"]
+    fields = {
+        "base": base,
+        "vectors": assignments(vector, "--vector"),
+        "expression": expression,
+        "rule": rule,
+        "parameters": _parameters(param),
+        "statistics": _statistics(stats, loaded),
+        "scale": scale,
+        "precision": precision,
+        "max_shard_gb": writing.max_shard_gb,
+        "allow_other_base": allow_other_base,
+        "allow_nonfinite": allow_nonfinite,
+    }
+    made = build(Recipe.parse("", fields), known=known_ref)
     edit = expression or (f"{rule}({', '.join(loaded)})" if rule else next(iter(loaded)))
-    write(
-        build(recipe, known=known_ref),
-        output,
-        dry_run=dry_run,
-        memory=memory,
-        resume=resume,
-        force=force,
-        json=json,
-        quiet=quiet,
-        facts={"edit": edit, "scale": scale},
-        footnote=_TANGENT.format(", ".join(tangent)) if tangent else "",
-    )
+    tangent = ", ".join(name for name, vector in loaded.items() if vector.info.space == "tangent")
+    footnote = _TANGENT.format(tangent) if tangent else ""
+    facts = {"edit": edit, "scale": scale}
+    write(made, writing, dry_run=dry_run, resume=resume, facts=facts, footnote=footnote)
 
 
 def _check_options(
-    names: Iterable[str],
-    expression: str | None,
-    rule: str | None,
-    param: tuple[str, ...],
-    stats: tuple[str, ...],
+    names: Collection[str], expression: str | None, rule: str | None, param: Pairs, stats: Pairs
 ) -> None:
     """What the options say together.
 
@@ -133,7 +104,6 @@ def _check_options(
     """
     from taskvec.vectors.expression import names_in
 
-    names = list(names)
     if expression is not None and rule is not None:
         raise InputError("--rule: given together with --expression, expected one of them")
     for option, given in (("--param", param), ("--stats", stats)):
@@ -147,9 +117,9 @@ def _check_options(
         raise InputError(f"--vector: {unused[0]!r} is not in the expression {expression!r}; leave it out")
 
 
-def _statistics(pairs: tuple[str, ...], vectors: Iterable[str]) -> dict[str, str]:
+def _statistics(pairs: Pairs, names: Collection[str]) -> dict[str, str]:
     """The statistics of each vector."""
-    paths, names = assignments(pairs, "--stats"), list(vectors)
+    paths = assignments(pairs, "--stats")
     for name in [*paths, *names] if paths else []:
         if name not in names or name not in paths:
             known = "no statistics, expected some for each vector" if name in names else "no such vector"
@@ -157,7 +127,7 @@ def _statistics(pairs: tuple[str, ...], vectors: Iterable[str]) -> dict[str, str
     return paths
 
 
-def _parameters(pairs: tuple[str, ...]) -> dict[str, Any]:
+def _parameters(pairs: Pairs) -> dict[str, Any]:
     from taskvec.config import parse_yaml
 
     given = assignments(pairs, "--param")

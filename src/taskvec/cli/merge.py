@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from taskvec.cli._common import Force, Json, Quiet, print_json
-from taskvec.cli._editing import DryRun, Memory, Resume, ShardSize, known_ref
-from taskvec.cli._merging import write
+from taskvec.cli._editing import Memory, ShardSize, known_ref
+from taskvec.cli._merging import DryRun, Resume, write
+from taskvec.cli._writing import Writing
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,8 +68,9 @@ def merge(
         missing = "RECIPE" if recipe is None else "--output (-o)"
         raise InputError(f"{missing}: missing, expected taskvec merge RECIPE.yaml -o OUT")
     check_target(output, force=force or resume, inputs=[recipe.resolve()])
-    made = _opened(recipe, {"scale": scale, "vocab": vocab}, max_shard_gb, allow_nonfinite)
-    write(made, output, dry_run=dry_run, memory=memory, resume=resume, force=force, json=json, quiet=quiet)
+    made = _open(recipe, {"scale": scale, "vocab": vocab}, max_shard_gb, allow_nonfinite)
+    writing = Writing(output=output, memory=memory, force=force, json=json, quiet=quiet)
+    write(made, writing, dry_run=dry_run, resume=resume)
 
 
 def _print_schema() -> None:
@@ -77,12 +79,11 @@ def _print_schema() -> None:
     print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()})
 
 
-def _opened(
+def _open(
     path: Path, instead: Mapping[str, object], max_shard_gb: float | None, allow_nonfinite: bool
 ) -> "Merge":
     from taskvec.edits.opening import open_recipe
 
     made = open_recipe(path, known=known_ref, **instead)
-    if max_shard_gb is not None:
-        made = replace(made, max_shard_size=max_shard_gb * 1e9)
-    return replace(made, allow_nonfinite=made.allow_nonfinite or allow_nonfinite)
+    size = made.max_shard_size if max_shard_gb is None else max_shard_gb * 1e9
+    return replace(made, max_shard_size=size, allow_nonfinite=made.allow_nonfinite or allow_nonfinite)
