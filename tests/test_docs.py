@@ -38,6 +38,26 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, made from its headings as web pages of Markdown make them."""
+    lines = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in lines}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_headings_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
+    assert [
+        link for link in links if link[1] not in headings(page.parent / link[0] if link[0] else page)
+    ] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_import_shown_works(page: Path) -> None:
+    for statement in re.findall(r"^from taskvec[\w.]* import .*$", page.read_text(), re.MULTILINE):
+        exec(statement, {})
+
+
 def test_the_readme_counts_the_rules() -> None:
     counts = re.findall(r"(\d+) rules", (ROOT / "README.md").read_text())
     assert set(counts) == {str(len(RULES))}
