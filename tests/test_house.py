@@ -25,7 +25,7 @@ ABOVE = {"evaluation", "studies", "runs"}
 MAY_IMPORT: dict[str, set[str]] = {
     "weights": set(),
     "rules": set(),
-    "models": set(),
+    "models": {"weights"},  # only to open checkpoints, as everything else does
     "tangent": set(),
     "vectors": {"weights", "rules"},
     "edits": {"weights", "rules", "vectors"},

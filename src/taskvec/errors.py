@@ -1,6 +1,8 @@
 """What can go wrong, in one line each, with the exit code that the command line gives it."""
 
 from collections.abc import Sized
+from importlib import import_module
+from typing import Any
 
 
 def and_more(names: Sized) -> str:
@@ -66,3 +68,14 @@ class DiskFull(InputError):
 
 class MissingExtra(InputError):
     """An optional dependency is not installed; the message holds the command that installs it."""
+
+
+def optional(module: str, otherwise: str) -> Any:
+    """A module of a package that may not be installed.
+
+    Raises: MissingExtra, in the words of ``otherwise``.
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        raise MissingExtra(otherwise) from None

@@ -1,32 +1,23 @@
 """Checkpoint folders in the transformers layout, local or on the hub."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from taskvec.errors import CorruptFile, InputError, MissingExtra
-from taskvec.pickles import load_pickle
-from taskvec.reading import check_regular, inside, is_folder, kind_of, read_json, read_mapping, shortened
+from taskvec.errors import CorruptFile, InputError, optional
+from taskvec.reading import is_folder, kind_of, read_json, read_mapping, shortened
+from taskvec.weights import open_weights
 
 EDITING = "taskvec diff, apply and merge edit any checkpoint without running it"
 
 _PREFIX, _SUFFIX = "MODEL_FOR_", "_MAPPING_NAMES"
 _SENSES = ("IMAGE", "VIDEO", "VIS", "AUDIO", "SPEECH", "WAVEFORM", "SPECTROGRAM", "MULTIMODAL")
 """In the names of transformers' tables: of models that need more than text, or give more."""
-
-_WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-"""In the order in which transformers looks for them."""
 
 _WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
@@ -47,13 +38,8 @@ _VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.spm", "*.tiktoken", 
 
 def transformers() -> Any:
     """The package, or the command that installs it."""
-    try:
-        import transformers as package
-    except ImportError:
-        raise MissingExtra(
-            "transformers is not installed, needed to load models; pip install 'taskvec[hf]'"
-        ) from None
-    return package
+    missing = "transformers is not installed, needed to load models; pip install 'taskvec[hf]'"
+    return optional("transformers", missing)
 
 
 def config_file(ref: str) -> Path:
@@ -70,11 +56,10 @@ def config_file(ref: str) -> Path:
     from transformers.utils.hub import cached_file
 
     try:
-        found = cached_file(**located(ref), filename="config.json")
+        return Path(str(cached_file(**located(ref), filename="config.json")))
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{ref}: not a folder, and the hub did not give it ({reason})") from None
-    return Path(str(found))
+        line = str(error).splitlines()[0]
+        raise InputError(f"{ref}: not a folder, and the hub did not give it ({line})") from None
 
 
 def _instead(folder: Path) -> str:
@@ -93,12 +78,12 @@ def model_type(path: Path) -> str:
     """
     wanted = "expected a model's configuration with its 'model_type'"
     try:
-        found = read_mapping(path).get("model_type")
+        stated = read_mapping(path).get("model_type")
     except CorruptFile as error:
         raise CorruptFile(f"{error}; {wanted}") from None
-    if not isinstance(found, str) or not found:
-        raise InputError(f"{path}: 'model_type' is {kind_of(found)}, a name is needed; {wanted}")
-    return found
+    if not isinstance(stated, str) or not stated:
+        raise InputError(f"{path}: 'model_type' is {kind_of(stated)}, a name is needed; {wanted}")
+    return stated
 
 
 def reads_text(kind: str) -> bool:
@@ -159,12 +144,12 @@ def load_network(kind: Any, ref: str) -> Any:
     except Exception as error:  # what does not fit surfaces as any of a dozen types
         where = Path(ref) / "config.json" if is_folder(ref) else ref
         raise InputError(
-            f"{where}: does not describe a model that can be built ({_reason(error)}); take the config.json "
+            f"{where}: does not describe a model that can be built ({reason(error)}); take the config.json "
             "that belongs to the weights"
         ) from None
-    for name, found, expected in sorted(report["mismatched_keys"]):
+    for name, stored, expected in sorted(report["mismatched_keys"]):
         raise InputError(
-            f"{ref}: {name!r} has shape {tuple(found)} in the weights and {tuple(expected)} by config.json; "
+            f"{ref}: {name!r} has shape {tuple(stored)} in the weights and {tuple(expected)} by config.json; "
             "take the config.json that belongs to the weights"
         )
     return network
@@ -177,7 +162,7 @@ def _check_layers(folder: Path, tensors: int) -> None:
     """
     config = read_mapping(folder / "config.json")
     inner = (config.get(part) for part in ("text_config", "vision_config"))
-    for part in (config, *(found for found in inner if isinstance(found, dict))):
+    for part in (config, *(part for part in inner if isinstance(part, dict))):
         for key, value in part.items():
             if _LAYERS.search(key) and isinstance(value, int) and value > max(tensors, _SHARED):
                 raise InputError(
@@ -237,13 +222,13 @@ def load_tokenizer(ref: str, folder: Path, rows: int) -> Any:
 
 def _blame_tokenizer(folder: Path, error: Exception) -> NoReturn:
     """Name the file because of which there is no tokenizer."""
-    found = sorted({path.name for pattern in _VOCABULARIES for path in folder.glob(pattern)})
+    present = sorted({path.name for pattern in _VOCABULARIES for path in folder.glob(pattern)})
     for path in sorted({*folder.glob("*token*.json"), *folder.glob("vocab.json")}):
         read_json(path)
-    if not found:
+    if not present:
         raise InputError(_no_tokenizer(folder, ("tokenizer.json", "vocab.txt"))) from None
     raise InputError(
-        f"{folder}: {', '.join(found)} make no tokenizer ({_reason(error)}); take the files that belong to "
+        f"{folder}: {', '.join(present)} make no tokenizer ({reason(error)}); take the files that belong to "
         "the weights"
     ) from None
 
@@ -264,10 +249,10 @@ def _from_pretrained(kind: Any, ref: str, **options: Any) -> Any:
         return kind.from_pretrained(where, **place, **options, trust_remote_code=False)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What went wrong, from another library's message, which may be a page."""
-    said = shortened(" ".join(str(error).split()), 160)
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    message = shortened(" ".join(str(error).split()), 160)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 @contextmanager
@@ -290,36 +275,8 @@ def tensor_names(folder: Path) -> list[str]:
 
     Raises: InputError, CorruptFile, UnsafeFile naming the file that is missing or damaged.
     """
-    for name in _WEIGHTS:
-        if (folder / name).is_file():
-            return _shards_names(folder / name) if name.endswith(".json") else _names_in(folder / name)
-    raise InputError(f"{folder}: no model.safetensors or pytorch_model.bin in the folder")
-
-
-def _shards_names(index: Path) -> list[str]:
-    """The names in an index; every file that it names is opened."""
-    found = read_mapping(index).get("weight_map")
-    if not isinstance(found, dict):
-        raise CorruptFile(f"{index}: no 'weight_map' of names and files; download or write it again")
-    for shard in sorted({str(file) for file in found.values()}):
-        _names_in(inside(index.parent, shard, index))
-    return list(found)
-
-
-def _names_in(path: Path) -> list[str]:
-    if path.suffix != ".safetensors":
-        state = load_pickle(path)
-        if not isinstance(state, Mapping):
-            raise InputError(
-                f"{path}: holds {type(state).__name__}, expected a state dict: names and tensors"
-            )
-        return list(map(str, state))
-    check_regular(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except SafetensorError as error:
-        raise CorruptFile(f"{path}: damaged ({_reason(error)}); download or write it again") from None
+    with open_weights(folder) as weights:
+        return [*weights, *weights.tied]
 
 
 def rows_of(embedding: nn.Module | None) -> int:

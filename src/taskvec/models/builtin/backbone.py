@@ -7,8 +7,6 @@ from typing import Annotated, Any, Self
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from taskvec.config import Config
@@ -23,7 +21,8 @@ from taskvec.models.builtin.network import (
     pixels,
     word_numbers,
 )
-from taskvec.reading import check_regular, printable, read_mapping
+from taskvec.reading import printable, read_mapping
+from taskvec.weights import open_weights
 
 FOLDER = Path(__file__).parent / "model"
 """The checkpoint that comes with the package: config.json and model.safetensors."""
@@ -84,14 +83,12 @@ def load(ref: str | Path) -> BuiltinBackbone:
     folder = Path(ref)
     try:
         config = _read_config(folder)
-        file = folder / "model.safetensors"
-        check_regular(file)
         # Without memory of its own: what a configuration asks for is had once the weights have it.
         with torch.device("meta"):
             network = DualEncoder(len(config.vocabulary), Shape(**dict(config.shape)))
-        halves = load_file(file)
-        network.load_state_dict({name: half.float() for name, half in halves.items()}, assign=True)
-    except (InputError, OSError, RuntimeError, SafetensorError) as error:
+        with open_weights(folder / "model.safetensors") as halves:
+            network.load_state_dict({name: half.float() for name, half in halves.items()}, assign=True)
+    except (InputError, OSError, RuntimeError) as error:
         reason = printable(next(iter(str(error).splitlines()), type(error).__name__))
         raise CorruptFile(
             f"{folder}: not a built-in model ({reason}); expected config.json and its weights"

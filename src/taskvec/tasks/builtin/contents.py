@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
-from taskvec.errors import InputError, MissingExtra
+from taskvec.errors import InputError, optional
 
 SIDE = 64
 _LARGE = 4 * SIDE
@@ -58,13 +58,8 @@ SHAPES = (
 
 @cache
 def _font_folder() -> Path:
-    try:
-        import matplotlib
-    except ImportError as missing:
-        raise MissingExtra(
-            "built-in world: matplotlib is not installed, expected for fonts; pip install 'taskvec[plots]'"
-        ) from missing
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    missing = "built-in world: matplotlib is not installed, expected for fonts; pip install 'taskvec[plots]'"
+    return Path(optional("matplotlib", missing).get_data_path()) / "fonts" / "ttf"
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from taskvec.errors import InputError, MissingExtra
+from taskvec.errors import InputError, optional
 from taskvec.reading import check_inside, is_folder, open_file
 from taskvec.registry import nearest
 from taskvec.tasks.source import Rows, Source, SplitName, expanded, label_of, one_sentence, text_of
@@ -89,12 +89,8 @@ class Hub(Source):
         return self._tables[split]
 
     def _loaded(self, split: SplitName) -> Any:
-        try:
-            import datasets
-        except ImportError:
-            raise MissingExtra(
-                f"{self.id}: the package datasets is not installed; pip install 'taskvec[data]'"
-            ) from None
+        missing = f"{self.id}: the package datasets is not installed; pip install 'taskvec[data]'"
+        datasets = optional("datasets", missing)
         strange = next(self._strange(), None)
         if strange is not None:
             raise InputError(f"{strange}: is no plain file, and reading it could wait forever; take it out")

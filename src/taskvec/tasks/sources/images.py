@@ -17,7 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import Field
 
-from taskvec.errors import InputError, MissingExtra
+from taskvec.errors import InputError, optional
 from taskvec.reading import is_folder, open_file, shortened
 from taskvec.tasks.source import Rows, Source, SplitName, chunks, most_unpacked, one_sentence
 
@@ -54,16 +54,12 @@ def decode(file: BinaryIO, where: str) -> Pixels:
 
     Raises: InputError for a file that is damaged, no picture, or larger than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
-    try:
-        from PIL import Image
-    except ImportError:
-        raise MissingExtra(
-            "pillow is not installed, needed to read images; pip install 'taskvec[data]'"
-        ) from None
+    missing = "pillow is not installed, needed to read images; pip install 'taskvec[data]'"
+    image_module = optional("PIL.Image", missing)
     with one_sentence(f"{where}: cannot be read as an image"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd tags, which nobody looks at
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(file, formats=FORMATS) as image:
+        warnings.simplefilter("error", image_module.DecompressionBombWarning)
+        with image_module.open(file, formats=FORMATS) as image:
             return rgb(image)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import xxhash
 from pydantic import Field, model_validator
 
-from taskvec.errors import InputError, MissingExtra
+from taskvec.errors import InputError, optional
 from taskvec.reading import open_file, parse_json, shown
 from taskvec.registry import nearest
 from taskvec.tasks.source import (
@@ -170,12 +170,8 @@ class Parquet(Table):
 
     def read(self, path: Path) -> Iterator[Row]:
         """The fields that make examples, a batch at a time."""
-        try:
-            from pyarrow import parquet
-        except ImportError:
-            raise MissingExtra(
-                "pyarrow is not installed, needed for parquet; pip install 'taskvec[data]'"
-            ) from None
+        missing = "pyarrow is not installed, needed for parquet; pip install 'taskvec[data]'"
+        parquet = optional("pyarrow.parquet", missing)
         left = most_unpacked(path.stat().st_size)
         with one_sentence(f"{path}: not a parquet file"), parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
