@@ -1,7 +1,7 @@
 """What every encoder offers to training and evaluation, whatever its modality."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
@@ -56,10 +56,6 @@ class Backbone(nn.Module, ABC):
         """Features (N, d) of a collated batch."""
 
     @abstractmethod
-    def prepare(self, inputs: Sequence[Any], max_length: int | None = None) -> Sequence[Any]:
-        """The part of collating that is done once for each input: texts are tokenised, images stay."""
-
-    @abstractmethod
     def stack(self, prepared: Sequence[Any]) -> dict[str, Tensor]:
         """One batch of prepared inputs, padded to the longest; the keyword arguments of ``forward``."""
 
@@ -70,6 +66,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def example(self) -> dict[str, Tensor]:
         """The smallest batch that reaches every parameter the features depend on."""
+
+    def prepare(self, inputs: Sequence[Any], max_length: int | None = None) -> Sequence[Any]:
+        """The part of collating that is done once for each input: texts are tokenised, images stay."""
+        return inputs
 
     def size(self, prepared: Any) -> int:
         """What a prepared input costs, relative to others: its tokens; equal for images."""
@@ -98,21 +98,21 @@ class Backbone(nn.Module, ABC):
         try:
             reached = _reached(self)
         except Exception as error:  # whatever a network can raise that does not fit its inputs
-            said = shortened(" ".join(str(error).split()), 160)
+            message = shortened(" ".join(str(error).split()), 160)
             raise InputError(
-                f"{self.ref}: the model fails on its smallest input ({type(error).__name__}: {said}); do "
+                f"{self.ref}: the model fails on its smallest input ({type(error).__name__}: {message}); do "
                 "configuration, weights and tokenizer belong together?"
             ) from error
         if self._checkpoint is None:
             return {name: name for name in reached}
-        found = {name: _stored_as(name, self._checkpoint) for name in reached}
-        missing = [name for name, stored in found.items() if stored is None]
+        stored = {name: _stored_as(name, self._checkpoint) for name in reached}
+        missing = [name for name, place in stored.items() if place is None]
         if missing:
             raise InputError(
                 f"{self.ref}: the checkpoint has no {missing[0]!r}{and_more(missing)}, which the model "
                 "needs; is the configuration of another model?"
             )
-        return {name: stored for name, stored in found.items() if stored is not None}
+        return {name: place for name, place in stored.items() if place is not None}
 
     @property
     def source(self) -> Any:
@@ -123,6 +123,11 @@ class Backbone(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.network.parameters()).device
+
+
+def in_batches(embed: Callable[[Sequence[str]], Tensor], texts: Sequence[str], size: int = 64) -> Tensor:
+    """What ``embed`` gives for so many texts at a time, one below the other."""
+    return torch.cat([embed(texts[start : start + size]) for start in range(0, len(texts), size)])
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from taskvec.errors import InputError
-from taskvec.models.backbone import Backbone, evaluating
+from taskvec.models.backbone import Backbone, evaluating, in_batches
 from taskvec.models.checkpoint import (
     config_file,
     load_network,
@@ -40,19 +40,19 @@ class Preprocessing:
         """From the processor's configuration in a checkpoint folder; CLIP's own without one."""
         for name in ("preprocessor_config.json", "processor_config.json"):
             if (folder / name).is_file():
-                found = read_mapping(folder / name)
-                own = found.get("image_processor", found)
-                return cls._from(own if isinstance(own, dict) else found, size, folder / name)
+                whole = read_mapping(folder / name)
+                part = whole.get("image_processor", whole)
+                return cls._from(part if isinstance(part, dict) else whole, size, folder / name)
         return cls(size, size)
 
     @classmethod
-    def _from(cls, found: Mapping[str, Any], size: int, path: Path) -> "Preprocessing":
+    def _from(cls, options: Mapping[str, Any], size: int, path: Path) -> "Preprocessing":
         try:
             return cls(
-                _edge(found.get("size", size)),
-                _edge(found.get("crop_size", size)),
-                _channels(found.get("image_mean", cls.mean)),
-                _channels(found.get("image_std", cls.deviation), above=0.0),
+                _edge(options.get("size", size)),
+                _edge(options.get("crop_size", size)),
+                _channels(options.get("image_mean", cls.mean)),
+                _channels(options.get("image_std", cls.deviation), above=0.0),
             )
         except ValueError as error:
             raise InputError(f"{path}: image preprocessing not understood ({error})") from None
@@ -120,10 +120,6 @@ class ClipBackbone(Backbone):
         embedded: Tensor = network.visual_projection(network.vision_model(pixel_values=pixels).pooler_output)
         return embedded
 
-    def prepare(self, inputs: Sequence[Any], max_length: int | None = None) -> Sequence[Any]:
-        """Images as they are: decoded and resized ones would not fit in memory."""
-        return inputs
-
     def stack(self, prepared: Sequence[Any]) -> dict[str, Tensor]:
         """Images (H, W, 3), uint8, of any sizes, as ``pixel_values`` (N, 3, S, S), uint8."""
         images = [torch.as_tensor(image) for image in prepared]
@@ -135,7 +131,7 @@ class ClipBackbone(Backbone):
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Projected text embeddings (P, d), in batches of 64."""
         with evaluating(self):
-            return torch.cat([self._texts(texts[start : start + 64]) for start in range(0, len(texts), 64)])
+            return in_batches(self._texts, texts)
 
     def _texts(self, texts: Sequence[str]) -> Tensor:
         network: Any = self.network

@@ -1,6 +1,5 @@
 """From a reference to a callable backbone."""
 
-import re
 from pathlib import Path
 
 from taskvec.arguments import checked
@@ -10,9 +9,7 @@ from taskvec.models.checkpoint import EDITING, config_file, model_type, purpose_
 from taskvec.models.known import LOADERS, MODELS, path_or_id
 from taskvec.reading import exists, is_folder, local_path
 from taskvec.registry import nearest
-
-# A revision becomes a path in the cache of the hub, so it has no steps upward.
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@(?!(.*/)?\.\.(/|$))[\w./-]+)?")
+from taskvec.weights.hub import is_reference
 
 
 @checked
@@ -31,8 +28,9 @@ def load_backbone(ref: str | Path) -> Backbone:
         name = str(place)
     elif exists(place):
         raise InputError(f"{ref}: a file, expected the folder of a checkpoint, with its config.json")
-    # A path into a folder that exists is a slip of the pen, not a wish to download.
-    elif not _HUB_ID.fullmatch(name) or exists(place.parts[0]):
+    # A path into a folder that exists is a slip of the pen, not a wish to download; and a revision becomes a
+    # path in the cache of the hub, so it has no steps upward.
+    elif not is_reference(name) or exists(place.parts[0]) or ".." in name.replace("@", "/").split("/"):
         raise InputError(f"{ref}: no folder, hub id or known model of this name; {nearest(name, MODELS)}")
     backbone: Backbone = LOADERS[_kind(name)](name)
     return backbone.eval()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from taskvec.errors import InputError
-from taskvec.models.backbone import Backbone, evaluating
+from taskvec.models.backbone import Backbone, evaluating, in_batches
 from taskvec.models.checkpoint import (
     config_file,
     load_network,
@@ -109,10 +109,11 @@ class TextBackbone(Backbone):
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Features (P, d) of the texts, in batches of 64."""
-        rows = self.prepare(texts)
-        chunks = [self.stack(rows[start : start + 64]) for start in range(0, len(rows), 64)]
         with evaluating(self):
-            return torch.cat([self(**{k: v.to(self.device) for k, v in chunk.items()}) for chunk in chunks])
+            return in_batches(self._texts, texts)
+
+    def _texts(self, texts: Sequence[str]) -> Tensor:
+        return self(**{key: value.to(self.device) for key, value in self.collate(texts).items()})  # type: ignore[no-any-return]
 
     def example(self) -> dict[str, Tensor]:
         """One short text."""

@@ -64,6 +64,6 @@ def _untrained(folder: Path) -> str:
     if not (place / "config.json").exists():
         backbone = random_initialised(seed=0)
         save_weights(backbone.network, place, force=True)
-        config = configuration(backbone.vocabulary, backbone.network.shape)
+        config = configuration(backbone.vocabulary)
         (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return str(place)

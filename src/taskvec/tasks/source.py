@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import xxhash
 from pydantic import Field
 
 from taskvec.config import Config
@@ -131,11 +132,14 @@ def numbered(path: Path, rows: Sequence[int]) -> Callable[[int], str]:
     return lambda place: f"{path}, row {rows[place]}"
 
 
-def chunks(path: Path, size: int = 1 << 20) -> Iterator[bytes]:
-    """The bytes of a file, a piece at a time."""
-    with open_file(path) as file:
-        while piece := file.read(size):
-            yield piece
+def digest_of(*files: Path) -> str:
+    """Of the bytes of files, one after the other."""
+    digest = xxhash.xxh3_128()
+    for path in files:
+        with open_file(path) as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()
 
 
 def most_unpacked(packed: int) -> int:

@@ -1,12 +1,11 @@
 """The built-in dual encoder as a backbone."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict
 from torch import Tensor
 
 from taskvec.config import Config
@@ -48,10 +47,6 @@ class BuiltinBackbone(Backbone):
         features: Tensor = self.network.image(pixel_values)
         return features
 
-    def prepare(self, inputs: Sequence[Any], max_length: int | None = None) -> Sequence[Any]:
-        """The images as they are, uint8 (32, 32, 3) each."""
-        return inputs
-
     def stack(self, prepared: Sequence[Any]) -> dict[str, Tensor]:
         """``pixel_values``, float32 (N, 3, 32, 32).
 
@@ -85,7 +80,7 @@ def load(ref: str | Path) -> BuiltinBackbone:
         config = _read_config(folder)
         # Without memory of its own: what a configuration asks for is had once the weights have it.
         with torch.device("meta"):
-            network = DualEncoder(len(config.vocabulary), Shape(**dict(config.shape)))
+            network = DualEncoder(len(config.vocabulary), config.shape)
         with open_weights(folder / "model.safetensors") as halves:
             network.load_state_dict({name: half.float() for name, half in halves.items()}, assign=True)
     except (InputError, OSError, RuntimeError) as error:
@@ -100,36 +95,12 @@ def _read_config(folder: Path) -> "_Configuration":
     return _Configuration.parse("config.json", read_mapping(folder / "config.json"))
 
 
-Size = Annotated[int, Field(ge=1, le=1 << 16)]
-Depth = Annotated[int, Field(ge=0, le=1 << 8)]
-
-
-class _Sizes(Config):
-    """The fields of ``Shape``."""
-
-    width: Size
-    depth: Depth
-    heads: Size
-    stem: tuple[Size, ...] = Field(max_length=4)
-    text_width: Size
-    text_depth: Depth
-    text_heads: Size
-    text_length: Size
-    dim: Size
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        if self.width % self.heads or self.text_width % self.text_heads:
-            raise ValueError("a width that its heads do not divide")
-        return self
-
-
 class _Configuration(Config):
     """What is used of config.json."""
 
     model_config = ConfigDict(extra="ignore")
 
-    shape: _Sizes
+    shape: Shape
     vocabulary: tuple[str, ...]
 
 
@@ -140,6 +111,6 @@ def random_initialised(seed: int) -> BuiltinBackbone:
     return BuiltinBackbone(network.eval(), vocabulary, ref=f"builtin, random weights of seed {seed}")
 
 
-def configuration(vocabulary: Sequence[str], shape: Shape = DEFAULT) -> dict[str, object]:
+def configuration(vocabulary: Sequence[str]) -> dict[str, object]:
     """What config.json holds beside the weights."""
-    return {"model_type": "builtin", "shape": asdict(shape), "vocabulary": list(vocabulary)}
+    return {"model_type": "builtin", "shape": DEFAULT.model_dump(), "vocabulary": list(vocabulary)}

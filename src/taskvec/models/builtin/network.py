@@ -6,13 +6,15 @@ derivatives and selections by name need no special case.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.registry import nearest
 
@@ -20,22 +22,34 @@ WIDTH = 32
 """Pixels of a side of an image."""
 
 
-@dataclass(frozen=True)
-class Shape:
+Size = Annotated[int, Field(ge=1, le=1 << 16)]
+Depth = Annotated[int, Field(ge=0, le=1 << 8)]
+
+
+class Shape(Config):
     """Sizes of the two towers."""
 
-    width: int = 256
-    depth: int = 3
-    heads: int = 8
-    stem: tuple[int, ...] = (48, 96)
-    text_width: int = 128
-    text_depth: int = 1
-    text_heads: int = 4
-    text_length: int = 16
-    dim: int = 128
+    width: Size
+    depth: Depth
+    heads: Size
+    stem: tuple[Size, ...] = Field(max_length=4)
+    text_width: Size
+    text_depth: Depth
+    text_heads: Size
+    text_length: Size
+    dim: Size
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.width % self.heads or self.text_width % self.text_heads:
+            raise ValueError("a width that its heads do not divide")
+        return self
 
 
-DEFAULT = Shape()
+DEFAULT = Shape(
+    width=256, depth=3, heads=8, stem=(48, 96),
+    text_width=128, text_depth=1, text_heads=4, text_length=16, dim=128,
+)  # fmt: skip
 
 
 def _tokens(shape: Shape) -> int:
@@ -158,9 +172,9 @@ class DualEncoder(nn.Module):
         return self.image(pixel_values), self.text(words)
 
 
-def initialised(words: int, seed: int, shape: Shape = DEFAULT) -> DualEncoder:
+def initialised(words: int, seed: int) -> DualEncoder:
     """A dual encoder with random weights that only the seed decides."""
-    network = DualEncoder(words, shape)
+    network = DualEncoder(words)
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in network.named_parameters():

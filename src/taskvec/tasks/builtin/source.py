@@ -1,12 +1,15 @@
 """Pictures of the built-in world as a data source of suite files."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import xxhash
 from pydantic import Field, NonNegativeInt, field_validator
 
 from taskvec.registry import nearest
 from taskvec.tasks.source import Rows, Source
+
+if TYPE_CHECKING:
+    from taskvec.tasks.builtin.scenes import Pictures
 
 SCENE_NAMES = (
     "handwritten", "display", "streetnum", "letters", "greek", "constellation", "gabor", "pointing",
@@ -36,9 +39,7 @@ class BuiltinWorld(Source):
         """The pictures of a split, a uint8 tensor (N, 32, 32, 3)."""
         import torch
 
-        from taskvec.tasks.builtin.scenes import pictures
-
-        drawn = pictures(self.scene, split, self.seed, self.only)
+        drawn = self._drawn(split)
         return Rows(
             torch.from_numpy(drawn.images),
             drawn.labels.tolist(),
@@ -47,10 +48,13 @@ class BuiltinWorld(Source):
 
     def digest(self) -> str:
         """Of the pixels of the test split: another machine that draws otherwise shows."""
-        from taskvec.tasks.builtin.scenes import pictures
-
-        drawn = pictures(self.scene, "test", self.seed, self.only)
+        drawn = self._drawn("test")
         digest = xxhash.xxh3_128(repr((self.scene, self.only, self.seed)).encode())
         digest.update(drawn.images.tobytes())
         digest.update(drawn.labels.tobytes())
         return digest.hexdigest()
+
+    def _drawn(self, split: str) -> "Pictures":
+        from taskvec.tasks.builtin.scenes import pictures
+
+        return pictures(self.scene, split, self.seed, self.only)

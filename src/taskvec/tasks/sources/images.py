@@ -19,7 +19,7 @@ from pydantic import Field
 
 from taskvec.errors import InputError, optional
 from taskvec.reading import is_folder, open_file, shortened
-from taskvec.tasks.source import Rows, Source, SplitName, chunks, most_unpacked, one_sentence
+from taskvec.tasks.source import Rows, Source, SplitName, digest_of, most_unpacked, one_sentence
 
 Pixels = NDArray[np.uint8]
 
@@ -147,10 +147,7 @@ class Npz(Source):
 
     def digest(self) -> str:
         """Of the bytes of the archive."""
-        digest = xxhash.xxh3_128()
-        for piece in chunks(self.existing_file(self.path)):
-            digest.update(piece)
-        return digest.hexdigest()
+        return digest_of(self.existing_file(self.path))
 
 
 class ImageFolder(Source):

@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import xxhash
 from pydantic import Field, model_validator
 
 from taskvec.errors import InputError, optional
@@ -21,7 +20,7 @@ from taskvec.tasks.source import (
     Rows,
     Source,
     SplitName,
-    chunks,
+    digest_of,
     label_of,
     most_unpacked,
     numbered,
@@ -76,12 +75,8 @@ class Table(Source):
 
     def digest(self) -> str:
         """Of the bytes of every file."""
-        digest = xxhash.xxh3_128()
-        for path in (self.path, *(self.files[name] for name in SPLITS if name in self.files)):
-            if path is not None:
-                for piece in chunks(self.existing_file(path)):
-                    digest.update(piece)
-        return digest.hexdigest()
+        paths = (self.path, *(self.files.get(name) for name in SPLITS))
+        return digest_of(*(self.existing_file(path) for path in paths if path is not None))
 
     def _examples(self, path: Path, split: str | None) -> Rows:
         """Rows of ``path`` whose split field says ``split``; all of them for none."""
