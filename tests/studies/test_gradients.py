@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import taskvec as tv
 from taskvec.errors import InputError, TaskvecError
-from taskvec.studies.gradients import gradients, model_losses, orders
+from taskvec.studies.gradients import GradientsAnalysis, model_losses, orders
 from taskvec.studies.numerics.gradients import Loss, gradient_equivalence, slope
 
 RATES = (2e-3, 1e-3, 5e-4, 2.5e-4)
@@ -133,7 +133,14 @@ def test_the_loss_of_a_model_is_its_cross_entropy_in_float64(small: tv.Evaluator
 
 
 def test_a_real_model_shows_both_orders(small: tv.Evaluator) -> None:
-    record = gradients(small, ["pets", "taste", "number"], steps=(1, 3), rates=(4e-5, 2e-5, 1e-5))
+    asked = GradientsAnalysis(
+        model="tiny",
+        suite="tiny",
+        task=("pets", "taste", "number"),
+        steps=(1, 3),
+        rates=(4e-5, 2e-5, 1e-5),
+    )
+    record = asked.compare(small)
     assert record.alpha == pytest.approx(1 / 3)
     assert record.steps["1"].exact
     slopes = record.steps["3"].slopes
@@ -144,4 +151,4 @@ def test_a_real_model_shows_both_orders(small: tv.Evaluator) -> None:
 
 def test_one_task_has_nothing_to_add(small: tv.Evaluator) -> None:
     with pytest.raises(InputError, match="two or more tasks"):
-        gradients(small, ["pets"])
+        GradientsAnalysis(model="tiny", suite="tiny", task=("pets",)).compare(small)

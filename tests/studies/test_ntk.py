@@ -1,6 +1,7 @@
 """Kernel regression, eigenfunctions and local energy: laws and closed forms."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 import taskvec as tv
 from taskvec.cli import main
 from taskvec.errors import InputError
-from taskvec.studies.ntk import KernelSettings, analyze_kernel
+from taskvec.studies.ntk import KernelAnalysis, KernelRecord
 from taskvec.studies.numerics.ntk import (
     Eigenfunctions,
     auroc,
@@ -23,6 +24,13 @@ from taskvec.studies.numerics.ntk import (
 from taskvec.tangent.ntk import Mode, ntk
 
 MODES: tuple[Mode, ...] = ("full", "class", "trace")
+
+
+def explain(
+    evaluator: tv.Evaluator, vector: tv.TaskVector | None = None, control: str = "taste", **options: Any
+) -> KernelRecord:
+    asked = KernelAnalysis(model="tiny", suite="tiny", task="pets", control=control, **options)
+    return asked.explain(evaluator, vector)
 
 
 def draws(*shape: int, seed: int = 0) -> Tensor:
@@ -164,9 +172,8 @@ def test_targets_are_as_large_as_the_logits_and_name_the_label() -> None:
 def test_the_analysis_of_two_tasks_says_all_that_decides_it(evaluator: tv.Evaluator, tmp_path: Path) -> None:
     delta = {name: 0.01 * torch.randn_like(value) for name, value in evaluator.pretrained.items()}
     vector = tv.TaskVector.from_tensors(delta, tv.open_weights(evaluator.backbone.ref))
-    settings = KernelSettings(samples=12, mode="full", ridge=1e-6)
-    record = analyze_kernel(evaluator, "pets", "taste", vector=vector, settings=settings)
-    again = analyze_kernel(evaluator, "pets", "taste", vector=vector, settings=settings)
+    record = explain(evaluator, vector, samples=12, mode="full", ridge=1e-6)
+    again = explain(evaluator, vector, samples=12, mode="full", ridge=1e-6)
     assert record == again
     assert record.examples.model_dump() == {"train": 12, "task": 12, "control": 12}
     assert set(record.numbers) == {"local_energy", "movement", "score"}
@@ -181,7 +188,7 @@ def test_the_analysis_of_two_tasks_says_all_that_decides_it(evaluator: tv.Evalua
 def test_the_cheap_score_is_the_square_of_a_finite_difference(evaluator: tv.Evaluator) -> None:
     delta = {name: 1e-3 * torch.ones_like(value) for name, value in evaluator.pretrained.items()}
     vector = tv.TaskVector.from_tensors(delta, tv.open_weights(evaluator.backbone.ref))
-    record = analyze_kernel(evaluator, "pets", "taste", vector=vector, settings=KernelSettings(samples=6))
+    record = explain(evaluator, vector, samples=6)
     points = evaluator.points({"v": vector})
     ahead, _ = evaluator.features(points.at({"v": 0.5}), "pets", "test")
     behind, _ = evaluator.features(points.at({"v": -0.5}), "pets", "test")
@@ -191,15 +198,14 @@ def test_the_cheap_score_is_the_square_of_a_finite_difference(evaluator: tv.Eval
 
 
 def test_attention_weights_alone_are_fewer(evaluator: tv.Evaluator) -> None:
-    settings = KernelSettings(samples=4, params="attention")
-    record = analyze_kernel(evaluator, "pets", "taste", settings=settings)
+    record = explain(evaluator, samples=4, params="attention")
     assert record.parameters == 2 * 4 * 16 * 16
     assert "score" not in record.numbers
 
 
 def test_a_task_is_no_control_of_its_own(evaluator: tv.Evaluator) -> None:
     with pytest.raises(InputError, match="pets: is task and control"):
-        analyze_kernel(evaluator, "pets", "pets")
+        explain(evaluator, control="pets")
 
 
 def test_the_command_writes_record_table_and_figure(

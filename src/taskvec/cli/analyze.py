@@ -1,7 +1,7 @@
 """``taskvec analyze``: one subcommand an analysis, whose options are the analysis' fields."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from inspect import Parameter as Argument
 from inspect import Signature, signature
 from pathlib import Path
@@ -36,10 +36,10 @@ def _command(analysis: type[Analysis]) -> Callable[..., None]:
 
         check_folder(output, force=force)
         with watching(quiet) as watch:
-            given = dict(zip(analysis.model_fields, first, strict=False))
+            given = dict.fromkeys([_unnamed(analysis)], first[0]) if first else {}
             record = analysis(**given, **fields).measure(watch, say_line)
         plain = {**record.model_dump(), **record.given, "versions": versions()}
-        tables = record.tables()
+        tables = list(record.tables())
         written = write_analysis(plain, tables, record.figures, output, force=force)
         if json:
             print_json(plain)
@@ -54,26 +54,29 @@ def _command(analysis: type[Analysis]) -> Callable[..., None]:
     return command
 
 
-def _arguments(analysis: type[Analysis]) -> Iterator[Argument]:
+def _arguments(analysis: type[Analysis]) -> list[Argument]:
     """The fields as arguments of a command: names, defaults, bounds and help are the fields' own."""
-    for place, (name, field) in enumerate(analysis.model_fields.items()):
+    arguments = []
+    for name, field in analysis.model_fields.items():
+        unnamed, several = name == _unnamed(analysis), _holds_several(field.annotation)
         option = f"--{name.replace('_', '-')}"
-        several = _holds_several(field.annotation)
-        kind: Any = _bounded(field.annotation, field.metadata)
-        annotation = Annotated[
-            kind,
-            Parameter(
-                name=None if place == 0 else [option, LETTERS[name]] if name in LETTERS else option,
-                help=field.description,
-                negative=None if field.default is True else (),
-                consume_multiple=several and place > 0,
-            ),
-        ]
-        first = Argument.POSITIONAL_ONLY if several else Argument.POSITIONAL_OR_KEYWORD
-        default = Argument.empty if field.is_required() else field.default
-        yield Argument(
-            name, Argument.KEYWORD_ONLY if place else first, annotation=annotation, default=default
+        parameter = Parameter(
+            name=None if unnamed else [option, LETTERS[name]] if name in LETTERS else option,
+            help=field.description,
+            negative=None if field.default is True else (),
+            consume_multiple=several and not unnamed,
         )
+        default = Argument.empty if field.is_required() else field.default
+        by_place = Argument.POSITIONAL_ONLY if several else Argument.POSITIONAL_OR_KEYWORD
+        kind = by_place if unnamed else Argument.KEYWORD_ONLY
+        annotation: Any = _bounded(field.annotation, field.metadata)
+        arguments.append(Argument(name, kind, annotation=Annotated[annotation, parameter], default=default))
+    return sorted(arguments, key=lambda argument: argument.kind)
+
+
+def _unnamed(analysis: type[Analysis]) -> str:
+    """The field that is given without its name."""
+    return "vectors" if "vectors" in analysis.model_fields else "model"
 
 
 def _holds_several(annotation: object) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from xxhash import xxh3_128
 
@@ -116,6 +116,19 @@ def draw_heat_map(
     ax.set_xlim(*edges)
     ax.set_ylim(*edges)
     return image
+
+
+def label_axes(
+    ax: "Axes", x: str, y: str = "", title: str = "", legend: Literal["best", "lower right"] | None = None
+) -> None:
+    """Words at axes, and a legend if it has a place."""
+    ax.set_xlabel(x)
+    if y:
+        ax.set_ylabel(y)
+    if title:
+        ax.set_title(title, fontsize="medium")
+    if legend:
+        ax.legend(frameon=False, fontsize="small", loc=legend)
 
 
 def name_ticks(ax: "Axes", names: Sequence[str], size: str = "medium") -> None:

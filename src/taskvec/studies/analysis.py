@@ -41,7 +41,7 @@ class AnalysisRecord(Record):
     given: dict[str, object] = Field(default_factory=dict, exclude=True)
     """Where the inputs came from, by the names that ``record.json`` has for them."""
 
-    def tables(self) -> Sequence[Table]:
+    def tables(self) -> Iterable[Table]:
         """What a reader wants to know first."""
         raise NotImplementedError
 
@@ -51,27 +51,48 @@ class AnalysisRecord(Record):
 
 
 class Analysis(Config, use_attribute_docstrings=True, allow_inf_nan=True):
-    """What is asked: the fields are options; the first one is given without its name."""
+    """What is asked: the fields are options; ``vectors``, or else ``model``, is given without its name."""
 
     def measure(self, watch: Watch, say: Say) -> AnalysisRecord:
         """Do the work; ``say`` is told what a user should know of the inputs."""
         raise NotImplementedError
 
 
-class AnalysisOfVectors(Analysis):
-    """An analysis of vectors by regime and task, on a model with the tasks of a suite."""
+class AnalysisOfModel(Analysis):
+    """An analysis of a pre-trained model, on tasks of a suite."""
 
-    vectors: tuple[str, ...]
-    """Task-vector files, each of one task."""
     model: str
     """The pre-trained model: a known name (`taskvec models`), a folder, or a hub id."""
     suite: str
     """A shipped suite (`taskvec suites`) or a suite file."""
+
+    def evaluator(self, tasks: Iterable[str], **options: Any) -> "tuple[Evaluator, str]":
+        """The model with the tasks, and the name of the suite.
+
+        Args:
+            **options: of the evaluator.
+
+        Raises: UnknownName for a task that the suite lacks; InputError.
+        """
+        from taskvec.evaluation.evaluator import Evaluator
+        from taskvec.models.loading import load_backbone
+        from taskvec.tasks.suite import load_suite
+
+        suite = load_suite(self.suite)
+        chosen = [suite.task(name) for name in tasks]
+        return Evaluator(load_backbone(self.model), chosen, **options), suite.name
+
+
+class AnalysisOfVectors(AnalysisOfModel):
+    """An analysis of vectors by regime and task, on a model with the tasks of a suite."""
+
+    vectors: tuple[str, ...]
+    """Task-vector files, each of one task."""
     split: SplitName = "test"
     """The examples looked at."""
-    samples: int = Field(200, ge=1)
+    samples: int = Field(default=200, ge=1)
     """Examples of each task, the first ones."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     """Examples a forward pass."""
     precision: Literal["float32", "bf16"] = "float32"
     """`bf16` computes matrix products in bfloat16."""
@@ -84,34 +105,11 @@ class AnalysisOfVectors(Analysis):
         """
         regimes = by_regime(self.vectors, say)
         tasks = tasks_of(regimes, only)
-        evaluator, suite = open_evaluator(
-            self.model,
-            self.suite,
-            tasks,
-            limits={self.split: self.samples},
-            batch_size=self.batch_size,
-            precision=self.precision,
-        )
-        chosen = {name: {task: vectors[task] for task in tasks} for name, vectors in regimes.items()}
-        files = {name: {task: one.ref for task, one in vectors.items()} for name, vectors in chosen.items()}
+        options = self.model_dump(include={"batch_size", "precision"})
+        evaluator, suite = self.evaluator(tasks, limits={self.split: self.samples}, **options)
+        chosen = {regime: {task: vectors[task] for task in tasks} for regime, vectors in regimes.items()}
+        files = {regime: {task: vectors[task].ref for task in tasks} for regime, vectors in regimes.items()}
         return evaluator, chosen, {"suite": suite, "vectors": files}
-
-
-def open_evaluator(model: str, suite: str, tasks: Iterable[str], **options: Any) -> "tuple[Evaluator, str]":
-    """The model with tasks of a suite, and the name of the suite.
-
-    Args:
-        **options: of the evaluator.
-
-    Raises: UnknownName for a task that the suite lacks; InputError.
-    """
-    from taskvec.evaluation.evaluator import Evaluator
-    from taskvec.models.loading import load_backbone
-    from taskvec.tasks.suite import load_suite
-
-    loaded = load_suite(suite)
-    chosen = [loaded.task(name) for name in tasks]
-    return Evaluator(load_backbone(model), chosen, **options), loaded.name
 
 
 def describe(evaluator: "Evaluator", tasks: Sequence[str], split: SplitName) -> dict[str, Any]:

@@ -8,15 +8,14 @@ from pydantic import Field
 from taskvec.arguments import distinct
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
-from taskvec.reports.drawing import grid_of_axes, hide_spines
+from taskvec.reports.drawing import grid_of_axes, hide_spines, label_axes
 from taskvec.reports.numbers import Mean
 from taskvec.reports.tables import Table
 from taskvec.studies.analysis import (
-    Analysis,
+    AnalysisOfModel,
     AnalysisRecord,
     Say,
     describe,
-    open_evaluator,
 )
 from taskvec.studies.record import Record
 from taskvec.tasks.source import SplitName
@@ -33,16 +32,12 @@ ROUNDING = 1e-12
 """Residual relative to the vectors below which float64 says nothing about the order."""
 
 
-class GradientsAnalysis(Analysis):
+class GradientsAnalysis(AnalysisOfModel):
     """Measure how far a sum of task vectors is from multi-task gradient descent, on a real model in float64.
 
     Example: `taskvec analyze gradients builtin -s builtin8 -t gabor greek display --steps 1 3 5 -o order`
     """
 
-    model: str
-    """The pre-trained model: a known name (`taskvec models`), a folder, or a hub id."""
-    suite: str
-    """A shipped suite (`taskvec suites`) or a suite file."""
     task: tuple[str, ...]
     """Two or more tasks of the suite."""
     steps: tuple[Annotated[int, Field(ge=1)], ...] = (1, 3)
@@ -51,7 +46,7 @@ class GradientsAnalysis(Analysis):
     """Learning rates; by default four, each half of the one before."""
     alpha: float | None = None
     """Factor of the sum of vectors; by default one over the number of tasks, their mean."""
-    samples: int = Field(16, ge=1)
+    samples: int = Field(default=16, ge=1)
     """Examples of each task, the first ones."""
     split: SplitName = "train"
     """The examples looked at."""
@@ -59,10 +54,32 @@ class GradientsAnalysis(Analysis):
     def measure(self, watch: Watch, say: Say) -> "GradientsRecord":
         """Residuals at every number of steps and rate."""
         tasks = distinct(self.task, "--task")
-        evaluator, suite = open_evaluator(self.model, self.suite, tasks, limits={self.split: self.samples})
-        options = self.model_dump(include={"steps", "rates", "alpha", "split"}, exclude_none=True)
-        record = gradients(evaluator, tasks, **options, watch=watch)
-        return record.model_copy(update={"given": {"suite": suite}})
+        evaluator, suite = self.evaluator(tasks, limits={self.split: self.samples})
+        return self.compare(evaluator, watch).model_copy(update={"given": {"suite": suite}})
+
+    def compare(self, evaluator: "Evaluator", watch: Watch = unwatched) -> "GradientsRecord":
+        """:func:`taskvec.gradient_equivalence` of a real model; the evaluator's limit is the full batch.
+
+        Raises: InputError for fewer than two tasks.
+        """
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        from taskvec.studies.numerics.gradients import RATES, gradient_equivalence
+
+        tasks, rates = self.task, self.rates or RATES
+        if len(tasks) < 2:
+            raise InputError(f"gradients: {' '.join(tasks)} given, expected two or more tasks")
+        alpha = 1 / len(tasks) if self.alpha is None else self.alpha
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
+            theta0, losses = model_losses(evaluator, tasks, self.split)
+            residuals = gradient_equivalence(losses, theta0, self.steps, rates, alpha, watch)
+        return GradientsRecord(
+            **describe(evaluator, tasks, self.split),
+            parameters=sum(value.numel() for value in theta0.values()),
+            alpha=alpha,
+            rates=sorted(rates),
+            steps={str(k): order for k, order in orders(residuals).items()},
+        )
 
 
 class Order(Record):
@@ -126,8 +143,7 @@ class GradientsRecord(AnalysisRecord):
             for values, slope, style, name in kinds:
                 label = f"k = {k}, {name}" + ("" if slope is None else f": slope {slope:.2f}")
                 ax.loglog(order.rates, values, style, ms=4, color=f"C{index}", label=label)
-        ax.set_xlabel("learning rate η")
-        ax.set_ylabel("‖ Σ τ − multi-task steps ‖")
+        label_axes(ax, "learning rate η", "‖ Σ τ − multi-task steps ‖")
         ax.set_xticks(self.rates, [f"{rate:g}" for rate in self.rates])
         ax.minorticks_off()
         hide_spines(ax)
@@ -136,43 +152,6 @@ class GradientsRecord(AnalysisRecord):
         if len(exact) < len(self.steps):
             ax.legend(frameon=False, fontsize="small", loc="lower right")
         return {"figure": figure}
-
-
-def gradients(
-    evaluator: "Evaluator",
-    tasks: Sequence[str],
-    *,
-    steps: Sequence[int] = (1, 3),
-    rates: Sequence[float] = (1e-3, 5e-4, 2.5e-4, 1.25e-4),
-    alpha: float | None = None,
-    split: SplitName = "train",
-    watch: Watch = unwatched,
-) -> GradientsRecord:
-    """:func:`taskvec.gradient_equivalence` of a real model on the first examples of its tasks.
-
-    Args:
-        evaluator: its limit of the split is the full batch.
-        alpha: 1 / T by default, the mean of the vectors.
-
-    Raises: InputError for fewer than two tasks.
-    """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    from taskvec.studies.numerics.gradients import gradient_equivalence
-
-    if len(tasks) < 2:
-        raise InputError(f"gradients: {' '.join(tasks) or 'no task'} given, expected two or more tasks")
-    factor = 1 / len(tasks) if alpha is None else alpha
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
-        theta0, losses = model_losses(evaluator, tasks, split)
-        residuals = gradient_equivalence(losses, theta0, steps, rates, factor, watch)
-    return GradientsRecord(
-        **describe(evaluator, tasks, split),
-        parameters=sum(value.numel() for value in theta0.values()),
-        alpha=factor,
-        rates=sorted(rates),
-        steps={str(k): order for k, order in orders(residuals).items()},
-    )
 
 
 def orders(residuals: "Sequence[Residual]") -> dict[int, Order]:

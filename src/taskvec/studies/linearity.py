@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
-from taskvec.reports.drawing import grid_of_axes, hide_spines
+from taskvec.reports.drawing import grid_of_axes, hide_spines, label_axes
 from taskvec.reports.numbers import percent
 from taskvec.reports.tables import Table
 from taskvec.studies.analysis import AnalysisOfVectors, AnalysisRecord, Say, describe, sizes
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from taskvec.evaluation.points import Points
     from taskvec.models.heads import Head
     from taskvec.training.regimes import Space
-    from taskvec.vectors import TaskVector
 
 TENTHS = tuple(i / 10 for i in range(1, 11))
 
@@ -43,26 +42,17 @@ class LinearityAnalysis(AnalysisOfVectors):
 
     def measure(self, watch: Watch, say: Say) -> "LinearityRecord":
         """Every vector in both spaces."""
-        evaluator, regimes, given = self.open(say)
-        plain = linearity_gap(
-            evaluator,
-            _in_both_spaces(evaluator, regimes),
-            list(evaluator.tasks),
-            coefficients=self.coefficients or TENTHS,
-            split=self.split,
-            watch=watch,
+        from taskvec.evaluation.points import own_space
+
+        evaluator, by_regime, given = self.open(say)
+        spaces: tuple[Space, ...] = ("ordinary", "tangent")
+        regimes = (
+            Regime(name, own_space(vectors), *(evaluator.points(vectors, space=space) for space in spaces))
+            for name, vectors in by_regime.items()
         )
+        tasks, at = list(evaluator.tasks), self.coefficients or TENTHS
+        plain = linearity_gap(evaluator, regimes, tasks, coefficients=at, split=self.split, watch=watch)
         return LinearityRecord(**plain, given=given)
-
-
-def _in_both_spaces(
-    evaluator: "Evaluator", regimes: "Mapping[str, Mapping[str, TaskVector]]"
-) -> "Iterator[Regime]":
-    from taskvec.evaluation.points import own_space
-
-    for name, vectors in regimes.items():
-        ordinary, tangent = evaluator.points(vectors), evaluator.points(vectors, space="tangent")
-        yield Regime(name, own_space(vectors), ordinary, tangent)
 
 
 class Course(Record):
@@ -104,82 +94,56 @@ class LinearityRecord(AnalysisRecord):
     regimes: dict[str, RegimeCourses]
     advantage: dict[str, Advantage]
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> Iterator[Table]:
         """One row a regime and task; then the non-linear advantage."""
-        at_one = self.coefficients.index(1.0)
+        first, at_one = f"gap at {self.coefficients[0]:g}", self.coefficients.index(1.0)
         rows = []
         for name, regime in self.regimes.items():
             for task, course in regime.tasks.items():
                 f, linear = course.accuracy[at_one], course.accuracy_linear[at_one]
                 values = (self.pretrained[task], course.gap[0], course.gap[at_one], f, linear, f - linear)
                 rows.append((f"{task}, {name}", *(percent([value]) for value in values)))
-        tables = [
-            Table(
-                "Linearity",
-                (
-                    "task, regime",
-                    "pre-trained",
-                    f"gap at {self.coefficients[0]:g}",
-                    "gap at 1",
-                    "f",
-                    "linearized",
-                    "difference",
-                ),
-                rows,
-                "Per cent. Gap: distance of a model's features from those of its linearization, over their "
-                "distance from the pre-trained ones. f and linearized: accuracy of the same vector at "
-                f"coefficient 1 in both spaces, {sizes(self.examples)} {self.split} examples a task.",
-            )
-        ]
+        yield Table(
+            "Linearity",
+            ("task, regime", "pre-trained", first, "gap at 1", "f", "linearized", "difference"),
+            rows,
+            "Per cent. Gap: distance of a model's features from those of its linearization, over their "
+            "distance from the pre-trained ones. f and linearized: accuracy of the same vector at "
+            f"coefficient 1 in both spaces, {sizes(self.examples)} {self.split} examples a task.",
+        )
         if self.advantage:
-            tables.append(
-                Table(
-                    "Non-linear advantage",
-                    ("", *self.tasks, "mean"),
-                    [
-                        (label, *(percent([gain.tasks[task]]) for task in self.tasks), percent([gain.mean]))
-                        for label, gain in self.advantage.items()
-                    ],
-                    "Accuracy of f less that of the linear model, in per cent of the range above chance.",
-                )
-            )
-        return tables
+            gains = [
+                (label, *(percent([gain.tasks[task]]) for task in self.tasks), percent([gain.mean]))
+                for label, gain in self.advantage.items()
+            ]
+            note = "Accuracy of f less that of the linear model, in per cent of the range above chance."
+            yield Table("Non-linear advantage", ("", *self.tasks, "mean"), gains, note)
 
     def figures(self) -> "dict[str, Figure]":
         """The gap of every regime, then the accuracies in both spaces, a panel a regime."""
-        figure, [(gap, *accuracies)] = grid_of_axes(1, 1 + len(self.regimes), 3.6, 3.4)
-        for index, (name, regime) in enumerate(self.regimes.items()):
-            gaps = [[0.0, *(100 * (value or 0) for value in course.gap)] for course in regime.tasks.values()]
-            self._draw(gap, gaps, f"C{index}", name)
-        gap.set_xlabel("coefficient α")
-        gap.set_ylabel("distance from the linearization, %\nof the distance moved")
-        gap.set_ylim(bottom=0)
-        gap.set_title("features", fontsize="medium")
-        gap.legend(frameon=False, fontsize="small")
-        for index, (ax, (name, regime)) in enumerate(zip(accuracies, self.regimes.items(), strict=True)):
-            courses = regime.tasks
-            curves = {
-                "f": ("-", {task: course.accuracy for task, course in courses.items()}),
-                "linearized": ("--", {task: course.accuracy_linear for task, course in courses.items()}),
-            }
-            for label, (style, by_task) in curves.items():
-                lines = [
-                    [100 * value for value in (self.pretrained[task], *values)]
-                    for task, values in by_task.items()
-                ]
-                self._draw(ax, lines, f"C{index}", label, style)
-            ax.set_xlabel("coefficient α")
-            ax.set_title(f"{name}: mean of tasks", fontsize="medium")
-            ax.legend(frameon=False, fontsize="small")
-            ax.sharey(accuracies[0])
-        accuracies[0].set_ylabel("accuracy, %")
+        figure, [(left, *others)] = grid_of_axes(1, 1 + len(self.regimes), 3.6, 3.4)
+        for index, (ax, (name, regime)) in enumerate(zip(others, self.regimes.items(), strict=True)):
+            gaps, linear, f = [], [], []
+            for task, course in regime.tasks.items():
+                gaps.append([0.0, *(gap or 0 for gap in course.gap)])
+                f.append([self.pretrained[task], *course.accuracy])
+                linear.append([self.pretrained[task], *course.accuracy_linear])
+            self._draw(left, gaps, f"C{index}", name)
+            self._draw(ax, f, f"C{index}", "f")
+            self._draw(ax, linear, f"C{index}", "linearized", "--")
+            label_axes(ax, "coefficient α", title=f"{name}: mean of tasks", legend="best")
+            ax.sharey(others[0])
+        others[0].set_ylabel("accuracy, %")
+        gap = "distance from the linearization, %\nof the distance moved"
+        label_axes(left, "coefficient α", gap, title="features", legend="best")
+        left.set_ylim(bottom=0)
         return {"figure": figure}
 
     def _draw(
         self, ax: "Axes", lines: Sequence[Sequence[float]], color: str, label: str, style: str = "-"
     ) -> None:
-        """Every line thin, their mean thick."""
-        at = [0.0, *self.coefficients]
+        """Shares as per cent: every line thin, their mean thick."""
+        at, lines = [0.0, *self.coefficients], [[100 * value for value in line] for line in lines]
         for line in lines if len(lines) > 1 else ():
             ax.plot(at, line, style, color=color, lw=0.6, alpha=0.5)
         mean = [fmean(column) for column in zip(*lines, strict=True)]

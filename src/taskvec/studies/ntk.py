@@ -11,7 +11,7 @@ from taskvec.progress import Watch, unwatched
 from taskvec.reports.drawing import hide_spines
 from taskvec.reports.numbers import Mean, percent
 from taskvec.reports.tables import Table
-from taskvec.studies.analysis import Analysis, AnalysisRecord, Say, load_vector_of, open_evaluator
+from taskvec.studies.analysis import AnalysisOfModel, AnalysisRecord, Say, load_vector_of
 from taskvec.studies.record import Record
 from taskvec.tasks.source import SplitName
 
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from taskvec.evaluation.evaluator import Evaluator
+    from taskvec.models.heads import Classifier
     from taskvec.tasks.task import Split
     from taskvec.vectors import TaskVector
 
     Inputs = Mapping[str, Tensor]
     """Of a batch, by argument of the backbone."""
+
+SPLITS: tuple[SplitName, ...] = ("train", "test", "test")
+"""Of the task, of the task, of the control."""
 
 Kind = Literal["local_energy", "movement", "score"]
 
@@ -36,57 +40,154 @@ LABELS: dict[Kind, str] = {
 }
 
 
-class KernelSettings(Record):
-    """What decides an analysis beside model, tasks and vector; see :class:`KernelAnalysis`."""
-
-    samples: int = 64
-    params: str = "all"
-    mode: Literal["full", "class", "trace"] = "trace"
-    ridge: float = 1e-3
-    seed: int = 0
-    memory: float = 4e9
-    """In bytes."""
-
-
-class KernelAnalysis(Analysis):
+class KernelAnalysis(AnalysisOfModel):
     """Show whether the gradients of a pre-trained model know a task: its tangent kernel, and where it lives.
 
     Example: `taskvec analyze ntk builtin -s builtin8 -t gabor --control display -o kernel`
     """
 
-    model: str
-    """The pre-trained model: a known name (`taskvec models`), a folder, or a hub id."""
-    suite: str
-    """A shipped suite (`taskvec suites`) or a suite file."""
     task: str
     """The task whose logits and training examples make the kernel."""
     control: str
     """Another task; its test examples are the outside, its labels are not used."""
     vector: str | None = None
     """A task vector of the task: adds the cheap score of its displacement, and its accuracy."""
-    samples: int = Field(48, ge=1)
+    samples: int = Field(default=48, ge=1)
     """Training examples, and test examples of each task."""
     mode: Literal["full", "class", "trace"] = "trace"
     """`full` compares all pairs of classes, `class` equal ones; `trace` shares the classes' mean kernel. A
     full kernel costs as many times more as there are classes."""
     params: str = "full"
     """`full`, `attention`, another selection, or `re:PATTERN`."""
-    ridge: float = Field(1e-3, ge=0)
+    ridge: float = Field(default=1e-3, ge=0)
     """Of the kernel regression, in units of the kernel's mean eigenvalue."""
     seed: int = 0
     """Draws the examples."""
-    memory: float = Field(4.0, gt=0)
+    memory: float = Field(default=4.0, gt=0)
     """Gigabytes to work with."""
 
     def measure(self, watch: Watch, say: Say) -> "KernelRecord":
         """The task beside the control."""
         vector = None if self.vector is None else load_vector_of(self.vector, self.task)
-        evaluator, _ = open_evaluator(self.model, self.suite, dict.fromkeys((self.task, self.control)))
-        shared = self.model_dump(include={"samples", "params", "mode", "ridge", "seed"})
-        settings = KernelSettings(**shared, memory=1e9 * self.memory)
-        return analyze_kernel(
-            evaluator, self.task, self.control, vector=vector, settings=settings, watch=watch
+        evaluator, _ = self.evaluator(dict.fromkeys((self.task, self.control)))
+        return self.explain(evaluator, vector, watch)
+
+    def explain(
+        self, evaluator: "Evaluator", vector: "TaskVector | None" = None, watch: Watch = unwatched
+    ) -> "KernelRecord":
+        """A task in the eyes of the pre-trained model's tangent kernel, beside another task.
+
+        The kernel of the task's own logits is taken on training examples of the task. Three numbers a
+        held-out example then ask whether its gradients know the task, for test examples of the task and of
+        the control (whose labels are not used): the local energy; the squared movement of its logits by the
+        kernel's solution; and with ``vector`` the cheap score ``||J(x) tau||^2`` of its features, by forward
+        mode.
+
+        Args:
+            vector: of the task, in any regime; only its displacement counts.
+
+        Raises: InputError for unknown tasks, a task as its own control, no parameter selected.
+        """
+        import torch
+
+        from taskvec.models.heads import Classifier
+        from taskvec.models.selection import select
+        from taskvec.studies.numerics import ntk as numerics
+
+        if self.task == self.control:
+            raise InputError(f"{self.task}: is task and control; take another control")
+        head, backbone = evaluator.head(self.task), evaluator.backbone
+        evaluator.task(self.control)
+        model = Classifier(backbone, head).eval()
+        selected = select(backbone, self.params)
+        train, inside, outside = (
+            evaluator.split(name, split).draw(self.samples, self.seed)
+            for name, split in zip((self.task, self.task, self.control), SPLITS, strict=True)
         )
+        data = {
+            "train": self._collate(evaluator, train),
+            "held out": self._collate(evaluator, inside, outside),
+        }
+        with torch.no_grad():
+            start = {name: model(**inputs).double() for name, inputs in data.items()}
+        kernels = self._kernels(model, data, [model.names[stored] for stored in selected], watch)
+        targets = numerics.regression_targets(train.labels.to(backbone.device), start["train"])
+        residual = numerics.outputs_of(targets - start["train"], self.mode)
+        weights = numerics.solve(kernels["train"], residual, self.ridge)
+        classes = len(head.weight)
+        moved = {
+            name: numerics.values_of(kernel @ weights, self.mode, classes) for name, kernel in kernels.items()
+        }
+        functions = numerics.Eigenfunctions.of(kernels["train"])
+        carried = functions.carrying(functions.coefficients(residual, self.ridge))
+        phi = functions.at(kernels["held out"])
+        numbers: dict[Kind, Tensor] = {
+            "local_energy": numerics.local_energy(phi, carried, self.mode, classes),
+            "movement": (moved["held out"] ** 2).sum(-1),
+        }
+        logits = {"pre-trained": start, "kernel": {name: start[name] + moved[name] for name in start}}
+        if vector is not None:
+            features = _tangents(evaluator, vector, data)
+            numbers["score"] = (features["held out"][1] ** 2).sum(-1)
+            logits["vector, tangent"] = {name: head(sum(both)) for name, both in features.items()}
+        settings = self.model_dump(include={"samples", "params", "mode", "ridge", "seed"})
+        return KernelRecord(
+            model=backbone.ref,
+            task=self.task,
+            control=self.control,
+            settings=KernelSettings(**settings, memory=1e9 * self.memory),
+            vector=None if vector is None else vector.ref,
+            regime=None if vector is None else vector.info.regime,
+            classes=classes,
+            parameters=sum(evaluator.pretrained[stored].numel() for stored in selected),
+            examples=Examples(train=len(train), task=len(inside), control=len(outside)),
+            accuracy={
+                name: Accuracy(
+                    train=_accuracy(outputs["train"], train.labels),
+                    test=_accuracy(outputs["held out"][: len(inside)], inside.labels),
+                )
+                for name, outputs in logits.items()
+            },
+            spectrum=functions.values.tolist(),
+            carried=carried.tolist(),
+            carried_share=numerics.CARRIED,
+            numbers={
+                kind: _compare(values[: len(inside)], values[len(inside) :])
+                for kind, values in numbers.items()
+            },
+        )
+
+    def _collate(self, evaluator: "Evaluator", *splits: "Split") -> "Inputs":
+        rows = [row for split in splits for row in split.inputs]
+        batch = evaluator.backbone.collate(rows, evaluator.task(self.task).max_length)
+        return {name: value.to(evaluator.backbone.device) for name, value in batch.items()}
+
+    def _kernels(
+        self, model: "Classifier", data: "Mapping[str, Inputs]", params: list[str], watch: Watch
+    ) -> "dict[str, Tensor]":
+        """Of the training examples, and of the held-out ones against them."""
+        from taskvec.studies.numerics.ntk import blocks
+        from taskvec.tangent.ntk import ntk
+
+        kernels = {}
+        for done, (name, inputs) in enumerate(data.items(), start=1):
+            other, memory = None if name == "train" else data["train"], 1e9 * self.memory
+            kernel = ntk(model, inputs, other, params=params, mode=self.mode, memory=memory)
+            kernels[name] = blocks(kernel, self.mode, len(model.head.weight))
+            watch("kernel", done, len(data))
+        return kernels
+
+
+class KernelSettings(Record):
+    """What decides an analysis beside model, tasks and vector."""
+
+    samples: int
+    params: str
+    mode: str
+    ridge: float
+    seed: int
+    memory: float
+    """In bytes."""
 
 
 class Examples(Record):
@@ -206,111 +307,6 @@ class KernelRecord(AnalysisRecord):
         ax.set_xlabel("eigenfunction")
         ax.set_ylabel("eigenvalue")
         ax.legend(frameon=False, fontsize="small")
-
-
-def analyze_kernel(
-    evaluator: "Evaluator",
-    task: str,
-    control: str,
-    *,
-    vector: "TaskVector | None" = None,
-    settings: KernelSettings | None = None,
-    watch: Watch = unwatched,
-) -> KernelRecord:
-    """A task in the eyes of the pre-trained model's tangent kernel, beside another task.
-
-    The kernel of the task's own logits is taken on training examples of the task. Three numbers a held-out
-    example then ask whether its gradients know the task, for test examples of the task and of the control
-    (whose labels are not used): the local energy; the squared movement of its logits by the kernel's
-    solution; and with ``vector`` the cheap score ``||J(x) tau||^2`` of its features, by forward mode.
-
-    Args:
-        vector: of the task, in any regime; only its displacement counts.
-
-    Raises: InputError for unknown tasks, a task as its own control, no parameter selected.
-    """
-    import torch
-
-    from taskvec.models.heads import Classifier
-    from taskvec.models.selection import select
-    from taskvec.studies.numerics import ntk as numerics
-    from taskvec.tangent.ntk import ntk
-
-    chosen = settings or KernelSettings()
-    if task == control:
-        raise InputError(f"{task}: is task and control; take another control")
-    head, backbone = evaluator.head(task), evaluator.backbone
-    classes = len(head.weight)
-    evaluator.task(control)
-    model = Classifier(backbone, head).eval()
-    names = [model.names[stored] for stored in select(backbone, chosen.params)]
-
-    def draw(name: str, split: SplitName) -> "Split":
-        return evaluator.split(name, split).draw(chosen.samples, chosen.seed)
-
-    train, inside, outside = draw(task, "train"), draw(task, "test"), draw(control, "test")
-    longest = evaluator.task(task).max_length
-
-    def place(rows: list[object]) -> "Inputs":
-        return {key: x.to(backbone.device) for key, x in backbone.collate(rows, longest).items()}
-
-    data = {"train": place(list(train.inputs)), "held out": place([*inside.inputs, *outside.inputs])}
-    with torch.no_grad():
-        start = {name: model(**inputs).double() for name, inputs in data.items()}
-    kernels = {}
-    for done, (name, inputs) in enumerate(data.items(), start=1):
-        against = None if name == "train" else data["train"]
-        kernel = ntk(model, inputs, against, params=names, mode=chosen.mode, memory=chosen.memory)
-        kernels[name] = numerics.blocks(kernel, chosen.mode, classes)
-        watch("kernel", done, len(data))
-
-    targets = numerics.regression_targets(train.labels.to(backbone.device), start["train"])
-    residual = numerics.outputs_of(targets - start["train"], chosen.mode)
-    weights = numerics.solve(kernels["train"], residual, chosen.ridge)
-    moved = {
-        name: numerics.values_of(kernel @ weights, chosen.mode, classes) for name, kernel in kernels.items()
-    }
-    functions = numerics.Eigenfunctions.of(kernels["train"])
-    carried = functions.carrying(functions.coefficients(residual, chosen.ridge))
-    phi = functions.at(kernels["held out"])
-    numbers: dict[Kind, Tensor] = {
-        "local_energy": numerics.local_energy(phi, carried, chosen.mode, classes),
-        "movement": (moved["held out"] ** 2).sum(-1),
-    }
-
-    def accuracy(logits: "Mapping[str, Tensor]") -> Accuracy:
-        held_out = logits["held out"][: len(inside)]
-        return Accuracy(
-            train=_accuracy(logits["train"], train.labels), test=_accuracy(held_out, inside.labels)
-        )
-
-    accuracies = {
-        "pre-trained": accuracy(start),
-        "kernel": accuracy({name: start[name] + moved[name] for name in start}),
-    }
-    if vector is not None:
-        features = _tangents(evaluator, vector, data)
-        numbers["score"] = (features["held out"][1] ** 2).sum(-1)
-        accuracies["vector, tangent"] = accuracy({n: head(sum(both)) for n, both in features.items()})
-    parameters = dict(model.named_parameters())
-    return KernelRecord(
-        model=backbone.ref,
-        task=task,
-        control=control,
-        settings=chosen,
-        vector=None if vector is None else vector.ref,
-        regime=None if vector is None else vector.info.regime,
-        classes=classes,
-        parameters=sum(parameters[name].numel() for name in names),
-        examples=Examples(train=len(train), task=len(inside), control=len(outside)),
-        accuracy=accuracies,
-        spectrum=functions.values.tolist(),
-        carried=carried.tolist(),
-        carried_share=numerics.CARRIED,
-        numbers={
-            kind: _compare(values[: len(inside)], values[len(inside) :]) for kind, values in numbers.items()
-        },
-    )
 
 
 def _compare(inside: "Tensor", outside: "Tensor") -> Numbers:

@@ -1,7 +1,8 @@
 """How task vectors lie to each other: angles, norms, signs and ranks, tensor by tensor, without any model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec.errors import InputError
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from taskvec.studies.numerics.similarity import Layer
     from taskvec.vectors import TaskVector
 
 Matrix = list[list[float]]
@@ -207,7 +207,7 @@ def similarity(
     """
     import torch
 
-    from taskvec.studies.numerics.similarity import compare_layers, cosines, rank_of_set
+    from taskvec.studies.numerics.similarity import compare_layers, rank_of_set
     from taskvec.vectors.base import shared_base
 
     if len(vectors) < 2:
@@ -220,32 +220,16 @@ def similarity(
     if not layers:
         raise InputError("similarity: every vector is zero")
     products = torch.stack([layer.products for layer in layers.values()]).sum(0)
+    squares = products.diagonal().clamp_min(torch.finfo(torch.float64).tiny)
     first, *others = layers.values()
-    whole = sum(others, start=first)
-
-    def of_layer(layer: "Layer") -> LayerSimilarity:
-        squares = products.diagonal().clamp_min(torch.finfo(torch.float64).tiny)
-        return LayerSimilarity(
-            norms=layer.products.diagonal().sqrt().tolist(),
-            share=(layer.products.diagonal() / squares).tolist(),
-            cosine=cosines(layer.products).tolist(),
-            conflict=layer.signs.conflict().tolist(),
-            agreement=layer.signs.agreement(),
-            effective_rank=list(map(_mean, layer.ranks)),
-        )
-
+    whole = replace(sum(others, start=first), products=products)
     return SimilarityRecord(
         base=Base(ref=base.ref, fingerprint=base.fingerprint()),
         vectors=list(vectors),
-        norms=products.diagonal().sqrt().tolist(),
-        cosine=cosines(products).tolist(),
-        conflict=whole.signs.conflict().tolist(),
-        agreement=whole.signs.agreement(),
         rank_of_set=rank_of_set(products),
-        effective_rank=list(map(_mean, whole.ranks)),
-        layers={name: of_layer(layer) for name, layer in layers.items()},
+        layers={
+            name: LayerSimilarity(share=(layer.products.diagonal() / squares).tolist(), **layer.numbers())
+            for name, layer in layers.items()
+        },
+        **whole.numbers(),
     )
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None

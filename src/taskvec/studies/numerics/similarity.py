@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,6 +116,16 @@ class Layer:
     def __add__(self, other: "Layer") -> "Layer":
         ranks = [[*mine, *others] for mine, others in zip(self.ranks, other.ranks, strict=True)]
         return Layer(self.products + other.products, self.signs + other.signs, ranks)
+
+    def numbers(self) -> dict[str, Any]:
+        """Norms, cosines, signs and mean ranks as plain numbers, by the names that records have for them."""
+        return {
+            "norms": self.products.diagonal().sqrt().tolist(),
+            "cosine": cosines(self.products).tolist(),
+            "conflict": self.signs.conflict().tolist(),
+            "agreement": self.signs.agreement(),
+            "effective_rank": [sum(ranks) / len(ranks) if ranks else None for ranks in self.ranks],
+        }
 
 
 def compare_layers(
