@@ -1,11 +1,12 @@
 """``taskvec stats``."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Count, Force, Json, Quiet, print_json, print_table, watching
+from taskvec.cli._common import Count, Force, Json, Quiet, Suite, print_json, print_table, watching
 from taskvec.cli._editing import Output, open_model
 from taskvec.errors import InputError
 
@@ -21,7 +22,7 @@ def stats(
     *,
     task: Annotated[str, Parameter(name=["--task", "-t"])],
     output: Output,
-    suite: Annotated[str | None, Parameter(name=["--suite", "-s"])] = None,
+    suite: Suite = None,
     vector: Annotated[str | None, Parameter(name=["--vector", "-v"])] = None,
     heads_from: str | None = None,
     kind: Literal["fisher", "gram", "both"] = "both",
@@ -47,8 +48,6 @@ def stats(
         The task whose inputs the model is given: the one it was fine-tuned on.
     output
         A folder, which gets fisher.safetensors and gram.safetensors, or for one kind a .safetensors file.
-    suite
-        A shipped suite (`taskvec suites`) or a suite file. Default: the shipped suite that has the task.
     vector
         A task vector that is added to MODEL first, whose heads stay those of MODEL.
     heads_from
@@ -71,6 +70,7 @@ def stats(
     from taskvec.models.loading import load_backbone
     from taskvec.statistics.fisher import fisher
     from taskvec.statistics.gram import gram
+    from taskvec.studies.analysis import load_vector_of
     from taskvec.tasks.suite import load_suite, suite_with
     from taskvec.vectors.statistics import StatisticsInfo
     from taskvec.weights import save_weights
@@ -82,7 +82,7 @@ def stats(
     for place in places.values():
         check_target(place, force=force)
     chosen = (load_suite(suite) if suite else suite_with(task)).task(task)
-    direction = None if vector is None else _vector(vector, task)
+    direction = None if vector is None else load_vector_of(vector, task)
     backbone = load_backbone(model)
     pretrained = load_backbone(heads_from) if heads_from else backbone
     head = Evaluator(pretrained, [chosen]).head(task)
@@ -91,15 +91,11 @@ def stats(
     if direction is not None:
         backbone = add_vector(backbone, direction)
     measured, base = _origin(model, direction, heads_from)
-    facts = []
+    rows = []
     for name, place in places.items():
         with watching(quiet) as watch:
-            if name == "fisher":
-                found = fisher(
-                    backbone, chosen, examples, head=head, labels=labels, split=split, seed=seed, watch=watch
-                )
-            else:
-                found = gram(backbone, chosen, examples, split=split, seed=seed, watch=watch)
+            measure = partial(fisher, head=head, labels=labels) if name == "fisher" else gram
+            tensors = measure(backbone, chosen, examples, split=split, seed=seed, watch=watch)
         info = StatisticsInfo(
             kind=name,
             model=measured,
@@ -111,22 +107,14 @@ def stats(
             seed=seed,
             labels=labels if name == "fisher" else None,
         )
-        save_weights(found, place, force=force, metadata=info.header())
-        facts.append(
-            {
-                "path": str(place),
-                "kind": name,
-                "task": task,
-                "model": info.model.ref,
-                "examples": info.examples,
-                "tensors": len(found),
-                "bytes": place.stat().st_size,
-            }
-        )
+        save_weights(tensors, place, force=force, metadata=info.header())
+        facts = {"path": str(place), "kind": name, "task": task, "model": info.model.ref}
+        sizes = {"examples": info.examples, "tensors": len(tensors), "bytes": place.stat().st_size}
+        rows.append(facts | sizes)
     if json:
-        print_json(facts)
+        print_json(rows)
     else:
-        print_table(None, list(facts[0]), [list(row.values()) for row in facts])
+        print_table(None, list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _places(output: Path, kind: "Kind | Literal['both']") -> "dict[Kind, Path]":
@@ -145,20 +133,6 @@ def _shapes(backbone: "Backbone") -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in backbone.encoder_parameters().items()}
 
 
-def _vector(path: str, task: str) -> "TaskVector":
-    import math
-
-    from taskvec.errors import NonFinite
-    from taskvec.vectors import TaskVector
-
-    loaded = TaskVector.load(path)
-    if loaded.info.task not in (None, task):
-        raise InputError(f"{path}: a vector of {loaded.info.task!r}, expected one of {task!r}")
-    if not math.isfinite(loaded.norm()):
-        raise NonFinite(f"{path}: holds NaN or infinity; extract or train it again")
-    return loaded
-
-
 def _origin(
     model: str, vector: "TaskVector | None", heads_from: str | None
 ) -> "tuple[BaseInfo, BaseInfo | None]":
@@ -166,10 +140,11 @@ def _origin(
     from taskvec.vectors import BaseInfo, apply
 
     start = open_model(model)
+    info = BaseInfo(ref=start.ref, fingerprint=start.fingerprint())
     if vector is not None:
-        moved = apply(start, vector)
-        measured = BaseInfo(ref=f"{start.ref} + {vector.ref}", fingerprint=moved.fingerprint())
-        return measured, BaseInfo(ref=start.ref, fingerprint=start.fingerprint())
-    base = open_model(heads_from) if heads_from else None
-    known = BaseInfo(ref=base.ref, fingerprint=base.fingerprint()) if base else None
-    return BaseInfo(ref=start.ref, fingerprint=start.fingerprint()), known
+        moved = apply(start, vector).fingerprint()
+        return BaseInfo(ref=f"{start.ref} + {vector.ref}", fingerprint=moved), info
+    if heads_from is None:
+        return info, None
+    base = open_model(heads_from)
+    return info, BaseInfo(ref=base.ref, fingerprint=base.fingerprint())

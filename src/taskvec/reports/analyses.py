@@ -43,8 +43,6 @@ def write_analysis(
 ) -> list[Path]:
     """Write an analysis into ``folder``; the files written. Nothing is touched before all is drawn.
 
-    Without matplotlib the figures are left out.
-
     Args:
         record: plain data: everything that decides the result, and the result.
         force: replace an analysis that is there.
@@ -53,13 +51,16 @@ def write_analysis(
     """
     check_folder(folder, force=force)
     figures = _draw_figures(draw)
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    texts = {
+        RECORD: json.dumps(record, indent=1, allow_nan=False) + "\n",
+        "table.md": "\n".join(table.markdown() for table in tables),
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / RECORD, text)
-    for made in ("table.md", "figure.png", "figures"):
-        remove(folder / made)
-    replace_text(folder / "table.md", "\n".join(table.markdown() for table in tables))
-    written = [folder / RECORD, folder / "table.md"]
+    for name in ("figure.png", "figures"):
+        remove(folder / name)
+    for name, text in texts.items():
+        replace_text(folder / name, text)
+    written = [folder / name for name in texts]
     for name, figure in figures.items():
         path = folder / ("figure.png" if name == "figure" else f"figures/{name}.png")
         path.parent.mkdir(exist_ok=True)
@@ -69,6 +70,7 @@ def write_analysis(
 
 
 def _draw_figures(draw: Draw) -> "Mapping[str, Figure]":
+    """None without matplotlib."""
     try:
         import matplotlib
     except ImportError:

@@ -123,9 +123,9 @@ def describe(evaluator: "Evaluator", tasks: Sequence[str], split: SplitName) -> 
     }
 
 
-def sizes(examples: Mapping[str, int]) -> str:
-    """How many examples the tasks have, every number once."""
-    return "–".join(map(str, sorted(set(examples.values()))))
+def sizes(examples: Iterable[int]) -> str:
+    """How many examples tasks have, every number once."""
+    return "–".join(map(str, sorted(set(examples))))
 
 
 def by_regime(paths: Iterable[str], say: Say) -> "dict[str, dict[str, TaskVector]]":

@@ -14,7 +14,7 @@ from taskvec.config import Config
 from taskvec.errors import InputError, TaskvecError
 from taskvec.progress import Watch, unwatched
 from taskvec.reports.drawing import Drawing, draw_heat_map, grid_of_axes, name_ticks, number_cells
-from taskvec.reports.numbers import Mean, Range, percent
+from taskvec.reports.numbers import Mean, percent
 from taskvec.reports.tables import Table
 from taskvec.studies.analysis import AnalysisOfVectors, AnalysisRecord, Say, describe, sizes
 from taskvec.studies.record import Plain, Record
@@ -92,14 +92,9 @@ class DisentanglementAnalysis(AnalysisOfVectors):
         grid = square_grid(*self.grid)
         evaluator, regimes, given = self.open(say, only=[name for pair in self.pair for name in pair])
         tasks = list(evaluator.tasks)
+        panels, pairs = self._panels(evaluator, regimes), self.pair or None
         plain = disentanglement(
-            evaluator,
-            self._panels(evaluator, regimes),
-            tasks,
-            pairs=self.pair or None,
-            split=self.split,
-            grid=grid,
-            watch=watch,
+            evaluator, panels, tasks, pairs=pairs, split=self.split, grid=grid, watch=watch
         )
         return DisentanglementRecord(**plain, given=given)
 
@@ -199,19 +194,18 @@ class DisentanglementRecord(AnalysisRecord):
         ]
         note = (
             "ξ: mean over a region of the share of predictions that the other task's vector changes, per "
-            f"cent, summed over both tasks (0 to 200); {sizes(self.examples)} {self.split} examples a task. "
-            "KL: the same with a divergence over (0, 1]², of features (before the head) and outputs (behind "
-            "it). Share: that divergence in per cent of the one from the pre-trained model; head effect: "
-            "outputs less features."
+            f"cent, summed over both tasks (0 to 200); {sizes(self.examples.values())} {self.split} examples "
+            "a task. KL: the same with a divergence over (0, 1]², of features (before the head) and outputs "
+            "(behind it). Share: that divergence in per cent of the one from the pre-trained model; head "
+            "effect: outputs less features."
         )
         return [Table("Weight disentanglement", columns, rows, note)]
 
     def figures(self) -> "dict[str, Figure]":
         """One pair: its maps. Several: a matrix of pairs, and the maps of each in a figure of its own."""
         maps = {"-".join(pair.tasks): draw_maps(self.grid, pair.tasks, pair.panels) for pair in self.pairs}
-        return (
-            {"figure": next(iter(maps.values()))} if len(maps) == 1 else {"figure": self._matrices(), **maps}
-        )
+        first, *others = maps.values()
+        return {"figure": self._matrices(), **maps} if others else {"figure": first}
 
     def _matrices(self) -> "Figure":
         """Mean prediction error of every pair of tasks: in (0, 1]² above the diagonal, in [-1, 1]² below."""
@@ -284,11 +278,10 @@ class Disentanglement(Study[DisentanglementSettings]):
                 for region in ("box", "quadrant")
             )
             rows.append((regime, *cells))
-        sizes = Range([size for pair in pairs for size in pair.examples], "d")
         note = (
             "Mean of ξ over the square of coefficients and over its positive quadrant, per cent: the share "
             "of predictions that the other task's vector changes, summed over both tasks (0 to 200), lower "
-            f"is better; {sizes} test examples a task."
+            f"is better; {sizes(size for pair in pairs for size in pair.examples)} test examples a task."
         )
         columns = ["", *(column for name in names for column in (f"{name}: [−1, 1]²", "(0, 1]²"))]
         yield Table("Weight disentanglement error", columns, rows, note)

@@ -109,7 +109,7 @@ class LinearityRecord(AnalysisRecord):
             rows,
             "Per cent. Gap: distance of a model's features from those of its linearization, over their "
             "distance from the pre-trained ones. f and linearized: accuracy of the same vector at "
-            f"coefficient 1 in both spaces, {sizes(self.examples)} {self.split} examples a task.",
+            f"coefficient 1 in both spaces, {sizes(self.examples.values())} {self.split} examples a task.",
         )
         if self.advantage:
             gains = [
