@@ -9,7 +9,7 @@ import xxhash
 from torch import Tensor
 
 from taskvec.weights import TensorSpec, Weights
-from taskvec.weights.blocks import block_size, rows_of
+from taskvec.weights.blocks import rows_of
 from taskvec.weights.dtypes import compute_dtype, raw_bytes
 from taskvec.weights.lazy import Lazy
 
@@ -75,8 +75,7 @@ class Realigned(Weights):
         if name not in self._plan.axes:
             return 0
         spec = self.spec(name)
-        elements = block_size(spec.shape, whole=not self.in_rows(name))
-        return 2 * compute_dtype(spec.dtype).itemsize * elements
+        return 2 * compute_dtype(spec.dtype).itemsize * self.block_size(name, spec.shape)
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         axis = self._plan.axes.get(name)

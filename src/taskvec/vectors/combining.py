@@ -22,7 +22,15 @@ from taskvec.vectors.linear import DeltaStack
 from taskvec.vectors.statistics import check_statistics
 from taskvec.vectors.vector import TaskVector
 from taskvec.weights import TensorSpec, Weights, WeightsLike, open_weights
-from taskvec.weights.blocks import block_size, row_blocks, row_count, row_size, rows_of, rows_shape
+from taskvec.weights.blocks import (
+    block_size,
+    block_step,
+    row_blocks,
+    row_count,
+    row_size,
+    rows_of,
+    rows_shape,
+)
 
 ROOM = 1 << 29
 """Bytes of tensors made of singular vectors that a combination keeps, to be read again at another scale."""
@@ -234,7 +242,7 @@ class Combined(Summand):
         whole = self.specs[name].shape
         first = 0 if rows is None else rows.indices(row_count(whole))[0]
         width = row_size(whole) if whole else 1
-        for part in row_blocks(shape) if self.in_rows(name) else [None]:
+        for part in row_blocks(shape) if block_step(shape) and self.in_rows(name) else [None]:
             before = first + (0 if part is None else part.start)
             context: dict[str, Any] = {"_place": Place(name, before * width, len(whole))}
             if base is not None:

@@ -12,7 +12,7 @@ from taskvec.vectors.base import Base
 from taskvec.vectors.info import BaseInfo, VectorInfo
 from taskvec.vectors.linear import Operand, total
 from taskvec.weights import Direction, TensorSpec, Weights
-from taskvec.weights.blocks import block_size, rows_of
+from taskvec.weights.blocks import rows_of
 from taskvec.weights.dtypes import compute_dtype
 from taskvec.weights.lazy import Lazy
 
@@ -132,7 +132,7 @@ class Summand(Delta):
     def own_bytes(self, name: str) -> int:
         """Bytes of a block twice: before and after it is computed."""
         spec = self.specs[name]
-        return 2 * spec.dtype.itemsize * block_size(spec.shape, whole=not self.in_rows(name))
+        return 2 * spec.dtype.itemsize * self.block_size(name, spec.shape)
 
 
 Term = tuple[Summand, float]

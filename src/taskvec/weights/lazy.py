@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from taskvec.registry import nearest
-from taskvec.weights.blocks import TensorSpec, block_size, row_blocks
+from taskvec.weights.blocks import TensorSpec, block_size, block_step, row_blocks
 from taskvec.weights.change import Change
 from taskvec.weights.tally import Tally, folded
 
@@ -47,11 +47,20 @@ class Lazy(ABC):
 
     def working_bytes(self, name: str) -> int:
         """Bytes that reading one of the ``row_blocks`` of ``name`` takes, about."""
+        if not self.parts:
+            return self.own_bytes(name)
         return self.own_bytes(name) + sum(part.working_bytes(there) for part, there in self.made_of(name))
 
     def in_rows(self, name: str) -> bool:
         """Whether reading ``name`` in pieces costs about what reading it whole does."""
+        if not self.parts:
+            return self.splits
         return self.splits and all(part.in_rows(there) for part, there in self.made_of(name))
+
+    def block_size(self, name: str, shape: tuple[int, ...]) -> int:
+        """Elements of the largest of the ``row_blocks`` of ``name``, which has this shape."""
+        # Of small tensors, of which there may be many thousand, nothing need be asked.
+        return block_size(shape, whole=block_step(shape) is None or not self.in_rows(name))
 
     @property
     def by_rows(self) -> bool:
@@ -162,7 +171,7 @@ class Weights(Lazy, Mapping[str, Tensor]):
     def own_bytes(self, name: str) -> int:
         """Bytes of one of the ``row_blocks`` of ``name``."""
         spec = self.spec(name)
-        return block_size(spec.shape, whole=not self.in_rows(name)) * spec.dtype.itemsize
+        return self.block_size(name, spec.shape) * spec.dtype.itemsize
 
     def spec(self, name: str) -> TensorSpec:
         """Shape and dtype of ``name``, from the header alone."""
@@ -170,7 +179,8 @@ class Weights(Lazy, Mapping[str, Tensor]):
 
     def row_blocks(self, name: str) -> Iterator[slice | None]:
         """Slices of the rows that cover ``name`` in order; ``None`` stands for the whole."""
-        return row_blocks(self.spec(name).shape) if self.in_rows(name) else iter((None,))
+        shape = self.spec(name).shape
+        return row_blocks(shape) if block_step(shape) and self.in_rows(name) else iter((None,))
 
     def fingerprint(self) -> str:
         """Digest (xxh3-128) of names, shapes, dtypes and content; sharding and kind of file do not matter.
