@@ -1,10 +1,8 @@
 """Whether two sets of weights, or a vector and a base, fit together; and in which words they do not."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
-
-import torch
 
 from taskvec.errors import InputError, KeyMismatch, and_more
 from taskvec.names import goes_by_token, is_lookup
@@ -26,47 +24,47 @@ def editable_names(base: Weights, tuned: Weights, *, on_extra: OnExtra, on_missi
 
     Raises: KeyMismatch for missing, extra or differing tensors, the first of which is named.
     """
-    where = tuned.ref
-    extra = [name for name in tuned if not _known(name, tuned, base) and _counts(tuned.spec(name))]
-    if extra and on_extra == "error":
-        raise KeyMismatch(
-            f"{where}: {extra[0]!r} found, expected no such tensor as the base lacks it{and_more(extra)}; "
-            f"{_prefix_hint(base, tuned) or 'leave such tensors out with on_extra=drop (--on-extra drop)'}"
-        )
-    if extra:
-        _log.warning("%s: %r is left out, as the base lacks it%s", where, extra[0], and_more(extra))
-    missing = [name for name in base if name not in tuned and _counts(base.spec(name))]
-    if missing and on_missing == "error":
-        raise KeyMismatch(
-            f"{where}: {missing[0]!r} is missing, expected it as in the base{and_more(missing)}; "
-            f"{_prefix_hint(base, tuned) or 'take it as unchanged with on_missing=zero (--on-missing zero)'}"
-        )
-    shared = [name for name in base if name in tuned and _counts(base.spec(name))]
-    check_specs(where, {name: tuned.spec(name) for name in shared}, base)
+    _check_same_names(base, tuned, on_extra, on_missing)
+    shared = [name for name in base if name in tuned]
+    counting = [name for name in shared if _counts(base.spec(name))]
+    check_specs(tuned.ref, {name: tuned.spec(name) for name in counting}, base)
     _check_still_tied(base, tuned)
-    for name in shared:
-        if base.spec(name).dtype not in EDITABLE and raw_bytes(base.read(name)) != raw_bytes(
-            tuned.read(name)
-        ):
+    for name in counting:
+        if base.spec(name).dtype not in EDITABLE and not _same_bytes(base, tuned, name):
             raise KeyMismatch(
-                f"{where}: {name!r} has dtype {short(base.spec(name).dtype)} and differs from the base, "
+                f"{tuned.ref}: {name!r} has dtype {short(base.spec(name).dtype)} and differs from the base, "
                 f"expected {', '.join(sorted(map(short, EDITABLE)))}; convert both models first"
             )
-    _check_plain(base, tuned)
+    _check_plain(base, tuned, [name for name in shared if name not in counting])
     return [name for name in base if base.spec(name).dtype in EDITABLE]
 
 
-def _check_plain(base: Weights, tuned: Weights) -> None:
+def _check_same_names(base: Weights, tuned: Weights, on_extra: OnExtra, on_missing: OnMissing) -> None:
+    extra = [name for name in tuned if not _has(base, tuned, name) and _counts(tuned.spec(name))]
+    if extra and on_extra == "error":
+        raise KeyMismatch(
+            f"{tuned.ref}: {extra[0]!r} found, expected no such tensor as the base lacks it{and_more(extra)}"
+            f"; {_prefix_hint(base, tuned) or 'leave such tensors out with on_extra=drop (--on-extra drop)'}"
+        )
+    if extra:
+        _log.warning("%s: %r is left out, as the base lacks it%s", tuned.ref, extra[0], and_more(extra))
+    missing = [name for name in base if name not in tuned and _counts(base.spec(name))]
+    if missing and on_missing == "error":
+        raise KeyMismatch(
+            f"{tuned.ref}: {missing[0]!r} is missing, expected it as in the base{and_more(missing)}; "
+            f"{_prefix_hint(base, tuned) or 'take it as unchanged with on_missing=zero (--on-missing zero)'}"
+        )
+
+
+def _check_plain(base: Weights, tuned: Weights, names: Iterable[str]) -> None:
     """Refuse matrices of integers that differ: weights that are quantized, which no difference describes."""
-    for name in base:
-        spec = base.spec(name)
-        if name in tuned and not _counts(spec) and len(spec.shape) > 1 and spec.shape[0] > 1:
-            other = tuned.spec(name)
-            if spec != other or raw_bytes(base.read(name)) != raw_bytes(tuned.read(name)):
-                raise KeyMismatch(
-                    f"{tuned.ref}: {name!r} has dtype {short(other.dtype)} and differs from the base, "
-                    "expected floating-point weights; if both are quantized, convert them back first"
-                )
+    for name in names:
+        shape, spec = base.spec(name).shape, tuned.spec(name)
+        if len(shape) > 1 and shape[0] > 1 and not _is_same(base, tuned, name):
+            raise KeyMismatch(
+                f"{tuned.ref}: {name!r} has dtype {short(spec.dtype)} and differs from the base, "
+                "expected floating-point weights; if both are quantized, convert them back first"
+            )
 
 
 def check_point(weights: Weights) -> None:
@@ -100,33 +98,32 @@ def check_fits(where: str, vector: Mapping[str, TensorSpec], base: Weights) -> N
     check_specs(where, vector, base, dtypes=False)
 
 
-def check_specs(where: str, found: Mapping[str, TensorSpec], base: Weights, *, dtypes: bool = True) -> None:
+def check_specs(where: str, specs: Mapping[str, TensorSpec], base: Weights, *, dtypes: bool = True) -> None:
     """Compare shapes, and dtypes if asked, with those of the base.
 
     Raises: KeyMismatch naming the first tensor that differs, and the number of others.
     """
-    shaped = [name for name, spec in found.items() if spec.shape != base.spec(name).shape]
+    shaped = [name for name, spec in specs.items() if spec.shape != base.spec(name).shape]
     if shaped:
-        cause = _vocabulary(shaped, found, base)
-        raise KeyMismatch(f"{where}: {_shape_words(shaped[0], found, base)}{and_more(shaped)}{cause}")
-    typed = [name for name, spec in found.items() if dtypes and spec.dtype != base.spec(name).dtype]
-    if typed:
-        have, want = found[typed[0]].dtype, base.spec(typed[0]).dtype
+        have, want = specs[shaped[0]].shape, base.spec(shaped[0]).shape
+        transposed = "; was it saved transposed?" if have == want[::-1] else ""
         raise KeyMismatch(
-            f"{where}: {typed[0]!r} has dtype {short(have)}, expected {short(want)} as in the base"
+            f"{where}: {shaped[0]!r} has shape {have}, expected {want} as in the base{transposed}"
+            f"{and_more(shaped)}{_vocabulary_hint(shaped, specs, base)}"
+        )
+    typed = [name for name, spec in specs.items() if dtypes and spec.dtype != base.spec(name).dtype]
+    if typed:
+        have_type, want_type = (short(spec.dtype) for spec in (specs[typed[0]], base.spec(typed[0])))
+        raise KeyMismatch(
+            f"{where}: {typed[0]!r} has dtype {have_type}, expected {want_type} as in the base"
             f"{and_more(typed)}; save both models in the same dtype"
         )
 
 
 def differing_buffers(base: Weights, tuned: Weights) -> list[str]:
     """Integer and boolean tensors that differ; an edit passes those of the base through."""
-    return [
-        name
-        for name in base
-        if name in tuned
-        and not _counts(base.spec(name))
-        and (base.spec(name) != tuned.spec(name) or not torch.equal(base.read(name), tuned.read(name)))
-    ]
+    shared = [name for name in base if name in tuned and not _counts(base.spec(name))]
+    return [name for name in shared if not _is_same(base, tuned, name)]
 
 
 def _counts(spec: TensorSpec) -> bool:
@@ -134,8 +131,16 @@ def _counts(spec: TensorSpec) -> bool:
     return spec.dtype.is_floating_point or spec.dtype.is_complex
 
 
-def _known(name: str, tuned: Weights, base: Weights) -> bool:
-    """Whether the base has the tensor, under this name or one that it is tied to."""
+def _same_bytes(base: Weights, tuned: Weights, name: str) -> bool:
+    return raw_bytes(base.read(name)) == raw_bytes(tuned.read(name))
+
+
+def _is_same(base: Weights, tuned: Weights, name: str) -> bool:
+    return base.spec(name) == tuned.spec(name) and _same_bytes(base, tuned, name)
+
+
+def _has(base: Weights, tuned: Weights, name: str) -> bool:
+    """Whether the base has a tensor of the other model, under this name or one that it is tied to there."""
     return name in base or any(alias in base for alias, kept in tuned.tied.items() if kept == name)
 
 
@@ -149,16 +154,10 @@ def _check_still_tied(base: Weights, tuned: Weights) -> None:
             )
 
 
-def _shape_words(name: str, found: Mapping[str, TensorSpec], base: Weights) -> str:
-    have, want = found[name].shape, base.spec(name).shape
-    transposed = "; was it saved transposed?" if have == want[::-1] else ""
-    return f"{name!r} has shape {have}, expected {want} as in the base{transposed}"
-
-
-def _vocabulary(names: Sequence[str], found: Mapping[str, TensorSpec], base: Weights) -> str:
+def _vocabulary_hint(names: Sequence[str], specs: Mapping[str, TensorSpec], base: Weights) -> str:
     """Words for the commonest cause: another number of tokens."""
     for name in names:
-        have, want = found[name].shape, base.spec(name).shape
+        have, want = specs[name].shape, base.spec(name).shape
         if have and have[1:] == want[1:] and (is_lookup(name) or goes_by_token(name)):
             return (
                 f"; vocabularies of {have[0]} and {want[0]} tokens: resize the embeddings to one size, "
@@ -169,10 +168,9 @@ def _vocabulary(names: Sequence[str], found: Mapping[str, TensorSpec], base: Wei
 
 def _prefix_hint(base: Weights, tuned: Weights) -> str:
     """Words for names that differ by a leading ``model.`` or the like."""
-    for one, other, has, lacks in ((tuned, base, "tuned", "base"), (base, tuned, "base", "tuned")):
-        longer, shorter = next(iter(one), ""), next(iter(other), "")
-        prefix = longer.split(".")[0] + "."
-        if longer and shorter and all(prefix + name in one for name in other):
+    for longer, shorter, has, lacks in ((tuned, base, "tuned", "base"), (base, tuned, "base", "tuned")):
+        prefix = next(iter(longer), "").split(".")[0] + "."
+        if longer and shorter and all(prefix + name in longer for name in shorter):
             return (
                 f"names start with {prefix!r} in the {has} model but not in the {lacks} one; save both alike"
             )

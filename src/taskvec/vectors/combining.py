@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import lru_cache, partial
 from threading import RLock
 from typing import Any
 
@@ -61,32 +61,33 @@ def combine(
     if not vectors:
         raise InputError("combine: no task vectors, expected at least one")
     known = _rule(rule)
-    own = callable(rule) and not isinstance(rule, Rule)
-    settings = dict(params) if own else known.settings(params, len(vectors))
-    single = {
-        name: {**params, **some} if own else known.settings({**params, **some}, len(vectors))
-        for name, some in (each or {}).items()
-    }
-    if not own:
+    check: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+    if isinstance(rule, str | Rule):
+        check = partial(known.settings, tasks=len(vectors))
+    settings = check(params)
+    single = {name: check({**params, **changed}) for name, changed in (each or {}).items()}
+    if isinstance(rule, str | Rule):
         known.check_varying([settings, *single.values()])
     check_statistics(known, vectors, stats)
     base, specs = _common(vectors)
-    _check_names(single, specs)
-    if known.coefficients is not None:
-        factors = known.coefficients(len(vectors), **settings)
-        varying = {name: known.coefficients(len(vectors), **some) for name, some in single.items()}
-        first, *others = (
-            _weighted(vector, factors[place], {name: some[place] for name, some in varying.items()})
-            for place, vector in enumerate(vectors)
-        )
-        return sum(others, first)
-    return TaskVector.of(Combined(known, vectors, settings, base, specs, each=single, stats=stats))
+    for name in single:
+        if name not in specs:
+            raise InputError(f"parameters for {name!r}: no such tensor; {nearest(name, specs)}")
+    if known.coefficients is None:
+        return TaskVector.of(Combined(known, vectors, settings, base, specs, each=single, stats=stats))
+    factors = known.coefficients(len(vectors), **settings)
+    varying = {name: known.coefficients(len(vectors), **changed) for name, changed in single.items()}
+    first, *others = (
+        _weighted(vector, factors[place], {name: values[place] for name, values in varying.items()})
+        for place, vector in enumerate(vectors)
+    )
+    return sum(others, first)
 
 
-def _weighted(vector: TaskVector, factor: float, own: Mapping[str, float]) -> TaskVector:
-    """The vector times a factor, which some tensors have of their own."""
-    own = {name: value for name, value in own.items() if name in vector and value != factor}
-    return vector.scaled({**dict.fromkeys(vector, factor), **own}) if own else factor * vector
+def _weighted(vector: TaskVector, factor: float, varying: Mapping[str, float]) -> TaskVector:
+    """The vector times a factor, instead of which some tensors have another."""
+    varying = {name: value for name, value in varying.items() if name in vector and value != factor}
+    return vector.scaled({**dict.fromkeys(vector, factor), **varying}) if varying else factor * vector
 
 
 def bind_all(vectors: Sequence[TaskVector], base: WeightsLike) -> list[TaskVector]:
@@ -109,17 +110,6 @@ def _rule(rule: str | Rule | Callable[..., Tensor]) -> Rule:
     if isinstance(rule, Rule):
         return RULES.completed(rule.name, [rule])
     return Rule(getattr(rule, "__name__", "custom"), rule, "tensor")
-
-
-def _ours(rule: Rule) -> bool:
-    """Whether the rule is the one of this name in the registry, which does not change behind our back."""
-    return rule.name in RULES and RULES[rule.name] is rule
-
-
-def _check_names(each: Mapping[str, object], specs: Mapping[str, TensorSpec]) -> None:
-    for name in each:
-        if name not in specs:
-            raise InputError(f"parameters for {name!r}: no such tensor; {nearest(name, specs)}")
 
 
 def _common(vectors: Sequence[Delta]) -> tuple[Base, Mapping[str, TensorSpec]]:
@@ -151,26 +141,29 @@ class Combined(Summand):
     ) -> None:
         ref = f"{rule.name}({', '.join(vector.ref for vector in vectors)})"
         recorded = json.loads(json.dumps({**settings, **({"each": each} if each else {})}, default=repr))
-        weights = base.weights if "_base" in rule.keywords else None
+        start = base.weights if "_base" in rule.keywords else None
         params = (repr(sorted(settings.items())), repr(sorted(each.items())))
-        given = (tuple(vectors), tuple(one.identity for one in stats or ()))
+        inputs = (tuple(vectors), tuple(weights.identity for weights in stats or ()))
         super().__init__(
             ref,
-            ("rule", rule.name, rule.function, *params, *given),
+            ("rule", rule.name, rule.function, *params, *inputs),
             specs,
             base,
-            parts=(*vectors, *([weights] if weights is not None else []), *(stats or ())),
+            parts=(*vectors, *([] if start is None else [start]), *(stats or ())),
             recorded=VectorInfo(tuned=ref, rule={"name": rule.name, **recorded}),
         )
         self.splits = rule.by_rows
         self.rule, self.vectors, self.settings = rule, tuple(vectors), dict(settings)
         self._each, self._stats = each, tuple(stats or ())
-        self._base = weights
+        self._start = start
         self._room = ROOM if rule.scope == "matrix" else 0
         self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
-        self._measured: dict[tuple[str, torch.dtype], Mapping[str, Any]] = {}
-        self._found: dict[torch.dtype, Mapping[str, Mapping[str, Any]]] = {}
+        self._of_tensor: dict[tuple[str, torch.dtype], Mapping[str, Any]] = {}
+        self._of_model: dict[torch.dtype, Mapping[str, Mapping[str, Any]]] = {}
         self._locks: defaultdict[object, RLock] = defaultdict(RLock)
+        wide = any(spec.dtype == torch.float64 for spec in specs.values())
+        self._widest = torch.float64 if wide else torch.float32
+        self._stacks: Callable[[torch.dtype], Stacks] = lru_cache(None)(self._make_stacks)
 
     def changes(self, name: str) -> bool:
         return any(vector.terms_at(name) for vector in self.vectors)
@@ -187,19 +180,19 @@ class Combined(Summand):
         if whole and len(spec.shape) == 2 and self.rule.square:
             elements = max(elements, spec.shape[1] ** 2)
         each, besides = self.rule.copies
-        copies = each * len(self.vectors) + besides + (self._base is not None)
+        copies = each * len(self.vectors) + besides + (self._start is not None)
         return int(copies * spec.dtype.itemsize * elements)
 
     @property
     def frozen(self) -> bool:
         """Whether the rule is one of ours, which stays what it is, and the vectors do."""
-        return _ours(self.rule) and super().frozen
+        return self.rule.name in RULES and RULES[self.rule.name] is self.rule and super().frozen
 
     def prepare(self, precision: torch.dtype = torch.float32) -> None:
         """Take the passes over the whole model; each tensor is read once then, so none is kept."""
         self._room = 0
         super().prepare(precision)
-        self._prepared(precision)
+        self._measure_model(precision)
 
     def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The rule's tensor, computed from all vectors' tensors."""
@@ -215,7 +208,7 @@ class Combined(Summand):
         return rows_of(made, rows)
 
     def _combine(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
-        settings = self.rule.accepted_parameters({**self._settings_at(name), **self._known(name, dtype)})
+        settings = self.rule.accepted_parameters({**self._settings_at(name), **self._measure(name, dtype)})
         parts = []
         for stack, context in self._pieces(name, rows, dtype):
             made = self.rule.function(stack, **{**settings, **self.rule.accepted_parameters(context)})
@@ -237,8 +230,8 @@ class Combined(Summand):
         reading = Reading(name, rows, dtype)
         operands = [reading.joined(vector.terms_at(name)) for vector in self.vectors]
         deltas = DeltaStack(operands, dtype, shape)
-        base = None if self._base is None else self._base.read(name, rows).to(dtype)
-        stats = [self._stats_of(one, name, rows) for one in self._stats]
+        base = None if self._start is None else self._start.read(name, rows).to(dtype)
+        stats = [self._read_stats(weights, name, rows) for weights in self._stats]
         whole = self.specs[name].shape
         first = 0 if rows is None else rows.indices(row_count(whole))[0]
         width = row_size(whole) if whole else 1
@@ -248,60 +241,44 @@ class Combined(Summand):
             if base is not None:
                 context["_base"] = rows_of(base, part)
             if stats:
-                cut = part is not None
-                context["_stats"] = [
-                    one and (rows_of(one[0], part) if cut and one[1] else one[0]) for one in stats
-                ]
+                context["_stats"] = [rows_of(t, part) if t is not None and alike else t for t, alike in stats]
             yield deltas.pairs(part) if self.rule.takes_pairs else deltas.stack(part), context
 
-    def _stats_of(self, stats: Weights, name: str, rows: slice | None) -> tuple[Tensor, bool] | None:
-        """Statistics of a tensor, of the same rows if (``True``) they have the shape of the deltas."""
+    def _read_stats(self, stats: Weights, name: str, rows: slice | None) -> tuple[Tensor | None, bool]:
+        """Statistics of a tensor, if any; whether of the same rows, as they have the shape of the deltas."""
         if name not in stats:
-            return None
+            return None, False
         alike = stats.spec(name).shape == self.specs[name].shape
         return stats.read(name, rows if alike else None), alike
 
-    def _known(self, name: str, dtype: torch.dtype) -> Mapping[str, Any]:
-        """What the first passes found: over the whole model, and over this tensor."""
-        prepared = self._prepared(dtype).get(name, {})
+    def _measure(self, name: str, dtype: torch.dtype) -> Mapping[str, Any]:
+        """What the rule wants to know first: of the whole model, and of this tensor."""
+        of_model = self._measure_model(dtype).get(name, {})
         if self.rule.measure_tensor is None:
-            return prepared
+            return of_model
         with self._locks[name]:
-            if (name, dtype) not in self._measured:
-                settings = self.rule.accepted_parameters({**self._settings_at(name), **prepared})
-                found = self.rule.measure_tensor(self._stacks(dtype), name, **settings)
-                self._measured[name, dtype] = {**prepared, **(found or {})}
-            return self._measured[name, dtype]
+            if (name, dtype) not in self._of_tensor:
+                settings = self.rule.accepted_parameters({**self._settings_at(name), **of_model})
+                of_tensor = self.rule.measure_tensor(self._stacks(dtype), name, **settings)
+                self._of_tensor[name, dtype] = {**of_model, **(of_tensor or {})}
+            return self._of_tensor[name, dtype]
 
-    def _stacks(self, dtype: torch.dtype) -> Stacks:
-        return Stacks(
-            self._shapes,
-            self._changed,
-            lambda name: list(row_blocks(self.specs[name].shape)) if self.in_rows(name) else [None],
-            lambda name, rows: self._pieces(name, rows, dtype),
-            lambda name: self._each.get(name, {}),
-        )
-
-    @cached_property
-    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: spec.shape for name, spec in self.specs.items()}
-
-    @cached_property
-    def _changed(self) -> tuple[str, ...]:
-        return tuple(name for name in self.specs if self.changes(name))
-
-    @cached_property
-    def _widest(self) -> torch.dtype:
-        dtypes = {spec.dtype for spec in self.specs.values()}
-        return torch.float64 if torch.float64 in dtypes else torch.float32
-
-    def _prepared(self, precision: torch.dtype) -> Mapping[str, Mapping[str, Any]]:
-        """What the rule wants to know of the whole model, found in a first pass, in the widest precision."""
+    def _measure_model(self, precision: torch.dtype) -> Mapping[str, Mapping[str, Any]]:
+        """What the rule wants to know of the whole model, from a pass over it in the widest precision."""
         if self.rule.measure_model is None:
             return {}
         precision = torch.promote_types(precision, self._widest)
         with self._locks[None]:
-            if precision not in self._found:
+            if precision not in self._of_model:
                 stacks = self._stacks(precision)
-                self._found[precision] = self.rule.measure_model(stacks, **self.settings) or {}
-            return self._found[precision]
+                self._of_model[precision] = self.rule.measure_model(stacks, **self.settings) or {}
+            return self._of_model[precision]
+
+    def _make_stacks(self, dtype: torch.dtype) -> Stacks:
+        return Stacks(
+            {name: spec.shape for name, spec in self.specs.items()},
+            tuple(name for name in self.specs if self.changes(name)),
+            lambda name: list(row_blocks(self.specs[name].shape)) if self.in_rows(name) else [None],
+            lambda name, rows: self._pieces(name, rows, dtype),
+            lambda name: self._each.get(name, {}),
+        )

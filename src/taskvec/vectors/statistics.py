@@ -67,12 +67,12 @@ def check_statistics(rule: Rule, vectors: Sequence[Delta], stats: Sequence[Weigh
     if len(stats) != len(vectors):
         raise InputError(f"statistics: {len(stats)} files, expected {len(vectors)}, one for each task vector")
     kind = next((USED[step.name] for step in (rule, *rule.stages) if step.name in USED), None)
-    infos = [vector.info for vector in vectors] if any(KEY in one.metadata for one in stats) else []
-    for place, (one, vector) in enumerate(zip(stats, vectors, strict=True)):
-        _check_kind(one, kind)
-        _check_shapes(one, kind, vector)
-        if KEY in one.metadata:
-            _check_origin(one, vector.ref, infos, place)
+    infos = [vector.info for vector in vectors] if any(KEY in given.metadata for given in stats) else []
+    for place, (given, vector) in enumerate(zip(stats, vectors, strict=True)):
+        _check_kind(given, kind)
+        _check_shapes(given, kind, vector)
+        if KEY in given.metadata:
+            _check_origin(given, vector.ref, infos, place)
     first, *others = stats
     for other in others:
         for lacking, having in ((other, first), (first, other)):
@@ -84,47 +84,48 @@ def check_statistics(rule: Rule, vectors: Sequence[Delta], stats: Sequence[Weigh
                 )
 
 
-def _check_kind(one: Weights, kind: Kind | None) -> None:
-    info = read_statistics(one)
-    if info is None and one.files:
-        raise InputError(f"{one.ref}: holds no statistics (no {KEY!r} in its header), expected {NEEDED}")
+def _check_kind(stats: Weights, kind: Kind | None) -> None:
+    info = read_statistics(stats)
+    if info is None and stats.files:
+        raise InputError(f"{stats.ref}: holds no statistics (no {KEY!r} in its header), expected {NEEDED}")
     if info is not None and kind not in (None, info.kind):
-        raise InputError(f"{one.ref}: statistics of kind {info.kind!r}, expected {kind!r}")
+        raise InputError(f"{stats.ref}: statistics of kind {info.kind!r}, expected {kind!r}")
 
 
-def _check_origin(one: Weights, vector: str, infos: Sequence[VectorInfo], place: int) -> None:
+def _check_origin(stats: Weights, vector: str, infos: Sequence[VectorInfo], place: int) -> None:
     """Refuse statistics of another task or base than the vector at ``place``, or of another one's model."""
-    info, own = read_statistics(one), infos[place]
+    info, wanted = read_statistics(stats), infos[place]
     assert info is not None
-    if own.task is not None and own.task != info.task:
+    if wanted.task is not None and wanted.task != info.task:
         raise InputError(
-            f"{one.ref}: statistics of task {info.task!r}, expected {own.task!r}, the task of {vector}; "
+            f"{stats.ref}: statistics of task {info.task!r}, expected {wanted.task!r}, the task of {vector}; "
             "give them in the order of the vectors"
         )
     base = info.base
-    if base and base.fingerprint and own.base.fingerprint not in (None, base.fingerprint):
+    if base and base.fingerprint and wanted.base.fingerprint not in (None, base.fingerprint):
         raise InputError(
-            f"{one.ref}: statistics of base {base.ref} (fingerprint {base.fingerprint}), expected "
-            f"{own.base.ref} (fingerprint {own.base.fingerprint}), the base of {vector}"
+            f"{stats.ref}: statistics of base {base.ref} (fingerprint {base.fingerprint}), expected "
+            f"{wanted.base.ref} (fingerprint {wanted.base.fingerprint}), the base of {vector}"
         )
-    if info.model.ref != own.tuned and info.model.ref in [other.tuned for other in infos]:
+    if info.model.ref != wanted.tuned and info.model.ref in [other.tuned for other in infos]:
         raise InputError(
-            f"{one.ref}: statistics of {info.model.ref}, expected those of {own.tuned}; give them in the "
-            "order of the vectors"
+            f"{stats.ref}: statistics of {info.model.ref}, expected those of {wanted.tuned}; give them in "
+            "the order of the vectors"
         )
 
 
-def _check_shapes(one: Weights, kind: Kind | None, vector: Delta) -> None:
-    for name in _names(one):
+def _check_shapes(stats: Weights, kind: Kind | None, vector: Delta) -> None:
+    for name in _names(stats):
         spec = vector.specs.get(name)
         if spec is None:
             raise KeyMismatch(
-                f"{one.ref}: statistics of {name!r}, which {vector.ref} lacks; {nearest(name, vector.specs)}"
+                f"{stats.ref}: statistics of {name!r}, which {vector.ref} lacks; "
+                f"{nearest(name, vector.specs)}"
             )
-        found = one.spec(name).shape
-        wanted = {"fisher": spec.shape, "gram": (*spec.shape[1:], *spec.shape[1:]), None: found}[kind]
-        if found != wanted:
-            raise KeyMismatch(f"{one.ref}: {name!r} has shape {found}, expected {wanted}")
+        shape = stats.spec(name).shape
+        wanted = {"fisher": spec.shape, "gram": (*spec.shape[1:], *spec.shape[1:]), None: shape}[kind]
+        if shape != wanted:
+            raise KeyMismatch(f"{stats.ref}: {name!r} has shape {shape}, expected {wanted}")
 
 
 def _names(weights: Weights) -> list[str]:

@@ -59,9 +59,11 @@ def spec_of(ref: str, name: object, value: object) -> TensorSpec:
         or value.device.type == "meta"
         or value.dtype not in NAMES
     ):
-        kind = "nested" if value.is_nested else value.layout
-        found = f"{kind}, {value.dtype}, {value.device}"
-        raise InputError(f"{ref}: {name!r} is {found}, expected a dense tensor with data and a plain dtype")
+        layout = "nested" if value.is_nested else value.layout
+        raise InputError(
+            f"{ref}: {name!r} is {layout}, {value.dtype}, {value.device}, expected a dense tensor with data "
+            "and a plain dtype"
+        )
     return TensorSpec(tuple(value.shape), value.dtype)
 
 

@@ -78,12 +78,9 @@ class Settings(Config):
     def record(self) -> dict[str, Any]:
         """What decides what the factors stand for, where it is not the default."""
         kept = set(Settings.model_fields) - {"base_model_name_or_path", "modules_to_save"}
-        found = self.model_dump(mode="json", include=kept, exclude_defaults=True)
-        return {
-            "r": self.r,
-            "lora_alpha": self.lora_alpha,
-            **{name: value for name, value in found.items() if value},
-        }
+        given = self.model_dump(mode="json", include=kept, exclude_defaults=True)
+        set_fields = {name: value for name, value in given.items() if value}
+        return {"r": self.r, "lora_alpha": self.lora_alpha, **set_fields}
 
     def rank(self, module: str) -> int:
         """The rank of a layer."""
@@ -202,15 +199,15 @@ def read_parts(weights: Weights, settings: Settings) -> tuple[list[Layer], dict[
     _check_saved(weights, settings, saved)
     if not parts:
         raise KeyMismatch(f"{weights.ref}: no factors of a layer in it, expected lora_A and lora_B of some")
-    return [_layer(weights, settings, module, found) for module, found in parts.items()], saved
+    return [_layer(weights, settings, module, keys) for module, keys in parts.items()], saved
 
 
-def _keep_once(weights: Weights, found: dict[str, str], name: str, key: str) -> None:
+def _keep_once(weights: Weights, keys: dict[str, str], name: str, key: str) -> None:
     """Note which tensor of the file something is; PEFT writes biases of heads twice, which are equal.
 
     Raises: KeyMismatch if another tensor, with other content, is the same thing.
     """
-    first = found.setdefault(name, key)
+    first = keys.setdefault(name, key)
     if first != key and raw_bytes(weights.read(first)) != raw_bytes(weights.read(key)):
         raise KeyMismatch(
             f"{weights.ref}: {first!r} and {key!r} are the same part of the same layer, expected one; "
@@ -236,45 +233,34 @@ def _check_saved(weights: Weights, settings: Settings, saved: Mapping[str, str])
         )
 
 
-def _layer(weights: Weights, settings: Settings, module: str, found: Mapping[str, str]) -> Layer:
-    embedding = "lora_embedding_A" in found or "lora_embedding_B" in found
+def _layer(weights: Weights, settings: Settings, module: str, keys: Mapping[str, str]) -> Layer:
+    embedding = "lora_embedding_A" in keys or "lora_embedding_B" in keys
     names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
     wanted = {*names}
     wanted |= {"lora_magnitude_vector"} if settings.use_dora else set()
     wanted |= {"lora_B.bias"} if settings.lora_bias and not embedding else set()
-    missing, extra = sorted(wanted - found.keys()), sorted(found.keys() - wanted)
+    missing, extra = sorted(wanted - keys.keys()), sorted(keys.keys() - wanted)
     if missing:
-        given = next(iter(found.values()))
-        raise KeyMismatch(
-            f"{weights.ref}: {module + '.' + missing[0]!r} is missing, expected it beside {given!r}"
-        )
+        name, partner = f"{module}.{missing[0]}", next(iter(keys.values()))
+        raise KeyMismatch(f"{weights.ref}: {name!r} is missing, expected it beside {partner!r}")
     if extra:
         raise KeyMismatch(
-            f"{weights.ref}: {found[extra[0]]!r} found, expected none by the adapter's settings "
+            f"{weights.ref}: {keys[extra[0]]!r} found, expected none by the adapter's settings "
             f"(use_dora {settings.use_dora}, lora_bias {settings.lora_bias})"
         )
-    a, b = (found[name] for name in names)
-    rank, have = settings.rank(module), (weights.spec(a).shape, weights.spec(b).shape)
-    if min(map(len, have)) < 2 or have[0][0] != rank or math.prod(have[1][1:]) != rank:
+    a, b = (keys[name] for name in names)
+    rank, (inner, outer) = settings.rank(module), (weights.spec(a).shape, weights.spec(b).shape)
+    if min(len(inner), len(outer)) < 2 or inner[0] != rank or math.prod(outer[1:]) != rank:
         raise KeyMismatch(
-            f"{weights.ref}: {a!r} has shape {have[0]} and {b!r} {have[1]}, expected rank {rank} as in the "
+            f"{weights.ref}: {a!r} has shape {inner} and {b!r} {outer}, expected rank {rank} as in the "
             "settings: (rank, in) and (out, rank)"
         )
-    layer = Layer(
-        module,
-        a,
-        b,
-        settings.scaling(module),
-        embedding,
-        found.get("lora_magnitude_vector"),
-        found.get("lora_B.bias"),
-    )
-    for vector in (layer.magnitude, layer.bias):
-        if vector and math.prod(weights.spec(vector).shape) != have[1][0]:
-            raise KeyMismatch(
-                f"{weights.ref}: {vector!r} has shape {weights.spec(vector).shape}, expected {have[1][:1]}"
-            )
-    return layer
+    magnitude, bias = keys.get("lora_magnitude_vector"), keys.get("lora_B.bias")
+    for vector in (magnitude, bias):
+        if vector and math.prod(weights.spec(vector).shape) != outer[0]:
+            shape = weights.spec(vector).shape
+            raise KeyMismatch(f"{weights.ref}: {vector!r} has shape {shape}, expected {outer[:1]}")
+    return Layer(module, a, b, settings.scaling(module), embedding, magnitude, bias)
 
 
 def _check_kind(path: Path, settings: Settings) -> None:
@@ -289,9 +275,7 @@ def _check_kind(path: Path, settings: Settings) -> None:
             f"{path}: init_lora_weights is {shown(start)}, which changes the base before training, "
             "convert it: save_pretrained with path_initial_model_for_weight_conversion"
         )
-    if not all(
-        math.isfinite(alpha) for alpha in (settings.lora_alpha, *(settings.alpha_pattern or {}).values())
-    ):
+    if not all(map(math.isfinite, (settings.lora_alpha, *(settings.alpha_pattern or {}).values()))):
         raise InputError(f"{path}: an alpha is not finite, expected a number")
     if min((settings.r, *(settings.rank_pattern or {}).values())) < 1:
         raise InputError(f"{path}: a rank is smaller than 1, expected a positive number")
@@ -300,11 +284,10 @@ def _check_kind(path: Path, settings: Settings) -> None:
     _ = settings._ranks, settings._alphas  # refused here if they are no regular expressions
     for name, value in (settings.model_extra or {}).items():
         if value and name not in _CHANGES_NOTHING:
-            known = isinstance(value, bool | dict | list)
-            said = f"{shown(name)} is set" if known else f"{shown(name)} is {shown(value)}"
+            state = "set" if isinstance(value, bool | dict | list) else shown(value)
             raise InputError(
-                f"{path}: {said}, expected plain LoRA, rsLoRA or DoRA; merge this adapter with PEFT, or "
-                "remove the setting if it did nothing in training"
+                f"{path}: {shown(name)} is {state}, expected plain LoRA, rsLoRA or DoRA; "
+                "merge this adapter with PEFT, or remove the setting if it did nothing in training"
             )
 
 

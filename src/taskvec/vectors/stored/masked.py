@@ -5,7 +5,7 @@ a parameter, and comes back almost whole.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -231,10 +231,8 @@ def emr(vectors: Mapping[str, TaskVector], *, rescaler: Rescaler = "global") -> 
     if rescaler not in get_args(Rescaler):
         raise InputError(f"emr: rescaler is {rescaler!r}, expected one of {', '.join(get_args(Rescaler))}")
     unified = combine("emr", list(vectors.values()))
-    factors = _rescalers(vectors, unified, rescaler)
-    return _computed(
-        "emr", {"rescaler": rescaler}, vectors, unified, factors, dict.fromkeys(vectors, _agrees)
-    )
+    factors, needed = _rescale(vectors, unified, rescaler), dict.fromkeys(vectors, _agrees)
+    return _computed("emr", {"rescaler": rescaler}, vectors, unified, factors, needed)
 
 
 @checked
@@ -255,21 +253,21 @@ def tall_masks(vectors: Mapping[str, TaskVector], *, lam: float | Mapping[str, f
     _check_tasks("tall", vectors)
     lams = dict(lam) if isinstance(lam, Mapping) else dict.fromkeys(vectors, lam)
     if lams.keys() != vectors.keys():
-        raise InputError(f"tall: lam for {_listed(lams)}, expected one for each of {_listed(vectors)}")
-    for task, own in lams.items():
-        if isinstance(own, bool) or not isinstance(own, int | float) or not 0 <= own < math.inf:
-            raise InputError(f"tall: lam is {own!r} for {task!r}, expected a finite number, 0 or more")
+        raise InputError(f"tall: lam for {', '.join(lams)}, expected one for each of {', '.join(vectors)}")
+    for task, value in lams.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise InputError(f"tall: lam is {value!r} for {task!r}, expected a finite number, 0 or more")
     needed = {task: partial(_outweighs, lam=float(lams[task])) for task in vectors}
     unified = combine("sum", list(vectors.values()))
     return _computed("tall", {"lam": lam}, vectors, unified, dict.fromkeys(vectors, 1.0), needed)
 
 
-def _agrees(own: Tensor, unified: Tensor) -> Tensor:
-    return (own.sign() == unified.sign()) & (own != 0)
+def _agrees(deltas: Tensor, unified: Tensor) -> Tensor:
+    return (deltas.sign() == unified.sign()) & (deltas != 0)
 
 
-def _outweighs(own: Tensor, unified: Tensor, *, lam: float) -> Tensor:
-    return own.abs() > lam * (unified - own).abs()
+def _outweighs(deltas: Tensor, unified: Tensor, *, lam: float) -> Tensor:
+    return deltas.abs() > lam * (unified - deltas).abs()
 
 
 def _computed(
@@ -282,29 +280,26 @@ def _computed(
 ) -> MaskedVectors:
     info = MaskInfo(method=method, settings=dict(settings), factors=dict(factors))
     masks = Computed(vectors, needed, (method, repr(sorted(settings.items()))))
-    return MaskedVectors(unified, masks, info, f"{method}({_listed(vectors)})")
+    return MaskedVectors(unified, masks, info, f"{method}({', '.join(vectors)})")
 
 
-def _rescalers(
-    vectors: Mapping[str, TaskVector], unified: TaskVector, rescaler: Rescaler
-) -> dict[str, float]:
+def _rescale(vectors: Mapping[str, TaskVector], unified: TaskVector, rescaler: Rescaler) -> dict[str, float]:
     """The factor of each task, from sums in float64."""
-    own_sizes, left_sizes = dict.fromkeys(vectors, 0.0), dict.fromkeys(vectors, 0.0)
-    for name in unified:
-        spec = unified.specs[name]
+    sizes, left = dict.fromkeys(vectors, 0.0), dict.fromkeys(vectors, 0.0)
+    for name, spec in unified.specs.items():
         if not (unified.terms_at(name) and spec.numel):
             continue
         share = 1.0 if rescaler == "global" else 1.0 / spec.numel
         for rows in row_blocks(spec.shape) if unified.in_rows(name) else [None]:
             shared = unified.read(name, rows)
             for task, vector in vectors.items():
-                own = deltas_like(shared, vector, name, rows)
-                if nonfinite_count(own):
+                deltas = deltas_like(shared, vector, name, rows)
+                if nonfinite_count(deltas):
                     raise NonFinite(f"{task}: {name!r} holds values that are NaN or infinite")
-                left = shared[_agrees(own, shared)]
-                own_sizes[task] += share * float(own.abs().sum(dtype=torch.float64))
-                left_sizes[task] += share * float(left.abs().sum(dtype=torch.float64))
-    return {task: own_sizes[task] / left if left else 1.0 for task, left in left_sizes.items()}
+                kept = shared[_agrees(deltas, shared)]
+                sizes[task] += share * float(deltas.abs().sum(dtype=torch.float64))
+                left[task] += share * float(kept.abs().sum(dtype=torch.float64))
+    return {task: sizes[task] / left[task] if left[task] else 1.0 for task in vectors}
 
 
 def _check_tasks(where: str, vectors: Mapping[str, TaskVector]) -> None:
@@ -313,7 +308,3 @@ def _check_tasks(where: str, vectors: Mapping[str, TaskVector]) -> None:
     for task in vectors:
         if not task or "#" in task:
             raise InputError(f"{where}: a task is called {task!r}, expected a name without '#'")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -84,9 +84,9 @@ class Unified(Weights):
         for place, name in wanted.items():
             spec = TensorSpec((packed_size(weights.spec(name).numel),), torch.uint8)
             if place not in weights or weights.spec(place) != spec:
-                found = "is missing" if place not in weights else f"is {weights.spec(place)}"
+                state = "is missing" if place not in weights else f"is {weights.spec(place)}"
                 raise CorruptFile(
-                    f"{weights.ref}: {place!r} {found}, expected {spec.shape[0]} bytes for the entries of "
+                    f"{weights.ref}: {place!r} {state}, expected {spec.shape[0]} bytes for the entries of "
                     f"{name!r}; download or write it again"
                 )
         wrong = [name for name in names if weights.spec(name).dtype not in EDITABLE]
