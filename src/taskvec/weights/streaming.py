@@ -76,16 +76,9 @@ class Span:
         return tuple(dict.fromkeys(block.name for block in self.blocks))
 
 
-Written = tuple[Tally, Counter[str], dict[str, Change]]
-"""Of a span: the digests of what was written, how many entries of a tensor were not finite, what changed."""
-
-Result = tuple[int, Written]
-"""The number of a span, and what is known of it."""
-
-
 @dataclass
 class Outcome:
-    """What is known of the output.
+    """What is known of the output, or of a part of it.
 
     Attributes:
         tally: digests of what was written.
@@ -97,19 +90,18 @@ class Outcome:
     bad: Counter[str] = field(default_factory=Counter)
     changes: dict[str, Change] = field(default_factory=dict)
 
+    def merge(self, other: "Outcome") -> None:
+        """Take over what is known of another part."""
+        self.tally.merge(other.tally)
+        self.bad.update(other.bad)
+        for name, changed in other.changes.items():
+            change.add_to(self.changes, name, changed)
+
     def digest(self, name: str) -> bytes:
         """The digest of a tensor that was written whole."""
         digest = self.tally.digest(name)
         assert digest is not None
         return digest
-
-    def add(self, written: Written) -> None:
-        """Take over what is known of a span."""
-        tally, bad, changes = written
-        self.tally.merge(tally)
-        self.bad.update(bad)
-        for name, changed in changes.items():
-            change.add_to(self.changes, name, changed)
 
 
 def stream(
@@ -149,7 +141,7 @@ def stream(
     share = memory / workers
     firsts = list(accumulate(map(len, parts), initial=0))
 
-    def work(numbers: Iterator[int], locks: Locks) -> Iterator[Result]:
+    def work(numbers: Iterator[int], locks: Locks) -> Iterator[tuple[int, Outcome]]:
         with _alone(share):
             for part in numbers:
                 for number in range(firsts[part], firsts[part + 1]):
@@ -172,7 +164,7 @@ def stream(
             if unsettled >= _SETTLED:
                 _settle(span.path)
                 unsettled = 0
-            outcome.add(written)
+            outcome.merge(written)
             for name in span.names:
                 waiting[name] -= 1
                 if not waiting[name] and (allow_nonfinite or not outcome.bad):
@@ -246,20 +238,20 @@ def _warm_up(weights: Weights, spans: Sequence[Span]) -> None:
         change.warm_up(weights.spec(name).dtype for span in spans for name in span.names)
 
 
-def _write(weights: Weights, span: Span, allow_nonfinite: bool) -> Written:
+def _write(weights: Weights, span: Span, allow_nonfinite: bool) -> Outcome:
     """Read, compute and write one span."""
-    tally, bad, changes = Tally(), Counter[str](), dict[str, Change]()
+    outcome = Outcome()
     with span.path.open("r+b", buffering=0) as file:
         for name, rows, place, _ in span.blocks:
             block, changed = weights.read_with_change(name, rows)
-            change.add_to(changes, name, changed)
+            change.add_to(outcome.changes, name, changed)
             count = 0 if changed is not None and changed.finite else nonfinite_count(block)
             if count:
-                bad[name] += count
+                outcome.bad[name] += count
             if allow_nonfinite or not count:
-                tally.add(name, weights.spec(name), rows, block)
+                outcome.tally.add(name, weights.spec(name), rows, block)
                 write_at(file.fileno(), raw_bytes(block), place)
-    return tally, bad, changes
+    return outcome
 
 
 @contextmanager
