@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -26,6 +26,7 @@ Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Model = Annotated[
     str, Parameter(name=["--model", "-m"], help="A known name (`taskvec models`), a folder, or a hub id.")
 ]
+Tasks = Annotated[tuple[str, ...], Parameter(name=["--task", "-t"], consume_multiple=True, negative=())]
 Suite = Annotated[
     str | None,
     Parameter(
@@ -110,15 +111,15 @@ def assignments(pairs: Sequence[str], option: str) -> dict[str, str]:
 
     Raises: InputError for a pair without ``=``, an empty name, or a name given twice.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals and value):
             raise InputError(f"{option}: {pair!r} is not of the form name=value")
-        if name in found:
+        if name in values:
             raise InputError(f"{option}: the name {name!r} is given twice")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 @contextmanager
@@ -149,10 +150,12 @@ class _Bars:
         label = printable(label)
         if label not in self._known:
             self._known[label] = self._bars.add_task(label, total=total, facts="")
-        self._bars.update(self._known[label], completed=done, total=total, facts=_said(facts))
+        self._bars.update(self._known[label], completed=done, total=total, facts=_format(facts))
         if done >= total:
             self._bars.remove_task(self._known.pop(label))
-            self._bars.console.print(f"{label}: done {_said(facts)}".rstrip(), markup=False, highlight=False)
+            self._bars.console.print(
+                f"{label}: done {_format(facts)}".rstrip(), markup=False, highlight=False
+            )
 
 
 class _Lines:
@@ -163,8 +166,8 @@ class _Lines:
         now = time.monotonic()
         if done >= total or now - self._last >= 10:
             self._last = now
-            say_line(f"{label}: {done}/{total} {_said(facts)}")
+            say_line(f"{label}: {done}/{total} {_format(facts)}")
 
 
-def _said(facts: Mapping[str, Any]) -> str:
+def _format(facts: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.3g}" for name, value in facts.items())

@@ -6,32 +6,27 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from taskvec.arguments import distinct
-from taskvec.cli._common import Count, Json, Quiet, print_json, print_table, watching
-from taskvec.cli._editing import load_vectors
+from taskvec.cli._common import Count, Json, Quiet, Tasks, print_json, print_table, watching
+from taskvec.cli._editing import Expression, Vectors, load_vectors
+from taskvec.errors import InputError
+from taskvec.training.regimes import Space
 
 if TYPE_CHECKING:
     from taskvec.evaluation.evaluator import Evaluator
-    from taskvec.evaluation.points import Point, Points
+    from taskvec.evaluation.metrics import Score
+    from taskvec.evaluation.points import Point
     from taskvec.training.loop import Params
-    from taskvec.training.regimes import Space
     from taskvec.vectors import TaskVector
-
-
-EDIT = "edit"
 
 
 def eval(
     model: str,
     *,
     suite: Annotated[str, Parameter(name=["--suite", "-s"])],
-    task: Annotated[
-        tuple[str, ...], Parameter(name=["--task", "-t"], consume_multiple=True, negative=())
-    ] = (),
-    vector: Annotated[tuple[str, ...], Parameter(name=["--vector", "-v"], negative=())] = (),
-    expression: Annotated[
-        str | None, Parameter(name=["--expression", "-e"], allow_leading_hyphen=True)
-    ] = None,
-    space: Literal["ordinary", "tangent"] | None = None,
+    task: Tasks = (),
+    vector: Vectors = (),
+    expression: Expression = None,
+    space: Space | None = None,
     heads_from: str | None = None,
     split: Literal["train", "validation", "test"] = "test",
     limit: Count | None = None,
@@ -73,13 +68,10 @@ def eval(
     precision
         `bf16` computes matrix products in bfloat16.
     """
-    from taskvec.errors import InputError
     from taskvec.evaluation.evaluator import Evaluator
-    from taskvec.evaluation.metrics import absolute
     from taskvec.evaluation.points import own_space
     from taskvec.models.loading import load_backbone
     from taskvec.tasks.suite import load_suite
-    from taskvec.vectors import parse_expression
 
     if expression is None and len(vector) > 1:
         raise InputError('several vectors need an expression, such as -e "0.5*a + 0.5*b"')
@@ -88,66 +80,69 @@ def eval(
     if space is not None and not vector:
         raise InputError("--space: without a --vector there is one model in both spaces; leave it out")
     loaded = load_vectors(vector) if vector else {}
-    chosen_space = space or own_space(loaded)
-    chosen = load_suite(suite)
-    names = distinct(task or list(chosen.tasks), "--task")
-    tasks = [chosen.task(name) for name in names]
+    space = space or own_space(loaded)
+    measured = load_suite(suite)
+    names = distinct(task or list(measured.tasks), "--task")
+    tasks = [measured.task(name) for name in names]
     backbone = load_backbone(heads_from or model)
     evaluator = Evaluator(
         backbone, tasks, limits={split: limit} if limit else {}, batch_size=batch_size, precision=precision
     )
-    params = evaluator.pretrained
+    start = evaluator.pretrained
     if heads_from is not None:
-        params = {name: value.detach() for name, value in load_backbone(model).encoder_parameters().items()}
-        if params.keys() != evaluator.pretrained.keys():
+        start = {name: value.detach() for name, value in load_backbone(model).encoder_parameters().items()}
+        if start.keys() != evaluator.pretrained.keys():
             raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")
-    point: Point = params
-    if loaded:
-        edit = parse_expression(next(iter(loaded)) if expression is None else expression, loaded)
-        point = _points(evaluator, edit, loaded, params, chosen_space).at({EDIT: 1.0})
+    point = _edited(evaluator, loaded, expression, start, space) if loaded else start
     scores = {}
     with watching(quiet) as watch:
         for done, name in enumerate(names, start=1):
             scores[name] = evaluator.score(point, name, split)
             watch("evaluating", done, len(names))
     if json:
-        figures = {name: found.record() for name, found in scores.items()}
-        print_json({"split": split, **({"space": chosen_space} if loaded else {}), "scores": figures})
-        return
-    rows = [
-        [
-            name,
-            found.metric,
-            f"{100 * found.value:.1f}",
-            f"{100 * found.accuracy:.1f}",
-            f"{100 * found.interval[0]:.1f}–{100 * found.interval[1]:.1f}",
-            f"{100 * found.macro_f1:.1f}",
-            found.examples,
-        ]
-        for name, found in scores.items()
-    ]
-    columns = ["task", "metric", "value", "accuracy", "95 % interval", "macro-F1", "examples"]
-    mean = absolute({name: found.value for name, found in scores.items()})
-    title = f"{model}, {split}{f', edited in {chosen_space} space' if loaded else ''}"
-    print_table(title, columns, [*rows, ["mean", "", f"{100 * mean:.1f}", "", "", "", ""]])
+        records = {name: score.record() for name, score in scores.items()}
+        print_json({"split": split, **({"space": space} if loaded else {}), "scores": records})
+    else:
+        _print_scores(f"{model}, {split}{f', edited in {space} space' if loaded else ''}", scores)
 
 
-def _points(
+def _edited(
     evaluator: "Evaluator",
-    edit: "TaskVector",
     vectors: "Mapping[str, TaskVector]",
+    expression: str | None,
     start: "Params",
-    space: "Space",
-) -> "Points":
-    """The edit of the model.
+    space: Space,
+) -> "Point":
+    """The edited model.
 
-    Raises: InputError for one that cannot be, with the name of the vector that is to blame.
+    Raises: InputError for an edit that cannot be, with the name of the vector that is to blame.
     """
-    from taskvec.errors import InputError
+    from taskvec.vectors import parse_expression
 
+    edit = parse_expression(next(iter(vectors)) if expression is None else expression, vectors)
     try:
-        return evaluator.points({EDIT: edit}, start=start, space=space)
+        return evaluator.points({"edit": edit}, start=start, space=space).at({"edit": 1.0})
     except InputError:
         for name, vector in vectors.items():
             evaluator.points({name: vector}, start=start, space=space)
         raise
+
+
+def _print_scores(title: str, scores: "Mapping[str, Score]") -> None:
+    from taskvec.evaluation.metrics import absolute
+
+    rows = [
+        [
+            name,
+            score.metric,
+            f"{100 * score.value:.1f}",
+            f"{100 * score.accuracy:.1f}",
+            f"{100 * score.interval[0]:.1f}–{100 * score.interval[1]:.1f}",
+            f"{100 * score.macro_f1:.1f}",
+            score.examples,
+        ]
+        for name, score in scores.items()
+    ]
+    mean = f"{100 * absolute({name: score.value for name, score in scores.items()}):.1f}"
+    columns = ["task", "metric", "value", "accuracy", "95 % interval", "macro-F1", "examples"]
+    print_table(title, columns, [*rows, ["mean", "", mean, "", "", "", ""]])

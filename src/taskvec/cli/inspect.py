@@ -38,23 +38,17 @@ def inspect(
     opened = [open_model(path) for path in paths]
     if not headers:
         bound(memory, _needs(opened))
-    facts = [_vector_facts(w, headers) if _is_vector(w) else _weights_facts(w, headers) for w in opened]
+    facts = [_facts(weights, headers) for weights in opened]
     vectors = [weights for weights in opened if _is_vector(weights) and not _has_masks(weights)]
     cosines = None
     if len(vectors) > 1 and not headers and not any(map(_needs_base, vectors)):
         cosines = _cosines(vectors, allow_other_base)
     if json:
-        print_json({"files": facts, **({"cosines": _json_safe(cosines)} if cosines else {})})
+        table = [[_finite(value) for value in row] for row in cosines or ()]
+        print_json({"files": facts, **({"cosines": table} if cosines else {})})
         return
     for entry in facts:
-        layers = entry.pop("norms_by_layer", {})
-        shown = [(key.replace("_", " "), _said(value)) for key, value in entry.items() if value is not None]
-        print_table(None, ["path", str(dict(shown).pop("path"))], shown[1:])
-        if layers:
-            lengths = [
-                (layer, "not finite" if norm is None else f"{norm:.4g}") for layer, norm in layers.items()
-            ]
-            print_table(None, ["layer", "norm"], lengths)
+        _print_file(entry)
     if cosines:
         names = [f"{number}" for number in range(1, len(vectors) + 1)]
         rows = [
@@ -64,15 +58,27 @@ def inspect(
         print_table("cosines", ["vector", *names], rows)
 
 
+def _print_file(facts: dict[str, Any]) -> None:
+    layers = facts.pop("norms_by_layer", {})
+    path = facts.pop("path")
+    rows = [(key.replace("_", " "), _format(value)) for key, value in facts.items() if value is not None]
+    print_table(None, ["path", path], rows)
+    if layers:
+        norms = [(layer, "not finite" if norm is None else f"{norm:.4g}") for layer, norm in layers.items()]
+        print_table(None, ["layer", "norm"], norms)
+
+
 def _needs(opened: Sequence["Weights"]) -> Iterator[tuple[str, int]]:
     """The bytes that norms and angles of each tensor take."""
     from taskvec.vectors import TaskVector, geometry
     from taskvec.weights.lazy import THREADS
 
-    loose = [one for one in opened if not _is_vector(one) or _has_masks(one) or _needs_base(one)]
-    for weights in loose:
-        yield from ((name, (THREADS + 4) * weights.working_bytes(name)) for name in weights)
-    vectors = [TaskVector.opened(one) for one in opened if one not in loose]
+    vectors = []
+    for weights in opened:
+        if _is_vector(weights) and not _has_masks(weights) and not _needs_base(weights):
+            vectors.append(TaskVector.opened(weights))
+        else:
+            yield from ((name, (THREADS + 4) * weights.working_bytes(name)) for name in weights)
     for name in {name: None for vector in vectors for name in vector}:
         yield name, geometry.working_bytes(vectors, name)
 
@@ -96,6 +102,13 @@ def _has_masks(weights: "Weights") -> bool:
     return has_info(weights) and read_info(weights).masks is not None
 
 
+def _facts(weights: "Weights", headers: bool) -> dict[str, Any]:
+    """What is shown of a file; with ``headers``, what its headers say."""
+    if not _is_vector(weights):
+        return _weights_facts(weights, headers)
+    return (_masked_facts if _has_masks(weights) else _vector_facts)(weights, headers)
+
+
 def _masked_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
     from taskvec.vectors.stored.masked import MaskedVectors
 
@@ -116,30 +129,21 @@ def _masked_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
 
 def _weights_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
     from taskvec.vectors.statistics import read_statistics
-    from taskvec.weights.summary import by_layer, tensor_norms
+    from taskvec.weights.summary import tensor_norms
 
     facts = {**_sizes(weights, "weights"), "tied": dict(weights.tied) or None}
     statistics = read_statistics(weights)
     if statistics is not None:
-        found = statistics.model_dump(mode="json", exclude={"format", "kind"}, exclude_none=True)
-        facts |= {"kind": f"statistics ({statistics.kind})", **found}
+        origin = statistics.model_dump(mode="json", exclude={"format", "kind"}, exclude_none=True)
+        facts |= {"kind": f"statistics ({statistics.kind})", **origin}
     if headers:
         return facts
-    norms = tensor_norms(weights)
-    return {
-        **facts,
-        "fingerprint": weights.fingerprint(),
-        "norm": _finite(math.hypot(*norms.values())),
-        "norms_by_layer": {layer: _finite(norm) for layer, norm in by_layer(norms).items()},
-    }
+    return {**facts, "fingerprint": weights.fingerprint(), **_norm_facts(tensor_norms(weights))}
 
 
 def _vector_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
     from taskvec.vectors import TaskVector
-    from taskvec.weights.summary import by_layer
 
-    if _has_masks(weights):
-        return _masked_facts(weights, headers)
     vector = TaskVector.opened(weights)
     info = vector.info.model_dump(mode="json", exclude={"unchanged", "format", "dtype", "compact", "masks"})
     base, compact = info.pop("base"), vector.info.compact
@@ -162,17 +166,16 @@ def _vector_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
     if headers:
         return facts
     if _needs_base(weights):
-        return {
-            **facts,
-            "norm": None,
-            "note": "known with its base alone: taskvec diff BASE ADAPTER -o VECTOR",
-        }
-    norms = vector.norms()
-    return {
-        **facts,
-        "norm": _finite(math.hypot(*norms.values())),
-        "norms_by_layer": {layer: _finite(norm) for layer, norm in by_layer(norms).items()},
-    }
+        note = "known with its base alone: taskvec diff BASE ADAPTER -o VECTOR"
+        return {**facts, "norm": None, "note": note}
+    return {**facts, **_norm_facts(vector.norms())}
+
+
+def _norm_facts(norms: Mapping[str, float]) -> dict[str, Any]:
+    from taskvec.weights.summary import by_layer
+
+    layers = {layer: _finite(norm) for layer, norm in by_layer(norms).items()}
+    return {"norm": _finite(math.hypot(*norms.values())), "norms_by_layer": layers}
 
 
 def _sizes(weights: "Weights", kind: str) -> dict[str, Any]:
@@ -194,8 +197,8 @@ def _cosines(opened: Sequence["Weights"], allow_other_base: bool) -> list[list[f
     from taskvec.errors import BaseMismatch
     from taskvec.vectors import TaskVector, similarity
 
-    adapter = next((one for one in opened if one.adapter is not None), None)
-    other = next((one for one in opened if one.adapter is None), None)
+    adapter = next((weights for weights in opened if weights.adapter is not None), None)
+    other = next((weights for weights in opened if weights.adapter is None), None)
     if adapter is not None and other is not None and not allow_other_base:
         raise BaseMismatch(
             f"{adapter.ref}: an adapter, which records no base, is not compared with {other.ref} unless "
@@ -213,15 +216,11 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _json_safe(rows: Sequence[Sequence[float]]) -> list[list[float | None]]:
-    return [[_finite(value) for value in row] for row in rows]
-
-
-def _said(value: object) -> str:
+def _format(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} = {_said(content)}" for key, content in value.items())
+        return ", ".join(f"{key} = {_format(content)}" for key, content in value.items())
     return (
         f"{value:,}" if isinstance(value, int) else f"{value:.6g}" if isinstance(value, float) else str(value)
     )

@@ -13,6 +13,7 @@ from taskvec.cli._common import (
     Model,
     Quiet,
     Suite,
+    Tasks,
     flattened,
     print_json,
     print_table,
@@ -40,7 +41,7 @@ _REGIME = (
 def train(
     *,
     model: Model,
-    task: Annotated[tuple[str, ...], Parameter(name=["--task", "-t"], consume_multiple=True, negative=())],
+    task: Tasks,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     suite: Suite = None,
     regime: Annotated[str, Parameter(help=_REGIME)] = "full",
@@ -118,7 +119,7 @@ def train(
             )
         scores = evaluator.scores(at_one(vector), names, "test")
     drawn: dict[str, Any] = {"task": "+".join(names), "regime": regime, "space": space} if twin else {}
-    metrics = {name: found.record() for name, found in scores.items()}
+    metrics = {name: score.record() for name, score in scores.items()}
     vector.save(output, force=force, metrics=metrics, **drawn)
     if json:
         print_json({"output": str(output), "norm": vector.norm(), "test": metrics})
@@ -126,8 +127,8 @@ def train(
     before = evaluator.scores(evaluator.pretrained, names, "test")
     norm = f"{vector.norm():.3f}"
     rows = [
-        [name, found.metric, f"{100 * before[name].value:.1f}", f"{100 * found.value:.1f}", norm]
-        for name, found in scores.items()
+        [name, score.metric, f"{100 * before[name].value:.1f}", f"{100 * score.value:.1f}", norm]
+        for name, score in scores.items()
     ]
     title = f"{output}, in tangent space" if space == "tangent" else str(output)
     print_table(title, ["task", "metric", "zero-shot", "fine-tuned", "‖τ‖"], rows)
