@@ -48,6 +48,7 @@ ShardSize = Annotated[
 ]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 Vectors = Annotated[tuple[str, ...], Parameter(name=["--vector", "-v"], negative=())]
+Expression = Annotated[str | None, Parameter(name=["--expression", "-e"], allow_leading_hyphen=True)]
 AllowOther = Annotated[bool, Parameter(name="--allow-other-base", negative=())]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from taskvec.cli._common import assignments, flattened
-from taskvec.cli._editing import AllowOther, Vectors, known_ref, load_vectors
+from taskvec.cli._editing import AllowOther, Expression, Vectors, known_ref, load_vectors
 from taskvec.cli._merging import DryRun, Resume, write
 from taskvec.cli._writing import Writing
 from taskvec.errors import InputError
@@ -24,9 +24,7 @@ def apply(
     /,
     *,
     vector: Vectors,
-    expression: Annotated[
-        str | None, Parameter(name=["--expression", "-e"], allow_leading_hyphen=True)
-    ] = None,
+    expression: Expression = None,
     rule: str | None = None,
     param: Annotated[Pairs, Parameter(name=["--param", "-p"], negative=())] = (),
     stats: Annotated[Pairs, Parameter(negative=())] = (),
