@@ -33,15 +33,11 @@ def read_tokens(folder: Path | None) -> dict[str, int] | None:
     """
     if folder is None:
         return None
-    found = _of_tokenizer(folder / "tokenizer.json") or _of_vocabulary(folder)
-    if found is None:
+    tokens = _of_tokenizer(folder / "tokenizer.json") or _of_vocabulary(folder)
+    if tokens is None:
         return None
-    for token, row in {
-        **_entries(folder / "added_tokens.json"),
-        **_later(folder / "tokenizer_config.json"),
-    }.items():
-        found.setdefault(token, row)
-    return found
+    added = _read_rows(folder / "added_tokens.json") | _of_slow_tokenizer(folder / "tokenizer_config.json")
+    return tokens | added | tokens  # whose rows win
 
 
 def check_in_order(base: Weights, tuned: Weights, advice: str = BY_TOKEN) -> list[str]:
@@ -58,54 +54,45 @@ def check_in_order(base: Weights, tuned: Weights, advice: str = BY_TOKEN) -> lis
     """
     if base.folder is None or tuned.folder is None:
         return []
-    one, other = base.folder / "tokenizer.json", tuned.folder / "tokenizer.json"
-    if one.is_file() and other.is_file() and cmp(one, other, shallow=False):
+    first, second = (folder / "tokenizer.json" for folder in (base.folder, tuned.folder))
+    if first.is_file() and second.is_file() and cmp(first, second, shallow=False):
         return []
-    ours, theirs = read_tokens(base.folder), read_tokens(tuned.folder)
-    if ours is None or theirs is None:
-        return _check_opaque(base, tuned, advice)
-    return _check_rows(base, tuned, ours, theirs, advice)
+    expected, tokens, name = read_tokens(base.folder), read_tokens(tuned.folder), None
+    if expected is None or tokens is None:
+        before, after = opaque_files(base.folder), opaque_files(tuned.folder)
+        name = next((name for name in sorted(before) if after.get(name, before[name]) != before[name]), None)
+        if name is None:
+            return []
+        expected, tokens = (sentencepiece.pieces_of(folder / name) for folder in (base.folder, tuned.folder))
+    if expected is None or tokens is None:
+        unread = f"{name} differs from that of {base.ref} and is not read; rows are taken for the same"
+        return [f"{tuned.ref}: {unread}"]
+    return _compare_rows(base.ref, tuned.ref, expected, tokens, advice)
 
 
-def _check_rows(
-    base: Weights, tuned: Weights, ours: Mapping[str, int], theirs: Mapping[str, int], advice: str
+def _compare_rows(
+    base: str, tuned: str, expected: Mapping[str, int], tokens: Mapping[str, int], advice: str
 ) -> list[str]:
-    moved = [token for token, row in theirs.items() if ours.get(token, row) != row]
+    moved = [token for token, row in tokens.items() if expected.get(token, row) != row]
     if moved:
         raise InputError(
-            f"{tuned.ref}: token {moved[0]!r} has row {theirs[moved[0]]}, expected {ours[moved[0]]} as in "
-            f"{base.ref}{and_more(moved)}; {advice}"
+            f"{tuned}: token {moved[0]!r} has row {tokens[moved[0]]}, expected {expected[moved[0]]} as in "
+            f"{base}{and_more(moved)}; {advice}"
         )
-    rows = set(ours.values())
-    renamed = [token for token, row in theirs.items() if token not in ours and row in rows]
+    before = {row: token for token, row in reversed(list(expected.items()))}  # of several in a row, the first
+    renamed = [token for token, row in tokens.items() if token not in expected and row in before]
     if not renamed:
         return []
-    row = theirs[renamed[0]]
-    was = next(token for token, place in ours.items() if place == row)
-    if len(renamed) > min(len(ours), len(theirs)) / 2:
+    row = tokens[renamed[0]]
+    if len(renamed) > min(len(expected), len(tokens)) / 2:
         raise InputError(
-            f"{tuned.ref}: row {row} is token {renamed[0]!r}, expected {was!r} as in {base.ref} "
-            f"({len(renamed)} of {len(theirs)} differ); were both fine-tuned from one model?"
+            f"{tuned}: row {row} is token {renamed[0]!r}, expected {before[row]!r} as in {base} "
+            f"({len(renamed)} of {len(tokens)} differ); were both fine-tuned from one model?"
         )
     return [
-        f"{tuned.ref}: {len(renamed)} rows go by other tokens than in {base.ref}, such as {renamed[0]!r} for "
-        f"{was!r}; taken for the same"
+        f"{tuned}: {len(renamed)} rows go by other tokens than in {base}, such as {renamed[0]!r} for "
+        f"{before[row]!r}; taken for the same"
     ]
-
-
-def _check_opaque(base: Weights, tuned: Weights, advice: str) -> list[str]:
-    """The same check of tokenizers that no file tells in plain text."""
-    assert base.folder is not None and tuned.folder is not None
-    ours, theirs = opaque_files(base.folder), opaque_files(tuned.folder)
-    different = [name for name in sorted(ours.keys() & theirs.keys()) if ours[name] != theirs[name]]
-    if not different:
-        return []
-    name = different[0]
-    own, others = sentencepiece.pieces_of(base.folder / name), sentencepiece.pieces_of(tuned.folder / name)
-    if own is None or others is None:
-        said = f"{name} differs from that of {base.ref} and is not read; rows are taken for the same"
-        return [f"{tuned.ref}: {said}"]
-    return _check_rows(base, tuned, own, others, advice)
 
 
 def opaque_files(folder: Path | None) -> dict[str, str]:
@@ -113,7 +100,11 @@ def opaque_files(folder: Path | None) -> dict[str, str]:
     if folder is None:
         return {}
     files = sorted(file for pattern in _OPAQUE for file in folder.glob(pattern))
-    return {file.name: _digest(file) for file in files}
+    digests = {}
+    for file in files:
+        with open_file(file) as content:
+            digests[file.name] = file_digest(content, "sha256").hexdigest()
+    return digests
 
 
 def added_tokens(folder: Path | None) -> dict[str, dict[str, Any]]:
@@ -135,15 +126,16 @@ def add_tokens(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) ->
 
     Returns: texts by file name; empty if more tokens would not get the rows that follow.
     """
-    tokenizer, config = read_if_there(folder / "tokenizer.json"), read_config(folder)
-    own = _of_tokenizer(folder / "tokenizer.json")
-    if own is None or own != read_tokens(folder) or sorted(own.values()) != list(range(len(own))):
+    file = folder / "tokenizer.json"
+    tokenizer, config, tokens = read_if_there(file), read_config(folder), _of_tokenizer(file)
+    if tokens is None or tokens != read_tokens(folder) or sorted(tokens.values()) != list(range(len(tokens))):
         return {}
-    numbered = [{**entry, "id": row} for row, entry in enumerate(entries, start=len(own))]
-    had = [entry for *_, entry in _added(folder / "tokenizer.json", tokenizer)]
-    tokenizer["added_tokens"] = [*had, *numbered]
-    contents = {"tokenizer.json": tokenizer, **({"config.json": resize(config, rows)} if config else {})}
-    return {name: json.dumps(one, indent=2, ensure_ascii=False) + "\n" for name, one in contents.items()}
+    numbered = [{**entry, "id": row} for row, entry in enumerate(entries, start=len(tokens))]
+    tokenizer["added_tokens"] = [*(entry for *_, entry in _added(file, tokenizer)), *numbered]
+    contents = {file.name: tokenizer, **({"config.json": resize(config, rows)} if config else {})}
+    return {
+        name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in contents.items()
+    }
 
 
 def _of_tokenizer(file: Path) -> dict[str, int] | None:
@@ -153,62 +145,31 @@ def _of_tokenizer(file: Path) -> dict[str, int] | None:
         return None
     match content.get("model"):
         case {"vocab": dict() as words}:
-            found = _checked(file, words)
+            tokens = _check_rows(file, words)
         case {"vocab": list() as scored}:
-            found = _checked(file, {_first(file, entry): row for row, entry in enumerate(scored)})
+            tokens = _check_rows(file, {_first(file, entry): row for row, entry in enumerate(scored)})
         case _:
             raise CorruptFile(f"{file}: 'model.vocab' is missing, expected tokens; save the tokenizer again")
+    added: dict[str, int] = {}
     for token, row, _ in _added(file, content):
-        found.setdefault(token, row)
-    return found
+        added.setdefault(token, row)
+    return tokens | added | tokens
 
 
 def _added(file: Path, content: Mapping[str, Any]) -> list[tuple[str, int, dict[str, Any]]]:
     """Each token that was added to those of the tokenizer's model, its row, and all that is said of it."""
     listed = content.get("added_tokens") or []
-    found = []
+    added = []
     for entry in listed if isinstance(listed, list) else [listed]:
         match entry:
             case {"content": str() as token, "id": row} if _is_row(row):
-                found.append((token, row, entry))
+                added.append((token, row, entry))
             case _:
                 raise CorruptFile(
                     f"{file}: 'added_tokens' holds {shown(entry)}, expected id and content; "
                     "save the tokenizer again"
                 )
-    return found
-
-
-def _is_row(row: object) -> bool:
-    return type(row) is int and 0 <= row < _MOST
-
-
-def _of_vocabulary(folder: Path) -> dict[str, int] | None:
-    if any((folder / name).exists() for name in ("bpe.codes", "vocab-src.json")):
-        return None  # beside these, the numbers in a vocabulary file are not those of the rows
-    if os.path.lexists(folder / "vocab.json"):
-        return _entries(folder / "vocab.json")
-    file = folder / "vocab.txt"
-    if not os.path.lexists(file):
-        return None
-    lines = read_text(file).removesuffix("\n").split("\n")
-    return {line.removesuffix("\r"): row for row, line in enumerate(lines)}
-
-
-def _later(file: Path) -> dict[str, int]:
-    """Tokens that a slow tokenizer lists in its configuration."""
-    listed = read_if_there(file).get("added_tokens_decoder") or {}
-    found: dict[str, int] = {}
-    for row, entry in listed.items() if isinstance(listed, Mapping) else ():
-        match entry:
-            case {"content": str() as token} if row.isdecimal() and len(row) <= len(str(_MOST)):
-                found[token] = int(row)
-            case {"content": _}:
-                raise CorruptFile(
-                    f"{file}: 'added_tokens_decoder' holds {shown(entry)} for {shown(row)}, expected a row "
-                    "and the content of its token; save the tokenizer again"
-                )
-    return _checked(file, found)
+    return added
 
 
 def _first(file: Path, entry: Any) -> str:
@@ -219,16 +180,39 @@ def _first(file: Path, entry: Any) -> str:
     return str(entry[0])
 
 
-def _digest(file: Path) -> str:
-    with open_file(file) as content:
-        return file_digest(content, "sha256").hexdigest()
+def _of_vocabulary(folder: Path) -> dict[str, int] | None:
+    if any((folder / name).exists() for name in ("bpe.codes", "vocab-src.json")):
+        return None  # beside these, the numbers in a vocabulary file are not those of the rows
+    if os.path.lexists(folder / "vocab.json"):
+        return _read_rows(folder / "vocab.json")
+    file = folder / "vocab.txt"
+    if not os.path.lexists(file):
+        return None
+    lines = read_text(file).removesuffix("\n").split("\n")
+    return {line.removesuffix("\r"): row for row, line in enumerate(lines)}
 
 
-def _entries(file: Path) -> dict[str, int]:
-    return _checked(file, read_if_there(file))
+def _of_slow_tokenizer(file: Path) -> dict[str, int]:
+    """The tokens that a slow tokenizer lists in its configuration."""
+    listed = read_if_there(file).get("added_tokens_decoder") or {}
+    tokens: dict[str, int] = {}
+    for row, entry in listed.items() if isinstance(listed, Mapping) else ():
+        match entry:
+            case {"content": str() as token} if row.isdecimal() and len(row) <= len(str(_MOST)):
+                tokens[token] = int(row)
+            case {"content": _}:
+                raise CorruptFile(
+                    f"{file}: 'added_tokens_decoder' holds {shown(entry)} for {shown(row)}, expected a row "
+                    "and the content of its token; save the tokenizer again"
+                )
+    return _check_rows(file, tokens)
 
 
-def _checked(file: Path, tokens: Mapping[Any, Any]) -> dict[str, int]:
+def _read_rows(file: Path) -> dict[str, int]:
+    return _check_rows(file, read_if_there(file))
+
+
+def _check_rows(file: Path, tokens: Mapping[Any, Any]) -> dict[str, int]:
     for token, row in tokens.items():
         if not isinstance(token, str) or not _is_row(row):
             raise CorruptFile(
@@ -236,3 +220,7 @@ def _checked(file: Path, tokens: Mapping[Any, Any]) -> dict[str, int]:
                 "save the tokenizer again"
             )
     return dict(tokens)
+
+
+def _is_row(row: object) -> bool:
+    return type(row) is int and 0 <= row < _MOST
