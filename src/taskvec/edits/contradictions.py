@@ -69,11 +69,11 @@ def compare_models(models: Sequence[Weights], like: Weights | None) -> list[str]
 
     Raises: InputError for what cannot be meant, with the way out.
     """
-    held = {each.identity: each for each in map(_opened, models) if each.adapter is None}
+    distinct = {model.identity: model for model in map(_opened, models) if model.adapter is None}
+    held = list(distinct.values())  # none if all are adapters, which are refused where they are used
     written = None if like is None else _opened(like).identity
-    said = [note for model in held.values() for note in _of_model(model, written=model.identity == written)]
-    different = list(held.values())  # none if all are adapters, which are refused where they are used
-    return said + [note for model in different[1:] for note in _of_pair(different[0], model)]
+    alone = [note for model in held for note in _of_model(model, written=model.identity == written)]
+    return alone + [note for model in held[1:] for note in _of_pair(held[0], model)]
 
 
 def note_distances(base: Weights, vectors: Mapping[str, TaskVector]) -> list[str]:
@@ -108,15 +108,15 @@ def _depth(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
 
     Of encoder and decoder either may lack; of more stacks only the deepest is looked at.
     """
-    found = sorted(count_blocks(model).values(), reverse=True)
-    stacks = Counter(found if len(found) <= 2 else found[:1])
-    said = Counter(value for key, value in _flat(config) if _last(key) in _DEPTHS and type(value) is int)
+    depths = sorted(count_blocks(model).values(), reverse=True)
+    stacks = Counter(depths if len(depths) <= 2 else depths[:1])
+    stated = Counter(value for key, value in _flat(config) if _last(key) in _DEPTHS and type(value) is int)
     more = config.get(_MORE_LAYERS)
-    if isinstance(more, int) and stacks & Counter(depth + more for depth in said):
+    if isinstance(more, int) and stacks & Counter(depth + more for depth in stated):
         return
-    unsaid, idle = stacks - said, said - stacks
-    if unsaid and idle:
-        depth = max(unsaid)
+    unstated, idle = stacks - stated, stated - stacks
+    if unstated and idle:
+        depth = max(unstated)
         nearest = min(idle, key=lambda number: abs(number - depth))
         happens = "are left out" if depth > nearest else "that lack are made at random"
         yield (
@@ -138,12 +138,12 @@ def _sizes(model: Weights, config: Mapping[str, Any], *, written: bool) -> Itera
 
 
 def _vocabulary(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
-    said, found = read_vocabulary_size(model.folder), find_embeddings(model)
+    size, embeddings = read_vocabulary_size(model.folder), find_embeddings(model)
     multiple = config.get("pad_vocab_size_multiple")
-    padded = -(-said // multiple) * multiple if said and isinstance(multiple, int) and multiple > 0 else said
-    if said is not None and found and not {said, padded} & set(found.values()):
-        name, rows = next(iter(found.items()))
-        yield f"{model.ref}: config.json says vocab_size {said}, {name!r} has {rows} rows"
+    padded = -(-size // multiple) * multiple if size and isinstance(multiple, int) and multiple > 0 else size
+    if size is not None and embeddings and not {size, padded} & set(embeddings.values()):
+        name, rows = next(iter(embeddings.items()))
+        yield f"{model.ref}: config.json says vocab_size {size}, {name!r} has {rows} rows"
 
 
 def _width(model: Weights, config: Mapping[str, Any], place: str = "") -> Iterator[str]:
@@ -176,9 +176,9 @@ def _equal(model: Weights, name: str, other: str) -> bool:
 
 
 def _quantized(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
-    found = config.get("quantization_config")
+    quantized = isinstance(config.get("quantization_config"), Mapping)
     matrices = [model.spec(name) for name in model if len(model.spec(name).shape) > 1]
-    if isinstance(found, Mapping) and matrices and all(spec.dtype in EDITABLE for spec in matrices):
+    if quantized and matrices and all(spec.dtype in EDITABLE for spec in matrices):
         yield (
             f"{model.ref}: config.json has a quantization_config, but all matrices are plain floating point; "
             "remove it, unless they are to be quantized when loaded"
@@ -209,11 +209,11 @@ def _first_difference(model: Weights, other: Weights) -> str | None:
         if name not in model or name not in other or model.spec(name).shape != other.spec(name).shape:
             return name
         rows = _looked_at(model, name, first=True)
-        one, two = model.read(name, rows), other.read(name, rows)
-        if one.dtype != two.dtype:  # saved once more, in another precision
-            narrow = min(one.dtype, two.dtype, key=lambda dtype: dtype.itemsize)
-            one, two = one.to(narrow), two.to(narrow)
-        if not torch.equal(one.nan_to_num(), two.nan_to_num()):
+        pair = [model.read(name, rows), other.read(name, rows)]
+        narrow = min((tensor.dtype for tensor in pair), key=lambda dtype: dtype.itemsize)
+        if pair[0].dtype != pair[1].dtype:  # saved once more, in another precision
+            pair = [tensor.to(narrow) for tensor in pair]
+        if not torch.equal(*(tensor.nan_to_num() for tensor in pair)):
             return name
     return None
 
@@ -222,38 +222,36 @@ def _first_difference(model: Weights, other: Weights) -> str | None:
 
 
 def _of_pair(first: Weights, model: Weights) -> Iterator[str]:
-    ours, theirs = _settings(first), _settings(model)
-    different = [key for key in ours if key in theirs and ours[key] != theirs[key]]
+    expected, held = _settings(first), _settings(model)
+    different = [key for key in expected if key in held and expected[key] != held[key]]
     wrong = next((key for key in different if _last(key) in _HEADS), None)
     if wrong is not None:
         raise InputError(
-            f"{model.ref}: config.json says {wrong} {_text(theirs[wrong])}, expected {_text(ours[wrong])} "
+            f"{model.ref}: config.json says {wrong} {_text(held[wrong])}, expected {_text(expected[wrong])} "
             f"as in {first.ref}, else the same rows belong to other heads; correct the config that is wrong"
         )
     if different:
-        words = ", ".join(f"{key} {_text(theirs[key])} and {_text(ours[key])}" for key in different)
+        words = ", ".join(f"{key} {_text(held[key])} and {_text(expected[key])}" for key in different)
         yield f"{model.ref}: its config.json and that of {first.ref} differ in what weights compute: {words}"
 
 
 def _settings(model: Weights) -> dict[str, Any]:
     """The settings that decide what weights compute, by their place in the config."""
     config = read_config(model.folder)
-    found = {
-        key: value for key, value in _flat(config) if _last(key) in _COMPUTING | _HEADS and value is not None
-    }
-    return found | (_rope(config) if config else {})
+    decisive = ((key, value) for key, value in _flat(config) if _last(key) in _COMPUTING | _HEADS)
+    settings = {key: value for key, value in decisive if value is not None}
+    return settings | (_rope(config) if config else {})
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """The rotary embedding, whether as transformers 4 or 5 writes it."""
     text = config.get("text_config")
     config = text if isinstance(text, Mapping) else config
-    found = {key: value for key, value in config.items() if _ROPE.search(key) and value is not None}
+    rope = {key: value for key, value in config.items() if _ROPE.search(key) and value is not None}
     for nested in ("rope_scaling", "rope_parameters"):
-        inner = found.pop(nested, None)
-        found |= inner if isinstance(inner, Mapping) else {}
-    kind = found.pop("type", "default")
-    return {"rope_type": kind, **found}
+        inner = rope.pop(nested, None)
+        rope |= inner if isinstance(inner, Mapping) else {}
+    return {"rope_type": rope.pop("type", "default"), **rope}
 
 
 def _flat(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
@@ -280,28 +278,26 @@ def _is_file(model: Weights) -> bool:
 # Distances
 
 
-def _of_distance(name: str, base: Weights, vector: TaskVector) -> Iterator[str]:
-    seen = {tensor: _glimpse(base, vector, tensor) for tensor in vector if _is_judged(base, vector, tensor)}
-    seen = {tensor: found for tensor, found in seen.items() if found.norm and found.finite}
+def _of_distance(title: str, base: Weights, vector: TaskVector) -> Iterator[str]:
+    glimpses = {name: _glimpse(base, vector, name) for name in vector if _is_judged(base, vector, name)}
+    seen = {name: part for name, part in glimpses.items() if part.norm and part.finite}
     if not seen:
         return
-    whole = change.total(
-        found.times(base.spec(tensor).numel / found.entries) for tensor, found in seen.items()
-    )
+    whole = change.total(part.times(base.spec(name).numel / part.entries) for name, part in seen.items())
     if whole.relative > 1:
         yield (
-            f"{name}: {whole.relative:.2g} times the norm of {base.ref} away from it, as far as an unrelated "
-            "model; was it fine-tuned from another?"
+            f"{title}: {whole.relative:.2g} times the norm of {base.ref} away from it, as far as an "
+            "unrelated model; was it fine-tuned from another?"
         )
         return
     # Of those that moved, as an adapter leaves most as they are.
-    moved = sorted(found.relative for found in seen.values() if found.distance)
+    moved = sorted(part.relative for part in seen.values() if part.distance)
     others = moved[len(moved) // 4] if moved else 0.0
-    far = {t: found.relative for t, found in seen.items() if found.relative > max(FAR, APART * others)}
+    far = {name: part.relative for name, part in seen.items() if part.relative > max(FAR, APART * others)}
     if far:
         tensor = max(far, key=far.__getitem__)
         yield (
-            f"{name}: {tensor!r} is {far[tensor]:.2g} times its norm away from that of {base.ref}, others "
+            f"{title}: {tensor!r} is {far[tensor]:.2g} times its norm away from that of {base.ref}, others "
             f"{others:.2g} times{and_more(far)}; was it swapped, transposed or made anew?"
         )
 

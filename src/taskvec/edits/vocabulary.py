@@ -66,7 +66,7 @@ def align(base: Weights, tuned: Sequence[Weights], vocab: Vocab = "base") -> Ali
     """
     tokens = [read_tokens(weights.folder) for weights in (base, *tuned)]
     known = next((each for each in tokens if each is not None), {})
-    models = [_model(w, each, known) for w, each in zip((base, *tuned), tokens, strict=True)]
+    models = [_Model.of(w, each, known) for w, each in zip((base, *tuned), tokens, strict=True)]
     first, *others = models
     axes = _vocabulary_axes(models)
     for model in others:
@@ -74,8 +74,8 @@ def align(base: Weights, tuned: Sequence[Weights], vocab: Vocab = "base") -> Ali
         if not (first.named and model.named):
             _check_same_numbers(first, model, axes)
     target = _target(models, vocab)
-    places = torch.stack([_places(model, target) for model in models])
-    moved = [not _as_is(place, model) for place, model in zip(places, models, strict=True)]
+    places = torch.stack([model.rows_of(target.keys) for model in models])
+    moved = [not model.keeps_rows(rows) for rows, model in zip(places, models, strict=True)]
     if any(moved):
         _check_recognised(models, axes)
     plan = Alignment(tuple(model.weights for model in models), places, axes, target.weights)
@@ -84,7 +84,7 @@ def align(base: Weights, tuned: Sequence[Weights], vocab: Vocab = "base") -> Ali
     record = {
         "vocab": vocab,
         "rows": rows,
-        "vocabulary of": target.weights.ref,
+        "vocabulary of": target.ref,
         "tensors": sorted(axes),
         "notes": notes,
     }
@@ -93,7 +93,15 @@ def align(base: Weights, tuned: Sequence[Weights], vocab: Vocab = "base") -> Ali
 
 @dataclass(frozen=True)
 class _Model:
-    """One model, what each row of its embedding is known by, and where each token is."""
+    """One model and its tokens.
+
+    Attributes:
+        named: whether its own files say which tokens its rows are.
+        keys: what each row of its embedding is known by.
+        at: the row of every key; of a row with several tokens, of each.
+        beyond: how many tokens of its files have no row.
+        files: of a base with more tokens than it had, the side files that say so.
+    """
 
     weights: Weights
     named: bool
@@ -102,29 +110,42 @@ class _Model:
     beyond: int = 0
     files: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, weights: Weights, tokens: Mapping[str, int] | None, known: Mapping[str, int]) -> "_Model":
+        """Rows go by the model's own tokens, by those of another model where it has none, or by number."""
+        rows = _count_rows(weights)
+        given = known if tokens is None else tokens
+        held: dict[Key, int] = {token: row for token, row in given.items() if row < rows}
+        by_row = {row: token for token, row in held.items()}
+        keys = tuple(by_row.get(row, row) for row in range(rows))
+        at: dict[Key, int] = {key: row for row, key in enumerate(keys)}
+        beyond = 0 if tokens is None else len(tokens) - len(held)
+        return cls(weights, tokens is not None, keys, {**at, **held}, beyond)
+
+    @property
+    def ref(self) -> str:
+        """What the weights are called in messages."""
+        return self.weights.ref
+
     @cached_property
     def names(self) -> frozenset[Key]:
         """What counts as its vocabulary: the tokens, or every row where no file tells any."""
         tokens = frozenset(key for key in self.at if isinstance(key, str))
         return tokens or frozenset(self.keys)
 
+    def rows_of(self, keys: Sequence[Key]) -> Tensor:
+        """The row of each key, int64; -1 for a token that the model lacks."""
+        return torch.tensor([self.at.get(key, -1) for key in keys])
 
-def _model(weights: Weights, own: Mapping[str, int] | None, known: Mapping[str, int]) -> _Model:
-    """Rows go by the model's own tokens, by those of the first model that says them, or else by number."""
-    rows = _rows(weights)
-    tokens = {token: row for token, row in (known if own is None else own).items() if row < rows}
-    keys: list[Key] = list(range(rows))
-    for token, row in tokens.items():
-        keys[row] = token
-    at: dict[Key, int] = {key: row for row, key in enumerate(keys)}
-    at.update(tokens)
-    beyond = 0 if own is None else len(own) - len(tokens)
-    return _Model(weights, own is not None, tuple(keys), at, beyond)
+    def keeps_rows(self, rows: Tensor) -> bool:
+        """Whether these are the model's own rows in their order."""
+        return torch.equal(rows, torch.arange(len(self.keys)))
 
 
 def find_embeddings(weights: Weights) -> dict[str, int]:
     """The embeddings of tokens by name, with their numbers of rows."""
-    return {name: weights.spec(name).shape[0] for name in weights if _is_input(name, weights)}
+    shapes = {name: weights.spec(name).shape for name in weights if is_embedding(name)}
+    return {name: shape[0] for name, shape in shapes.items() if len(shape) == 2 and 0 not in shape}
 
 
 def find_heads(weights: Weights) -> list[str]:
@@ -132,34 +153,29 @@ def find_heads(weights: Weights) -> list[str]:
     return [name for name in weights if is_head(name) and len(weights.spec(name).shape) == 2]
 
 
-def _rows(weights: Weights) -> int:
+def _count_rows(weights: Weights) -> int:
     """How many rows the embedding of tokens has.
 
     Raises: InputError if there is none, if there are several sizes, or if the config says another number.
     """
     embeddings = find_embeddings(weights)
-    said = read_vocabulary_size(weights.folder)
+    size = read_vocabulary_size(weights.folder)
     if not embeddings:
         raise InputError(f"{weights.ref}: no embedding of tokens found, expected one; leave --vocab out")
-    if said in embeddings.values():
-        return said or 0
+    if size is not None and size in embeddings.values():
+        return size
     name, rows = next(iter(embeddings.items()))
-    if said is not None:
+    if size is not None:
         raise InputError(
-            f"{weights.ref}: {name!r} has {rows} rows, config.json says vocab_size {said}; correct the config"
+            f"{weights.ref}: {name!r} has {rows} rows, config.json says vocab_size {size}; correct the config"
         )
     if len(Counter(embeddings.values())) > 1:
-        other = next(other for other, size in embeddings.items() if size != rows)
+        other = next(other for other, count in embeddings.items() if count != rows)
         raise InputError(
             f"{weights.ref}: {name!r} has {rows} rows and {other!r} {embeddings[other]}, "
             "expected one vocabulary; put a config.json with vocab_size beside the weights"
         )
     return rows
-
-
-def _is_input(name: str, weights: Weights) -> bool:
-    shape = weights.spec(name).shape
-    return is_embedding(name) and len(shape) == 2 and 0 not in shape
 
 
 def _vocabulary_axes(models: Sequence[_Model]) -> dict[str, int]:
@@ -180,7 +196,7 @@ def _vocabulary_axes(models: Sequence[_Model]) -> dict[str, int]:
         elif axis is None and known and any(fits):
             odd = holders[fits.index(False)]
             raise KeyMismatch(
-                f"{odd.weights.ref}: {name!r} has shape {odd.weights.spec(name).shape}, expected "
+                f"{odd.ref}: {name!r} has shape {odd.weights.spec(name).shape}, expected "
                 f"{len(odd.keys)} rows as in the embedding; resize both to one size"
             )
     return axes
@@ -188,12 +204,11 @@ def _vocabulary_axes(models: Sequence[_Model]) -> dict[str, int]:
 
 def _common_axis(name: str, holders: Sequence[_Model]) -> tuple[int | None, list[bool]]:
     """The axis as long as the vocabulary in every model; and in which models there is one."""
-    found = [
+    axes = [
         {axis for axis, size in enumerate(model.weights.spec(name).shape[:2]) if size == len(model.keys)}
         for model in holders
     ]
-    shared = set.intersection(*found)
-    return min(shared, default=None), [bool(axes) for axes in found]
+    return min(set.intersection(*axes), default=None), [bool(fitting) for fitting in axes]
 
 
 def _check_recognised(models: Sequence[_Model], axes: Mapping[str, int]) -> None:
@@ -205,7 +220,7 @@ def _check_recognised(models: Sequence[_Model], axes: Mapping[str, int]) -> None
         holders = [model for model in models if name in model.weights]
         if name not in axes and _common_axis(name, holders)[0] is not None:
             raise InputError(
-                f"{models[0].weights.ref}: {name!r} has a side of {len(models[0].keys)}, as many as tokens, "
+                f"{models[0].ref}: {name!r} has a side of {len(models[0].keys)}, as many as tokens, "
                 "expected none that might go by tokens, as these move; save the models in one order"
             )
 
@@ -218,7 +233,7 @@ def _check_related(base: _Model, model: _Model) -> None:
     shared, smaller = len(base.names & model.names), min(len(base.names), len(model.names))
     if shared < smaller / 2:
         raise InputError(
-            f"{model.weights.ref}: {shared} of {smaller} tokens are those of {base.weights.ref}, expected at "
+            f"{model.ref}: {shared} of {smaller} tokens are those of {base.ref}, expected at "
             "least half; was it fine-tuned from another model?"
         )
 
@@ -228,27 +243,25 @@ def _check_same_numbers(base: _Model, model: _Model, axes: Mapping[str, int]) ->
 
     Raises: InputError if tokenizers of a kind that is not read differ, or rows of one number are not alike.
     """
-    ours, theirs = opaque_files(base.weights.folder), opaque_files(model.weights.folder)
-    other = next((name for name, digest in theirs.items() if ours.get(name, digest) != digest), None)
-    if other is not None:
+    before, after = opaque_files(base.weights.folder), opaque_files(model.weights.folder)
+    file = next((name for name, digest in after.items() if before.get(name, digest) != digest), None)
+    if file is not None:
         raise InputError(
-            f"{model.weights.ref}: {other} differs from that of {base.weights.ref} and is not read, expected "
+            f"{model.ref}: {file} differs from that of {base.ref} and is not read, expected "
             "tokenizer.json in both to match tokens; save both tokenizers again as tokenizer.json"
         )
-    name = next(
-        name for name in axes if _is_input(name, base.weights) and name in model.weights and axes[name] == 0
-    )
+    embeddings = find_embeddings(base.weights)
+    name = next(name for name in axes if name in embeddings and name in model.weights and axes[name] == 0)
     shared = [key for key in base.keys if key in model.at]
     sample = shared[:: -(-len(shared) // SAMPLE)]
     rows, expected = (
-        take_entries(one.weights, name, torch.tensor([one.at[key] for key in sample]), 0).double()
-        for one in (model, base)
+        take_entries(each.weights, name, each.rows_of(sample), 0).double() for each in (model, base)
     )
     apart = torch.cdist(rows, expected, compute_mode="donot_use_mm_for_euclid_dist")
     nearest = (apart.diagonal() <= apart.amin(1)) | apart.amin(1).isnan()
     if nearest.double().mean() < ALIKE:
         raise InputError(
-            f"{model.weights.ref}: rows of {name!r} are not those of {base.weights.ref} by number "
+            f"{model.ref}: rows of {name!r} are not those of {base.ref} by number "
             f"({int(nearest.sum())} of {len(nearest)} compared are), and no tokenizer files tell the tokens; "
             "put tokenizer.json beside both"
         )
@@ -266,7 +279,7 @@ def _target(models: Sequence[_Model], vocab: Vocab) -> _Model:
         unnamed = next((m for m in models if not m.named and len(m.keys) > len(base.keys)), None)
         if unnamed is not None and any(model.named for model in models):
             raise InputError(
-                f"{unnamed.weights.ref}: {len(unnamed.keys) - len(base.keys)} rows more than the base and no "
+                f"{unnamed.ref}: {len(unnamed.keys) - len(base.keys)} rows more than the base and no "
                 "tokenizer files to tell their tokens, expected tokenizer.json; or use --vocab base"
             )
     sets = [model.names for model in models]
@@ -281,49 +294,38 @@ def _target(models: Sequence[_Model], vocab: Vocab) -> _Model:
     odd = sorted(map(str, nearest.names ^ wanted))
     word = "lacks" if vocab == "union" else "has beyond them"
     raise InputError(
-        f"--vocab {vocab}: no model has exactly its {len(wanted)} tokens ({nearest.weights.ref} {word} "
+        f"--vocab {vocab}: no model has exactly its {len(wanted)} tokens ({nearest.ref} {word} "
         f"{odd[0]!r}{and_more(odd)}), expected one whose tokenizer can be kept; use --vocab base"
     )
 
 
 def _extended(base: _Model, others: Sequence[_Model]) -> _Model:
     """The base with the tokens that were added to other models in the rows behind its own; or as it is."""
-    new: dict[str, Mapping[str, Any]] = {}
-    if base.beyond:
+    new: dict[Key, Mapping[str, Any]] = {}
+    folder = base.weights.folder
+    if base.beyond or folder is None:
         return base
     for model in others:
         entries = added_tokens(model.weights.folder)
-        lacking = sorted(
-            (key for key in model.names - base.names if key in entries), key=model.at.__getitem__
-        )
-        new |= {str(key): entries[str(key)] for key in lacking if key not in new}
-    first, folder = len(base.names), base.weights.folder
+        lacking = [key for key in model.names - base.names - new.keys() if key in entries]
+        new |= {key: entries[str(key)] for key in sorted(lacking, key=model.at.__getitem__)}
+    first = len(base.names)
     keys = [*base.keys[:first], *new, *base.keys[first + len(new) :]]
-    files = add_tokens(folder, list(new.values()), len(keys)) if folder is not None else {}
-    at: dict[Key, int] = dict(base.at)
-    at.update((token, row) for row, token in enumerate(new, start=first))
+    files = add_tokens(folder, list(new.values()), len(keys))
+    at = {**base.at, **{token: row for row, token in enumerate(new, start=first)}}
     return replace(base, keys=tuple(keys), at=at, files=files) if files else base
-
-
-def _places(model: _Model, target: _Model) -> Tensor:
-    """The row of ``model`` for each row of ``target``, int64; -1 for a token that it lacks."""
-    return torch.tensor([model.at.get(key, -1) for key in target.keys])
-
-
-def _as_is(places: Tensor, model: _Model) -> bool:
-    return torch.equal(places, torch.arange(len(model.keys)))
 
 
 def _notes(model: _Model, base: _Model, target: _Model) -> Iterator[str]:
     """What is to be said of one model, in sentences."""
-    where = model.weights.ref
+    where = model.ref
     if model is not base and not (model.named and base.named):
         silent = model if base.named else base
-        yield f"{where}: rows matched by number, no tokenizer file tells the tokens of {silent.weights.ref}"
+        yield f"{where}: rows matched by number, no tokenizer file tells the tokens of {silent.ref}"
     if model.beyond:
         yield f"{where}: {model.beyond} tokens of its tokenizer have no row in the embedding"
     if dropped := model.names - target.names:
-        yield f"{where}: {_some(dropped)} left out, not in the vocabulary of {target.weights.ref}"
+        yield f"{where}: {_some(dropped)} left out, not in the vocabulary of {target.ref}"
     if spare := len(set(model.keys) - model.names - set(target.keys)):
         yield f"{where}: {spare} rows without a known token left out"
     if lacking := target.names - model.names:
@@ -332,7 +334,7 @@ def _notes(model: _Model, base: _Model, target: _Model) -> Iterator[str]:
     if model is base and target.files:
         yield f"{where}: its tokenizer gets them as added tokens; special roles and chat template stay"
     if moved := sum(model.at[key] != target.at[key] for key in model.names & target.names):
-        yield f"{where}: {moved} tokens stand in other rows than in {target.weights.ref}"
+        yield f"{where}: {moved} tokens stand in other rows than in {target.ref}"
 
 
 def _some(names: Iterable[Key]) -> str:
