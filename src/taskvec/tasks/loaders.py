@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,38 +31,43 @@ class Batch:
         return {key: value.to(device) for key, value in self.inputs.items()}
 
 
-class Batches(Sequence[Batch]):
-    """The batches of a split in a fixed order, stacked when asked for.
+class Prepared:
+    """A split whose texts are tokenised, once; images stay where they are, as all of them would not fit.
 
-    Texts are held as token ids; images stay where they are, since a stacked data set of them would not fit.
+    Attributes:
+        labels: (N,), int64.
+        sizes: (N,), int64, what each input costs, relative to the others.
     """
 
-    def __init__(
-        self, backbone: Backbone, split: Split, places: Sequence[Tensor], prepared: Sequence[object]
-    ):
-        self._backbone, self._split, self._places, self._prepared = backbone, split, places, prepared
+    def __init__(self, backbone: Backbone, split: Split, max_length: int | None = None) -> None:
+        self._backbone, self.labels = backbone, split.labels
+        self._inputs = backbone.prepare(split.inputs, max_length)
+        self.sizes = torch.tensor([backbone.size(prepared) for prepared in self._inputs], dtype=torch.int64)
+
+    def batch(self, places: Tensor) -> Batch:
+        """The examples at some places."""
+        inputs = self._backbone.stack([self._inputs[place] for place in places.tolist()])
+        return Batch(inputs, self.labels[places], places)
+
+
+class Batches(Sequence[Batch]):
+    """The batches of a split in a fixed order, stacked when asked for; a slice gives fewer of them."""
+
+    def __init__(self, prepared: Prepared, places: Sequence[Tensor]) -> None:
+        self._prepared, self._places = prepared, places
 
     @property
     def labels(self) -> Tensor:
         """Labels (N,), int64, in the order of the batches."""
-        return self._split.labels[torch.cat(list(self._places))] if self._places else self._split.labels[:0]
+        return self._prepared.labels[torch.cat([torch.arange(0), *self._places])]
 
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, at: int) -> Batch: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> "Batches": ...
-
-    def __getitem__(self, at: int | slice) -> "Batch | Batches":
-        places = self._places[at]
+    def __getitem__(self, at: Any) -> Any:
         if isinstance(at, slice):
-            return Batches(self._backbone, self._split, list(places), self._prepared)
-        assert isinstance(places, Tensor)
-        inputs = self._backbone.stack([self._prepared[place] for place in places.tolist()])
-        return Batch(inputs, self._split.labels[places], places)
+            return Batches(self._prepared, self._places[at])
+        return self._prepared.batch(self._places[at])
 
 
 def batches(
@@ -78,11 +83,9 @@ def batches(
     Args:
         sort: put texts of similar length together, so that little is padded; ``index`` tells where they were.
     """
-    prepared = backbone.prepare(split.inputs, max_length)
-    order = torch.arange(len(split))
-    if sort:
-        order = torch.tensor([backbone.size(row) for row in prepared], dtype=torch.int64).argsort(stable=True)
-    return Batches(backbone, split, torch.split(order, batch_size) if len(split) else [], prepared)
+    prepared = Prepared(backbone, split, max_length)
+    order = prepared.sizes.argsort(stable=True) if sort else torch.arange(len(split))
+    return Batches(prepared, torch.split(order, batch_size) if len(split) else [])
 
 
 @torch.no_grad()
@@ -104,5 +107,5 @@ def head_for(backbone: Backbone, task: Task, *, batch_size: int = 64) -> Head:
     if task.head == "zero-shot":
         return zero_shot_head(backbone, task.classes, task.templates, task.wordings)
     train = task.split("train")
-    found = features(backbone, batches(backbone, train, batch_size, max_length=task.max_length))
-    return linear_probe(found, train.labels, task.classes)
+    rows = features(backbone, batches(backbone, train, batch_size, max_length=task.max_length))
+    return linear_probe(rows, train.labels, task.classes)

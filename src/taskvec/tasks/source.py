@@ -59,24 +59,24 @@ class Source(Config, ABC):
 
         Raises: InputError if a variable in it is not set, or nothing is there.
         """
-        found = self.folder / expanded(path)
+        place = self.folder / expanded(path)
         try:
-            found.stat()
+            place.stat()
         except OSError as error:
             reason = "no such file or folder" if isinstance(error, FileNotFoundError) else error.strerror
             variables = "".join(f"; {name} is {os.environ[name]!r}" for name in _VARIABLE.findall(path))
-            raise InputError(f"{found}: {reason}{variables}") from None
-        return found
+            raise InputError(f"{place}: {reason}{variables}") from None
+        return place
 
     def existing_file(self, path: str) -> Path:
         """The same for a file.
 
         Raises: InputError if it is a folder, too.
         """
-        found = self.existing(path)
-        if not found.is_file():
-            raise InputError(f"{found}: is no file, expected a {self.source} file")
-        return found
+        place = self.existing(path)
+        if not place.is_file():
+            raise InputError(f"{place}: is no file, expected a {self.source} file")
+        return place
 
     @abstractmethod
     def rows(self, split: SplitName) -> Rows | None:

@@ -149,14 +149,14 @@ class Task(Config):
         """Class names; reads the data if they alone carry them."""
         if self.names is not None:
             return self.names
-        found = self.data.class_names()
-        if found is None:
+        stated = self.data.class_names()
+        if stated is None:
             raise InputError(f"{self.name}: the data carry no class names; list them under 'classes'")
-        if len(found) < 2 or len(set(found)) < len(found):
+        if len(stated) < 2 or len(set(stated)) < len(stated):
             raise InputError(
-                f"{self.name}: the classes in the data are {shown(found)}, expected several, each once"
+                f"{self.name}: the classes in the data are {shown(stated)}, expected several, each once"
             )
-        return found
+        return stated
 
     @property
     def fingerprint(self) -> str:
@@ -204,8 +204,8 @@ class Task(Config):
         places = {name: place for place, name in enumerate(classes)}
         kept: list[int] = []
         labels: list[int] = []
-        for row, found in enumerate(rows.labels):
-            name = self._class_of(found, classes, rows, row)
+        for row, label in enumerate(rows.labels):
+            name = self._class_of(label, classes, rows, row)
             if name is not None and (self.keep is None or name in self.keep):
                 kept.append(row)
                 labels.append(places[name])

@@ -67,33 +67,26 @@ class Checkpoint:
 
         Raises: any of a dozen types for a state that does not fit.
         """
-        leaves, step = list(self._leaves.values()), state["step"]
-        optimizer = state["optimizer"]
-        # Anything may stand where mappings belong; a tensor would even take their keys.
-        if not (isinstance(state["leaves"], dict) and isinstance(optimizer, dict)):
-            raise ValueError
-        if not all(isinstance(of_leaf, dict) for of_leaf in optimizer["state"].values()):
-            raise ValueError
-        found = [state["leaves"][name] for name in self._leaves]
+        step, leaves, saved = state["step"], list(self._leaves.values()), state["optimizer"]
         names = MOMENTS if isinstance(self._optimizer, torch.optim.AdamW) else ()
-        kept = {
-            place: {name: of_leaf[name] for name in names} for place, of_leaf in optimizer["state"].items()
-        }
-        moments = [
-            (value, torch.Size() if name == "step" else leaves[place].shape)
-            for place, of_leaf in kept.items()
-            for name, value in of_leaf.items()
-        ]
-        for value, shape in [*zip(found, (leaf.shape for leaf in leaves), strict=True), *moments]:
-            if value.shape != shape or value.layout != torch.strided or not value.is_floating_point():
+        # Anything may stand where mappings belong; a tensor would even take their keys.
+        for part in (state["leaves"], saved, *saved["state"].values()):
+            if not isinstance(part, dict):
                 raise ValueError
+        values = [state["leaves"][name] for name in self._leaves]
+        moments = {place: {name: part[name] for name in names} for place, part in saved["state"].items()}
+        for leaf, value in zip(leaves, values, strict=True):
+            _check_fits(value, leaf.shape)
+        for place, part in moments.items():
+            for name, value in part.items():
+                _check_fits(value, torch.Size() if name == "step" else leaves[place].shape)
         if not (type(step) is int and 0 <= step < 2**31):
             raise ValueError
         with torch.no_grad():
-            for leaf, value in zip(leaves, found, strict=True):
+            for leaf, value in zip(leaves, values, strict=True):
                 leaf.copy_(value)
         groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": kept, "param_groups": groups})
+        self._optimizer.load_state_dict({"state": moments, "param_groups": groups})
         return step
 
     def save_if_due(self, step: int) -> None:
@@ -115,3 +108,8 @@ class Checkpoint:
         """Training is over: forget the state."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def _check_fits(value: Tensor, shape: torch.Size) -> None:
+    if value.shape != shape or value.layout != torch.strided or not value.is_floating_point():
+        raise ValueError

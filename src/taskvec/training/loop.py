@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,9 @@ from torch.nn.functional import cross_entropy
 from taskvec.errors import TaskvecError
 from taskvec.models.backbone import Backbone
 from taskvec.models.functional import encode
+from taskvec.models.heads import Head
 from taskvec.progress import Watch, unwatched
+from taskvec.tasks.loaders import Prepared
 from taskvec.training.checkpoint import Checkpoint
 from taskvec.training.parts import Part, check_parts
 from taskvec.training.regimes import Space
@@ -66,16 +67,17 @@ def train(
     moved = _Moved(backbone, start, space)
     leaves = moved.leaves
     optimizer = _optimizer(settings, list(leaves.values()))
-    inputs = [backbone.prepare(part.split.inputs, part.max_length) for part in parts]
-    sizes = [torch.tensor([backbone.size(one) for one in of_part]) for of_part in inputs]
-    steps = total_steps([len(of_part) for of_part in sizes], settings)
+    prepared = [Prepared(backbone, part.split, part.max_length) for part in parts]
+    sizes = [of_part.sizes for of_part in prepared]
+    steps = total_steps(list(map(len, sizes)), settings)
     state = Checkpoint(checkpoint, leaves, optimizer, _signature(parts, settings, space, sign, start))
     loss = math.nan
     done = state.restore()
     for step, chunk in enumerate(islice(_stream(sizes, settings), done, None), start=done):
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * _schedule(step, steps, settings)
-        loss = _accumulate(moved, parts[chunk.part], inputs[chunk.part], chunk.places, settings, sign)
+        head = parts[chunk.part].head
+        loss = _accumulate(moved, head, prepared[chunk.part], chunk.places, settings, sign)
         if not math.isfinite(loss):
             if sign < 0:
                 break  # ascent may diverge: the last finite weights are its result
@@ -150,7 +152,7 @@ def _stream(sizes: Sequence[Tensor], settings: TrainSettings) -> Iterator[Chunk]
 
     ``sizes`` holds, for each part, what every input costs.
     """
-    wanted, epoch = total_steps([len(of_part) for of_part in sizes], settings), 0
+    wanted, epoch = total_steps(list(map(len, sizes)), settings), 0
     while wanted > 0:
         order = torch.Generator().manual_seed((settings.seed << 20) + epoch)
         chunks = [
@@ -173,21 +175,15 @@ def _shuffled(sizes: Tensor, batch: int, order: torch.Generator) -> Sequence[Ten
 
 
 def _accumulate(
-    moved: _Moved,
-    part: Part,
-    inputs: Sequence[Any],
-    places: Tensor,
-    settings: TrainSettings,
-    sign: float,
+    moved: _Moved, head: Head, prepared: Prepared, places: Tensor, settings: TrainSettings, sign: float
 ) -> float:
     """Add the gradient of the mean loss at ``places`` to the parameters that want one; return that loss."""
     total = 0.0
     for micro in torch.split(places, math.ceil(len(places) / settings.accumulation)):
-        batch = moved.backbone.stack([inputs[place] for place in micro.tolist()])
+        batch = prepared.batch(micro)
         with autocast(settings.precision):
-            features = moved.features(batch)
-        logits = part.head(features.float())
-        loss = cross_entropy(logits, part.split.labels[micro]) * (len(micro) / len(places))
+            features = moved.features(batch.inputs)
+        loss = cross_entropy(head(features.float()), batch.labels) * (len(micro) / len(places))
         torch.autograd.backward(sign * loss)
         total += loss.item()
     return total

@@ -49,7 +49,7 @@ class Hub(Source):
         if split not in self.splits:
             return None
         table = self._table(split)
-        labels = [label_of(*found, self.label) for found in self._column(table, self.label, split)]
+        labels = [label_of(*cell, self.label) for cell in self._column(table, self.label, split)]
         return Rows(self._inputs(table, split), labels, lambda place: self._where(split, place))
 
     def class_names(self) -> tuple[str, ...] | None:
@@ -118,10 +118,10 @@ class Hub(Source):
         if self.text is None:
             columns = ", ".join(table.column_names)
             raise InputError(f"{self.id}: neither 'text' nor 'image' names a column; there are {columns}")
-        texts = [text_of(*found, self.text) for found in self._column(table, self.text, split)]
+        texts = [text_of(*cell, self.text) for cell in self._column(table, self.text, split)]
         if self.text2 is None:
             return texts
-        seconds = [text_of(*found, self.text2) for found in self._column(table, self.text2, split)]
+        seconds = [text_of(*cell, self.text2) for cell in self._column(table, self.text2, split)]
         return list(zip(texts, seconds, strict=True))
 
     def _images(self, table: Any, column: str, split: str) -> LazyImages:

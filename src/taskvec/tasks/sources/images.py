@@ -137,11 +137,11 @@ class Npz(Source):
         with _archive(path) as archive:
             if self.names not in archive.members:
                 return None
-            found = archive.read(self.names)
-        if found.ndim != 1 or found.dtype.kind not in "Uiu":
-            raise InputError(f"{path}: {self.names!r} is {found.dtype} {found.shape}, expected names")
+            stored = archive.read(self.names)
+        if stored.ndim != 1 or stored.dtype.kind not in "Uiu":
+            raise InputError(f"{path}: {self.names!r} is {stored.dtype} {stored.shape}, expected names")
         with one_sentence(f"{path}: {self.names!r} holds what is no text"):
-            names = tuple(map(str, found.tolist()))
+            names = tuple(map(str, stored.tolist()))
             "".join(names).encode()
         return names
 
@@ -168,13 +168,11 @@ class ImageFolder(Source):
         place = self.splits.get(split)
         if place is None or (split == "validation" and not is_folder(root / place)):
             return None
-        found = [(file, _label(folder.name)) for folder in _folders(root / place) for file in _files(folder)]
-        files = [file for file, _ in found]
-        return Rows(
-            LazyImages(lambda at: _picture(files[at]), range(len(files))),
-            [label for _, label in found],
-            lambda at: str(files[at]),
-        )
+        listed = {folder: _files(folder) for folder in _folders(root / place)}
+        files = [file for of_class in listed.values() for file in of_class]
+        labels = [_label(folder.name) for folder, of_class in listed.items() for _ in of_class]
+        images = LazyImages(lambda at: _picture(files[at]), range(len(files)))
+        return Rows(images, labels, lambda at: str(files[at]))
 
     def class_names(self) -> tuple[str, ...]:
         """The training folders' names, in their order."""
@@ -219,18 +217,20 @@ class _Archive:
             member = self.members[key]
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or member.flag_bits & 1:
                 raise ValueError("packed otherwise than numpy does it")
+            self._check_honest(member)
             with self.archive.open(member) as stream:
-                return self._content(stream, member)
+                return np.lib.format.read_array(stream, allow_pickle=False)
 
-    def _content(self, stream: Any, member: zipfile.ZipInfo) -> NDArray[Any]:
-        head = BytesIO(stream.read(1 << 16))
+    def _check_honest(self, member: zipfile.ZipInfo) -> None:
+        """Refuse a header that claims more than its file can hold, before anything is allocated for it."""
+        with self.archive.open(member) as stream:
+            head = BytesIO(stream.read(1 << 16))  # a header may claim any length, and would be unpacked
         version = np.lib.format.read_magic(head)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"version {version}")
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
-        shape, columns_first, dtype = read(head)
+        v1 = version == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if v1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(head)
         size, held = math.prod(shape) * dtype.itemsize, member.file_size - head.tell()
         if dtype.hasobject:
             raise ValueError("holds Python objects, which are not read")
@@ -240,14 +240,6 @@ class _Archive:
             raise ValueError(f"claims to be {dtype} {shape}, and there are {held:,} bytes")
         if size > unpacked:
             raise ValueError("holds far more than so few bytes can in good faith; store it with numpy.savez")
-        flat, done = np.empty(size, np.uint8), 0
-        piece = head.read()
-        while piece:
-            flat[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
-            done, piece = done + len(piece), stream.read(1 << 20)
-        if done < size:
-            raise ValueError("cut short")
-        return flat.view(dtype).reshape(shape, order="F" if columns_first else "C")
 
 
 @contextmanager
@@ -265,11 +257,11 @@ def _folders(split: Path) -> list[Path]:
     if not is_folder(split):
         raise InputError(f"{split}: no such folder, expected one folder of images for each class")
     with one_sentence(f"{split}: cannot be looked through"):
-        found = sorted(folder for folder in split.iterdir() if folder.name[0] != "." and folder.is_dir())
-    for folder in found:
+        classes = sorted(path for path in split.iterdir() if path.name[0] != "." and path.is_dir())
+    for folder in classes:
         if not folder.name.isprintable():
             raise InputError(f"{folder}: the name of a class holds what is no character; rename it")
-    return found
+    return classes
 
 
 def _files(folder: Path) -> list[Path]:

@@ -70,8 +70,8 @@ class Table(Source):
             return None if path is None else self._examples(self.existing_file(path), None)
         if self.splits and split not in self.splits:
             return None
-        found = self._examples(self.existing_file(self.path), self.splits.get(split, split))
-        return found if len(found.inputs) or split != "validation" else None
+        rows = self._examples(self.existing_file(self.path), self.splits.get(split, split))
+        return rows if len(rows.inputs) or split != "validation" else None
 
     def digest(self) -> str:
         """Of the bytes of every file."""
@@ -95,12 +95,12 @@ class Table(Source):
 
     def _split_of(self, row: Row, where: str) -> str:
         """What the split field says; a name nobody declared would be left out without a word."""
-        found = str(_field(row, self.split, where))
-        if not self.splits and found not in SPLITS:
+        split = str(_field(row, self.split, where))
+        if not self.splits and split not in SPLITS:
             raise InputError(
-                f"{where}: {self.split} {shown(found)}, expected {', '.join(SPLITS)}; name it under 'splits'"
+                f"{where}: {self.split} {shown(split)}, expected {', '.join(SPLITS)}; name it under 'splits'"
             )
-        return found
+        return split
 
     def _numbered(self, path: Path) -> Iterator[tuple[int, Row]]:
         """Rows after the skipped ones, counted from 1 with them."""
