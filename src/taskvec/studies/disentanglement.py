@@ -20,7 +20,6 @@ from taskvec.studies.analysis import AnalysisOfVectors, AnalysisRecord, Say, des
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.study import Results, Study
 from taskvec.tasks.source import SplitName
-from taskvec.tasks.suite import Suite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from taskvec.studies.experiment import Experiment
     from taskvec.studies.numerics.disentanglement import Maps
     from taskvec.studies.trial import Cell, Trial
+    from taskvec.tasks.suite import Suite
     from taskvec.training.regimes import Space
     from taskvec.vectors import TaskVector
 
@@ -243,7 +243,7 @@ class Disentanglement(Study[DisentanglementSettings]):
 
     settings = DisentanglementSettings
 
-    def check(self, experiment: "Experiment", suite: Suite) -> None:
+    def check(self, experiment: "Experiment", suite: "Suite") -> None:
         experiment.check_regimes("disentanglement", self.block.regimes)
         names = experiment.task_names(suite)
         for pair in self.block.pairs:

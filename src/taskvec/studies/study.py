@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from taskvec.reports.drawing import Drawing
 from taskvec.reports.tables import Table
 from taskvec.studies.record import Plain, R, Record
-from taskvec.tasks.suite import Suite
 
 if TYPE_CHECKING:  # analyses stand beside studies in some files, and their help does not wait for torch
     from taskvec.studies.experiment import Experiment
     from taskvec.studies.trial import Cell, Plan, Trial
+    from taskvec.tasks.suite import Suite
 
 B = TypeVar("B")
 
@@ -80,14 +80,14 @@ class Study(Generic[B]):
     def __init__(self, block: B) -> None:
         self.block = block
 
-    def check(self, experiment: "Experiment", suite: Suite) -> None:
+    def check(self, experiment: "Experiment", suite: "Suite") -> None:
         """Refuse a block that does not fit the experiment. Raises: InputError that opens with the key."""
 
-    def tasks(self, experiment: "Experiment", suite: Suite) -> Iterable[str]:
+    def tasks(self, experiment: "Experiment", suite: "Suite") -> Iterable[str]:
         """Tasks that are trained or measured, beside the experiment's."""
         return ()
 
-    def compared(self, experiment: "Experiment", suite: Suite) -> Iterable[str]:
+    def compared(self, experiment: "Experiment", suite: "Suite") -> Iterable[str]:
         """Those of :meth:`tasks` whose zero-shot figures a reader wants."""
         return self.tasks(experiment, suite)
 
