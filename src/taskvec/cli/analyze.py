@@ -22,6 +22,8 @@ Output = Annotated[
 LETTERS = {"model": "-m", "suite": "-s", "task": "-t", "vector": "-v"}
 
 
+# Cyclopts could flatten the fields by itself, but would give items of pairs one by one to pydantic, and its
+# errors name no option.
 def _command(analysis: type[Analysis]) -> Callable[..., None]:
     def command(
         *first: object,

@@ -12,6 +12,8 @@ from taskvec.errors import InputError
 
 if TYPE_CHECKING:
     from taskvec.models.backbone import Backbone
+    from taskvec.models.heads import Head
+    from taskvec.tasks.task import Task
     from taskvec.vectors import BaseInfo, TaskVector
     from taskvec.vectors.statistics import Kind
 
@@ -65,9 +67,6 @@ def stats(
     seed
         Draws the inputs, and sampled labels.
     """
-    from taskvec.evaluation.evaluator import Evaluator
-    from taskvec.evaluation.points import add_vector
-    from taskvec.models.loading import load_backbone
     from taskvec.statistics.fisher import fisher
     from taskvec.statistics.gram import gram
     from taskvec.studies.analysis import load_vector_of
@@ -83,13 +82,7 @@ def stats(
         check_target(place, force=force)
     chosen = (load_suite(suite) if suite else suite_with(task)).task(task)
     direction = None if vector is None else load_vector_of(vector, task)
-    backbone = load_backbone(model)
-    pretrained = load_backbone(heads_from) if heads_from else backbone
-    head = Evaluator(pretrained, [chosen]).head(task)
-    if _shapes(pretrained) != _shapes(backbone):
-        raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")
-    if direction is not None:
-        backbone = add_vector(backbone, direction)
+    backbone, head = _load(model, chosen, direction, heads_from)
     measured, base = _origin(model, direction, heads_from)
     rows = []
     for name, place in places.items():
@@ -127,6 +120,22 @@ def _places(output: Path, kind: "Kind | Literal['both']") -> "dict[Kind, Path]":
     if len(kinds) > 1:
         raise InputError(f"--output: {output} is one file, for one --kind; name a folder for both")
     return {kinds[0]: output}
+
+
+def _load(
+    model: str, task: "Task", vector: "TaskVector | None", heads_from: str | None
+) -> "tuple[Backbone, Head]":
+    """The model that is measured, and the head of the pre-trained one."""
+    from taskvec.evaluation.evaluator import Evaluator
+    from taskvec.evaluation.points import add_vector
+    from taskvec.models.loading import load_backbone
+
+    backbone = load_backbone(model)
+    pretrained = load_backbone(heads_from) if heads_from else backbone
+    head = Evaluator(pretrained, [task]).head(task.name)
+    if _shapes(pretrained) != _shapes(backbone):
+        raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")
+    return (backbone if vector is None else add_vector(backbone, vector)), head
 
 
 def _shapes(backbone: "Backbone") -> dict[str, tuple[int, ...]]:

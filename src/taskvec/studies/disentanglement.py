@@ -459,4 +459,4 @@ def summarize(grid: Sequence[float], maps: "Mapping[str, Maps]") -> PairMaps:
         share_behind_head=behind,
         head_effect=None if before is None or behind is None else behind - before,
     )
-    return PairMaps(summary=summary, maps={name: one.error.tolist() for name, one in maps.items()})
+    return PairMaps(summary=summary, maps={name: of_kind.error.tolist() for name, of_kind in maps.items()})

@@ -112,17 +112,10 @@ class KernelAnalysis(AnalysisOfModel):
             start = {name: model(**inputs).double() for name, inputs in data.items()}
         kernels = self._kernels(model, data, [model.names[stored] for stored in selected], watch)
         targets = numerics.regression_targets(train.labels.to(backbone.device), start["train"])
-        residual = numerics.outputs_of(targets - start["train"], self.mode)
-        weights = numerics.solve(kernels["train"], residual, self.ridge)
-        classes = len(head.weight)
-        moved = {
-            name: numerics.values_of(kernel @ weights, self.mode, classes) for name, kernel in kernels.items()
-        }
-        functions = numerics.Eigenfunctions.of(kernels["train"])
-        carried = functions.carrying(functions.coefficients(residual, self.ridge))
-        phi = functions.at(kernels["held out"])
+        solution = numerics.Solution.of(kernels["train"], targets - start["train"], self.mode, self.ridge)
+        moved = {name: solution.moved(kernel) for name, kernel in kernels.items()}
         numbers: dict[Kind, Tensor] = {
-            "local_energy": numerics.local_energy(phi, carried, self.mode, classes),
+            "local_energy": solution.local_energy(kernels["held out"]),
             "movement": (moved["held out"] ** 2).sum(-1),
         }
         logits = {"pre-trained": start, "kernel": {name: start[name] + moved[name] for name in start}}
@@ -138,23 +131,14 @@ class KernelAnalysis(AnalysisOfModel):
             settings=KernelSettings(**settings, memory=1e9 * self.memory),
             vector=None if vector is None else vector.ref,
             regime=None if vector is None else vector.info.regime,
-            classes=classes,
+            classes=solution.classes,
             parameters=sum(evaluator.pretrained[stored].numel() for stored in selected),
             examples=Examples(train=len(train), task=len(inside), control=len(outside)),
-            accuracy={
-                name: Accuracy(
-                    train=_accuracy(outputs["train"], train.labels),
-                    test=_accuracy(outputs["held out"][: len(inside)], inside.labels),
-                )
-                for name, outputs in logits.items()
-            },
-            spectrum=functions.values.tolist(),
-            carried=carried.tolist(),
+            accuracy={name: _score(outputs, train, inside) for name, outputs in logits.items()},
+            spectrum=solution.functions.values.tolist(),
+            carried=solution.carried.tolist(),
             carried_share=numerics.CARRIED,
-            numbers={
-                kind: _compare(values[: len(inside)], values[len(inside) :])
-                for kind, values in numbers.items()
-            },
+            numbers={kind: _compare(values, len(inside)) for kind, values in numbers.items()},
         )
 
     def _collate(self, evaluator: "Evaluator", *splits: "Split") -> "Inputs":
@@ -166,14 +150,12 @@ class KernelAnalysis(AnalysisOfModel):
         self, model: "Classifier", data: "Mapping[str, Inputs]", params: list[str], watch: Watch
     ) -> "dict[str, Tensor]":
         """Of the training examples, and of the held-out ones against them."""
-        from taskvec.studies.numerics.ntk import blocks
         from taskvec.tangent.ntk import ntk
 
         kernels = {}
         for done, (name, inputs) in enumerate(data.items(), start=1):
             other, memory = None if name == "train" else data["train"], 1e9 * self.memory
-            kernel = ntk(model, inputs, other, params=params, mode=self.mode, memory=memory)
-            kernels[name] = blocks(kernel, self.mode, len(model.head.weight))
+            kernels[name] = ntk(model, inputs, other, params=params, mode=self.mode, memory=memory)
             watch("kernel", done, len(data))
         return kernels
 
@@ -309,10 +291,19 @@ class KernelRecord(AnalysisRecord):
         ax.legend(frameon=False, fontsize="small")
 
 
-def _compare(inside: "Tensor", outside: "Tensor") -> Numbers:
+def _score(logits: "Mapping[str, Tensor]", train: "Split", inside: "Split") -> Accuracy:
+    pairs = (logits["train"], train.labels), (logits["held out"][: len(inside)], inside.labels)
+    shares = ((outputs.argmax(-1) == labels.to(outputs.device)).double().mean() for outputs, labels in pairs)
+    on_train, on_test = map(float, shares)
+    return Accuracy(train=on_train, test=on_test)
+
+
+def _compare(values: "Tensor", inside: int) -> Numbers:
+    """Values of the task's examples, then of the control's."""
     from taskvec.studies.numerics.ntk import auroc
 
-    return Numbers(task=inside.tolist(), control=outside.tolist(), auroc=auroc(inside, outside))
+    task, control = values[:inside], values[inside:]
+    return Numbers(task=task.tolist(), control=control.tolist(), auroc=auroc(task, control))
 
 
 def _tangents(
@@ -325,7 +316,3 @@ def _tangents(
     tau = {name: delta.float() for name, delta in deltas.items()}
     pairs = {name: evaluator.linearized.jvps([tau], inputs) for name, inputs in data.items()}
     return {name: (value, slope) for name, (value, [slope]) in pairs.items()}
-
-
-def _accuracy(logits: "Tensor", labels: "Tensor") -> float:
-    return float((logits.argmax(-1) == labels.to(logits.device)).double().mean())

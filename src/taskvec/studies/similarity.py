@@ -1,7 +1,7 @@
 """How task vectors lie to each other: angles, norms, signs and ranks, tensor by tensor, without any model."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,6 +60,16 @@ class LayerSimilarity(Record):
     agreement: float | None
     effective_rank: list[float | None]
 
+    def cells(self) -> tuple[Mean, ...]:
+        """Means over vectors, or pairs of them."""
+        return (
+            Mean(self.share, scale=100, spread=False),
+            Mean(_off_diagonal(self.cosine), ".3f", spread=False),
+            Mean(_off_diagonal(self.conflict), scale=100, spread=False),
+            percent([self.agreement]),
+            Mean(self.effective_rank, scale=100, spread=False),
+        )
+
 
 class SimilarityRecord(AnalysisRecord):
     """The vectors overall and by layer."""
@@ -75,9 +85,9 @@ class SimilarityRecord(AnalysisRecord):
     effective_rank: list[float | None]
     layers: dict[str, LayerSimilarity]
 
-    def tables(self) -> list[Table]:
+    def tables(self) -> Iterator[Table]:
         """Cosines with norms; sign conflicts; layers."""
-        numbers = [str(place + 1) for place in range(len(self.vectors))]
+        numbers = [str(place) for place, _ in enumerate(self.vectors, start=1)]
         labels = [f"{number}: {name}" for number, name in zip(numbers, self.vectors, strict=True)]
         cosines = [
             (label, Mean([norm], ".3g"), percent([rank]), *(Mean([value], ".3f") for value in row))
@@ -85,45 +95,26 @@ class SimilarityRecord(AnalysisRecord):
                 labels, self.norms, self.effective_rank, self.cosine, strict=True
             )
         ]
+        note = (
+            "Rank: mean over matrices of effective / full rank. "
+            f"As many directions as {self.rank_of_set:.2f} orthogonal vectors of equal length."
+        )
+        yield Table("Cosines", ("vector", "‖τ‖", "rank %", *numbers), cosines, note)
         conflicts = [
             (label, *(percent([value]) for value in row))
             for label, row in zip(labels, self.conflict, strict=True)
         ]
-        layers = [
-            (
-                name,
-                Mean(layer.share, scale=100, spread=False),
-                Mean(_off_diagonal(layer.cosine), ".3f", spread=False),
-                Mean(_off_diagonal(layer.conflict), scale=100, spread=False),
-                percent([layer.agreement]),
-                Mean(layer.effective_rank, scale=100, spread=False),
-            )
-            for name, layer in self.layers.items()
-        ]
-        return [
-            Table(
-                "Cosines",
-                ("vector", "‖τ‖", "rank %", *numbers),
-                cosines,
-                "Rank: mean over matrices of effective / full rank. "
-                f"As many directions as {self.rank_of_set:.2f} orthogonal vectors of equal length.",
-            ),
-            Table(
-                "Sign conflicts",
-                ("vector", *numbers),
-                conflicts,
-                "Per cent of the entries that both vectors move, in opposite directions; 50 for unrelated "
-                f"ones. Of entries that two or more move, {percent([self.agreement])} % go the same way "
-                "in all.",
-            ),
-            Table(
-                "Layers",
-                ("layer", "share %", "cosine", "conflict %", "agreement %", "rank %"),
-                layers,
-                "Means over vectors, or pairs of them. Share: of the squared norm. Agreement: entries that "
-                "two or more vectors move, all in one direction.",
-            ),
-        ]
+        note = (
+            "Per cent of the entries that both vectors move, in opposite directions; 50 for unrelated ones. "
+            f"Of entries that two or more move, {percent([self.agreement])} % go the same way in all."
+        )
+        yield Table("Sign conflicts", ("vector", *numbers), conflicts, note)
+        note = (
+            "Means over vectors, or pairs of them. Share: of the squared norm. Agreement: entries that two "
+            "or more vectors move, all in one direction."
+        )
+        columns = ("layer", "share %", "cosine", "conflict %", "agreement %", "rank %")
+        yield Table("Layers", columns, [(name, *layer.cells()) for name, layer in self.layers.items()], note)
 
     def figures(self) -> "dict[str, Figure]":
         """Cosines and sign conflicts of pairs above; norms, ranks and cosines by layer below."""

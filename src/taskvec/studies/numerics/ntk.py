@@ -127,6 +127,35 @@ def local_energy(phi: Tensor, carried: Tensor, mode: Mode, classes: int) -> Tens
     return energy.reshape(-1, classes).sum(-1) if mode == "full" else energy.sum(0)
 
 
+@dataclass(frozen=True)
+class Solution:
+    """Kernel regression on samples, and the eigenfunctions that it is made of; kernels as `ntk` has them."""
+
+    mode: Mode
+    classes: int
+    weights: Tensor
+    functions: Eigenfunctions
+    carried: Tensor
+
+    @classmethod
+    def of(cls, kernel: Tensor, residual: Tensor, mode: Mode, ridge: float) -> "Solution":
+        """Of the samples' kernel, and y - f0 (N, C)."""
+        classes = residual.shape[1]
+        parts, outputs = blocks(kernel, mode, classes), outputs_of(residual, mode)
+        functions = Eigenfunctions.of(parts)
+        carried = functions.carrying(functions.coefficients(outputs, ridge))
+        return cls(mode, classes, solve(parts, outputs, ridge), functions, carried)
+
+    def moved(self, kernel: Tensor) -> Tensor:
+        """f - f0 (M, C) of samples whose kernel against the solution's is given."""
+        return values_of(blocks(kernel, self.mode, self.classes) @ self.weights, self.mode, self.classes)
+
+    def local_energy(self, kernel: Tensor) -> Tensor:
+        """:func:`local_energy` of such samples, (M,)."""
+        phi = self.functions.at(blocks(kernel, self.mode, self.classes))
+        return local_energy(phi, self.carried, self.mode, self.classes)
+
+
 def auroc(inside: Tensor, outside: Tensor) -> float:
     """Probability that a number of ``inside`` is larger than one of ``outside``; ties count half."""
     from sklearn.metrics import roc_auc_score
