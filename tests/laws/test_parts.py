@@ -20,7 +20,8 @@ from taskvec.vectors.delta import Delta
 from taskvec.vectors.directions import Difference, Scaled, Stored
 from taskvec.vectors.info import CompactInfo, MaskInfo, VectorInfo
 from taskvec.vectors.lora.adapter import Adapter
-from taskvec.vectors.lora.files import Saved, Settings
+from taskvec.vectors.lora.contents import Contents, Saved
+from taskvec.vectors.lora.settings import Settings
 from taskvec.vectors.noise import Noise
 from taskvec.vectors.stored.compact import FORMS
 from taskvec.vectors.stored.compact.decoding import Decoded
@@ -89,7 +90,7 @@ def adapter(spied: Spied) -> Lazy:
     settings = Settings(peft_type="LORA")
     base = Spied(2.0)
     base.splits, base.own_files = True, ()
-    return Adapter(base, settings, {NAME: Saved(NAME)}, {NAME: spied.spec(NAME)}, spied)
+    return Adapter(Contents(base, settings, {NAME: Saved(NAME)}, {NAME: spied.spec(NAME)}), spied)
 
 
 MADE: dict[type, Callable[[Spied], Lazy]] = {

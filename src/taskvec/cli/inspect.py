@@ -91,9 +91,9 @@ def _is_vector(weights: "Weights") -> bool:
 
 def _needs_base(weights: "Weights") -> bool:
     """Whether it is an adapter that is known only relative to the weights of its base."""
-    from taskvec.vectors.lora.adapter import open_adapter
+    from taskvec.vectors.lora.contents import read_contents
 
-    return weights.adapter is not None and open_adapter(weights).relative
+    return weights.adapter is not None and read_contents(weights).relative
 
 
 def _has_masks(weights: "Weights") -> bool:

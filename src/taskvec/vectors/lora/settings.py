@@ -1,0 +1,140 @@
+"""``adapter_config.json``: which adapters are a change of weights that is known exactly."""
+
+import math
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr
+
+from taskvec.config import Config
+from taskvec.errors import InputError
+from taskvec.patterns import Pattern, Stopwatch
+from taskvec.reading import read_mapping, shown
+
+PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
+"""Initialisations by name that leave the base as it is; the others subtract from it what they start with."""
+
+# fmt: off
+_CHANGES_NOTHING = frozenset({
+    "auto_mapping", "base_model_class", "corda_config", "ensure_weight_tying", "eva_config",
+    "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config",
+    "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
+    "parent_library", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules",
+    "task_type",
+})
+# fmt: on
+"""Settings of the training, or of where the layers are, which the tensors themselves tell."""
+
+PATTERNS = 200_000
+"""Characters of all patterns of an adapter: each takes some time to compile."""
+
+
+def _number(value: object) -> object:
+    """A number as it is: the truth of something is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("expected a number")
+    return value
+
+
+Number = TypeVar("Number", int, float)
+Rank = Annotated[int, BeforeValidator(_number), Field(lt=1 << 31)]
+Alpha = Annotated[float, BeforeValidator(_number)]
+
+
+class Settings(Config):
+    """``adapter_config.json``, as far as it decides what the factors stand for."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
+
+    peft_type: str
+    r: Rank = 8
+    lora_alpha: Alpha = 8
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    bias: str = "none"
+    fan_in_fan_out: bool = False
+    init_lora_weights: bool | str | None = True
+    rank_pattern: dict[str, Rank] | None = None
+    alpha_pattern: dict[str, Alpha] | None = None
+    modules_to_save: list[str] | None = None
+    base_model_name_or_path: str | None = None
+    _where: str = PrivateAttr("adapter_config.json")
+
+    def record(self) -> dict[str, Any]:
+        """What decides what the factors stand for, where it is not the default."""
+        kept = set(Settings.model_fields) - {"base_model_name_or_path", "modules_to_save"}
+        given = self.model_dump(mode="json", include=kept, exclude_defaults=True)
+        set_fields = {name: value for name, value in given.items() if value}
+        return {"r": self.r, "lora_alpha": self.lora_alpha, **set_fields}
+
+    def rank(self, module: str) -> int:
+        """The rank of a layer."""
+        return next((rank for pattern, rank in self._ranks if pattern.match(module)), self.r)
+
+    def scaling(self, module: str) -> float:
+        """What the product of the factors of a layer is multiplied by."""
+        matching = (alpha for pattern, alpha in self._alphas if pattern.match(module))
+        rank, alpha = self.rank(module), next(matching, self.lora_alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    @cached_property
+    def _ranks(self) -> list[tuple[Pattern, int]]:
+        return self._compiled("rank_pattern", self.rank_pattern)
+
+    @cached_property
+    def _alphas(self) -> list[tuple[Pattern, float]]:
+        return self._compiled("alpha_pattern", self.alpha_pattern)
+
+    def _compiled(self, field: str, patterns: Mapping[str, Number] | None) -> list[tuple[Pattern, Number]]:
+        """Expressions that match the end of a layer's name. All together may take the time of one."""
+        where, watch, given = f"{self._where}: {field}", Stopwatch(), patterns or {}
+        if sum(map(len, given)) > PATTERNS:
+            raise InputError(f"{where}: more than {PATTERNS:,} characters of patterns; write simpler ones")
+        return [(Pattern(text, where, watch, within=r"(.*\.)?({})$"), value) for text, value in given.items()]
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings of an adapter that is a change of weights which is known exactly.
+
+    Raises: InputError, naming the kind or the setting, for any other; CorruptFile.
+    """
+    if not os.path.lexists(path):
+        raise InputError(
+            f"{path}: no such file, expected the settings of the LoRA adapter beside its weights"
+        )
+    settings = Settings.parse(str(path), read_mapping(path))
+    settings._where = str(path)
+    _check_kind(path, settings)
+    return settings
+
+
+def _check_kind(path: Path, settings: Settings) -> None:
+    """Refuse what is no sum of base and factors, or not one whose terms are known."""
+    if settings.peft_type != "LORA":
+        raise InputError(
+            f"{path}: an adapter of the kind {settings.peft_type[:40]}, expected LORA; merge it with PEFT"
+        )
+    start = settings.init_lora_weights
+    if isinstance(start, str) and start.lower() not in PLAIN_STARTS:
+        raise InputError(
+            f"{path}: init_lora_weights is {shown(start)}, which changes the base before training, "
+            "convert it: save_pretrained with path_initial_model_for_weight_conversion"
+        )
+    if not all(map(math.isfinite, (settings.lora_alpha, *(settings.alpha_pattern or {}).values()))):
+        raise InputError(f"{path}: an alpha is not finite, expected a number")
+    if min((settings.r, *(settings.rank_pattern or {}).values())) < 1:
+        raise InputError(f"{path}: a rank is smaller than 1, expected a positive number")
+    if settings.use_dora and settings.lora_bias:
+        raise InputError(f"{path}: use_dora and lora_bias are both set, expected one of them at most")
+    _ = settings._ranks, settings._alphas  # refused here if they are no regular expressions
+    for name, value in (settings.model_extra or {}).items():
+        if value and name not in _CHANGES_NOTHING:
+            state = "set" if isinstance(value, bool | dict | list) else shown(value)
+            raise InputError(
+                f"{path}: {shown(name)} is {state}, expected plain LoRA, rsLoRA or DoRA; "
+                "merge this adapter with PEFT, or remove the setting if it did nothing in training"
+            )
