@@ -60,7 +60,7 @@ def render_card(merge: Merge, title: str) -> str:
         version=__version__,
         hub=[weights.ref for weights in merge.inputs.values() if _on_hub(weights)],
         inputs=[
-            (_cell(name), _cell(_said(weights)), weights.fingerprint())
+            (_cell(name), _cell(_shown_ref(weights)), weights.fingerprint())
             for name, weights in merge.inputs.items()
         ],
         recipe=recipe,
@@ -73,7 +73,7 @@ def _on_hub(weights: Weights) -> bool:
     return hub.is_reference(weights.ref) and not exists(weights.ref)
 
 
-def _said(weights: Weights) -> str:
+def _shown_ref(weights: Weights) -> str:
     """A hub reference as it is; of a path its last part, for the rest is nobody's business."""
     return weights.ref if _on_hub(weights) else Path(weights.ref).name
 

@@ -89,8 +89,8 @@ def _with_layers(
 
 def _entry(config: Mapping[str, Any], name: str, number: int, otherwise: Sequence[Any]) -> Any:
     inner = config.get("text_config")
-    own = config.get(name, inner.get(name) if isinstance(inner, dict) else None)
-    listed = own if isinstance(own, list) and number < len(own) else otherwise
+    given = config.get(name, inner.get(name) if isinstance(inner, dict) else None)
+    listed = given if isinstance(given, list) and number < len(given) else otherwise
     return listed[min(number, len(listed) - 1)]
 
 

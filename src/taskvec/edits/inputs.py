@@ -24,8 +24,8 @@ def errors_at(where: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        said = str(error)
-        raise type(error)(said if said.startswith(where) else f"{where}: {said}") from None
+        message = str(error)
+        raise type(error)(message if message.startswith(where) else f"{where}: {message}") from None
 
 
 def check_sound(weights: Weights) -> Weights:
@@ -80,18 +80,18 @@ def find_copies(inputs: Mapping[str, Weights]) -> Iterator[tuple[str, str]]:
 
 
 def describe_copy(first: str) -> str:
-    """What is to be said of an input that is a copy of another."""
+    """Words for an input that is a copy of another."""
     return f"holds the same tensors as {first}, and both count"
 
 
-def alike(one: Weights, other: Weights) -> bool:
+def alike(first: Weights, other: Weights) -> bool:
     """Whether two inputs hold the same tensors, and mean the same by them."""
-    if one.identity == other.identity:
+    if first.identity == other.identity:
         return True
-    if _specs(one) != _specs(other) or _settings(one) != _settings(other):
+    if _specs(first) != _specs(other) or _settings(first) != _settings(other):
         return False
-    return all(_start(one, name) == _start(other, name) for name in one) and (
-        one.fingerprint() == other.fingerprint()
+    return all(_start(first, name) == _start(other, name) for name in first) and (
+        first.fingerprint() == other.fingerprint()
     )
 
 

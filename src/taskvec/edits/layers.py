@@ -1,6 +1,7 @@
 """Models made of other models' layers: tensors renamed, picked from several, put one after the other."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class Picked(Weights):
         self, model: Weights, names: Mapping[str, str], dtypes: Mapping[str, torch.dtype] | None = None
     ) -> None:
         dtypes = dtypes or {}
-        here = ((name, model.spec(own)) for name, own in names.items())
+        here = ((name, model.spec(stored)) for name, stored in names.items())
         super().__init__(
             model.ref,
             {name: TensorSpec(spec.shape, dtypes.get(name, spec.dtype)) for name, spec in here},
@@ -107,15 +108,12 @@ def widen(models: Sequence[Weights]) -> list[Weights]:
     """The models with their floating-point tensors in the narrowest dtypes that hold them all exactly."""
     wide: dict[str, torch.dtype] = {}
     for name in models[0]:
-        found = {model.spec(name).dtype for model in models if name in model}
-        if len(found) > 1 and found <= EDITABLE:
-            first, *others = found
-            for other in others:
-                first = torch.promote_types(first, other)
-            wide[name] = first
+        dtypes = {model.spec(name).dtype for model in models if name in model}
+        if len(dtypes) > 1 and dtypes <= EDITABLE:
+            wide[name] = reduce(torch.promote_types, dtypes)
     return [_widened(model, wide) for model in models]
 
 
 def _widened(model: Weights, wide: Mapping[str, torch.dtype]) -> Weights:
-    own = {name: dtype for name, dtype in wide.items() if name in model and model.spec(name).dtype != dtype}
-    return Picked(model, {name: name for name in model}, own) if own else model
+    wider = {name: dtype for name, dtype in wide.items() if name in model and model.spec(name).dtype != dtype}
+    return Picked(model, {name: name for name in model}, wider) if wider else model

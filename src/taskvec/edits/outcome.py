@@ -15,11 +15,11 @@ def summarize_change(changes: Mapping[str, Change] | None) -> dict[str, int | fl
     if changes is None:
         return {}
     whole = change.total(changes.values())
-    found = {
-        "changed tensors": sum(bool(one.changed) for one in changes.values()),
+    record = {
+        "changed tensors": sum(bool(tensor.changed) for tensor in changes.values()),
         "changed share": _rounded(whole.share),
     }
-    return found | ({"relative norm": _rounded(whole.relative)} if math.isfinite(whole.relative) else {})
+    return record | ({"relative norm": _rounded(whole.relative)} if math.isfinite(whole.relative) else {})
 
 
 def note_identity(written: Weights, inputs: Mapping[str, Weights]) -> list[str]:
@@ -28,7 +28,7 @@ def note_identity(written: Weights, inputs: Mapping[str, Weights]) -> list[str]:
     Cost: none where inputs were fingerprinted while they were read.
     """
     fingerprint = written.fingerprint()
-    same = next((name for name, one in inputs.items() if one.fingerprint() == fingerprint), None)
+    same = next((name for name, held in inputs.items() if held.fingerprint() == fingerprint), None)
     return [] if same is None else [f"the output is byte-identical to {same}: the edit changed nothing of it"]
 
 

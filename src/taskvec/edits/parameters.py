@@ -35,12 +35,12 @@ def _plain(value: object) -> object:
 
     Raises: ValueError for anything else, and for NaN and infinity.
     """
-    for one in value if isinstance(value, list) else [value]:
-        if not isinstance(one, Scalar):
-            found = "nothing" if one is None else f"a {type(one).__name__}"
-            raise ValueError(f"{found}, expected a number, a word or a list of them")
-        if isinstance(one, int | float) and not abs(one) <= LARGEST:
-            raise ValueError(f"{one!s:.20}, expected a finite number that float32 can hold")
+    for scalar in value if isinstance(value, list) else [value]:
+        if not isinstance(scalar, Scalar):
+            kind = "nothing" if scalar is None else f"a {type(scalar).__name__}"
+            raise ValueError(f"{kind}, expected a number, a word or a list of them")
+        if isinstance(scalar, int | float) and not abs(scalar) <= LARGEST:
+            raise ValueError(f"{scalar!s:.20}, expected a finite number that float32 can hold")
     return value
 
 
@@ -199,7 +199,7 @@ def settle(
 def _check_used(
     where: str, value: Plain | Gradient | Filters, names: Sequence[str], depths: Mapping[str, float]
 ) -> None:
-    """Refuse what is said of no tensor."""
+    """Refuse filters and gradients that no tensor gets a value from."""
     if isinstance(value, Gradient) and not depths:
         raise InputError(
             f"{where}: a gradient, but no tensor is in a numbered block, the first is "
@@ -255,10 +255,10 @@ def split_parameters(
         if is_constant(value):
             params[field] = _for_each(field, value, len(vectors))
             continue
-        for name, one in _varying(where, value, names, edited).items():
-            each[name][field] = _for_each(field, one, len(vectors))
+        for name, settled in _varying(where, value, names, edited).items():
+            each[name][field] = _for_each(field, settled, len(vectors))
     params |= next(iter(each.values()), {})
-    return params, {name: own for name, own in each.items() if own}
+    return params, {name: values for name, values in each.items() if values}
 
 
 def _takes_mapping(rule: Rule, field: str) -> bool:
@@ -285,7 +285,7 @@ def _varying(where: str, value: Any, names: Sequence[str], edited: Sequence[str]
     """Tensor name -> value, or the list of the vectors' values."""
     if not isinstance(value, dict):
         return settle(where, value, names, edited)
-    columns = [settle(f"{where}.{vector}", one, names, edited) for vector, one in value.items()]
+    columns = [settle(f"{where}.{vector}", given, names, edited) for vector, given in value.items()]
     return {name: [column[name] for column in columns] for name in edited}
 
 

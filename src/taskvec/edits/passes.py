@@ -31,16 +31,16 @@ class Passes(NamedTuple):
 
 def count_passes(*vectors: Delta) -> Passes:
     """How often the rules behind vectors read their inputs: to look at all, to measure, and to combine."""
-    found = [Passes()]
+    counts = [Passes()]
     for source in {source for vector in vectors for source in vector.parts}:
         if isinstance(source, Scaled):
-            found.append(count_passes(source.delta))
+            counts.append(count_passes(source.delta))
         if isinstance(source, Combined):
-            found.append(_rehearsed(source.rule, source.settings, len(source.vectors), list(source.specs)))
-    return Passes(max(one.all for one in found), max(one.ahead for one in found))
+            counts.append(_rehearse(source.rule, source.settings, len(source.vectors), list(source.specs)))
+    return Passes(max(each.all for each in counts), max(each.ahead for each in counts))
 
 
-def _rehearsed(rule: Rule, params: Mapping[str, Any], tasks: int, names: Sequence[str]) -> Passes:
+def _rehearse(rule: Rule, params: Mapping[str, Any], tasks: int, names: Sequence[str]) -> Passes:
     """The passes of a rule over a made-up model of these names, of which two tensors have deltas.
 
     What is read of the second counts; into the first, rules may look once more to see what is there.
@@ -55,7 +55,7 @@ def _rehearsed(rule: Rule, params: Mapping[str, Any], tasks: int, names: Sequenc
     stats = [open_weights({first: torch.ones(ROWS, 1), second: torch.ones(ROWS, 1)})] * tasks
     made = combine(
         rule,
-        [TaskVector.from_tensors(one, base) for one in deltas],
+        [TaskVector.from_tensors(delta, base) for delta in deltas],
         stats=stats if "_stats" in rule.keywords else None,
         **params,
     )
@@ -75,6 +75,6 @@ class _MadeUp(Weights):
         self._values = torch.randn(ROWS, 1, generator=torch.Generator().manual_seed(task))
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
-        found = self._values if rows is None else self._values[rows]
-        self.rows[name] += len(found)
-        return found
+        values = self._values if rows is None else self._values[rows]
+        self.rows[name] += len(values)
+        return values

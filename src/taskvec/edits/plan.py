@@ -1,4 +1,4 @@
-"""What an edit will read, write and cost, found without writing anything."""
+"""What an edit will read, write and cost, known before anything is written."""
 
 import shutil
 from bisect import bisect
@@ -78,7 +78,7 @@ def make_plan(merge: Merge, target: Path, *, memory: float, force: bool = False)
     check_space(target, written)
     edited = count_edited(weights)
     largest = max(weights, key=lambda name: weights.spec(name).nbytes, default="")
-    one = max((weights.working_bytes(name) for name in weights), default=0)
+    most = max((weights.working_bytes(name) for name in weights), default=0)
     threads, passes = max(2, torch.get_num_threads()), merge.passes()
     files = {file for file in weights.files if file.is_file()}
     home = next(parent for parent in target.absolute().parents if parent.exists())
@@ -92,7 +92,7 @@ def make_plan(merge: Merge, target: Path, *, memory: float, force: bool = False)
         shards=tuple(shard.size for shard in shards),
         largest=largest,
         largest_bytes=weights.spec(largest).nbytes if largest else 0,
-        memory=max(one, min(int(memory), one * threads)),
+        memory=max(most, min(int(memory), most * threads)),
         free=shutil.disk_usage(home).free,
         seconds=_seconds(merge, passes, threads),
     )

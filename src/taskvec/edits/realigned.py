@@ -36,62 +36,65 @@ class Alignment:
 
 
 class Realigned(Weights):
-    """One model of a plan, seen in the plan's vocabulary.
+    """One model of an alignment, seen in the vocabulary of all.
 
     An entry that the model lacks is the base's; one that the base lacks too is the mean of the models that
     have it, taken in float32 (float64 for float64 models).
     """
 
-    def __init__(self, plan: Alignment, number: int) -> None:
-        self._plan, self._number = plan, number
-        self._own = own = plan.models[number]
+    def __init__(self, alignment: Alignment, number: int) -> None:
+        self._alignment, self._number = alignment, number
+        self._model = model = alignment.models[number]
         super().__init__(
-            own.ref,
-            {name: self._resized(name, own.spec(name)) for name in own},
-            ("vocabulary", number, plan.digest, *(model.identity for model in plan.models)),
-            parts=plan.models,
-            tied=own.tied,
-            folder=plan.like.folder,
-            metadata=own.metadata,
+            model.ref,
+            {name: self._resized(name, model.spec(name)) for name in model},
+            ("vocabulary", number, alignment.digest, *(model.identity for model in alignment.models)),
+            parts=alignment.models,
+            tied=model.tied,
+            folder=alignment.like.folder,
+            metadata=model.metadata,
         )
 
     def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
         """The model itself, where no tokens lie along an axis; else every model that has the tensor."""
-        return super().made_of(name) if name in self._plan.axes else [(self._own, name)]
+        return super().made_of(name) if name in self._alignment.axes else [(self._model, name)]
 
     def _resized(self, name: str, spec: TensorSpec) -> TensorSpec:
-        axis = self._plan.axes.get(name)
+        axis = self._alignment.axes.get(name)
         shape = (
-            self._plan.places.shape[1] if place == axis else size for place, size in enumerate(spec.shape)
+            self._alignment.places.shape[1] if place == axis else size
+            for place, size in enumerate(spec.shape)
         )
         return TensorSpec(tuple(shape), spec.dtype)
 
     def in_rows(self, name: str) -> bool:
         """Whether rows can be had by themselves: of more than two axes, a row is no entry of the first."""
-        return super().in_rows(name) and (name not in self._plan.axes or len(self._specs[name].shape) <= 2)
+        return super().in_rows(name) and (
+            name not in self._alignment.axes or len(self._specs[name].shape) <= 2
+        )
 
     def own_bytes(self, name: str) -> int:
         """The sum that models are joined in, and what it is made of."""
-        if name not in self._plan.axes:
+        if name not in self._alignment.axes:
             return 0
         spec = self.spec(name)
         return 2 * compute_dtype(spec.dtype).itemsize * self.block_size(name, spec.shape)
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
-        axis = self._plan.axes.get(name)
+        axis = self._alignment.axes.get(name)
         if axis is None:
-            return self._own.read(name, rows)
+            return self._model.read(name, rows)
         if not self.in_rows(name):
-            return rows_of(self._joined(name, self._plan.places, axis, None), rows)
+            return rows_of(self._joined(name, self._alignment.places, axis, None), rows)
         if axis > 0:
-            return self._joined(name, self._plan.places, axis, rows)
-        return self._joined(name, self._plan.places[:, rows or slice(None)], 0, None)
+            return self._joined(name, self._alignment.places, axis, rows)
+        return self._joined(name, self._alignment.places[:, rows or slice(None)], 0, None)
 
     def _joined(self, name: str, places: Tensor, axis: int, rows: slice | None) -> Tensor:
         """The entries at ``places`` (model, entry) along ``axis``; ``rows`` of the first, if another."""
         givers = self._givers(name, places)
         if givers[self._number].all():
-            return take_entries(self._own, name, places[self._number], axis, rows)
+            return take_entries(self._model, name, places[self._number], axis, rows)
         dtype = self._specs[name].dtype
         if dtype.is_floating_point:
             wide = compute_dtype(dtype)
@@ -99,7 +102,7 @@ class Realigned(Weights):
             wide, givers = dtype, givers & (givers.cumsum(0) == 1)  # of whole numbers, the first model's
         parts = [
             (where.nonzero()[:, 0], take_entries(model, name, place[where], axis, rows).to(wide))
-            for model, place, where in zip(self._plan.models, places, givers, strict=True)
+            for model, place, where in zip(self._alignment.models, places, givers, strict=True)
             if where.any()
         ]
         shape = list(self._specs[name].shape if not parts else parts[0][1].shape)
@@ -116,13 +119,13 @@ class Realigned(Weights):
 
     def _givers(self, name: str, places: Tensor) -> Tensor:
         """Which models make an entry, bool (model, entry): the model itself, the base, or all that can."""
-        held = torch.tensor([name in model for model in self._plan.models])
+        held = torch.tensor([name in model for model in self._alignment.models])
         can = (places >= 0) & held[:, None]
-        own, base = can[self._number], can[0]
+        here, base = can[self._number], can[0]
         alone = torch.zeros_like(can)
-        alone[0] = base & ~own
-        alone[self._number] |= own
-        return torch.where(own | base, alone, can)
+        alone[0] = base & ~here
+        alone[self._number] |= here
+        return torch.where(here | base, alone, can)
 
 
 def take_entries(weights: Weights, name: str, index: Tensor, axis: int, rows: slice | None = None) -> Tensor:

@@ -105,8 +105,8 @@ def read(path: Path, content: object, *, known: Known = none_known, **instead: o
     """
     where = str(path)
     if not isinstance(content, Mapping):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise InputError(f"{where}: {found}, expected a recipe: keys and values")
+        kind = "nothing" if content is None else f"a {type(content).__name__}"
+        raise InputError(f"{where}: {kind}, expected a recipe: keys and values")
     given = {name: value for name, value in instead.items() if value is not None}
     try:
         recipe = Recipe.parse(where, {**content, **given})
@@ -159,7 +159,7 @@ def _check(recipe: Recipe) -> None:
 
 
 class _Building:
-    """A recipe on its way to a model: what was opened, and what is to be said of it."""
+    """A recipe on its way to a model: its inputs, opened."""
 
     def __init__(self, recipe: Recipe, folder: Path, known: Known) -> None:
         self.recipe, self.folder, self.known = recipe, folder, known
@@ -178,7 +178,7 @@ class _Building:
         )
 
     def merge(self) -> Merge:
-        """The edited model, and what is to be said of it."""
+        """The edited model, lazily, with notes and a record."""
         recipe, dumped = self.recipe, self.recipe.model_dump(mode="json", exclude_defaults=True)
         notes = contradictions.compare_models([self.base, *self.models.values()], like=self.base)
         if recipe.vocab is None:
@@ -246,7 +246,7 @@ class _Building:
         recipe, rule, record = self.recipe, self.rule, None
         if rule is not None:
             params, varying = split_parameters(rule, recipe.parameters, list(vectors), names, edited)
-            differ = {field for own in varying.values() for field in own}
+            differ = {field for values in varying.values() for field in values}
             settings = rule.settings(params, len(vectors))
             record = {"name": rule.name, **{key: settings[key] for key in settings if key not in differ}}
             bound = bind_all(list(vectors.values()), base)

@@ -78,8 +78,8 @@ def align(base: Weights, tuned: Sequence[Weights], vocab: Vocab = "base") -> Ali
     moved = [not model.keeps_rows(rows) for rows, model in zip(places, models, strict=True)]
     if any(moved):
         _check_recognised(models, axes)
-    plan = Alignment(tuple(model.weights for model in models), places, axes, target.weights)
-    views = [Realigned(plan, n) if moved[n] else model.weights for n, model in enumerate(models)]
+    alignment = Alignment(tuple(model.weights for model in models), places, axes, target.weights)
+    views = [Realigned(alignment, n) if moved[n] else model.weights for n, model in enumerate(models)]
     rows, notes = len(target.keys), tuple(note for model in models for note in _notes(model, first, target))
     record = {
         "vocab": vocab,

@@ -22,11 +22,11 @@ class Values:
 
     name: str
     shared: Mapping[str, Any]
-    own: tuple[Mapping[str, Any], ...]
+    of_models: tuple[Mapping[str, Any], ...]
 
     def each(self, parameter: str) -> list[Any]:
         """The values of the models."""
-        return [own[parameter] for own in self.own]
+        return [values[parameter] for values in self.of_models]
 
     def shares(self) -> list[float]:
         """lambda w_t, divided by the sum of the weights if ``normalize`` says so and they have one."""
@@ -49,7 +49,7 @@ class Method:
             likewise, but without one the weights themselves are merged. ``first``: the first of two models
             whose weights are merged. ``model``: one model like any other.
         vectors: the least and the largest number of vectors.
-        notes: where mergekit's result is another; said to the user.
+        notes: where mergekit's result is another.
     """
 
     rule: str | Callable[[Sequence[Values]], str]
@@ -67,7 +67,7 @@ class Method:
         rule = self.rule if isinstance(self.rule, str) else self.rule(values)
         params = {tensor.name: self.translate(rule, tensor) for tensor in values}
         first = next(iter(params.values()), {})
-        varying = {name: own for name, own in params.items() if own != first}
+        varying = {name: given for name, given in params.items() if given != first}
         merged = combine(rule, vectors, each=varying or None, **first)
         if self.scale is None:
             return merged
@@ -135,7 +135,7 @@ def _of_step(method: str, step: str, values: Values) -> Parameters:
     if step == "della":
         return {"density": density, "epsilon": values.each("epsilon"), "rescale": l1}
     # The outliers left in are as many as mergekit leaves in to reach the density.
-    gamma = [min(own.get("gamma", 0.0), 1 - own["density"]) for own in values.own]
+    gamma = [min(own.get("gamma", 0.0), 1 - own["density"]) for own in values.of_models]
     return {"density": density, "gamma": gamma, "rescale": l1}
 
 

@@ -56,7 +56,7 @@ def read(path: Path, content: object) -> Merge:
         like=like,
         notes=tuple(reading.notes(sections)),
         inputs=dict(reading.models),
-        passes=partial(count_passes, *(one.vector for one in weights)),
+        passes=partial(count_passes, *(section.vector for section in weights)),
         files={name: text for name, text in files.items() if text is not None},
     )
 
@@ -140,7 +140,7 @@ class _Reading:
         return choose_template(self.document.chat_template, self.like.folder, folders)
 
     def notes(self, sections: Sequence[Section]) -> list[str]:
-        """What is to be said: differences from mergekit, filters that do nothing."""
+        """Differences from mergekit, filters that do nothing, what is odd about the models."""
         document = self.document
         notes = [f"{document.merge_method}: {note}" for note in self.method.notes]
         held = [section.sources[0] for section in sections]
@@ -151,7 +151,7 @@ class _Reading:
             notes.append(
                 f"arithmetic is in float32, rounded once at the end, where mergekit's is in {narrow[0]}"
             )
-        names = sorted({name for section in sections for own in section.own_names for name in own.values()})
+        names = sorted({name for section in sections for held in section.names for name in held.values()})
         given = [value for section in sections for value in section.given()]
         notes += [f"filter {part!r} is part of no tensor's name" for part in idle_filters(given, names)]
         notes += [f"{name}: {describe_copy(first)}" for first, name in find_copies(self.models)]
@@ -197,7 +197,7 @@ class _Reading:
         base = self._base(entries, piece.base_model or self.document.base_model, field)
         inner = self._scope(f"{field}.parameters", piece.parameters)
         names = [self._names(entry, start, first=number == 0, last=last) for entry in entries]
-        sources = [Picked(entry.model, own) for entry, own in zip(entries, names, strict=True)]
+        sources = [Picked(entry.model, held) for entry, held in zip(entries, names, strict=True)]
         return self._section(f"{self.where}: {field}", entries, sources, names, base, (inner,), start)
 
     def _section(
@@ -218,7 +218,7 @@ class _Reading:
             base,
             _depths(names[0], start),
             (*inner, *self._shared),
-            tuple(self._own(entry, place == base) for place, entry in enumerate(entries)),
+            tuple(self._of_model(entry, place == base) for place, entry in enumerate(entries)),
         )
 
     def _names(self, entry: _Entry, start: int, *, first: bool, last: bool) -> dict[str, str]:
@@ -260,7 +260,7 @@ class _Reading:
             f"{self.where}: {field}", given, self.method.parameters, of_model=of_model, method=method
         )
 
-    def _own(self, entry: _Entry, is_base: bool) -> Scope:
+    def _of_model(self, entry: _Entry, is_base: bool) -> Scope:
         scope = self._scope(f"{entry.field}.parameters", entry.parameters, of_model=True)
         if scope and is_base:
             self._notes.append(
@@ -328,9 +328,9 @@ class _Reading:
             return
         base = read_tokens(self.like.folder)
         for ref, model in self.models.items():
-            own = read_tokens(model.folder)
-            if base is not None and own is not None and own != base:
-                differing = sorted(own.items() ^ base.items(), key=str)[0][0]
+            tokens = read_tokens(model.folder)
+            if base is not None and tokens is not None and tokens != base:
+                differing = sorted(tokens.items() ^ base.items(), key=str)[0][0]
                 raise InputError(
                     f"{self.where}: {ref}: its tokenizer differs from that of {self.like.ref}, "
                     f"first in {differing!r}, expected the same for slices"

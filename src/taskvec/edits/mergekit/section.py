@@ -26,21 +26,21 @@ class Section:
         where: opens messages.
         method: how they are merged.
         sources: the models, as views under the names of the output.
-        own_names: for each source, name in the output -> name in the model.
+        names: for each source, name in the output -> name in the model.
         base: which source is the base, if any.
         depth: name -> 0 for the first layer to 1 for the last, 0 outside layers.
         shared: parameters for all sources, the most specific first.
-        own: for each source, its own parameters, which win over the shared ones.
+        of_models: for each source, its own parameters, which win over the shared ones.
     """
 
     where: str
     method: Method
     sources: tuple[Weights, ...]
-    own_names: tuple[Mapping[str, str], ...]
+    names: tuple[Mapping[str, str], ...]
     base: int | None
     depth: Mapping[str, float]
     shared: tuple[Scope, ...]
-    own: tuple[Scope, ...]
+    of_models: tuple[Scope, ...]
 
     def merge(self, dtype: torch.dtype | None) -> EditedWeights:
         """The layers, merged; lazy."""
@@ -70,48 +70,46 @@ class Section:
         vectors = {
             model.ref: TaskVector.between(models[first], model)
             for place, model in enumerate(models)
-            if place != first and self.own_names[place] == self.own_names[first]
+            if place != first and self.names[place] == self.names[first]
         }
         return note_distances(models[first], vectors)
 
     def given(self) -> list[Value]:
         """All values that the file gives."""
-        return [value for scope in (*self.shared, *self.own) for value in scope.values()]
+        return [value for scope in (*self.shared, *self.of_models) for value in scope.values()]
 
     def _values(self, order: Sequence[int], names: Sequence[str]) -> Iterator[Values]:
         """The parameters of every tensor."""
         shared = self._joined("tensor", self.shared)
-        own = {place: self._joined("model", (self.own[place], *self.shared)) for place in order}
+        joined = {place: self._joined("model", (self.of_models[place], *self.shared)) for place in order}
         for name in names:
-            yield Values(
-                name,
-                self._at(name, name, shared, ""),
-                tuple(
-                    self._at(name, self.own_names[place][name], own[place], f" for {self.sources[place].ref}")
-                    for place in order
-                ),
+            of_models = (
+                self._at(name, self.names[place][name], joined[place], f" for {self.sources[place].ref}")
+                for place in order
             )
+            yield Values(name, self._at(name, name, shared, ""), tuple(of_models))
 
     def _joined(self, of: str, scopes: Sequence[Scope]) -> dict[str, Value]:
         known = self.method.parameters
         return {key: join(scopes, key, known[key].default) for key in known if known[key].of == of}
 
-    def _at(self, name: str, own: str, values: Mapping[str, Value], whom: str) -> dict[str, Any]:
-        found = {key: value_at(value, own, self.depth[name]) for key, value in values.items()}
-        missing = next((key for key, value in found.items() if value is None), None)
+    def _at(self, name: str, stored: str, values: Mapping[str, Value], whom: str) -> dict[str, Any]:
+        """The values for a tensor, which filters know by its name in the model."""
+        given = {key: value_at(value, stored, self.depth[name]) for key, value in values.items()}
+        missing = next((key for key, value in given.items() if value is None), None)
         if missing is not None:
             raise InputError(
-                f"{self.where}: parameter {missing!r} is missing{whom}, tensor {own!r}, expected a value; "
+                f"{self.where}: parameter {missing!r} is missing{whom}, tensor {stored!r}, expected a value; "
                 "give it in parameters"
             )
-        return found
+        return given
 
-    def _check_number(self, found: int) -> None:
+    def _check_number(self, number: int) -> None:
         least, most = self.method.vectors
-        if found < least or (most is not None and found > most):
+        if number < least or (most is not None and number > most):
             wanted = f"{least}" if least == most else f"at least {least}"
             beside = " beside the base" if self.method.base == "start" else ""
-            raise InputError(f"{self.where}: {found} models{beside}, expected {wanted}")
+            raise InputError(f"{self.where}: {number} models{beside}, expected {wanted}")
 
 
 def _check_same_names(where: str, models: Sequence[Weights]) -> None:

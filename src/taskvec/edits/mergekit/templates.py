@@ -28,10 +28,10 @@ def choose_template(value: str, like: Path | None, folders: Iterable[Path | None
     """
     if is_text(value):
         return value
-    found = [template for folder in folders if (template := _template_of(folder)) is not None]
-    if not found:
+    templates = [template for folder in folders if (template := _template_of(folder)) is not None]
+    if not templates:
         return None
-    [(most, _)] = Counter(found).most_common(1)
+    [(most, _)] = Counter(templates).most_common(1)
     return None if most == _template_of(like) else most
 
 
@@ -43,6 +43,6 @@ def _template_of(folder: Path | None) -> str | None:
         return read_text(folder / FILE).strip()
     held = read_if_there(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(held, list):
-        default = [one for one in held if isinstance(one, dict) and one.get("name") == "default"]
+        default = [entry for entry in held if isinstance(entry, dict) and entry.get("name") == "default"]
         held = default[-1].get("template") if default else None
     return held.strip() if isinstance(held, str) else None

@@ -123,7 +123,7 @@ def _along_depth(where: str, raw: object, parameter: Parameter) -> Value:
         return parameter.convert(where, raw)
     if not raw:
         raise InputError(f"{where}: an empty list, expected values over the depth of the model")
-    anchors = (parameter.convert(f"{where}[{place}]", one) for place, one in enumerate(raw))
+    anchors = (parameter.convert(f"{where}[{place}]", anchor) for place, anchor in enumerate(raw))
     return Gradient.model_construct(gradient=tuple(anchors))
 
 
