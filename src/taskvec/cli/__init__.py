@@ -42,6 +42,13 @@ COMMANDS = {
 }
 
 
+BAD_PATH = {
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
+}
+"""Of errors that say that a path cannot be what it was given for."""
+
+
 def _app(command: str | None) -> App:
     """The command line. ``command`` is helped by its docstring, the others by their line in the list."""
     app = App(
@@ -100,16 +107,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except (
-        FileNotFoundError,
-        FileExistsError,
-        NotADirectoryError,
-        IsADirectoryError,
-        PermissionError,
-    ) as error:
-        code = _fail(_os_error(error), 2)  # a path that was given cannot be what it was given for
     except OSError as error:
-        code = _fail(_os_error(error), 2 if error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else 1)
+        code = _fail(_describe(error), 2 if error.errno in BAD_PATH else 1)
     except MemoryError:
         code = _fail("not enough memory; give less with --memory, or make room", 1)
     except Exception as error:  # a defect of ours: say so in one line, with the way to see more
@@ -165,7 +164,7 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _os_error(error: OSError) -> str:
+def _describe(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     remedy = "; free some space and run again" if error.errno == errno.ENOSPC else ""
     return f"{where}{error.strerror or error}{remedy}"

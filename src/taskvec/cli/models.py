@@ -1,7 +1,7 @@
 """``taskvec models``: the models known by name, or one in full."""
 
-from taskvec.cli._common import Json, print_json
-from taskvec.cli._listing import print_lines, show
+from taskvec.cli._common import Json
+from taskvec.cli._listing import print_entries, print_entry
 from taskvec.models.known import MODELS, KnownModel, known_model
 
 
@@ -12,16 +12,15 @@ def models(name: str | None = None, /, *, json: Json = False) -> None:
         name: A model.
     """
     if name is not None:
-        show(_shown(known_model(name)), json)
-    elif json:
-        print_json([_shown(model) for model in MODELS.values()])
+        print_entry(_record(known_model(name)), json)
     else:
-        rows = [
-            [model.name, model.modality, f"{model.parameters:,}", model.hub or "", model.about]
-            for model in MODELS.values()
-        ]
-        print_lines(["model", "modality", "parameters", "hub", "what"], rows)
+        columns = ["model", "modality", "parameters", "hub", "what"]
+        print_entries(MODELS.values(), json, _record, columns, _row)
 
 
-def _shown(model: KnownModel) -> dict[str, object]:
+def _record(model: KnownModel) -> dict[str, object]:
     return model.model_dump(mode="json", exclude={"package"}) | {"reference": model.ref()}
+
+
+def _row(model: KnownModel) -> list[object]:
+    return [model.name, model.modality, f"{model.parameters:,}", model.hub or "", model.about]

@@ -1,9 +1,13 @@
 """``taskvec rules``."""
 
 import sys
+from typing import TYPE_CHECKING
 
 from taskvec.cli._common import Json, print_json
-from taskvec.cli._listing import print_lines
+from taskvec.cli._listing import print_entries
+
+if TYPE_CHECKING:
+    from taskvec.rules import Rule
 
 
 def rules(name: str | None = None, /, *, json: Json = False) -> None:
@@ -15,28 +19,23 @@ def rules(name: str | None = None, /, *, json: Json = False) -> None:
     Args:
         name: A rule, or a chain of rules.
     """
-    from taskvec.rules import RULES, Rule
+    from taskvec.rules import RULES
 
-    def shown(rule: Rule) -> dict[str, object]:
-        return {
-            "rule": rule.name,
-            "stage": rule.role,
-            "scope": rule.scope,
-            "consumes": rule.consumes,
-            "about": rule.summary,
-            "parameters": rule.parameters(),
-        }
+    if name is None:
+        print_entries(RULES.values(), json, _record, ["rule", "stage", "scope", "consumes", "what"], _row)
+        return
+    rule = RULES[name]
+    if json:
+        print_json({**_record(rule), "description": rule.description})
+        return
+    defaults = "".join(f"  {key} = {value}\n" for key, value in rule.parameters().items()) or "  none"
+    sys.stdout.write(f"{rule.name}: {rule.description}\n\nparameters and defaults:\n{defaults}\n")
 
-    if name is not None and json:
-        print_json({**shown(RULES[name]), "description": RULES[name].description})
-    elif name is not None:
-        rule = RULES[name]
-        given = "".join(f"  {key} = {value}\n" for key, value in rule.parameters().items())
-        sys.stdout.write(
-            f"{rule.name}: {rule.description}\n\nparameters and defaults:\n{given or '  none'}\n"
-        )
-    elif json:
-        print_json([shown(rule) for rule in RULES.values()])
-    else:
-        rows = [[rule.name, rule.role, rule.scope, rule.consumes, rule.summary] for rule in RULES.values()]
-        print_lines(["rule", "stage", "scope", "consumes", "what"], rows)
+
+def _row(rule: "Rule") -> list[str]:
+    return [rule.name, rule.role, rule.scope, rule.consumes, rule.summary]
+
+
+def _record(rule: "Rule") -> dict[str, object]:
+    keys = ("rule", "stage", "scope", "consumes", "about")
+    return {**dict(zip(keys, _row(rule), strict=True)), "parameters": rule.parameters()}

@@ -1,7 +1,7 @@
 """``taskvec suites``: the suites there are, or one in full."""
 
-from taskvec.cli._common import Json, print_json
-from taskvec.cli._listing import print_lines, show
+from taskvec.cli._common import Json
+from taskvec.cli._listing import print_entries, print_entry
 from taskvec.tasks.suite import Suite, load_suite, suite_names
 
 
@@ -12,19 +12,16 @@ def suites(name: str | None = None, /, *, json: Json = False) -> None:
         name: A suite, or the path of a YAML file of your own.
     """
     if name is not None:
-        show(_shown(load_suite(name)), json)
-        return
-    found = [load_suite(each) for each in suite_names()]
-    if json:
-        print_json([_shown(suite) for suite in found])
+        print_entry(_record(load_suite(name)), json)
     else:
-        rows = [
-            [suite.name, suite.version, suite.model or "", len(suite.tasks), suite.description]
-            for suite in found
-        ]
-        print_lines(["suite", "version", "model", "tasks", "what"], rows)
+        shipped = map(load_suite, suite_names())
+        print_entries(shipped, json, _record, ["suite", "version", "model", "tasks", "what"], _row)
 
 
-def _shown(suite: Suite) -> dict[str, object]:
+def _record(suite: Suite) -> dict[str, object]:
     tasks = {task.name: task.description for task in suite.tasks.values()}
     return suite.model_dump(mode="json", by_alias=True, exclude={"tasks"}) | {"tasks": tasks}
+
+
+def _row(suite: Suite) -> list[object]:
+    return [suite.name, suite.version, suite.model or "", len(suite.tasks), suite.description]

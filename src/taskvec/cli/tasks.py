@@ -1,11 +1,12 @@
 """``taskvec tasks``: the tasks there are, or one in full."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Json, print_json
-from taskvec.cli._listing import print_lines, show
+from taskvec.cli._common import Json
+from taskvec.cli._listing import print_entries, print_entry
 from taskvec.errors import InputError, UnknownName
 from taskvec.registry import nearest
 from taskvec.tasks.suite import load_suite, suite_names
@@ -25,26 +26,16 @@ def tasks(
         name: A task; as suite/task where several suites have one of this name.
         suite: Only the tasks of this suite, or of this YAML file.
     """
-    found = {
-        f"{each}/{task.name}": task for each in _suites(suite) for task in load_suite(each).tasks.values()
-    }
+    suites = suite_names() if suite is None else [suite]
+    by_place = {f"{each}/{task.name}": task for each in suites for task in load_suite(each).tasks.values()}
     if name is not None:
-        show(_shown(_chosen(found, name)), json)
-    elif json:
-        print_json([{"suite": place.rsplit("/", 1)[0], **_shown(task)} for place, task in found.items()])
+        print_entry(_record(_choose(by_place, name)), json)
     else:
-        rows = [
-            [place, task.modality, _count(task), task.metric, task.description]
-            for place, task in found.items()
-        ]
-        print_lines(["task", "modality", "classes", "metric", "what"], rows)
+        columns = ["task", "modality", "classes", "metric", "what"]
+        print_entries(by_place.items(), json, _record_with_suite, columns, _row)
 
 
-def _suites(suite: str | None) -> list[str]:
-    return suite_names() if suite is None else [suite]
-
-
-def _chosen(tasks: dict[str, Task], name: str) -> Task:
+def _choose(tasks: Mapping[str, Task], name: str) -> Task:
     if name in tasks:
         return tasks[name]
     places = [place for place, task in tasks.items() if task.name == name]
@@ -56,11 +47,18 @@ def _chosen(tasks: dict[str, Task], name: str) -> Task:
     return tasks[places[0]]
 
 
-def _shown(task: Task) -> dict[str, object]:
+def _record(task: Task) -> dict[str, object]:
     fields = task.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return fields | {"data": {"source": task.data.source, **fields["data"]}}
 
 
-def _count(task: Task) -> str:
-    """How many classes, without opening the data."""
-    return "from-data" if task.names is None else str(len(task.keep or task.names))
+def _record_with_suite(entry: tuple[str, Task]) -> dict[str, object]:
+    place, task = entry
+    return {"suite": place.rsplit("/", 1)[0], **_record(task)}
+
+
+def _row(entry: tuple[str, Task]) -> list[object]:
+    place, task = entry
+    # Known without opening the data, which may have to be fetched first.
+    classes = "from-data" if task.names is None else len(task.keep or task.names)
+    return [place, task.modality, classes, task.metric, task.description]
