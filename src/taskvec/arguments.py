@@ -57,7 +57,7 @@ def brief(value: object) -> str:
     """What a message calls a value: a short text or number as it is, anything else by its type."""
     if value is None or isinstance(value, str | int | float):
         return shortened(repr(value), 60)
-    held = sorted({type(one).__name__ for one in _items(value)})
+    held = sorted({type(item).__name__ for item in _items(value)})
     return f"{type(value).__name__} of {', '.join(held)}" if held else type(value).__name__
 
 
@@ -75,8 +75,8 @@ def label(ref: object) -> str:
     """What a message calls a model: its path or name, or the type of an object that has neither."""
     if isinstance(ref, str | Path):
         return str(ref)
-    own = getattr(ref, "ref", None)
-    return own if isinstance(own, str) else type(ref).__name__
+    name = getattr(ref, "ref", None)
+    return name if isinstance(name, str) else type(ref).__name__
 
 
 def _items(value: object) -> Iterable[object]:
@@ -89,7 +89,7 @@ def _items(value: object) -> Iterable[object]:
 def _fits(value: object, hint: Any) -> bool:
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in args)
+        return any(_fits(value, part) for part in args)
     if isinstance(hint, str | ForwardRef):
         name = _annotation(hint)
         return not name.isidentifier() or any(kind.__name__ == name for kind in type(value).__mro__)
@@ -99,11 +99,11 @@ def _fits(value: object, hint: Any) -> bool:
     if origin is None or not issubclass(origin, Iterable):
         return isinstance(value, _NUMBERS.get(kind, kind))
     if issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(_fits(one, args[-1]) for one in _items(value))
+        return isinstance(value, Mapping) and all(_fits(item, args[-1]) for item in _items(value))
     # Sets and generators do for a sequence as well; a text does not, though its letters are texts.
     if not isinstance(value, Collection | Iterator) or isinstance(value, str | bytes):
         return False
-    return all(_fits(one, args[0]) for one in _items(list(value) if isinstance(value, dict) else value))
+    return all(_fits(item, args[0]) for item in _items(list(value) if isinstance(value, dict) else value))
 
 
 def _annotation(hint: Any) -> str:

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,8 +36,7 @@ def _compiled(function: Callable[P, R], fastmath: bool | set[str] = False) -> Ca
             dispatcher.enable_caching()
             if not _is_safe(Path(dispatcher.stats.cache_path)):
                 return made(False)
-        found: Callable[P, R] = dispatcher
-        return found
+        return cast(Callable[P, R], dispatcher)
 
     keep = True
 
@@ -64,10 +63,10 @@ def _is_safe(folder: Path) -> bool:
     ours = (0, os.geteuid())
     real = Path(os.path.realpath(folder))
     for place in (real, *real.parents):
-        found = place.stat() if place.exists() else None
-        if found is None:
+        if not place.exists():
             continue
-        shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if found.st_uid not in ours or (shared and (place == real or not found.st_mode & stat.S_ISVTX)):
+        status = place.stat()
+        shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if status.st_uid not in ours or (shared and (place == real or not status.st_mode & stat.S_ISVTX)):
             return False
     return True

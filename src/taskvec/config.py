@@ -103,7 +103,7 @@ class _Plain(yaml.SafeLoader):
     def get_single_node(self) -> yaml.Node | None:
         """The content as nodes, not too many of them with aliases written out."""
         node: yaml.Node | None = super().get_single_node()
-        if node is not None and _measured(node, 0, {})[0] > VALUES:
+        if node is not None and _measure(node, 0, {})[0] > VALUES:
             raise _at(node, f"more than {VALUES:,} values, with aliases written out")
         return node
 
@@ -125,7 +125,7 @@ class _Plain(yaml.SafeLoader):
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Bring in the mappings that ``<<`` names: what the mapping says wins, then the earlier one."""
-        own: dict[object, Any] = {}
+        direct: dict[object, Any] = {}
         brought: dict[object, Any] = {}
         given: set[object] = set()
         for key_node, value_node in node.value:
@@ -134,13 +134,13 @@ class _Plain(yaml.SafeLoader):
                 raise _at(key_node, f"key {reprlib.repr(key)} is given twice")
             given.add(key)
             if key_node.tag != _MERGE:
-                own[key] = key_node, value_node
+                direct[key] = key_node, value_node
                 continue
             for part in _mappings(value_node):
                 self.flatten_mapping(part)
                 for pair in part.value:
                     brought.setdefault(self._key(pair[0]), pair)
-        node.value = list({**brought, **own}.values())
+        node.value = list({**brought, **direct}.values())
 
     def _key(self, node: yaml.Node) -> Any:
         if not isinstance(node, yaml.ScalarNode):
@@ -189,14 +189,14 @@ def _mappings(node: yaml.Node) -> list[Any]:
     return parts
 
 
-def _measured(node: yaml.Node, above: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+def _measure(node: yaml.Node, above: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """How many nodes there are from ``node`` on, and in how many levels, with aliases written out."""
     if id(node) not in known and above <= DEPTH:
         if isinstance(node, yaml.ScalarNode):
             known[id(node)] = 1, 0
         else:
             pairs = node.value if isinstance(node, yaml.MappingNode) else [node.value]
-            sizes = [_measured(part, above + 1, known) for pair in pairs for part in pair]
+            sizes = [_measure(part, above + 1, known) for pair in pairs for part in pair]
             count = 1 + sum(nodes for nodes, _ in sizes)
             known[id(node)] = count, 1 + max((levels for _, levels in sizes), default=0)
     nodes, levels = known.get(id(node), (1, 1))

@@ -64,12 +64,12 @@ def _check_archive(path: Path) -> None:
         raise CorruptFile(
             f"{path}: damaged or no state dict ({printable(str(error))}); download or save it again"
         ) from None
-    odd = next((one for one in members if one.compress_type != zipfile.ZIP_STORED or one.flag_bits & 1), None)
+    odd = next((m for m in members if m.compress_type != zipfile.ZIP_STORED or m.flag_bits & 1), None)
     if odd is not None:
         what = f"{odd.filename!r} is compressed"
-    elif len({one.filename for one in members}) < len(members):
+    elif len({member.filename for member in members}) < len(members):
         what = "two parts have the same name"
-    elif sum(one.file_size for one in members) > path.stat().st_size:
+    elif sum(member.file_size for member in members) > path.stat().st_size:
         what = "its parts have more bytes than it has itself"
     else:
         return

@@ -119,14 +119,14 @@ def _check_path(path: Path) -> Path:
     return path
 
 
-def _check_regular(path: Path, found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise InputError(f"{path}: is {describe(found)}, expected a file")
+def _check_regular(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: is {describe(status)}, expected a file")
 
 
-def describe(found: os.stat_result) -> str:
+def describe(status: os.stat_result) -> str:
     """The kind of a file, in words."""
-    return _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+    return _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
 
 
 def reason(error: OSError) -> str:
@@ -239,11 +239,11 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A mapping; a name given twice is an error, not a lottery."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the name {shown(twice)} is given twice")
-    return found
+    return content
 
 
 def _depth(content: Any) -> int:

@@ -47,9 +47,9 @@ def open_own_folder(path: Path) -> int:
 
 def _open(path: Path, flags: int, expected: Callable[[int], bool]) -> int:
     try:
-        found = path.lstat()
-        if not expected(found.st_mode):
-            raise InputError(f"{path}: is {describe(found)}, and taskvec works under that name; {_REMEDY}")
+        status = path.lstat()
+        if not expected(status.st_mode):
+            raise InputError(f"{path}: is {describe(status)}, and taskvec works under that name; {_REMEDY}")
     except FileNotFoundError:
         pass
     # Since that look another may have come, which the flags or a second look refuse.

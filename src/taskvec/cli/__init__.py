@@ -42,11 +42,8 @@ COMMANDS = {
 }
 
 
-BAD_PATH = {
-    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
-    *(errno.ENAMETOOLONG, errno.ELOOP),
-}
-"""Of errors that say that a path cannot be what it was given for."""
+BAD_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""Errors that say that a path cannot be what it was given for."""
 
 
 def _app(command: str | None) -> App:
@@ -108,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        code = _fail(_describe(error), 2 if error.errno in BAD_PATH else 1)
+        bad_path = isinstance(error, BAD_PATH) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+        code = _fail(_describe(error), 2 if bad_path else 1)
     except MemoryError:
         code = _fail("not enough memory; give less with --memory, or make room", 1)
     except Exception as error:  # a defect of ours: say so in one line, with the way to see more
@@ -141,7 +139,7 @@ def _run(argv: Sequence[str] | None) -> int:
     app = _app(arguments[0] if arguments else None)
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-        sys.stdout.flush()  # a full disk or a closed pipe is told here, not after the end
+        sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the end
     except CycloptsError as error:
         return _fail(_request_error(error), 2)
     return 0

@@ -11,7 +11,7 @@ from taskvec.weights import hub
 from taskvec.weights.in_memory import MemoryWeights
 from taskvec.weights.lazy import Direction, Weights
 from taskvec.weights.pickled import PICKLES, PickledWeights
-from taskvec.weights.sharded import ShardedWeights, index_kind
+from taskvec.weights.sharded import ShardedWeights
 from taskvec.weights.stored import StoredWeights
 
 WeightsLike = str | Path | Mapping[str, Tensor] | nn.Module | Weights
@@ -65,14 +65,16 @@ def _open_path(ref: str) -> Weights:
 def _open_file(path: Path, ref: str, folder: Path | None) -> Weights:
     if folder is None and (path.parent / "config.json").is_file():
         folder = path.parent
-    if path.name.endswith(".index.json"):
-        shard = StoredWeights if index_kind(path) == "safetensors" else PickledWeights
-        return ShardedWeights(path, shard, ref=ref)
-    if path.suffix != ".safetensors" and path.suffix not in PICKLES:
+    stem = path.name.removesuffix(".index.json")
+    kind = StoredWeights if stem.endswith(".safetensors") else PickledWeights
+    if kind is PickledWeights and not stem.endswith(PICKLES):
+        if stem != path.name:
+            raise InputError(f"{path}: expected a name such as model.safetensors.index.json")
         raise InputError(
             f"{ref}: unknown kind of file, expected .safetensors, *.index.json, {', '.join(PICKLES)}"
         )
-    kind = PickledWeights if path.suffix in PICKLES else StoredWeights
+    if stem != path.name:
+        return ShardedWeights(path, kind, ref=ref)
     weights = kind(path, ref=ref, folder=folder)
     weights.adapter = path.parent / "adapter_config.json" if path.stem == _ADAPTER else None
     return weights

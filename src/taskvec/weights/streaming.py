@@ -123,9 +123,9 @@ def stream(
         threads: how many workers there are, if ``processes`` is 1.
         processes: forked processes as workers instead.
         allow_nonfinite: write NaN and infinities; they are counted in any case.
-        tensor_done, shard_done: told in the calling thread; a shard is on the disk by then.
+        tensor_done, shard_done: called in the calling thread; a shard is on the disk by then.
 
-    Raises: whatever reading, writing or the functions told raise, after all workers have stopped.
+    Raises: whatever reading, writing or those functions raise, after all workers have stopped.
     """
     for path, shard in shards.items():
         _begin(path, shard)
@@ -281,13 +281,11 @@ def _usual_cost(spans: Sequence[Span], costs: Sequence[int]) -> int:
 
 @contextmanager
 def _alone(share: float) -> Iterator[None]:
-    """Compute in the calling thread alone, as the workers are the parallelism, and keep freed memory.
-
-    glibc returns large blocks to the kernel as soon as they are freed, and new ones are pages that have to
-    be cleared, unless it has seen larger ones come and go; this is one. What it keeps is up to twice that.
-    """
+    """Compute in the calling thread alone, as the workers are the parallelism, and keep freed memory."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    # glibc returns large blocks to the kernel as soon as they are freed, and new ones are pages that have to
+    # be cleared, unless it has seen larger ones come and go. This is one; what it keeps is up to twice that.
     torch.empty(min(24 << 20, int(share / 4)), dtype=torch.uint8)
     try:
         yield
