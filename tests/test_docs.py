@@ -1,11 +1,13 @@
 """What the documentation shows is what the code does."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import taskvec as tv
 from taskvec.cli import COMMANDS
@@ -97,6 +99,17 @@ def test_the_snippets_on_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(snippet, names)
     assert names["evaluator"].values(names["points"].at({"shades": 1.0}), ["shades"], "test")["shades"] > 0.9
+
+
+def test_the_snippet_on_vocabularies_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, tokens in {"base": "abcd", "chat": "abcde"}.items():
+        tv.save_weights({"embed_tokens.weight": torch.randn(len(tokens), 3)}, name)
+        Path(name, "vocab.json").write_text(json.dumps({token: row for row, token in enumerate(tokens)}))
+    page = (ROOT / "docs" / "vocabulary.md").read_text()
+    [snippet] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(snippet, {"print": lambda *values, sep: None})
+    assert tv.open_weights("out").spec("embed_tokens.weight").shape == (5, 3)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.name)
