@@ -152,9 +152,9 @@ class Evaluator:
 
         Raises: Diverged when the model's outputs are no longer finite.
         """
-        found, labels = self.features(point, name, split)
+        features, labels = self.features(point, name, split)
         with torch.no_grad():
-            logits: Tensor = self.head(name)(found)
+            logits: Tensor = self.head(name)(features)
         if not bool(logits.isfinite().all()):
             raise Diverged(
                 f"{name}: the model's {split} outputs are not finite; the coefficient is too large"

@@ -34,11 +34,11 @@ class LinearFeatures:
 
     def at(self, coefficients: Mapping[Any, float]) -> Tensor:
         """Features (N, d) at a point; a direction that is not named has coefficient 0."""
-        found = self.base.clone()
+        features = self.base.clone()
         for direction, coefficient in coefficients.items():
             if coefficient:
-                found.add_(self.slopes[direction], alpha=coefficient)
-        return found
+                features.add_(self.slopes[direction], alpha=coefficient)
+        return features
 
     def joined(self, other: "LinearFeatures") -> "LinearFeatures":
         """The directions of both; base and labels are this one's."""

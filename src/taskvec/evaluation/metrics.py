@@ -49,7 +49,6 @@ def score(logits: Tensor, labels: Tensor, metric: str = "accuracy") -> Score:
     """
     from sklearn.metrics import recall_score  # imports as much as torch does: only what scores pays for it
 
-    own = value(logits, labels, metric)
     figures = {name: value(logits, labels, name) for name in STANDARD}
     recall = recall_score(
         labels.numpy(),
@@ -61,7 +60,7 @@ def score(logits: Tensor, labels: Tensor, metric: str = "accuracy") -> Score:
     loss = cross_entropy(logits.float(), labels).item()
     return Score(
         metric=metric,
-        value=own,
+        value=value(logits, labels, metric),
         interval=wilson(round(figures["accuracy"] * len(labels)), len(labels)),
         perplexity=math.exp(min(loss, 700.0)),
         recall=tuple(None if math.isnan(r) else float(r) for r in recall),
@@ -80,11 +79,11 @@ def value(logits: Tensor, labels: Tensor, metric: str) -> float:
         raise InputError("nothing to score: the split is empty")
     if metric not in METRICS:
         raise InputError(f"no metric called {metric!r}; {nearest(metric, METRICS)}")
-    found = METRICS[metric](labels, logits.argmax(dim=1))
+    result = METRICS[metric](labels, logits.argmax(dim=1))
     try:
-        figure = float(found)
+        figure = float(result)
     except (TypeError, ValueError):
-        raise TaskvecError(f"metric {metric!r}: gave {brief(found)}, expected a number") from None
+        raise TaskvecError(f"metric {metric!r}: gave {brief(result)}, expected a number") from None
     if not math.isfinite(figure):
         raise TaskvecError(
             f"metric {metric!r}: gave {figure} on {len(labels)} examples, expected a finite number"

@@ -141,10 +141,10 @@ class TangentPoints:
         every = [frozenset({label}) for label, delta in self._deltas.items() if delta]
         wanted = list(every if directions is None else directions)
         if known is None:
-            taus = {one: self._tau(one) for one in wanted or every[:1]}
+            taus = {direction: self._tau(direction) for direction in wanted or every[:1]}
             known = linear_features(self._lin, taus or self._nowhere(), prepared, precision=self._precision)
-        elif missing := [one for one in wanted if one not in known.slopes]:
-            taus = {one: self._tau(one) for one in missing}
+        elif missing := [direction for direction in wanted if direction not in known.slopes]:
+            taus = {direction: self._tau(direction) for direction in missing}
             known = known.joined(linear_features(self._lin, taus, prepared, precision=self._precision))
         self._known[prepared] = known
         return known
@@ -207,7 +207,7 @@ def own_space(vectors: Mapping[str, TaskVector]) -> Space:
 
 def _fitting(base: Params, vectors: Mapping[str, Params]) -> dict[str, dict[str, Tensor]]:
     """The vectors' deltas in float32, every one checked against the base."""
-    found: dict[str, dict[str, Tensor]] = {}
+    deltas: dict[str, dict[str, Tensor]] = {}
     for label, vector in vectors.items():
         for name, delta in vector.items():
             if name not in base:
@@ -224,8 +224,8 @@ def _fitting(base: Params, vectors: Mapping[str, Params]) -> dict[str, dict[str,
                 raise NonFinite(
                     f"vector {label!r}: {name!r} holds NaN or infinity; extract or train it again"
                 )
-        found[label] = {name: delta.detach().float() for name, delta in vector.items()}
-    return found
+        deltas[label] = {name: delta.detach().float() for name, delta in vector.items()}
+    return deltas
 
 
 def _check_labels(labels: Iterable[str], known: Mapping[str, object]) -> None:

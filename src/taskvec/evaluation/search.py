@@ -119,8 +119,8 @@ class Search:
     def plateau(self) -> tuple[float, float] | None:
         """The first and the last of neighbouring measured points that are as good; the first is chosen."""
         best = dict(self.trace)[self.coefficient]
-        onward = (one for one in self.trace if one[0] >= self.coefficient)
-        *_, (end, _) = takewhile(lambda one: one[1] == best, onward)
+        onward = [(alpha, height) for alpha, height in self.trace if alpha >= self.coefficient]
+        *_, (end, _) = takewhile(lambda measured: measured[1] == best, onward)
         return None if end == self.coefficient else (self.coefficient, end)
 
     def record(self) -> dict[str, object]:
@@ -231,7 +231,7 @@ def search_each(
             here = at[task]
             tried = {choice: measure({**at, task: choice}) for choice in choices if choice != here}
             measured += len(tried)
-            heights = {choice: normalized(found, single) for choice, found in tried.items()}
+            heights = {choice: normalized(outcome, single) for choice, outcome in tried.items()}
             best = max(heights, key=lambda choice: (heights[choice], -abs(choice - here), -choice))
             if heights[best] > height:
                 at[task], values, height, moved = best, tried[best], heights[best], True
@@ -261,9 +261,9 @@ def search_negation(
         kept = absolute({task: values[task] for task in controls}) >= floor
         return -values[target] if kept else -LOST - values[target]
 
-    found = maximize(objective, measure, grid or Grid())
-    kept = [alpha for alpha, height in found.trace if alpha != 0 and height > -LOST / 2]
-    return replace(found, satisfied=bool(kept))
+    search = maximize(objective, measure, grid or Grid())
+    kept = [alpha for alpha, height in search.trace if alpha != 0 and height > -LOST / 2]
+    return replace(search, satisfied=bool(kept))
 
 
 def maximize(objective: Callable[[Values], float], measure: Measure, grid: Grid) -> Search:

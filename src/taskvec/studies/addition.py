@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import combinations
+from itertools import chain, combinations
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
@@ -107,9 +107,9 @@ class Addition(Study[AdditionSettings]):
             yield _table_of_wholes(results)
         if results.untrained:
             yield _table_of_pretraining(results, results.untrained)
-        first = next(iter(sums.values()), [[]])[0]
-        if 2 <= len(first) <= 40:  # beyond that the figure says it better
-            yield _table_of_subsets(sums, first)
+        count = len(next(iter(sums.values()), []))
+        if 2 <= count <= 40:  # beyond that the figure says it better
+            yield _table_of_subsets({regime: of for regime, of in sums.items() if len(of) == count})
 
     def drawings(self, results: Results) -> Iterator[Drawing]:
         if sums := results.by_regime(Sum):
@@ -245,27 +245,24 @@ def _add(trial: Trial, tasks: Sequence[str], fixed: Values, each: bool) -> Plain
 
 
 def _wholes(results: Results) -> dict[str, list[Sum]]:
-    """The sums of all tasks, one a seed; the last of each regime's."""
-    return {regime: [sums[-1] for sums in seeds] for regime, seeds in results.by_regime(Sum).items()}
+    """The sums of all tasks, one a seed: the last of each regime's."""
+    return {regime: sums[-1] for regime, sums in results.by_regime(Sum).items()}
 
 
 def _table_of_wholes(results: Results) -> Table:
     tasks, sums, joint = results.plan.tasks, results.by_regime(Sum), results.by_regime(Joined)
-    wholes = _wholes(results)
-    rows = []
+    wholes, rows = _wholes(results), []
     for regime, of in wholes.items():
-        pairs = [[edit.normalized for edit in edits if len(edit.tasks) == 2] for edits in sums[regime]]
+        pairs = zip(*(seeds for seeds in sums[regime] if len(seeds[0].tasks) == 2), strict=True)
         row = [
             regime,
             coefficients(of),
             both(of),
             both([whole.fixed["1"] for whole in of]),
             both([whole.fixed["1/T"] for whole in of]),
-            percent([fmean(values) if values else None for values in pairs]),
+            percent([fmean(edit.normalized for edit in of_seed) for of_seed in pairs]),
         ]
-        if joint:
-            row.append(both([model for [model] in joint[regime]]) if regime in joint else "")
-        rows.append(row)
+        rows.append([*row, *([both(joint[regime][0]) if regime in joint else ""] if joint else [])])
     columns = ["", "best α", "at best α", "α = 1", "α = 1/T", "pairs, normalized"]
     note = (
         "Absolute / normalized, per cent: mean over tasks of the metric / of its ratio to the single-task "
@@ -281,8 +278,8 @@ def _table_of_pretraining(results: Results, untrained: Results) -> Table:
     rows, edits = [], {}
     for name, models in {"pre-trained": results, "random": untrained}.items():
         zero = fmean(baselines(models)[task].test.value for task in tasks)
-        own = models.by_regime(OwnModels)[regime]
-        single = [fmean(model.test[task] for task in tasks) for [model] in own]
+        [seeds] = models.by_regime(OwnModels)[regime]
+        single = [fmean(own.test[task] for task in tasks) for own in seeds]
         edits[name] = wholes = _wholes(models)[regime]
         cells = (percent([zero]), percent(single), coefficients(wholes), both(wholes))
         rows.append((f"{name}, {regime}", *cells))
@@ -294,21 +291,16 @@ def _table_of_pretraining(results: Results, untrained: Results) -> Table:
     return Table("What pre-training is for", columns, rows, note)
 
 
-def _table_of_subsets(sums: Mapping[str, Sequence[Sequence[Sum]]], first: Sequence[Sum]) -> Table:
-    """Of the regimes that added the same subsets as the first."""
-    alike = {regime: seeds for regime, seeds in sums.items() if len(seeds[0]) == len(first)}
-    rows, columns = [], ["tasks added"]
-    for place, edit in enumerate(first):
-        row: list[object] = [" + ".join(edit.tasks)]
-        for seeds in alike.values():
-            edits = [of_seed[place] for of_seed in seeds]
-            row += [coefficients(edits), both(edits)]
-        rows.append(row)
-    for regime in alike:
-        columns += [f"{regime}: α", f"{regime}: absolute / normalized"]
-    searches = [edit for seeds in alike.values() for of_seed in seeds for edit in of_seed]
+def _table_of_subsets(sums: Mapping[str, Sequence[Sequence[Sum]]]) -> Table:
+    """Of regimes that added the same subsets."""
+    rows = []
+    for of_regimes in zip(*sums.values(), strict=True):
+        cells = [cell for edits in of_regimes for cell in (coefficients(edits), both(edits))]
+        rows.append((" + ".join(of_regimes[0][0].tasks), *cells))
+    columns = [column for regime in sums for column in (f"{regime}: α", f"{regime}: absolute / normalized")]
+    searches = [edit for of_regime in sums.values() for edits in of_regime for edit in edits]
     note = f"Measured on the added tasks. {tally_note(searches)}."
-    return Table("Addition, every subset", columns, rows, note)
+    return Table("Addition, every subset", ("tasks added", *columns), rows, note)
 
 
 def _coefficients_of_each(regime: str, wholes: Sequence[Sum], tasks: Sequence[str]) -> list[object]:
@@ -331,17 +323,17 @@ def _contributions(task: str, regimes: Iterable[Sequence[Sum]], tasks: Sequence[
 def _draw(sums: Mapping[str, Sequence[Sequence[Sum]]]) -> "Figure":
     figure, axes = axes_in_a_row(2, 4.2, 3.2)
     for ax, measure in zip(axes, ("absolute", "normalized"), strict=True):
-        for place, (regime, seeds) in enumerate(sums.items()):
+        for place, (regime, subsets_added) in enumerate(sums.items()):
             by_size: dict[int, list[float]] = {}
-            for edit in (edit for of_seed in seeds for edit in of_seed):
+            for edit in chain(*subsets_added):
                 by_size.setdefault(len(edit.tasks), []).append(100 * getattr(edit, measure))
-            means = {size: fmean(values) for size, values in sorted(by_size.items())}
-            ax.plot(list(means), list(means.values()), marker="o", label=regime, color=f"C{place}")
+            ax.plot(
+                list(by_size), list(map(fmean, by_size.values())), marker="o", label=regime, color=f"C{place}"
+            )
             for size, values in by_size.items():
                 ax.plot([size] * len(values), values, ".", alpha=0.35, color=f"C{place}")
         ax.set_xlabel("tasks added")
         ax.set_ylabel(f"{measure}, %")
-        edits = [edit for seeds in sums.values() for of_seed in seeds for edit in of_seed]
-        ax.set_xticks(sorted({len(edit.tasks) for edit in edits}))
+        ax.set_xticks(sorted({len(edits[0].tasks) for of_regime in sums.values() for edits in of_regime}))
     axes[0].legend(frameon=False)
     return figure

@@ -83,8 +83,8 @@ class Analogies(Study[Sequence[AnalogySettings]]):
         return {"analogies": analogies} if analogies else {}
 
     def tables(self, results: Results) -> Iterator[Table]:
-        for regime, seeds in results.by_regime(Solved).items():
-            yield _table(regime, list(zip(*seeds, strict=True)))
+        for regime, analogies in results.by_regime(Solved).items():
+            yield _table(regime, analogies)
 
 
 @checked
@@ -153,17 +153,17 @@ def _search(
         def at(alpha: float) -> dict[str, float]:
             return {**held, **{label: alpha * weight for label, weight in moved.items()}}
 
-        found = maximize(lambda values: values[target], lambda alpha: validation(at(alpha)), grid)
-        return at(found.coefficient), found
+        search = maximize(lambda values: values[target], lambda alpha: validation(at(alpha)), grid)
+        return at(search.coefficient), search
 
-    weights, found = along(whole, {})
-    best, searches = found.values[target], [found]
+    weights, search = along(whole, {})
+    best, searches = search.values[target], [search]
     if coefficients == 2 and len(groups) == 2:
         for group in (*groups, *groups):
-            moved, found = along(group, weights)
-            searches.append(found)
-            if found.values[target] > best:
-                weights, best = moved, found.values[target]
+            moved, search = along(group, weights)
+            searches.append(search)
+            if search.values[target] > best:
+                weights, best = moved, search.values[target]
     return weights, searches
 
 

@@ -91,8 +91,8 @@ class Atm(Study[AtmSettings]):
 
     def tables(self, results: Results) -> Iterator[Table]:
         rows, searches = [], {}
-        for regime, seeds in results.by_regime(Alternated).items():
-            for runs in zip(*seeds, strict=True):
+        for regime, of_regime in results.by_regime(Alternated).items():
+            for runs in of_regime:
                 rounds = runs[0].rounds
                 name = f"{regime}, {rounds} round{'s' if rounds > 1 else ''}"
                 searches[name] = tuned = [run.tuned for run in runs]
@@ -166,15 +166,14 @@ def _draw(
 ) -> "Figure":
     figure, [ax] = axes_in_a_row(1, 4.6, 3.2)
     rounds: list[int] = []
-    for place, (regime, seeds) in enumerate(by_regime.items()):
-        rounds = [run.rounds for run in seeds[0]]
-        together = list(zip(*seeds, strict=True))
-        plain = [100 * fmean(run.plain.absolute for run in runs) for runs in together]
-        tuned = [100 * fmean(run.tuned.absolute for run in runs) for runs in together]
+    for place, (regime, of_regime) in enumerate(by_regime.items()):
+        rounds = [runs[0].rounds for runs in of_regime]
+        plain = [100 * fmean(run.plain.absolute for run in runs) for runs in of_regime]
+        tuned = [100 * fmean(run.tuned.absolute for run in runs) for runs in of_regime]
         ax.plot(rounds, plain, "-", marker="o", color=f"C{place}", label=f"{regime}, as it is")
         ax.plot(rounds, tuned, "--", marker="o", color=f"C{place}", label=f"{regime}, best factor")
         if regime in joint:
-            ceiling = 100 * fmean(model.absolute for [model] in joint[regime])
+            ceiling = 100 * fmean(model.absolute for model in joint[regime][0])
             ax.axhline(ceiling, color=f"C{place}", lw=1, ls=":", label=f"{regime}, joint training")
     ax.set_xlabel("rounds, at equal training steps")
     ax.set_xticks(rounds)

@@ -142,8 +142,8 @@ class Memory:
 
     def peak(self, begin: int, end: int) -> int:
         """Most bytes there at once from ``begin`` to ``end`` (``time.time_ns``), above those at ``begin``."""
-        found: Any = self._profiler.profiler
-        events = [event for event in found.kineto_results.events() if event.name() == "[memory]"]
+        profiler: Any = self._profiler.profiler
+        events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
         now = top = 0
         for event in sorted(events, key=lambda event: int(event.start_ns())):
             if begin <= event.start_ns() <= end:

@@ -267,14 +267,13 @@ class Disentanglement(Study[DisentanglementSettings]):
         by_regime = results.by_regime(Disentangled)
         if not by_regime:
             return
-        pairs = next(iter(by_regime.values()))[0]
+        pairs = [seeds[0] for seeds in next(iter(by_regime.values()))]
         names = [" + ".join(pair.tasks) for pair in pairs]
         rows = []
-        for regime, seeds in by_regime.items():
-            summaries = [[pair.summary for pair in of] for of in zip(*seeds, strict=True)]
+        for regime, of_regime in by_regime.items():
             cells = (
-                percent([getattr(summary, region) for summary in of])
-                for of in summaries
+                percent([getattr(maps.summary, region) for maps in seeds])
+                for seeds in of_regime
                 for region in ("box", "quadrant")
             )
             rows.append((regime, *cells))
@@ -288,7 +287,10 @@ class Disentanglement(Study[DisentanglementSettings]):
 
     def drawings(self, results: Results) -> Iterator[Drawing]:
         """A figure a pair, of the first seed: the regimes side by side on one scale."""
-        first = {regime: seeds[0] for regime, seeds in results.by_regime(Disentangled).items()}
+        first = {
+            regime: [seeds[0] for seeds in of_regime]
+            for regime, of_regime in results.by_regime(Disentangled).items()
+        }
         for panels in zip(*first.values(), strict=True):
             first_task, second = panels[0].tasks
             caption = (

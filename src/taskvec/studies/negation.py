@@ -64,10 +64,6 @@ class Negated(Record):
     rows: dict[str, Annotated[SearchedModel | Model, Field(union_mode="left_to_right")]]
 
 
-Negations = Mapping[str, Sequence[Sequence[Negated]]]
-"""By regime, a sequence of targets for each seed."""
-
-
 class Negation(Study[NegationSettings]):
     """Every target by itself, in every regime."""
 
@@ -105,28 +101,30 @@ class Negation(Study[NegationSettings]):
         return {"negation": targets} if targets else {}
 
     def tables(self, results: Results) -> Iterator[Table]:
-        negations = results.by_regime(Negated)
-        for place, first in enumerate(_first(negations)):
+        for place, target in enumerate(_targets(results)):
             rows: list[tuple[object, ...]] = []
             searches: dict[str, Sequence[Searched]] = {}
-            for name, models in _rows(results, negations, place):
+            for regime, label, models in _models(results, place):
+                name = f"{regime}: {label}"
+                if label == "pretrained":
+                    space = results.plan.experiment.space(regime)
+                    name = "pre-trained" if space == "ordinary" else f"pre-trained, {space} space"
                 searched = [model for model in models if isinstance(model, SearchedModel)]
                 if searched:
                     searches[name] = searched
                 rows.append((name, coefficients(searched) if searched else "", *_figures(models)))
             note = (
-                f"Per cent, test. Control: mean of {', '.join(first.controls)}. α is the one of lowest "
-                f"target value on validation data that keeps {100 * first.keep:.0f} % of the control: "
+                f"Per cent, test. Control: mean of {', '.join(target.controls)}. α is the one of lowest "
+                f"target value on validation data that keeps {100 * target.keep:.0f} % of the control: "
                 f"{search_note(searches)}."
             )
-            columns = ("", "α", f"{first.target} ↓", "control", "recall by class")
-            yield Table(f"Negation of {first.target}", columns, rows, note)
+            columns = ("", "α", f"{target.target} ↓", "control", "recall by class")
+            yield Table(f"Negation of {target.target}", columns, rows, note)
 
     def drawings(self, results: Results) -> Iterator[Drawing]:
-        if negations := results.by_regime(Negated):
-            spaces = {regime: results.plan.experiment.space(regime) for regime in negations}
+        if _targets(results):
             caption = "Negation: the target falls, the control stays."
-            yield Drawing("negation", caption, partial(_draw, negations, spaces))
+            yield Drawing("negation", caption, partial(_draw, results))
 
 
 @checked
@@ -211,24 +209,23 @@ def _negate(trial: Trial, target: str, controls: Sequence[str], settings: Negati
     )
 
 
-def _first(negations: Negations) -> Sequence[Negated]:
-    """The targets, as the first regime and seed have them."""
-    return next(iter(negations.values()), [[]])[0]
+def _targets(results: Results) -> list[Negated]:
+    """As the first regime and seed have them."""
+    return [seeds[0] for seeds in next(iter(results.by_regime(Negated).values()), [])]
 
 
-def _rows(results: Results, negations: Negations, place: int) -> Iterator[tuple[str, list[Model]]]:
-    """Names of models, and each over seeds."""
+def _models(results: Results, place: int) -> Iterator[tuple[str, str, list[Model]]]:
+    """Regime, label and records over seeds of the models of one target.
+
+    The pre-trained model comes once for each space: in bf16 it is not the same in both.
+    """
     spaces = set[str]()
-    for regime, seeds in negations.items():
+    for regime, targets in results.by_regime(Negated).items():
         space = results.plan.experiment.space(regime)
-        for label in seeds[0][place].rows:
-            name = f"{regime}: {label}"
-            if label == "pretrained":  # a row a space: in bf16 it is not the same model in both
-                if space in spaces:
-                    continue
-                spaces.add(space)
-                name = "pre-trained" if space == "ordinary" else f"pre-trained, {space} space"
-            yield name, [targets[place].rows[label] for targets in seeds]
+        for label in targets[place][0].rows:
+            if label != "pretrained" or space not in spaces:
+                yield regime, label, [negated.rows[label] for negated in targets[place]]
+        spaces.add(space)
 
 
 def _figures(models: Sequence[Model]) -> tuple[object, object, object]:
@@ -242,19 +239,17 @@ def _figures(models: Sequence[Model]) -> tuple[object, object, object]:
     )
 
 
-def _draw(negations: Negations, spaces: Mapping[str, str]) -> "Figure":
-    targets = _first(negations)
-    columns = min(len(targets), 4)
-    labels = {label for seeds in negations.values() for label in seeds[0][0].rows}
-    wide = len(set(spaces.values())) + len(negations) * sum(label.startswith("negative") for label in labels)
+def _draw(results: Results) -> "Figure":
+    targets = _targets(results)[:4]
+    bars = [dict(_bars(results, place)) for place in range(len(targets))]
+    wide = len(bars[0])
     upright = wide > 5
-    figure, axes = axes_in_a_row(columns, max(3.6, 0.7 + 0.4 * wide), 4.6 if upright else 3.2)
-    for place, (ax, target) in enumerate(zip(axes, targets[:columns], strict=True)):
-        bars = dict(_bars(negations, spaces, place))
+    figure, axes = axes_in_a_row(len(targets), max(3.6, 0.7 + 0.4 * wide), 4.6 if upright else 3.2)
+    for ax, target, models in zip(axes, targets, bars, strict=True):
         for shift, kind in ((-0.2, "target"), (0.2, "control")):
-            heights = [100 * fmean(getattr(model, kind) for model in models) for models in bars.values()]
-            ax.bar([i + shift for i in range(len(bars))], heights, 0.4, label=kind)
-        ax.set_xticks(range(len(bars)), list(bars), fontsize="small", rotation=90 if upright else 0)
+            heights = [100 * fmean(getattr(model, kind) for model in seeds) for seeds in models.values()]
+            ax.bar([i + shift for i in range(wide)], heights, 0.4, label=kind)
+        ax.set_xticks(range(wide), list(models), fontsize="small", rotation=90 if upright else 0)
         ax.set_title(f"forget {target.target}", fontsize="medium")
         ax.set_ylim(0, 118)  # room for the legend
     axes[0].set_ylabel("test metric, %")
@@ -262,15 +257,11 @@ def _draw(negations: Negations, spaces: Mapping[str, str]) -> "Figure":
     return figure
 
 
-def _bars(negations: Negations, spaces: Mapping[str, str], place: int) -> Iterator[tuple[str, list[Model]]]:
+def _bars(results: Results, place: int) -> Iterator[tuple[str, list[Model]]]:
     """The pre-trained model of each space, and each negated one."""
-    seen = set[str]()
-    for regime, seeds in negations.items():
-        space = spaces[regime]
-        for label in seeds[0][place].rows:
-            models = [targets[place].rows[label] for targets in seeds]
-            if label == "pretrained" and space not in seen:
-                seen.add(space)
-                yield "pre-trained" if space == "ordinary" else f"pre-trained,\n{space}", models
-            if label.startswith("negative"):
-                yield f"{regime}\n{'random' if 'random' in label else 'negated'}", models
+    for regime, label, models in _models(results, place):
+        space = results.plan.experiment.space(regime)
+        if label == "pretrained":
+            yield "pre-trained" if space == "ordinary" else f"pre-trained,\n{space}", models
+        elif label.startswith("negative"):
+            yield f"{regime}\n{'random' if 'random' in label else 'negated'}", models

@@ -110,9 +110,9 @@ class Single(Study[None]):
             ("majority class", *_by_task([[before[task].majority for task in tasks]]), ""),
         ]
         geometries = results.by_regime(Geometry)
-        for regime, own in results.by_regime(OwnModels).items():
-            norms = [norm for [geometry] in geometries[regime] for norm in geometry.norms.values()]
-            values = [[models.test[task] for task in tasks] for [models] in own]
+        for regime, [seeds] in results.by_regime(OwnModels).items():
+            norms = [norm for geometry in geometries[regime][0] for norm in geometry.norms.values()]
+            values = [[models.test[task] for task in tasks] for models in seeds]
             rows.append((regime, *_by_task(values), Range(norms, ".1f")))
         metrics = {task: before[task].test.metric for task in tasks if before[task].test.metric != "accuracy"}
         named = (
@@ -160,8 +160,8 @@ class Cosine(Study[None]):
         """By regime a matrix, whose elements have a value a seed."""
         count = range(len(results.plan.tasks))
         return {
-            regime: [[[geometry.cosine[i][j] for [geometry] in seeds] for j in count] for i in count]
-            for regime, seeds in results.by_regime(Geometry).items()
+            regime: [[[geometry.cosine[i][j] for geometry in seeds] for j in count] for i in count]
+            for regime, [seeds] in results.by_regime(Geometry).items()
             if self._trains(results, regime)
         }
 
@@ -198,8 +198,8 @@ def _by_task(seeds: Sequence[Sequence[float]]) -> list[Mean]:
 def _draw_bars(results: Results) -> "Figure":
     tasks, before = results.plan.tasks, baselines(results)
     bars = {"zero-shot": [100 * before[task].test.value for task in tasks]}
-    for regime, own in results.by_regime(OwnModels).items():
-        bars[regime] = [100 * fmean(models.test[task] for [models] in own) for task in tasks]
+    for regime, [seeds] in results.by_regime(OwnModels).items():
+        bars[regime] = [100 * fmean(models.test[task] for models in seeds) for task in tasks]
     width = 1.2 + 1.1 * len(tasks)
     columns = min(len(bars), max(2, int(width / 1.7)))
     figure, [ax] = axes_in_a_row(1, width, 2.8 + 0.25 * math.ceil(len(bars) / columns))

@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -152,8 +152,8 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             self._records[key] = record
-        found: dict[str, Any] = self._records[key]["result"]
-        return found
+        stored: dict[str, Any] = self._records[key]["result"]
+        return stored
 
 
 def key_of(cell: str, inputs: Mapping[str, object]) -> str:
@@ -168,10 +168,8 @@ def _digest(record: Mapping[str, Any]) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what computes results."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in ("taskvec", "torch", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            installed[package] = version(package)
+    return installed

@@ -53,13 +53,15 @@ class Results:
         return [kind.model_validate(result) for result in self.stored(kind, regime, seed)]
 
     def by_regime(self, kind: type[R]) -> dict[str, list[list[R]]]:
-        """Records of every seed, of each regime that has some."""
+        """Of each regime that has records of a kind, a list of cells, each a record a seed."""
         experiment = self.plan.experiment
-        known = {
-            regime: [self.of(kind, regime, seed) for seed in experiment.seeds]
+        cells = {
+            regime: list(
+                map(list, zip(*(self.of(kind, regime, seed) for seed in experiment.seeds), strict=True))
+            )
             for regime in experiment.regimes
         }
-        return {regime: seeds for regime, seeds in known.items() if all(seeds)}
+        return {regime: of for regime, of in cells.items() if of}
 
 
 class Study(Generic[B]):
