@@ -19,8 +19,6 @@ _PREFIX, _SUFFIX = "MODEL_FOR_", "_MAPPING_NAMES"
 _SENSES = ("IMAGE", "VIDEO", "VIS", "AUDIO", "SPEECH", "WAVEFORM", "SPECTROGRAM", "MULTIMODAL")
 """In the names of transformers' tables: of models that need more than text, or give more."""
 
-_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-
 _LAYERS = re.compile(r"(num|n)_(hidden_|decoder_)?layers?$|(encoder|decoder)_layers$|depth$")
 """Settings that say how many layers there are."""
 
@@ -136,8 +134,9 @@ def load_network(kind: Any, ref: str) -> Any:
     Raises: InputError, CorruptFile, UnsafeFile, one line that names the file which is to blame.
     """
     if is_folder(ref):
-        _check_layers(Path(ref), len(tensor_names(Path(ref))))
-        _check_size(kind, Path(ref))
+        with open_weights(ref) as weights:
+            _check_layers(Path(ref), len(weights))
+            _check_size(kind, Path(ref), sum(weights.spec(name).nbytes for name in weights))
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         network, report = _from_pretrained(kind, ref, **options)
@@ -171,7 +170,7 @@ def _check_layers(folder: Path, tensors: int) -> None:
                 )
 
 
-def _check_size(kind: Any, folder: Path) -> None:
+def _check_size(kind: Any, folder: Path, held: int) -> None:
     """Refuse a config.json of a much larger model than the weights are, all of which would be allocated.
 
     Raises: InputError.
@@ -183,7 +182,6 @@ def _check_size(kind: Any, folder: Path) -> None:
             wanted = sum(tensor.numel() for tensor in make(config).parameters())
     except Exception:  # loading it in earnest finds what is wrong, and says so
         return
-    held = sum(file.stat().st_size for pattern in _WEIGHT_FILES for file in folder.glob(pattern))
     if wanted > _MORE * held + _HEADS:
         raise InputError(
             f"{folder}/config.json: describes a model of {wanted:,} parameters, and the weights have "

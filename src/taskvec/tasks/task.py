@@ -65,7 +65,11 @@ class Split:
         import torch
 
         places = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
-        return Split(self.take(places), self.labels[places])
+        return self.at(places)
+
+    def at(self, places: "Tensor") -> "Split":
+        """The examples at some places, in the order given."""
+        return Split(taken(self.inputs, places.tolist()), self.labels[places])
 
 
 class Task(Config):
@@ -241,11 +245,7 @@ def held_out_split(train: Split, share: float = 0.1, most: int = 5000) -> tuple[
     if count == 0:
         raise InputError(f"{len(train)} training rows are too few to hold out a validation split; give one")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    return _part(train, order[:-count]), _part(train, order[-count:])
-
-
-def _part(split: Split, places: "Tensor") -> Split:
-    return Split(taken(split.inputs, places.tolist()), split.labels[places])
+    return train.at(order[:-count]), train.at(order[-count:])
 
 
 def taken(inputs: Sequence[Any], places: Sequence[int]) -> Sequence[Any]:

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
-from taskvec.models.selection import select
+from taskvec.models.selection import selected
 from taskvec.progress import Watch, unwatched
 from taskvec.rules import RULES
 from taskvec.training.finetune import as_vector
@@ -68,9 +66,7 @@ def atm(
             f"regime {regime!r}: ATM moves the point that a tangent space is taken at; use one of ordinary "
             "space, such as full or attention"
         )
-    everything = backbone.encoder_parameters()
-    start = {name: everything[name].detach().float() for name in select(backbone, kind.selection)}
-    theta: dict[str, Tensor] = start
+    start = theta = selected(backbone, kind.selection)
     for turn in range(rounds):
         moved = []
         for part in parts:
@@ -88,7 +84,6 @@ def atm(
     return as_vector(
         backbone,
         {name: value - start[name] for name, value in theta.items()},
-        task="+".join(part.name for part in parts),
         regime=regime,
         variant="atm",
         settings=recipe,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taskvec.arguments import checked
 from taskvec.models.backbone import Backbone
-from taskvec.models.selection import select
+from taskvec.models.selection import selected
 from taskvec.progress import Watch, unwatched
 from taskvec.training.loop import train
 from taskvec.training.parts import Part
@@ -44,33 +44,23 @@ def finetune(
     """
     chosen = [parts] if isinstance(parts, Part) else list(parts)
     recipe = settings or TrainSettings()
-    everything = backbone.encoder_parameters()
-    start = {
-        name: everything[name].detach().float() for name in select(backbone, regime_called(regime).selection)
-    }
+    kind = regime_called(regime)
 
     def vector(deltas: Mapping[str, Tensor]) -> TaskVector:
-        return as_vector(
-            backbone,
-            deltas,
-            task="+".join(part.name for part in chosen),
-            regime=regime,
-            variant="gradient ascent" if ascend else None,
-            settings=recipe,
-            parts=chosen,
-        )
+        variant = "gradient ascent" if ascend else None
+        return as_vector(backbone, deltas, regime=regime, variant=variant, settings=recipe, parts=chosen)
 
     deltas = train(
         backbone,
-        start,
+        selected(backbone, kind.selection),
         chosen,
         recipe,
-        space=regime_called(regime).space,
+        space=kind.space,
         sign=-1.0 if ascend else 1.0,
         checkpoint=checkpoint,
         validate=None if validate is None else lambda deltas: validate(vector(deltas)),
         watch=watch,
-        label=f"{'ascent' if ascend else regime} {'+'.join(part.name for part in chosen)}",
+        label=f"{'ascent' if ascend else regime} {joined(chosen)}",
     )
     return vector(deltas)
 
@@ -79,7 +69,6 @@ def as_vector(
     backbone: Backbone,
     deltas: Mapping[str, Tensor],
     *,
-    task: str,
     regime: str,
     settings: TrainSettings,
     parts: Sequence[Part],
@@ -99,8 +88,13 @@ def as_vector(
     return TaskVector.from_tensors(
         dict(deltas),
         base=backbone.source,
-        task=task,
+        task=joined(parts),
         regime=f"{regime} ({variant})" if variant else regime,
         space=regime_called(regime).space,
         training=training,
     )
+
+
+def joined(parts: Sequence[Part]) -> str:
+    """The names of the tasks, as a vector of all of them is called."""
+    return "+".join(part.name for part in parts)

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -48,9 +49,8 @@ class Hub(Source):
             return self._folder.rows(split)
         if split not in self.splits:
             return None
-        table = self._table(split)
-        labels = [label_of(*cell, self.label) for cell in self._column(table, self.label, split)]
-        return Rows(self._inputs(table, split), labels, lambda place: self._where(split, place))
+        labels = [label_of(*cell, self.label) for cell in self._column(split, self.label)]
+        return Rows(self._inputs(split), labels, partial(self._where, split))
 
     def class_names(self) -> tuple[str, ...] | None:
         """Names that the label column declares."""
@@ -80,7 +80,7 @@ class Hub(Source):
         return ImageFolder(path=self.local, folder=self.folder) if there else None
 
     @cached_property
-    def _tables(self) -> dict[str, Any]:
+    def _tables(self) -> dict[SplitName, Any]:
         return {}
 
     def _table(self, split: SplitName) -> Any:
@@ -91,20 +91,19 @@ class Hub(Source):
     def _loaded(self, split: SplitName) -> Any:
         missing = f"{self.id}: the package datasets is not installed; pip install 'taskvec[data]'"
         datasets = optional("datasets", missing)
-        strange = next(self._strange(), None)
-        if strange is not None:
-            raise InputError(f"{strange}: is no plain file, and reading it could wait forever; take it out")
-        place = str(self._home) if self._home else self.id
+        for place, _, names in os.walk(self._home) if self._home else ():
+            for path in (Path(place, name) for name in names):
+                if not path.is_file():  # the library would open it all the same
+                    raise InputError(
+                        f"{path}: is no plain file, and reading it could wait forever; take it out"
+                    )
         remedy = (
             f"; or put the images into {self.local}/train/<class>/ and /test/<class>/" if self.local else ""
         )
         with one_sentence(f"{self.id}: split {self.splits[split]!r} cannot be loaded", remedy):
-            return datasets.load_dataset(place, self.config, split=self.splits[split], revision=self.revision)
-
-    def _strange(self) -> Iterator[Path]:
-        """Entries of the folder that the library would open though they are no plain files."""
-        for place, _, names in os.walk(self._home) if self._home else ():
-            yield from (path for name in names if not (path := Path(place, name)).is_file())
+            return datasets.load_dataset(
+                str(self._home or self.id), self.config, split=self.splits[split], revision=self.revision
+            )
 
     @cached_property
     def _home(self) -> Path | None:
@@ -112,25 +111,24 @@ class Hub(Source):
         folder = self.folder / self.id
         return folder if is_folder(folder) else None
 
-    def _inputs(self, table: Any, split: str) -> Any:
+    def _inputs(self, split: SplitName) -> Any:
         if self.image is not None:
-            return self._images(table, self.image, split)
+            return self._images(split, self.image)
         if self.text is None:
-            columns = ", ".join(table.column_names)
+            columns = ", ".join(self._table(split).column_names)
             raise InputError(f"{self.id}: neither 'text' nor 'image' names a column; there are {columns}")
-        texts = [text_of(*cell, self.text) for cell in self._column(table, self.text, split)]
-        if self.text2 is None:
-            return texts
-        seconds = [text_of(*cell, self.text2) for cell in self._column(table, self.text2, split)]
-        return list(zip(texts, seconds, strict=True))
+        texts, *seconds = (self._texts(split, name) for name in (self.text, self.text2) if name)
+        return list(zip(texts, *seconds, strict=True)) if seconds else texts
 
-    def _images(self, table: Any, column: str, split: str) -> LazyImages:
+    def _texts(self, split: SplitName, name: str) -> list[str]:
+        return [text_of(*cell, name) for cell in self._column(split, name)]
+
+    def _images(self, split: SplitName, name: str) -> LazyImages:
         """Pictures that are decoded here, as are those of any other source."""
-        self._check_column(table, column)
-        import datasets
-
-        with one_sentence(f"{self.id}: the column {column!r} holds no images"):
-            images = table.cast_column(column, datasets.Image(decode=False))[column]
+        table = self._having(split, name)
+        undecoded = import_module("datasets").Image(decode=False)
+        with one_sentence(f"{self.id}: the column {name!r} holds no images"):
+            images = table.cast_column(name, undecoded)[name]
         return LazyImages(lambda at: self._image(images[at], self._where(split, at)), range(len(images)))
 
     def _image(self, value: Any, where: str) -> Pixels:
@@ -138,10 +136,8 @@ class Hub(Source):
             case {"bytes": bytes(content)}:
                 return decode(BytesIO(content), where)
             case {"path": str(name)}:
-                import datasets
-
                 path = Path(name)
-                check_inside(path, self._home or Path(datasets.config.HF_CACHE_HOME))
+                check_inside(path, self._home or Path(import_module("datasets").config.HF_CACHE_HOME))
                 with open_file(path) as file:
                     return decode(file, where)
         raise InputError(f"{where}: no image there")
@@ -149,13 +145,16 @@ class Hub(Source):
     def _where(self, split: str, place: int) -> str:
         return f"{self.id}, {split} row {place + 1}"
 
-    def _column(self, table: Any, name: str, split: str) -> Iterator[tuple[Any, str]]:
+    def _column(self, split: SplitName, name: str) -> Iterator[tuple[Any, str]]:
         """The values of a column, each with the place it is at."""
-        self._check_column(table, name)
+        table = self._having(split, name)
         with one_sentence(f"{self.id}: the column {name!r} cannot be read"):
             for place, value in enumerate(table[name]):
                 yield value, self._where(split, place)
 
-    def _check_column(self, table: Any, name: str) -> None:
+    def _having(self, split: SplitName, name: str) -> Any:
+        """The table of a split, which has this column."""
+        table = self._table(split)
         if name not in table.column_names:
             raise InputError(f"{self.id}: no column {name!r}; {nearest(name, table.column_names)}")
+        return table
