@@ -7,7 +7,7 @@ import torch
 
 import taskvec as tv
 from taskvec.errors import InputError
-from taskvec.studies.linearity import Regime, follow, kernel_gap, linearity_gap, nonlinear_advantage
+from taskvec.studies.linearity import RegimePoints, follow, kernel_gap, linearity_gap, nonlinear_advantage
 
 TASKS = ["pets", "taste"]
 
@@ -75,8 +75,10 @@ def test_the_record_compares_with_the_linearization_and_with_tangent_training(
 ) -> None:
     own, linear = vectors(evaluator), vectors(evaluator, "tangent", seed=1)
     regimes = [
-        Regime("full", "ordinary", evaluator.points(own), evaluator.points(own, space="tangent")),
-        Regime("tangent", "tangent", evaluator.points(linear), evaluator.points(linear, space="tangent")),
+        RegimePoints("full", "ordinary", evaluator.points(own), evaluator.points(own, space="tangent")),
+        RegimePoints(
+            "tangent", "tangent", evaluator.points(linear), evaluator.points(linear, space="tangent")
+        ),
     ]
     record = linearity_gap(evaluator, regimes, TASKS, coefficients=[0.5])
     assert record["coefficients"] == [0.5, 1.0]

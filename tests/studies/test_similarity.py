@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import taskvec as tv
 from taskvec.errors import BaseMismatch, InputError
 from taskvec.studies.numerics.similarity import cosines, count_signs, effective_rank, rank_of_set
-from taskvec.studies.similarity import similarity
+from taskvec.studies.similarity import compare_vectors
 
 
 def base() -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ def test_a_record_holds_every_layer_and_agrees_with_the_vectors_themselves(tmp_p
     draw = torch.Generator().manual_seed(1)
     first = vector(tmp_path, "a", layer_0_w=torch.eye(4), layer_1_w=torch.randn(3, 4, generator=draw))
     other = vector(tmp_path, "b", layer_0_w=torch.ones(4, 4), layer_0_b=torch.randn(4, generator=draw))
-    record = similarity({"a": first, "b": other})
+    record = compare_vectors({"a": first, "b": other})
     assert record.cosine[0][1] == pytest.approx(first.cosine(other))
     assert record.norms == pytest.approx([first.norm(), other.norm()])
     zero, one = record.layers["layer.0"], record.layers["layer.1"]
@@ -104,7 +104,7 @@ def test_a_record_holds_every_layer_and_agrees_with_the_vectors_themselves(tmp_p
 
 def test_a_vector_and_its_negative_are_in_conflict_everywhere(tmp_path: Path) -> None:
     made = vector(tmp_path, "a", layer_0_w=torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
-    record = similarity({"a": made, "-a": -made}, ranks=False)
+    record = compare_vectors({"a": made, "-a": -made}, ranks=False)
     assert record.conflict == [[0.0, 1.0], [1.0, 0.0]]
     assert record.agreement == 0
     assert record.cosine[0][1] == pytest.approx(-1)
@@ -117,12 +117,12 @@ def test_vectors_of_different_bases_do_not_compare(tmp_path: Path) -> None:
     one = vector(tmp_path, "a", layer_0_w=torch.eye(4))
     tv.save_weights({**base(), "layer.0.b": torch.ones(4)}, tmp_path / "other" / "base.safetensors")
     with pytest.raises(BaseMismatch):
-        similarity({"a": one, "b": vector(tmp_path / "other", "b", layer_0_w=torch.eye(4))})
+        compare_vectors({"a": one, "b": vector(tmp_path / "other", "b", layer_0_w=torch.eye(4))})
 
 
 def test_one_vector_is_too_few_and_zeros_are_nothing(tmp_path: Path) -> None:
     made = vector(tmp_path, "a", layer_0_w=torch.eye(4))
     with pytest.raises(InputError, match="two or more"):
-        similarity({"a": made})
+        compare_vectors({"a": made})
     with pytest.raises(InputError, match="every vector is zero"):
-        similarity({"a": 0 * made, "b": 0 * made})
+        compare_vectors({"a": 0 * made, "b": 0 * made})

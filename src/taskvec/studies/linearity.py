@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.points import Points
-    from taskvec.models.heads import Head
     from taskvec.training.regimes import Space
 
 TENTHS = tuple(i / 10 for i in range(1, 11))
@@ -47,7 +46,9 @@ class LinearityAnalysis(AnalysisOfVectors):
         evaluator, by_regime, given = self.open(say)
         spaces: tuple[Space, ...] = ("ordinary", "tangent")
         regimes = (
-            Regime(name, own_space(vectors), *(evaluator.points(vectors, space=space) for space in spaces))
+            RegimePoints(
+                name, own_space(vectors), *(evaluator.points(vectors, space=space) for space in spaces)
+            )
             for name, vectors in by_regime.items()
         )
         tasks, at = list(evaluator.tasks), self.coefficients or TENTHS
@@ -198,7 +199,7 @@ def follow(
 
     def at(points: "Points", coefficient: float) -> "tuple[Tensor, float]":
         features, labels = evaluator.features(points.at({task: coefficient}), task, split)
-        return features, _accuracy(evaluator.head(task), features, labels)
+        return features, float((evaluator.head(task)(features).argmax(-1) == labels).double().mean())
 
     start, _ = at(ordinary, 0.0)
     course = Course(gap=[], accuracy=[], accuracy_linear=[])
@@ -213,7 +214,7 @@ def follow(
 
 
 @dataclass(frozen=True)
-class Regime:
+class RegimePoints:
     """Vectors of one regime under the names of their tasks, in both spaces.
 
     Args:
@@ -229,7 +230,7 @@ class Regime:
 @checked
 def linearity_gap(
     evaluator: "Evaluator",
-    regimes: Iterable[Regime],
+    regimes: Iterable[RegimePoints],
     tasks: Sequence[str],
     *,
     coefficients: Sequence[float] = TENTHS,
@@ -255,7 +256,7 @@ def linearity_gap(
         )
     values = sorted({*map(float, coefficients), 1.0})
 
-    def courses(regime: Regime) -> dict[str, Course]:
+    def courses(regime: RegimePoints) -> dict[str, Course]:
         points, name = (regime.ordinary, regime.tangent), regime.name
         return {
             task: follow(evaluator, *points, task, values, split=split, watch=watch, label=f"{task}, {name}")
@@ -264,47 +265,30 @@ def linearity_gap(
 
     measured = {regime.name: RegimeCourses(space=regime.space, tasks=courses(regime)) for regime in regimes}
     classes = {task: len(evaluator.head(task).classes) for task in tasks}
-
-    def advantage(by_task: Mapping[str, tuple[float, float]]) -> Advantage:
-        gains = {task: nonlinear_advantage(*pair, classes[task]) for task, pair in by_task.items()}
-        return Advantage(tasks=gains, mean=fmean(gains.values()))
-
-    comparisons = _comparisons(measured, values.index(1.0))
+    start = {task: evaluator.score(evaluator.pretrained, task, split).accuracy for task in tasks}
     return LinearityRecord(
         **describe(evaluator, tasks, split),
         precision=evaluator.precision,
         classes=classes,
         coefficients=values,
-        pretrained={
-            task: _accuracy(evaluator.head(task), *evaluator.features(evaluator.pretrained, task, split))
-            for task in tasks
-        },
+        pretrained=start,
         regimes=measured,
-        advantage={label: advantage(by_task) for label, by_task in comparisons},
-    ).model_dump(exclude={"given"})
+        advantage=dict(_advantages(measured, classes, values.index(1.0))),
+    ).model_dump()
 
 
-def _comparisons(
-    regimes: Mapping[str, RegimeCourses], at_one: int
-) -> Iterator[tuple[str, dict[str, tuple[float, float]]]]:
-    """Non-linear and linear accuracy at coefficient 1 by task, for every comparison there is."""
+def _advantages(
+    regimes: Mapping[str, RegimeCourses], classes: Mapping[str, int], at_one: int
+) -> Iterator[tuple[str, Advantage]]:
+    """Of every regime in ordinary space, over what there is to compare it with."""
     from taskvec.training.regimes import linear_of
 
     for name, regime in regimes.items():
-        if regime.space != "ordinary":
-            continue
-        others = {"its linearization": regime.tasks}
-        if linear_of(name) in regimes:
-            others[linear_of(name)] = regimes[linear_of(name)].tasks
-        for label, linear in others.items():
-            yield (
-                f"{name} over {label}",
-                {
-                    task: (course.accuracy[at_one], linear[task].accuracy_linear[at_one])
-                    for task, course in regime.tasks.items()
-                },
-            )
-
-
-def _accuracy(head: "Head", features: "Tensor", labels: "Tensor") -> float:
-    return float((head(features).argmax(-1) == labels).double().mean())
+        others = {"its linearization": regime, linear_of(name): regimes.get(linear_of(name))}
+        for label, other in others.items():
+            if other is not None and regime.space == "ordinary":
+                gains = {}
+                for task, course in regime.tasks.items():
+                    pair = course.accuracy[at_one], other.tasks[task].accuracy_linear[at_one]
+                    gains[task] = nonlinear_advantage(*pair, classes[task])
+                yield f"{name} over {label}", Advantage(tasks=gains, mean=fmean(gains.values()))

@@ -36,13 +36,13 @@ class SimilarityAnalysis(Analysis):
     def measure(self, watch: Watch, say: Say) -> "SimilarityRecord":
         """Every pair of vectors."""
         vectors = load_labelled(self.vectors)
-        record = similarity(vectors, ranks=self.ranks, watch=watch)
+        record = compare_vectors(vectors, ranks=self.ranks, watch=watch)
         return record.model_copy(
             update={"given": {"files": {label: vector.ref for label, vector in vectors.items()}}}
         )
 
 
-class Base(Record):
+class BaseFacts(Record):
     """The base of all vectors."""
 
     ref: str | None
@@ -75,7 +75,7 @@ class SimilarityRecord(AnalysisRecord):
     """The vectors overall and by layer."""
 
     analysis: Literal["similarity"] = "similarity"
-    base: Base
+    base: BaseFacts
     vectors: list[str]
     norms: list[float]
     cosine: Matrix
@@ -183,7 +183,7 @@ def _off_diagonal(matrix: Matrix) -> list[float]:
     return [value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j]
 
 
-def similarity(
+def compare_vectors(
     vectors: "Mapping[str, TaskVector]", *, ranks: bool = True, watch: Watch = unwatched
 ) -> SimilarityRecord:
     """Cosines, norms, sign conflicts and ranks of a set of task vectors, overall and by layer.
@@ -215,7 +215,7 @@ def similarity(
     first, *others = layers.values()
     whole = replace(sum(others, start=first), products=products)
     return SimilarityRecord(
-        base=Base(ref=base.ref, fingerprint=base.fingerprint()),
+        base=BaseFacts(ref=base.ref, fingerprint=base.fingerprint()),
         vectors=list(vectors),
         rank_of_set=rank_of_set(products),
         layers={

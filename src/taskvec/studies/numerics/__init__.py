@@ -1,1 +1,1 @@
-"""What studies compute, as functions of tensors: no file, no model of ours, no state."""
+"""What studies compute, as functions of tensors and vectors: no file, no model, no state."""
