@@ -43,30 +43,19 @@ def apply(
     `taskvec apply BASE -v a=A -v b=B --rule ties --param keep=0.2 --scale 0.5 -o OUT`. A folder also gets the
     config and tokenizer files of BASE.
 
-    Parameters
-    ----------
-    base
-        The weights that the vectors were taken from: a folder, a file, a hub id, a known name.
-    vector
-        `name=PATH` of a task vector or a LoRA adapter, once for each.
-    expression
-        A linear expression over the names, with + - * / and parentheses. One vector needs none.
-    rule
-        A combination rule instead of an expression (`taskvec rules`), over all vectors; or a chain of
-        rules, such as `dare+ties` or `tsv+lines`.
-    param
-        `name=value` for the rule.
-    stats
-        `name=PATH` of the statistics (`taskvec stats`) of each vector, for rules that use them.
-    scale
-        The scaling coefficient of the whole edit.
-    allow_other_base
-        Apply vectors that were taken from another base, or from an unknown one.
-    allow_nonfinite
-        Write NaN and infinities instead of refusing them.
-    precision
-        What deltas, rules and sums are computed in, before the result is rounded once. Tensors of float64
-        always take float64.
+    Args:
+        base: The weights that the vectors were taken from: a folder, a file, a hub id, a known name.
+        vector: `name=PATH` of a task vector or a LoRA adapter, once for each.
+        expression: A linear expression over the names, with + - * / and parentheses. One vector needs none.
+        rule: A combination rule instead of an expression (`taskvec rules`), over all vectors; or a chain of
+            rules, such as `dare+ties` or `tsv+lines`.
+        param: `name=value` for the rule.
+        stats: `name=PATH` of the statistics (`taskvec stats`) of each vector, for rules that use them.
+        scale: The scaling coefficient of the whole edit.
+        allow_other_base: Apply vectors that were taken from another base, or from an unknown one.
+        allow_nonfinite: Write NaN and infinities instead of refusing them.
+        precision: What deltas, rules and sums are computed in, before the result is rounded once. Tensors of
+            float64 always take float64.
     """
     from taskvec.edits.recipe import Recipe, build
 

@@ -27,20 +27,14 @@ def compress(
     `taskvec compress a.safetensors --form int8 -o small.safetensors`. What is written is a task vector like
     any other; a tensor that would not get smaller is kept as it is.
 
-    Parameters
-    ----------
-    vector
-        A task vector: a file, a folder, or PATH#TASK of masked ones.
-    form
-        bf16 rounds; sparse keeps the largest entries of each tensor; low-rank keeps the leading singular
-        vectors of each matrix; int8 and 1-bit keep integers and signs, with a scale for a group of entries.
-        Only sparse and low-rank take a `--dtype`.
-    density
-        Of sparse: the fraction of entries kept, above 0 to 1.
-    rank
-        Of low-rank: the number of singular vectors kept.
-    group
-        Of int8 (128 by default) and 1-bit (512): the number of entries that share a scale.
+    Args:
+        vector: A task vector: a file, a folder, or PATH#TASK of masked ones.
+        form: bf16 rounds; sparse keeps the largest entries of each tensor; low-rank keeps the leading
+            singular vectors of each matrix; int8 and 1-bit keep integers and signs, with a scale for a group
+            of entries. Only sparse and low-rank take a `--dtype`.
+        density: Of sparse: the fraction of entries kept, above 0 to 1.
+        rank: Of low-rank: the number of singular vectors kept.
+        group: Of int8 (128 by default) and 1-bit (512): the number of entries that share a scale.
     """
     from taskvec.vectors import TaskVector
     from taskvec.vectors.stored.compact.encoding import working_bytes

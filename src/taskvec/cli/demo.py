@@ -19,14 +19,10 @@ def demo(
     Fine-tunes eight small image tasks, adds, negates and merges their vectors, and shows the same model
     without pre-training beside it. Interrupt it and run it again: it goes on where it stopped.
 
-    Parameters
-    ----------
-    output
-        The run folder; open `report.html` in it.
-    seeds
-        Seeds to run; one by default.
-    force
-        Remove what an earlier run left in the folder and start anew.
+    Args:
+        output: The run folder; open `report.html` in it.
+        seeds: Seeds to run; one by default.
+        force: Remove what an earlier run left in the folder and start anew.
     """
     from taskvec.runs.demo import run_demo
     from taskvec.studies.store import Store

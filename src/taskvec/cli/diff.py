@@ -35,25 +35,17 @@ def diff(
     PEFT loads `taskvec diff ./bert-base ./bert-sst2 --rank 16 -o sst2-lora`. Integer and boolean tensors are
     no part of a task vector; an edit keeps those of its base.
 
-    Parameters
-    ----------
-    base
-        The pre-trained weights: a folder, a safetensors or .bin file, an index, a hub id, a known name.
-    tuned
-        The weights fine-tuned from them, or a LoRA adapter for them.
-    task
-        What the fine-tuning was for; kept in the file.
-    on_extra
-        What to do with tensors that only TUNED has: refuse, or drop them.
-    on_missing
-        What to do with tensors that TUNED lacks: refuse, or take them as unchanged.
-    vocab
-        `base` matches the rows of embeddings by token, for a model of another vocabulary: tokens that only
-        TUNED has are left out, those that it lacks are unchanged.
-    rank
-        Write a LoRA adapter of this rank instead: the nearest matrix for each linear layer, with the error.
-    only
-        With --rank, which matrices: `attention`, `mlp` or `re:PATTERN`; all by default.
+    Args:
+        base: The pre-trained weights: a folder, a safetensors or .bin file, an index, a hub id, a known name.
+        tuned: The weights fine-tuned from them, or a LoRA adapter for them.
+        task: What the fine-tuning was for; kept in the file.
+        on_extra: What to do with tensors that only TUNED has: refuse, or drop them.
+        on_missing: What to do with tensors that TUNED lacks: refuse, or take them as unchanged.
+        vocab: `base` matches the rows of embeddings by token, for a model of another vocabulary: tokens that
+            only TUNED has are left out, those that it lacks are unchanged.
+        rank: Write a LoRA adapter of this rank instead: the nearest matrix for each linear layer, with the
+            error.
+        only: With --rank, which matrices: `attention`, `mlp` or `re:PATTERN`; all by default.
     """
     from taskvec.cli._editing import open_model, workers
     from taskvec.edits import contradictions

@@ -41,32 +41,21 @@ def eval(
     `taskvec eval minilm -s text8 -v a=sst2.safetensors -e "0.8*a"`, and a written one
     `taskvec eval ./edited -s text8 --heads-from minilm`.
 
-    Parameters
-    ----------
-    model
-        A known name (`taskvec models`), a folder, or a hub id.
-    suite
-        A shipped suite (`taskvec suites`) or a suite file.
-    task
-        Some tasks of the suite; all by default.
-    vector
-        `name=PATH` of a task vector, for the expression.
-    expression
-        What to add to the model, such as `"0.4*a - 0.3*b"`. One vector needs none.
-    space
-        `ordinary` adds the edit to the weights, `tangent` evaluates the model linearized at it; a vector of
-        one space may be looked at in the other. By default the space that the vectors were trained in.
-    heads_from
-        The model whose text tower makes the frozen heads: the pre-trained one, when MODEL is an edited copy
-        of it. By default the heads are MODEL's own.
-    split
-        Which split to measure on. Choose coefficients on validation, report test.
-    limit
-        Only the first so many examples.
-    batch_size
-        Examples a forward pass.
-    precision
-        `bf16` computes matrix products in bfloat16.
+    Args:
+        model: A known name (`taskvec models`), a folder, or a hub id.
+        suite: A shipped suite (`taskvec suites`) or a suite file.
+        task: Some tasks of the suite; all by default.
+        vector: `name=PATH` of a task vector, for the expression.
+        expression: What to add to the model, such as `"0.4*a - 0.3*b"`. One vector needs none.
+        space: `ordinary` adds the edit to the weights, `tangent` evaluates the model linearized at it; a
+            vector of one space may be looked at in the other. By default the space that the vectors were
+            trained in.
+        heads_from: The model whose text tower makes the frozen heads: the pre-trained one, when MODEL is an
+            edited copy of it. By default the heads are MODEL's own.
+        split: Which split to measure on. Choose coefficients on validation, report test.
+        limit: Only the first so many examples.
+        batch_size: Examples a forward pass.
+        precision: `bf16` computes matrix products in bfloat16.
     """
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.points import own_space

@@ -24,14 +24,10 @@ def inspect(
 ) -> None:
     """Show what checkpoints, task vectors and LoRA adapters hold: sizes, origin, norms by layer, angles.
 
-    Parameters
-    ----------
-    paths
-        Models, task vectors and LoRA adapters, any number.
-    headers
-        Read headers only: no norms, fingerprints or angles.
-    allow_other_base
-        Compare vectors of different bases all the same.
+    Args:
+        paths: Models, task vectors and LoRA adapters, any number.
+        headers: Read headers only: no norms, fingerprints or angles.
+        allow_other_base: Compare vectors of different bases all the same.
     """
     from taskvec.cli._editing import open_model
 

@@ -25,17 +25,13 @@ def mask(
     `taskvec apply BASE -v v=both.safetensors#a -o OUT` writes the model for task `a`. Whoever uses it has to
     know the task: this is no merge.
 
-    Parameters
-    ----------
-    vector
-        `task=PATH` of a task vector, once for each.
-    method
-        emr elects signs, masks by sign and rescales; tall masks the sum of all vectors.
-    rescaler
-        Of emr: the L1 norm of the whole vector is kept (global, the default), or that of a mean over tensors.
-    lam
-        Of tall, 0.4 by default: a task needs an entry if its own is so many times larger than the sum of the
-        others'. One number, or `task=NUMBER` once for each.
+    Args:
+        vector: `task=PATH` of a task vector, once for each.
+        method: emr elects signs, masks by sign and rescales; tall masks the sum of all vectors.
+        rescaler: Of emr: the L1 norm of the whole vector is kept (global, the default), or that of a mean
+            over tensors.
+        lam: Of tall, 0.4 by default: a task needs an entry if its own is so many times larger than the sum of
+            the others'. One number, or `task=NUMBER` once for each.
     """
     from taskvec.vectors.stored.masked import emr, masking_needs, tall_masks
     from taskvec.weights import open_weights

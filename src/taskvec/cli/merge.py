@@ -42,22 +42,15 @@ def merge(
     would read, write and cost, and `taskvec merge --schema > recipe.schema.json` for editors. YAML files of
     mergekit are read as they are.
 
-    Parameters
-    ----------
-    recipe
-        A YAML file; docs/recipes.md describes it. Paths in it are relative to it, in files of mergekit to the
-        working directory.
-    output
-        A folder, which also gets the config and tokenizer files of the base, or a .safetensors file.
-    scale
-        The scaling coefficient, in place of the recipe's.
-    vocab
-        Bring models of different vocabularies to that of the base, or to the union or intersection of all, in
-        place of the recipe's.
-    allow_nonfinite
-        Write NaN and infinities instead of refusing them.
-    schema
-        Print the JSON schema of recipes and end.
+    Args:
+        recipe: A YAML file; docs/recipes.md describes it. Paths in it are relative to it, in files of
+            mergekit to the working directory.
+        output: A folder, which also gets the config and tokenizer files of the base, or a .safetensors file.
+        scale: The scaling coefficient, in place of the recipe's.
+        vocab: Bring models of different vocabularies to that of the base, or to the union or intersection of
+            all, in place of the recipe's.
+        allow_nonfinite: Write NaN and infinities instead of refusing them.
+        schema: Print the JSON schema of recipes and end.
     """
     from taskvec.weights.staging import check_target
 

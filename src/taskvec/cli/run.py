@@ -23,16 +23,11 @@ def run(
     Examples: `taskvec run experiments/text4.yaml -o runs/text4` and, with three seeds,
     `taskvec run experiments/text4.yaml -o runs/text4 --seeds 0 1 2`.
 
-    Parameters
-    ----------
-    experiment
-        A YAML file; see the folder `experiments` for examples.
-    output
-        The run folder. One that holds a run is gone on with.
-    seeds
-        Seeds in place of those in the file.
-    force
-        Remove what an earlier run left in the folder and start anew.
+    Args:
+        experiment: A YAML file; see the folder `experiments` for examples.
+        output: The run folder. One that holds a run is gone on with.
+        seeds: Seeds in place of those in the file.
+        force: Remove what an earlier run left in the folder and start anew.
     """
     from taskvec.runs.experiment import load_experiment
     from taskvec.runs.runner import Runner

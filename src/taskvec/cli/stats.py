@@ -42,30 +42,21 @@ def stats(
     of it, `taskvec stats ./tuned --heads-from minilm -t sst2 -o stats/sst2` for a fine-tuned model. Labels of
     the examples are not used.
 
-    Parameters
-    ----------
-    model
-        A known name (`taskvec models`), a folder, or a hub id.
-    task
-        The task whose inputs the model is given: the one it was fine-tuned on.
-    output
-        A folder, which gets fisher.safetensors and gram.safetensors, or for one kind a .safetensors file.
-    vector
-        A task vector that is added to MODEL first, whose heads stay those of MODEL.
-    heads_from
-        The pre-trained model whose text tower makes the frozen head, when MODEL is a fine-tuned copy of it.
-    kind
-        `fisher`, the diagonal Fisher information of every parameter; `gram`, the second moments of what every
-        linear layer is given; or `both`.
-    examples
-        How many inputs, drawn by the seed.
-    labels
-        `all` takes the Fisher information over all classes, a backward pass each; `sampled` draws one class
-        for each input from the model's prediction.
-    split
-        Where the inputs are from.
-    seed
-        Draws the inputs, and sampled labels.
+    Args:
+        model: A known name (`taskvec models`), a folder, or a hub id.
+        task: The task whose inputs the model is given: the one it was fine-tuned on.
+        output: A folder, which gets fisher.safetensors and gram.safetensors, or for one kind a .safetensors
+            file.
+        vector: A task vector that is added to MODEL first, whose heads stay those of MODEL.
+        heads_from: The pre-trained model whose text tower makes the frozen head, when MODEL is a fine-tuned
+            copy of it.
+        kind: `fisher`, the diagonal Fisher information of every parameter; `gram`, the second moments of what
+            every linear layer is given; or `both`.
+        examples: How many inputs, drawn by the seed.
+        labels: `all` takes the Fisher information over all classes, a backward pass each; `sampled` draws one
+            class for each input from the model's prediction.
+        split: Where the inputs are from.
+        seed: Draws the inputs, and sampled labels.
     """
     from taskvec.statistics.fisher import fisher
     from taskvec.statistics.gram import gram

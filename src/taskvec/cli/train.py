@@ -57,18 +57,12 @@ def train(
 
     Example: `taskvec train -m minilm -t sst2 --lr 1e-4 --epochs 2 --batch-size 32 -o sst2.safetensors`
 
-    Parameters
-    ----------
-    task
-        A task of the suite; several give one jointly trained vector.
-    output
-        The task vector, a `.safetensors` file or a folder.
-    limit
-        Only the first so many training examples.
-    like
-        The task vector whose norms a random vector takes.
-    resume
-        Go on from the checkpoint that an interrupted training left beside the output.
+    Args:
+        task: A task of the suite; several give one jointly trained vector.
+        output: The task vector, a `.safetensors` file or a folder.
+        limit: Only the first so many training examples.
+        like: The task vector whose norms a random vector takes.
+        resume: Go on from the checkpoint that an interrupted training left beside the output.
     """
     from taskvec.errors import InputError
     from taskvec.evaluation.evaluator import Evaluator
