@@ -1,8 +1,6 @@
-"""What ``run`` and ``demo`` share: the folder, progress, and showing results."""
+"""What ``run`` and ``demo`` share: options, and how results are shown."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,30 +9,21 @@ from cyclopts import Parameter
 from taskvec.cli._common import print_json, print_table
 
 if TYPE_CHECKING:
-    from taskvec.studies.store import Store
     from taskvec.studies.study import Results
 
 Fresh = Annotated[bool, Parameter(name="--force", negative=())]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 Seeds = Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True, negative=())]
-Show = Callable[["Results"], None]
 
 
-@contextmanager
-def running(store: "Store", *, force: bool, json: bool) -> Iterator[Show]:
-    """Hold a run folder for this process; what is given writes the report and prints the tables."""
+def show(results: "Results", folder: Path, *, json: bool) -> None:
+    """Write the report of a run into its folder, and print its tables, or all results for ``json``."""
     from taskvec.runs.report import facts_of, write_report
 
-    output = store.folder
-
-    def show(results: "Results") -> None:
-        tables = write_report(results, output)
-        if json:
-            print_json(facts_of(results))
-            return
-        for table in tables:
-            print_table(table.title, table.columns, table.rows, note=table.note)
-        sys.stdout.write(f"Written: {output / 'report.html'}, report.md, results.json, records.jsonl\n")
-
-    with store.locked(fresh=force):
-        yield show
+    tables = write_report(results, folder)
+    if json:
+        print_json(facts_of(results))
+        return
+    for table in tables:
+        print_table(table.title, table.columns, table.rows, note=table.note)
+    sys.stdout.write(f"Written: {folder / 'report.html'}, report.md, results.json, records.jsonl\n")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from taskvec.cli._common import Json, Quiet, watching
-from taskvec.cli._running import Fresh, Output, Seeds, running
+from taskvec.cli._running import Fresh, Output, Seeds, show
 
 
 def demo(
@@ -28,5 +28,5 @@ def demo(
     from taskvec.studies.store import Store
 
     store = Store(output)
-    with watching(quiet) as watch, running(store, force=force, json=json) as show:
-        show(run_demo(store, seeds, watch))
+    with watching(quiet) as watch, store.locked(fresh=force):
+        show(run_demo(store, seeds, watch), output, json=json)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from taskvec.cli._common import Json, Quiet, watching
-from taskvec.cli._running import Fresh, Output, Seeds, running
+from taskvec.cli._running import Fresh, Output, Seeds, show
 
 
 def run(
@@ -39,5 +39,5 @@ def run(
         runner = Runner(loaded, suite, store, watch)
         if force:
             runner.load()
-        with running(store, force=force, json=json) as show:
-            show(runner.run())
+        with store.locked(fresh=force):
+            show(runner.run(), output, json=json)

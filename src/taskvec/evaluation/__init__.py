@@ -1,1 +1,1 @@
-"""Measuring edited models: metrics, coefficient search, and the protocols of the field."""
+"""Measuring edited models: metrics, points in either space, coefficient search."""

@@ -1,1 +1,1 @@
-"""The results store, and what is drawn from it: tables and figures. Reads records only."""
+"""Tables that hold numbers, figures, pages and folders. Knows nothing of what is reported."""

@@ -62,17 +62,16 @@ def _kept(folder: Path, source: str) -> set[Path]:
         folder.mkdir(parents=True)
     kept = set()
     for path in folder.glob("*.png"):
-        if path.is_symlink() or not path.is_file() or source.encode() not in _head(path):
+        if path.is_symlink() or not path.is_file() or not _holds(path, source):
             remove(path)
         else:
             kept.add(path)
     return kept
 
 
-def _head(path: Path) -> bytes:
-    """Where a PNG says what it was drawn from."""
+def _holds(path: Path, source: str) -> bool:
     with path.open("rb") as file:
-        return file.read(1024)
+        return source.encode() in file.read(1024)  # where a PNG says what it was drawn from
 
 
 def axes_in_a_row(columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":

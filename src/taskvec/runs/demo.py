@@ -1,7 +1,6 @@
 """The built-in experiment, its analogies, and its counter-example: the same model without pre-training."""
 
 import json
-from itertools import product
 from pathlib import Path
 
 from taskvec.models.builtin.backbone import configuration, random_initialised
@@ -18,6 +17,15 @@ from taskvec.tasks.suite import load_suite
 from taskvec.weights import save_weights
 
 FILE = Path(__file__).parent / "demo.yaml"
+ANALOGIES = tuple(
+    AnalogySettings(a=a, b=b, c=c, target=target)
+    for a, b, c, target in (
+        ("streetnum-high", "streetnum-low", "display-high", "display-low"),
+        ("streetnum-low", "streetnum-high", "display-low", "display-high"),
+        ("display-high", "display-low", "streetnum-high", "streetnum-low"),
+        ("display-low", "display-high", "streetnum-low", "streetnum-high"),
+    )
+)
 
 
 def run_demo(store: Store, seeds: tuple[int, ...] | None = None, watch: Watch = unwatched) -> Results:
@@ -25,9 +33,8 @@ def run_demo(store: Store, seeds: tuple[int, ...] | None = None, watch: Watch = 
     experiment, suite = load_experiment(FILE, {"seeds": seeds} if seeds else {})
     results = Runner(experiment, suite, store, watch).run()
 
-    analogies = _analogies()
-    cells = tuple(dict.fromkeys(task for of in analogies for task in (of.a, of.b, of.c, of.target)))
-    styles = _first_regime(experiment, tasks=cells, analogies=analogies)
+    terms = dict.fromkeys(task for of in ANALOGIES for task in (of.a, of.b, of.c, of.target))
+    styles = _first_regime(experiment, tasks=tuple(terms), analogies=ANALOGIES)
     results.take(Solved, Runner(styles, load_suite("builtin-analogy"), store, watch).run())
 
     whole = AdditionSettings(subsets="whole")
@@ -42,20 +49,6 @@ def _first_regime(experiment: Experiment, **changes: object) -> Experiment:
     off = {name: study.default for name, study in STUDIES.items() if study.settings is not None}
     regimes = {first: experiment.regimes[first]}
     return experiment.model_copy(update={"regimes": regimes, **off, **changes})
-
-
-def _analogies() -> tuple[AnalogySettings, ...]:
-    """Each cell of {display, streetnum} x {low, high} from the other three."""
-    other = {"display": "streetnum", "streetnum": "display", "low": "high", "high": "low"}
-    return tuple(
-        AnalogySettings(
-            a=f"{other[style]}-{other[half]}",
-            b=f"{other[style]}-{half}",
-            c=f"{style}-{other[half]}",
-            target=f"{style}-{half}",
-        )
-        for style, half in product(("display", "streetnum"), ("low", "high"))
-    )
 
 
 def _untrained(folder: Path) -> str:

@@ -23,6 +23,9 @@ from taskvec.training.settings import TrainSettings
 
 TURNS = 3
 
+QUIET = "99"
+"""Above every level of the profiler's own log, which it would write to stderr."""
+
 
 class Cost(Record):
     """Of one training step."""
@@ -120,10 +123,6 @@ def training_costs(
             begin, end = ends(regime, time_ns)
         costs[regime] = {"seconds": median(times), "peak_bytes": memory.peak(int(begin), int(end))}
     return costs
-
-
-QUIET = "99"
-"""Above every level of the profiler's own log, which it would write to stderr."""
 
 
 class Memory:

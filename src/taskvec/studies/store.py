@@ -18,8 +18,6 @@ from taskvec.errors import CorruptFile, InputError, OutputExists
 from taskvec.reading import parse_json, read_bytes
 from taskvec.writing import lock, open_own, remove
 
-Record = dict[str, Any]
-
 RECORDS = 1 << 30
 """Bytes of the records of one run, at most; heat maps have some MB."""
 
@@ -66,10 +64,10 @@ class Store:
         return self._path.exists() and self._path.stat().st_size > 0
 
     @cached_property
-    def _records(self) -> dict[str, Record]:
+    def _records(self) -> dict[str, dict[str, Any]]:
         return {record["key"]: record for record in self._read()}
 
-    def _read(self) -> Iterator[Record]:
+    def _read(self) -> Iterator[dict[str, Any]]:
         if not self._path.exists():
             return
         *lines, rest = read_bytes(self._path, RECORDS).split(b"\n")
@@ -81,7 +79,7 @@ class Store:
             with os.fdopen(open_own(self._path), "r+b") as file:
                 file.truncate(sum(len(line) + 1 for line in lines))
 
-    def _record(self, line: bytes, number: int) -> Record:
+    def _record(self, line: bytes, number: int) -> dict[str, Any]:
         where = f"{self._path}, line {number}"
         remedy = "remove the line to compute it again"
         try:
