@@ -179,34 +179,17 @@ class _Building:
 
     def merge(self) -> Merge:
         """The edited model, lazily, with notes and a record."""
-        recipe, dumped = self.recipe, self.recipe.model_dump(mode="json", exclude_defaults=True)
-        notes = contradictions.compare_models([self.base, *self.models.values()], like=self.base)
-        if recipe.vocab is None:
-            plain = (model for model in self.models.values() if model.adapter is None)
-            seen = Aligned(self.base, tuple(self.models.values()))
-            notes += [note for model in plain for note in check_in_order(self.base, model)]
-        else:
-            seen = self._align(recipe.vocab)
-        base, models = seen.base, dict(zip(self.models, seen.tuned, strict=True))
-        vectors = self._vectors(base, models)
-        vector, rule = self._combined(base, vectors)
+        recipe = self.recipe
+        seen, notes = self._see()
+        base, vectors = seen.base, self._vectors(seen)
+        vector, rule = self._edit(base, vectors)
         dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
-        weights = apply(
-            base,
-            vector,
-            allow_other_base=recipe.allow_other_base,
-            dtype=dtype,
-            precision=getattr(torch, recipe.precision),
-        )
+        precision = getattr(torch, recipe.precision)
+        other = recipe.allow_other_base
         config = None if dtype is None else derive_config(base.folder, dtype=dtype, tokens=seen.rows)
-        record = {
-            "vocabulary": seen.record,
-            "rule": rule,
-            "vectors": {name: _provenance(vectors[name]) for name in recipe.vectors},
-        }
         return Merge(
-            weights,
-            {"kind": "edited model", "recipe": dumped} | {key: held for key, held in record.items() if held},
+            apply(base, vector, allow_other_base=other, dtype=dtype, precision=precision),
+            self._record(seen, vectors, rule),
             like=base,
             notes=(*seen.notes, *notes, *self._notes(base, vectors)),
             max_shard_size=recipe.max_shard_gb * 1e9,
@@ -215,6 +198,25 @@ class _Building:
             allow_nonfinite=recipe.allow_nonfinite,
             files=seen.files if config is None else {**seen.files, "config.json": config},
         )
+
+    def _record(
+        self, seen: Aligned, vectors: Mapping[str, TaskVector], rule: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Provenance for the manifest."""
+        dumped = self.recipe.model_dump(mode="json", exclude_defaults=True)
+        provenance = {name: {"path": vectors[name].ref, **summary(vectors[name].info)} for name in self.held}
+        further = {"vocabulary": seen.record, "rule": rule, "vectors": provenance}
+        used = {key: value for key, value in further.items() if value}
+        return {"kind": "edited model", "recipe": dumped, **used}
+
+    def _see(self) -> tuple[Aligned, list[str]]:
+        """Base and models in one vocabulary, and what is odd about them."""
+        notes = contradictions.compare_models([self.base, *self.models.values()], like=self.base)
+        if self.recipe.vocab is not None:
+            return self._align(self.recipe.vocab), notes
+        plain = (model for model in self.models.values() if model.adapter is None)
+        notes += [note for model in plain for note in check_in_order(self.base, model)]
+        return Aligned(self.base, tuple(self.models.values())), notes
 
     def _align(self, vocab: Vocab) -> Aligned:
         """Base and models, seen in one vocabulary. Vectors and adapters are bound to that of the base."""
@@ -226,39 +228,49 @@ class _Building:
         views = {id(self.base): seen.base, **dict(zip(map(id, moving), seen.tuned, strict=True))}
         return seen._replace(tuned=tuple(views.get(id(model), model) for model in self.models.values()))
 
-    def _vectors(self, base: Weights, models: Mapping[str, Weights]) -> dict[str, TaskVector]:
-        recipe, vectors = self.recipe, {}
+    def _vectors(self, seen: Aligned) -> dict[str, TaskVector]:
+        """The vectors, then those that the models are, of the base."""
+        recipe, base, vectors = self.recipe, seen.base, {}
         for name, (weights, task) in self.held.items():
             vector = TaskVector.of(delta_in(weights, task))
             vectors[name] = vector.with_base(base) if recipe.allow_other_base else bind_all([vector], base)[0]
-        for name, model in models.items():
+        for name, model in zip(self.models, seen.tuned, strict=True):
             vector = TaskVector.between(base, model, on_extra=recipe.on_extra, on_missing=recipe.on_missing)
             vectors[name] = 0 * vector if model is base else vector
         return vectors
 
-    def _combined(
-        self, base: Weights, vectors: dict[str, TaskVector]
-    ) -> tuple[TaskVector, dict[str, Any] | None]:
-        """The edit, and its rule with the parameters that are the same for all tensors."""
-        names = [name for name in base if base.spec(name).dtype in EDITABLE]
-        names = list(dict.fromkeys([*names, *(name for each in vectors.values() for name in each.specs)]))
-        edited = [name for name in names if any(each.terms_at(name) for each in vectors.values())]
-        recipe, rule, record = self.recipe, self.rule, None
-        if rule is not None:
-            params, varying = split_parameters(rule, recipe.parameters, list(vectors), names, edited)
-            differ = {field for values in varying.values() for field in values}
-            settings = rule.settings(params, len(vectors))
-            record = {"name": rule.name, **{key: settings[key] for key in settings if key not in differ}}
-            bound = bind_all(list(vectors.values()), base)
-            vector = combine(rule, bound, each=varying, stats=self._statistics(rule), **params)
-        elif recipe.expression is not None:
-            vector = parse_expression(recipe.expression, vectors)
+    def _edit(self, base: Weights, vectors: Mapping[str, TaskVector]) -> tuple[TaskVector, Mapping[str, Any]]:
+        """The scaled edit, and its rule with the parameters that are the same for all tensors."""
+        held = [name for name in base if base.spec(name).dtype in EDITABLE]
+        named = [name for vector in vectors.values() for name in vector.specs]
+        names = list(dict.fromkeys([*held, *named]))
+        edited = [name for name in names if any(vector.terms_at(name) for vector in vectors.values())]
+        scale, rule = self.recipe.scale, dict[str, Any]()
+        if self.rule is not None:
+            edit, rule = self._combine(self.rule, base, vectors, names, edited)
+        elif self.recipe.expression is not None:
+            edit = parse_expression(self.recipe.expression, vectors)
         else:
-            [vector] = vectors.values()
-        if is_constant(recipe.scale):
-            return _number("scale", recipe.scale) * vector, record
-        factors = settle("scale", recipe.scale, names, edited)
-        return vector.scaled({name: _number("scale", factors[name]) for name in edited}), record
+            [edit] = vectors.values()
+        if is_constant(scale):
+            return _number("scale", scale) * edit, rule
+        factors = settle("scale", scale, names, edited)
+        return edit.scaled({name: _number("scale", factors[name]) for name in edited}), rule
+
+    def _combine(
+        self,
+        rule: Rule,
+        base: Weights,
+        vectors: Mapping[str, TaskVector],
+        names: Sequence[str],
+        edited: Sequence[str],
+    ) -> tuple[TaskVector, dict[str, Any]]:
+        params, each = split_parameters(rule, self.recipe.parameters, list(vectors), names, edited)
+        varying = {field for values in each.values() for field in values}
+        settings = rule.settings(params, len(vectors))
+        record = {"name": rule.name, **{key: settings[key] for key in settings if key not in varying}}
+        bound = bind_all(list(vectors.values()), base)
+        return combine(rule, bound, each=each, stats=self._statistics(rule), **params), record
 
     def _statistics(self, rule: Rule) -> list[Weights] | None:
         if "_stats" in rule.keywords and not self.recipe.statistics:
@@ -336,10 +348,6 @@ def _left(what: str, names: Iterable[str], others: Container[str]) -> Iterator[s
 def _first(what: str, names: Sequence[str]) -> Iterator[str]:
     if names:
         yield f"{what}: {names[0]!r}{and_more(names)}"
-
-
-def _provenance(vector: TaskVector) -> dict[str, Any]:
-    return {"path": vector.ref, **summary(vector.info)}
 
 
 def _number(where: str, value: object) -> float:
