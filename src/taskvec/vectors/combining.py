@@ -32,8 +32,9 @@ from taskvec.weights.blocks import (
     rows_shape,
 )
 
+# Singular vectors cost far more than reading, and the same merge is often evaluated at many scales.
 ROOM = 1 << 29
-"""Bytes of tensors made of singular vectors that a combination keeps, to be read again at another scale."""
+"""Bytes of tensors made of singular vectors that a combination keeps."""
 
 
 @checked

@@ -90,7 +90,7 @@ class Scaled(Delta):
 
     def terms_at(self, name: str, coefficient: float = 1.0) -> list[Term]:
         factor = coefficient * self.factors.get(name, 1.0)
-        terms = [(term, factor * own) for term, own in self.delta.terms_at(name)] if factor else []
+        terms = [(summand, factor * c) for summand, c in self.delta.terms_at(name)] if factor else []
         for _, product in terms:
             if not abs(product) <= LARGEST:
                 raise NonFinite(f"scale of {name!r}: {product}, expected a finite float32")

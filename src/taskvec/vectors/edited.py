@@ -38,10 +38,10 @@ def edit(
     if delta.base.unbound:
         delta = delta.bind(base)
     check_fits(delta.ref, delta.specs, base)
-    own = Base.of(base)
-    if not allow_other_base and not delta.base.same_as(own):
+    here = Base.of(base)
+    if not allow_other_base and not delta.base.same_as(here):
         raise BaseMismatch(
-            f"{delta.ref}: base {delta.base}, expected {own}; "
+            f"{delta.ref}: base {delta.base}, expected {here}; "
             "allow_other_base=True (--allow-other-base) applies it all the same"
         )
     return EditedWeights(base, delta, dtype, precision, start)
@@ -71,14 +71,14 @@ class EditedWeights(Weights):
         self._names = _by_stored_name(base, vector)
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
-        return self._made(name, rows, None)
+        return self._edit(name, rows, None)
 
     def read_with_change(self, name: str, rows: slice | None = None) -> tuple[Tensor, Change | None]:
         """As ``read``, and how far that is from what it was made of; integers stay as they are."""
         if self._specs[name].dtype not in EDITABLE:
             return super().read_with_change(name, rows)
         begun = self._start.read(name, rows)
-        made = self._made(name, rows, begun if self._start is self.base else None)
+        made = self._edit(name, rows, begun if self._start is self.base else None)
         return made, change.between(begun, made)
 
     def change_to(self, name: str, rows: slice | None, made: Tensor) -> Change | None:
@@ -86,26 +86,26 @@ class EditedWeights(Weights):
         editable = made.dtype in EDITABLE
         return change.between(self._start.read(name, rows), made) if editable else None
 
-    def _made(self, name: str, rows: slice | None, stored: Tensor | None) -> Tensor:
+    def _edit(self, name: str, rows: slice | None, stored: Tensor | None) -> Tensor:
         """The edited tensor, or some of its rows; ``stored`` are those of the base, if known."""
-        own = self._names.get(name, "")
-        terms = self.vector.terms_at(own)
+        there = self._names.get(name, "")
+        terms = self.vector.terms_at(there)
         dtype = self._specs[name].dtype
         if len(terms) == 1 and terms[0][1] == 1.0:
             ends = terms[0][0].ends
             if ends is not None and ends[0].identity == self.base.identity:
-                return rounded(ends[1].read(own, rows), dtype)
+                return rounded(ends[1].read(there, rows), dtype)
         if stored is None:
             stored = self.base.read(name, rows)
         if not terms:
             return rounded(stored, dtype)
         precision = torch.promote_types(compute_dtype(stored.dtype), self._precision)
-        reading = Reading(own, rows, precision, (self.base, stored) if own == name else None)
+        reading = Reading(there, rows, precision, (self.base, stored) if there == name else None)
         return total(reading.operands(terms), precision, stored, dtype)
 
     def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
-        own = self._names.get(name)
-        return [(self.base, name), *([] if own is None else [(self.vector, own)])]
+        there = self._names.get(name)
+        return [(self.base, name), *([] if there is None else [(self.vector, there)])]
 
     def working_bytes(self, name: str) -> int:
         return super().working_bytes(name) * (self._precision.itemsize // torch.float32.itemsize)

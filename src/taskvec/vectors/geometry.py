@@ -35,16 +35,6 @@ def norm(vector: Delta) -> float:
     return math.sqrt(float(gram([vector])[0, 0]))
 
 
-def dot(first: Delta, other: Delta) -> float:
-    """The inner product over all tensors."""
-    return float(gram([first, other])[0, 1])
-
-
-def cosine(first: Delta, other: Delta) -> float:
-    """The cosine of the angle between two vectors; NaN if either is zero."""
-    return float(cosines([first, other])[0, 1])
-
-
 def gram(vectors: Sequence[Delta]) -> Tensor:
     """All inner products, (n, n) float64.
 

@@ -17,10 +17,12 @@ from taskvec.rules.pairs import Bits, Deltas, Pairs, stacked
 from taskvec.weights.blocks import row_size, rows_of, rows_shape
 from taskvec.weights.dtypes import rounded
 
+# Three float32 buffers of so many elements, and what they are made of, stay in the second cache of a core.
 CHUNK = 1 << 16
 """Elements computed at a time."""
 
-_TILE = 1 << 12  # of them, where the loops are compiled: in the first cache
+# Where the loops are compiled, the sums of a tile stay in the first cache.
+_TILE = 1 << 12
 
 
 class Operand(NamedTuple):
@@ -51,20 +53,20 @@ def total(
     if base is not None and precision == torch.float32 and _added(operands, base, out):
         return out
     before, after, work = (torch.empty(CHUNK, dtype=precision) for _ in range(3))
-    pieces = [(one.factor, _chunks(one.end), one.start) for one in operands]
-    starts = {id(one.start): _chunks(one.start) for one in operands if one.start is not None}
+    pieces = [(operand.factor, _chunks(operand.end), operand.start) for operand in operands]
+    starts = {id(start): _chunks(start) for _, _, start in operands if start is not None}
     bases = None if base is None else _chunks(base)
     for place, target in enumerate(_chunks(out)):
         size = len(target)
         begun: Tensor | None = None
         start, summed, part = before[:size], after[:size], work[:size]
-        for n, (factor, ends, own) in enumerate(pieces):
+        for n, (factor, ends, origin) in enumerate(pieces):
             into = part if n else summed
             into.copy_(ends[place])
-            if own is not None:
-                if own is not begun:
-                    start.copy_(starts[id(own)][place])
-                    begun = own
+            if origin is not None:
+                if origin is not begun:
+                    start.copy_(starts[id(origin)][place])
+                    begun = origin
                 into.sub_(start)
             if n:
                 summed.add_(part, alpha=factor)
@@ -80,8 +82,8 @@ def _added(operands: Sequence[Operand], base: Tensor, out: Tensor) -> bool:
     """Write ``base`` plus the operands into ``out``, if both are bfloat16 and a compiled loop can."""
     if not _are_bfloat16(base, out):
         return False
-    ends, starts = [one.end for one in operands], [one.start for one in operands]
-    factors = np.array([one.factor for one in operands], np.float32)
+    ends, starts = [operand.end for operand in operands], [operand.start for operand in operands]
+    factors = np.array([operand.factor for operand in operands], np.float32)
     if all(start is None for start in starts):
         _add(tuple(end.reshape(-1).numpy() for end in ends), None, factors, _bits(base), _bits(out))
     elif _are_bfloat16(*ends, *starts):
@@ -106,7 +108,7 @@ class DeltaStack:
     ) -> None:
         self._operands, self._dtype, self._shape = operands, precision, tuple(shape)
         self._pairs: Pairs | None = None
-        sides = [(one.end, one.start) for one in self._operands if one is not None and one.start is not None]
+        sides = [(o.end, o.start) for o in self._operands if o is not None and o.start is not None]
         if len(sides) == len(operands) and precision == torch.float32 and _are_bfloat16(*sum(sides, ())):
             ends, starts = zip(*sides, strict=True)
             self._pairs = Pairs(tuple(map(_bits, ends)), tuple(map(_bits, starts)), (len(operands), *shape))
@@ -123,13 +125,13 @@ class DeltaStack:
         if self._pairs is not None:
             return stacked(self.pairs(rows))
         stack = torch.empty(len(self._operands), *rows_shape(self._shape, rows), dtype=self._dtype)
-        for one, deltas in zip(self._operands, stack, strict=True):
-            if one is None:
+        for operand, deltas in zip(self._operands, stack, strict=True):
+            if operand is None:
                 deltas.zero_()
                 continue
-            deltas.copy_(rows_of(one.end, rows))
-            if one.start is not None:
-                deltas.sub_(rows_of(one.start, rows))
+            deltas.copy_(rows_of(operand.end, rows))
+            if operand.start is not None:
+                deltas.sub_(rows_of(operand.start, rows))
         return stack
 
 

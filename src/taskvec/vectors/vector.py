@@ -28,7 +28,7 @@ class TaskVector(Delta):
     """A direction in weight space, as a linear form ``{source: coefficient}``.
 
     A read-only mapping from tensor names to deltas, float32 (float64 for float64 models), made anew each
-    time one is read. Sums, differences and multiples cost nothing: equal sources merge, coefficients that
+    time one is read. Sums, differences and multiples cost nothing: equal directions merge, coefficients that
     cancel vanish, and only reading, saving or applying touches data.
 
     >>> vector = TaskVector.between({"w": torch.zeros(2)}, {"w": torch.ones(2)})
@@ -170,7 +170,7 @@ class TaskVector(Delta):
 
         Returns: the path written.
         Raises: OutputExists; DiskFull; NonFinite if a delta is NaN or infinite.
-        Cost: reads the base and the sources about twice; memory of a few MiB.
+        Cost: reads the base and what the vector is made of about twice; memory of a few MiB.
         """
         saved = opening.save(self, path, dtype=dtype, form=form, force=force, **options)
         self.changes = saved.changes
@@ -233,12 +233,12 @@ class TaskVector(Delta):
     @checked
     def dot(self, other: "TaskVector") -> float:
         """The inner product."""
-        return geometry.dot(self, other)
+        return float(geometry.gram([self, other])[0, 1])
 
     @checked
     def cosine(self, other: "TaskVector") -> float:
         """The cosine of the angle; NaN if either vector is zero."""
-        return geometry.cosine(self, other)
+        return float(geometry.cosines([self, other])[0, 1])
 
     def _plus(self, other: "TaskVector", sign: float) -> "TaskVector":
         base = shared_base(other.ref, self.base, other.base)
@@ -307,14 +307,14 @@ class TaskVector(Delta):
         return f"<task vector {self.ref}: {len(self)} tensors>"
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real)
+
+
 def _times(coefficient: float, ref: str) -> str:
     if coefficient == 1.0:
         return ref
     return f"{coefficient:g}*({ref})" if " " in ref else f"{coefficient:g}*{ref}"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real)
 
 
 @checked

@@ -16,8 +16,9 @@ from taskvec.vectors.lora.lowrank import multiplied
 from taskvec.weights import Weights
 from taskvec.weights.blocks import row_blocks, rows_of
 
+# Threads take blocks of the same few layers in turn; each would else read both factors for every block.
 _KEPT = 8
-"""Layers whose factors stay in memory: a few for every thread."""
+"""Layers whose factors stay in memory."""
 
 
 class Adapter(Summand):

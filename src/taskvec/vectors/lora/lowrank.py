@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# Always the same rows are multiplied together, whichever are asked for, so that blocks change no bit.
 TILE = 128
-"""Rows multiplied at a time, counted from the first: which rows are read together changes no bit."""
+"""Rows multiplied at a time, counted from the first."""
 
+# A full decomposition takes cubic time, subspace iteration time in proportion to the entries.
 _EXACT = 512
 """The shorter side up to which the singular vectors are computed exactly."""
 

@@ -32,6 +32,7 @@ from taskvec.weights.dtypes import compute_dtype
 LONGEST = 1 << 26
 """Entries of the longest row that is stored sparsely: a row is decoded whole, however few bytes it has."""
 
+# Places within a page take two bytes, within a block one.
 PAGE = 1 << 16
 """Entries of a page. Its values and positions can be read without those of other pages."""
 BLOCK = 1 << 8
