@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ import taskvec as tv
 from taskvec.errors import InputError
 from taskvec.studies.cost import QUIET
 from taskvec.tangent.ntk import Mode, ntk, ntk_operator, ntk_product
-from taskvec.tangent.ntk.planning import planned
+from taskvec.tangent.ntk.gradients import SampleGradients
 from taskvec.tangent.ntk.samples import Inputs, Samples, selected
 
 MODES: tuple[Mode, ...] = ("full", "class", "trace")
@@ -31,7 +32,7 @@ def jacobian(model: nn.Module, x: Inputs, names: set[str] | None = None) -> Tens
     before = [p.requires_grad for p in params]
     for p in params:
         p.requires_grad_(True)
-    out = samples.through(model)
+    out = samples.outputs(model)
     for value in out.flatten():
         slopes = torch.autograd.grad(value, params, retain_graph=True, allow_unused=True)
         pieces = [torch.zeros_like(p) if s is None else s for s, p in zip(slopes, params, strict=True)]
@@ -94,6 +95,22 @@ class Direct(nn.Module):
         x = (self.norm(x + self.position[: x.shape[1]]).tanh() * self.scale - self.scale)[:, 0]
         logits: Tensor = (x.tanh() @ self.projection) * self.temperature.exp()
         return logits
+
+
+class Tokens(nn.Module):
+    """A class token and positions, shaped as image transformers have them, or for one sample."""
+
+    def __init__(self, *leading: int) -> None:
+        super().__init__()
+        self.token, self.position = (
+            nn.Parameter(torch.randn(1, 1, 4)),
+            nn.Parameter(torch.randn(*leading, 6, 4)),
+        )
+        self.inner, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.inner(x)], 1) + self.position
+        return self.head(x.tanh().mean(1))  # type: ignore[no-any-return]
 
 
 class Tied(nn.Module):
@@ -210,10 +227,10 @@ def text() -> dict[str, Tensor]:
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs], frozenset[str]]] = {
-    # How to make it, its inputs, and parts of the names that no rule covers.
+    # How to make it, its inputs, and parts of the names that not the layer that owns them accounts for.
     "perceptron": (perceptron, lambda: vectors(5, 5), frozenset()),
     "module used twice": (twice, lambda: vectors(5, 5), frozenset()),
-    "convolutions": (convolutions, lambda: vectors(5, 3, 8, 8), frozenset({"6."})),
+    "convolutions": (convolutions, lambda: vectors(5, 3, 8, 8), frozenset()),
     "convolution of sequences": (
         lambda: nn.Sequential(nn.Conv1d(3, 4, 3, stride=2, padding=1), nn.Tanh(), nn.Flatten()),
         lambda: vectors(5, 3, 6),
@@ -221,14 +238,20 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs], frozenset
     ),
     "parameters used directly": (Direct, lambda: vectors(5, 2, 5), frozenset()),
     "as many tokens as samples": (Direct, lambda: vectors(5, 5, 5), frozenset()),
-    "tied weights": (Tied, words, frozenset()),
+    "token and positions": (lambda: Tokens(1), lambda: vectors(5, 5, 3), frozenset()),
+    "positions of one sample": (Tokens, lambda: vectors(5, 5, 3), frozenset()),
+    "tied weights": (Tied, words, frozenset({"words"})),
     "weight norm": (
         lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 2)),
         lambda: vectors(5, 5),
-        frozenset(),
+        frozenset({"original"}),
     ),
-    "torch attention": (Attention, lambda: vectors(5, 3, 8), frozenset({"self_attn", "seqs_first"})),
-    "unusual uses": (Unusual, lambda: (vectors(5, 4, 2), vectors(5, 3)), frozenset({"a", "b", "recurrent"})),
+    "torch attention": (Attention, lambda: vectors(5, 3, 8), frozenset({"out_proj", "seqs_first"})),
+    "unusual uses": (
+        Unusual,
+        lambda: (vectors(5, 4, 2), vectors(5, 3)),
+        frozenset({"a", "b", "unused", "recurrent"}),
+    ),
     "BERT, mean": (lambda: bert("mean", "sdpa"), text, frozenset()),
     "BERT, pooled first token": (lambda: bert("pooler", "eager"), text, frozenset()),
     "GPT-2": (gpt2, text, frozenset()),
@@ -255,12 +278,59 @@ def test_equals_the_contraction_of_the_jacobian(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_rules_cover_what_they_should(name: str) -> None:
+def test_layers_account_for_the_parameters_they_own(name: str) -> None:
     model, x = made(name)
-    plan, _ = planned(model, selected(model, "all"), Samples.of(x, "x"))
+    with torch.no_grad():
+        sites = SampleGradients(model, selected(model, "all"), Samples.of(x, "x")).sites
+    elsewhere = [known for known, paths in sites.items() if paths != [known.rpartition(".")[0]]]
     pieces = MODELS[name][2]
-    assert all(any(piece in known for piece in pieces) for known in plan.generic)
-    assert all(any(piece in known for known in plan.generic) for piece in pieces)
+    assert all(any(piece in known for piece in pieces) for known in elsewhere)
+    assert all(any(piece in known for known in elsewhere) for piece in pieces)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("token and positions", 0), ("parameters used directly", 1)])
+def test_no_module_runs_again_for_tokens_and_positions(
+    name: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = made(name)
+    with torch.no_grad():
+        gradients = SampleGradients(model, selected(model, "all"), Samples.of(x, "x"))
+        vmap = Mock(wraps=torch.func.vmap)
+        monkeypatch.setattr(torch.func, "vmap", vmap)
+        gradients.features(Samples.of(x, "x"))
+    assert vmap.call_count == expected
+
+
+def test_what_vmap_cannot_run_is_taken_sample_by_sample() -> None:
+    model, x = made("unusual uses")
+    with torch.no_grad():
+        gradients = SampleGradients(model, selected(model, "all"), Samples.of(x, "x"))
+    assert set(gradients.one_by_one) == {name for name, _ in model.named_parameters()}
+
+
+def test_a_table_as_long_as_the_batch_is_no_batch() -> None:
+    class Shifted(nn.Module):
+        """A layer without a rule, given a table that all samples share."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.rand(4))
+
+        def forward(self, x: Tensor, table: Tensor) -> Tensor:
+            return (x[:, None] * self.scale + table).tanh().sum(1)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Shifted()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x, vectors(5, 4))  # type: ignore[no-any-return]
+
+    model, x = Model().double(), vectors(5, 4) + 1
+    whole = jacobian(model, x)
+    assert error(ntk(model, x), contracted(whole, whole, "full")) < 1e-12
+    assert error(ntk(model, x[:1], x), contracted(whole[:1], whole, "full")) < 1e-12
 
 
 @pytest.mark.parametrize("name", ["module used twice", "torch attention", "unusual uses", "BERT, mean"])
@@ -272,7 +342,7 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     wanted = [p.requires_grad for p in model.parameters()]
     inputs = [value.clone() for value in Samples.of(x, "x").tensors()]
     ntk(model, x)
-    ntk_product(model, x, None, torch.ones_like(Samples.of(x, "x").through(model)))
+    ntk_product(model, x, None, torch.ones_like(Samples.of(x, "x").outputs(model)))
     assert all(module._parameters[key] is p for module, key, p in slots)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert [p.requires_grad for p in model.parameters()] == wanted

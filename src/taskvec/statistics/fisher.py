@@ -10,8 +10,7 @@ from taskvec.arguments import checked
 from taskvec.models.backbone import Backbone, evaluating
 from taskvec.models.heads import Classifier, Head
 from taskvec.progress import Watch, unwatched
-from taskvec.tangent.ntk.features import Plan
-from taskvec.tangent.ntk.planning import planned
+from taskvec.tangent.ntk.gradients import SampleGradients
 from taskvec.tangent.ntk.samples import Samples, selected
 from taskvec.tangent.ntk.terms import Scatter, Term, matrix_shape
 from taskvec.tasks.loaders import Batch, batches, head_for
@@ -84,11 +83,12 @@ def fisher(
     total, done = len(inputs.labels), 0
     with torch.no_grad(), evaluating(model):
         scores.eval()
-        plan, sizes = planned(scores, parameters, samples(inputs[-1]))  # texts: the longest come last
-        step = max(1, int(memory / 2 / (sizes.features + 2 * sizes.graph)))
+        # Texts: the longest come last.
+        gradients = SampleGradients(scores, parameters, samples(inputs[-1]))
+        step = max(1, int(memory / 2 / (gradients.feature_bytes + 2 * gradients.graph_bytes)))
         for piece in map(samples, inputs):
             for start in range(0, len(piece), step):
-                _add_squares(sums, plan, piece[start : start + step])
+                _add_squares(sums, gradients, piece[start : start + step])
             done += len(piece)
             watch("fisher information", done, total)
     return {stored[name]: value / total for name, value in sums.items()}
@@ -100,9 +100,8 @@ def _draw_classes(scores: _Scores, batch: Mapping[str, Tensor], generator: torch
     return torch.multinomial(chances.cpu().double(), 1, generator=generator)[:, 0].to(chances.device)
 
 
-def _add_squares(sums: Mapping[str, Tensor], plan: Plan, samples: Samples) -> None:
-    features, classes = plan.features(samples)
-    for name, terms in features.items():
+def _add_squares(sums: Mapping[str, Tensor], gradients: SampleGradients, samples: Samples) -> None:
+    for name, terms in gradients.features(samples).items():
         rows, columns = matrix_shape(sums[name].shape)
         into = sums[name].view(rows, columns)
         match terms:
@@ -110,7 +109,7 @@ def _add_squares(sums: Mapping[str, Tensor], plan: Plan, samples: Samples) -> No
                 _, read, slopes = table.summed()
                 into.index_add_(0, read, slopes.square_().sum(1))
             case _:
-                _add_dense(into, terms, len(samples), classes)
+                _add_dense(into, terms, len(samples), gradients.classes)
 
 
 def _add_dense(into: Tensor, terms: list[Term], n: int, classes: int) -> None:

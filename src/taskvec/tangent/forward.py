@@ -36,11 +36,17 @@ def forward_mode() -> Iterator[None]:
     Fused attention has none, and neither has the fast path of ``nn.MultiheadAttention``: the math kernel
     takes their place. Settings are as they were afterwards.
     """
+    with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Attention layers of torch call their parts one by one, for a while."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 

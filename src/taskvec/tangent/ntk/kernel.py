@@ -1,6 +1,7 @@
 """The empirical neural tangent kernel, one parameter after another."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +9,7 @@ from torch import Tensor, nn
 from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.tangent.ntk.contraction import Block, Chunk, Mode, mirror
-from taskvec.tangent.ntk.features import Plan
-from taskvec.tangent.ntk.planning import Sizes, planned
+from taskvec.tangent.ntk.gradients import SampleGradients
 from taskvec.tangent.ntk.samples import Inputs, Samples, Selection, selected
 
 COLUMNS = 1 << 12
@@ -50,58 +50,48 @@ def ntk(
     Returns: (N1, C, N2, C), (N1, N2, C) or (N1, N2), of the model's dtype and device.
     Raises: InputError for a random model, outputs other than (N, C), nothing selected.
     Cost: a forward and C backward passes to the activations, without parameter gradients; N1 N2 C^2 P
-        multiplications for P parameters (half of them without ``x2``, 1/C of them in the other modes). A
-        parameter whose use no rule covers costs a backward pass for each sample and class.
+        multiplications for P parameters (half of them without ``x2``, 1/C of them in the other modes). The
+        gradients of a layer that no rule knows cost a second forward and C more backward passes through it.
     Source: Jacot et al. 2018, arXiv:1806.07572; contraction by tokens, Novak et al. 2022, arXiv:2206.08720.
     """
     if mode not in ("full", "class", "trace"):
         raise InputError(f"ntk: mode {mode!r}, expected 'full', 'class' or 'trace'")
     first = Samples.of(x1, "x1")
     second = None if x2 is None else Samples.of(x2, "x2")
-    plan, sizes = planned(model, selected(model, params), first)
     with torch.no_grad():
-        return _filled(plan, sizes, first, second, mode, memory, batch)
+        tried = first if second is None or len(first) > 1 else second
+        gradients = SampleGradients(model, selected(model, params), tried)
+        return _fill(gradients, first, second, mode, memory, batch)
 
 
-def _filled(
-    plan: Plan,
-    sizes: Sizes,
+def _fill(
+    gradients: SampleGradients,
     first: Samples,
     second: Samples | None,
     mode: Mode,
     memory: float,
     batch: int | None,
 ) -> Tensor:
-    n1, n2, classes = len(first), len(first if second is None else second), sizes.classes
-    shape = {
-        "full": (n1 * classes, n2 * classes),
-        "class": (classes, n1, n2),
-        "trace": (n1, n2),
-    }[mode]
-    kernel = torch.zeros(shape, dtype=sizes.dtype, device=sizes.device)
-    held, passing, step, floats = _shares(sizes, n1 if second is None else n1 + n2, memory, batch)
+    n1, n2, classes = len(first), len(first if second is None else second), gradients.classes
+    leaf = next(iter(gradients.leaves.values()))
+    shape = {"full": (n1 * classes, n2 * classes), "class": (classes, n1, n2), "trace": (n1, n2)}[mode]
+    kernel = torch.zeros(shape, dtype=leaf.dtype, device=leaf.device)
+    held, passing, step, floats = _shares(gradients, n1 if second is None else n1 + n2, memory, batch)
+    outer, inner, target = first, second or first, kernel
+    if second is not None and _differentiated(n2, n1, held) < _differentiated(n1, n2, held):
+        outer, inner, target = second, first, kernel.mT
 
     def fill(rows: slice, columns: slice, left: Features, right: Features | None) -> None:
-        block = Block(kernel, rows, columns, classes, mode, symmetric=right is None, floats=floats)
-        for name, leaf in plan.leaves.items():
+        block = Block(target, rows, columns, classes, mode, symmetric=right is None, floats=floats)
+        for name, leaf in gradients.leaves.items():
             block.add(leaf.shape, left.get(name, []), None if right is None else right.get(name, []))
 
-    if second is None:
-        for rows in _pieces(0, n1, held):
-            mine = _block(plan, first, rows, step)
+    for rows in _pieces(0, len(outer), held):
+        mine = _block(gradients, outer, rows, step)
+        if second is None:
             fill(rows, rows, mine, None)
-            for columns in _pieces(rows.stop, n1, passing):
-                fill(rows, columns, mine, _block(plan, first, columns, step))
-    elif _differentiated(n1, n2, held) <= _differentiated(n2, n1, held):
-        for rows in _pieces(0, n1, held):
-            mine = _block(plan, first, rows, step)
-            for columns in _pieces(0, n2, passing):
-                fill(rows, columns, mine, _block(plan, second, columns, step))
-    else:
-        for columns in _pieces(0, n2, held):
-            theirs = _block(plan, second, columns, step)
-            for rows in _pieces(0, n1, passing):
-                fill(rows, columns, _block(plan, first, rows, step), theirs)
+        for columns in _pieces(0 if second else rows.stop, len(inner), passing):
+            fill(rows, columns, mine, _block(gradients, inner, columns, step))
     if second is None:
         mirror(kernel)
     if mode == "full":
@@ -109,18 +99,20 @@ def _filled(
     return kernel.permute(1, 2, 0).contiguous() if mode == "class" else kernel
 
 
-def _shares(sizes: Sizes, samples: int, memory: float, batch: int | None) -> tuple[int, int, int, int]:
+def _shares(
+    gradients: SampleGradients, samples: int, memory: float, batch: int | None
+) -> tuple[int, int, int, int]:
     """Samples of a block that is held, of one that passes by it, of a pass; numbers a slice.
 
     Half of the memory is for features. A pass needs its graph and about as much again for the gradients that
     run through it.
     """
-    itemsize = torch.finfo(sizes.dtype).bits // 8
-    fit = memory / 2 / max(sizes.features, 1)
+    leaf = next(iter(gradients.leaves.values()))
+    fit = memory / 2 / max(gradients.feature_bytes, 1)
     held, passing = (samples, samples) if samples <= fit else (max(1, int(f * fit)) for f in (0.75, 0.25))
-    step = max(1, min(held, batch or held, int(memory / 4 / max(2 * sizes.graph, 1))))
-    cached = COLUMNS * samples * sizes.classes if sizes.device.type == "cpu" else math.inf
-    return held, passing, step, max(1, int(min(memory / 4 / itemsize, cached)))
+    step = max(1, min(held, batch or held, int(memory / 4 / max(2 * gradients.graph_bytes, 1))))
+    cached = COLUMNS * samples * gradients.classes if leaf.device.type == "cpu" else math.inf
+    return held, passing, step, max(1, int(min(memory / 4 / leaf.itemsize, cached)))
 
 
 def _differentiated(outer: int, inner: int, held: int) -> int:
@@ -128,16 +120,15 @@ def _differentiated(outer: int, inner: int, held: int) -> int:
     return outer + math.ceil(outer / held) * inner
 
 
-def _pieces(start: int, stop: int, size: int) -> list[slice]:
-    return [slice(at, min(at + size, stop)) for at in range(start, stop, size)]
+def _pieces(start: int, stop: int, size: int) -> Iterator[slice]:
+    return (slice(at, min(at + size, stop)) for at in range(start, stop, size))
 
 
-def _block(plan: Plan, samples: Samples, block: slice, step: int) -> Features:
+def _block(gradients: SampleGradients, samples: Samples, block: slice, step: int) -> Features:
     """Features of a block of samples, in chunks."""
     found: Features = {}
     for piece in _pieces(block.start, block.stop, step):
-        features, _ = plan.features(samples[piece])
         at = slice(piece.start - block.start, piece.stop - block.start)
-        for name, terms in features.items():
+        for name, terms in gradients.features(samples[piece]).items():
             found.setdefault(name, []).append((at, terms))
     return found

@@ -12,7 +12,6 @@ from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.substitution import substituted
 from taskvec.tangent.forward import jvp
-from taskvec.tangent.ntk.features import check_outputs
 from taskvec.tangent.ntk.samples import Inputs, Samples, Selection, selected
 
 
@@ -62,8 +61,7 @@ def ntk_operator(
     """
     samples = Samples.of(x, "x")
     with torch.no_grad():
-        out: Tensor = samples[:1].through(model)
-    check_outputs(out, 1)
+        out = samples[:1].outputs(model)
     shape = (len(samples), out.shape[1])
 
     def times(vector: Any) -> Any:
@@ -84,8 +82,7 @@ def _pulled(
     for start in range(0, len(samples), batch):
         piece = samples[start : start + batch]
         with torch.enable_grad(), substituted(model, leaves):
-            out: Tensor = piece.through(model)
-        check_outputs(out, len(piece))
+            out = piece.outputs(model)
         if v.shape != (len(samples), out.shape[1]):
             raise InputError(
                 f"ntk_product: v is {tuple(v.shape)}, expected {(len(samples), out.shape[1])} as the outputs"
@@ -112,7 +109,7 @@ def _pushed(
 
     def outputs(values: Mapping[str, Tensor]) -> Tensor:
         with substituted(model, values):
-            return piece.through(model)  # type: ignore[no-any-return]
+            return piece.outputs(model)
 
     found = []
     for start in range(0, len(samples), batch):

@@ -48,9 +48,25 @@ class Samples:
     def __len__(self) -> int:
         return len(next(self.tensors()))
 
-    def through(self, model: nn.Module) -> Any:
-        """What the model returns for them."""
-        return model(*self.args, **self.kwargs)
+    def outputs(self, model: nn.Module) -> Tensor:
+        """What the model returns for them, (n, C).
+
+        Raises: InputError for anything but a floating-point tensor of that shape.
+        """
+        out: object = model(*self.args, **self.kwargs)
+        if not isinstance(out, Tensor):
+            raise InputError(
+                f"ntk: the model returns a {type(out).__name__}, expected a tensor (N, C); "
+                "wrap it in a module that returns its logits"
+            )
+        if out.ndim != 2 or len(out) != len(self) or out.shape[1] == 0:
+            raise InputError(
+                f"ntk: the model's output is {tuple(out.shape)} for {len(self)} samples, "
+                f"expected ({len(self)}, C)"
+            )
+        if not out.is_floating_point():
+            raise InputError(f"ntk: the model's output is {out.dtype}, expected floating-point numbers")
+        return out
 
     def __getitem__(self, piece: slice) -> "Samples":
         """Some samples; the tensors are new objects that share memory, so notes on them stay private."""

@@ -7,7 +7,7 @@ Every class here holds what one use of a parameter by a chunk of n samples contr
 with the parameter seen as a matrix. ``write`` puts some of its rows into a buffer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,7 @@ class Term(Protocol):
     def write(self, into: Tensor, rows: slice, fresh: bool) -> None:
         """Put rows of the Jacobian into ``into``, (n, C, rows, columns); add them if not ``fresh``."""
 
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> Sequence[Tensor]:
         """What is held in memory."""
 
 
@@ -31,6 +31,12 @@ class Dense:
 
     jacobian: Tensor
 
+    @classmethod
+    def of(cls, classes: Sequence[Tensor]) -> "Dense":
+        """From the gradients of every class, (n, *shape) each."""
+        rows, columns = matrix_shape(classes[0].shape[1:])
+        return cls(torch.stack(list(classes), 1).view(len(classes[0]), len(classes), rows, columns))
+
     def write(self, into: Tensor, rows: slice, fresh: bool) -> None:
         """Copy or add some rows."""
         if fresh:
@@ -38,7 +44,7 @@ class Dense:
         else:
             into += self.jacobian[:, :, rows]
 
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> Sequence[Tensor]:
         """The Jacobian."""
         return [self.jacobian]
 
@@ -55,13 +61,20 @@ class Outer:
     """
 
     x: Tensor
-    slopes: list[Tensor]
+    slopes: Sequence[Tensor]
     flipped: bool = False
     unfold: Callable[[Tensor], Tensor] | None = None
 
     def tokens(self) -> Tensor:
         """(n, S, in)."""
         return self.x if self.unfold is None else self.unfold(self.x)
+
+    def trimmed(self) -> "Outer":
+        """Without the tokens that no output depends on: all but the pooled one in many a last block."""
+        if self.unfold or not (self.slopes[0][0] == 0).all(-1).any():
+            return self
+        alive = torch.stack([(slope != 0).any(-1).any(0) for slope in self.slopes]).any(0)
+        return Outer(self.x[:, alive], [slope[:, alive] for slope in self.slopes], self.flipped)
 
     def write(self, into: Tensor, rows: slice, fresh: bool) -> None:
         """Multiply the rows that are asked for."""
@@ -78,9 +91,9 @@ class Outer:
 
     def slope(self) -> Tensor:
         """(n, C, S, out)."""
-        return torch.stack(self.slopes, 1)
+        return torch.stack(list(self.slopes), 1)
 
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> Sequence[Tensor]:
         """Inputs and gradients of the product."""
         return [self.x, *self.slopes]
 
@@ -119,12 +132,12 @@ class Scatter:
         slopes.index_add_(0, place, self.slope[sample, :, token])
         return pairs // most, pairs % most, slopes
 
-    def tensors(self) -> list[Tensor]:
+    def tensors(self) -> Sequence[Tensor]:
         """The slopes; the index is small."""
         return [self.slope]
 
 
-def jacobian(terms: list[Term], n: int, classes: int, shape: torch.Size) -> Tensor:
+def jacobian(terms: Sequence[Term], n: int, classes: int, shape: torch.Size) -> Tensor:
     """The whole Jacobian (n, C, *shape) of a parameter, the sum of its uses."""
     rows, columns = matrix_shape(shape)
     into = terms[0].tensors()[0].new_empty(n, classes, rows, columns)
