@@ -66,7 +66,7 @@ class AnalysisOfModel(Analysis):
     suite: str
     """A shipped suite (`taskvec suites`) or a suite file."""
 
-    def evaluator(self, tasks: Iterable[str], **options: Any) -> "tuple[Evaluator, str]":
+    def load_evaluator(self, tasks: Iterable[str], **options: Any) -> "tuple[Evaluator, str]":
         """The model with the tasks, and the name of the suite.
 
         Args:
@@ -103,10 +103,10 @@ class AnalysisOfVectors(AnalysisOfModel):
         Args:
             only: the tasks, if some names are here.
         """
-        regimes = by_regime(self.vectors, say)
-        tasks = tasks_of(regimes, only)
+        regimes = load_by_regime(self.vectors, say)
+        tasks = shared_tasks(regimes, only)
         options = self.model_dump(include={"batch_size", "precision"})
-        evaluator, suite = self.evaluator(tasks, limits={self.split: self.samples}, **options)
+        evaluator, suite = self.load_evaluator(tasks, limits={self.split: self.samples}, **options)
         chosen = {regime: {task: vectors[task] for task in tasks} for regime, vectors in regimes.items()}
         files = {regime: {task: vectors[task].ref for task in tasks} for regime, vectors in regimes.items()}
         return evaluator, chosen, {"suite": suite, "vectors": files}
@@ -128,7 +128,7 @@ def sizes(examples: Iterable[int]) -> str:
     return "–".join(map(str, sorted(set(examples))))
 
 
-def by_regime(paths: Iterable[str], say: Say) -> "dict[str, dict[str, TaskVector]]":
+def load_by_regime(paths: Iterable[str], say: Say) -> "dict[str, dict[str, TaskVector]]":
     """``{regime: {task: vector}}`` of files that state both; others are left out, which is said in one line.
 
     Raises: InputError for two vectors of the same task and regime, or when nothing is left.
@@ -158,7 +158,7 @@ def by_regime(paths: Iterable[str], say: Say) -> "dict[str, dict[str, TaskVector
     return regimes
 
 
-def tasks_of(regimes: "Regimes", only: Sequence[str] = ()) -> list[str]:
+def shared_tasks(regimes: "Regimes", only: Sequence[str] = ()) -> list[str]:
     """The tasks that every regime has a vector of, in the order given; ``only`` some of them if it names any.
 
     Raises: InputError if a regime lacks a task that another one has, or none has a task of ``only``.

@@ -91,8 +91,7 @@ class DisentanglementAnalysis(AnalysisOfVectors):
 
         grid = square_grid(*self.grid)
         evaluator, regimes, given = self.open(say, only=[name for pair in self.pair for name in pair])
-        tasks = list(evaluator.tasks)
-        panels, pairs = self._panels(evaluator, regimes), self.pair or None
+        panels, tasks, pairs = self._panels(evaluator, regimes), list(evaluator.tasks), self.pair or None
         plain = disentanglement(
             evaluator, panels, tasks, pairs=pairs, split=self.split, grid=grid, watch=watch
         )
@@ -105,11 +104,11 @@ class DisentanglementAnalysis(AnalysisOfVectors):
         from taskvec.evaluation.points import own_space
 
         for regime, vectors in regimes.items():
-            space = own_space(vectors)
-            yield Panel(regime, regime, space, evaluator.points(vectors, space=space))
-            if self.post_hoc and space == "ordinary":
-                tangent = evaluator.points(vectors, space="tangent")
-                yield Panel(f"{regime}, post hoc", regime, "tangent", tangent)
+            panels = {regime: own_space(vectors)}
+            if self.post_hoc and panels[regime] == "ordinary":
+                panels[f"{regime}, post hoc"] = "tangent"
+            for label, space in panels.items():
+                yield Panel(label, regime, space, evaluator.points(vectors, space=space))
 
 
 class Summary(Record):
@@ -177,16 +176,8 @@ class DisentanglementRecord(AnalysisRecord):
 
     def tables(self) -> list[Table]:
         """One row a pair and panel."""
-        columns = (
-            "pair, panel",
-            "ξ [−1, 1]²",
-            "ξ (0, 1]²",
-            "KL features",
-            "KL outputs",
-            "share features",
-            "share outputs",
-            "head effect",
-        )
+        regions = ("ξ [−1, 1]²", "ξ (0, 1]²")
+        divergences = ("KL features", "KL outputs", "share features", "share outputs", "head effect")
         rows = [
             (f"{' + '.join(pair.tasks)}, {label}", *_cells(panel.summary))
             for pair in self.pairs
@@ -199,7 +190,7 @@ class DisentanglementRecord(AnalysisRecord):
             "(behind it). Share: that divergence in per cent of the one from the pre-trained model; head "
             "effect: outputs less features."
         )
-        return [Table("Weight disentanglement", columns, rows, note)]
+        return [Table("Weight disentanglement", ("pair, panel", *regions, *divergences), rows, note)]
 
     def figures(self) -> "dict[str, Figure]":
         """One pair: its maps. Several: a matrix of pairs, and the maps of each in a figure of its own."""
@@ -383,15 +374,13 @@ def disentanglement(
     for number, pair in enumerate(chosen):
         if set(pair) in map(set, chosen[:number]):
             raise InputError(f"disentanglement: {' '.join(pair)} given twice, expected each pair once")
+    measure = partial(disentangle, evaluator, split=split, grid=values, watch=watch)
     facts: dict[str, dict[str, str]] = {}
     measured: dict[tuple[str, str], dict[str, PairMaps]] = {pair: {} for pair in chosen}
     for panel in panels:
         facts[panel.label] = {"regime": panel.regime, "space": panel.space}
         for pair, by_panel in measured.items():
-            label = f"{' + '.join(pair)}, {panel.label}"
-            maps = disentangle(
-                evaluator, panel.points, pair, split=split, grid=values, watch=watch, label=label
-            )
+            maps = measure(panel.points, pair, label=f"{' + '.join(pair)}, {panel.label}")
             by_panel[panel.label] = summarize(values, maps)
     return DisentanglementRecord(
         **describe(evaluator, tasks, split),

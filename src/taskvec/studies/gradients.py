@@ -54,7 +54,7 @@ class GradientsAnalysis(AnalysisOfModel):
     def measure(self, watch: Watch, say: Say) -> "GradientsRecord":
         """Residuals at every number of steps and rate."""
         tasks = distinct(self.task, "--task")
-        evaluator, suite = self.evaluator(tasks, limits={self.split: self.samples})
+        evaluator, suite = self.load_evaluator(tasks, limits={self.split: self.samples})
         return self.compare(evaluator, watch).model_copy(update={"given": {"suite": suite}})
 
     def compare(self, evaluator: "Evaluator", watch: Watch = unwatched) -> "GradientsRecord":

@@ -69,7 +69,7 @@ class KernelAnalysis(AnalysisOfModel):
     def measure(self, watch: Watch, say: Say) -> "KernelRecord":
         """The task beside the control."""
         vector = None if self.vector is None else load_vector_of(self.vector, self.task)
-        evaluator, _ = self.evaluator(dict.fromkeys((self.task, self.control)))
+        evaluator, _ = self.load_evaluator(dict.fromkeys((self.task, self.control)))
         return self.explain(evaluator, vector, watch)
 
     def explain(

@@ -36,17 +36,9 @@ class SimilarityAnalysis(Analysis):
     def measure(self, watch: Watch, say: Say) -> "SimilarityRecord":
         """Every pair of vectors."""
         vectors = load_labelled(self.vectors)
+        files = {label: vector.ref for label, vector in vectors.items()}
         record = compare_vectors(vectors, ranks=self.ranks, watch=watch)
-        return record.model_copy(
-            update={"given": {"files": {label: vector.ref for label, vector in vectors.items()}}}
-        )
-
-
-class BaseFacts(Record):
-    """The base of all vectors."""
-
-    ref: str | None
-    fingerprint: str | None
+        return record.model_copy(update={"given": {"files": files}})
 
 
 class LayerSimilarity(Record):
@@ -64,8 +56,8 @@ class LayerSimilarity(Record):
         """Means over vectors, or pairs of them."""
         return (
             Mean(self.share, scale=100, spread=False),
-            Mean(_off_diagonal(self.cosine), ".3f", spread=False),
-            Mean(_off_diagonal(self.conflict), scale=100, spread=False),
+            Mean(_below_diagonal(self.cosine), ".3f", spread=False),
+            Mean(_below_diagonal(self.conflict), scale=100, spread=False),
             percent([self.agreement]),
             Mean(self.effective_rank, scale=100, spread=False),
         )
@@ -75,7 +67,7 @@ class SimilarityRecord(AnalysisRecord):
     """The vectors overall and by layer."""
 
     analysis: Literal["similarity"] = "similarity"
-    base: BaseFacts
+    base: dict[Literal["ref", "fingerprint"], str | None]
     vectors: list[str]
     norms: list[float]
     cosine: Matrix
@@ -152,15 +144,9 @@ class SimilarityRecord(AnalysisRecord):
     def _draw_layers(self, norm: "Axes", rank: "Axes", cosine: "Axes") -> None:
         layers = self.layers.values()
         for index, name in enumerate(self.vectors):
-            style: dict[str, Any] = {
-                "marker": "o",
-                "ms": 3.5,
-                "lw": 0.5,
-                "label": name,
-                "color": f"C{index % 10}",
-            }
+            style: dict[str, Any] = {"marker": "o", "ms": 3.5, "lw": 0.5, "color": f"C{index % 10}"}
             ranks = [layer.effective_rank[index] for layer in layers]
-            norm.plot([layer.norms[index] or math.nan for layer in layers], **style)
+            norm.plot([layer.norms[index] or math.nan for layer in layers], label=name, **style)
             rank.plot([math.nan if value is None else 100 * value for value in ranks], **style)
         for place, layer in enumerate(layers):
             pairs = _below_diagonal(layer.cosine)
@@ -177,10 +163,6 @@ class SimilarityRecord(AnalysisRecord):
 
 def _below_diagonal(matrix: Matrix) -> list[float]:
     return [value for i, row in enumerate(matrix) for value in row[:i]]
-
-
-def _off_diagonal(matrix: Matrix) -> list[float]:
-    return [value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j]
 
 
 def compare_vectors(
@@ -215,7 +197,7 @@ def compare_vectors(
     first, *others = layers.values()
     whole = replace(sum(others, start=first), products=products)
     return SimilarityRecord(
-        base=BaseFacts(ref=base.ref, fingerprint=base.fingerprint()),
+        base={"ref": base.ref, "fingerprint": base.fingerprint()},
         vectors=list(vectors),
         rank_of_set=rank_of_set(products),
         layers={
