@@ -21,7 +21,7 @@ _SHARED = 100e6
 """Bytes from which on an edit is shared out among processes."""
 
 _TENSOR = 1e5
-"""Bytes that are edited in the time that a tensor takes besides, however small it is; at least."""
+"""The overhead of a tensor, as bytes that could be edited in the same time."""
 
 _DEFAULT = 512e6
 _BLOCK = 64e6
@@ -65,7 +65,7 @@ def parse_size(text: str, option: str) -> float:
 
 
 def bound(memory: str | None, needs: Iterable[tuple[str, int]]) -> float:
-    """Bytes that blocks may take, by the option ``--memory``; what needs more than the default is said.
+    """Bytes that blocks may take, by the option ``--memory``; a note says what needs more than the default.
 
     Args:
         needs: tensors, and the bytes that it takes to compute each, a block at a time where that goes.
@@ -114,7 +114,7 @@ def known_ref(name: str) -> str | None:
 def check_vectors(vectors: "Mapping[str, TaskVector]", output: Path) -> list[str]:
     """Refuse an output inside the folder of a vector.
 
-    Returns: what is to be said of vectors that are the same.
+    Returns: notes on vectors that are the same.
     Raises: OutputExists.
     """
     from taskvec.edits.inputs import check_outside, describe_copy, find_copies, stored

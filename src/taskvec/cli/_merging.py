@@ -34,7 +34,7 @@ def write(
     facts: Mapping[str, object] | None = None,
     footnote: str = "",
 ) -> None:
-    """Write a merge, or show its plan, with what is to be said on the way.
+    """Write a merge, or show its plan; notes go to standard error.
 
     Args:
         facts: printed with those of the model written.

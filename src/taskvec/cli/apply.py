@@ -85,7 +85,7 @@ def apply(
 def _check_options(
     names: Collection[str], expression: str | None, rule: str | None, param: Pairs, stats: Pairs
 ) -> None:
-    """What the options say together.
+    """Refuse options that contradict each other.
 
     Raises: InputError.
     """

@@ -74,7 +74,7 @@ def _on_hub(weights: Weights) -> bool:
 
 
 def _shown_ref(weights: Weights) -> str:
-    """A hub reference as it is; of a path its last part, for the rest is nobody's business."""
+    """A hub reference, or the last part of a path: the rest is private."""
     return weights.ref if _on_hub(weights) else Path(weights.ref).name
 
 

@@ -1,4 +1,4 @@
-"""What config.json says of a model, and what it has to say of another model made of it."""
+"""config.json: read for a model, and rewritten for another model that is made of it."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def read_config(folder: Path | None) -> dict[str, Any]:
 
 
 def read_vocabulary_size(folder: Path | None) -> int | None:
-    """What ``config.json`` says of the number of tokens, its own or that of its text part."""
+    """The number of tokens by ``config.json``, its own or that of its text part."""
     config = read_config(folder)
     parts = (config, config.get("text_config"))
     sizes = (part.get("vocab_size") for part in parts if isinstance(part, Mapping))
@@ -72,7 +72,7 @@ def derive_config(
 def _with_layers(
     config: dict[str, Any], folder: Path | None, layers: Sequence[tuple[Path | None, int]]
 ) -> dict[str, Any]:
-    """Another number of layers, and lists with an entry for each layer put together anew."""
+    """The config with another number of layers; lists with an entry for each layer are put together anew."""
     key = next((key for key in _NUMBER_OF_LAYERS if type(config.get(key)) is int), None)
     if key is None:
         inner = config.get("text_config")
@@ -107,7 +107,7 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def resize(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The content of a ``config.json`` for an embedding of so many rows."""
+    """The config for an embedding of so many rows."""
     inner = config.get("text_config")
     made = {**config, "text_config": resize(inner, rows)} if isinstance(inner, Mapping) else dict(config)
     return {**made, "vocab_size": rows} if "vocab_size" in made else made

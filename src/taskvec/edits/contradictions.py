@@ -1,4 +1,4 @@
-"""Inputs that contradict themselves or each other: refused where it cannot be meant, noted where it may be.
+"""Inputs that contradict themselves or each other: refused if that is a mistake, noted if it may be one.
 
 Every command that edits asks here, before it works. Nothing is read but headers, configs, and a few thousand
 entries of a matrix.
@@ -32,11 +32,11 @@ LARGE = 1 << 16
 """Entries above which a matrix that can only be had whole is not looked at."""
 
 FAR = 0.5
-"""Distance of a matrix, in units of its norm, from which on it may be another one. Fine-tuning moves matrices
-by a thousandth to a tenth."""
+"""Distance of a matrix, in units of its norm, from which on it may be a different one.
+Fine-tuning moves matrices by a thousandth to a tenth."""
 
 APART = 5
-"""How many times as far as others it must be besides: the lower quartile, as swaps come in pairs."""
+"""It must also be so many times as far as the lower quartile of all, which swapped pairs leave alone."""
 
 _DEPTHS = frozenset(
     {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers"}
@@ -55,7 +55,7 @@ _COMPUTING = frozenset(
     {"model_type", "hidden_act", "hidden_activation", "activation_function", "sliding_window"}
     | {"rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "num_experts_per_tok"}
 )
-"""Settings that decide what weights compute, which fine-tuning leaves alone as a rule."""
+"""Settings that decide what weights compute, and that fine-tuning rarely changes."""
 
 _ROPE = re.compile(r"rope|rotary")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
@@ -104,9 +104,9 @@ def _of_model(model: Weights, *, written: bool) -> Iterator[str]:
 
 
 def _depth(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
-    """A stack of layers without a number in the config, and a number without a stack.
+    """A number of layers in the config that no stack has.
 
-    Of encoder and decoder either may lack; of more stacks only the deepest is looked at.
+    Encoder or decoder may be missing. Of more than two stacks only the deepest is compared.
     """
     depths = sorted(count_blocks(model).values(), reverse=True)
     stacks = Counter(depths if len(depths) <= 2 else depths[:1])
@@ -126,7 +126,7 @@ def _depth(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _sizes(model: Weights, config: Mapping[str, Any], *, written: bool) -> Iterator[str]:
-    """Numbers of the config that the shapes deny; with them, a library that checks shapes does not load."""
+    """Sizes in the config that no tensor has; libraries that check shapes refuse to load such a model."""
     for message in (*_vocabulary(model, config), *_width(model, config)):
         if written and "model_type" in config:
             raise InputError(f"{message}, so that the result would not load; correct the config")
@@ -244,7 +244,7 @@ def _settings(model: Weights) -> dict[str, Any]:
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary embedding, whether as transformers 4 or 5 writes it."""
+    """The settings of rotary embeddings, as transformers 4 or 5 writes them."""
     text = config.get("text_config")
     config = text if isinstance(text, Mapping) else config
     rope = {key: value for key, value in config.items() if _ROPE.search(key) and value is not None}

@@ -1,4 +1,4 @@
-"""Whether inputs are what they seem: sound folders, no two alike, and none that holds the output."""
+"""Checks of inputs: that folders are sound, that no two inputs are alike, that none holds the output."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ LOOK = 1 << 10
 
 @contextmanager
 def errors_at(where: str) -> Iterator[None]:
-    """Open the messages of errors with the recipe, or the place in it, that they come from."""
+    """Begin the messages of errors with the recipe, or the place in it, that they come from."""
     try:
         yield
     except InputError as error:
@@ -66,7 +66,7 @@ def check_outside(target: Path, inputs: Iterable[Weights]) -> None:
 
 
 def find_copies(inputs: Mapping[str, Weights]) -> Iterator[tuple[str, str]]:
-    """Names of inputs that hold the same tensors though they are other files, each with the first such one.
+    """Pairs of inputs in different files that hold the same tensors: the first, and a later one.
 
     Cost: a look at the first entries of tensors; a read of all only where those are the same.
     """
@@ -85,7 +85,7 @@ def describe_copy(first: str) -> str:
 
 
 def alike(first: Weights, other: Weights) -> bool:
-    """Whether two inputs hold the same tensors, and mean the same by them."""
+    """Whether two inputs hold the same tensors with the same adapter settings."""
     if first.identity == other.identity:
         return True
     if _specs(first) != _specs(other) or _settings(first) != _settings(other):

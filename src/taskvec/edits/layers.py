@@ -48,9 +48,9 @@ class Picked(Weights):
 
 
 class Origin(Weights):
-    """Zero, in the shapes of a model; seen from here its weights are its task vector.
+    """A base of zeros, from which the task vector of a model is its weights.
 
-    Integers are those of the model, as an edit leaves them alone.
+    Integers are those of the model, as no edit changes them.
     """
 
     def __init__(self, model: Weights) -> None:

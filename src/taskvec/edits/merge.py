@@ -1,4 +1,4 @@
-"""What a recipe of any dialect comes to: a model to be written, and what is to be said of it."""
+"""A merge: what recipes of any dialect are turned into before a model is written."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ from taskvec.weights import Weights
 
 @dataclass(frozen=True)
 class Merge:
-    """A model to be written, and what is to be said of it.
+    """A model to be written, with its record and notes.
 
     Args:
         weights: the edited model; lazy, nothing is computed before a tensor is read.
-        record: provenance for the manifest: the recipe and what it came to.
+        record: provenance for the manifest.
         like: the model whose config and tokenizer files go with the output.
-        notes: said once on standard error: what was assumed, where another tool's result differs.
+        notes: for the user: what was assumed, where another tool's result differs.
         max_shard_size: bytes of a shard of the output.
         inputs: what is read, by the names of the recipe; their fingerprints complete the record.
         passes: finds how often the inputs are read; more than once for rules that look at a tensor, or at

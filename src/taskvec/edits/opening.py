@@ -49,7 +49,7 @@ def save_merge(
     resume: bool = False,
     watch: Watch = unwatched,
 ) -> Path:
-    """Write the model that a merge is, with a manifest and a model card.
+    """Write a merged model, with a manifest and a model card.
 
     Args:
         path: a folder, or a ``.safetensors`` file, which holds the weights alone.

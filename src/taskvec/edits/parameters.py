@@ -84,7 +84,7 @@ class Filters(Documented):
 
 
 def _value(raw: object) -> object:
-    """The form of a value, by the key that tells it."""
+    """Parse a value by the key that tells its form."""
     if isinstance(raw, Gradient | Filters):
         return raw
     if isinstance(raw, Mapping):
@@ -100,7 +100,7 @@ def _value(raw: object) -> object:
 
 
 def _each(raw: object) -> object:
-    """A value, or a mapping from names to values; nothing for what a rule may do without."""
+    """A value, a mapping from names to values, or nothing."""
     if raw is None:
         return None
     if isinstance(raw, Mapping) and not {"gradient", "filters"} & raw.keys():
@@ -150,7 +150,9 @@ def value_at(value: Plain | Gradient | Filters, name: str, depth: float | None) 
 
 
 def interpolate(anchors: Sequence[float], depth: float) -> float:
-    """The line through equally spaced anchors, at a depth from 0 to 1; of truth values the one before it.
+    """The piecewise linear function through equally spaced anchors, at a depth from 0 to 1.
+
+    Truth values hold until the next one.
 
     >>> interpolate([0, 1, 4], 0.75)
     2.5
@@ -164,7 +166,7 @@ def interpolate(anchors: Sequence[float], depth: float) -> float:
 
 
 def inner_values(value: Plain | Gradient | Filters) -> Iterator[Plain | Gradient | Filters]:
-    """A value, and all that its filters choose from."""
+    """A value and, if it has filters, all values inside it."""
     yield value
     if isinstance(value, Filters):
         chosen = [entry.value for entry in value.filters]
@@ -282,7 +284,7 @@ def order_by_vector(where: str, value: Mapping[str, Any], vectors: Sequence[str]
 
 
 def _varying(where: str, value: Any, names: Sequence[str], edited: Sequence[str]) -> Mapping[str, Any]:
-    """Tensor name -> value, or the list of the vectors' values."""
+    """Tensor name -> the value, or a list with the value of each vector."""
     if not isinstance(value, dict):
         return settle(where, value, names, edited)
     columns = [settle(f"{where}.{vector}", given, names, edited) for vector, given in value.items()]

@@ -1,4 +1,4 @@
-"""How often a rule goes through a model, found by letting it go through a made-up one."""
+"""How often a rule reads a model, counted by letting it merge a made-up one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from taskvec.vectors.directions import Scaled
 from taskvec.weights import TensorSpec, Weights, open_weights
 
 ROWS = 1 << 20
-"""Of the made-up tensors: enough that a rule takes no shortcut, and that some samples are no pass."""
+"""Of the made-up tensors: too many for shortcuts, and so many that a sample does not count as a pass."""
 
 
 class Passes(NamedTuple):
@@ -30,7 +30,7 @@ class Passes(NamedTuple):
 
 
 def count_passes(*vectors: Delta) -> Passes:
-    """How often the rules behind vectors read their inputs: to look at all, to measure, and to combine."""
+    """How often the rules behind vectors read their inputs, measuring included."""
     counts = [Passes()]
     for source in {source for vector in vectors for source in vector.parts}:
         if isinstance(source, Scaled):

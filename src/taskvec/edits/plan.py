@@ -1,4 +1,4 @@
-"""What an edit will read, write and cost, known before anything is written."""
+"""What an edit will read, write and cost."""
 
 import shutil
 from bisect import bisect
@@ -99,7 +99,7 @@ def make_plan(merge: Merge, target: Path, *, memory: float, force: bool = False)
 
 
 def count_edited(weights: Weights) -> int:
-    """How many tensors are computed; all of them where the weights do not tell."""
+    """How many tensors are computed; all, for weights that do not know."""
     if not isinstance(weights, EditedWeights):
         return len(weights)
     base, vector = weights.base, weights.vector
@@ -108,9 +108,9 @@ def count_edited(weights: Weights) -> int:
 
 
 def _seconds(merge: Merge, passes: Passes, threads: int) -> float:
-    """A sample of the work, timed, and put in proportion to all of it.
+    """The time of a sample of the work, scaled to all of it.
 
-    Where a rule looks at the whole model first, only reading is sampled: its result would need that look.
+    For a rule that measures the whole model first, only reading is sampled: computing would need that.
     """
     weights = merge.weights
     sources, times = ([*merge.inputs.values()], passes.all) if passes.ahead else ([weights], 1)

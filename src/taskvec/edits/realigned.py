@@ -68,13 +68,13 @@ class Realigned(Weights):
         return TensorSpec(tuple(shape), spec.dtype)
 
     def in_rows(self, name: str) -> bool:
-        """Whether rows can be had by themselves: of more than two axes, a row is no entry of the first."""
+        """Whether rows can be read by themselves: with more than two axes, a row is no entry of the first."""
         return super().in_rows(name) and (
             name not in self._alignment.axes or len(self._specs[name].shape) <= 2
         )
 
     def own_bytes(self, name: str) -> int:
-        """The sum that models are joined in, and what it is made of."""
+        """Bytes of the sum over models, and of what is added to it."""
         if name not in self._alignment.axes:
             return 0
         spec = self.spec(name)
@@ -118,7 +118,7 @@ class Realigned(Weights):
         return total.to(dtype)
 
     def _givers(self, name: str, places: Tensor) -> Tensor:
-        """Which models make an entry, bool (model, entry): the model itself, the base, or all that can."""
+        """Which models an entry is the mean of, bool (model, entry): this one, else the base, else all."""
         held = torch.tensor([name in model for model in self._alignment.models])
         can = (places >= 0) & held[:, None]
         here, base = can[self._number], can[0]

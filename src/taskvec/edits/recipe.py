@@ -42,11 +42,11 @@ Names = dict[str, Annotated[str, Field(min_length=1)]]
 Known = Callable[[str], str | None]
 
 RESERVED = ("base", *FORMS)
-"""What no vector or model may be called, since the keys have another meaning."""
+"""Names that vectors and models cannot have, as the keys mean something else."""
 
 
 class Recipe(Documented):
-    """A model to be made. Paths are relative to the file that says so."""
+    """A model to be made. Paths are relative to the file of the recipe."""
 
     base: str | None = None
     """The weights the edit starts from: a folder, a file, a hub id. Only averages of models need none."""
@@ -127,7 +127,7 @@ def build(recipe: Recipe, *, where: str = "", folder: Path = Path(), known: Know
 
 
 def _check(recipe: Recipe) -> None:
-    """What the fields say together.
+    """Refuse fields that contradict each other.
 
     Raises: InputError.
     """
@@ -229,7 +229,7 @@ class _Building:
         return seen._replace(tuned=tuple(views.get(id(model), model) for model in self.models.values()))
 
     def _vectors(self, seen: Aligned) -> dict[str, TaskVector]:
-        """The vectors, then those that the models are, of the base."""
+        """The vectors, then the models as vectors, all of one base."""
         recipe, base, vectors = self.recipe, seen.base, {}
         for name, (weights, task) in self.held.items():
             vector = TaskVector.of(delta_in(weights, task))
@@ -286,7 +286,7 @@ class _Building:
     # Inputs
 
     def _stand_in(self) -> Weights:
-        """The first model in the place of a base, for a result that the base has no part in."""
+        """The first model in place of a base, for averages, which need none."""
         recipe, rule = self.recipe, self.rule
         of = None if rule is None else {**rule.parameters(), **recipe.parameters}.get("of")
         if self.held or not self.models or rule is None or (rule.name != "mean" and of != "weights"):
@@ -300,7 +300,7 @@ class _Building:
         return next(iter(self.models.values()))
 
     def _open_vector(self, name: str, ref: str) -> tuple[Weights, str | None]:
-        """The file of a vector, or of masked vectors with the task that is meant."""
+        """The file of a vector; of masked vectors also the task."""
         task = with_task(self.folder / local_path(ref))[1]
         return self._open(f"vectors: {name}", ref.removesuffix(f"#{task}")), task
 

@@ -15,12 +15,12 @@ from taskvec.reading import open_file, read_text, shown
 from taskvec.weights import Weights
 
 BY_TOKEN = "match the rows by token (--vocab base)"
-"""What to do where a token stands in different rows."""
+"""Advice for models that hold a token in different rows."""
 
 _OPAQUE = ("*.model", "*.tiktoken", "tekken.json", "bpe.codes", "vocab-src.json", "vocab-tgt.json")
 
 _MOST = 1 << 40
-"""What the numbers of rows stay below."""
+"""Row numbers from here on are taken for a mistake."""
 
 
 def read_tokens(folder: Path | None) -> dict[str, int] | None:
@@ -41,14 +41,14 @@ def read_tokens(folder: Path | None) -> dict[str, int] | None:
 
 
 def check_in_order(base: Weights, tuned: Weights, advice: str = BY_TOKEN) -> list[str]:
-    """Refuse to go row by row where a token stands in different rows of two models, or most are others.
+    """Refuse to match rows by number if two models hold a token in different rows, or most tokens differ.
 
-    Some rows that go by other strings are no such case: reserved tokens get names.
+    A few rows with another token are fine: fine-tuning gives names to reserved tokens.
 
     Args:
-        advice: what is to be done about it; closes the message.
+        advice: closes the message.
 
-    Returns: what is to be said of tokens that differ, or cannot be compared.
+    Returns: notes on tokens that differ, or cannot be compared.
     Raises: InputError, with the first such token; CorruptFile.
     Cost: reads both tokenizers, unless they are the same files.
     """
@@ -157,7 +157,7 @@ def _of_tokenizer(file: Path) -> dict[str, int] | None:
 
 
 def _added(file: Path, content: Mapping[str, Any]) -> list[tuple[str, int, dict[str, Any]]]:
-    """Each token that was added to those of the tokenizer's model, its row, and all that is said of it."""
+    """Each token added to those of the tokenizer's model, its row, and its whole entry."""
     listed = content.get("added_tokens") or []
     added = []
     for entry in listed if isinstance(listed, list) else [listed]:

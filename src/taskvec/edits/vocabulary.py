@@ -21,9 +21,9 @@ Key = str | int
 """What a row is known by: its token, or its number where no token has it."""
 
 SAMPLE = 256
-"""Rows that are compared before rows of the same number are taken for the same token."""
+"""Rows that are compared to see whether rows of the same number are of the same token."""
 ALIKE = 0.9
-"""The share of them that must be nearest to their own counterpart."""
+"""The share of them that must be nearest to the row of the same number."""
 
 
 class Aligned(NamedTuple):
@@ -203,7 +203,7 @@ def _vocabulary_axes(models: Sequence[_Model]) -> dict[str, int]:
 
 
 def _common_axis(name: str, holders: Sequence[_Model]) -> tuple[int | None, list[bool]]:
-    """The axis as long as the vocabulary in every model; and in which models there is one."""
+    """The axis that is as long as the vocabulary in every model; and in which models any axis is."""
     axes = [
         {axis for axis, size in enumerate(model.weights.spec(name).shape[:2]) if size == len(model.keys)}
         for model in holders
@@ -212,7 +212,7 @@ def _common_axis(name: str, holders: Sequence[_Model]) -> tuple[int | None, list
 
 
 def _check_recognised(models: Sequence[_Model], axes: Mapping[str, int]) -> None:
-    """Refuse to move rows while a tensor may belong to the vocabulary without our knowing.
+    """Refuse to move rows if some other tensor may go by tokens as well.
 
     Raises: InputError.
     """
@@ -226,7 +226,7 @@ def _check_recognised(models: Sequence[_Model], axes: Mapping[str, int]) -> None
 
 
 def _check_related(base: _Model, model: _Model) -> None:
-    """Refuse a vocabulary of another kind: a fine-tuned model adds tokens, or drops them, but knows the rest.
+    """Refuse an unrelated vocabulary: fine-tuning adds or drops tokens, but most stay.
 
     Raises: InputError.
     """
@@ -239,7 +239,7 @@ def _check_related(base: _Model, model: _Model) -> None:
 
 
 def _check_same_numbers(base: _Model, model: _Model, axes: Mapping[str, int]) -> None:
-    """Refuse to match rows by number where that would be wrong.
+    """Refuse to match rows by number if they are of different tokens.
 
     Raises: InputError if tokenizers of a kind that is not read differ, or rows of one number are not alike.
     """
@@ -300,7 +300,7 @@ def _target(models: Sequence[_Model], vocab: Vocab) -> _Model:
 
 
 def _extended(base: _Model, others: Sequence[_Model]) -> _Model:
-    """The base with the tokens that were added to other models in the rows behind its own; or as it is."""
+    """The base with the tokens added to other models behind its own, if its tokenizer can be extended."""
     new: dict[Key, Mapping[str, Any]] = {}
     folder = base.weights.folder
     if base.beyond or folder is None:
@@ -317,7 +317,7 @@ def _extended(base: _Model, others: Sequence[_Model]) -> _Model:
 
 
 def _notes(model: _Model, base: _Model, target: _Model) -> Iterator[str]:
-    """What is to be said of one model, in sentences."""
+    """Notes on one model."""
     where = model.ref
     if model is not base and not (model.named and base.named):
         silent = model if base.named else base
@@ -338,7 +338,7 @@ def _notes(model: _Model, base: _Model, target: _Model) -> Iterator[str]:
 
 
 def _some(names: Iterable[Key]) -> str:
-    """How many tokens, or rows, and the first."""
+    """The first of some tokens or rows, and how many more there are."""
     first, *others = sorted(names, key=str)
     many = "" if not others else f" and {len(others)} more"
     return f"token {first!r}{many}" if isinstance(first, str) else f"row {first}{many}"

@@ -1,4 +1,4 @@
-"""mergekit's YAML, read as it is and done with the rules of this package."""
+"""mergekit's YAML files, merged with the rules of this package."""
 
 from taskvec.edits.mergekit.reading import read
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Base = Literal["start", "optional", "first", "model"]
 Parameters = dict[str, Any]
-"""Of one of our rules."""
+"""The parameters of a rule of ours."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _nuslerp(_: str, values: Values) -> Parameters:
 
 
 def _total(values: Values) -> float:
-    """What ``multislerp`` divided by: the sum of the weights, which carries over to the norm alone."""
+    """The sum of the weights, by which the rule divides; it changes the norm of the result only."""
     return 1.0 if values.shared["normalize_weights"] else abs(sum(values.each("weight")))
 
 
@@ -106,7 +106,7 @@ def _total(values: Values) -> float:
 
 
 def _chain(step: str, merge: str, values: Sequence[Values]) -> str:
-    """The rule of a method; it has no first step if all is kept, or ``ties`` can trim by itself."""
+    """The rule of a method: no first step if everything is kept, or if ``ties`` can trim by itself."""
     rescale = {tensor.shared["rescale"] for tensor in values}
     if all(density == 1 for tensor in values for density in tensor.each("density")):
         return merge

@@ -270,7 +270,7 @@ class _Reading:
         return scope
 
     def _base(self, entries: Sequence[_Entry], wanted: str | None, field: str) -> int | None:
-        """Which of the sources is the base, as far as the method has one."""
+        """Which of the sources is the base, if the method has one."""
         kind = self.method.base
         if kind == "model" or (kind == "optional" and wanted is None):
             return None
@@ -306,7 +306,7 @@ class _Reading:
         return [*seen.tuned[:base], seen.base, *seen.tuned[base:]]
 
     def _check_order(self, models: Iterable[Weights], advice: str) -> None:
-        """Refuse models whose rows are of other tokens than the tokenizer that goes with the output says."""
+        """Refuse models whose rows disagree with the tokenizer of the output."""
         with errors_at(self.where):
             for model in models:
                 self._notes += check_in_order(self.like, model, advice)

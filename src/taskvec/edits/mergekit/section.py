@@ -131,5 +131,5 @@ def _check_same_names(where: str, models: Sequence[Weights]) -> None:
 
 
 def _is_alias(name: str, models: Sequence[Weights]) -> bool:
-    """Whether a name is but another one for a tensor, wherever it occurs."""
+    """Whether a name is an alias in every model that has it."""
     return all(name in model.tied for model in models if name in model)

@@ -11,7 +11,7 @@ from taskvec.registry import nearest
 
 Value = Plain | Gradient | Filters
 Scope = Mapping[str, Value]
-"""Parameter -> value, as one place of the file gives it."""
+"""Parameter -> value, by one place of the file."""
 
 
 @dataclass(frozen=True)
