@@ -92,7 +92,7 @@ def workers(weights: "Weights") -> int:
     a process with libraries of its own had better not be forked."""
     import torch
 
-    size = sum(weights.spec(name).nbytes + _TENSOR for name in weights)
+    size = weights.nbytes + _TENSOR * len(weights)
     return min(16, torch.get_num_threads()) if size >= _SHARED and sys.platform == "linux" else 1
 
 

@@ -74,7 +74,7 @@ def _facts(made: "Merge", output: Path, begun: float, more: Mapping[str, object]
         "edited tensors": edited,
         "copied tensors": len(weights) - edited,
         **summarize_change(weights.changes),
-        "bytes": sum(weights.spec(name).nbytes for name in weights),
+        "bytes": weights.nbytes,
         "seconds": round(perf_counter() - begun, 3),
     }
 

@@ -13,6 +13,8 @@ from taskvec.cli._editing import Memory, ShardSize, bound
 if TYPE_CHECKING:
     import torch
 
+    from taskvec.weights import Weights
+
 Dtype = Annotated[
     Literal["float32", "float64", "bfloat16", "float16"] | None,
     Parameter(help="Element type of what is stored; float32 by default, float64 for float64 models."),
@@ -35,10 +37,12 @@ class Writing:
         """Bytes that blocks may take: see ``taskvec.cli._editing.bound``."""
         return bound(self.memory, needs)
 
-    def write(self, save: Callable[..., Path], memory: float, **more: object) -> Path:
-        """Call ``save``, of a vector or of weights, with these options and ``more``."""
+    def write(self, save: Callable[..., Path], memory: float, **more: object) -> "Weights":
+        """What ``save``, of a vector or of weights, writes with these options and ``more``."""
+        from taskvec.weights import open_weights
+
         with watching(self.quiet) as watch:
-            return save(
+            path = save(
                 self.output,
                 force=self.force,
                 max_shard_size=self.max_shard_gb * 1e9,
@@ -46,6 +50,7 @@ class Writing:
                 watch=watch,
                 **more,
             )
+        return open_weights(path)
 
 
 def element_type(dtype: Dtype) -> "torch.dtype | None":

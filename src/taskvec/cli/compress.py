@@ -39,7 +39,6 @@ def compress(
     from taskvec.vectors import TaskVector
     from taskvec.vectors.stored.compact.encoding import working_bytes
     from taskvec.vectors.stored.files import choose_form
-    from taskvec.weights import open_weights
 
     values = {"density": density, "rank": rank, "group": group}
     settings = {name: value for name, value in values.items() if value is not None}
@@ -48,23 +47,21 @@ def compress(
     check_vectors({"": loaded}, writing.output)
     chosen = choose_form(form, settings, element)
     needs = ((name, working_bytes(loaded, chosen, name)) for name in loaded)
-    path = writing.write(loaded.save, writing.bound(needs), form=form, dtype=element, **settings)
-    written = open_weights(path)
+    written = writing.write(loaded.save, writing.bound(needs), form=form, dtype=element, **settings)
     stored = TaskVector.opened(written)
     compact = stored.info.compact
     assert compact is not None  # it was saved in a form
     before = sum(stored.specs[name].nbytes for name in compact.errors)
-    after = sum(written.spec(name).nbytes for name in written)
     coded = len(compact.errors if form == "bf16" else compact.coded)
     facts = {
-        "path": str(path),
+        "path": written.ref,
         "form": form,
         **compact.settings,
         "tensors in the form": coded,
         "tensors kept as they are": len(compact.errors) - coded,
-        "bytes": after,
+        "bytes": written.nbytes,
         "bytes before": before,
-        "ratio": round(before / after, 2) if after else 1.0,
+        "ratio": round(before / written.nbytes, 2) if written.nbytes else 1.0,
         "relative error": compact.error,
     }
     print_facts("task vector", facts, json=writing.json, details={"errors": compact.errors})

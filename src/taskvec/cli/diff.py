@@ -55,7 +55,6 @@ def diff(
     from taskvec.vectors import TaskVector, save_adapter
     from taskvec.vectors.checks import differing_buffers
     from taskvec.vectors.lora.writing import working_bytes as adapter_needs
-    from taskvec.weights import open_weights
     from taskvec.weights.change import total
 
     start, end = check_sound(open_model(base)), check_sound(open_model(tuned))
@@ -87,18 +86,17 @@ def diff(
         _print_adapter(made, writing.json)
         return
     memory = writing.bound((name, vector.working_bytes(name)) for name in vector)
-    path = writing.write(vector.save, memory, processes=workers(end), task=task, dtype=element)
-    written = open_weights(path)
+    written = writing.write(vector.save, memory, processes=workers(end), task=task, dtype=element)
     kept = differing_buffers(start, end)
     moved = summarize_change(vector.changes)
     if not moved["changed tensors"]:
         say([f"{end.ref}: the same weights as {start.ref}: the task vector is zero"])
     facts = {
-        "path": str(path),
+        "path": written.ref,
         **moved,
         "unchanged tensors": len(vector) - len(written),
         "norm": math.sqrt(total((vector.changes or {}).values()).distance),
-        "bytes": sum(written.spec(name).nbytes for name in written),
+        "bytes": written.nbytes,
         "base fingerprint": start.fingerprint(),
         "integer tensors left to the base": kept,
     }

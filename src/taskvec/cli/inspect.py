@@ -1,8 +1,8 @@
 """``taskvec inspect``."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -11,6 +11,8 @@ from taskvec.cli._editing import AllowOther, Memory, bound
 
 if TYPE_CHECKING:
     from taskvec.weights import Weights
+
+Kind = Literal["weights", "vector", "masks", "adapter", "relative adapter"]
 
 
 def inspect(
@@ -32,12 +34,13 @@ def inspect(
     from taskvec.cli._editing import open_model
 
     opened = [open_model(path) for path in paths]
+    kinds = [_kind_of(weights) for weights in opened]
     if not headers:
-        bound(memory, _needs(opened))
-    facts = [_facts(weights, headers) for weights in opened]
-    vectors = [weights for weights in opened if _is_vector(weights) and not _has_masks(weights)]
+        bound(memory, _needs(opened, kinds))
+    facts = [_FACTS[kind](weights, headers) for weights, kind in zip(opened, kinds, strict=True)]
+    vectors = [weights for weights, kind in zip(opened, kinds, strict=True) if kind in ("vector", "adapter")]
     cosines = None
-    if len(vectors) > 1 and not headers and not any(map(_needs_base, vectors)):
+    if len(vectors) > 1 and not headers and "relative adapter" not in kinds:
         cosines = _cosines(vectors, allow_other_base)
     if json:
         table = [[_finite(value) for value in row] for row in cosines or ()]
@@ -64,45 +67,31 @@ def _print_file(facts: dict[str, Any]) -> None:
         print_table(None, ["layer", "norm"], norms)
 
 
-def _needs(opened: Sequence["Weights"]) -> Iterator[tuple[str, int]]:
+def _kind_of(weights: "Weights") -> Kind:
+    """What a file holds; of a relative adapter, norms and angles are known with its base alone."""
+    from taskvec.vectors.info import has_info, read_info
+    from taskvec.vectors.lora.contents import read_contents
+
+    if weights.adapter is not None:
+        return "relative adapter" if read_contents(weights).relative else "adapter"
+    if not has_info(weights):
+        return "weights"
+    return "vector" if read_info(weights).masks is None else "masks"
+
+
+def _needs(opened: Sequence["Weights"], kinds: Sequence[Kind]) -> Iterator[tuple[str, int]]:
     """The bytes that norms and angles of each tensor take."""
     from taskvec.vectors import TaskVector, geometry
     from taskvec.weights.lazy import THREADS
 
     vectors = []
-    for weights in opened:
-        if _is_vector(weights) and not _has_masks(weights) and not _needs_base(weights):
+    for weights, kind in zip(opened, kinds, strict=True):
+        if kind in ("vector", "adapter"):
             vectors.append(TaskVector.opened(weights))
         else:
             yield from ((name, (THREADS + 4) * weights.working_bytes(name)) for name in weights)
     for name in {name: None for vector in vectors for name in vector}:
         yield name, geometry.working_bytes(vectors, name)
-
-
-def _is_vector(weights: "Weights") -> bool:
-    from taskvec.vectors.info import has_info
-
-    return has_info(weights) or weights.adapter is not None
-
-
-def _needs_base(weights: "Weights") -> bool:
-    """Whether it is an adapter that is known only relative to the weights of its base."""
-    from taskvec.vectors.lora.contents import read_contents
-
-    return weights.adapter is not None and read_contents(weights).relative
-
-
-def _has_masks(weights: "Weights") -> bool:
-    from taskvec.vectors.info import has_info, read_info
-
-    return has_info(weights) and read_info(weights).masks is not None
-
-
-def _facts(weights: "Weights", headers: bool) -> dict[str, Any]:
-    """What is shown of a file; with ``headers``, what its headers say."""
-    if not _is_vector(weights):
-        return _weights_facts(weights, headers)
-    return (_masked_facts if _has_masks(weights) else _vector_facts)(weights, headers)
 
 
 def _masked_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
@@ -159,12 +148,12 @@ def _vector_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
             **compact.settings,
             "relative_error": compact.error,
         }
-    if headers:
-        return facts
-    if _needs_base(weights):
-        note = "known with its base alone: taskvec diff BASE ADAPTER -o VECTOR"
-        return {**facts, "norm": None, "note": note}
-    return {**facts, **_norm_facts(vector.norms())}
+    return facts if headers else {**facts, **_norm_facts(vector.norms())}
+
+
+def _relative_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
+    note = "known with its base alone: taskvec diff BASE ADAPTER -o VECTOR"
+    return {**_vector_facts(weights, True), **({} if headers else {"norm": None, "note": note})}
 
 
 def _norm_facts(norms: Mapping[str, float]) -> dict[str, Any]:
@@ -172,6 +161,16 @@ def _norm_facts(norms: Mapping[str, float]) -> dict[str, Any]:
 
     layers = {layer: _finite(norm) for layer, norm in by_layer(norms).items()}
     return {"norm": _finite(math.hypot(*norms.values())), "norms_by_layer": layers}
+
+
+_FACTS: dict[Kind, Callable[["Weights", bool], dict[str, Any]]] = {
+    "weights": _weights_facts,
+    "vector": _vector_facts,
+    "masks": _masked_facts,
+    "adapter": _vector_facts,
+    "relative adapter": _relative_facts,
+}
+"""What is shown of a file: of all of it, or of its headers alone."""
 
 
 def _sizes(weights: "Weights", kind: str) -> dict[str, Any]:
@@ -184,7 +183,7 @@ def _sizes(weights: "Weights", kind: str) -> dict[str, Any]:
         "files": len(weights.files),
         "tensors": len(specs),
         "elements": sum(spec.numel for spec in specs),
-        "bytes": sum(spec.nbytes for spec in specs),
+        "bytes": weights.nbytes,
         "dtypes": sorted({short(spec.dtype) for spec in specs}),
     }
 

@@ -34,7 +34,6 @@ def mask(
             the others'. One number, or `task=NUMBER` once for each.
     """
     from taskvec.vectors.stored.masked import emr, masking_needs, tall_masks
-    from taskvec.weights import open_weights
 
     if method == "emr" and lam:
         raise InputError("--lam: given with --method emr, expected with tall")
@@ -45,18 +44,12 @@ def mask(
     say(check_vectors(named, writing.output))
     memory = writing.bound(masking_needs(named))
     masked = emr(named, rescaler=rescaler or "global") if method == "emr" else tall_masks(named, lam=lams)
-    path = writing.write(masked.save, memory, dtype=element_type(dtype))
-    written = open_weights(path)
+    written = writing.write(masked.save, memory, dtype=element_type(dtype))
+    facts = {"path": written.ref, "method": method, **masked.info.settings, "bytes": written.nbytes}
     factors = masked.info.factors
-    facts = {
-        "path": str(path),
-        "method": method,
-        **masked.info.settings,
-        "bytes": sum(written.spec(name).nbytes for name in written),
-    }
     print_facts("masked task vectors", facts, json=writing.json, details={"factors": factors})
     if not writing.json:
-        rows = [(task, f"{path}#{task}", f"{factor:.6g}") for task, factor in factors.items()]
+        rows = [(task, f"{written.ref}#{task}", f"{factor:.6g}") for task, factor in factors.items()]
         print_table(None, ["task", "vector", "factor"], rows)
 
 

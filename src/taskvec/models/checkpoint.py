@@ -136,7 +136,7 @@ def load_network(kind: Any, ref: str) -> Any:
     if is_folder(ref):
         with open_weights(ref) as weights:
             _check_layers(Path(ref), len(weights))
-            _check_size(kind, Path(ref), sum(weights.spec(name).nbytes for name in weights))
+            _check_size(kind, Path(ref), weights.nbytes)
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         network, report = _from_pretrained(kind, ref, **options)

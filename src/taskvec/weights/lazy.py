@@ -177,6 +177,11 @@ class Weights(Lazy, Mapping[str, Tensor]):
         """Shape and dtype of ``name``, from the header alone."""
         return self._specs[self._stored_name(name)]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(spec.nbytes for spec in self._specs.values())
+
     def row_blocks(self, name: str) -> Iterator[slice | None]:
         """Slices of the rows that cover ``name`` in order; ``None`` stands for the whole."""
         shape = self.spec(name).shape

@@ -46,7 +46,7 @@ class PickledWeights(MemoryWeights):
 
     def _check_held(self, path: Path) -> None:
         """Refuse tensors whose entries are mostly the same few: they would be written one by one."""
-        size, claimed = path.stat().st_size, sum(spec.nbytes for spec in self._specs.values())
+        size, claimed = path.stat().st_size, self.nbytes
         if claimed > max(_SMALL, SPREAD * size):
             name, spec = max(self._specs.items(), key=lambda item: item[1].nbytes)
             raise CorruptFile(
