@@ -116,12 +116,12 @@ def primal(value: Any) -> Any:
 def map_tangents(derivative: Callable[..., Tangent], *values: Any) -> list[Tangent]:
     """``derivative`` of the values' tangents, once a direction; None stays None if all are."""
     directions = max(len(value.tangents) for value in values if isinstance(value, Dual))
-    found = []
+    slopes = []
     with torch.no_grad():
         for place in range(directions):
             steps = [value.tangents[place] if isinstance(value, Dual) else None for value in values]
-            found.append(derivative(*steps) if any(step is not None for step in steps) else None)
-    return found
+            slopes.append(derivative(*steps) if any(step is not None for step in steps) else None)
+    return slopes
 
 
 def join(out: Any, tangents: Sequence[Any]) -> Any:
@@ -132,7 +132,7 @@ def join(out: Any, tangents: Sequence[Any]) -> Any:
         # Under autocast a branch that moves may be narrower than one that does not.
         return Dual(out, [None if tangent is None else tangent.to(out.dtype) for tangent in tangents])
     return type(out)(
-        join(one, [None if of is None else of[place] for of in tangents]) for place, one in enumerate(out)
+        join(value, [None if of is None else of[place] for of in tangents]) for place, value in enumerate(out)
     )
 
 
@@ -151,9 +151,7 @@ def by_forward_mode(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         again, more = tree_unflatten(moved, form)
         return tree_flatten(func(*again, **more))[0]
 
-    pushed = [
-        _pushed(run, leaves, place, func.__name__) or [None] * len(values) for place in range(directions)
-    ]
+    pushed = [_push(run, leaves, place, func.__name__) or [None] * len(values) for place in range(directions)]
     slopes = zip(*pushed, strict=True)
     return tree_unflatten(
         [
@@ -164,7 +162,7 @@ def by_forward_mode(func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     )
 
 
-def _pushed(
+def _push(
     run: Callable[[Sequence[Any]], list[Any]], leaves: Sequence[Any], place: int, name: str
 ) -> list[Tangent] | None:
     """The tangents of an operation's outputs along one direction; None if no input moves along it."""
@@ -180,17 +178,17 @@ def _pushed(
             outs = run(moved)
         except (NotImplementedError, RuntimeError) as error:
             raise missing(error, repr(name)) from None
-        found = [_tangent(out) for out in outs]
-        if any(differentiable(out) and slope is None for out, slope in zip(outs, found, strict=True)):
+        slopes = [_tangent(out) for out in outs]
+        if any(differentiable(out) and slope is None for out, slope in zip(outs, slopes, strict=True)):
             raise NoTangent(f"{name!r} returned no tangent")
-        return found
+        return slopes
 
 
 def _tangent(out: Any) -> Tangent:
     if not differentiable(out):
         return None
-    found: Tangent = forward_ad.unpack_dual(out).tangent  # type: ignore[no-untyped-call]
-    return found
+    tangent: Tangent = forward_ad.unpack_dual(out).tangent  # type: ignore[no-untyped-call]
+    return tangent
 
 
 def _attribute(getter: Any, dual: Dual) -> Any:

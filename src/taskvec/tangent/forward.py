@@ -92,11 +92,11 @@ _SIGNS = ("forward ad", "forward mode", "forward-mode", "jvp", "functorch", "vma
 
 def missing(error: Exception, what: str = "an operation") -> Exception:
     """The error, or NoTangent in its place if it says that a derivative is missing."""
-    said = str(error).strip().splitlines()[0]
-    if not any(sign in said.lower() for sign in _SIGNS):
+    message = str(error).strip().splitlines()[0]
+    if not any(sign in message.lower() for sign in _SIGNS):
         return error
     return NoTangent(
-        f"{what} has no forward-mode derivative ({said[:160]}); write it in plain torch operations"
+        f"{what} has no forward-mode derivative ({message[:160]}); write it in plain torch operations"
     )
 
 
@@ -107,12 +107,12 @@ def named_in(module: nn.Module, function: Callable[..., Any]) -> Callable[..., A
         try:
             return function(*args, **kwargs)
         except (NotImplementedError, RuntimeError, NoTangent) as error:
-            found = error if isinstance(error, NoTangent) else missing(error)
-            if not isinstance(found, NoTangent):
+            clear = error if isinstance(error, NoTangent) else missing(error)
+            if not isinstance(clear, NoTangent):
                 raise
             with _tracing(module) as running, suppress(NotImplementedError, RuntimeError, NoTangent):
                 function(*args, **kwargs)
-            raise type(found)(f"{running[-1]}: {found}" if running else str(found)) from None
+            raise type(clear)(f"{running[-1]}: {clear}" if running else str(clear)) from None
 
     return named
 

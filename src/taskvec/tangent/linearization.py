@@ -14,7 +14,7 @@ from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.tangent.dual import Dual, primals
 from taskvec.tangent.forward import NoRoute, NoTangent, Params, differentiable, jvp, named_in
-from taskvec.tangent.verification import Probe, close, disagreement, probe
+from taskvec.tangent.verification import Probe, are_close, describe_disagreement, probe
 
 Route = Literal["auto", "rules", "lean", "func"]
 ROUTES = ("auto", "rules", "lean", "func")
@@ -81,7 +81,7 @@ class Linearization:
         elif self.route == "lean":
             out = self._lean(tau, args, kwargs)
         else:
-            out = _sum(*jvp(self._bound(args, kwargs), self.theta0, tau))
+            out = _sum(*jvp(self._bind(args, kwargs), self.theta0, tau))
         if torch.is_grad_enabled() and any(step.requires_grad for step in tau.values()):
             _check_reached(out, lambda leaf: isinstance(leaf, Tensor) and leaf.requires_grad)
         return out
@@ -101,21 +101,21 @@ class Linearization:
                 self._settle(taus[0], args, kwargs)
             if self.route == "rules":
                 return self._many(taus, args, kwargs)
-            found = [jvp(self._bound(args, kwargs), self.theta0, tau) for tau in taus]
-        return found[0][0], [slope for _, slope in found]
+            pairs = [jvp(self._bind(args, kwargs), self.theta0, tau) for tau in taus]
+        return pairs[0][0], [slope for _, slope in pairs]
 
     def _dual(self, name: str, steps: Sequence[Tensor | None]) -> Dual:
         """A parameter and its displacements; what autograd sends back to it goes to the first of them."""
 
         def at(value: Tensor) -> Dual:
-            anchored = value if steps[0] is None else _anchored(steps[0], value)
+            anchored = value if steps[0] is None else _anchor(steps[0], value)
             return Dual(anchored, [None if step is None else step.detach().to(value.dtype) for step in steps])
 
         dual = at(self.theta0[name])
-        dual.shortcut = lambda dtype: at(self._narrowed(name, dtype))
+        dual.shortcut = lambda dtype: at(self._narrow_theta0(name, dtype))
         return dual
 
-    def _narrowed(self, name: str, dtype: torch.dtype) -> Tensor:
+    def _narrow_theta0(self, name: str, dtype: torch.dtype) -> Tensor:
         """theta0 in autocast's dtype: converted once, since it never changes."""
         value = self.theta0[name]
         version, kept = self._narrow.get((name, dtype), (-1, value))
@@ -126,27 +126,27 @@ class Linearization:
 
     def _by_rules(self, tau: Params, args: Any, kwargs: Any) -> Any:
         duals = {name: self._dual(name, [step]) for name, step in tau.items()}
-        out = self._bound(args, kwargs)({**self.theta0, **duals})
+        out = self._bind(args, kwargs)({**self.theta0, **duals})
         return tree_map_only(Dual, lambda leaf: leaf.primal + _slope(leaf, 0), out)
 
     def _lean(self, tau: Params, args: Any, kwargs: Any) -> Any:
-        function = self._bound(args, kwargs)
+        function = self._bind(args, kwargs)
         with torch.no_grad():
             _, slope = jvp(function, self.theta0, {name: step.detach() for name, step in tau.items()})
-        anchored = {name: _anchored(step, self.theta0[name]) for name, step in tau.items()}
+        anchored = {name: _anchor(step, self.theta0[name]) for name, step in tau.items()}
         return _sum(function({**self.theta0, **anchored}), slope)
 
     def _many(self, taus: Sequence[Params], args: Any, kwargs: Any) -> tuple[Any, list[Any]]:
         names = dict.fromkeys(name for tau in taus for name in tau)
         duals = {name: self._dual(name, [tau.get(name) for tau in taus]) for name in names}
-        out = self._bound(args, kwargs)({**self.theta0, **duals})
+        out = self._bind(args, kwargs)({**self.theta0, **duals})
         _check_reached(out, lambda leaf: isinstance(leaf, Dual))
         return primals(out), [
             tree_map(lambda leaf, at=place: _slope(leaf, at), out) for place in range(len(taus))
         ]
 
-    def _bound(self, args: Any, kwargs: Any) -> Callable[[Params], Any]:
-        return lambda params: _checked(self._function(params, *args, **kwargs))
+    def _bind(self, args: Any, kwargs: Any) -> Callable[[Params], Any]:
+        return lambda params: _check_output(self._function(params, *args, **kwargs))
 
     def _check(self, tau: Params) -> None:
         unknown = [name for name in tau if name not in self.theta0]
@@ -165,29 +165,29 @@ class Linearization:
         """Decide on these inputs: ``rules``, or else ``func``, or ``lean`` where func has no gradient."""
         names = list(names)
 
-        def tried(route: Route) -> Probe:
-            found = Linearization(self._function, self.theta0, route=route)
-            return probe(found, self.theta0, names, args, kwargs)
+        def try_route(route: Route) -> Probe:
+            lin = Linearization(self._function, self.theta0, route=route)
+            return probe(lin, self.theta0, names, args, kwargs)
 
         rules: Probe | Exception
         try:
-            rules = tried("rules")
+            rules = try_route("rules")
         except NoRoute:
             raise
-        except Exception as error:  # one of the inputs' own comes again by the next route
+        except Exception as error:  # an error of the inputs comes again by the next route
             rules = error
         other: Route = "func"
         try:
-            expected = tried(other)
+            expected = try_route(other)
         except RuntimeError as error:
             if "is not implemented" not in str(error):
                 raise
             other = "lean"
-            expected = tried(other)
+            expected = try_route(other)
         if isinstance(rules, Exception):
             reason = f"they fail with {type(rules).__name__}: {rules}"
         else:
-            reason = disagreement(rules, expected)
+            reason = describe_disagreement(rules, expected)
         if reason:
             self._refuse_random(args, kwargs)
             if not isinstance(rules, NoTangent):
@@ -196,11 +196,11 @@ class Linearization:
 
     def _refuse_random(self, args: Any, kwargs: Any) -> None:
         with torch.no_grad():
-            one, two = (
-                list(filter(differentiable, tree_leaves(self._bound(args, kwargs)(self.theta0))))
+            first, second = (
+                list(filter(differentiable, tree_leaves(self._bind(args, kwargs)(self.theta0))))
                 for _ in range(2)
             )
-        if not close(one, two):
+        if not are_close(first, second):
             raise NoRoute("the function is random: it gives different values on the same inputs")
 
 
@@ -218,7 +218,7 @@ class _Anchor(torch.autograd.Function):
         return slope.to(ctx.dtype), None
 
 
-def _anchored(tau: Tensor, theta0: Tensor) -> Tensor:
+def _anchor(tau: Tensor, theta0: Tensor) -> Tensor:
     anchored: Tensor = _Anchor.apply(tau, theta0)  # type: ignore[no-untyped-call]
     return anchored
 
@@ -242,7 +242,7 @@ def _slope(leaf: Any, direction: int) -> Any:
     return torch.zeros_like(leaf.primal) if step is None else step
 
 
-def _checked(out: Any) -> Any:
+def _check_output(out: Any) -> Any:
     """What a function returned, if its tensors can be found and have tangents."""
     tensors = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
     if not tensors:

@@ -115,14 +115,14 @@ class Block:
 
     def _read(self, chunks: list[Chunk]) -> dict[int, tuple[Tensor, Tensor]]:
         """By row of a table, places in the kernel of the samples that read it, and their slopes (R, C, d)."""
-        found = [
+        reads = [
             (samples + at.start, rows, slopes)
             for at, terms in chunks
             for term in terms
             if isinstance(term, Scatter)
             for samples, rows, slopes in [term.summed()]
         ]
-        samples, rows, slopes = (torch.cat(column) for column in zip(*found, strict=True))
+        samples, rows, slopes = (torch.cat(column) for column in zip(*reads, strict=True))
         order = rows.argsort(stable=True)
         names, counts = torch.unique_consecutive(rows[order], return_counts=True)
         parts = torch.split(order, counts.tolist())
@@ -163,9 +163,9 @@ class Block:
             for into, g, h in zip(self.targets, *slopes, strict=True):
                 products = torch.einsum("aso,bto->asbt", g, h)
                 products = products.view(-1, outputs, x.shape[1], len(y) - skip, outputs, y.shape[1])
-                found = torch.einsum("icsjdt,isjt->icjd", products, inputs).flatten(2).flatten(0, 1)
+                sums = torch.einsum("icsjdt,isjt->icjd", products, inputs).flatten(2).flatten(0, 1)
                 rows = slice(here.start * outputs, here.stop * outputs)
-                into[rows, there.start * outputs : there.stop * outputs] += found
+                into[rows, there.start * outputs : there.stop * outputs] += sums
 
 
 def _add_symmetric(into: Tensor, left: Tensor) -> None:

@@ -59,8 +59,8 @@ def ntk(
     first = Samples.of(x1, "x1")
     second = None if x2 is None else Samples.of(x2, "x2")
     with torch.no_grad():
-        tried = first if second is None or len(first) > 1 else second
-        gradients = SampleGradients(model, selected(model, params), tried)
+        examples = first if second is None or len(first) > 1 else second  # one sample would show too little
+        gradients = SampleGradients(model, selected(model, params), examples)
         return _fill(gradients, first, second, mode, memory, batch)
 
 
@@ -126,9 +126,9 @@ def _pieces(start: int, stop: int, size: int) -> Iterator[slice]:
 
 def _block(gradients: SampleGradients, samples: Samples, block: slice, step: int) -> Features:
     """Features of a block of samples, in chunks."""
-    found: Features = {}
+    features: Features = {}
     for piece in _pieces(block.start, block.stop, step):
         at = slice(piece.start - block.start, piece.stop - block.start)
         for name, terms in gradients.features(samples[piece]).items():
-            found.setdefault(name, []).append((at, terms))
-    return found
+            features.setdefault(name, []).append((at, terms))
+    return features

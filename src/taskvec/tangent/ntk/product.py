@@ -1,6 +1,7 @@
 """The kernel's products with vectors, without the kernel."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,8 @@ def ntk_product(
     first = Samples.of(x1, "x1")
     second = first if x2 is None else Samples.of(x2, "x2")
     parameters = selected(model, params)
-    step = _pulled(model, parameters, second, v, batch)
-    return _pushed(model, parameters, first, step, batch)
+    step = _pull_back(model, parameters, second, v, batch)
+    return _push_forward(model, parameters, first, step, batch)
 
 
 @checked
@@ -73,7 +74,7 @@ def ntk_operator(
     return LinearOperator((side, side), matvec=times, rmatvec=times, dtype=np.float64)
 
 
-def _pulled(
+def _pull_back(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], samples: Samples, v: Tensor, batch: int
 ) -> dict[str, Tensor]:
     """J^T v, by parameter."""
@@ -88,16 +89,15 @@ def _pulled(
                 f"ntk_product: v is {tuple(v.shape)}, expected {(len(samples), out.shape[1])} as the outputs"
             )
         if out.requires_grad:
-            slopes = torch.autograd.grad(
-                out, list(leaves.values()), v[start : start + batch].to(out), allow_unused=True
-            )
+            some = v[start : start + batch].to(out)
+            slopes = torch.autograd.grad(out, list(leaves.values()), some, materialize_grads=True)
             for name, slope in zip(leaves, slopes, strict=True):
-                if slope is not None:
-                    total[name] += slope
+                total[name] += slope
     return total
 
 
-def _pushed(
+@torch.no_grad()
+def _push_forward(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     samples: Samples,
@@ -105,15 +105,10 @@ def _pushed(
     batch: int,
 ) -> Tensor:
     """J times a displacement."""
-    at = {name: p.detach() for name, p in parameters.items()}
 
-    def outputs(values: Mapping[str, Tensor]) -> Tensor:
+    def outputs(piece: Samples, values: Mapping[str, Tensor]) -> Tensor:
         with substituted(model, values):
             return piece.outputs(model)
 
-    found = []
-    for start in range(0, len(samples), batch):
-        piece = samples[start : start + batch]
-        with torch.no_grad():
-            found.append(jvp(outputs, at, step)[1])
-    return torch.cat(found)
+    pieces = (samples[start : start + batch] for start in range(0, len(samples), batch))
+    return torch.cat([jvp(partial(outputs, piece), parameters, step)[1] for piece in pieces])

@@ -30,16 +30,16 @@ class Samples:
         Raises: InputError for inputs without a tensor, without a sample, or of different lengths.
         """
         if isinstance(inputs, Mapping):
-            found = cls((), dict(inputs))
+            samples = cls((), dict(inputs))
         else:
-            found = cls(inputs if isinstance(inputs, tuple) else (inputs,), {})
-        sizes = [len(tensor) if tensor.ndim else 0 for tensor in found.tensors()]
+            samples = cls(inputs if isinstance(inputs, tuple) else (inputs,), {})
+        sizes = [len(tensor) if tensor.ndim else 0 for tensor in samples.tensors()]
         if not sizes or len(set(sizes)) > 1 or sizes[0] == 0:
             raise InputError(
                 f"ntk: the tensors of {name} hold {sorted(set(sizes))} samples, expected the same number, "
                 "one or more, in the first dimension of each"
             )
-        return found
+        return samples
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors."""
@@ -69,7 +69,7 @@ class Samples:
         return out
 
     def __getitem__(self, piece: slice) -> "Samples":
-        """Some samples; the tensors are new objects that share memory, so notes on them stay private."""
+        """Some samples; the tensors are new objects that share memory."""
 
         def cut(value: Any) -> Any:
             return value[piece].detach() if isinstance(value, Tensor) else value
@@ -83,24 +83,17 @@ def selected(model: nn.Module, params: Selection) -> dict[str, nn.Parameter]:
     Raises: InputError when nothing is chosen, or a name is unknown.
     """
     every = [(n, p) for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()]
-    first: dict[int, str] = {}
-    for name, parameter in every:
-        first.setdefault(id(parameter), name)
-    chosen = _chosen(model, params, [name for name, _ in every])
-    wanted = {id(parameter) for name, parameter in every if name in chosen}
-    return {name: p for name, p in model.named_parameters() if id(p) in wanted and p.numel()}
+    names = _choose(f"ntk of {type(model).__name__}", params, [name for name, _ in every])
+    chosen = {id(p) for name, p in every if name in names}
+    return {name: p for name, p in model.named_parameters() if id(p) in chosen and p.numel()}
 
 
-def _chosen(model: nn.Module, params: Selection, names: Sequence[str]) -> set[str]:
-    where = f"ntk of {type(model).__name__}"
+def _choose(where: str, params: Selection, names: Sequence[str]) -> set[str]:
     if isinstance(params, str):
         return set(select_names(names, params, where))
-    if callable(params):
-        found = set(filter(params, names))
-    else:
-        found = set(params)
-        for name in sorted(found - set(names)):
-            raise InputError(f"{where}: no parameter called {name!r}; {nearest(name, names)}")
-    if not found:
+    chosen = set(filter(params, names) if callable(params) else params)
+    for name in sorted(chosen.difference(names)):
+        raise InputError(f"{where}: no parameter called {name!r}; {nearest(name, names)}")
+    if not chosen:
         raise InputError(f"{where}: params {params!r} selects none of {len(names)} parameters")
-    return found
+    return chosen
