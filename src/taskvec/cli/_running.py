@@ -1,6 +1,7 @@
-"""What ``run`` and ``demo`` share: options, and how results are shown."""
+"""What ``run``, ``demo`` and ``analyze`` share: options, and how results are shown."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ from cyclopts import Parameter
 from taskvec.cli._common import print_json, print_table
 
 if TYPE_CHECKING:
+    from taskvec.reports.tables import Table
     from taskvec.studies.study import Results
 
 Fresh = Annotated[bool, Parameter(name="--force", negative=())]
@@ -24,6 +26,11 @@ def show(results: "Results", folder: Path, *, json: bool) -> None:
     if json:
         print_json(facts_of(results))
         return
+    print_tables(tables, f"{folder / 'report.html'}, report.md, results.json, records.jsonl")
+
+
+def print_tables(tables: "Iterable[Table]", written: str) -> None:
+    """The tables of results, and which files hold them."""
     for table in tables:
         print_table(table.title, table.columns, table.rows, note=table.note)
-    sys.stdout.write(f"Written: {folder / 'report.html'}, report.md, results.json, records.jsonl\n")
+    sys.stdout.write(f"Written: {written}\n")

@@ -1,6 +1,5 @@
 """``taskvec analyze``: one subcommand an analysis, whose options are the analysis' fields."""
 
-import sys
 from collections.abc import Callable, Sequence
 from inspect import Parameter as Argument
 from inspect import Signature, signature
@@ -10,7 +9,8 @@ from typing import Annotated, Any, get_args, get_origin
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from taskvec.cli._common import Force, Json, Quiet, print_json, print_table, watching
+from taskvec.cli._common import Force, Json, Quiet, print_json, watching
+from taskvec.cli._running import print_tables
 from taskvec.cli._standard import say_line
 from taskvec.studies import ANALYSES
 from taskvec.studies.analysis import Analysis
@@ -45,10 +45,8 @@ def _command(analysis: type[Analysis]) -> Callable[..., None]:
         written = write_analysis(plain, tables, record.figures, output, force=force)
         if json:
             print_json(plain)
-            return
-        for table in tables:
-            print_table(table.title, table.columns, table.rows, note=table.note)
-        sys.stdout.write(f"Written: {', '.join(map(str, written))}\n")
+        else:
+            print_tables(tables, ", ".join(map(str, written)))
 
     shared = [each for each in signature(command).parameters.values() if each.kind is Argument.KEYWORD_ONLY]
     command.__doc__ = analysis.__doc__

@@ -74,23 +74,22 @@ def _holds(path: Path, source: str) -> bool:
         return source.encode() in file.read(1024)  # where a PNG says what it was drawn from
 
 
-def axes_in_a_row(columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
-    """A figure of axes of this size in inches, open above and to the right."""
+def grid_of_axes(
+    rows: int, columns: int, width: float, height: float, margin: float = 0.6
+) -> "tuple[Figure, list[list[Axes]]]":
+    """A figure of rows of axes of this size in inches, with a margin for what stands beside them."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    axes = list(figure.subplots(1, columns, squeeze=False)[0])
+    figure = Figure(figsize=(width * columns + margin, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
+
+
+def axes_in_a_row(columns: int, width: float, height: float) -> "tuple[Figure, list[Axes]]":
+    """A figure of axes of this size in inches, open above and to the right."""
+    figure, [axes] = grid_of_axes(1, columns, width, height, margin=0)
     for ax in axes:
         hide_spines(ax)
     return figure, axes
-
-
-def grid_of_axes(rows: int, columns: int, width: float, height: float) -> "tuple[Figure, list[list[Axes]]]":
-    """A figure of rows of axes of this size in inches."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns + 0.6, height * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False).tolist()
 
 
 def hide_spines(ax: "Axes") -> None:

@@ -20,7 +20,7 @@ from taskvec.tasks.task import Task
 Labels = Literal["all", "sampled"]
 
 SLICE = 1 << 21
-"""Numbers of per-sample gradients that are written out at a time."""
+"""Numbers of per-sample gradients that are written out at a time: few enough to be squared in the cache."""
 
 
 class _Scores(Classifier):
