@@ -11,7 +11,7 @@ from torch import Tensor
 from taskvec.errors import InputError
 from taskvec.registry import Registry
 from taskvec.rules.pairs import Deltas, stacked
-from taskvec.rules.rule import Piece, Rule, Scope, Stacks, Stage
+from taskvec.rules.rule import Consumes, Piece, Rule, Scope, Stacks, Stage
 
 
 class Rules(Registry[Rule]):
@@ -79,7 +79,7 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
         for part in parts:
             if part.measure_model is not None:
                 asked = part.accepted_parameters(settings)
-                made = part.measure_model(seen, **asked, _given=stacks.stacked()) or {}
+                made = part.measure_model(seen, **asked, _given=stacks) or {}
                 for tensor, values in made.items():
                     measured[tensor].update(values)
             seen = _after(part, seen, partial(_values, part, seen, settings, measured))
@@ -106,12 +106,13 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
     named = [part for part in parts if part.name in name.split("+")]
     function.__doc__ = "\n\n".join(part.description for part in named)
     scopes: tuple[Scope, ...] = get_args(Scope)
+    consumed: tuple[Consumes, ...] = get_args(Consumes)
     merging = next(part for part in parts if part.stage == "merge")
     return Rule(
         name,
         function,
         max((part.scope for part in parts), key=scopes.index),
-        consumes=max((part.consumes for part in parts), key=len),
+        consumes=max((part.consumes for part in parts), key=consumed.index),
         tasks=merging.tasks,
         measure_model=measure_model if any(part.measure_model for part in parts) else None,
         measure_tensor=measure_tensor if any(part.measure_tensor for part in parts) else None,

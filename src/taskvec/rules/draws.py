@@ -50,7 +50,7 @@ def philox(first: int, key: int, other_key: int, count: int) -> NDArray[np.uint3
             counter = np.uint64(first) + np.uint64(start + i)
             w, x, y, z = counter & low, counter >> half, np.uint64(0), np.uint64(0)
             k0, k1 = np.uint64(key), np.uint64(other_key)
-            for _ in range(10):
+            for _ in range(10):  # the rounds that its authors advise; seven pass their tests
                 p, q = w * np.uint64(0xD2511F53), y * np.uint64(0xCD9E8D57)
                 w, x = (q >> half) ^ x ^ k0, q & low
                 y, z = (p >> half) ^ z ^ k1, p & low

@@ -11,6 +11,7 @@ from taskvec.errors import InputError
 from taskvec.names import BLOCKS, block_depths
 from taskvec.patterns import Pattern
 from taskvec.reading import shown
+from taskvec.rules.pairs import stacked
 from taskvec.rules.rule import Rule, Stacks
 
 
@@ -65,7 +66,7 @@ def _matching(merged: Stacks, given: Stacks) -> float:
     tasks = 1
     for _, stack in given:
         tasks = len(stack)
-        summed += _square(stack.sum(0))
+        summed += _square(stacked(stack).sum(0))
     for _, tensor in merged:
         made += _square(tensor)
     return (summed / made) ** 0.5 / tasks if made else 1 / tasks

@@ -17,7 +17,7 @@ Every rule, and every chain of them, is tested against these laws (``tests/rules
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -27,10 +27,11 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.registry import nearest
-from taskvec.rules.pairs import Deltas, stacked
+from taskvec.rules.pairs import Deltas
 
 Scope = Literal["linear", "element", "model", "tensor", "matrix"]
 Stage = Literal["each", "merge", "after"]
+Consumes = Literal["deltas", "deltas, base", "deltas, unlabelled inputs"]
 Law = Literal["order", "scale"]
 
 
@@ -102,14 +103,6 @@ class Stacks:
         row = slice(0, 1) if len(self.blocks(name)) > 1 else None
         return len(next(self.pieces(name, row))[0])
 
-    def stacked(self) -> "Stacks":
-        """The same, with every piece as one tensor."""
-
-        def pieces(name: str, rows: slice | None) -> Iterator[Piece]:
-            return ((stacked(deltas), context) for deltas, context in self.pieces(name, rows))
-
-        return replace(self, pieces=pieces)
-
     def sample(self, name: str, number: int) -> Iterator[Piece]:
         """Rows that are spread over a tensor, of about so many entries; all if it is in one block."""
         shape = self.shapes[name]
@@ -132,7 +125,8 @@ class Rule:
     Attributes:
         name: as in the registry.
         function: deltas (task, *shape), float32 or float64, and keyword parameters -> (*shape). Pure.
-            Parameters that begin with ``_`` are not the user's: ``_place`` is where the deltas lie,
+            A parameter that is a list has one value for each task. Those that begin with ``_`` are not the
+            user's: ``_place`` is where the deltas lie,
             ``_base`` the weights (*shape) they belong to, others come from the two measurements below.
         scope: what one output element depends on: its own deltas in a fixed sum (``linear``), its own
             deltas (``element``), these and numbers measured on the whole ``model``, the whole ``tensor``,
@@ -162,7 +156,7 @@ class Rule:
     function: Callable[..., Tensor]
     scope: Scope
     stage: Stage = "merge"
-    consumes: str = "deltas"
+    consumes: Consumes = "deltas"
     tasks: tuple[int, int | None] = (1, None)
     coefficients: Callable[..., list[float]] | None = None
     measure_model: Callable[..., Mapping[str, Mapping[str, Any]] | None] | None = None

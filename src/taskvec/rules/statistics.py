@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError, NonFinite
-from taskvec.rules.rule import Place
+from taskvec.rules.rule import Consumes, Place
 
-CONSUMES = "deltas, unlabelled inputs"
+CONSUMES: Consumes = "deltas, unlabelled inputs"
 NEEDED = "statistics, one file for each vector (--stats, stats=); make them with: taskvec stats"
 
 Statistics = Sequence[Tensor | None]

@@ -31,7 +31,7 @@ def _load(path: Path) -> dict[str, Any]:
 class Checkpoint:
     """The loop's state on disk: leaves, optimizer, step. Nothing else varies, so nothing else is kept."""
 
-    every = 20.0
+    every = 20.0  # seconds: writing the optimizer's moments takes about one
 
     def __init__(
         self,

@@ -218,24 +218,19 @@ def pictures(scene: str, split: str, seed: int = 0, classes: tuple[int, ...] | N
     """
     if split not in SIZES:
         raise InputError(f"built-in world: no split {split!r}; {nearest(split, SIZES)}")
-    there = 10 if scene == "handwritten" or scene not in SCENES else SCENES[scene][1]
-    for label in classes or ():
-        if label >= there:
-            raise InputError(f"built-in world: no class {label} in the scene {scene!r}, which has {there}")
-    if scene == "handwritten":
-        every, first = _handwritten(), 0
-        for name, size in HANDWRITTEN_SIZES.items():
-            if name == split:
-                break
-            first += size
-        rows = np.arange(first, first + HANDWRITTEN_SIZES[split])
-        if classes is not None:
-            rows = rows[np.isin(every.labels[rows], classes)]
-        return Pictures(every.images[rows], every.labels[rows])
-    if scene not in SCENES:
+    if scene not in {"handwritten", *SCENES}:
         raise InputError(f"built-in world: no scene {scene!r}; {nearest(scene, ['handwritten', *SCENES])}")
-    draw, count = SCENES[scene]
-    rng = generator(seed, scene, split, *(classes or ()))
+    count = 10 if scene == "handwritten" else SCENES[scene][1]
+    for label in classes or ():
+        if label >= count:
+            raise InputError(f"built-in world: no class {label} in the scene {scene!r}, which has {count}")
     among = np.arange(count) if classes is None else np.array(classes)
+    if scene == "handwritten":
+        scans, ends = _handwritten(), np.cumsum([*HANDWRITTEN_SIZES.values()])
+        start = dict(zip(HANDWRITTEN_SIZES, [0, *ends], strict=False))[split]
+        rows = np.arange(start, start + HANDWRITTEN_SIZES[split])
+        rows = rows[np.isin(scans.labels[rows], among)]
+        return Pictures(scans.images[rows], scans.labels[rows])
+    rng = generator(seed, scene, split, *(classes or ()))
     labels = among[rng.permuted(np.resize(np.arange(len(among)), SIZES[split]))].astype(np.int64)
-    return Pictures(draw(rng, labels), labels)
+    return Pictures(SCENES[scene][0](rng, labels), labels)
