@@ -314,10 +314,11 @@ def _coefficients_of_each(regime: str, wholes: Sequence[Sum], tasks: Sequence[st
 
 
 def _contributions(task: str, regimes: Iterable[Sequence[Sum]], tasks: Sequence[str]) -> Iterator[Mean]:
+    """To its own task and to the others, in points, for each regime."""
     for wholes in regimes:
-        yield Mean([whole.gain(task, on=task) for whole in wholes], "+.1f", scale=100)
-        others = [fmean(whole.gain(task, on=other) for other in tasks if other != task) for whole in wholes]
-        yield Mean(others, "+.1f", scale=100)
+        gains = [{other: whole.gain(task, on=other) for other in tasks} for whole in wholes]
+        yield Mean([100 * gain.pop(task) for gain in gains], "+.1f")
+        yield Mean([100 * fmean(gain.values()) for gain in gains], "+.1f")
 
 
 def _draw(sums: Mapping[str, Sequence[Sequence[Sum]]]) -> "Figure":
