@@ -78,17 +78,11 @@ class Unified(Weights):
     """
 
     def __init__(self, weights: Weights, info: MaskInfo) -> None:
-        masks = {part_name(name, task): name for name in weights for task in info.factors}
-        names = [name for name in weights if masks.get(name) not in weights]
-        wanted = {part_name(name, task): name for name in names for task in info.factors}
-        for place, name in wanted.items():
-            spec = TensorSpec((packed_size(weights.spec(name).numel),), torch.uint8)
-            if place not in weights or weights.spec(place) != spec:
-                state = "is missing" if place not in weights else f"is {weights.spec(place)}"
-                raise CorruptFile(
-                    f"{weights.ref}: {place!r} {state}, expected {spec.shape[0]} bytes for the entries of "
-                    f"{name!r}; download or write it again"
-                )
+        masks = {part_name(name, task) for name in weights for task in info.factors}
+        names = [name for name in weights if name not in masks]
+        for name in names:
+            for task in info.factors:
+                _check_mask(weights, name, part_name(name, task))
         wrong = [name for name in names if weights.spec(name).dtype not in EDITABLE]
         if wrong or not info.factors:
             what = f"{wrong[0]!r} found, expected floating point" if wrong else "no tasks, expected some"
@@ -103,6 +97,16 @@ class Unified(Weights):
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         return self._weights.read(name, rows)
+
+
+def _check_mask(weights: Weights, name: str, place: str) -> None:
+    spec = TensorSpec((packed_size(weights.spec(name).numel),), torch.uint8)
+    if place not in weights or weights.spec(place) != spec:
+        state = "is missing" if place not in weights else f"is {weights.spec(place)}"
+        raise CorruptFile(
+            f"{weights.ref}: {place!r} {state}, expected {spec.shape[0]} bytes for the entries of "
+            f"{name!r}; download or write it again"
+        )
 
 
 def deltas_like(unified: Tensor, vector: Delta, name: str, rows: slice | None) -> Tensor:

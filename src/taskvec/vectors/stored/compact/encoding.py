@@ -8,7 +8,7 @@ from taskvec.errors import InputError, NonFinite
 from taskvec.progress import Watch
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.info import CompactInfo
-from taskvec.vectors.stored.compact.form import PLAIN, Coded, Entries, Form, Parts, part_name, plain
+from taskvec.vectors.stored.compact.form import PLAIN, Entries, Form, Parts, part_name, plain
 from taskvec.vectors.stored.compact.spool import Spool
 from taskvec.weights.blocks import row_blocks, rows_of
 from taskvec.weights.dtypes import nonfinite_count
@@ -31,17 +31,12 @@ def encode(vector: Delta, form: Form, spool: Spool, dtype: torch.dtype | None, w
     bad: dict[str, int] = {}
     for done, name in enumerate(vector, 1):
         tensor = _entries(vector, name)
-        bad_entries, changed = _look_through(tensor) if vector.terms_at(name) else (0, False)
-        if bad_entries:
-            bad[name] = bad_entries
+        nonfinite, changed = _look_through(tensor) if vector.terms_at(name) else (0, False)
+        if nonfinite:
+            bad[name] = nonfinite
         if changed and not bad:
-            parts = _smaller(form.encode(tensor, dtype or tensor.spec.dtype), tensor, dtype)
-            for part, spec in parts.specs.items():
-                _check_free(vector, name, part, spool)
-                spool.allot(part_name(name, part), spec)
-            for part, first, piece in parts.pieces:
-                spool.put(part_name(name, part), piece, first)
-            squares[name] = _squares(Parts(spool, name, parts.specs), form, tensor)
+            parts = _store(vector, name, tensor, form, spool, dtype)
+            squares[name] = _squares(parts, form, tensor)
             if not math.isfinite(squares[name][0]):
                 raise NonFinite(f"{vector.ref}: {name!r} is not finite after decoding; nothing was written")
             if PLAIN not in parts.specs:
@@ -50,7 +45,7 @@ def encode(vector: Delta, form: Form, spool: Spool, dtype: torch.dtype | None, w
             watch(f"encoding {spool.target.name}", done, len(vector))
     if bad:
         raise NonFinite(nonfinite_message(vector.ref, bad))
-    lost, whole = (math.sqrt(math.fsum(pair[at] for pair in squares.values())) for at in (0, 1))
+    lost, whole = (math.sqrt(math.fsum(pair[side] for pair in squares.values())) for side in (0, 1))
     return CompactInfo(
         form=form.name,
         settings=form.model_dump(),
@@ -58,6 +53,26 @@ def encode(vector: Delta, form: Form, spool: Spool, dtype: torch.dtype | None, w
         errors={name: _ratio(math.sqrt(gone), math.sqrt(all_)) for name, (gone, all_) in squares.items()},
         coded=coded,
     )
+
+
+def _store(
+    vector: Delta, name: str, tensor: Entries, form: Form, spool: Spool, dtype: torch.dtype | None
+) -> Parts:
+    """Put the parts of a tensor into the spool: those of the form, or itself if that is smaller."""
+    plain_dtype = dtype or tensor.spec.dtype
+    coded, kept = form.encode(tensor, plain_dtype), plain(tensor, plain_dtype)
+    sizes = [sum(spec.nbytes for spec in way.specs.values()) for way in (coded, kept)]
+    chosen = coded if sizes[0] < sizes[1] else kept
+    for part, spec in chosen.specs.items():
+        place = part_name(name, part)
+        if place in spool or (part and place in vector):
+            raise InputError(
+                f"{vector.ref}: {place!r} is a tensor, expected no such name, as a part of {name!r} takes it"
+            )
+        spool.allot(place, spec)
+    for part, first, piece in chosen.pieces:
+        spool.put(part_name(name, part), piece, first)
+    return Parts(spool, name, chosen.specs)
 
 
 def working_bytes(vector: Delta, form: Form, name: str) -> int:
@@ -85,12 +100,6 @@ def _look_through(tensor: Entries) -> tuple[int, bool]:
     return bad, changed
 
 
-def _smaller(coded: Coded, tensor: Entries, dtype: torch.dtype | None) -> Coded:
-    kept = plain(tensor, dtype or tensor.spec.dtype)
-    sizes = [sum(spec.nbytes for spec in one.specs.values()) for one in (coded, kept)]
-    return coded if sizes[0] < sizes[1] else kept
-
-
 def _squares(parts: Parts, form: Form, tensor: Entries) -> tuple[float, float]:
     """Squared norms of what was lost and of the tensor, in float64."""
     shape, lost, whole = tensor.spec.shape, 0.0, 0.0
@@ -105,11 +114,3 @@ def _squares(parts: Parts, form: Form, tensor: Entries) -> tuple[float, float]:
 def _ratio(lost: float, whole: float) -> float:
     """Six digits of it."""
     return float(f"{lost / whole if whole else 0.0:.6g}")
-
-
-def _check_free(vector: Delta, name: str, part: str, spool: Spool) -> None:
-    place = part_name(name, part)
-    if place in spool or (part and place in vector):
-        raise InputError(
-            f"{vector.ref}: {place!r} is a tensor, expected no such name, as a part of {name!r} takes it"
-        )
