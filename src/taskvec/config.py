@@ -35,8 +35,8 @@ class Config(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            said = first_complaint(error, cls)
-            raise InputError(f"{where}: {said}" if where else said) from None
+            complaint = first_complaint(error, cls)
+            raise InputError(f"{where}: {complaint}" if where else complaint) from None
 
 
 def first_complaint(error: ValidationError, model: type[BaseModel] = Config) -> str:

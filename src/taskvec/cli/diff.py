@@ -105,7 +105,7 @@ def diff(
 
 
 def _in_vocabulary_of(base: "Weights", tuned: "Weights") -> "tuple[Weights, list[str]]":
-    """The fine-tuned model with the rows of the base's tokens, and what is to be said of it."""
+    """The fine-tuned model with the rows of the base's tokens, and notes on it."""
     from taskvec.edits.vocabulary import align
 
     if tuned.adapter is not None:

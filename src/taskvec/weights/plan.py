@@ -1,14 +1,17 @@
 """What the files of an output will hold, and where, known before the first byte is written."""
 
 import json
+import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from taskvec.errors import InputError
 from taskvec.weights.dtypes import HEADER_LIMIT, NAMES
 from taskvec.weights.lazy import Weights
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,8 @@ class Shard:
 
 def plan_shards(weights: Weights, max_size: float | None, metadata: Mapping[str, str]) -> list[Shard]:
     """Group tensors, in their order, into files of at most ``max_size`` bytes of data."""
-    groups: list[list[str]] = [[]]
-    filled = 0
-    for name in weights:
-        size = weights.spec(name).nbytes
-        if max_size is not None and groups[-1] and filled + size > max_size:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += size
+    most = math.inf if max_size is None else max_size
+    groups = list(batches(list(weights), most, lambda name: weights.spec(name).nbytes)) or [[]]
     known_as: dict[str, list[str]] = {}
     for alias, kept in weights.tied.items():
         known_as.setdefault(kept, []).append(alias)
@@ -51,6 +47,18 @@ def plan_shards(weights: Weights, max_size: float | None, metadata: Mapping[str,
         _plan_shard(weights, _shard_name(number, len(groups)), group, metadata, known_as)
         for number, group in enumerate(groups, 1)
     ]
+
+
+def batches(items: Sequence[T], most: float, size_of: Callable[[T], int]) -> Iterator[Sequence[T]]:
+    """Consecutive items, as many at a time as have up to ``most`` bytes together, but at least one."""
+    size, first = 0, 0
+    for place, item in enumerate(items):
+        if place > first and size + size_of(item) > most:
+            yield items[first:place]
+            size, first = 0, place
+        size += size_of(item)
+    if items:
+        yield items[first:]
 
 
 def _shard_name(number: int, count: int) -> str:

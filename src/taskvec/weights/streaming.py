@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import accumulate, chain
 from math import ceil
+from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 
@@ -24,13 +25,13 @@ from taskvec.weights.blocks import row_size
 from taskvec.weights.change import Change
 from taskvec.weights.dtypes import nonfinite_count, raw_bytes
 from taskvec.weights.lazy import Weights
-from taskvec.weights.plan import Shard
+from taskvec.weights.plan import Shard, batches
 from taskvec.weights.tally import Tally
 from taskvec.weights.workers import Locks, in_processes, in_threads
 from taskvec.writing import flush, write_at
 
 SPAN = 1 << 24
-"""Bytes that a worker writes before it says so: a few milliseconds, so that saying so costs nothing."""
+"""Bytes that a worker writes before it reports them: so many that a report costs nothing beside."""
 
 _SMALL = 1 << 20
 """Bytes below which tensors are taken several at a time, as a span costs a message and an opened file."""
@@ -46,7 +47,7 @@ A large output would else push the inputs and other programs' files out of memor
 free for long, which are slow to come by in a virtual machine.
 """
 
-Item = TypeVar("Item", "Block", "Span")
+_size = attrgetter("size")
 
 
 class Block(NamedTuple):
@@ -203,8 +204,9 @@ def _parts(weights: Weights, path: Path, shard: Shard, largest: float) -> list[S
         if sum(block.size for block in blocks) < _SMALL:
             few += blocks
         else:
-            parts += _together([Span(path, some) for some in _together(blocks, SPAN)], largest)
-    parts += [[Span(path, some)] for some in _together(few, _SMALL)]
+            spans = [Span(path, some) for some in batches(blocks, SPAN, _size)]
+            parts += batches(spans, largest, _size)
+    parts += [[Span(path, some)] for some in batches(few, _SMALL, _size)]
     return sorted(parts, key=lambda part: -sum(span.size for span in part))
 
 
@@ -216,18 +218,6 @@ def _blocks(weights: Weights, name: str, place: int) -> Iterator[Block]:
             yield Block(name, None, place, spec.nbytes)
         else:
             yield Block(name, rows, place + rows.start * row, (rows.stop - rows.start) * row)
-
-
-def _together(items: Sequence[Item], size: float) -> Iterator[Sequence[Item]]:
-    """Consecutive items, as many at a time as have up to ``size`` bytes together, but at least one."""
-    taken, first = 0, 0
-    for place, item in enumerate(items):
-        if place > first and taken + item.size > size:
-            yield items[first:place]
-            taken, first = 0, place
-        taken += item.size
-    if items:
-        yield items[first:]
 
 
 def _warm_up(weights: Weights, spans: Sequence[Span]) -> None:
