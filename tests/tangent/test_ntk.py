@@ -13,7 +13,16 @@ from scipy.sparse.linalg import cg, eigsh  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
-from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel, GPT2Config, GPT2Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GPT2Config,
+    GPT2Model,
+    T5Config,
+    T5EncoderModel,
+)
 
 import taskvec as tv
 from taskvec.errors import InputError
@@ -113,6 +122,18 @@ class Tokens(nn.Module):
         return self.head(x.tanh().mean(1))  # type: ignore[no-any-return]
 
 
+class Reshaped(nn.Module):
+    """Positions that are looked up once for all samples, and reshaped as that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(5, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = self.table(torch.arange(5)[None]).view(5, 3)
+        return self.head((x + positions).tanh().mean(1))  # type: ignore[no-any-return]
+
+
 class Tied(nn.Module):
     """One table for reading words, for a layer's weight, and directly in ``forward``."""
 
@@ -207,6 +228,11 @@ def gpt2() -> nn.Module:
     return Head(GPT2Model(config), 8, "mean")
 
 
+def t5() -> nn.Module:
+    config = T5Config(vocab_size=12, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    return Head(T5EncoderModel(config), 8, "mean")
+
+
 def clip() -> nn.Module:
     config = CLIPVisionConfig(image_size=8, patch_size=4, intermediate_size=16, **SMALL)
     return Head(CLIPVisionModel(config), 8, "pooler")
@@ -240,6 +266,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs], frozenset
     "as many tokens as samples": (Direct, lambda: vectors(5, 5, 5), frozenset()),
     "token and positions": (lambda: Tokens(1), lambda: vectors(5, 5, 3), frozenset()),
     "positions of one sample": (Tokens, lambda: vectors(5, 5, 3), frozenset()),
+    "positions that are reshaped": (Reshaped, lambda: vectors(5, 5, 3), frozenset({"table"})),
     "tied weights": (Tied, words, frozenset({"words"})),
     "weight norm": (
         lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 2)),
@@ -255,6 +282,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Inputs], frozenset
     "BERT, mean": (lambda: bert("mean", "sdpa"), text, frozenset()),
     "BERT, pooled first token": (lambda: bert("pooler", "eager"), text, frozenset()),
     "GPT-2": (gpt2, text, frozenset()),
+    "T5": (t5, text, frozenset({"shared", "relative_attention_bias"})),
     "CLIP": (clip, lambda: {"pixel_values": vectors(5, 3, 8, 8)}, frozenset()),
 }
 

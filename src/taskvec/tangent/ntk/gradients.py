@@ -113,13 +113,13 @@ class SampleGradients:
     @torch.enable_grad()
     def _run(self, samples: Samples) -> tuple[Tensor, _Noted]:
         """Outputs with a graph, and what was noted on the way."""
-        noted, owned = _Noted(len(samples)), self._owned()
+        noted, owned, spread = _Noted(len(samples)), self._owned(), set[str]()
         # Detached: no backward pass is to compute a parameter's gradient.
         plain = {name: p.detach() for name, p in self.model.named_parameters()}
         for name in self._copied:
             p, copied = plain[name], Copied(name, plain[name].shape)
             shape = p.shape[1:] if p.ndim > 1 and len(p) == 1 else p.shape
-            plain[name] = copied.watch(p.expand(len(samples), *shape))
+            plain[name] = copied.watch(p.expand(len(samples), *shape), len(samples))
             noted.uses.append(copied)
         with ExitStack() as hooks, substituted(self.model, plain), without_fast_path():
             for path, (values, names) in owned.items():
@@ -129,11 +129,11 @@ class SampleGradients:
             try:
                 out = samples.outputs(self.model)
             except Exception:
-                if not self._copied:
+                spread = {name for use in noted.uses if use.spread for name in use.names.values()}
+                if not spread:
                     raise
-                out = None  # copies do not fit, or the model is at fault and will fail again
-        if out is None:
-            self._copied.clear()
+        if spread:  # copies did not fit, or the model is at fault and will fail again
+            self._widen(spread)
             return self._run(samples)
         for use in noted.uses:
             use.check_inputs()
@@ -163,7 +163,7 @@ class SampleGradients:
                 return out
             use = General(names, module, values, given, form, places)
         noted.uses.append(use)
-        return use.watch(out)
+        return use.watch(out, noted.samples)
 
     def _sampled(self, call: tuple[str, int], given: Sequence[Any], n: int) -> list[int | None]:
         """0 for arguments that hold samples.

@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,14 +38,21 @@ class Use(ABC):
         self._zeros: list[Tensor] = []
         self._kept: list[Slopes] = []
         self._reached = False
+        self.spread = False
+        """Whether the model goes on with copies, one a sample, for which it may not be made."""
 
-    def watch(self, out: Any) -> Any:
-        """The outputs to go on with, after noting where their gradients come by."""
-        return tree_map_only(Tensor, self._watch, out)
+    def watch(self, out: Any, n: int) -> Any:
+        """The outputs to go on with, after noting where their gradients come by.
 
-    def _watch(self, out: Tensor) -> Tensor:
+        What is the same for all samples (a lookup of positions) is copied for each.
+        """
+        return tree_map_only(Tensor, partial(self._watch, n), out)
+
+    def _watch(self, n: int, out: Tensor) -> Tensor:
         if not out.is_floating_point():
             return out
+        if out.ndim and len(out) == 1 < n:
+            self.spread, out = True, out.expand(n, *out.shape[1:])
         self._zeros.append(out.new_zeros(()).expand(out.shape))
         if out.requires_grad:
             self.ends.append(get_gradient_edge(out))
@@ -118,11 +126,6 @@ class Lookup(Use):
         super().__init__(names, [])
         self._index = index
 
-    def watch(self, out: Any) -> Any:
-        """A lookup that is the same for all samples (of positions) is copied for each."""
-        n = len(self._index)
-        return super().watch(out if len(out) == n else out.expand(n, *out.shape[1:]))
-
     def _reduce(self, slopes: Slopes) -> Slopes:
         return [slopes[0].flatten(1, -2)]
 
@@ -156,7 +159,7 @@ class Copied(Use):
 
     def __init__(self, name: str, shape: torch.Size) -> None:
         super().__init__({name: name}, [])
-        self._shape = shape
+        self._shape, self.spread = shape, True
 
     def _reduce(self, slopes: Slopes) -> Slopes:
         return [slopes[0].reshape(-1, *self._shape)]
