@@ -15,7 +15,7 @@ from taskvec.reading import shortened
 
 T = TypeVar("T", bound=Callable[..., Any])
 
-FEW = 50
+_FEW = 50
 """Items of a container that are looked at."""
 
 _NUMBERS: dict[Any, Any] = {int: Integral, float: Real}
@@ -82,8 +82,8 @@ def label(ref: object) -> str:
 def _items(value: object) -> Iterable[object]:
     """The first values in a container of plain Python; others may read files to tell."""
     if isinstance(value, dict):
-        return islice(value.values(), FEW)
-    return islice(value, FEW) if isinstance(value, list | tuple) else ()
+        return islice(value.values(), _FEW)
+    return islice(value, _FEW) if isinstance(value, list | tuple) else ()
 
 
 def _fits(value: object, hint: Any) -> bool:

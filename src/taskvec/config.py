@@ -13,7 +13,7 @@ from taskvec.errors import InputError, and_more
 from taskvec.reading import DEPTH, printable, read_text, shortened
 from taskvec.registry import nearest
 
-YAML_LIMIT = 1 << 20
+_YAML_LIMIT = 1 << 20
 """Bytes of a YAML file; it is for people to write, and its reader is slow."""
 
 VALUES = 200_000
@@ -229,4 +229,4 @@ def read_yaml(path: Path) -> Any:
     Raises: InputError for a file that is missing, no YAML, too large, nested deeper than ``DEPTH``, has a key
         twice, or has tags that stand for more than numbers and text.
     """
-    return parse_yaml(read_text(path, YAML_LIMIT), str(path))
+    return parse_yaml(read_text(path, _YAML_LIMIT), str(path))

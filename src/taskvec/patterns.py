@@ -13,7 +13,7 @@ SECONDS = 2.0
 """How long one pattern may take for all the names it is tried on."""
 
 LENGTH = 4096
-REPEATS = 10_000
+_REPEATS = 10_000
 """The product of all counted repetitions of a pattern, such as ``{3}``: the matcher writes them out."""
 
 _COUNTED = re.compile(r"\{(\d*)(?:,(\d*))?\}")
@@ -56,7 +56,7 @@ class Pattern:
 
         self.text, self.where = text, where
         self._watch = watch or Stopwatch()
-        if len(text) > LENGTH or _written_out(text) > REPEATS:
+        if len(text) > LENGTH or _written_out(text) > _REPEATS:
             raise InputError(
                 f"{where}: {_quoted(text)} is too large a regular expression; write a simpler one"
             )

@@ -18,10 +18,10 @@ from typing import Any
 
 from taskvec.errors import CorruptFile, InputError
 
-TEXT_LIMIT = 1 << 28
+_TEXT_LIMIT = 1 << 28
 """Bytes of the largest text that is read whole: tokenizers and indexes have tens of MB at most."""
 
-NAME_LIMIT = 255
+_NAME_LIMIT = 255
 """Bytes of the longest name of a file."""
 
 _PATH_LIMIT = 4095
@@ -114,7 +114,7 @@ def _check_path(path: Path) -> Path:
         parts = [part.encode() for part in path.parts]
     except UnicodeEncodeError:
         raise InputError(f"{shown(str(path))}: a name that is not UTF-8; rename it") from None
-    if max(map(len, parts), default=0) > NAME_LIMIT or sum(map(len, parts)) + len(parts) > _PATH_LIMIT:
+    if max(map(len, parts), default=0) > _NAME_LIMIT or sum(map(len, parts)) + len(parts) > _PATH_LIMIT:
         raise InputError(f"{shown(str(path))}: file name too long")
     return path
 
@@ -135,7 +135,7 @@ def reason(error: OSError) -> str:
     return known.get(error.errno or 0) or (error.strerror or str(error)).lower()
 
 
-def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
+def read_bytes(path: Path, limit: int = _TEXT_LIMIT) -> bytes:
     """All of a plain file.
 
     Raises: InputError if it cannot be read or has more than ``limit`` bytes.
@@ -180,7 +180,7 @@ def copy_regular(path: Path, copy: Path) -> None:
             left -= target.write(block)
 
 
-def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
+def read_text(path: Path, limit: int = _TEXT_LIMIT) -> str:
     """All of a text file in UTF-8.
 
     Raises: InputError if it cannot be read or is too large; CorruptFile if it is no such text.
@@ -193,7 +193,7 @@ def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
         ) from None
 
 
-def read_json(path: Path, limit: int = TEXT_LIMIT) -> Any:
+def read_json(path: Path, limit: int = _TEXT_LIMIT) -> Any:
     """The content of a JSON file.
 
     Raises: InputError if it cannot be read; CorruptFile if it is no JSON, has a name twice, is nested deeper
@@ -202,7 +202,7 @@ def read_json(path: Path, limit: int = TEXT_LIMIT) -> Any:
     return parse_json(read_text(path, limit), str(path))
 
 
-def read_mapping(path: Path, limit: int = TEXT_LIMIT) -> dict[str, Any]:
+def read_mapping(path: Path, limit: int = _TEXT_LIMIT) -> dict[str, Any]:
     """The mapping in a JSON file.
 
     Raises: as ``read_json``; CorruptFile if it holds anything else.

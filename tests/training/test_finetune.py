@@ -184,6 +184,12 @@ def test_tangent_training_is_gradient_descent_on_the_linearized_loss(evaluator: 
     assert_close(train(backbone, theta0, [part], steps, space="tangent"), tau, rtol=1e-3, atol=2e-6)
 
 
+def test_clipping_at_zero_leaves_gradients_alone() -> None:
+    assert tv.TrainSettings(clip=0).clip is None and tv.TrainSettings().clip == 1.0
+    with pytest.raises(InputError, match="clip: input should be greater than or equal to 0"):
+        tv.TrainSettings.parse("settings", {"clip": -1})
+
+
 @pytest.mark.parametrize("space", ["ordinary", "tangent"])
 @pytest.mark.parametrize("towards", ["zero", "pretrained"])
 def test_weight_decay_shrinks_the_weights_or_the_vector(

@@ -42,7 +42,7 @@ COMMANDS = {
 }
 
 
-BAD_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+_BAD_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 """Errors that say that a path cannot be what it was given for."""
 
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        bad_path = isinstance(error, BAD_PATH) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+        bad_path = isinstance(error, _BAD_PATH) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
         code = _fail(_describe(error), 2 if bad_path else 1)
     except MemoryError:
         code = _fail("not enough memory; give less with --memory, or make room", 1)

@@ -19,7 +19,7 @@ from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import printable
 
-WIDE = 140
+_WIDE = 140
 """Columns of a table that goes into a file or a pipe, where nothing needs to be folded."""
 
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
@@ -71,7 +71,7 @@ def print_table(
         table.add_column(printable(column), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(printable(str(cell)) for cell in row))
-    console = Console(width=None if sys.stdout.isatty() else WIDE, markup=False, emoji=False)
+    console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, emoji=False)
     console.print(table)
     if note:
         console.print(printable(note), highlight=False, style="dim")

@@ -6,7 +6,7 @@ from taskvec.cli._common import Count, flattened, print_facts, print_table
 from taskvec.cli._editing import check_vectors
 from taskvec.cli._writing import Dtype, Writing, element_type
 
-WORST = 5
+_WORST = 5
 """Tensors whose errors the table shows; the JSON has all."""
 
 
@@ -66,5 +66,5 @@ def compress(
     }
     print_facts("task vector", facts, json=writing.json, details={"errors": compact.errors})
     if not writing.json:
-        worst = sorted(compact.errors.items(), key=lambda error: -error[1])[:WORST]
+        worst = sorted(compact.errors.items(), key=lambda error: -error[1])[:_WORST]
         print_table(None, ["largest errors", "relative"], [(name, f"{error:.4g}") for name, error in worst])

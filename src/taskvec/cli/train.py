@@ -25,7 +25,7 @@ from taskvec.training.settings import TrainSettings
 if TYPE_CHECKING:
     from taskvec.evaluation.points import Point
 
-BASELINES = {"ascent": "climbs the loss", "random": "draws a vector with the norms of the one in `--like`"}
+_BASELINES = {"ascent": "climbs the loss", "random": "draws a vector with the norms of the one in `--like`"}
 """Regimes of the command alone."""
 
 _REGIME = (
@@ -34,7 +34,7 @@ _REGIME = (
     "The baselines: {}."
 ).format(
     "; ".join(f"`{name}`: {regime.about}" for name, regime in REGIMES.items()),
-    ", ".join(f"`{name}` {what}" for name, what in BASELINES.items()),
+    ", ".join(f"`{name}` {what}" for name, what in _BASELINES.items()),
 )
 
 
@@ -74,8 +74,8 @@ def train(
     from taskvec.weights.staging import check_space, check_target
 
     names = distinct(task, "--task")
-    trained = "full" if regime in BASELINES else regime
-    kind = regime_called(trained, *BASELINES)
+    trained = "full" if regime in _BASELINES else regime
+    kind = regime_called(trained, *_BASELINES)
     check_target(output, force=force)
     if (like is not None) != (regime == "random"):
         raise InputError("--like and --regime random belong together: a random vector takes another's norms")

@@ -11,7 +11,7 @@ from taskvec.pickles import load_pickle
 from taskvec.weights.in_memory import MemoryWeights
 from taskvec.weights.stored import file_identity
 
-SPREAD = 4
+_SPREAD = 4
 """How many times the bytes of its file a state dict may have: tensors may be views of shared memory."""
 
 _SMALL = 1 << 20
@@ -47,11 +47,11 @@ class PickledWeights(MemoryWeights):
     def _check_held(self, path: Path) -> None:
         """Refuse tensors whose entries are mostly the same few: they would be written one by one."""
         size, claimed = path.stat().st_size, self.nbytes
-        if claimed > max(_SMALL, SPREAD * size):
+        if claimed > max(_SMALL, _SPREAD * size):
             name, spec = max(self._specs.items(), key=lambda item: item[1].nbytes)
             raise CorruptFile(
                 f"{path}: tensors of {claimed / 1e6:,.1f} MB ({name!r}: {spec.shape}) in a file of "
-                f"{size / 1e6:,.1f} MB, expected {SPREAD} times as many at most; save contiguous tensors"
+                f"{size / 1e6:,.1f} MB, expected {_SPREAD} times as many at most; save contiguous tensors"
             )
 
 

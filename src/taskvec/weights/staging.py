@@ -31,7 +31,7 @@ JOURNAL = "journal.json"
 LONGEST = 255 - len("..partial")
 """Bytes of the longest name of an output."""
 
-WAITS = 50
+_WAITS = 50
 """How often a lock is tried, 20 ms apart: the workers of a run that was killed take that long to end."""
 
 
@@ -186,7 +186,7 @@ def _lock(folder: Path, target: Path) -> int:
 
     Raises: OutputExists if another process holds it.
     """
-    for _ in range(WAITS):
+    for _ in range(_WAITS):
         with suppress(FileNotFoundError):  # whoever held it has just finished and removed it
             handle = open_own_folder(folder)
             locked = lock(handle)

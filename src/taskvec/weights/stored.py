@@ -86,11 +86,11 @@ def file_identity(path: Path) -> tuple[str, int, int, int, int]:
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-Header = tuple[dict[str, TensorSpec], dict[str, int], dict[str, str]]
+_Header = tuple[dict[str, TensorSpec], dict[str, int], dict[str, str]]
 """Of a file: its tensors in file order, the byte at which each begins, and the free text."""
 
 
-def _read_header(path: Path, handle: int) -> Header:
+def _read_header(path: Path, handle: int) -> _Header:
     """Raises: CorruptFile if it is no header, or does not describe exactly the bytes that follow."""
     length = os.fstat(handle).st_size
     prefix = os.pread(handle, 8, 0)
