@@ -114,14 +114,7 @@ class SampleGradients:
     def _run(self, samples: Samples) -> tuple[Tensor, _Noted]:
         """Outputs with a graph, and what was noted on the way."""
         noted, owned, spread = _Noted(len(samples)), self._owned(), set[str]()
-        # Detached: no backward pass is to compute a parameter's gradient.
-        plain = {name: p.detach() for name, p in self.model.named_parameters()}
-        for name in self._copied:
-            p, copied = plain[name], Copied(name, plain[name].shape)
-            shape = p.shape[1:] if p.ndim > 1 and len(p) == 1 else p.shape
-            plain[name] = copied.watch(p.expand(len(samples), *shape), len(samples))
-            noted.uses.append(copied)
-        with ExitStack() as hooks, substituted(self.model, plain), without_fast_path():
+        with ExitStack() as hooks, substituted(self.model, self._values(noted)), without_fast_path():
             for path, (values, names) in owned.items():
                 see = partial(self._see, noted, path, values, names)
                 module = self.model.get_submodule(path)
@@ -138,6 +131,16 @@ class SampleGradients:
         for use in noted.uses:
             use.check_inputs()
         return out, noted
+
+    def _values(self, noted: _Noted) -> dict[str, Tensor]:
+        """The parameters during a pass: detached, for none of their gradients is wanted there; or copies."""
+        values = {name: p.detach() for name, p in self.model.named_parameters()}
+        for name in self._copied:
+            p, use = values[name], Copied(name, values[name].shape)
+            shape = p.shape[1:] if p.ndim > 1 and len(p) == 1 else p.shape
+            values[name] = use.watch(p.expand(noted.samples, *shape), noted.samples)
+            noted.uses.append(use)
+        return values
 
     def _see(
         self,
