@@ -89,6 +89,7 @@ def _needs(opened: Sequence["Weights"], kinds: Sequence[Kind]) -> Iterator[tuple
         if kind in ("vector", "adapter"):
             vectors.append(TaskVector.opened(weights))
         else:
+            # Of so many tensors at a time for digests, and of one in float64 for its norm.
             yield from ((name, (THREADS + 4) * weights.working_bytes(name)) for name in weights)
     for name in {name: None for vector in vectors for name in vector}:
         yield name, geometry.working_bytes(vectors, name)
