@@ -132,6 +132,14 @@ def test_the_loss_of_a_model_is_its_cross_entropy_in_float64(small: tv.Evaluator
     assert next(small.backbone.parameters()).dtype == torch.float32
 
 
+def test_a_model_of_images_that_nobody_has_asked_for_its_parameters_yet_goes_to_float64() -> None:
+    fresh = tv.Evaluator(
+        tv.load_backbone("builtin"), [tv.load_suite("builtin8").task("gabor")], limits={"train": 4}
+    )
+    theta0, [loss] = model_losses(fresh, ["gabor"])
+    assert loss(theta0).dtype == torch.float64
+
+
 def test_a_real_model_shows_both_orders(small: tv.Evaluator) -> None:
     asked = GradientsAnalysis(
         model="tiny",

@@ -192,6 +192,8 @@ def model_losses(
 
     from taskvec.models.functional import encode
 
+    # Before the copy: the model runs once, in its own precision, to know what its features depend on.
+    theta0 = {name: value.double() for name, value in evaluator.pretrained.items()}
     model = deepcopy(evaluator.backbone).double()
 
     def loss_of(task: str) -> "Loss":
@@ -202,5 +204,4 @@ def model_losses(
         }
         return lambda at: cross_entropy(head(encode(model, at, exact)), rows.labels)
 
-    theta0 = {name: value.double() for name, value in evaluator.pretrained.items()}
     return theta0, [loss_of(task) for task in tasks]
