@@ -16,7 +16,7 @@ from taskvec.errors import InputError
 if TYPE_CHECKING:
     from taskvec.edits.merge import Merge
 
-Flag = Annotated[bool, Parameter(negative=())]
+_Flag = Annotated[bool, Parameter(negative=())]
 
 
 def merge(
@@ -29,9 +29,9 @@ def merge(
     vocab: Literal["base", "union", "intersection"] | None = None,
     memory: Memory = None,
     max_shard_gb: ShardSize | None = None,
-    allow_nonfinite: Flag = False,
+    allow_nonfinite: _Flag = False,
     resume: Resume = False,
-    schema: Flag = False,
+    schema: _Flag = False,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,

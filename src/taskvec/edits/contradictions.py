@@ -31,11 +31,11 @@ LOOK = 1 << 12
 LARGE = 1 << 16
 """Entries above which a matrix that can only be had whole is not looked at."""
 
-FAR = 0.5
+_FAR = 0.5
 """Distance of a matrix, in units of its norm, from which on it may be a different one.
 Fine-tuning moves matrices by a thousandth to a tenth."""
 
-APART = 5
+_APART = 5
 """It must also be so many times as far as the lower quartile of all, which swapped pairs leave alone."""
 
 _DEPTHS = frozenset(
@@ -293,7 +293,7 @@ def _of_distance(title: str, base: Weights, vector: TaskVector) -> Iterator[str]
     # Of those that moved, as an adapter leaves most as they are.
     moved = sorted(part.relative for part in seen.values() if part.distance)
     others = moved[len(moved) // 4] if moved else 0.0
-    far = {name: part.relative for name, part in seen.items() if part.relative > max(FAR, APART * others)}
+    far = {name: part.relative for name, part in seen.items() if part.relative > max(_FAR, _APART * others)}
     if far:
         tensor = max(far, key=far.__getitem__)
         yield (

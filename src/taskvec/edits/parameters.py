@@ -26,8 +26,8 @@ FORMS = ("default", "filters", "gradient")
 
 LARGEST = torch.finfo(torch.float32).max
 
-Scalar = bool | int | float | str
-Plain = Scalar | list[Scalar]
+_Scalar = bool | int | float | str
+Plain = _Scalar | list[_Scalar]
 
 
 def _plain(value: object) -> object:
@@ -36,7 +36,7 @@ def _plain(value: object) -> object:
     Raises: ValueError for anything else, and for NaN and infinity.
     """
     for scalar in value if isinstance(value, list) else [value]:
-        if not isinstance(scalar, Scalar):
+        if not isinstance(scalar, _Scalar):
             kind = "nothing" if scalar is None else f"a {type(scalar).__name__}"
             raise ValueError(f"{kind}, expected a number, a word or a list of them")
         if isinstance(scalar, int | float) and not abs(scalar) <= LARGEST:

@@ -20,8 +20,8 @@ from taskvec.weights.plan import plan_shards
 from taskvec.weights.staging import check_space, check_target
 from taskvec.weights.writer import side_files_of
 
-SAMPLE_SECONDS = 0.5
-SAMPLE_BYTES = 64 << 20
+_SAMPLE_SECONDS = 0.5
+_SAMPLE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _seconds(merge: Merge, passes: Passes, threads: int) -> float:
         for name in sample:
             _read_whole(weights, sources, name)
             done += sizes[name]
-            if perf_counter() - start > SAMPLE_SECONDS or done > SAMPLE_BYTES:
+            if perf_counter() - start > _SAMPLE_SECONDS or done > _SAMPLE_BYTES:
                 break
         return (perf_counter() - start) * total / done * times / threads
     finally:

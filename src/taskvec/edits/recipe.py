@@ -41,7 +41,7 @@ Names = dict[str, Annotated[str, Field(min_length=1)]]
 
 Known = Callable[[str], str | None]
 
-RESERVED = ("base", *FORMS)
+_RESERVED = ("base", *FORMS)
 """Names that vectors and models cannot have, as the keys mean something else."""
 
 
@@ -137,10 +137,10 @@ def _check(recipe: Recipe) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{name!r} is a vector and a model, expected a name for each")
-        if not name.isidentifier() or name in RESERVED:
+        if not name.isidentifier() or name in _RESERVED:
             raise InputError(
                 f"the name {name!r}, expected one word of letters, digits and _, "
-                f"none of {', '.join(RESERVED)}"
+                f"none of {', '.join(_RESERVED)}"
             )
     if recipe.expression is not None and recipe.rule is not None:
         raise InputError("an expression and a rule, expected one of them")

@@ -14,7 +14,7 @@ from taskvec.errors import CorruptFile, InputError, and_more
 from taskvec.reading import open_file, read_text, shown
 from taskvec.weights import Weights
 
-BY_TOKEN = "match the rows by token (--vocab base)"
+_BY_TOKEN = "match the rows by token (--vocab base)"
 """Advice for models that hold a token in different rows."""
 
 _OPAQUE = ("*.model", "*.tiktoken", "tekken.json", "bpe.codes", "vocab-src.json", "vocab-tgt.json")
@@ -40,7 +40,7 @@ def read_tokens(folder: Path | None) -> dict[str, int] | None:
     return tokens | added | tokens  # whose rows win
 
 
-def check_in_order(base: Weights, tuned: Weights, advice: str = BY_TOKEN) -> list[str]:
+def check_in_order(base: Weights, tuned: Weights, advice: str = _BY_TOKEN) -> list[str]:
     """Refuse to match rows by number if two models hold a token in different rows, or most tokens differ.
 
     A few rows with another token are fine: fine-tuning gives names to reserved tokens.

@@ -22,7 +22,7 @@ Key = str | int
 
 SAMPLE = 256
 """Rows that are compared to see whether rows of the same number are of the same token."""
-ALIKE = 0.9
+_ALIKE = 0.9
 """The share of them that must be nearest to the row of the same number."""
 
 
@@ -259,7 +259,7 @@ def _check_same_numbers(base: _Model, model: _Model, axes: Mapping[str, int]) ->
     )
     apart = torch.cdist(rows, expected, compute_mode="donot_use_mm_for_euclid_dist")
     nearest = (apart.diagonal() <= apart.amin(1)) | apart.amin(1).isnan()
-    if nearest.double().mean() < ALIKE:
+    if nearest.double().mean() < _ALIKE:
         raise InputError(
             f"{model.ref}: rows of {name!r} are not those of {base.ref} by number "
             f"({int(nearest.sum())} of {len(nearest)} compared are), and no tokenizer files tell the tokens; "

@@ -14,7 +14,7 @@ from taskvec.errors import InputError, TaskvecError
 from taskvec.registry import nearest
 from taskvec.tasks.metrics import METRICS
 
-STANDARD = ("accuracy", "macro_f1", "matthews")
+_STANDARD = ("accuracy", "macro_f1", "matthews")
 """The metrics that every score holds, whatever the task's own is."""
 
 
@@ -49,7 +49,7 @@ def score(logits: Tensor, labels: Tensor, metric: str = "accuracy") -> Score:
     """
     from sklearn.metrics import recall_score  # imports as much as torch does: only what scores pays for it
 
-    figures = {name: value(logits, labels, name) for name in STANDARD}
+    figures = {name: value(logits, labels, name) for name in _STANDARD}
     recall = recall_score(
         labels.numpy(),
         logits.argmax(dim=1).numpy(),

@@ -17,7 +17,7 @@ from taskvec.evaluation.metrics import absolute, normalized
 METHOD = "whole range, every hump"
 """How coefficients are searched: a part of the key of every result that a search decides."""
 
-LOST = 1e3
+_LOST = 1e3
 """Objective of a coefficient that loses the controls: below that of any that keeps them."""
 
 Values = Mapping[str, float]
@@ -259,10 +259,10 @@ def search_negation(
 
     def objective(values: Values) -> float:
         kept = absolute({task: values[task] for task in controls}) >= floor
-        return -values[target] if kept else -LOST - values[target]
+        return -values[target] if kept else -_LOST - values[target]
 
     search = maximize(objective, measure, grid or Grid())
-    kept = [alpha for alpha, height in search.trace if alpha != 0 and height > -LOST / 2]
+    kept = [alpha for alpha, height in search.trace if alpha != 0 and height > -_LOST / 2]
     return replace(search, satisfied=bool(kept))
 
 

@@ -23,7 +23,7 @@ from taskvec.reading import shown
 Text = str | tuple[str, str]
 Tokens = dict[str, list[int]]
 
-LOGIT_SCALE = 20.0
+_LOGIT_SCALE = 20.0
 """Of zero-shot heads: the inverse temperature 1 / 0.05 that sentence encoders are trained with."""
 
 LONGEST = 512
@@ -42,7 +42,7 @@ class TextBackbone(Backbone):
             network,
             ref=ref,
             dim=int(network.config.hidden_size),  # type: ignore[union-attr, arg-type]
-            logit_scale=LOGIT_SCALE,
+            logit_scale=_LOGIT_SCALE,
             checkpoint=checkpoint,
         )
         self.tokenizer = tokenizer

@@ -17,7 +17,7 @@ from taskvec.tasks.suite import load_suite
 from taskvec.weights import save_weights
 
 FILE = Path(__file__).parent / "demo.yaml"
-ANALOGIES = tuple(
+_ANALOGIES = tuple(
     AnalogySettings(a=a, b=b, c=c, target=target)
     for a, b, c, target in (
         ("streetnum-high", "streetnum-low", "display-high", "display-low"),
@@ -33,8 +33,8 @@ def run_demo(store: Store, seeds: tuple[int, ...] | None = None, watch: Watch = 
     experiment, suite = load_experiment(FILE, {"seeds": seeds} if seeds else {})
     results = Runner(experiment, suite, store, watch).run()
 
-    terms = dict.fromkeys(task for of in ANALOGIES for task in (of.a, of.b, of.c, of.target))
-    styles = _first_regime(experiment, tasks=tuple(terms), analogies=ANALOGIES)
+    terms = dict.fromkeys(task for of in _ANALOGIES for task in (of.a, of.b, of.c, of.target))
+    styles = _first_regime(experiment, tasks=tuple(terms), analogies=_ANALOGIES)
     results.take(Solved, Runner(styles, load_suite("builtin-analogy"), store, watch).run())
 
     whole = AdditionSettings(subsets="whole")

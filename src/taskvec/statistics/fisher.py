@@ -19,7 +19,7 @@ from taskvec.tasks.task import Task
 
 Labels = Literal["all", "sampled"]
 
-SLICE = 1 << 21
+_SLICE = 1 << 21
 """Numbers of per-sample gradients that are written out at a time: few enough to be squared in the cache."""
 
 
@@ -114,7 +114,7 @@ def _add_squares(sums: Mapping[str, Tensor], gradients: SampleGradients, samples
 
 def _add_dense(into: Tensor, terms: list[Term], n: int, classes: int) -> None:
     rows, columns = into.shape
-    height = max(1, min(rows, SLICE // max(1, n * classes * columns)))
+    height = max(1, min(rows, _SLICE // max(1, n * classes * columns)))
     space = into.new_empty(n * classes * height * columns)
     for start in range(0, rows, height):
         some = slice(start, min(start + height, rows))

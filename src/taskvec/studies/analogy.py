@@ -44,7 +44,7 @@ class Model(Record):
 
 
 class Solved(Record):
-    """What one analogy gave: a row a model, in the order of ``ROLES``."""
+    """What one analogy gave: a row a model, in the order of ``_ROLES``."""
 
     cell = "analogy"
     a: str
@@ -54,7 +54,7 @@ class Solved(Record):
     rows: dict[str, Model]
 
 
-ROLES = ("zero-shot", "c", "b", "c + b", "c + (b − a)", "trained on it")
+_ROLES = ("zero-shot", "c", "b", "c + b", "c + (b − a)", "trained on it")
 """The rows of every analogy record, in order."""
 
 
@@ -204,5 +204,5 @@ def _table(regime: str, analogies: Sequence[Sequence[Solved]]) -> Table:
         "Per cent on the test split of the fourth task. Every coefficient is chosen on its validation "
         f"rows; only the last column was trained on it. {tally_note(searches)}."
     )
-    head = ("a : b :: c : target", *(ROLES[place] for place in columns))
+    head = ("a : b :: c : target", *(_ROLES[place] for place in columns))
     return Table(f"Analogies, {regime}", head, rows, note)

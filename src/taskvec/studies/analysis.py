@@ -103,8 +103,8 @@ class AnalysisOfVectors(AnalysisOfModel):
         Args:
             only: the tasks, if some names are here.
         """
-        regimes = load_by_regime(self.vectors, say)
-        tasks = shared_tasks(regimes, only)
+        regimes = _load_by_regime(self.vectors, say)
+        tasks = _shared_tasks(regimes, only)
         options = self.model_dump(include={"batch_size", "precision"})
         evaluator, suite = self.load_evaluator(tasks, limits={self.split: self.samples}, **options)
         chosen = {regime: {task: vectors[task] for task in tasks} for regime, vectors in regimes.items()}
@@ -128,7 +128,7 @@ def sizes(examples: Iterable[int]) -> str:
     return "–".join(map(str, sorted(set(examples))))
 
 
-def load_by_regime(paths: Iterable[str], say: Say) -> "dict[str, dict[str, TaskVector]]":
+def _load_by_regime(paths: Iterable[str], say: Say) -> "dict[str, dict[str, TaskVector]]":
     """``{regime: {task: vector}}`` of files that state both; others are left out, which is said in one line.
 
     Raises: InputError for two vectors of the same task and regime, or when nothing is left.
@@ -158,7 +158,7 @@ def load_by_regime(paths: Iterable[str], say: Say) -> "dict[str, dict[str, TaskV
     return regimes
 
 
-def shared_tasks(regimes: "Regimes", only: Sequence[str] = ()) -> list[str]:
+def _shared_tasks(regimes: "Regimes", only: Sequence[str] = ()) -> list[str]:
     """The tasks that every regime has a vector of, in the order given; ``only`` some of them if it names any.
 
     Raises: InputError if a regime lacks a task that another one has, or none has a task of ``only``.

@@ -21,7 +21,7 @@ from taskvec.training.finetune import finetune
 from taskvec.training.parts import Part
 from taskvec.training.settings import TrainSettings
 
-TURNS = 3
+_TURNS = 3
 
 QUIET = "99"
 """Above every level of the profiler's own log, which it would write to stderr."""
@@ -113,7 +113,7 @@ def training_costs(
         return times
 
     seconds: dict[str, list[float]] = {regime: [] for regime in regimes}
-    for _ in range(TURNS):
+    for _ in range(_TURNS):
         for regime, times in seconds.items():
             first, second = ends(regime, perf_counter)
             times.append(second - first)

@@ -194,7 +194,7 @@ class DisentanglementRecord(AnalysisRecord):
 
     def figures(self) -> "dict[str, Figure]":
         """One pair: its maps. Several: a matrix of pairs, and the maps of each in a figure of its own."""
-        maps = {"-".join(pair.tasks): draw_maps(self.grid, pair.tasks, pair.panels) for pair in self.pairs}
+        maps = {"-".join(pair.tasks): _draw_maps(self.grid, pair.tasks, pair.panels) for pair in self.pairs}
         first, *others = maps.values()
         return {"figure": self._matrices(), **maps} if others else {"figure": first}
 
@@ -289,7 +289,7 @@ class Disentanglement(Study[DisentanglementSettings]):
                 "predictions (above) and representations (below); the best coefficients mostly lie in the "
                 "square."
             )
-            draw = partial(draw_maps, panels[0].grid, panels[0].tasks, dict(zip(first, panels, strict=True)))
+            draw = partial(_draw_maps, panels[0].grid, panels[0].tasks, dict(zip(first, panels, strict=True)))
             yield Drawing(f"disentanglement-{first_task}-{second}", caption, draw)
 
 
@@ -308,7 +308,7 @@ def _map(trial: "Trial", pair: tuple[str, str], settings: DisentanglementSetting
     }
 
 
-def draw_maps(grid: Sequence[float], tasks: Sequence[str], panels: Mapping[str, PairMaps]) -> "Figure":
+def _draw_maps(grid: Sequence[float], tasks: Sequence[str], panels: Mapping[str, PairMaps]) -> "Figure":
     """Prediction error above, distance of representations below; a column a panel, one scale a row."""
     figure, axes = grid_of_axes(2, len(panels), 3.3, 3.2)
     kinds = (("prediction", "ξ (0 to 2)", 2.0), ("feature_kl", "representations: KL", math.inf))

@@ -11,13 +11,13 @@ from taskvec.tasks.suite import Suite
 from taskvec.training.regimes import Space, regime_called
 from taskvec.training.settings import TrainSettings
 
-POST_HOC = "post-hoc"
+_POST_HOC = "post-hoc"
 """Opens the name of a regime that trains nothing: vectors of an ordinary one, evaluated in tangent space."""
 
 
 def post_hoc_of(regime: str) -> str:
     """The regime that evaluates the vectors of this one in tangent space."""
-    return POST_HOC if regime == "full" else f"{POST_HOC}-{regime}"
+    return _POST_HOC if regime == "full" else f"{_POST_HOC}-{regime}"
 
 
 class Experiment(Config):
@@ -56,7 +56,7 @@ class Experiment(Config):
         for regime, given in self.regimes.items():
             trained = self.trained(regime)
             try:
-                space = regime_called(trained, POST_HOC, post_hoc_of("attention")).space
+                space = regime_called(trained, _POST_HOC, post_hoc_of("attention")).space
             except InputError as error:
                 raise ValueError(f"regimes: {error}") from None
             if trained not in self.regimes:
@@ -71,7 +71,7 @@ class Experiment(Config):
 
     def trained(self, regime: str) -> str:
         """The regime that trained the vectors which this one evaluates."""
-        return "full" if regime == POST_HOC else regime.removeprefix(f"{POST_HOC}-")
+        return "full" if regime == _POST_HOC else regime.removeprefix(f"{_POST_HOC}-")
 
     def space(self, regime: str) -> Space:
         """Where a regime's vectors are evaluated."""

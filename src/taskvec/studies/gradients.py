@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from taskvec.studies.numerics.gradients import Loss, Residual
 
 
-ROUNDING = 1e-12
+_ROUNDING = 1e-12
 """Residual relative to the vectors below which float64 says nothing about the order."""
 
 
@@ -165,7 +165,7 @@ def _order(residuals: "Sequence[Residual]") -> Order:
 
     rates = [row.rate for row in residuals]
     first, second = [row.first for row in residuals], [row.second for row in residuals]
-    exact = all(row.first <= ROUNDING * row.vector for row in residuals)
+    exact = all(row.first <= _ROUNDING * row.vector for row in residuals)
     return Order(
         rates=rates,
         vector=[row.vector for row in residuals],

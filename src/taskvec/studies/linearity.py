@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from taskvec.evaluation.points import Points
     from taskvec.training.regimes import Space
 
-TENTHS = tuple(i / 10 for i in range(1, 11))
+_TENTHS = tuple(i / 10 for i in range(1, 11))
 
 
 class LinearityAnalysis(AnalysisOfVectors):
@@ -51,7 +51,7 @@ class LinearityAnalysis(AnalysisOfVectors):
             )
             for name, vectors in by_regime.items()
         )
-        tasks, at = list(evaluator.tasks), self.coefficients or TENTHS
+        tasks, at = list(evaluator.tasks), self.coefficients or _TENTHS
         plain = linearity_gap(evaluator, regimes, tasks, coefficients=at, split=self.split, watch=watch)
         return LinearityRecord(**plain, given=given)
 
@@ -233,7 +233,7 @@ def linearity_gap(
     regimes: Iterable[RegimePoints],
     tasks: Sequence[str],
     *,
-    coefficients: Sequence[float] = TENTHS,
+    coefficients: Sequence[float] = _TENTHS,
     split: SplitName = "test",
     watch: Watch = unwatched,
 ) -> dict[str, Any]:

@@ -33,7 +33,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "test", "test")
 
 Kind = Literal["local_energy", "movement", "score"]
 
-LABELS: dict[Kind, str] = {
+_LABELS: dict[Kind, str] = {
     "local_energy": "local energy",
     "movement": "‖kernel solution‖²",
     "score": "‖J τ‖²",
@@ -224,7 +224,7 @@ class KernelRecord(AnalysisRecord):
             inside, outside = median(numbers.task), median(numbers.control)
             ratio = Mean([inside / max(outside, 1e-300)], ".2f")
             medians = Mean([inside], ".3g"), Mean([outside], ".3g")
-            rows.append((LABELS[kind], Mean([numbers.auroc], ".3f"), *medians, ratio))
+            rows.append((_LABELS[kind], Mean([numbers.auroc], ".3f"), *medians, ratio))
         examples, settings = self.examples, self.settings
         separation = Table(
             f"Is it local? {self.task} against {self.control}",
@@ -256,7 +256,7 @@ class KernelRecord(AnalysisRecord):
         *histograms, spectrum = figure.subplots(1, len(self.numbers) + 1)
         for ax, (kind, numbers) in zip(histograms, self.numbers.items(), strict=True):
             self._draw_histogram(ax, numbers)
-            ax.set_xlabel(LABELS[kind])
+            ax.set_xlabel(_LABELS[kind])
         histograms[0].set_ylabel("share of test examples, %")
         histograms[0].legend(frameon=False, fontsize="small")
         self._draw_spectrum(spectrum)

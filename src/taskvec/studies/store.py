@@ -18,10 +18,10 @@ from taskvec.errors import CorruptFile, InputError, OutputExists
 from taskvec.reading import parse_json, read_bytes
 from taskvec.writing import lock, open_own, remove
 
-RECORDS = 1 << 30
+_RECORDS = 1 << 30
 """Bytes of the records of one run, at most; heat maps have some MB."""
 
-BEGIN = b'{"cell": "'
+_BEGIN = b'{"cell": "'
 """What a record begins with, be it cut short."""
 
 MADE = (
@@ -70,11 +70,11 @@ class Store:
     def _read(self) -> Iterator[dict[str, Any]]:
         if not self._path.exists():
             return
-        *lines, rest = read_bytes(self._path, RECORDS).split(b"\n")
+        *lines, rest = read_bytes(self._path, _RECORDS).split(b"\n")
         for number, line in enumerate(lines, start=1):
             yield self._record(line, number)
         if rest:
-            if not rest.startswith(BEGIN[: len(rest)]):
+            if not rest.startswith(_BEGIN[: len(rest)]):
                 self._record(rest, len(lines) + 1)  # something else, which is not ours to cut
             with os.fdopen(open_own(self._path), "r+b") as file:
                 file.truncate(sum(len(line) + 1 for line in lines))

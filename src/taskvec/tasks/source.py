@@ -24,7 +24,7 @@ SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 UNPACKED = 1 << 26
 """Bytes that any compressed file may hold."""
 
-RATIO = 200
+_RATIO = 200
 """Times its own size that a larger one may hold; texts and pictures hold a tenth of that."""
 
 
@@ -144,7 +144,7 @@ def digest_of(*files: Path) -> str:
 
 def most_unpacked(packed: int) -> int:
     """How much may come out of so many compressed bytes; a bomb gives a thousandfold."""
-    return max(UNPACKED, RATIO * packed)
+    return max(UNPACKED, _RATIO * packed)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
-WHERE = {"path", "files", "local"}
+_WHERE = {"path", "files", "local"}
 """Options of a source that say where data lie and not what they are."""
 
 
@@ -166,7 +166,7 @@ class Task(Config):
     def fingerprint(self) -> str:
         """Digest of everything that decides what a figure on this task means, data included."""
         fields = self.model_dump_json(exclude={"description", "data", "epochs"})
-        options = self.data.model_dump_json(exclude=WHERE)
+        options = self.data.model_dump_json(exclude=_WHERE)
         return xxhash.xxh3_128(f"{fields}{options}{self.data.digest()}".encode()).hexdigest()
 
     def split(self, split: SplitName, limit: int | None = None) -> Split:

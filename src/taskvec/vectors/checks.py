@@ -27,7 +27,7 @@ def editable_names(base: Weights, tuned: Weights, *, on_extra: OnExtra, on_missi
     _check_same_names(base, tuned, on_extra, on_missing)
     shared = [name for name in base if name in tuned]
     counting = [name for name in shared if _counts(base.spec(name))]
-    check_specs(tuned.ref, {name: tuned.spec(name) for name in counting}, base)
+    _check_specs(tuned.ref, {name: tuned.spec(name) for name in counting}, base)
     _check_still_tied(base, tuned)
     for name in counting:
         if base.spec(name).dtype not in EDITABLE and not _same_bytes(base, tuned, name):
@@ -95,10 +95,10 @@ def check_fits(where: str, vector: Mapping[str, TensorSpec], base: Weights) -> N
             f"{where}: {fixed[0]!r} has dtype {short(base.spec(fixed[0]).dtype)} in {base.ref}, expected "
             f"a floating-point tensor{and_more(fixed)}"
         )
-    check_specs(where, vector, base, dtypes=False)
+    _check_specs(where, vector, base, dtypes=False)
 
 
-def check_specs(where: str, specs: Mapping[str, TensorSpec], base: Weights, *, dtypes: bool = True) -> None:
+def _check_specs(where: str, specs: Mapping[str, TensorSpec], base: Weights, *, dtypes: bool = True) -> None:
     """Compare shapes, and dtypes if asked, with those of the base.
 
     Raises: KeyMismatch naming the first tensor that differs, and the number of others.

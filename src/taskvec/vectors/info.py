@@ -13,7 +13,7 @@ from taskvec.reading import parse_json, shown
 from taskvec.registry import nearest
 from taskvec.weights import Weights
 
-FORMAT = 2
+_FORMAT = 2
 KEY = "taskvec"
 
 
@@ -141,9 +141,9 @@ def read_info(weights: Weights) -> VectorInfo:
             "extract one with: taskvec diff BASE TUNED -o VECTOR"
         )
     version = _Version.read(weights, KEY).format
-    if version > FORMAT:
+    if version > _FORMAT:
         raise InputError(
-            f"{weights.ref}: format {shown(version)}, expected 1 to {FORMAT}; "
+            f"{weights.ref}: format {shown(version)}, expected 1 to {_FORMAT}; "
             "a later taskvec wrote it, upgrade"
         )
     return VectorInfo.read(weights, KEY)

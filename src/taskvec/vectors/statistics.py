@@ -15,7 +15,7 @@ from taskvec.weights import Weights
 KEY = "taskvec_statistics"
 Kind = Literal["fisher", "gram"]
 
-USED: Mapping[str, Kind] = {"fisher": "fisher", "regmean": "gram"}
+_USED: Mapping[str, Kind] = {"fisher": "fisher", "regmean": "gram"}
 """The kind that a rule uses, by its name."""
 
 
@@ -66,7 +66,7 @@ def check_statistics(rule: Rule, vectors: Sequence[Delta], stats: Sequence[Weigh
         return
     if len(stats) != len(vectors):
         raise InputError(f"statistics: {len(stats)} files, expected {len(vectors)}, one for each task vector")
-    kind = next((USED[step.name] for step in (rule, *rule.stages) if step.name in USED), None)
+    kind = next((_USED[step.name] for step in (rule, *rule.stages) if step.name in _USED), None)
     infos = [vector.info for vector in vectors] if any(KEY in given.metadata for given in stats) else []
     for place, (given, vector) in enumerate(zip(stats, vectors, strict=True)):
         _check_kind(given, kind)

@@ -26,8 +26,8 @@ class MemoryWeights(Weights):
         folder: Path | None = None,
         files: tuple[Path, ...] = (),
     ) -> None:
-        specs = {name: spec_of(ref, name, value) for name, value in tensors.items()}
-        tied = shared_names(tensors)
+        specs = {name: _spec_of(ref, name, value) for name, value in tensors.items()}
+        tied = _shared_names(tensors)
         # The tensors are kept alive here, so their addresses belong to nobody else.
         places = ((name, value.data_ptr(), specs[name]) for name, value in tensors.items())
         identity = identity or ("memory", hash(tuple(places)))
@@ -40,7 +40,7 @@ class MemoryWeights(Weights):
         return rows_of(tensor, rows).cpu().resolve_conj().resolve_neg()
 
 
-def spec_of(ref: str, name: object, value: object) -> TensorSpec:
+def _spec_of(ref: str, name: object, value: object) -> TensorSpec:
     """The spec of a tensor in memory.
 
     Raises: InputError for anything that is no dense tensor, or that no safetensors file can hold.
@@ -67,7 +67,7 @@ def spec_of(ref: str, name: object, value: object) -> TensorSpec:
     return TensorSpec(tuple(value.shape), value.dtype)
 
 
-def shared_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def _shared_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Names of the very same memory: alias -> the first name. Partly overlapping views do not count."""
     first: dict[Hashable, str] = {}
     aliases: dict[str, str] = {}

@@ -30,7 +30,7 @@ def _dtype(value: object) -> object:
     return name
 
 
-Reference = Annotated[str, BeforeValidator(_reference)]
+_Reference = Annotated[str, BeforeValidator(_reference)]
 Dtype = Annotated[str, BeforeValidator(_dtype)]
 Parameters = dict[str, Any] | None
 
@@ -38,14 +38,14 @@ Parameters = dict[str, Any] | None
 class Model(Config):
     """One of the models that are merged."""
 
-    model: Reference
+    model: _Reference
     parameters: Parameters = None
 
 
 class Source(Config):
     """Some layers of a model, from the first number up to but without the second."""
 
-    model: Reference
+    model: _Reference
     layer_range: tuple[int, int]
     parameters: Parameters = None
 
@@ -61,7 +61,7 @@ class Slice(Config):
     """Layers of the output, and what they are merged from."""
 
     sources: list[Source] = Field(min_length=1)
-    base_model: Reference | None = None
+    base_model: _Reference | None = None
     parameters: Parameters = None
 
     @property
@@ -109,7 +109,7 @@ class Document(Config):
     models: list[Model] | None = None
     slices: list[Slice] | None = None
     modules: dict[str, Module] | None = None
-    base_model: Reference | None = None
+    base_model: _Reference | None = None
     parameters: Parameters = None
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None

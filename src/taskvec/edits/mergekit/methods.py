@@ -173,13 +173,13 @@ _DARE = _arithmetic(normalize=False, rescale=True)
 _CRUMBS = _arithmetic(normalize=False, rescale=False, gamma=Parameter(float, 0.01, "model", low=0, high=1))
 _EPSILON = Parameter(float, 0.15, "model", low=0, high=0.5)
 
-COUNTED = "of n entries max(1, round(density n)) are kept, where mergekit keeps int(density n)"
+_COUNTED = "of n entries max(1, round(density n)) are kept, where mergekit keeps int(density n)"
 DARE = (
     "what is kept is divided by the density, where mergekit matches the L1 norm of each tensor; "
     "random numbers are other than mergekit's, and do not depend on the order of tensors"
 )
 DELLA = "random numbers are other than mergekit's, and do not depend on the order of tensors"
-STOCK = (
+_STOCK = (
     "a negative mean cosine gives the base, where mergekit steps away from the models; "
     "cosines are of the vectors however short, where mergekit's are too small below norms of 1e-3"
 )
@@ -187,16 +187,16 @@ SCE = (
     "models are weighted by energy however small it is, where mergekit weighs them equally if their mean "
     "squares add up to less than 1e-6"
 )
-FUSION = "quartiles are exact, where mergekit takes those of a sample of large tensors"
+_FUSION = "quartiles are exact, where mergekit takes those of a sample of large tensors"
 
 METHODS: dict[str, Method] = {
     "linear": Method("sum", {"weight": _WEIGHT, "normalize": Parameter(bool, True)}, _linear, base="model"),
     "task_arithmetic": Method("sum", _PLAIN, _sum),
-    "ties": _sparse("ties", _arithmetic(normalize=True, rescale=False), COUNTED, merge="ties"),
+    "ties": _sparse("ties", _arithmetic(normalize=True, rescale=False), _COUNTED, merge="ties"),
     "dare_linear": _sparse("dare", _DARE, DARE),
     "dare_ties": _sparse("dare", _DARE, DARE, merge="ties"),
-    "breadcrumbs": _sparse("breadcrumbs", _CRUMBS, COUNTED),
-    "breadcrumbs_ties": _sparse("breadcrumbs", _CRUMBS, COUNTED, merge="ties"),
+    "breadcrumbs": _sparse("breadcrumbs", _CRUMBS, _COUNTED),
+    "breadcrumbs_ties": _sparse("breadcrumbs", _CRUMBS, _COUNTED, merge="ties"),
     "della": _sparse(
         "della", _arithmetic(normalize=True, rescale=True, epsilon=_EPSILON), DELLA, merge="ties"
     ),
@@ -237,7 +237,7 @@ METHODS: dict[str, Method] = {
         {"filter_wise": Parameter(bool, False)},
         lambda _, values: {"per": "row" if values.shared["filter_wise"] else "tensor"},
         vectors=(2, None),
-        notes=(STOCK,),
+        notes=(_STOCK,),
     ),
     "sce": Method(
         "sce",
@@ -251,7 +251,7 @@ METHODS: dict[str, Method] = {
         lambda _, values: {"t": values.shared["t"]},
         vectors=(1, 1),
     ),
-    "arcee_fusion": Method("arcee_fusion", {}, lambda *_: {}, vectors=(1, 1), notes=(FUSION,)),
+    "arcee_fusion": Method("arcee_fusion", {}, lambda *_: {}, vectors=(1, 1), notes=(_FUSION,)),
     "passthrough": Method(
         "sum",
         {"scale": Parameter(float, 1.0, "model")},

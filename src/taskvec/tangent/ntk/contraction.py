@@ -13,7 +13,7 @@ Mode = Literal["full", "class", "trace"]
 Chunk = tuple[slice, list[Term]]
 """Places of samples among their block, and the terms of one parameter for them."""
 
-SMALLEST = 48
+_SMALLEST = 48
 """Rows below which a symmetric product is not split further: smaller products cost more than they save."""
 
 
@@ -170,7 +170,7 @@ class Block:
 
 def _add_symmetric(into: Tensor, left: Tensor) -> None:
     """Add the upper half of left left^T, by halves of halves."""
-    if len(left) <= SMALLEST:
+    if len(left) <= _SMALLEST:
         into.addmm_(left, left.T)
     else:
         half = len(left) // 2

@@ -23,9 +23,9 @@ from taskvec.tasks.source import Rows, Source, SplitName, digest_of, most_unpack
 
 Pixels = NDArray[np.uint8]
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What Pillow may take a file for, whatever its name: PostScript, for one, it would have run."""
 
 
@@ -59,11 +59,11 @@ def decode(file: BinaryIO, where: str) -> Pixels:
     with one_sentence(f"{where}: cannot be read as an image"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd tags, which nobody looks at
         warnings.simplefilter("error", image_module.DecompressionBombWarning)
-        with image_module.open(file, formats=FORMATS) as image:
-            return rgb(image)
+        with image_module.open(file, formats=_FORMATS) as image:
+            return _rgb(image)
 
 
-def rgb(image: Any) -> Pixels:
+def _rgb(image: Any) -> Pixels:
     """A PIL image as an array (H, W, 3), uint8; of 16 bits, the upper eight.
 
     Raises: ValueError for numbers that are no shades.
@@ -276,7 +276,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if name[0] != "."]
         for name in files:
-            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES:
+            if name[0] != "." and Path(name).suffix.lower() in _SUFFIXES:
                 yield Path(place, name)
 
 

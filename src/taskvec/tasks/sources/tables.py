@@ -30,10 +30,10 @@ from taskvec.tasks.source import (
 
 Row = Mapping[str, Any]
 
-LINE = 10_000_000
+_LINE = 10_000_000
 """Characters of the longest line of a table."""
 
-ROW = 50
+_ROW = 50
 """What a row takes in memory besides its text, in bytes."""
 
 
@@ -179,7 +179,7 @@ class Parquet(Table):
             longest = max((group.total_byte_size for group in groups), default=1)
             rows = max(16, min(1024, UNPACKED // max(longest, 1)))
             for batch in file.iter_batches(batch_size=rows, columns=self._fields()):
-                left -= batch.num_rows * ROW + batch.nbytes
+                left -= batch.num_rows * _ROW + batch.nbytes
                 _check_unpacked(left, path)
                 yield from batch.to_pylist()
 
@@ -191,11 +191,11 @@ def _lines(path: Path) -> Iterator[str]:
         # utf-8-sig: spreadsheets put a byte order mark before the first column.
         unpacked = gzip.GzipFile(fileobj=held) if path.suffix == ".gz" else held
         file = TextIOWrapper(unpacked, encoding="utf-8-sig", newline="")
-        while line := file.readline(LINE + 1):
-            left -= len(line) + ROW
+        while line := file.readline(_LINE + 1):
+            left -= len(line) + _ROW
             _check_unpacked(left, path)
-            if len(line) > LINE:
-                raise InputError(f"{path}: has a line of more than {LINE / 1e6:.0f} million characters")
+            if len(line) > _LINE:
+                raise InputError(f"{path}: has a line of more than {_LINE / 1e6:.0f} million characters")
             yield line
 
 

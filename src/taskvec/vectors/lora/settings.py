@@ -14,7 +14,7 @@ from taskvec.errors import InputError
 from taskvec.patterns import Pattern, Stopwatch
 from taskvec.reading import read_mapping, shown
 
-PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
+_PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 """Initialisations by name that leave the base as it is; the others subtract from it what they start with."""
 
 # fmt: off
@@ -119,7 +119,7 @@ def _check_kind(path: Path, settings: Settings) -> None:
             f"{path}: an adapter of the kind {settings.peft_type[:40]}, expected LORA; merge it with PEFT"
         )
     start = settings.init_lora_weights
-    if isinstance(start, str) and start.lower() not in PLAIN_STARTS:
+    if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
         raise InputError(
             f"{path}: init_lora_weights is {shown(start)}, which changes the base before training, "
             "convert it: save_pretrained with path_initial_model_for_weight_conversion"
