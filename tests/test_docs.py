@@ -14,6 +14,8 @@ from taskvec.cli import COMMANDS
 from taskvec.config import Config
 from taskvec.rules import RULES
 from taskvec.runs.experiment import load_experiment
+from taskvec.studies import STUDIES
+from taskvec.studies.experiment import Experiment
 from taskvec.tasks.source import SOURCES
 from taskvec.tasks.suite import Suite
 from taskvec.tasks.task import Task
@@ -62,7 +64,15 @@ def test_every_import_shown_works(page: Path) -> None:
 
 def test_the_readme_counts_the_rules() -> None:
     counts = re.findall(r"(\d+) rules", (ROOT / "README.md").read_text())
-    assert set(counts) == {str(len(RULES))}
+    assert set(counts) == {str(len(RULES))}, f"README.md counts {set(counts)} rules, there are {len(RULES)}"
+
+
+def test_every_key_of_an_experiment_file_is_on_its_page() -> None:
+    page = (ROOT / "docs" / "experiments.md").read_text()
+    studies = [name for name, study in STUDIES.items() if study.settings is not None]
+    fields = [field.alias or name for name, field in Experiment.model_fields.items()]
+    missing = [key for key in [*fields, *studies] if f"`{key}`" not in page]
+    assert not missing, f"docs/experiments.md does not say what the keys {missing} mean"
 
 
 def test_the_suite_in_the_documentation_is_valid(tmp_path: Path) -> None:

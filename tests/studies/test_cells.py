@@ -4,6 +4,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import yaml
 
 from taskvec.progress import unwatched
 from taskvec.runs.experiment import active, involved_tasks, load_experiment
@@ -45,7 +46,15 @@ def cells(tmp_path: Path) -> list[Cell[Record]]:
     ]
 
 
-def test_every_study_is_asked_for_cells(cells: list[Cell[Record]]) -> None:
+def test_every_study_of_experiment_files_is_asked_for(tmp_path: Path) -> None:
+    asked = yaml.safe_load(EXPERIMENT)
+    for name, study in STUDIES.items():
+        assert study.settings is None or name in asked, (
+            f"EXPERIMENT lacks {name!r}: give it a block of every kind"
+        )
+
+
+def test_every_kind_of_cell_is_there(cells: list[Cell[Record]]) -> None:
     kinds = {"zero_shot", "single", "geometry", "addition", "joint", "atm", "negation", "analogy"}
     assert {cell.kind.cell for cell in cells} == {*kinds, "disentanglement", "costs"}
 

@@ -145,8 +145,8 @@ class Rule:
         check: number of tasks (``None`` if unknown) and parameters -> what is wrong with them together.
         stages: of a chain, its steps.
         takes_pairs: whether the function and its first passes take ``Pairs`` for a stack as well.
-        copies: how many times the deltas of one task the function and its first passes hold at most: so many
-            for each task, and so many besides.
+        copies: how many times the deltas of one task the function and its first passes hold at most, those
+            given to them included: so many for each task, and so many besides.
         square: whether a matrix (m, n) counts there as (n, n) if that is larger.
         breaks: laws of every rule that this one does not obey: it matters which task comes first (``order``),
             or sizes are not those of the vectors (``scale``).

@@ -18,11 +18,6 @@ FIRST = ("addition", "negation", "atm", "joint")
 """Blocks that open the settings on a page, where readers look for them; the others follow the registry."""
 
 
-def studies_of(experiment: Experiment) -> list[Study[Any]]:
-    """Every study of the registry with its block of the experiment."""
-    return [study(getattr(experiment, name, None)) for name, study in STUDIES.items()]
-
-
 def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> tuple[Experiment, Suite]:
     """An experiment file and its suite, both validated, every task name known.
 
@@ -50,8 +45,9 @@ def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> 
 
 
 def active(experiment: Experiment) -> list[Study[Any]]:
-    """The studies that an experiment asks for, and those that are always on."""
-    return [study for study in studies_of(experiment) if study.settings is None or study.block]
+    """The studies that an experiment asks for, and those that are always on, each with its block."""
+    studies = [study(getattr(experiment, name, None)) for name, study in STUDIES.items()]
+    return [study for study in studies if study.settings is None or study.block]
 
 
 def involved_tasks(experiment: Experiment, suite: Suite) -> list[str]:

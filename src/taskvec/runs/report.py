@@ -10,7 +10,7 @@ from taskvec import reports, studies
 from taskvec.reports.drawing import draw_all
 from taskvec.reports.page import write_pages
 from taskvec.reports.tables import Table
-from taskvec.runs.experiment import studies_of
+from taskvec.studies import STUDIES
 from taskvec.studies.study import Results, Study
 from taskvec.writing import replace_text
 
@@ -23,7 +23,7 @@ def facts_of(results: Results) -> dict[str, Any]:
         "tasks": plan.tasks,
         "model": plan.model,
     }
-    for of_model, group in groupby(studies_of(experiment), key=lambda study: study.of_model):
+    for of_model, group in groupby(_studies_of(results), key=lambda study: study.of_model):
         of = list(group)
         if of_model:
             facts |= _facts(of, results)
@@ -35,13 +35,19 @@ def facts_of(results: Results) -> dict[str, Any]:
     return {**facts, "untrained": facts_of(results.untrained)} if results.untrained else facts
 
 
+def _studies_of(results: Results) -> list[Study[Any]]:
+    """In the registry's order."""
+    order = list(STUDIES.values())
+    return sorted(results.studies, key=lambda study: order.index(type(study)))
+
+
 def _facts(of: Iterable[Study[Any]], results: Results, regime: str = "", seed: int = 0) -> dict[str, object]:
     return {key: fact for study in of for key, fact in study.facts(results, regime, seed).items()}
 
 
 def tables_of(results: Results) -> list[Table]:
     """Every table that the results fill."""
-    return [table for study in studies_of(results.plan.experiment) for table in study.tables(results)]
+    return [table for study in _studies_of(results) for table in study.tables(results)]
 
 
 def write_report(results: Results, folder: Path) -> list[Table]:
@@ -52,9 +58,7 @@ def write_report(results: Results, folder: Path) -> list[Table]:
     facts, tables = facts_of(results), tables_of(results)
     replace_text(folder / "results.json", json.dumps(facts, indent=1))
     code = [path for package in (reports, studies) for path in Path(package.__path__[0]).rglob("*.py")]
-    drawings = (
-        drawing for study in studies_of(results.plan.experiment) for drawing in study.drawings(results)
-    )
+    drawings = (drawing for study in _studies_of(results) for drawing in study.drawings(results))
     figures = draw_all(drawings, folder / "figures", json.dumps(facts), code)
     write_pages(folder, facts["experiment"], results.plan.model, tables, figures)
     return tables

@@ -47,7 +47,7 @@ class Runner:
 
     def run(self) -> Results:
         """All results."""
-        results = Results(self._lab.plan)
+        results = Results(self._lab.plan, list(self._studies))
         for of_model, group in groupby(self._studies, key=lambda study: study.of_model):
             studies = list(group)
             if of_model:

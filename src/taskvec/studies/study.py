@@ -31,6 +31,8 @@ class Results:
     """The finished cells of an experiment; those about the model alone are of no regime."""
 
     plan: "Plan"
+    studies: "list[Study[Any]]"
+    """Those that are on, and those whose results were taken over."""
     cells: dict[tuple[str, str, int], list[Plain]] = field(default_factory=dict)
     """What is stored, by kind of cell, regime and seed."""
     untrained: "Results | None" = None
@@ -41,7 +43,9 @@ class Results:
         self.cells.setdefault((cell.kind.cell, regime, seed), []).append(result)
 
     def take(self, kind: type[Record], other: "Results") -> None:
-        """Add another experiment's results of a kind."""
+        """Add another experiment's results of a kind, and the studies that show them."""
+        known = {type(study) for study in self.studies}
+        self.studies += [study for study in other.studies if type(study) not in known]
         self.cells |= {place: cells for place, cells in other.cells.items() if place[0] == kind.cell}
 
     def stored(self, kind: type[Record], regime: str = "", seed: int = 0) -> list[Plain]:
@@ -65,7 +69,8 @@ class Results:
 
 
 class Study(Generic[B]):
-    """One protocol. A subclass implements the methods that it has something to say in.
+    """One protocol. A subclass implements the methods that it has something to say in; none of them is called
+    for an experiment in which it is off.
 
     Args:
         block: what the experiment file says under the study's key.

@@ -31,7 +31,8 @@ class Cell(Generic[R_co]):
     Args:
         kind: of its result.
         label: names it in progress messages.
-        inputs: everything that decides the result; with ``kind.cell`` the key.
+        inputs: everything that decides the result, every argument of the job included; with ``kind.cell`` the
+            key, so that two cells with equal inputs are taken for one.
         compute: the job; it may be pickled, so a function of a module, or a ``partial`` of one.
     """
 
@@ -108,7 +109,11 @@ class Trial:
     def cell(
         self, kind: type[R], compute: "Callable[[Trial], Plain]", tasks: Sequence[str], **inputs: object
     ) -> Cell[R]:
-        """A cell about vectors of the regime, with what decides its result beside ``inputs``."""
+        """A cell about vectors of the regime, with what decides its result beside ``inputs``.
+
+        Args:
+            tasks: those whose data decide the result; they name the cell in messages, too.
+        """
         decisive = {
             **self.plan.evaluation,
             "regime": self.regime,
