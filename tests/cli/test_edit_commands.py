@@ -17,7 +17,7 @@ from torch import Tensor
 from taskvec.cli import main
 from taskvec.rules import RULES
 from taskvec.vectors import TaskVector
-from taskvec.weights import open_weights, save_weights
+from taskvec.weights import Weights, open_weights, save_weights
 
 SHAPES = {"emb.weight": (6, 4), "layer.0.weight": (4, 4), "layer.0.bias": (4,), "layer.1.weight": (4, 4)}
 
@@ -45,6 +45,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save_weights(tuned(seed), f"tuned-{name}", max_shard_size=100)
         TaskVector.between("base", f"tuned-{name}").save(f"{name}.safetensors", task=name)
     return tmp_path
+
+
+_ELSEWHERE = '{"format": 1, "base": {"ref": "far", "fingerprint": "00"}, "tuned": "far-tuned"}'
 
 
 class Run:
@@ -152,6 +155,75 @@ def test_apply_writes_what_the_recipe_in_its_model_card_writes(place: Path, run:
     assert out == again
     assert out["inputs"]["a"]["fingerprint"] == open_weights("a.safetensors").fingerprint()
     assert out["inputs"]["a"]["fingerprint"] in card
+
+
+def test_the_model_card_of_apply_holds_no_absolute_path(place: Path, run: Runner) -> None:
+    base, vector = place / "base", place / "a.safetensors"
+    assert run("apply", str(base), "-v", f"a={vector}", "-o", "edited").code == 0
+    card = Path("edited/README.md").read_text()
+    assert str(place) not in card
+    assert "base: base" in card
+    recipe = json.loads(Path("edited/taskvec.json").read_text())["recipe"]
+    assert recipe["base"] == str(base)
+
+
+@pytest.fixture
+def unread(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on no weights may be read as a whole."""
+
+    def fail(self: Weights) -> dict[str, bytes]:
+        pytest.fail(f"{self.ref} is read as a whole")
+
+    monkeypatch.setattr(Weights, "digests", fail)
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-o", "base/inside"], "base"),
+        (["-o", "there"], "--force"),
+        (["-o", "new", "--memory", "much"], "--memory"),
+        (["-o", "new", "-v", "b=other.safetensors", "-e", "a+b"], "was it taken from another model"),
+    ],
+)
+def test_what_can_be_refused_by_headers_is_refused_before_anything_is_read(
+    options: list[str], message: str, place: Path, run: Runner
+) -> None:
+    Path("there").mkdir()
+    save_file({"elsewhere": torch.zeros(2)}, "other.safetensors", {"taskvec": _ELSEWHERE})
+    result = run("apply", "base", "-v", "a=a.safetensors", *options)
+    assert result.code == 2
+    assert message in result.err
+
+
+def test_provenance_is_recorded_without_another_pass_over_the_base(
+    place: Path, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[bool] = []
+    digests = Weights.digests
+
+    def count(self: Weights) -> dict[str, bytes]:
+        passes.append(self.tally is None)
+        return digests(self)
+
+    monkeypatch.setattr(Weights, "digests", count)
+    options = ("-v", "a=a.safetensors", "--allow-other-base", "-o", "edited")
+    assert run("apply", "base", *options).code == 0
+    assert not any(passes)
+
+
+def test_null_leaves_a_parameter_to_the_rule(place: Path, run: Runner) -> None:
+    vectors = ("-v", "a=a.safetensors", "-v", "b=b.safetensors", "--rule", "sum")
+    assert run("apply", "base", *vectors, "-o", "plain").code == 0
+    assert run("apply", "base", *vectors, "-p", "weights=null", "-o", "nothing").code == 0
+    plain, nothing = (load_file(f"{folder}/model.safetensors") for folder in ("plain", "nothing"))
+    assert all(torch.equal(plain[name], nothing[name]) for name in plain)
+
+
+def test_a_parameter_that_is_a_mapping_may_be_an_empty_one(place: Path, run: Runner) -> None:
+    vectors = ("-v", "a=a.safetensors", "-v", "b=b.safetensors", "--rule", "knots", "-p", "inner=ties")
+    assert run("apply", "base", *vectors, "-p", "options={}", "-o", "edited").code == 0
 
 
 def test_apply_shows_the_plan_of_a_dry_run(place: Path, run: Runner) -> None:

@@ -1,6 +1,6 @@
 """A model written by ``apply`` or ``merge``: checked, planned or made, and reported."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -14,6 +14,7 @@ from taskvec.cli._writing import Writing
 
 if TYPE_CHECKING:
     from taskvec.edits.merge import Merge
+    from taskvec.weights import Weights
 
 DryRun = Annotated[bool, Parameter(negative=(), help="Check everything, print the plan, write nothing.")]
 Resume = Annotated[
@@ -23,6 +24,20 @@ Resume = Annotated[
         help="Keep the finished shards of a run that was interrupted, if it was writing the same.",
     ),
 ]
+
+
+def check_output(writing: Writing, inputs: Sequence["Weights"], *, resume: bool) -> None:
+    """Refuse what can be refused before anything but headers is read.
+
+    Raises: InputError; OutputExists.
+    """
+    from taskvec.edits.inputs import check_outside
+    from taskvec.weights.staging import check_target
+
+    check_outside(writing.output, inputs)
+    files = [file for weights in inputs for file in weights.files]
+    check_target(writing.output, force=writing.force or resume, inputs=files)
+    writing.bound(())
 
 
 def write(

@@ -1,13 +1,14 @@
 """``taskvec apply``."""
 
 from collections.abc import Collection
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from taskvec.cli._common import assignments, flattened
 from taskvec.cli._editing import AllowOther, Expression, Vectors, known_ref, load_vectors
-from taskvec.cli._merging import DryRun, Resume, write
+from taskvec.cli._merging import DryRun, Resume, check_output, write
 from taskvec.cli._writing import Writing
 from taskvec.errors import InputError
 
@@ -74,7 +75,8 @@ def apply(
         "allow_other_base": allow_other_base,
         "allow_nonfinite": allow_nonfinite,
     }
-    made = build(Recipe.parse("", fields), known=known_ref)
+    check = partial(check_output, writing, resume=resume)
+    made = build(Recipe.parse("", fields), known=known_ref, check=check)
     edit = expression or (f"{rule}({', '.join(loaded)})" if rule else next(iter(loaded)))
     tangent = ", ".join(name for name, vector in loaded.items() if vector.info.space == "tangent")
     footnote = _TANGENT.format(tangent) if tangent else ""

@@ -1,6 +1,7 @@
 """The model card of an edited model: a short README.md that says what it is made of."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -52,7 +53,7 @@ def render_card(merge: Merge, title: str) -> str:
 
     Cost: a fingerprint of every input, which is free once all has been read.
     """
-    recipe = yaml.safe_dump(merge.record.get("recipe"), sort_keys=False, allow_unicode=True)
+    recipe = yaml.safe_dump(_without_folders(merge.record.get("recipe")), sort_keys=False, allow_unicode=True)
     # Markdown, not HTML: names are shown as they are, only what would end a table cell is taken out.
     template = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
     return template.from_string(_TEMPLATE).render(
@@ -67,6 +68,15 @@ def render_card(merge: Merge, title: str) -> str:
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0)),
         notes=[_cell(note) for note in merge.notes],
     )
+
+
+def _without_folders(value: object) -> object:
+    """A recipe with the last part of every absolute path: the rest is private."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 def _on_hub(weights: Weights) -> bool:

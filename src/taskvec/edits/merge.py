@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskvec.edits.passes import Passes
+from taskvec.vectors import TaskVector
 from taskvec.weights import Weights
 
 
@@ -19,6 +20,7 @@ class Merge:
         notes: for the user: what was assumed, where another tool's result differs.
         max_shard_size: bytes of a shard of the output.
         inputs: what is read, by the names of the recipe; their fingerprints complete the record.
+        vectors: by the names of the recipe; their provenance completes it too, once the base has been read.
         passes: finds how often the inputs are read; more than once for rules that look at a tensor, or at
             the whole model, first.
         allow_nonfinite: write NaN and infinities.
@@ -31,6 +33,7 @@ class Merge:
     notes: tuple[str, ...] = ()
     max_shard_size: float = 5e9
     inputs: Mapping[str, Weights] = field(default_factory=dict)
+    vectors: Mapping[str, TaskVector] = field(default_factory=dict)
     passes: Callable[[], Passes] = Passes
     allow_nonfinite: bool = False
     files: Mapping[str, str] = field(default_factory=dict)

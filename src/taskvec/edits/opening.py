@@ -12,6 +12,7 @@ from taskvec.edits.merge import Merge
 from taskvec.edits.outcome import summarize_change
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
+from taskvec.vectors.stored.files import summary
 from taskvec.weights import save_weights
 
 
@@ -70,6 +71,7 @@ def save_merge(
         like=merge.like,
         manifest=lambda: {
             **merge.record,
+            **_provenance(merge),
             "inputs": _fingerprints(merge),
             "change": summarize_change(merge.weights.changes),
         },
@@ -80,6 +82,11 @@ def save_merge(
         processes=processes,
         resume=resume,
     )
+
+
+def _provenance(merge: Merge) -> dict[str, Any]:
+    said = {name: {"path": vector.ref, **summary(vector.info)} for name, vector in merge.vectors.items()}
+    return {"vectors": said} if said else {}
 
 
 def _fingerprints(merge: Merge) -> dict[str, Any]:

@@ -104,8 +104,6 @@ def _each(raw: object) -> object:
     if raw is None:
         return None
     if isinstance(raw, Mapping) and not {"gradient", "filters"} & raw.keys():
-        if not raw:
-            raise ValueError("an empty mapping, expected a value")
         return {str(name): _named(str(name), value) for name, value in raw.items()}
     return _value(raw)
 
@@ -152,7 +150,7 @@ def value_at(value: Plain | Gradient | Filters, name: str, depth: float | None) 
 def interpolate(anchors: Sequence[float], depth: float) -> float:
     """The piecewise linear function through equally spaced anchors, at a depth from 0 to 1.
 
-    Truth values hold until the next one.
+    A truth value holds up to the next anchor.
 
     >>> interpolate([0, 1, 4], 0.75)
     2.5
@@ -252,6 +250,8 @@ def split_parameters(
             raise InputError(f"rule {rule.name!r}: unknown parameter {field!r}; {nearest(field, known)}")
         where = f"parameters.{field}"
         if isinstance(value, Mapping) and not _takes_mapping(rule, field):
+            if not value:
+                raise InputError(f"{where}: an empty mapping, expected a value")
             value = order_by_vector(where, value, vectors)
             value = list(value.values()) if is_constant(value) else value
         if is_constant(value):
@@ -292,5 +292,5 @@ def _varying(where: str, value: Any, names: Sequence[str], edited: Sequence[str]
 
 
 def _for_each(field: str, value: Any, vectors: int) -> Any:
-    """One weight stands for that of every vector."""
-    return [value] * vectors if field == "weights" and not isinstance(value, list) else value
+    """One weight stands for that of every vector; nothing, for the rule's own choice."""
+    return [value] * vectors if field == "weights" and not isinstance(value, list | None) else value

@@ -29,11 +29,10 @@ from taskvec.errors import InputError, and_more
 from taskvec.reading import exists, local_path
 from taskvec.rules import RULES, Rule
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
-from taskvec.vectors.checks import OnExtra, OnMissing, check_point, differing_buffers
+from taskvec.vectors.checks import OnExtra, OnMissing, check_fits, check_point, differing_buffers
 from taskvec.vectors.combining import bind_all
 from taskvec.vectors.expression import names_in
 from taskvec.vectors.opening import delta_in, with_task
-from taskvec.vectors.stored.files import summary
 from taskvec.weights import Weights, hub, open_weights
 from taskvec.weights.dtypes import EDITABLE
 
@@ -115,15 +114,26 @@ def read(path: Path, content: object, *, known: Known = none_known, **instead: o
     return build(recipe, where=where, folder=path.parent, known=known)
 
 
-def build(recipe: Recipe, *, where: str = "", folder: Path = Path(), known: Known = none_known) -> Merge:
+def build(
+    recipe: Recipe,
+    *,
+    where: str = "",
+    folder: Path = Path(),
+    known: Known = none_known,
+    check: Callable[[Sequence[Weights]], None] | None = None,
+) -> Merge:
     """The model that a recipe describes; as ``read``, with paths that are relative to ``folder``.
 
     Args:
-        where: opens messages.
+        where: the file of the recipe, which opens messages; none for one that was made of options.
+        check: called with all inputs once they are open, before anything of them but headers is read.
     """
     with errors_at(where):
         _check(recipe)
-        return _Building(recipe, folder, known).merge()
+        building = _Building(recipe, where, folder, known)
+        if check is not None:
+            check(list(building.inputs.values()))
+        return building.merge()
 
 
 def _check(recipe: Recipe) -> None:
@@ -161,8 +171,8 @@ def _check(recipe: Recipe) -> None:
 class _Building:
     """A recipe on its way to a model: its inputs, opened."""
 
-    def __init__(self, recipe: Recipe, folder: Path, known: Known) -> None:
-        self.recipe, self.folder, self.known = recipe, folder, known
+    def __init__(self, recipe: Recipe, where: str, folder: Path, known: Known) -> None:
+        self.recipe, self.where, self.folder, self.known = recipe, where, folder, known
         self.rule: Rule | None = RULES[recipe.rule] if recipe.rule is not None else None
         self.held = {name: self._open_vector(name, ref) for name, ref in recipe.vectors.items()}
         self.models = {name: self._open(f"models: {name}", ref) for name, ref in recipe.models.items()}
@@ -189,23 +199,21 @@ class _Building:
         config = None if dtype is None else derive_config(base.folder, dtype=dtype, tokens=seen.rows)
         return Merge(
             apply(base, vector, allow_other_base=other, dtype=dtype, precision=precision),
-            self._record(seen, vectors, rule),
+            self._record(seen, rule),
             like=base,
             notes=(*seen.notes, *notes, *self._notes(base, vectors)),
             max_shard_size=recipe.max_shard_gb * 1e9,
             inputs=self.inputs,
+            vectors={name: vectors[name] for name in self.held},
             passes=partial(count_passes, vector),
             allow_nonfinite=recipe.allow_nonfinite,
             files=seen.files if config is None else {**seen.files, "config.json": config},
         )
 
-    def _record(
-        self, seen: Aligned, vectors: Mapping[str, TaskVector], rule: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def _record(self, seen: Aligned, rule: Mapping[str, Any]) -> dict[str, Any]:
         """Provenance for the manifest."""
         dumped = self.recipe.model_dump(mode="json", exclude_defaults=True)
-        provenance = {name: {"path": vectors[name].ref, **summary(vectors[name].info)} for name in self.held}
-        further = {"vocabulary": seen.record, "rule": rule, "vectors": provenance}
+        further = {"vocabulary": seen.record, "rule": rule}
         used = {key: value for key, value in further.items() if value}
         return {"kind": "edited model", "recipe": dumped, **used}
 
@@ -230,9 +238,14 @@ class _Building:
 
     def _vectors(self, seen: Aligned) -> dict[str, TaskVector]:
         """The vectors, then the models as vectors, all of one base."""
-        recipe, base, vectors = self.recipe, seen.base, {}
-        for name, (weights, task) in self.held.items():
-            vector = TaskVector.of(delta_in(weights, task))
+        recipe, base = self.recipe, seen.base
+        vectors = {
+            name: TaskVector.of(delta_in(weights, task)) for name, (weights, task) in self.held.items()
+        }
+        for vector in vectors.values():  # all of them first: headers cost less than comparing fingerprints
+            if not vector.base.unbound:
+                check_fits(vector.ref, vector.specs, base)
+        for name, vector in vectors.items():
             vectors[name] = vector.with_base(base) if recipe.allow_other_base else bind_all([vector], base)[0]
         for name, model in zip(self.models, seen.tuned, strict=True):
             vector = TaskVector.between(base, model, on_extra=recipe.on_extra, on_missing=recipe.on_missing)
@@ -312,7 +325,10 @@ class _Building:
             return open_weights(known)
         # A path into a folder that exists is a slip of the pen, not a wish to download.
         if exists(ref) or not hub.is_reference(ref) or exists(self.folder / Path(ref).parts[0]):
-            raise InputError(f"{where}: {path}: no such file or folder; paths are relative to the recipe")
+            missing = f"{path}: no such file or folder"
+            raise InputError(
+                f"{where}: {missing}; paths are relative to the recipe" if self.where else missing
+            )
         return check_sound(open_weights(ref))
 
     def _check_distinct(self) -> None:

@@ -32,7 +32,7 @@ class Difference(Summand):
         return name in self.specs and name in self._models[1]  # what it lacks counts as unchanged
 
     def own_bytes(self, name: str) -> int:
-        """Those of the difference: what it is taken of stays as it was read."""
+        """Bytes of the difference alone: the two models' blocks stay as they were read."""
         return super().own_bytes(name) // 2
 
     def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,7 @@ from taskvec.weights.change import Change
 from taskvec.weights.tally import Tally, folded
 
 THREADS = 4
-"""That take digests; more would wait for the disk or the memory."""
+"""Threads that take digests; more of them would only wait for the disk or the memory."""
 
 
 class Lazy(ABC):
@@ -64,7 +64,7 @@ class Lazy(ABC):
 
     @property
     def by_rows(self) -> bool:
-        """Whether that is so whatever the tensor."""
+        """Whether ``in_rows`` holds for every tensor."""
         return self.splits and all(part.by_rows for part in self.parts)
 
     @property

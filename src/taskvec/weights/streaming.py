@@ -31,7 +31,7 @@ from taskvec.weights.workers import Locks, in_processes, in_threads
 from taskvec.writing import flush, write_at
 
 SPAN = 1 << 24
-"""Bytes that a worker writes before it reports them: so many that a report costs nothing beside."""
+"""Bytes that a worker writes before it reports them: enough that reporting costs next to nothing."""
 
 _SMALL = 1 << 20
 """Bytes below which tensors are taken several at a time, as a span costs a message and an opened file."""
@@ -221,7 +221,7 @@ def _blocks(weights: Weights, name: str, place: int) -> Iterator[Block]:
 
 
 def _warm_up(weights: Weights, spans: Sequence[Span]) -> None:
-    """Have what is loaded and compiled on first use be so before a fork."""
+    """Load and compile, before a fork, what is loaded and compiled on first use."""
     first = min(spans, key=lambda span: span.size).blocks[0]
     _, changed = weights.read_with_change(first.name, first.rows)
     if changed is not None:
