@@ -35,7 +35,7 @@ def editable_names(base: Weights, tuned: Weights, *, on_extra: OnExtra, on_missi
                 f"{tuned.ref}: {name!r} has dtype {short(base.spec(name).dtype)} and differs from the base, "
                 f"expected {', '.join(sorted(map(short, EDITABLE)))}; convert both models first"
             )
-    _check_plain(base, tuned, [name for name in shared if name not in counting])
+    _check_plain(base, tuned, [name for name in shared if not _counts(base.spec(name))])
     return [name for name in base if base.spec(name).dtype in EDITABLE]
 
 
