@@ -85,8 +85,8 @@ def save_merge(
 
 
 def _provenance(merge: Merge) -> dict[str, Any]:
-    said = {name: {"path": vector.ref, **summary(vector.info)} for name, vector in merge.vectors.items()}
-    return {"vectors": said} if said else {}
+    vectors = {name: {"path": vector.ref, **summary(vector.info)} for name, vector in merge.vectors.items()}
+    return {"vectors": vectors} if vectors else {}
 
 
 def _fingerprints(merge: Merge) -> dict[str, Any]:
