@@ -1,8 +1,7 @@
 """Checkpoint folders in the transformers layout, local or on the hub."""
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +11,7 @@ from torch import nn
 from taskvec.errors import CorruptFile, InputError, optional
 from taskvec.reading import is_folder, kind_of, read_json, read_mapping, shortened
 from taskvec.weights import open_weights
+from taskvec.weights.network import quiet
 
 EDITING = "taskvec diff, apply and merge edit any checkpoint without running it"
 
@@ -251,21 +251,6 @@ def reason(error: Exception) -> str:
     """What went wrong, from another library's message, which may be a page."""
     message = shortened(" ".join(str(error).split()), 160)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No bars and no load reports from transformers; what they say is checked by ``Backbone.names``."""
-    logging: Any = transformers().utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def tensor_names(folder: Path) -> list[str]:
