@@ -1,7 +1,7 @@
 """What the names of parameters in checkpoints say: layers and depth, embeddings, heads, attention."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 from taskvec.errors import InputError
@@ -57,8 +57,11 @@ def count_blocks(names: Iterable[str]) -> dict[str, int]:
     return counts
 
 
-def block_depths(names: Iterable[str], blocks: str = BLOCKS) -> dict[str, float]:
+def block_depths(names: Iterable[str], blocks: str = BLOCKS, behind: Container[str] = ()) -> dict[str, float]:
     """The depth of each tensor in its stack of blocks, 0 to 1; those that are in none are left out.
+
+    Args:
+        behind: names of tensors in blocks behind the last layer, which are left out too.
 
     Raises: InputError if what ``blocks`` matches in a name is no number.
     """
@@ -66,7 +69,7 @@ def block_depths(names: Iterable[str], blocks: str = BLOCKS) -> dict[str, float]
     last: dict[str, int] = {}
     pattern = Pattern(blocks, "rule 'lines': blocks")
     for name in names:
-        match = pattern.search(name)
+        match = None if name in behind else pattern.search(name)
         if match is None:
             continue
         digits = match[1] or ""

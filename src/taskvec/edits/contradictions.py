@@ -23,6 +23,7 @@ from taskvec.vectors import EditedWeights, TaskVector
 from taskvec.weights import Weights, change, open_weights
 from taskvec.weights.blocks import row_count, row_size
 from taskvec.weights.change import Change
+from taskvec.weights.depth import DEPTHS, PREDICTING, flatten
 from taskvec.weights.dtypes import EDITABLE
 
 LOOK = 1 << 12
@@ -38,11 +39,6 @@ Fine-tuning moves matrices by a thousandth to a tenth."""
 _APART = 5
 """It must also be so many times as far as the lower quartile of all, which swapped pairs leave alone."""
 
-_DEPTHS = frozenset(
-    {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers"}
-    | {"decoder_layers", "depth"}
-)
-_MORE_LAYERS = "num_nextn_predict_layers"  # that predict further tokens, stored behind the others
 _WIDTHS = ("hidden_size", "n_embd", "d_model")
 
 _HEADS = frozenset(
@@ -110,9 +106,9 @@ def _depth(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
     """
     depths = sorted(count_blocks(model).values(), reverse=True)
     stacks = Counter(depths if len(depths) <= 2 else depths[:1])
-    stated = Counter(value for key, value in _flat(config) if _last(key) in _DEPTHS and type(value) is int)
-    more = config.get(_MORE_LAYERS)
-    if isinstance(more, int) and stacks & Counter(depth + more for depth in stated):
+    stated = Counter(value for key, value in flatten(config) if _last(key) in DEPTHS and type(value) is int)
+    further = [value for key, value in flatten(config) if _last(key) == PREDICTING and type(value) is int]
+    if stacks & Counter(depth + more for depth in stated for more in further):
         return
     unstated, idle = stacks - stated, stated - stacks
     if unstated and idle:
@@ -159,7 +155,7 @@ def _width(model: Weights, config: Mapping[str, Any], place: str = "") -> Iterat
 
 def _head(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
     """An output layer of its own, where the config says that it is the embedding."""
-    tied = any(value is True for key, value in _flat(config) if _last(key) == "tie_word_embeddings")
+    tied = any(value is True for key, value in flatten(config) if _last(key) == "tie_word_embeddings")
     for head in find_heads(model) if tied else ():
         alike = [name for name in find_embeddings(model) if model.spec(name) == model.spec(head)]
         if alike and not any(_equal(model, name, head) for name in alike):
@@ -238,7 +234,7 @@ def _of_pair(first: Weights, model: Weights) -> Iterator[str]:
 def _settings(model: Weights) -> dict[str, Any]:
     """The settings that decide what weights compute, by their place in the config."""
     config = read_config(model.folder)
-    decisive = ((key, value) for key, value in _flat(config) if _last(key) in _COMPUTING | _HEADS)
+    decisive = ((key, value) for key, value in flatten(config) if _last(key) in _COMPUTING | _HEADS)
     settings = {key: value for key, value in decisive if value is not None}
     return settings | (_rope(config) if config else {})
 
@@ -252,15 +248,6 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
         inner = rope.pop(nested, None)
         rope |= inner if isinstance(inner, Mapping) else {}
     return {"rope_type": rope.pop("type", "default"), **rope}
-
-
-def _flat(config: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings of a config and of those inside it, by dotted names."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{place}{key}.")
-        else:
-            yield f"{place}{key}", value
 
 
 def _text(value: object) -> str:

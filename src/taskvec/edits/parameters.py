@@ -5,7 +5,7 @@ through anchor values over the blocks of the model, one with the key ``filters``
 from the names of the vectors gives each its own value.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Annotated, Any, cast, get_args, get_origin
@@ -173,7 +173,11 @@ def inner_values(value: Plain | Gradient | Filters) -> Iterator[Plain | Gradient
 
 
 def settle(
-    where: str, value: Plain | Gradient | Filters, names: Sequence[str], edited: Iterable[str]
+    where: str,
+    value: Plain | Gradient | Filters,
+    names: Sequence[str],
+    edited: Iterable[str],
+    behind: Container[str] = (),
 ) -> dict[str, Plain]:
     """The value of every edited tensor.
 
@@ -181,12 +185,13 @@ def settle(
         where: the field, to open messages.
         names: every tensor that could be edited.
         edited: those that are; each must get a value.
+        behind: those in blocks behind the last layer, which count as outside the blocks.
 
     Raises: InputError for a filter or a gradient that matches nothing, and for a tensor left without value.
     """
     # Depth is that of the whole model, however few tensors a filter is about.
     along = any(isinstance(inner, Gradient) for inner in inner_values(value))
-    depths = block_depths(names) if along else {}
+    depths = block_depths(names, behind=behind) if along else {}
     _check_used(where, value, names, depths)
     settled = {name: value_at(value, name, depths.get(name)) for name in edited}
     bare = [name for name, given in settled.items() if given is None]
@@ -230,6 +235,7 @@ def split_parameters(
     vectors: Sequence[str],
     names: Sequence[str],
     edited: Sequence[str],
+    behind: Container[str] = (),
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The parameters of a rule, and those of single tensors.
 
@@ -238,6 +244,7 @@ def split_parameters(
         vectors: their names, in order.
         names: every tensor that could be edited.
         edited: those that are.
+        behind: those in blocks behind the last layer.
 
     Returns: parameters for the model, those that vary being those of its first tensor; tensor -> parameters.
     Raises: InputError.
@@ -257,7 +264,7 @@ def split_parameters(
         if is_constant(value):
             params[field] = _for_each(field, value, len(vectors))
             continue
-        for name, settled in _varying(where, value, names, edited).items():
+        for name, settled in _varying(where, value, names, edited, behind).items():
             each[name][field] = _for_each(field, settled, len(vectors))
     params |= next(iter(each.values()), {})
     return params, {name: values for name, values in each.items() if values}
@@ -283,11 +290,13 @@ def order_by_vector(where: str, value: Mapping[str, Any], vectors: Sequence[str]
     return {name: value[name] for name in vectors if name in value}
 
 
-def _varying(where: str, value: Any, names: Sequence[str], edited: Sequence[str]) -> Mapping[str, Any]:
+def _varying(
+    where: str, value: Any, names: Sequence[str], edited: Sequence[str], behind: Container[str]
+) -> Mapping[str, Any]:
     """Tensor name -> the value, or a list with the value of each vector."""
     if not isinstance(value, dict):
-        return settle(where, value, names, edited)
-    columns = [settle(f"{where}.{vector}", given, names, edited) for vector, given in value.items()]
+        return settle(where, value, names, edited, behind)
+    columns = [settle(f"{where}.{vector}", given, names, edited, behind) for vector, given in value.items()]
     return {name: [column[name] for column in columns] for name in edited}
 
 

@@ -34,6 +34,7 @@ from taskvec.vectors.combining import bind_all
 from taskvec.vectors.expression import names_in
 from taskvec.vectors.opening import delta_in, with_task
 from taskvec.weights import Weights, hub, open_weights
+from taskvec.weights.depth import names_behind
 from taskvec.weights.dtypes import EDITABLE
 
 Names = dict[str, Annotated[str, Field(min_length=1)]]
@@ -267,7 +268,7 @@ class _Building:
             [edit] = vectors.values()
         if is_constant(scale):
             return _number("scale", scale) * edit, rule
-        factors = settle("scale", scale, names, edited)
+        factors = settle("scale", scale, names, edited, names_behind(names, base.folder))
         return edit.scaled({name: _number("scale", factors[name]) for name in edited}), rule
 
     def _combine(
@@ -278,7 +279,8 @@ class _Building:
         names: Sequence[str],
         edited: Sequence[str],
     ) -> tuple[TaskVector, dict[str, Any]]:
-        params, each = split_parameters(rule, self.recipe.parameters, list(vectors), names, edited)
+        behind = names_behind(names, base.folder)
+        params, each = split_parameters(rule, self.recipe.parameters, list(vectors), names, edited, behind)
         varying = {field for values in each.values() for field in values}
         settings = rule.settings(params, len(vectors))
         record = {"name": rule.name, **{key: settings[key] for key in settings if key not in varying}}

@@ -29,6 +29,8 @@ def lines(
         block l of L:   (alpha + beta l / (L - 1)) merged
         elsewhere:      alpha merged
 
+    Blocks behind the last layer of config.json, which predict further tokens, are elsewhere.
+
     Args:
         merged: (*shape).
         alpha: scale of the first block and of all that is in none. ``auto`` is
@@ -50,7 +52,7 @@ def measure_model(
     """The depth of each tensor, 0 to 1, and alpha if it is to be found."""
     if list(merged.shapes) == [""]:
         return {"": {"_depth": 0.0}}  # a tensor by itself has none
-    depths = block_depths(merged.shapes, blocks)
+    depths = block_depths(merged.shapes, blocks, merged.behind)
     if beta and not depths:
         raise InputError(
             f"rule 'lines': no tensor name matches blocks {blocks!r}, the first is "

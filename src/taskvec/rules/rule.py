@@ -16,7 +16,7 @@ Every rule, and every chain of them, is tested against these laws (``tests/rules
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -73,6 +73,7 @@ class Stacks:
         blocks: name -> slices of its rows (of the last axis) to read it by; ``None`` stands for the whole.
         pieces: name and rows -> their deltas, or what earlier rules of a chain made of them, in order.
         overrides: name -> parameters that this tensor has instead of those of the model.
+        behind: the names of tensors in blocks behind the last layer of the model, which have no depth.
     """
 
     shapes: Mapping[str, Sequence[int]]
@@ -80,6 +81,7 @@ class Stacks:
     blocks: Callable[[str], Sequence[slice | None]]
     pieces: Callable[[str, slice | None], Iterator[Piece]]
     overrides: Callable[[str], Mapping[str, Any]] = lambda name: {}
+    behind: Container[str] = ()
 
     @classmethod
     def single(cls, deltas: Deltas, **context: Any) -> "Stacks":

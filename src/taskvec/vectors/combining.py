@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from threading import RLock
 from typing import Any
 
@@ -31,6 +31,7 @@ from taskvec.weights.blocks import (
     rows_of,
     rows_shape,
 )
+from taskvec.weights.depth import names_behind
 
 # Singular vectors cost far more than reading, and the same merge is often evaluated at many scales.
 ROOM = 1 << 29
@@ -282,4 +283,10 @@ class Combined(Summand):
             lambda name: list(row_blocks(self.specs[name].shape)) if self.in_rows(name) else [None],
             lambda name, rows: self._pieces(name, rows, dtype),
             lambda name: self._each.get(name, {}),
+            self._behind,
         )
+
+    @cached_property
+    def _behind(self) -> frozenset[str]:
+        base = self.base.weights
+        return names_behind(self.specs, None if base is None else base.folder)

@@ -26,6 +26,7 @@ from taskvec.names import block_of, comes_before_blocks, count_blocks, goes_by_t
 from taskvec.reading import exists
 from taskvec.vectors import TaskVector, apply
 from taskvec.weights import Weights, open_weights
+from taskvec.weights.depth import count_layers, names_behind
 from taskvec.weights.dtypes import EDITABLE, short
 
 _WIDE_ANYWAY = ("linear", "slerp", "passthrough")
@@ -216,7 +217,7 @@ class _Reading:
             tuple(sources),
             tuple(names),
             base,
-            _depths(names[0], start),
+            _depths(names[0], start, entries[0]),
             (*inner, *self._shared),
             tuple(self._of_model(entry, place == base) for place, entry in enumerate(entries)),
         )
@@ -224,24 +225,29 @@ class _Reading:
     def _names(self, entry: _Entry, start: int, *, first: bool, last: bool) -> dict[str, str]:
         """Name in the output -> name in the model, of the tensors that a slice takes from it."""
         assert entry.span is not None
-        stacks = count_blocks(entry.model)
+        layers = count_layers(entry.model, entry.model.folder)
+        stacks = {stack: number for stack, number in layers.items() if number}
         if len(stacks) != 1:
             held = ", ".join(stacks) or "none"
             raise InputError(
                 f"{self.where}: {entry.field}: slices are of models with one stack of layers, found {held}"
             )
-        [number] = stacks.values()
+        [(stack, number)] = stacks.items()
         if entry.span[1] > number:
             raise InputError(
                 f"{self.where}: {entry.field}.layer_range: {list(entry.span)}, "
                 f"expected layers up to {number}, as {entry.model.ref} has"
             )
+        end = start + entry.span[1] - entry.span[0]
         names: dict[str, str] = {}
         for name in entry.model:
             layer = block_of(name)
-            if layer is None:
+            if layer is None or layer.stack != stack:
                 if first if comes_before_blocks(name) else last:
                     names[name] = name
+            elif layer.number >= number:  # behind the layers, and so with the final norm
+                if last:
+                    names[renumber(name, end + layer.number - number)] = name
             elif entry.span[0] <= layer.number < entry.span[1]:
                 names[renumber(name, start + layer.number - entry.span[0])] = name
         return names
@@ -346,12 +352,17 @@ def _opened(ref: str) -> Weights:
     return apply(weights, TaskVector.load(adapter).with_base(weights))
 
 
-def _depths(names: Iterable[str], start: int) -> dict[str, float]:
+def _depths(names: Mapping[str, str], start: int, entry: _Entry) -> dict[str, float]:
     """How deep each tensor lies: 0 in the first layer and outside of layers, 1 in the last; a single layer
-    counts as the last."""
-    names = list(names)
-    numbers = {stack: number - start for stack, number in count_blocks(names).items()}
-    layers = {name: block_of(name) for name in names}
+    counts as the last.
+
+    Args:
+        names: name in the output -> name in the model.
+    """
+    behind = names_behind(entry.model, entry.model.folder)
+    layers = {name: None if stored in behind else block_of(name) for name, stored in names.items()}
+    within = (name for name, layer in layers.items() if layer)
+    numbers = {stack: number - start for stack, number in count_blocks(within).items()}
     return {
         name: 0.0
         if layer is None
