@@ -12,7 +12,7 @@ from torch import Tensor
 
 import taskvec
 from taskvec.edits.layers import Joined, Origin, Picked
-from taskvec.edits.realigned import Alignment, Realigned
+from taskvec.edits.realigned import Alignment, Padded, Realigned
 from taskvec.vectors import EditedWeights, TaskVector, combine
 from taskvec.vectors.base import Base
 from taskvec.vectors.combining import Combined
@@ -97,6 +97,7 @@ MADE: dict[type, Callable[[Spied], Lazy]] = {
     Picked: lambda spied: Picked(spied, {NAME: NAME}),
     Origin: Origin,
     Joined: lambda spied: Joined([spied]),
+    Padded: lambda spied: Padded(spied, {NAME: 0}, 4),
     Realigned: lambda spied: Realigned(Alignment((spied,), torch.arange(3)[None], {NAME: 0}, spied), 0),
     EditedWeights: lambda spied: EditedWeights(Spied(2.0), direction(spied)),
     Uncoded: lambda spied: Uncoded(TaskVector.of(direction(spied)), None),

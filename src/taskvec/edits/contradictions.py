@@ -15,7 +15,7 @@ from zipfile import is_zipfile
 import torch
 
 from taskvec.edits.configs import read_config, read_vocabulary_size
-from taskvec.edits.vocabulary import find_embeddings, find_heads
+from taskvec.edits.rows import find_embeddings, find_heads
 from taskvec.errors import InputError, TaskvecError, and_more
 from taskvec.names import count_blocks
 from taskvec.reading import shortened

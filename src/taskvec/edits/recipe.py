@@ -201,7 +201,7 @@ class _Building:
         return Merge(
             apply(base, vector, allow_other_base=other, dtype=dtype, precision=precision),
             self._record(seen, rule),
-            like=base,
+            like=seen.like or base,
             notes=(*seen.notes, *notes, *self._notes(base, vectors)),
             max_shard_size=recipe.max_shard_gb * 1e9,
             inputs=self.inputs,

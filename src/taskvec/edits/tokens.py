@@ -19,6 +19,12 @@ _BY_TOKEN = "match the rows by token (--vocab base)"
 
 _OPAQUE = ("*.model", "*.tiktoken", "tekken.json", "bpe.codes", "vocab-src.json", "vocab-tgt.json")
 
+_TEXTS = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
+)
+"""Tokenizer files that are text."""
+
 _MOST = 1 << 40
 """Row numbers from here on are taken for a mistake."""
 
@@ -115,7 +121,15 @@ def added_tokens(folder: Path | None) -> dict[str, dict[str, Any]]:
     return {token: entry for token, _, entry in _added(file, read_if_there(file))}
 
 
-def add_tokens(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) -> dict[str, str]:
+def plain_token(token: str) -> dict[str, Any]:
+    """How ``tokenizer.json`` describes an added token that is nothing special."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    return {"content": token, **flags}
+
+
+def add_tokens(
+    folder: Path, entries: Sequence[Mapping[str, Any]], rows: int, first: int | None = None
+) -> dict[str, str]:
     """``tokenizer.json`` and ``config.json`` for a tokenizer with more added tokens, behind its own.
 
     An added token is found before a text is cut into pieces, so it works in any tokenizer.
@@ -123,19 +137,42 @@ def add_tokens(folder: Path, entries: Sequence[Mapping[str, Any]], rows: int) ->
     Args:
         entries: as :func:`added_tokens` gives them, in the order of their rows.
         rows: of the embedding that belongs to it.
+        first: the row of the first, by default that behind all tokens; added tokens from there on, which have
+            no rows, give way.
 
     Returns: texts by file name; empty if more tokens would not get the rows that follow.
     """
     file = folder / "tokenizer.json"
     tokenizer, config, tokens = read_if_there(file), read_config(folder), _of_tokenizer(file)
-    if tokens is None or tokens != read_tokens(folder) or sorted(tokens.values()) != list(range(len(tokens))):
+    if tokens is None or tokens != read_tokens(folder):
         return {}
-    numbered = [{**entry, "id": row} for row, entry in enumerate(entries, start=len(tokens))]
-    tokenizer["added_tokens"] = [*(entry for *_, entry in _added(file, tokenizer)), *numbered]
+    listed = _added(file, tokenizer)
+    first = len(tokens) if first is None else first
+    idle = {token for token, row, _ in listed if row >= first}
+    if sorted(row for token, row in tokens.items() if token not in idle) != list(range(first)):
+        return {}
+    numbered = [{**entry, "id": row} for row, entry in enumerate(entries, start=first)]
+    tokenizer["added_tokens"] = [*(entry for token, _, entry in listed if token not in idle), *numbered]
     contents = {file.name: tokenizer, **({"config.json": resize(config, rows)} if config else {})}
-    return {
-        name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in contents.items()
-    }
+    return {name: _as_text(content) for name, content in contents.items()}
+
+
+def replace_tokenizer(folder: Path | None, source: Path, rows: int) -> dict[str, str]:
+    """The tokenizer files of ``source`` to be written over those of a model, and its ``config.json``.
+
+    What lists tokens or roles beside the model's weights, and not in ``source``, is written empty.
+
+    Returns: texts by file name.
+    """
+    config = read_config(folder)
+    texts = {name: read_text(source / name) for name in _TEXTS if (source / name).is_file()}
+    stale = [name for name in _TEXTS if name not in texts and folder and (folder / name).is_file()]
+    texts |= {name: "{}\n" if name.endswith(".json") else "" for name in stale}
+    return {**texts, **({"config.json": _as_text(resize(config, rows))} if config else {})}
+
+
+def _as_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _of_tokenizer(file: Path) -> dict[str, int] | None:
