@@ -1,17 +1,25 @@
 """What a mergekit YAML file may hold. Keys that are not here are refused."""
 
-from typing import Annotated, Any, Self, cast
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from taskvec.config import Config
 from taskvec.edits.mergekit.methods import METHODS
 from taskvec.edits.mergekit.templates import is_text
-from taskvec.edits.vocabulary import Vocab
 from taskvec.reading import exists
 from taskvec.registry import nearest
 
-_VOCABULARIES = ("base", "union")
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -87,6 +95,17 @@ class Module(Config):
     slices: list[Slice] | None = None
     parameters: Parameters = None
 
+    @property
+    def sources(self) -> list[tuple[str, str]]:
+        """Where each model is named, and by which reference."""
+        if self.models:
+            return [(f"models[{place}].model", entry.model) for place, entry in enumerate(self.models)]
+        return [
+            (f"slices[{number}].sources[{place}].model", source.model)
+            for number, piece in enumerate(self.slices or [])
+            for place, source in enumerate(piece.sources)
+        ]
+
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         if bool(self.models) == bool(self.slices):
@@ -94,10 +113,64 @@ class Module(Config):
         return self
 
 
-class Tokenizer(Config):
-    """Which tokenizer the output gets."""
+class ModelToken(Config):
+    """The row of a token of a model."""
 
-    source: Annotated[str, AfterValidator(lambda source: _vocabulary(source))] = "union"
+    kind: Literal["model_token"]
+    model: _Reference
+    token: str | None = None
+    token_id: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _one_token(self) -> Self:
+        if (self.token is None) == (self.token_id is None):
+            found = "neither" if self.token is None else "both"
+            raise ValueError(f"{found} token and token_id, expected one of them")
+        return self
+
+
+class Zero(Config):
+    """A row of zeros."""
+
+    kind: Literal["zero"]
+
+
+def _kind(source: object) -> str:
+    kind = source.get("kind", "model") if isinstance(source, Mapping) else getattr(source, "kind", "model")
+    return str(kind)
+
+
+class Row(Config):
+    """The row that a token gets; of a model, that of the same token."""
+
+    source: (
+        Annotated[
+            Annotated[ModelToken, Tag("model_token")]
+            | Annotated[Zero, Tag("zero")]
+            | Annotated[_Reference, Tag("model")],
+            Discriminator(
+                _kind,
+                custom_error_type="kind",
+                custom_error_message="unknown kind, expected model_token or zero; or a model, without kind",
+            ),
+        ]
+        | None
+    ) = None
+    force: bool = False
+
+    @model_validator(mode="after")
+    def _something_to_force(self) -> Self:
+        if self.force and self.source is None:
+            raise ValueError("force without a source, expected the model whose row it is")
+        return self
+
+
+class Tokenizer(Config):
+    """Which tokenizer the output gets: that of the base, of all, or of a model."""
+
+    source: _Reference = "union"
+    tokens: dict[str, Row] | None = None
+    pad_to_multiple_of: PositiveInt | None = None
 
 
 class Document(Config):
@@ -113,7 +186,7 @@ class Document(Config):
     parameters: Parameters = None
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
-    tokenizer_source: str | None = None
+    tokenizer_source: _Reference | None = None
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None
 
@@ -140,11 +213,6 @@ class Document(Config):
             raise ValueError("templates by name are not included, expected auto or the template itself")
         return value or None
 
-    @field_validator("tokenizer_source")
-    @classmethod
-    def _known_vocabulary(cls, value: str | None) -> str | None:
-        return None if value is None else _vocabulary(value)
-
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         if self.modules and (self.models or self.slices):
@@ -154,11 +222,9 @@ class Document(Config):
         return self
 
     @model_validator(mode="after")
-    def _tokens_of_a_base(self) -> Self:
+    def _one_tokenizer(self) -> Self:
         if self.tokenizer_source is not None and self.tokenizer is not None:
             raise ValueError("both tokenizer_source and tokenizer, expected one of them")
-        if self.vocab is not None and self.base_model is None:
-            raise ValueError("tokens are matched with those of a base_model, which is missing")
         return self
 
     @property
@@ -169,16 +235,11 @@ class Document(Config):
         return Module.model_construct(models=self.models, slices=self.slices, parameters=None)
 
     @property
-    def vocab(self) -> Vocab | None:
-        """Which vocabulary the output gets; ``None`` leaves rows where they are."""
-        source = self.tokenizer.source if self.tokenizer is not None else self.tokenizer_source
-        return cast(Vocab | None, source)
-
-
-def _vocabulary(source: str) -> str:
-    if source not in _VOCABULARIES:
-        raise ValueError(f"expected one of {', '.join(_VOCABULARIES)}; a model's own is not supported")
-    return source
+    def vocabulary(self) -> Tokenizer | None:
+        """What the file says of the tokenizer; ``None`` leaves rows where they are."""
+        if self.tokenizer_source is None:
+            return self.tokenizer
+        return Tokenizer.model_construct(source=self.tokenizer_source)
 
 
 def _forms(models: object) -> str:

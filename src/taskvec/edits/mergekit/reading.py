@@ -1,6 +1,6 @@
 """From a mergekit YAML file to a model that can be written."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
@@ -13,14 +13,15 @@ from taskvec.edits.configs import derive_config
 from taskvec.edits.inputs import check_sound, describe_copy, errors_at, find_copies
 from taskvec.edits.layers import Joined, Picked
 from taskvec.edits.merge import Merge
-from taskvec.edits.mergekit.document import Document, Parameters, Slice
+from taskvec.edits.mergekit.document import Document, Parameters, Slice, Tokenizer
 from taskvec.edits.mergekit.methods import METHODS
 from taskvec.edits.mergekit.section import Section
 from taskvec.edits.mergekit.templates import FILE, choose_template
+from taskvec.edits.mergekit.tokenizer import find_wanted
 from taskvec.edits.mergekit.values import Scope, idle_filters, parse_scope
 from taskvec.edits.passes import count_passes
 from taskvec.edits.tokens import check_in_order, read_tokens
-from taskvec.edits.vocabulary import Vocab, align
+from taskvec.edits.vocabulary import align
 from taskvec.errors import InputError
 from taskvec.names import block_of, comes_before_blocks, count_blocks, goes_by_token, renumber
 from taskvec.reading import exists
@@ -50,7 +51,8 @@ def read(path: Path, content: object) -> Merge:
     weights = [section.merge(dtype) for section in sections]
     like = reading.like
     config = derive_config(like.folder, layers=reading.described(), dtype=dtype, tokens=reading.tokens)
-    files = {**reading.files, "config.json": config, FILE: reading.template()}
+    made = {"config.json": config, FILE: reading.template()}
+    files = {**reading.files, **{name: text for name, text in made.items() if text is not None}}
     return Merge(
         weights=weights[0] if len(weights) == 1 else Joined(weights),
         record={"recipe": content, "dialect": "mergekit"},
@@ -58,7 +60,7 @@ def read(path: Path, content: object) -> Merge:
         notes=tuple(reading.notes(sections)),
         inputs=dict(reading.models),
         passes=partial(count_passes, *(section.vector for section in weights)),
-        files={name: text for name, text in files.items() if text is not None},
+        files=files,
     )
 
 
@@ -84,6 +86,7 @@ class _Reading:
         self.files: Mapping[str, str] = {}
         self._notes: list[str] = []
         self._aligned: Weights | None = None
+        self._views: Mapping[Hashable, Weights] = {}
         self._module = document.module
         self._shared = (
             self._scope("modules.default.parameters", self._module.parameters),
@@ -100,13 +103,12 @@ class _Reading:
         """The base model, or the first of all."""
         if self.document.base_model is not None:
             return self._open("base_model", self.document.base_model)
-        if self._module.models:
-            return self._open("models[0].model", self._module.models[0].model)
-        assert self._module.slices
-        return self._open("slices[0].sources[0].model", self._module.slices[0].sources[0].model)
+        return self._open(*self._module.sources[0])
 
     def sections(self) -> list[Section]:
         """What the output is made of, in its order."""
+        if self.document.vocabulary is not None:
+            self._align(self.document.vocabulary)
         if self._module.models:
             sections = [self._whole()]
         else:
@@ -117,7 +119,8 @@ class _Reading:
                 self._slice(number, piece, start, last=number == last)
                 for number, (piece, start) in enumerate(zip(slices, starts, strict=False))
             ]
-            self._check_tokens(sections)
+            if self.document.vocabulary is None:
+                self._check_tokens(sections)
         with errors_at(self.where):
             self._notes += contradictions.compare_models([self.first, *self.models.values()], like=self.first)
         return sections
@@ -173,15 +176,11 @@ class _Reading:
         ]
         self._check_distinct(entries, "models")
         base = self._base(entries, document.base_model, "base_model")
-        sources = [entry.model for entry in entries]
-        if document.vocab is not None:
-            refs = [entry.ref for entry in entries]
-            sources = self._in_one_vocabulary(sources, refs.index(document.base_model or ""), document.vocab)
-        else:
+        if document.vocabulary is None:
             beside = "" if document.base_model else " and base_model"
-            self._check_order(
-                sources, f"match the rows by token: add tokenizer_source: union (or base){beside}"
-            )
+            advice = f"match the rows by token: add tokenizer_source: union (or base){beside}"
+            self._check_order((entry.model for entry in entries), advice)
+        sources = [self._view(entry.model) for entry in entries]
         return self._section(
             self.where, entries, sources, [{name: name for name in s} for s in sources], base
         )
@@ -198,7 +197,7 @@ class _Reading:
         base = self._base(entries, piece.base_model or self.document.base_model, field)
         inner = self._scope(f"{field}.parameters", piece.parameters)
         names = [self._names(entry, start, first=number == 0, last=last) for entry in entries]
-        sources = [Picked(entry.model, held) for entry, held in zip(entries, names, strict=True)]
+        sources = [Picked(self._view(entry.model), held) for entry, held in zip(entries, names, strict=True)]
         return self._section(f"{self.where}: {field}", entries, sources, names, base, (inner,), start)
 
     def _section(
@@ -302,14 +301,33 @@ class _Reading:
                     "add their weights up"
                 )
 
-    def _in_one_vocabulary(self, sources: Sequence[Weights], base: int, vocab: Vocab) -> list[Weights]:
-        """The models with their rows matched token by token, as views."""
-        others = [source for place, source in enumerate(sources) if place != base]
+    def _align(self, tokenizer: Tokenizer) -> None:
+        """See all models in one vocabulary, their rows matched token by token."""
+        base = self.document.base_model
+        models = [self.first, *(self._open(*source) for source in self._module.sources)]
+        first, *others = {model.identity: model for model in models}.values()
+        if self._module.slices:
+            self._check_same_tokens([first, *others])
+        field = "tokenizer_source" if self.document.tokenizer_source else "tokenizer.source"
+        wanted = find_wanted(tokenizer, field, self._find, based=base is not None)
         with errors_at(self.where):
-            seen = align(sources[base], others, vocab)
-        self._aligned, self.tokens, self.files = seen.base, seen.rows, seen.files
+            seen = align(first, others, wanted)
+        self._views = {
+            model.identity: view
+            for model, view in zip([first, *others], [seen.base, *seen.tuned], strict=True)
+        }
+        self._aligned, self.tokens, self.files = seen.like, seen.rows, seen.files
         self._notes += seen.notes
-        return [*seen.tuned[:base], seen.base, *seen.tuned[base:]]
+
+    def _view(self, model: Weights) -> Weights:
+        return self._views.get(model.identity, model)
+
+    def _find(self, field: str, ref: str) -> Weights:
+        """A model that may be another than those that are merged."""
+        if ref in self.models:
+            return self.models[ref]
+        with errors_at(f"{self.where}: {field}"):
+            return _opened(ref)
 
     def _check_order(self, models: Iterable[Weights], advice: str) -> None:
         """Refuse models whose rows disagree with the tokenizer of the output."""
@@ -318,27 +336,25 @@ class _Reading:
                 self._notes += check_in_order(self.like, model, advice)
 
     def _check_tokens(self, sections: Sequence[Section]) -> None:
-        """Refuse slices of models whose tokenizers differ, as rows are moved in whole models only.
+        """Refuse slices that give rows of other tokens; those that give layers alone may have any."""
+        givers = {
+            source.identity: self.models[entry.model]
+            for piece, section in zip(self._module.slices or [], sections, strict=True)
+            for entry, source in zip(piece.sources, section.sources, strict=True)
+            if any(goes_by_token(name) for name in source)
+        }
+        advice = "bring the models to one vocabulary first, with a recipe that says vocab"
+        self._check_order(givers.values(), advice)
 
-        Those that give layers alone may have any, unless the vocabulary is to be changed.
-        """
-        if self.document.vocab is None:
-            givers = {
-                source.identity: self.models[entry.model]
-                for piece, section in zip(self._module.slices or [], sections, strict=True)
-                for entry, source in zip(piece.sources, section.sources, strict=True)
-                if any(goes_by_token(name) for name in source)
-            }
-            advice = "bring the models to one vocabulary first, with a recipe that says vocab"
-            self._check_order(givers.values(), advice)
-            return
-        base = read_tokens(self.like.folder)
-        for ref, model in self.models.items():
+    def _check_same_tokens(self, models: Sequence[Weights]) -> None:
+        """Refuse slices of models whose tokenizers differ, as rows are moved in whole models only."""
+        base = read_tokens(models[0].folder)
+        for model in models[1:]:
             tokens = read_tokens(model.folder)
             if base is not None and tokens is not None and tokens != base:
                 differing = sorted(tokens.items() ^ base.items(), key=str)[0][0]
                 raise InputError(
-                    f"{self.where}: {ref}: its tokenizer differs from that of {self.like.ref}, "
+                    f"{self.where}: {model.ref}: its tokenizer differs from that of {models[0].ref}, "
                     f"first in {differing!r}, expected the same for slices"
                 )
 
