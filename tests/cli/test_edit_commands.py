@@ -190,7 +190,7 @@ def unread(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_can_be_refused_by_headers_is_refused_before_anything_is_read(
     options: list[str], message: str, place: Path, run: Runner
 ) -> None:
-    Path("there").mkdir()
+    Path("there").write_text("")
     save_file({"elsewhere": torch.zeros(2)}, "other.safetensors", {"taskvec": _ELSEWHERE})
     result = run("apply", "base", "-v", "a=a.safetensors", *options)
     assert result.code == 2

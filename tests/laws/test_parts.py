@@ -30,6 +30,7 @@ from taskvec.vectors.stored.masked import Masked, MaskedVectors
 from taskvec.vectors.stored.masks import Computed, Packed, Unified
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.lazy import Lazy
+from taskvec.weights.modules import Modular
 
 FILE = Path("/somewhere/spied.safetensors")
 NAME = "layer.weight"
@@ -96,6 +97,7 @@ def adapter(spied: Spied) -> Lazy:
 MADE: dict[type, Callable[[Spied], Lazy]] = {
     Picked: lambda spied: Picked(spied, {NAME: NAME}),
     Origin: Origin,
+    Modular: lambda spied: Modular("modular", Path(), {"": spied}),
     Joined: lambda spied: Joined([spied]),
     Padded: lambda spied: Padded(spied, {NAME: 0}, 4),
     Realigned: lambda spied: Realigned(Alignment((spied,), torch.arange(3)[None], {NAME: 0}, spied), 0),

@@ -1,12 +1,13 @@
 """What an output may take the place of."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from taskvec.errors import OutputExists
+from taskvec.errors import InputError, OutputExists
 from taskvec.weights import open_weights, save_weights
 
 STATE = {"a": torch.ones(2, 3)}
@@ -42,8 +43,9 @@ def test_force_replaces_whatever_is_there_and_leaves_alone_what_links_lead_to(
     target = tmp_path / output
     put(target)
     beside = {path.name for path in tmp_path.iterdir()}
-    with pytest.raises(OutputExists, match="exists already"):
-        save_weights(STATE, target)
+    if put is not an_empty_folder or output == "out.safetensors":
+        with pytest.raises(OutputExists, match="exists already"):
+            save_weights(STATE, target)
     save_weights(STATE, target, force=True)
     assert not target.is_symlink() and list(open_weights(target)) == ["a"]
     assert {path.name for path in tmp_path.iterdir()} == beside
@@ -68,3 +70,37 @@ def test_what_appears_while_work_goes_on_is_not_replaced(
     save_weights(STATE, target, force=True, resume=True)
     assert list(open_weights(target)) == ["a"]
     assert not (tmp_path / f".{output}.partial").exists()
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_an_empty_folder_is_taken(shards: int, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    state = {name: torch.ones(4) for name in "abc"}
+    save_weights(state, target, max_shard_size=48 / shards)
+    assert len(list(target.glob("*.safetensors"))) == shards
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", [".gitkeep", ".DS_Store", "lost+found", "model.safetensors"])
+def test_a_folder_with_anything_in_it_is_not_empty_and_the_message_names_it(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("")
+    for force in (False, True):
+        with pytest.raises(OutputExists, match=rf"holds '{re.escape(name)}'"):
+            save_weights(STATE, tmp_path / "out", force=force)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "m.BIN", "m.pt", "v1.onnx", "m.sft", "m.SafeTensors", "a.tar.gz"])
+def test_a_name_that_promises_another_format_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"m|v1|a.*expected a folder or a name that ends in \.safetensors"):
+        save_weights(STATE, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["llama-3.1", "v0.2", "model.merged", "b16", "a.b.safetensors", ".hidden"])
+def test_dots_in_names_promise_nothing(name: str, tmp_path: Path) -> None:
+    assert open_weights(save_weights(STATE, tmp_path / name)).spec("a").shape == (2, 3)

@@ -103,6 +103,9 @@ def stats(
 
 def _places(output: Path, kind: "Kind | Literal['both']") -> "dict[Kind, Path]":
     """The file of each kind."""
+    from taskvec.weights.staging import check_suffix
+
+    check_suffix(output)
     kinds: list[Kind] = ["fisher", "gram"] if kind == "both" else [kind]
     if output.suffix != ".safetensors":
         if output.is_file():

@@ -16,9 +16,9 @@ from taskvec.edits.passes import Passes
 from taskvec.reading import local_path
 from taskvec.vectors import EditedWeights
 from taskvec.weights import Weights
-from taskvec.weights.plan import plan_shards
+from taskvec.weights.beside import files_beside
 from taskvec.weights.staging import check_space, check_target
-from taskvec.weights.writer import side_files_of
+from taskvec.weights.writer import folders_of, plan_files
 
 _SAMPLE_SECONDS = 0.5
 _SAMPLE_BYTES = 64 << 20
@@ -72,9 +72,9 @@ def make_plan(merge: Merge, target: Path, *, memory: float, force: bool = False)
     single = target.suffix == ".safetensors"
     check_outside(target, merge.inputs.values())
     check_target(target, force=force, inputs=(*weights.files, *merge.like.files))
-    shards = plan_shards(weights, None if single else merge.max_shard_size, {})
-    beside = [] if single else side_files_of(merge.like.folder)
-    written = sum(shard.size for shard in shards) + sum(file.stat().st_size for file, _ in beside)
+    shards = plan_files(weights, merge.like, None if single else merge.max_shard_size, {})
+    beside = files_beside(None if single else merge.like.folder, folders_of(shards))
+    written = sum(shard.size for shard in shards) + beside.size
     check_space(target, written)
     edited = count_edited(weights)
     largest = max(weights, key=lambda name: weights.spec(name).nbytes, default="")

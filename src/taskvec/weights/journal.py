@@ -60,7 +60,10 @@ class Journal:
             self._shards = {
                 name: digests
                 for name, digests in recorded.shards.items()
-                if name in self._planned and _digests(self._work / name) == digests
+                # Those of modules are small, and files are copied beside them: they are written again.
+                if name in self._planned
+                and Path(name).name == name
+                and _digests(self._work / name) == digests
             }
         for file in self._work.iterdir():
             if file.name not in self._shards:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -88,6 +88,22 @@ class Lazy(ABC):
             part.prepare(precision)
 
 
+class Part(NamedTuple):
+    """Where some of the weights of a model lie.
+
+    Attributes:
+        prefix: what the names of its tensors begin with.
+        folder: from the folder of the model; empty for that itself.
+        file: the name of the file, or of the index, that was opened.
+        chosen: whether the user named that file, rather than the folder.
+    """
+
+    prefix: str = ""
+    folder: str = ""
+    file: str = ""
+    chosen: bool = False
+
+
 class Direction:
     """A mapping of tensors that is a direction, not a point: ``open_weights`` refuses it."""
 
@@ -107,6 +123,7 @@ class Weights(Lazy, Mapping[str, Tensor]):
         metadata: the free text of a safetensors header; by default that of the first part.
         tally: digests of what was read, while they are gathered.
         changes: how far each tensor of an edit went, once all have been written.
+        layout: where they lie in their folder; by default as those of the first part.
     """
 
     adapter: Path | None = None
@@ -137,6 +154,7 @@ class Weights(Lazy, Mapping[str, Tensor]):
         self._fingerprint: str | None = None
         self.tally: Tally | None = None
         self.changes: Mapping[str, Change] | None = None
+        self.layout: tuple[Part, ...] = () if like is None else like.layout
 
     @abstractmethod
     def _read(self, name: str, rows: slice | None) -> Tensor:

@@ -9,7 +9,8 @@ from taskvec.errors import InputError, WrongType
 from taskvec.reading import exists, local_path
 from taskvec.weights import hub
 from taskvec.weights.in_memory import MemoryWeights
-from taskvec.weights.lazy import Direction, Weights
+from taskvec.weights.lazy import Direction, Part, Weights
+from taskvec.weights.modules import Modular, holds_weights, module_folders
 from taskvec.weights.pickled import PICKLES, PickledWeights
 from taskvec.weights.sharded import ShardedWeights
 from taskvec.weights.stored import StoredWeights
@@ -59,10 +60,31 @@ def _open_path(ref: str) -> Weights:
         if not hub.is_reference(ref) or exists(path.parts[0]):
             raise InputError(f"{ref}: no such file or folder")
         path = hub.resolve(ref)
-    return _open_file(_find_in(path) if path.is_dir() else path, ref, path if path.is_dir() else None)
+    return _open_folder(path, ref) if path.is_dir() else _open_file(path, ref, None)
+
+
+def _open_folder(folder: Path, ref: str) -> Weights:
+    """The weights in a folder, with those of its modules."""
+    modules = [module for module in module_folders(folder) if holds_weights(module)]
+    if not modules:
+        return _open_file(_find_in(folder), ref, folder)
+    parts = [folder, *modules] if holds_weights(folder) else modules
+    places = {"" if part == folder else part.relative_to(folder).as_posix(): part for part in parts}
+    names = {place: str(Path(ref) / place) if place else ref for place in places}
+    return Modular(
+        ref,
+        folder,
+        {place: _open_file(_find_in(part), names[place], part) for place, part in places.items()},
+    )
 
 
 def _open_file(path: Path, ref: str, folder: Path | None) -> Weights:
+    weights = _open_kind(path, ref, folder)
+    weights.layout = (Part(file=path.name, chosen=folder is None),)
+    return weights
+
+
+def _open_kind(path: Path, ref: str, folder: Path | None) -> Weights:
     if folder is None and (path.parent / "config.json").is_file():
         folder = path.parent
     stem = path.name.removesuffix(".index.json")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from taskvec.errors import InputError
 from taskvec.weights.dtypes import HEADER_LIMIT, NAMES
+from taskvec.weights.layout import Home, home_of
 from taskvec.weights.lazy import Weights
 
 T = TypeVar("T")
@@ -19,13 +20,17 @@ class Shard:
     """One file to be.
 
     Attributes:
-        file: its name in the folder.
+        file: its place in the folder.
+        index: the place of the index that lists it, if its home has several.
+        prefix: what is left off the names of tensors in it.
         header: the bytes it begins with.
         places: tensor -> the byte of the file at which it begins, in order.
         size: bytes of the whole file.
     """
 
     file: str
+    index: str
+    prefix: str
     header: bytes
     places: Mapping[str, int]
     size: int
@@ -36,17 +41,30 @@ class Shard:
         return self.size - len(self.header)
 
 
-def plan_shards(weights: Weights, max_size: float | None, metadata: Mapping[str, str]) -> list[Shard]:
-    """Group tensors, in their order, into files of at most ``max_size`` bytes of data."""
-    most = math.inf if max_size is None else max_size
-    groups = list(batches(list(weights), most, lambda name: weights.spec(name).nbytes)) or [[]]
-    known_as: dict[str, list[str]] = {}
-    for alias, kept in weights.tied.items():
-        known_as.setdefault(kept, []).append(alias)
+def plan_shards(
+    weights: Weights,
+    max_size: float | None,
+    metadata: Mapping[str, str],
+    homes: Sequence[Home] = (Home(),),
+) -> list[Shard]:
+    """Group tensors, in their order, into files of at most ``max_size`` bytes of data, each in its home."""
+    held: dict[Home, list[str]] = {}
+    for name in weights:
+        held.setdefault(home_of(name, homes), []).append(name)
     return [
-        _plan_shard(weights, _shard_name(number, len(groups)), group, metadata, known_as)
-        for number, group in enumerate(groups, 1)
+        shard
+        for home, names in (held or {homes[0]: []}).items()
+        for shard in _plan_home(weights, home, names, max_size, metadata)
     ]
+
+
+def _plan_home(
+    weights: Weights, home: Home, names: Sequence[str], max_size: float | None, metadata: Mapping[str, str]
+) -> Iterator[Shard]:
+    most = math.inf if max_size is None or home.naming.whole else max_size
+    groups = list(batches(names, most, lambda name: weights.spec(name).nbytes)) or [[]]
+    for number, group in enumerate(groups, 1):
+        yield _plan_shard(weights, home, home.naming.file(number, len(groups)), group, metadata)
 
 
 def batches(items: Sequence[T], most: float, size_of: Callable[[T], int]) -> Iterator[Sequence[T]]:
@@ -61,28 +79,26 @@ def batches(items: Sequence[T], most: float, size_of: Callable[[T], int]) -> Ite
         yield items[first:]
 
 
-def _shard_name(number: int, count: int) -> str:
-    return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
-
-
 def _plan_shard(
-    weights: Weights,
-    file: str,
-    names: Sequence[str],
-    metadata: Mapping[str, str],
-    known_as: Mapping[str, Sequence[str]],
+    weights: Weights, home: Home, file: str, names: Sequence[str], metadata: Mapping[str, str]
 ) -> Shard:
     # Wide elements first, so that every tensor is aligned to its own element size.
     ordered = sorted(names, key=lambda name: -weights.spec(name).dtype.itemsize)
-    aliases = {alias: name for name in names for alias in known_as.get(name, ())}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **weights.metadata, **metadata, **aliases}}
+    here, own = set(names), {} if home.prefix else weights.metadata
+    local = len(home.prefix)
+    aliases = {alias[local:]: kept[local:] for alias, kept in weights.tied.items() if kept in here}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **own, **metadata, **aliases}}
     starts: dict[str, int] = {}
     end = 0
     for name in ordered:
         spec = weights.spec(name)
         starts[name], end = end, end + spec.nbytes
         offsets = [starts[name], end]
-        header[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": offsets}
+        header[name[local:]] = {
+            "dtype": NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": offsets,
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     if len(text) + 8 > HEADER_LIMIT:
         raise InputError(
@@ -92,4 +108,11 @@ def _plan_shard(
     text += b" " * (-len(text) % 8)
     prefix = struct.pack("<Q", len(text)) + text
     places = {name: len(prefix) + start for name, start in starts.items()}
-    return Shard(file, prefix, places, len(prefix) + end)
+    return Shard(
+        home.path(file),
+        home.path(home.naming.index),
+        home.prefix,
+        prefix,
+        places,
+        len(prefix) + end,
+    )

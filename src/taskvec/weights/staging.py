@@ -18,10 +18,20 @@ from pathlib import Path
 from types import TracebackType
 
 from taskvec.errors import DiskFull, InputError, OutputExists, and_more
-from taskvec.reading import describe, read_mapping
+from taskvec.reading import describe, read_mapping, reason, shown
 from taskvec.writing import flush, lock, open_own_folder, remove
 
 _log = logging.getLogger(__name__)
+
+SUFFIX = ".safetensors"
+"""What the name of a file ends in; any other output is a folder."""
+
+FOREIGN = frozenset(
+    {SUFFIX, ".sft", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".gguf", ".ggml", ".onnx", ".h5"}
+    | {".hdf5", ".keras", ".msgpack", ".npz", ".npy", ".tflite", ".pb", ".mlmodel", ".zip", ".tar", ".gz"}
+    | {".tgz", ".7z", ".json"}
+)
+"""Endings of the names of files; of the first, in capitals."""
 
 MANIFEST = "taskvec.json"
 
@@ -49,8 +59,8 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
         partial: the hidden folder that work goes on in.
         keep: whether to leave it behind when work is interrupted, or the disk fails.
 
-    Raises: OutputExists if the target exists, is an input, or is being written by another process;
-        InputError if the hidden folder is not one of ours.
+    Raises: OutputExists if the target exists, unless as an empty folder, is an input, or is being written by
+        another process; InputError if the hidden folder is not one of ours.
     """
 
     def __init__(
@@ -72,6 +82,8 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
 
     def __enter__(self) -> Path:
         self._check()
+        if not os.path.lexists(self.target):  # whoever makes a folder there meanwhile wants it
+            self._check = partial(self._check, empty=False)
         if foreign := _foreign(self.target):
             _log.warning(
                 "%s: %r goes with what is replaced, though taskvec did not write it%s",
@@ -129,11 +141,18 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
         os.close(self._handle)
 
 
-def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = ()) -> None:
+def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = (), empty: bool = True) -> None:
     """Refuse a target that must not be written; cheap, so that it can come before any work.
 
-    Raises: OutputExists; InputError for a name that no disk takes, or that leaves no room for a hidden one.
+    Args:
+        force: take what exists, if it was written here.
+        inputs: paths being read, which the target must not be or hold.
+        empty: take an empty folder that exists.
+
+    Raises: OutputExists; InputError for a name that no disk takes, that leaves no room for a hidden one, or
+        that promises another format.
     """
+    check_suffix(target)
     if len(os.fsencode(target.name)) > LONGEST:
         raise InputError(f"{target}: the name is longer than {LONGEST} bytes; choose a shorter one")
     resolved = target.resolve()
@@ -145,12 +164,44 @@ def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = ()) -> N
     there = target.lstat()
     if not (target.is_symlink() or stat.S_ISREG(there.st_mode) or stat.S_ISDIR(there.st_mode)):
         raise OutputExists(f"{target}: is {describe(there)}, which is never replaced; choose another output")
-    if not force:
-        raise OutputExists(f"{target}: exists already; --force (force=True) replaces it")
-    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+    held = _names_in(target)
+    if held and MANIFEST not in held:
+        what = f"{shown(held[0])}{and_more(held)}"
+        if force:
+            raise OutputExists(
+                f"{target}: a folder without {MANIFEST}, so not written by taskvec; remove it yourself "
+                f"(it holds {what})"
+            )
         raise OutputExists(
-            f"{target}: a folder without {MANIFEST}, so not written by taskvec; remove it yourself"
+            f"{target}: exists already and holds {what}, but no {MANIFEST}, so was not written by taskvec; "
+            "choose another output, or remove it yourself"
         )
+    may_be_taken = empty and held == [] and not target.is_symlink() and target.suffix != SUFFIX
+    if not (force or may_be_taken):
+        raise OutputExists(f"{target}: exists already; --force (force=True) replaces it")
+
+
+def check_suffix(target: Path) -> None:
+    """Refuse the name of a file in a format that is not written.
+
+    Raises: InputError.
+    """
+    suffix = target.suffix
+    if suffix.casefold() in FOREIGN and suffix != SUFFIX:
+        raise InputError(
+            f"{target}: a name that ends in {suffix}, expected a folder or a name that ends in {SUFFIX}; "
+            "nothing else is written"
+        )
+
+
+def _names_in(target: Path) -> list[str] | None:
+    """What a folder holds, sorted; ``None`` for anything else."""
+    if not target.is_dir():
+        return None
+    try:
+        return sorted(path.name for path in target.iterdir())
+    except OSError as error:
+        raise OutputExists(f"{target}: {reason(error)}; choose another output") from None
 
 
 def files_in(folder: Path) -> list[str]:

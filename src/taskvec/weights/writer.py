@@ -1,5 +1,6 @@
 """Weights written as safetensors: streamed, sharded, and complete before they get their name."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -12,13 +13,14 @@ from taskvec._version import __version__
 from taskvec.arguments import checked
 from taskvec.errors import CorruptFile, InputError, NonFinite, TaskvecError
 from taskvec.progress import Watch, unwatched
-from taskvec.reading import check_inside, check_regular, copy_regular, inside, local_path, read_json
+from taskvec.reading import copy_regular, local_path, shown
 from taskvec.weights import change
+from taskvec.weights.beside import files_beside
 from taskvec.weights.change import Change
 from taskvec.weights.journal import Journal
+from taskvec.weights.layout import homes_of
 from taskvec.weights.lazy import Weights
 from taskvec.weights.opening import WeightsLike, open_weights
-from taskvec.weights.pickled import PICKLES
 from taskvec.weights.plan import Shard, plan_shards
 from taskvec.weights.staging import MANIFEST, check_space, check_target, files_in, staged
 from taskvec.weights.stored import StoredWeights, file_identity
@@ -26,8 +28,7 @@ from taskvec.weights.streaming import Outcome, stream
 from taskvec.weights.tally import folded
 from taskvec.writing import flush, unwritable, write_json
 
-_COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
-_INDEX = "model.safetensors.index.json"
+_log = logging.getLogger(__name__)
 
 
 @checked
@@ -79,7 +80,7 @@ def save_weights(
     like = like or source
     target = local_path(path)
     single = target.suffix == ".safetensors"
-    shards = plan_shards(source, None if single else max_shard_size, metadata or {})
+    shards = plan_files(source, like, None if single else max_shard_size, metadata or {})
     beside = _Beside(None if single else like.folder, {} if single else extra_files or {}, shards)
     needed = sum(shard.size for shard in shards) + beside.size
     inputs = (*source.files, *like.files)
@@ -92,7 +93,7 @@ def save_weights(
         places = {work if single else work / shard.file: shard for shard in shards}
         finished = set() if single else journal.keep_finished()
         staging.keep = bool(finished)
-        left = {place: shard for place, shard in places.items() if place.name not in finished}
+        left = {place: shard for place, shard in places.items() if shard.file not in finished}
         kept = [place for place in places if place not in left]
         if resume:
             check_space(target, needed - sum(place.stat().st_size for place in kept))
@@ -102,9 +103,13 @@ def save_weights(
             watch(f"writing {target.name}", next(done), total)
 
         def shard_done(place: Path, outcome: Outcome) -> None:
-            journal.add(place.name, {name: outcome.digest(name) for name in places[place].places})
+            journal.add(places[place].file, {name: outcome.digest(name) for name in places[place].places})
             staging.keep = not single
 
+        if not single:
+            beside.note(like.folder)
+            for place in left:
+                place.parent.mkdir(exist_ok=True, parents=True)
         for place in kept:
             for name in places[place].places:
                 tensor_done(name)
@@ -130,7 +135,7 @@ def save_weights(
         source.keep_outcome(journal.digests(), outcome.changes)
         if not single:
             beside.write(work)
-            _write_index(work, shards)
+            _write_indexes(work, shards)
             facts = {
                 "created_by": f"taskvec {__version__}",
                 "fingerprint": folded(journal.digests()),
@@ -139,6 +144,15 @@ def save_weights(
             more = manifest() if callable(manifest) else manifest or {}
             _write(work / MANIFEST, {**facts, **more})
     return target
+
+
+def plan_files(
+    source: Weights, like: Weights, max_size: float | None, metadata: Mapping[str, str]
+) -> list[Shard]:
+    """The files of weights written like others: in one file if there is no ``max_size``, else in a folder."""
+    if max_size is None:
+        return plan_shards(source, None, metadata)
+    return plan_shards(source, max_size, metadata, homes_of(like))
 
 
 def _changes(weights: Weights, shard: Path) -> dict[str, Change]:
@@ -160,25 +174,51 @@ class _Beside:
         self._texts = texts
         # On some disks names that differ by case are one.
         given = {name.casefold() for name in texts}
-        self._copied = [side for side in side_files_of(folder) if str(side[1]).casefold() not in given]
-        ours = given | {name.casefold() for name in (MANIFEST, _INDEX, *(shard.file for shard in shards))}
-        for file, place in self._copied:
-            if place.parts[0].casefold() in ours:
-                raise InputError(f"{file}: would lie where {place.parts[0]} is written; rename it")
+        found = files_beside(folder, folders_of(shards))
+        self._beside = found._replace(
+            copied=[(file, place) for file, place in found.copied if str(place).casefold() not in given]
+        )
+        written = {MANIFEST, *(shard.index for shard in shards), *(shard.file for shard in shards)}
+        ours = given | {name.casefold() for name in written}
+        for file, place in self._beside.copied:
+            for part in (place, *place.parents):
+                if str(part).casefold() in ours:
+                    raise InputError(f"{file}: would lie where {part} is written; rename it")
 
     @property
     def size(self) -> int:
         """Bytes of what is copied."""
-        return sum(file.stat().st_size for file, _ in self._copied)
+        return self._beside.size
 
     def write(self, work: Path) -> None:
         """Put them all into a folder."""
-        for file, place in self._copied:
+        for file, place in self._beside.copied:
             (work / place).parent.mkdir(parents=True, exist_ok=True)
             copy_regular(file, work / place)
             flush(work / place)
         for name, text in self._texts.items():
             _write(work / name, text() if callable(text) else text)
+
+    def note(self, folder: Path | None) -> None:
+        """Say what stays behind and might be missed, and what goes and might be run."""
+        if left := self._beside.left:
+            _log.warning("%s: left behind: %s", folder, _list_some(left))
+        if code := self._beside.code:
+            _log.warning(
+                "%s: %s goes with the output as it is: code of the model's author, which loaders run if told "
+                "to trust it (trust_remote_code)",
+                *(folder, _list_some(code)),
+            )
+
+
+def folders_of(shards: Sequence[Shard]) -> set[str]:
+    """The folders, inside that of the model, that files of weights are written into."""
+    return {str(Path(shard.file).parent) for shard in shards}
+
+
+def _list_some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(map(shown, names[:6])) + more
 
 
 def nonfinite_message(where: str, bad: Mapping[str, int]) -> str:
@@ -189,13 +229,22 @@ def nonfinite_message(where: str, bad: Mapping[str, int]) -> str:
     return f"{where}: {first!r} holds {count} values that are NaN or infinite{more}; nothing was written"
 
 
-def _write_index(folder: Path, shards: Sequence[Shard]) -> None:
-    if len(shards) > 1:
-        content = {
-            "metadata": {"total_size": sum(shard.data_size for shard in shards)},
-            "weight_map": {name: shard.file for shard in shards for name in shard.places},
-        }
-        _write(folder / _INDEX, content)
+def _write_indexes(folder: Path, shards: Sequence[Shard]) -> None:
+    """The index of each folder that holds several shards."""
+    listed: dict[str, list[Shard]] = {}
+    for shard in shards:
+        listed.setdefault(shard.index, []).append(shard)
+    for index, group in listed.items():
+        if len(group) > 1:
+            content = {
+                "metadata": {"total_size": sum(shard.data_size for shard in group)},
+                "weight_map": {
+                    name.removeprefix(shard.prefix): Path(shard.file).name
+                    for shard in group
+                    for name in shard.places
+                },
+            }
+            _write(folder / index, content)
 
 
 def _write(path: Path, content: str | Mapping[str, Any]) -> None:
@@ -205,44 +254,6 @@ def _write(path: Path, content: str | Mapping[str, Any]) -> None:
     else:
         write_json(path, content)
     flush(path)
-
-
-def side_files_of(folder: Path | None) -> list[tuple[Path, Path]]:
-    """Config and tokenizer files of a model folder, each with its place in the copy.
-
-    The module folders of a sentence-transformers model belong to it whole.
-
-    Raises: InputError for a file, or a module, that leads out of the folder; CorruptFile for a list of
-        modules that is none.
-    """
-    if folder is None:
-        return []
-    files = [file for file in sorted(folder.iterdir()) if file.suffix in _COPIED and not _is_ours(file.name)]
-    for module in _module_folders(folder):
-        files += sorted(module.rglob("*"))
-    files = [file for file in dict.fromkeys(files) if not file.is_dir()]
-    for file in files:
-        check_inside(file, folder)
-        check_regular(file)
-    return [(file, file.relative_to(folder)) for file in files]
-
-
-def _is_ours(name: str) -> bool:
-    """Whether a file describes weights, and so is written anew rather than copied."""
-    return name.casefold() == MANIFEST or name.casefold().endswith((".index.json", *PICKLES))
-
-
-def _module_folders(folder: Path) -> list[Path]:
-    modules = folder / "modules.json"
-    if not modules.is_file():
-        return []
-    match read_json(modules):
-        case [*entries] if all(isinstance(entry, dict) for entry in entries):
-            paths = [entry.get("path") for entry in entries]
-            if all(isinstance(path, str) for path in paths):
-                # The path of the first module usually is empty: the folder itself.
-                return [inside(folder, path, modules) for path in paths if Path(path).parts]
-    raise CorruptFile(f"{modules}: expected a list of modules, each with a 'path'; save the model again")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from taskvec.vectors.stored.files import is_changed
 from taskvec.vectors.vector import TaskVector
 from taskvec.weights import save_weights
 from taskvec.weights.dtypes import check_editable, nonfinite_count
-from taskvec.weights.staging import MANIFEST, check_space, check_target, files_in, staged
+from taskvec.weights.staging import FOREIGN, MANIFEST, check_space, check_target, files_in, staged
 from taskvec.weights.writer import nonfinite_message
 from taskvec.writing import write_json
 
@@ -151,7 +151,7 @@ def working_bytes(vector: Delta, rank: int, only: str = "all") -> Iterator[tuple
 def _check(target: Path, rank: int, dtype: torch.dtype | None) -> None:
     if rank < 1:
         raise InputError(f"rank: {rank}, expected 1 or more")
-    if target.suffix in (".safetensors", ".bin"):
+    if target.suffix.casefold() in FOREIGN:
         raise InputError(f"{target}: an adapter is a folder, expected a name without {target.suffix}")
     check_editable(target, dtype)
 

@@ -1,0 +1,91 @@
+"""The modules of a sentence-transformers model: its weights lie in folders that ``modules.json`` names."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from taskvec.errors import CorruptFile, InputError
+from taskvec.reading import inside, read_json
+from taskvec.weights.lazy import Lazy, Weights
+
+LISTED = "modules.json"
+
+
+def module_folders(folder: Path) -> list[Path]:
+    """The folders of the modules of a model, without the model's own; none for other models.
+
+    Raises: InputError for a module that leads out of the folder; CorruptFile for a list that is none.
+    """
+    modules = folder / LISTED
+    if not modules.is_file():
+        return []
+    match read_json(modules):
+        case [*entries] if all(isinstance(entry, dict) for entry in entries):
+            paths = [entry.get("path") for entry in entries]
+            if all(isinstance(path, str) for path in paths):
+                # The path of the first module usually is empty: the folder itself.
+                return list(
+                    dict.fromkeys(inside(folder, path, modules) for path in paths if Path(path).parts)
+                )
+    raise CorruptFile(f"{modules}: expected a list of modules, each with a 'path'; save the model again")
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether weights lie in a folder itself."""
+    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin"))
+
+
+class Modular(Weights):
+    """A model and its modules as one: tensors of the module ``2_Dense`` are called ``2_Dense.…``.
+
+    Args:
+        modules: place in the folder -> weights; the model's own, if it has any, are at ``""``.
+    """
+
+    def __init__(self, ref: str, folder: Path, modules: Mapping[str, Weights]) -> None:
+        self._there: dict[str, tuple[Weights, str]] = {}
+        for place, weights in modules.items():
+            prefix = prefix_of(place)
+            for name in weights:
+                if f"{prefix}{name}" in self._there:
+                    raise InputError(f"{ref}: {prefix}{name} lies in two modules; rename the folder {place}")
+                self._there[f"{prefix}{name}"] = weights, name
+        super().__init__(
+            ref,
+            {name: weights.spec(there) for name, (weights, there) in self._there.items()},
+            ("modular", *((place, weights.identity) for place, weights in modules.items())),
+            parts=list(modules.values()),
+            tied={
+                f"{prefix_of(place)}{alias}": f"{prefix_of(place)}{kept}"
+                for place, weights in modules.items()
+                for alias, kept in weights.tied.items()
+            },
+            folder=folder,
+        )
+        self.layout = tuple(
+            part._replace(prefix=prefix_of(place), folder=place)
+            for place, weights in modules.items()
+            for part in weights.layout
+        )
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        weights, there = self._there[name]
+        return weights.read(there, rows)
+
+    def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
+        """The tensor of the module."""
+        return [self._there[self._stored_name(name)]]
+
+    def own_bytes(self, name: str) -> int:
+        """None: what was read is passed on."""
+        return 0
+
+
+def prefix_of(place: str) -> str:
+    """What the names of a module's tensors begin with.
+
+    >>> prefix_of("2_Dense"), prefix_of("")
+    ('2_Dense.', '')
+    """
+    return f"{place.replace('/', '.')}." if place else ""
