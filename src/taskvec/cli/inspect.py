@@ -70,7 +70,7 @@ def _print_file(facts: dict[str, Any]) -> None:
 def _kind_of(weights: "Weights") -> Kind:
     """What a file holds; of a relative adapter, norms and angles are known with its base alone."""
     from taskvec.vectors.info import has_info, read_info
-    from taskvec.vectors.lora.contents import read_contents
+    from taskvec.vectors.lora.reading import read_contents
 
     if weights.adapter is not None:
         return "relative adapter" if read_contents(weights).relative else "adapter"

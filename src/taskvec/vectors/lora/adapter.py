@@ -10,9 +10,11 @@ from taskvec.errors import InputError
 from taskvec.vectors.base import Base
 from taskvec.vectors.delta import Summand
 from taskvec.vectors.info import BaseInfo, VectorInfo
-from taskvec.vectors.lora.contents import Contents, Layer, Product, Saved, Shift, read_contents
+from taskvec.vectors.lora.contents import Contents, Layer, Product, Rows, Saved, Scales, Shift, Stacked
 from taskvec.vectors.lora.fit import fit
 from taskvec.vectors.lora.lowrank import multiplied
+from taskvec.vectors.lora.reading import read_contents
+from taskvec.vectors.lora.stacks import multiplied_stacks
 from taskvec.weights import Weights
 from taskvec.weights.blocks import row_blocks, rows_of
 
@@ -58,9 +60,15 @@ class Adapter(Summand):
 
         Raises: InputError if it takes a base that is not at hand.
         """
-        if rows is not None and len(self.specs[name].shape) > 2:
+        if rows is not None and not self.in_rows(name):
             return rows_of(self.compute(name, None, dtype), rows)
         match self.contents.pieces[name]:
+            case Stacked(layer) as piece:
+                return multiplied_stacks(*self._factors(layer, dtype), piece, rows, dtype)
+            case Scales() as piece:
+                return self._scaled(name, piece, rows, dtype)
+            case Rows() as piece:
+                return self._replaced(name, piece, rows, dtype)
             case Shift(key, scaling):
                 return self.weights.read(key, rows).to(dtype).reshape(-1) * scaling
             case Saved(key):
@@ -73,11 +81,12 @@ class Adapter(Summand):
 
     def in_rows(self, name: str) -> bool:
         """Whether rows can be had by themselves: not those of convolutions, whose factors go by filters."""
-        return super().in_rows(name) and len(self.specs[name].shape) <= 2
+        stacked = isinstance(self.contents.pieces.get(name), Stacked)
+        return super().in_rows(name) and (stacked or len(self.specs[name].shape) <= 2)
 
     def own_bytes(self, name: str) -> int:
         piece, factors = self.contents.pieces.get(name), 0
-        if isinstance(piece, Product):
+        if isinstance(piece, Product | Stacked):
             factors = sum(self.weights.spec(key).numel for key in (piece.layer.a, piece.layer.b))
         return super().own_bytes(name) + factors * self.specs[name].dtype.itemsize
 
@@ -94,6 +103,33 @@ class Adapter(Summand):
                 "is not at hand; give it with with_base(base), or: taskvec diff BASE ADAPTER -o VECTOR"
             )
         return self._start.read(name, rows).to(dtype)
+
+    def _scaled(self, name: str, piece: Scales, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        """What factors along one axis change."""
+        start = self._read_start(name, rows, dtype)
+        steps = self.weights.read(piece.key).to(dtype).reshape(-1) - 1
+        if piece.axis == 0:
+            steps = steps if rows is None else steps[rows]
+            return start * steps.reshape(-1, *[1] * (start.ndim - 1))
+        if len(steps) != start.shape[1]:  # of a convolution in groups, each of which sees some of the inputs
+            steps = steps.reshape(-1, start.shape[1])
+            steps = steps.repeat_interleave(len(start) // len(steps), 0)
+        return start * steps.reshape(*steps.shape, *[1] * (start.ndim - 2))
+
+    def _replaced(self, name: str, piece: Rows, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        """What the rows of some tokens differ by; and all others, where the weights were saved too."""
+        start = self._read_start(name, rows, dtype)
+        if piece.start is None:
+            change = torch.zeros_like(start)
+        else:
+            change = self.weights.read(piece.start, rows).to(dtype) - start
+        first, last, step = (rows or slice(None)).indices(self.specs[name].shape[0])
+        inside = [(n, row) for n, row in enumerate(piece.indices) if row in range(first, last, step)]
+        if inside:
+            given, places = zip(*inside, strict=True)
+            here = torch.tensor([(row - first) // step for row in places])
+            change[here] = self.weights.read(piece.key).to(dtype)[list(given)] - start[here]
+        return change
 
     def _tuned(self, name: str, product: Product, change: Tensor, rows: slice | None) -> Tensor:
         """The weights that training ended with, made of their change in place."""
@@ -120,6 +156,8 @@ class Adapter(Summand):
     def _read_factors(self, layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(rank, in) and (out, rank), the second times the scaling."""
         a, b = self.weights.read(layer.a).to(dtype), self.weights.read(layer.b).to(dtype)
+        if layer.flipped:
+            a, b = a.T, b.T
         return a.reshape(len(a), -1), b.reshape(len(b), -1) * layer.scaling
 
     def _column_lengths(self, name: str, dtype: torch.dtype) -> Tensor:

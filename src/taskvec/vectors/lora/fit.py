@@ -2,24 +2,20 @@
 
 import logging
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import torch
-
 from taskvec.errors import KeyMismatch
-from taskvec.names import is_embedding, is_head
-from taskvec.reading import read_mapping
+from taskvec.names import is_head
 from taskvec.vectors.delta import computing
-from taskvec.vectors.lora.contents import Contents, Piece, Product, Saved
+from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved, Scales, Shift, Stacked
+from taskvec.vectors.lora.naming import match_names
+from taskvec.vectors.lora.stacks import resolve_stacks
+from taskvec.vectors.lora.ties import check_alone, find_twins, holds_same
 from taskvec.weights import Weights
-from taskvec.weights.blocks import row_blocks
 from taskvec.weights.dtypes import EDITABLE, short
 
 _log = logging.getLogger(__name__)
-
-_WITH_HEAD = re.compile(r"LMHead|CausalLM|MaskedLM|ConditionalGeneration|PreTraining")
 
 
 def fit(adapter: Contents, base: Weights, *, drop: bool = False) -> Contents:
@@ -30,34 +26,63 @@ def fit(adapter: Contents, base: Weights, *, drop: bool = False) -> Contents:
 
     Raises: KeyMismatch for layers that the base lacks, or holds in another shape.
     """
-    ref, weights, names = adapter.weights.ref, adapter.weights, _match_names(adapter.pieces, base)
+    ref, weights = adapter.weights.ref, adapter.weights
+    names = match_names(ref, adapter.pieces, base)
+    twins = find_twins(adapter, base, names)
     transposed = _orientation(adapter, base, names)
     pieces: dict[str, Piece] = {}
-    for given, piece in adapter.pieces.items():
-        name = names[given]
+    for given, (name, piece) in resolve_stacks(adapter, base, names).items():
+        if given in twins:
+            continue
         if name not in base:
             if isinstance(piece, Saved) and drop:
                 _log.warning("%s: %r is left out, as the base lacks it", ref, given)
                 continue
             raise KeyMismatch(f"{ref}: {_explain_foreign(given, piece, base)}")
-        if isinstance(piece, Saved) and _holds_same(weights, piece.key, base, name):
+        if isinstance(piece, Saved) and holds_same(weights, piece.key, base, name):
             continue
-        _check_shape(adapter, given, base, name)
-        _check_alone(ref, piece, base, name)
-        if isinstance(piece, Product):
-            is_start = piece.start is not None and _holds_same(weights, piece.start, base, name)
-            piece = replace(piece, transposed=transposed(given), start=None if is_start else piece.start)
+        _check_shape(adapter, piece, base, name)
+        if given not in twins.values():
+            check_alone(adapter, piece, base, name)
         if name in pieces:
             raise KeyMismatch(
                 f"{ref}: {given!r} is {name!r} in {base.ref}, and so is another layer of the adapter, "
                 "expected one; remove the one that is not meant"
             )
-        pieces[name] = piece
+        pieces |= _settled(adapter, piece, base, name, transposed)
     specs = {name: computing(base.spec(name)) for name in base if base.spec(name).dtype in EDITABLE}
     return replace(adapter, pieces=pieces, specs=specs)
 
 
-def _orientation(adapter: Contents, base: Weights, names: Mapping[str, str]) -> Callable[[str], bool]:
+def _settled(
+    adapter: Contents, piece: Piece, base: Weights, name: str, transposed: Callable[[str, Piece], bool]
+) -> dict[str, Piece]:
+    """The changes that a piece makes, as the base stores its layer."""
+    if isinstance(piece, Scales):
+        return _scaled(adapter, piece, base, name, transposed)
+    if isinstance(piece, Product):
+        piece = replace(piece, transposed=transposed(name, piece))
+    if isinstance(piece, Product | Rows) and piece.start is not None:
+        is_start = holds_same(adapter.weights, piece.start, base, name)
+        piece = replace(piece, start=None if is_start else piece.start)
+    return {name: piece}
+
+
+def _scaled(
+    adapter: Contents, piece: Scales, base: Weights, name: str, transposed: Callable[[str, Piece], bool]
+) -> dict[str, Piece]:
+    """Factors of the weights, and of the bias where they are of the outputs."""
+    axis = int(piece.of_inputs)
+    if len(base.spec(name).shape) == 2 and transposed(name, piece):
+        axis = 1 - axis
+    made: dict[str, Piece] = {name: replace(piece, axis=axis)}
+    bias = bias_of(name)
+    if not piece.of_inputs and bias in base:
+        made[bias] = replace(piece, axis=0)
+    return made
+
+
+def _orientation(adapter: Contents, base: Weights, names: Mapping[str, str]) -> Callable[[str, Piece], bool]:
     """Whether a layer's weights are stored as (in, out).
 
     Shapes tell, except for square matrices. These are as other layers of their kind in the model: a bias is
@@ -66,16 +91,19 @@ def _orientation(adapter: Contents, base: Weights, names: Mapping[str, str]) -> 
     """
     known = orientations({name: base.spec(name).shape for name in base})
     for given, name in names.items():
-        have = adapter.specs[given].shape
-        if isinstance(adapter.pieces[given], Product) and name in base and have != have[::-1]:
+        piece = adapter.pieces[given]
+        if isinstance(piece, Product) and name in base and not _is_square(adapter, piece):
+            have = piece.layer.shape_in(adapter.weights)
             known.setdefault(kind(name), set()).add(base.spec(name).shape == have[::-1])
 
-    def goes(given: str) -> bool:
-        piece, have, name = adapter.pieces[given], adapter.specs[given].shape, names[given]
+    def goes(name: str, piece: Piece) -> bool:
+        want = base.spec(name).shape
         if isinstance(piece, Product) and piece.layer.embedding:
             return True
-        if have != have[::-1] or len(base.spec(name).shape) != 2:
-            return base.spec(name).shape == have[::-1]
+        if isinstance(piece, Product) and (not _is_square(adapter, piece) or len(want) != 2):
+            return want == piece.layer.shape_in(adapter.weights)[::-1]
+        if isinstance(piece, Scales) and want[0] != want[1]:
+            return want[int(piece.of_inputs)] != adapter.weights.spec(piece.key).numel
         if bias_of(name) not in base:
             return False
         transposed = is_transposed(name, known, adapter.settings.fan_in_fan_out)
@@ -89,21 +117,22 @@ def _orientation(adapter: Contents, base: Weights, names: Mapping[str, str]) -> 
     return goes
 
 
-def _check_shape(adapter: Contents, given: str, base: Weights, name: str) -> None:
-    ref, piece = adapter.weights.ref, adapter.pieces[given]
-    have, want = adapter.specs[given].shape, base.spec(name).shape
+def _is_square(adapter: Contents, piece: Product) -> bool:
+    shape = piece.layer.shape_in(adapter.weights)
+    return shape == shape[::-1]
+
+
+def _check_shape(adapter: Contents, piece: Piece, base: Weights, name: str) -> None:
+    ref, want = adapter.weights.ref, base.spec(name).shape
     if base.spec(name).dtype not in EDITABLE:
         raise KeyMismatch(
             f"{ref}: {name!r} has dtype {short(base.spec(name).dtype)} in {base.ref}, "
             "expected a floating-point tensor"
         )
-    if isinstance(piece, Product) and not piece.layer.embedding and len(want) > 1:
-        flat = (want[0], math.prod(want[1:]))
-        fits = have == flat or (len(want) == 2 and have == want[::-1])
-    else:
-        fits = have == want
-    if isinstance(piece, Product) and piece.start is not None:
-        fits = fits and adapter.weights.spec(piece.start).shape == want
+    have, fits = _compare(adapter, piece, want)
+    start = piece.start if isinstance(piece, Product | Rows) else None
+    if start is not None:
+        fits = fits and adapter.weights.spec(start).shape == want
     if not fits:
         raise KeyMismatch(
             f"{ref}: {name!r} has shape {have}, expected {want} as in the base {base.ref}; "
@@ -111,36 +140,27 @@ def _check_shape(adapter: Contents, given: str, base: Weights, name: str) -> Non
         )
 
 
-def _check_alone(ref: str, piece: Piece, base: Weights, name: str) -> None:
-    """Refuse a change to one use of weights that serve two layers."""
-    partners = [alias for alias, kept in base.tied.items() if name in (alias, kept)]
-    embeds = isinstance(piece, Saved) or (isinstance(piece, Product) and piece.layer.embedding)
-    if partners or (embeds and _is_silently_tied(base, name)):
-        other = next((base.tied[p] if p == name else p for p in partners), "the output layer")
-        raise KeyMismatch(
-            f"{ref}: {name!r} shares its weights with {other} in {base.ref}, expected weights of "
-            "their own, as the adapter changes one layer alone; save the base untied first"
-        )
-
-
-def _match_names(pieces: Mapping[str, Piece], base: Weights) -> dict[str, str]:
-    """The base's name of every tensor: the same, or with one leading word more or less for all layers.
-
-    Checkpoints of a bare encoder and of the encoder with a head differ by such a word.
-    """
-    layers = [given for given, piece in pieces.items() if not isinstance(piece, Saved)]
-    changes: list[Callable[[str], str]] = [lambda given: given]
-    for word in _first_words(layers):
-        changes.append(lambda given, word=word: given.removeprefix(word))  # type: ignore[misc]
-    for word in _first_words(base):
-        changes.append(lambda given, word=word: word + given)  # type: ignore[misc]
-    fitting = (change for change in changes if all(change(given) in base for given in layers))
-    change = next(fitting, changes[0])
-    return {given: change(given) if change(given) in base else given for given in pieces}
-
-
-def _first_words(names: Iterable[str]) -> list[str]:
-    return sorted({name.split(".")[0] + "." for name in names})
+def _compare(adapter: Contents, piece: Piece, want: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
+    """The shape of a change, and whether it is one for weights of the shape ``want``."""
+    match piece:
+        case Product(layer):
+            have = layer.shape_in(adapter.weights)
+            flat = (want[0], math.prod(want[1:])) if len(want) > 1 else want
+            turned = len(want) == 2 and have == want[::-1]
+            return have, have == want if layer.embedding else have == flat or turned
+        case Stacked():
+            return want, True
+        case Rows(key, indices):
+            have = (max(indices, default=-1) + 1, *adapter.weights.spec(key).shape[1:])
+            return have, len(want) == 2 and have[0] <= want[0] and have[1:] == want[1:]
+        case Scales(key):
+            have = adapter.weights.spec(key).shape
+            sizes = want[:2] if len(want) == 2 else want[int(piece.of_inputs) : int(piece.of_inputs) + 1]
+            size = math.prod(have)
+            return have, size in sizes or (len(want) > 2 and piece.of_inputs and size % max(want[1], 1) == 0)
+        case Saved(key) | Shift(key):
+            have = adapter.weights.spec(key).shape
+            return have, have == want
 
 
 def kind(name: str) -> str:
@@ -168,27 +188,6 @@ def is_transposed(name: str, known: Mapping[str, set[bool]], default: bool) -> b
 def bias_of(name: str) -> str:
     """``h.0.attn.c_proj.bias`` for ``h.0.attn.c_proj.weight``."""
     return f"{name.removesuffix('weight')}bias"
-
-
-def _holds_same(weights: Weights, key: str, base: Weights, name: str) -> bool:
-    """Whether a saved tensor is the base's."""
-    saved, stored = weights.spec(key), base.spec(name)
-    dtype = torch.promote_types(saved.dtype, stored.dtype)
-    return saved.shape == stored.shape and all(
-        torch.equal(weights.read(key, rows).to(dtype), base.read(name, rows).to(dtype))
-        for rows in row_blocks(saved.shape)
-    )
-
-
-def _is_silently_tied(base: Weights, name: str) -> bool:
-    """Whether an embedding also serves as the output layer, which has no tensor of its own in the file."""
-    config = base.folder / "config.json" if base.folder is not None else None
-    if not is_embedding(name) or config is None or not config.is_file() or any(map(is_head, base)):
-        return False
-    content = read_mapping(config)
-    architectures = content.get("architectures")
-    listed = " ".join(map(str, architectures)) if isinstance(architectures, list) else ""
-    return bool(content.get("tie_word_embeddings", True)) and bool(_WITH_HEAD.search(listed))
 
 
 def _explain_foreign(given: str, piece: Piece, base: Weights) -> str:

@@ -19,14 +19,23 @@ _PLAIN_STARTS = frozenset({"gaussian", "eva", "orthogonal", "mica"})
 
 # fmt: off
 _CHANGES_NOTHING = frozenset({
-    "auto_mapping", "base_model_class", "corda_config", "ensure_weight_tying", "eva_config",
-    "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config",
-    "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core",
-    "parent_library", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules",
-    "task_type",
+    "auto_mapping", "base_model_class", "corda_config", "eva_config",
+    "exclude_modules", "inference_mode", "init_ia3_weights", "init_weights", "layers_pattern",
+    "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_config",
+    "megatron_core", "parent_library", "peft_version", "qalora_group_size", "revision", "runtime_config",
+    "target_modules", "task_type",
 })
 # fmt: on
 """Settings of the training, or of where the layers are, which the tensors themselves tell."""
+
+_NOT_RECORDED = {
+    "base_model_name_or_path",
+    "modules_to_save",
+    "ensure_weight_tying",
+    "token_indices",
+    "trainable_token_indices",
+}
+"""Settings that are no part of a vector's provenance: they tell which tensors are there, or are long."""
 
 PATTERNS = 200_000
 """Characters of all patterns of an adapter: each takes some time to compile."""
@@ -42,6 +51,10 @@ def _number(value: object) -> object:
 Number = TypeVar("Number", int, float)
 Rank = Annotated[int, BeforeValidator(_number), Field(lt=1 << 31)]
 Alpha = Annotated[float, BeforeValidator(_number)]
+
+
+_KINDS = ("LORA", "IA3", "TRAINABLE_TOKENS")
+Indices = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=1 << 20)]
 
 
 class Settings(Config):
@@ -61,12 +74,17 @@ class Settings(Config):
     rank_pattern: dict[str, Rank] | None = None
     alpha_pattern: dict[str, Alpha] | None = None
     modules_to_save: list[str] | None = None
+    ensure_weight_tying: bool = False
+    target_parameters: list[str] | None = None
+    trainable_token_indices: Indices | dict[str, Indices] | None = None
+    token_indices: Indices | None = None
+    feedforward_modules: list[str] | str | None = None
     base_model_name_or_path: str | None = None
     _where: str = PrivateAttr("adapter_config.json")
 
     def record(self) -> dict[str, Any]:
         """What decides what the factors stand for, where it is not the default."""
-        kept = set(Settings.model_fields) - {"base_model_name_or_path", "modules_to_save"}
+        kept = set(Settings.model_fields) - _NOT_RECORDED
         given = self.model_dump(mode="json", include=kept, exclude_defaults=True)
         set_fields = {name: value for name, value in given.items() if value}
         return {"r": self.r, "lora_alpha": self.lora_alpha, **set_fields}
@@ -80,6 +98,34 @@ class Settings(Config):
         matching = (alpha for pattern, alpha in self._alphas if pattern.match(module))
         rank, alpha = self.rank(module), next(matching, self.lora_alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def tokens(self, module: str) -> tuple[int, ...]:
+        """The rows that were trained of a table of tokens; none if it was not trained by rows."""
+        given = self.trainable_token_indices or self.token_indices or []
+        if isinstance(given, dict):
+            fitting = (rows for name, rows in given.items() if f".{module}".endswith(f".{name}"))
+            return tuple(next(fitting, []))
+        return tuple(given)
+
+    def parameters(self, module: str) -> list[str]:
+        """The parameters of a module, by their own names, that factors may be of; gates come first."""
+        split = (target.rpartition(".") for target in self.target_parameters or ())
+        found = {name for place, _, name in split if not place or f".{module}".endswith(f".{place}")}
+        return sorted(found, key=lambda name: (not name.startswith("gate"), name))
+
+    def is_feedforward(self, module: str) -> bool:
+        """Whether (IA)³ multiplies the inputs of a layer, not its outputs."""
+        named = self.feedforward_modules or []
+        if isinstance(named, str):
+            return self._feedforward is not None and self._feedforward.fullmatch(module) is not None
+        return any(module.endswith(name) for name in named)
+
+    @cached_property
+    def _feedforward(self) -> Pattern | None:
+        text = self.feedforward_modules
+        return (
+            Pattern(text, f"{self._where}: feedforward_modules") if isinstance(text, str) and text else None
+        )
 
     @cached_property
     def _ranks(self) -> list[tuple[Pattern, int]]:
@@ -114,9 +160,11 @@ def read_settings(path: Path) -> Settings:
 
 def _check_kind(path: Path, settings: Settings) -> None:
     """Refuse what is no sum of base and factors, or not one whose terms are known."""
-    if settings.peft_type != "LORA":
+    if settings.peft_type not in _KINDS:
         raise InputError(
-            f"{path}: an adapter of the kind {settings.peft_type[:40]}, expected LORA; merge it with PEFT"
+            f"{path}: an adapter of the kind {settings.peft_type[:40]}, expected LORA, IA3 or "
+            "TRAINABLE_TOKENS; merge it with PEFT (PeftModel.from_pretrained(…).merge_and_unload()) and use "
+            "the merged model"
         )
     start = settings.init_lora_weights
     if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
@@ -130,8 +178,19 @@ def _check_kind(path: Path, settings: Settings) -> None:
         raise InputError(f"{path}: a rank is smaller than 1, expected a positive number")
     if settings.use_dora and settings.lora_bias:
         raise InputError(f"{path}: use_dora and lora_bias are both set, expected one of them at most")
-    _ = settings._ranks, settings._alphas  # refused here if they are no regular expressions
-    for name, value in (settings.model_extra or {}).items():
+    _ = settings._ranks, settings._alphas, settings._feedforward  # refused if they are no regular expressions
+    _check_extra(path, settings)
+
+
+def _check_extra(path: Path, settings: Settings) -> None:
+    extra = settings.model_extra or {}
+    if extra.get("layer_replication"):
+        raise InputError(
+            f"{path}: 'layer_replication' is set, so the adapter is of a deeper model, whose layers repeat "
+            "those of the base; merge it with PEFT, or first make that model: repeat the layers by slices "
+            "(docs/mergekit.md) and remove the setting"
+        )
+    for name, value in extra.items():
         if value and name not in _CHANGES_NOTHING:
             state = "set" if isinstance(value, bool | dict | list) else shown(value)
             raise InputError(

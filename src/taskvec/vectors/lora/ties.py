@@ -1,0 +1,103 @@
+"""Weights that serve two layers, and adapters that change both uses alike, or only one."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+
+from taskvec.errors import KeyMismatch
+from taskvec.names import is_embedding, is_head
+from taskvec.reading import read_mapping
+from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved
+from taskvec.weights import Weights
+from taskvec.weights.blocks import row_blocks
+
+_WITH_HEAD = re.compile(r"LMHead|CausalLM|MaskedLM|ConditionalGeneration|PreTraining")
+
+
+def find_twins(adapter: Contents, base: Weights, names: Mapping[str, str]) -> dict[str, str | None]:
+    """Changes of an output layer that is the embedding in the base, and that are those of the embedding.
+
+    PEFT saves both where ``ensure_weight_tying`` was set. The partner is ``None`` for an output layer that
+    was saved as it is in the base.
+
+    Args:
+        names: the base's name of every tensor of the adapter.
+    """
+    heads = [given for given in adapter.pieces if is_head(given) and _is_second_use(names[given], base)]
+    embeddings = [given for given in adapter.pieces if is_embedding(given)]
+    twins: dict[str, str | None] = {}
+    for head in heads:
+        for given in embeddings:
+            if _same_change(adapter, head, given):
+                twins[head] = given
+        if head not in twins and _is_as_stored(adapter, head, base):
+            twins[head] = None
+    return twins
+
+
+def _is_second_use(name: str, base: Weights) -> bool:
+    return name not in base or name in base.tied or name in base.tied.values()
+
+
+def _is_as_stored(adapter: Contents, head: str, base: Weights) -> bool:
+    piece = adapter.pieces[head]
+    return isinstance(piece, Saved) and any(
+        is_embedding(name) and holds_same(adapter.weights, piece.key, base, name) for name in base
+    )
+
+
+def _same_change(adapter: Contents, head: str, embedding: str) -> bool:
+    """Whether two pieces are the same change of the same weights."""
+    weights = adapter.weights
+    match adapter.pieces[head], adapter.pieces[embedding]:
+        case Saved(key), Saved(other):
+            return holds_same(weights, key, weights, other)
+        case Rows(key, indices), Rows(other, others):
+            return indices == others and holds_same(weights, key, weights, other)
+        case Product(layer), Product(known) if known.embedding and not layer.embedding:
+            pairs = ((layer.a, known.b), (layer.b, known.a))
+            return layer.scaling == known.scaling and all(
+                weights.spec(one).shape == weights.spec(other).shape[::-1]
+                and torch.equal(weights.read(one), weights.read(other).T)
+                for one, other in pairs
+            )
+    return False
+
+
+def check_alone(adapter: Contents, piece: Piece, base: Weights, name: str) -> None:
+    """Refuse a change to one use of weights that serve two layers.
+
+    Raises: KeyMismatch.
+    """
+    if isinstance(piece, Rows) or adapter.settings.ensure_weight_tying:  # which PEFT ties
+        return
+    partners = [alias for alias, kept in base.tied.items() if name in (alias, kept)]
+    embeds = isinstance(piece, Saved) or (isinstance(piece, Product) and piece.layer.embedding)
+    if partners or (embeds and is_silently_tied(base, name)):
+        other = next((base.tied[p] if p == name else p for p in partners), "the output layer")
+        raise KeyMismatch(
+            f"{adapter.weights.ref}: {name!r} shares its weights with {other} in {base.ref}, expected "
+            "weights of their own, as the adapter changes one layer alone; save the base untied first"
+        )
+
+
+def is_silently_tied(base: Weights, name: str) -> bool:
+    """Whether an embedding also serves as the output layer, which has no tensor of its own in the file."""
+    config = base.folder / "config.json" if base.folder is not None else None
+    if not is_embedding(name) or config is None or not config.is_file() or any(map(is_head, base)):
+        return False
+    content = read_mapping(config)
+    architectures = content.get("architectures")
+    listed = " ".join(map(str, architectures)) if isinstance(architectures, list) else ""
+    return bool(content.get("tie_word_embeddings", True)) and bool(_WITH_HEAD.search(listed))
+
+
+def holds_same(weights: Weights, key: str, base: Weights, name: str) -> bool:
+    """Whether a saved tensor is the base's."""
+    saved, stored = weights.spec(key), base.spec(name)
+    dtype = torch.promote_types(saved.dtype, stored.dtype)
+    return saved.shape == stored.shape and all(
+        torch.equal(weights.read(key, rows).to(dtype), base.read(name, rows).to(dtype))
+        for rows in row_blocks(saved.shape)
+    )
