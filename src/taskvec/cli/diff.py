@@ -83,6 +83,7 @@ def diff(
                 task=task,
                 dtype=element,
             )
+        say(made.notes)
         _print_adapter(made, writing.json)
         return
     memory = writing.bound((name, vector.working_bytes(name)) for name in vector)

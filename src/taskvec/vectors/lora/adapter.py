@@ -96,6 +96,17 @@ class Adapter(Summand):
     def changes(self, name: str) -> bool:
         return name in self.contents.pieces
 
+    def plain(self, name: str) -> Layer | None:
+        """The layer whose factors are all that changes a tensor; ``None`` where more does, or nothing."""
+        piece = self.contents.pieces.get(name)
+        alone = isinstance(piece, Product) and piece.layer.magnitude is None and piece.start is None
+        return piece.layer if isinstance(piece, Product) and alone else None
+
+    def factors(self, layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(out, rank) and (rank, in), whose product is the change of a plain layer."""
+        a, b = self._factors(layer, dtype)
+        return b, a
+
     def _read_start(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         if self._start is None:
             raise InputError(
