@@ -2,6 +2,8 @@
 
 import re
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -100,11 +102,15 @@ class _Plain(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem=f"nested deeper than {DEPTH}", problem_mark=self.get_mark())
         super().fetch_flow_collection_start(token)
 
-    def get_single_node(self) -> yaml.Node | None:
-        """The content as nodes, not too many of them with aliases written out."""
-        node: yaml.Node | None = super().get_single_node()
-        if node is not None and _measure(node, 0, {})[0] > VALUES:
-            raise _at(node, f"more than {VALUES:,} values, with aliases written out")
+    _values = 0
+
+    def compose_document(self) -> yaml.Node | None:
+        """A document as nodes, not too many of them in a file with aliases written out."""
+        node: yaml.Node | None = super().compose_document()
+        if node is not None:
+            self._values += _measure(node, 0, {})[0]
+            if self._values > VALUES:
+                raise _at(node, f"more than {VALUES:,} values, with aliases written out")
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
@@ -210,8 +216,16 @@ def parse_yaml(text: str, where: str = "YAML") -> Any:
 
     Raises: InputError, as ``read_yaml``.
     """
-    try:
+    with _one_line(where):
         return yaml.load(text, Loader=_Plain)
+
+
+@contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    """What is wrong with YAML as an InputError of one line."""
+    try:
+        yield
+        return
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         parts = [error.context, error.problem, f"line {mark.line + 1}" if mark else None]
@@ -230,3 +244,13 @@ def read_yaml(path: Path) -> Any:
         twice, or has tags that stand for more than numbers and text.
     """
     return parse_yaml(read_text(path, _YAML_LIMIT), str(path))
+
+
+def read_documents(path: Path) -> list[Any]:
+    """The plain data of each document in a YAML file, without empty ones; at least one.
+
+    Raises: InputError, as ``read_yaml``.
+    """
+    with _one_line(str(path)):
+        held = list(yaml.load_all(read_text(path, _YAML_LIMIT), Loader=_Plain))
+    return [content for content in held if content is not None] or [None]

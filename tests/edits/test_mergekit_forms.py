@@ -88,7 +88,7 @@ def test_gradients_run_over_depth_and_start_outside_the_layers(here: Path) -> No
 )
 def test_a_gradient_is_the_line_through_its_anchors(anchors: list[float], depth: float) -> None:
     known = {"weight": Parameter(float)}
-    scope = parse_scope("here", {"weight": anchors}, known, of_model=False, method="m")
+    scope = parse_scope("here", {"weight": anchors}, known, method="m")
     places = np.linspace(0, 1, len(anchors))
     found = value_at(join([scope], "weight", None), "name", depth)
     assert found == pytest.approx(np.interp(depth, places, anchors), abs=1e-9)
@@ -96,7 +96,7 @@ def test_a_gradient_is_the_line_through_its_anchors(anchors: list[float], depth:
 
 def test_a_truth_value_along_depth_is_that_of_its_stretch(here: Path) -> None:
     known = {"normalize": Parameter(bool, False)}
-    scope = parse_scope("here", {"normalize": [True, False]}, known, of_model=False, method="m")
+    scope = parse_scope("here", {"normalize": [True, False]}, known, method="m")
     normalize = join([scope], "normalize", False)
     values = [value_at(normalize, "name", depth) for depth in (0, 0.9, 1)]
     assert values == [True, True, False]

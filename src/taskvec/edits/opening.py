@@ -1,10 +1,11 @@
 """Recipes of any dialect: opened, and written as models."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from taskvec.arguments import checked
-from taskvec.config import read_yaml
+from taskvec.config import read_documents
 from taskvec.edits import recipe
 from taskvec.edits.card import render_card
 from taskvec.edits.inputs import check_outside
@@ -28,15 +29,33 @@ def open_recipe(path: str | Path, *, known: recipe.Known = recipe.none_known, **
     Cost: reads headers, configs and tokenizers, and a few thousand entries of each matrix.
     """
     place = Path(path)
-    content = read_yaml(place)
-    if not (isinstance(content, dict) and "merge_method" in content):
-        return recipe.read(place, content, known=known, **instead)
+    documents = read_documents(place)
+    if not any(isinstance(content, dict) and "merge_method" in content for content in documents):
+        return recipe.read(place, _one_recipe(place, documents), known=known, **instead)
     from taskvec.edits import mergekit
 
     for name, value in instead.items():
         if value is not None:
             raise InputError(f"{path}: a recipe of mergekit, which has no {name}; leave it out (--{name})")
-    return mergekit.read(place, content)
+    if len(documents) == 1:
+        return mergekit.read(place, documents[0])
+    return mergekit.read_several(place, documents)
+
+
+def _one_recipe(path: Path, documents: Sequence[object]) -> object:
+    """The content of a recipe of ours.
+
+    Raises: InputError for several documents, and for files of mergekit's other tools.
+    """
+    from taskvec.edits.mergekit import describe_other
+
+    content = documents[0]
+    other = describe_other(content) if isinstance(content, dict) else None
+    if other is not None:
+        raise InputError(f"{path}: {other}")
+    if len(documents) > 1:
+        raise InputError(f"{path}: {len(documents)} documents, expected one recipe; write a file for each")
+    return content
 
 
 @checked

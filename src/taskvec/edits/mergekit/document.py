@@ -15,30 +15,22 @@ from pydantic import (
 )
 
 from taskvec.config import Config
-from taskvec.edits.mergekit.methods import METHODS
-from taskvec.edits.mergekit.templates import is_text
-from taskvec.reading import exists
+from taskvec.edits.mergekit.methods import LACKING, METHODS
+from taskvec.edits.mergekit.references import parse_reference
+from taskvec.edits.mergekit.templates import NAMED, is_text
 from taskvec.registry import nearest
 
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
-def _reference(value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError("expected a folder or a hub id (org/name@revision), with + an adapter")
-    if value.count("+") > 1 and not exists(value):
-        raise ValueError("more than one +, expected a model and one adapter")
-    return value
-
-
 def _dtype(value: object) -> object:
     name = str(value).removeprefix("torch.")
     if name not in _DTYPES:
-        raise ValueError(nearest(name, _DTYPES))
+        raise ValueError(nearest(name.lower(), _DTYPES))
     return name
 
 
-_Reference = Annotated[str, BeforeValidator(_reference)]
+_Reference = Annotated[str, BeforeValidator(parse_reference)]
 Dtype = Annotated[str, BeforeValidator(_dtype)]
 Parameters = dict[str, Any] | None
 
@@ -48,6 +40,11 @@ class Model(Config):
 
     model: _Reference
     parameters: Parameters = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_name(cls, value: object) -> object:
+        return {"model": value} if isinstance(value, str) else value
 
 
 class Source(Config):
@@ -177,7 +174,7 @@ class Document(Config):
     """The whole file."""
 
     name: str | None = None
-    """What the result is called; it changes nothing."""
+    """What other documents of the file call the result."""
     merge_method: str
     models: list[Model] | None = None
     slices: list[Slice] | None = None
@@ -193,6 +190,8 @@ class Document(Config):
     @field_validator("merge_method")
     @classmethod
     def _known(cls, value: str) -> str:
+        if value in LACKING:
+            raise ValueError(f"a method of mergekit that taskvec lacks; known: {', '.join(sorted(METHODS))}")
         if value not in METHODS:
             raise ValueError(f"no such method; {nearest(value, METHODS)}")
         return value
@@ -208,9 +207,11 @@ class Document(Config):
 
     @field_validator("chat_template")
     @classmethod
-    def _text_or_auto(cls, value: str | None) -> str | None:
-        if value and value != "auto" and not is_text(value):
-            raise ValueError("templates by name are not included, expected auto or the template itself")
+    def _known_template(cls, value: str | None) -> str | None:
+        if value and value not in ("auto", *NAMED) and not is_text(value):
+            raise ValueError(
+                f"no template of that name, expected auto, one of {', '.join(NAMED)}, or its text"
+            )
         return value or None
 
     @model_validator(mode="after")

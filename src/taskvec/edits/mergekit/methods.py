@@ -108,7 +108,7 @@ def _total(values: Values) -> float:
 def _chain(step: str, merge: str, values: Sequence[Values]) -> str:
     """The rule of a method: no first step if everything is kept, or if ``ties`` can trim by itself."""
     rescale = {tensor.shared["rescale"] for tensor in values}
-    if all(density == 1 for tensor in values for density in tensor.each("density")):
+    if all(density in (0, 1) for tensor in values for density in tensor.each("density")):
         return merge
     if step == "ties":
         return f"breadcrumbs+{merge}" if True in rescale else merge
@@ -117,16 +117,24 @@ def _chain(step: str, merge: str, values: Sequence[Values]) -> str:
 
 def _of_chain(method: str, rule: str, values: Values) -> Parameters:
     step, _, merge = rule.rpartition("+")
-    params = _of_step(method, step, values) if step else {}
+    density = _densities(values)
+    params = _of_step(method, step, values, density) if step else {}
+    # A model of density 0 adds nothing to this tensor; its weight counts in the sum that divides.
+    weights = values.shares() if merge == "sum" else values.each("weight")
+    weights = [weight if kept else 0.0 for weight, kept in zip(weights, values.each("density"), strict=True)]
     if merge == "sum":
-        return {**params, "weights": values.shares()}
+        return {**params, "weights": weights}
     mean = "mean" if values.shared["normalize"] else "sum"
-    keep = 1.0 if step else values.each("density")
-    return {**params, "merge": mean, "weights": values.each("weight"), "keep": keep}
+    return {**params, "merge": mean, "weights": weights, "keep": 1.0 if step else density}
 
 
-def _of_step(method: str, step: str, values: Values) -> Parameters:
-    density, rescale = values.each("density"), values.shared["rescale"]
+def _densities(values: Values) -> list[float]:
+    """What is kept of each model; all, where the weight of a model without anything left is set to 0."""
+    return [density or 1.0 for density in values.each("density")]
+
+
+def _of_step(method: str, step: str, values: Values, density: list[float]) -> Parameters:
+    rescale = values.shared["rescale"]
     if step == "dare":
         return {"density": density}
     if method == "dare":
@@ -135,7 +143,8 @@ def _of_step(method: str, step: str, values: Values) -> Parameters:
     if step == "della":
         return {"density": density, "epsilon": values.each("epsilon"), "rescale": l1}
     # The outliers left in are as many as mergekit leaves in to reach the density.
-    gamma = [min(own.get("gamma", 0.0), 1 - own["density"]) for own in values.of_models]
+    outliers = [own.get("gamma", 0.0) for own in values.of_models]
+    gamma = [min(most, 1 - kept) for most, kept in zip(outliers, density, strict=True)]
     return {"density": density, "gamma": gamma, "rescale": l1}
 
 
@@ -152,7 +161,7 @@ def _sparse(step: str, parameters: Mapping[str, Parameter], note: str, *, merge:
 # The table
 
 _WEIGHT = Parameter(float, of="model")
-_DENSITY = Parameter(float, 1.0, "model", low=0, high=1, above=True)
+_DENSITY = Parameter(float, 1.0, "model", low=0, high=1, above=True, off=0.0)
 _IDLE = {"int8_mask": Parameter(bool, False)}
 
 
@@ -188,6 +197,9 @@ SCE = (
     "squares add up to less than 1e-6"
 )
 _FUSION = "quartiles are exact, where mergekit takes those of a sample of large tensors"
+
+LACKING = ("core_space", "ram", "ramplus_tl")
+"""Methods of mergekit that are not here."""
 
 METHODS: dict[str, Method] = {
     "linear": Method("sum", {"weight": _WEIGHT, "normalize": Parameter(bool, True)}, _linear, base="model"),

@@ -10,23 +10,24 @@ import torch
 
 from taskvec.edits import contradictions
 from taskvec.edits.configs import derive_config
-from taskvec.edits.inputs import check_sound, describe_copy, errors_at, find_copies
+from taskvec.edits.inputs import describe_copy, errors_at, find_copies
 from taskvec.edits.layers import Joined, Picked
 from taskvec.edits.merge import Merge
 from taskvec.edits.mergekit.document import Document, Parameters, Slice, Tokenizer
+from taskvec.edits.mergekit.ignored import Ignored, describe_ignored, drop_ignored, find_idle
+from taskvec.edits.mergekit.intermediate import Intermediate
 from taskvec.edits.mergekit.methods import METHODS
+from taskvec.edits.mergekit.references import open_reference, split_reference
 from taskvec.edits.mergekit.section import Section
 from taskvec.edits.mergekit.templates import FILE, choose_template
 from taskvec.edits.mergekit.tokenizer import find_wanted
-from taskvec.edits.mergekit.values import Scope, idle_filters, parse_scope
+from taskvec.edits.mergekit.values import Scope, check_names, idle_filters, parse_scope
 from taskvec.edits.passes import count_passes
 from taskvec.edits.tokens import check_in_order, read_tokens
 from taskvec.edits.vocabulary import align
 from taskvec.errors import InputError
 from taskvec.names import block_of, comes_before_blocks, count_blocks, goes_by_token, renumber
-from taskvec.reading import exists
-from taskvec.vectors import TaskVector, apply
-from taskvec.weights import Weights, open_weights
+from taskvec.weights import Weights
 from taskvec.weights.depth import count_layers, names_behind
 from taskvec.weights.dtypes import EDITABLE, short
 
@@ -34,31 +35,37 @@ _WIDE_ANYWAY = ("linear", "slerp", "passthrough")
 """Methods that mergekit computes in float32 whatever the dtype."""
 
 
-def read(path: Path, content: object) -> Merge:
+def read(
+    path: Path, content: object, made: Mapping[str, Intermediate] | None = None, *, label: str = ""
+) -> Merge:
     """The merge that a mergekit YAML file describes; reads headers, and some entries of each matrix.
 
     Args:
         path: of the file; for messages. Models are found from the working directory, as mergekit does.
-        content: the plain data in it.
+        content: the plain data in it, or in one of its documents.
+        made: the other documents, by the names under which they are models here.
+        label: what messages call the document.
 
     Raises: InputError, one line, for anything that is unknown, missing or at odds.
     """
-    document = Document.parse(str(path), content)
-    reading = _Reading(str(path), document)
+    where = f"{path}: {label}" if label else str(path)
+    kept, ignored = drop_ignored(content)
+    reading = _Reading(where, Document.parse(where, kept), ignored, made or {})
+    document = reading.document
     sections = reading.sections()
     name = document.out_dtype or document.dtype
     dtype: torch.dtype | None = None if name is None else getattr(torch, name)
     weights = [section.merge(dtype) for section in sections]
     like = reading.like
     config = derive_config(like.folder, layers=reading.described(), dtype=dtype, tokens=reading.tokens)
-    made = {"config.json": config, FILE: reading.template()}
-    files = {**reading.files, **{name: text for name, text in made.items() if text is not None}}
+    own = {"config.json": config, FILE: reading.template()}
+    files = {**reading.files, **{name: text for name, text in own.items() if text is not None}}
     return Merge(
         weights=weights[0] if len(weights) == 1 else Joined(weights),
         record={"recipe": content, "dialect": "mergekit"},
         like=like,
         notes=tuple(reading.notes(sections)),
-        inputs=dict(reading.models),
+        inputs=reading.inputs,
         passes=partial(count_passes, *(section.vector for section in weights)),
         files=files,
     )
@@ -78,13 +85,20 @@ class _Entry:
 class _Reading:
     """A document with its models opened."""
 
-    def __init__(self, where: str, document: Document) -> None:
-        self.where, self.document = where, document
+    def __init__(
+        self,
+        where: str,
+        document: Document,
+        ignored: Iterable[Ignored],
+        made: Mapping[str, Intermediate],
+    ) -> None:
+        self.where, self.document, self.made = where, document, made
         self.method = METHODS[document.merge_method]
         self.models: dict[str, Weights] = {}
         self.tokens: int | None = None
         self.files: Mapping[str, str] = {}
         self._notes: list[str] = []
+        self._ignored = list(ignored)
         self._aligned: Weights | None = None
         self._views: Mapping[Hashable, Weights] = {}
         self._module = document.module
@@ -92,6 +106,15 @@ class _Reading:
             self._scope("modules.default.parameters", self._module.parameters),
             self._scope("parameters", document.parameters),
         )
+
+    @property
+    def inputs(self) -> dict[str, Weights]:
+        """The models on the disk, those of the merges that are models here too."""
+        inputs: dict[str, Weights] = {}
+        for ref, model in self.models.items():
+            made = self.made.get(split_reference(ref)[0])
+            inputs |= {ref: model} if made is None else made.merge.inputs
+        return inputs
 
     @property
     def like(self) -> Weights:
@@ -158,8 +181,9 @@ class _Reading:
         names = sorted({name for section in sections for held in section.names for name in held.values()})
         given = [value for section in sections for value in section.given()]
         notes += [f"filter {part!r} is part of no tensor's name" for part in idle_filters(given, names)]
-        notes += [f"{name}: {describe_copy(first)}" for first, name in find_copies(self.models)]
+        notes += [f"{name}: {describe_copy(first)}" for first, name in find_copies(self.inputs)]
         notes += [note for section in sections for note in section.distances()]
+        notes += describe_ignored(self._ignored)
         return list(dict.fromkeys([*notes, *self._notes]))
 
     # Forms
@@ -219,7 +243,15 @@ class _Reading:
             _depths(names[0], start, entries[0]),
             (*inner, *self._shared),
             tuple(self._of_model(entry, place == base) for place, entry in enumerate(entries)),
+            self._may_be_base,
         )
+
+    @cached_property
+    def _may_be_base(self) -> bool:
+        """Whether the base alone is a merge: one with an adapter, or beside slices with more models."""
+        adapter = split_reference(self.document.base_model or "")[1] is not None
+        several = any(len(piece.sources) > 1 for piece in self._module.slices or [])
+        return self.method.vectors[0] == 1 and self.method.vectors[1] is None and (adapter or several)
 
     def _names(self, entry: _Entry, start: int, *, first: bool, last: bool) -> dict[str, str]:
         """Name in the output -> name in the model, of the tensors that a slice takes from it."""
@@ -255,24 +287,29 @@ class _Reading:
 
     def _open(self, field: str, ref: str) -> Weights:
         if ref not in self.models:
-            with errors_at(f"{self.where}: {field}"):
-                self.models[ref] = _opened(ref)
+            self.models[ref] = self._find(field, ref)
         return self.models[ref]
 
     def _scope(self, field: str, given: Parameters, *, of_model: bool = False) -> Scope:
-        method = self.document.merge_method
-        return parse_scope(
-            f"{self.where}: {field}", given, self.method.parameters, of_model=of_model, method=method
-        )
+        """The parameters of a place that are used there."""
+        method, known = self.document.merge_method, self.method.parameters
+        used = {name for name in known if not of_model or known[name].of == "model"}
+        idle = find_idle(field, given or {}, used, known, method)
+        self._ignored += idle
+        names = {ignored.key for ignored in idle}
+        kept = {name: value for name, value in (given or {}).items() if name not in names}
+        return parse_scope(f"{self.where}: {field}", kept, known, method=method)
 
     def _of_model(self, entry: _Entry, is_base: bool) -> Scope:
-        scope = self._scope(f"{entry.field}.parameters", entry.parameters, of_model=True)
-        if scope and is_base:
-            self._notes.append(
-                f"{entry.field}: the parameters of the base model do nothing, it has no task vector; "
-                "as in mergekit"
-            )
-        return scope
+        if not (is_base and entry.parameters):
+            return self._scope(f"{entry.field}.parameters", entry.parameters, of_model=True)
+        where = f"{self.where}: {entry.field}.parameters"
+        check_names(where, entry.parameters, self.method.parameters, method=self.document.merge_method)
+        self._notes.append(
+            f"{entry.field}: the parameters of the base model do nothing, it has no task vector; "
+            "as in mergekit"
+        )
+        return {}
 
     def _base(self, entries: Sequence[_Entry], wanted: str | None, field: str) -> int | None:
         """Which of the sources is the base, if the method has one."""
@@ -326,8 +363,9 @@ class _Reading:
         """A model that may be another than those that are merged."""
         if ref in self.models:
             return self.models[ref]
+        made = self.made.get(split_reference(ref)[0])
         with errors_at(f"{self.where}: {field}"):
-            return _opened(ref)
+            return open_reference(ref, made)
 
     def _check_order(self, models: Iterable[Weights], advice: str) -> None:
         """Refuse models whose rows disagree with the tokenizer of the output."""
@@ -357,15 +395,6 @@ class _Reading:
                     f"{self.where}: {model.ref}: its tokenizer differs from that of {models[0].ref}, "
                     f"first in {differing!r}, expected the same for slices"
                 )
-
-
-def _opened(ref: str) -> Weights:
-    """A model, or a model with an adapter (``model+adapter``) applied to it."""
-    model, plus, adapter = ref.partition("+")
-    if not plus or exists(ref):
-        return check_sound(open_weights(ref))
-    weights = check_sound(open_weights(model))
-    return apply(weights, TaskVector.load(adapter).with_base(weights))
 
 
 def _depths(names: Mapping[str, str], start: int, entry: _Entry) -> dict[str, float]:

@@ -31,6 +31,7 @@ class Section:
         depth: name -> 0 for the first layer to 1 for the last, 0 outside layers.
         shared: parameters for all sources, the most specific first.
         of_models: for each source, its own parameters, which win over the shared ones.
+        may_be_base: whether it may have no source but the base, which it is then.
     """
 
     where: str
@@ -41,6 +42,7 @@ class Section:
     depth: Mapping[str, float]
     shared: tuple[Scope, ...]
     of_models: tuple[Scope, ...]
+    may_be_base: bool = False
 
     def merge(self, dtype: torch.dtype | None) -> EditedWeights:
         """The layers, merged; lazy."""
@@ -54,6 +56,8 @@ class Section:
         else:
             order.remove(self.base)
             start = models[self.base]
+        if not order and self.may_be_base:
+            return edit(start, 0 * TaskVector.between(start, start), dtype=dtype)
         self._check_number(len(order))
         with errors_at(self.where):
             vectors = [TaskVector.between(start, models[place]) for place in order]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from taskvec.edits.mergekit.ignored import PARAMETERS, nearest_parameter
 from taskvec.edits.parameters import Filter, Filters, Gradient, Plain, inner_values
 from taskvec.errors import InputError
 from taskvec.registry import nearest
@@ -23,6 +24,7 @@ class Parameter:
         default: what holds where nothing is given; ``None`` if a value must be.
         of: one value for a tensor (``tensor``), or one for each model (``model``).
         low, high: the range of numbers; ``low`` itself is outside it if ``above``.
+        off: a number outside the range that gradients and filters may have.
     """
 
     kind: type[float | int | bool]
@@ -31,17 +33,24 @@ class Parameter:
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
+    off: float | None = None
 
-    def convert(self, where: str, value: object) -> float:
+    def convert(self, where: str, value: object, *, inside: bool = False) -> float:
         """A scalar of the right kind and range; words that spell a number are numbers, as in ``1e-4``.
+
+        Args:
+            inside: whether it is the value of some tensors only.
 
         Raises: InputError.
         """
         if self.kind is bool:
-            if value in (True, False):
-                return bool(value)
+            word = _TRUTHS.get(value.lower(), value) if isinstance(value, str) else value
+            if word in (True, False):
+                return bool(word)
             raise InputError(f"{where}: {value!r}, expected true or false")
         number = _number(value)
+        if inside and number == self.off:
+            return self.kind(number)
         whole = self.kind is float or number == number // 1
         if not whole or not self.low <= number <= self.high or (self.above and number == self.low):
             raise InputError(f"{where}: {value!r}, expected {self._range()}")
@@ -54,6 +63,14 @@ class Parameter:
         return " ".join(filter(None, (noun, low, "and" if low and high else "", high)))
 
 
+_TRUTHS = {
+    word: truth
+    for truth, words in ((True, "1 on t true y yes"), (False, "0 f false n no off"))
+    for word in words.split()
+}
+"""Words that mergekit takes for true or false."""
+
+
 def _number(value: object) -> float:
     """A finite number, or NaN, which is in no range."""
     try:
@@ -64,33 +81,29 @@ def _number(value: object) -> float:
 
 
 def parse_scope(
-    where: str,
-    given: Mapping[str, Any] | None,
-    known: Mapping[str, Parameter],
-    *,
-    of_model: bool,
-    method: str,
+    where: str, given: Mapping[str, Any], known: Mapping[str, Parameter], *, method: str
 ) -> Scope:
     """The parameters of one place of the file.
 
     Args:
         where: opens messages.
         known: what the method takes.
-        of_model: whether the place belongs to one model, where values for all have no place.
 
-    Raises: InputError for parameters that are unknown, do nothing here, or are out of range.
+    Raises: InputError for parameters that are unknown or out of range.
     """
-    scope: dict[str, Value] = {}
-    for name, raw in (given or {}).items():
-        if name not in known:
-            raise InputError(f"{where}: unknown parameter {name!r} of {method!r}; {nearest(name, known)}")
-        if of_model and known[name].of == "tensor":
-            raise InputError(
-                f"{where}: {name!r} is one for all models, mergekit ignores it here; "
-                "move it to the parameters of the slice or of the file"
-            )
-        scope[name] = _parse(f"{where}.{name}", raw, known[name])
-    return scope
+    check_names(where, given, known, method=method)
+    return {name: _parse(f"{where}.{name}", raw, known[name]) for name, raw in given.items()}
+
+
+def check_names(where: str, names: Iterable[str], known: Iterable[str], *, method: str) -> None:
+    """Refuse parameters that no method of mergekit has.
+
+    Raises: InputError with the nearest name.
+    """
+    for name in names:
+        if name not in PARAMETERS:
+            hint = nearest_parameter(name, known)
+            raise InputError(f"{where}: unknown parameter {name!r} of {method!r}; {hint}")
 
 
 def _parse(where: str, raw: object, parameter: Parameter) -> Value:
@@ -99,7 +112,7 @@ def _parse(where: str, raw: object, parameter: Parameter) -> Value:
         return _choice(_filters(where, [raw], parameter))
     if isinstance(raw, list) and any(isinstance(entry, dict) for entry in raw):
         return _choice(_filters(where, raw, parameter))
-    return _along_depth(where, raw, parameter)
+    return _along_depth(where, raw, parameter, inside=False)
 
 
 def _filters(where: str, entries: Sequence[Any], parameter: Parameter) -> Iterator[Filter]:
@@ -113,17 +126,16 @@ def _filters(where: str, entries: Sequence[Any], parameter: Parameter) -> Iterat
         part = entry.get("filter")
         if part is not None and not isinstance(part, str):
             raise InputError(f"{here}.filter: {part!r}, expected a part of tensor names")
-        yield _filter(
-            "" if part in (None, "*") else part, _along_depth(f"{here}.value", entry["value"], parameter)
-        )
+        value = _along_depth(f"{here}.value", entry["value"], parameter, inside=True)
+        yield _filter("" if part in (None, "*") else part, value)
 
 
-def _along_depth(where: str, raw: object, parameter: Parameter) -> Value:
+def _along_depth(where: str, raw: object, parameter: Parameter, *, inside: bool) -> Value:
     if not isinstance(raw, list):
-        return parameter.convert(where, raw)
+        return parameter.convert(where, raw, inside=inside)
     if not raw:
         raise InputError(f"{where}: an empty list, expected values over the depth of the model")
-    anchors = (parameter.convert(f"{where}[{place}]", anchor) for place, anchor in enumerate(raw))
+    anchors = (parameter.convert(f"{where}[{n}]", anchor, inside=True) for n, anchor in enumerate(raw))
     return Gradient.model_construct(gradient=tuple(anchors))
 
 
