@@ -97,6 +97,25 @@ def test_a_checkpoint_of_a_larger_model_keeps_its_prefix(
     assert_close(larger(**batch), plain(**batch))
 
 
+@pytest.mark.parametrize("kind", ["gte", "nomic_bert", "jina_embeddings_v3"])
+def test_tensors_that_are_split_while_loading_are_refused_with_a_way_that_works(
+    kind: str, bert_folder: Path, tmp_path: Path
+) -> None:
+    from architectures.families import families
+    from transformers import AutoModel
+
+    for file in bert_folder.glob("*token*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    model = AutoModel.from_config(families()[kind].config())
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"the checkpoint has no .*save_original_format=False"):
+        load_backbone(tmp_path).encoder_parameters()
+    model.save_pretrained(tmp_path, save_original_format=False)
+    stored = load_file(tmp_path / "model.safetensors")
+    for name, value in load_backbone(tmp_path).encoder_parameters().items():
+        assert torch.equal(value.detach(), stored[name])
+
+
 def test_a_checkpoint_that_lacks_a_tensor_is_refused_by_name(bert_folder: Path, tmp_path: Path) -> None:
     state = load_file(bert_folder / "model.safetensors")
     gone = "encoder.layer.1.output.dense.weight"

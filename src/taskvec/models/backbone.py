@@ -24,8 +24,8 @@ class Backbone(nn.Module, ABC):
         ref: what ``open_weights`` takes for the same weights: a path, a hub id, a module or a mapping.
         dim: d, the size of a feature.
         logit_scale: factor of a zero-shot head built with this encoder.
-        checkpoint: names of the tensors in the checkpoint, where they may differ from those of ``network`` by
-            a prefix; none when they are the same.
+        checkpoint: name in ``network`` -> name in the checkpoint, where they may differ; none when they are
+            the same.
 
     Attributes:
         ref: the same in one short line, for messages and records.
@@ -41,7 +41,7 @@ class Backbone(nn.Module, ABC):
         ref: Any,
         dim: int,
         logit_scale: float,
-        checkpoint: Sequence[str] | None = None,
+        checkpoint: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -49,7 +49,7 @@ class Backbone(nn.Module, ABC):
         self._source = (ref,)  # in a tuple, or a module would become a part of this one
         self.dim = dim
         self.logit_scale = logit_scale
-        self._checkpoint = None if checkpoint is None else frozenset(checkpoint)
+        self._checkpoint = checkpoint
 
     @abstractmethod
     def forward(self, **batch: Tensor) -> Tensor:
@@ -105,14 +105,14 @@ class Backbone(nn.Module, ABC):
             ) from error
         if self._checkpoint is None:
             return {name: name for name in reached}
-        stored = {name: _stored_as(name, self._checkpoint) for name in reached}
-        missing = [name for name, place in stored.items() if place is None]
+        missing = [name for name in reached if name not in self._checkpoint]
         if missing:
             raise InputError(
                 f"{self.ref}: the checkpoint has no {missing[0]!r}{and_more(missing)}, which the model "
-                "needs; is the configuration of another model?"
+                "needs; is the configuration of another model? If transformers splits or joins tensors while "
+                "loading, save it again with save_pretrained(FOLDER, save_original_format=False)"
             )
-        return {name: place for name, place in stored.items() if place is not None}
+        return {name: self._checkpoint[name] for name in reached}
 
     @property
     def source(self) -> Any:
@@ -156,18 +156,3 @@ def _reached(backbone: Backbone) -> list[str]:
         for p in frozen:
             p.requires_grad_(False)
     return [name for name, slope in zip(named, slopes, strict=True) if slope is not None]
-
-
-def _stored_as(name: str, stored: frozenset[str]) -> str | None:
-    """A checkpoint of a larger model (``bert.`` of a masked language model) prefixes the encoder's names.
-
-    The oldest ones also call the two parameters of a layer norm gamma and beta.
-    """
-    old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-    for spelling in (name, old):
-        if spelling in stored:
-            return spelling
-        ends = [other for other in stored if other.endswith(f".{spelling}")]
-        if len(ends) == 1:
-            return ends[0]
-    return None

@@ -11,7 +11,7 @@ from torch import nn
 from taskvec.errors import CorruptFile, InputError, optional
 from taskvec.reading import is_folder, kind_of, read_json, read_mapping, shortened
 from taskvec.weights import open_weights
-from taskvec.weights.network import quiet
+from taskvec.weights.network import Network, quiet
 
 EDITING = "taskvec diff, apply and merge edit any checkpoint without running it"
 
@@ -253,13 +253,15 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def tensor_names(folder: Path) -> list[str]:
-    """Names of the tensors that a checkpoint folder holds, from headers where they have one.
+def stored_names(folder: Path, network: nn.Module) -> dict[str, str]:
+    """Name in a loaded network -> name in the checkpoint folder, for every tensor that is the same in both.
 
     Raises: InputError, CorruptFile, UnsafeFile naming the file that is missing or damaged.
     """
     with open_weights(folder) as weights:
-        return [*weights, *weights.tied]
+        names = [*weights, *weights.tied]
+        layout = Network(str(folder), network).layout({name: weights.spec(name) for name in names})
+    return {place: name for name, place in layout.renamed.items()}
 
 
 def rows_of(embedding: nn.Module | None) -> int:

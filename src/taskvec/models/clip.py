@@ -17,7 +17,7 @@ from taskvec.models.checkpoint import (
     load_network,
     load_tokenizer,
     rows_of,
-    tensor_names,
+    stored_names,
     transformers,
 )
 from taskvec.reading import read_mapping, shown
@@ -99,7 +99,7 @@ class ClipBackbone(Backbone):
         preprocessing: Preprocessing,
         *,
         ref: str,
-        checkpoint: Sequence[str] | None = None,
+        checkpoint: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
             network,
@@ -155,7 +155,7 @@ def load(ref: str) -> ClipBackbone:
     network = load_network(package.CLIPModel, ref)
     tokenizer = load_tokenizer(ref, folder, rows_of(network.text_model.get_input_embeddings()))
     preprocessing = Preprocessing.read(folder, int(network.config.vision_config.image_size))
-    return ClipBackbone(network, tokenizer, preprocessing, ref=ref, checkpoint=tensor_names(folder))
+    return ClipBackbone(network, tokenizer, preprocessing, ref=ref, checkpoint=stored_names(folder, network))
 
 
 def _edge(size: Any) -> int:

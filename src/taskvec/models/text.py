@@ -1,7 +1,7 @@
 """Text encoders of transformers' AutoModel: BERT, RoBERTa, MiniLM and their kin."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from taskvec.models.checkpoint import (
     load_network,
     load_tokenizer,
     rows_of,
-    tensor_names,
+    stored_names,
     transformers,
 )
 from taskvec.reading import shown
@@ -36,7 +36,7 @@ class TextBackbone(Backbone):
     modality = "text"
 
     def __init__(
-        self, network: nn.Module, tokenizer: Any, *, ref: str, checkpoint: Sequence[str] | None = None
+        self, network: nn.Module, tokenizer: Any, *, ref: str, checkpoint: Mapping[str, str] | None = None
     ):
         super().__init__(
             network,
@@ -128,4 +128,4 @@ def load(ref: str) -> TextBackbone:
     if not isinstance(getattr(network.config, "hidden_size", None), int):
         raise InputError(f"{ref}: config.json gives no 'hidden_size', the size of a feature")
     tokenizer = load_tokenizer(ref, folder, rows_of(network.get_input_embeddings()))
-    return TextBackbone(network, tokenizer, ref=ref, checkpoint=tensor_names(folder))
+    return TextBackbone(network, tokenizer, ref=ref, checkpoint=stored_names(folder, network))
