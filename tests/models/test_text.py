@@ -101,8 +101,9 @@ def test_a_checkpoint_of_a_larger_model_keeps_its_prefix(
 def test_tensors_that_are_split_while_loading_are_refused_with_a_way_that_works(
     kind: str, bert_folder: Path, tmp_path: Path
 ) -> None:
-    from architectures.families import families
     from transformers import AutoModel
+
+    from architectures.families import families
 
     for file in bert_folder.glob("*token*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
