@@ -3,19 +3,107 @@
 import io
 import os
 import pickle
+import pickletools
+import re
 import warnings
 import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, NoReturn
 
 import torch
 
 from taskvec.errors import CorruptFile, UnsafeFile
 from taskvec.reading import check_regular, printable
 
+_STRANGERS = 200
+"""Classes that a file may name beside torch's own; a trainer's checkpoint has a dozen."""
+
+_CALLED = (
+    *(
+        "argparse",
+        "collections",
+        "datetime",
+        "decimal",
+        "enum",
+        "fractions",
+        "numpy",
+        "pathlib",
+        "types",
+        "uuid",
+    ),
+    *("accelerate", "lightning", "lightning_fabric", "omegaconf", "pytorch_lightning", "transformers"),
+)
+"""Packages whose objects of settings are pickled as a call; any other call is a reason to refuse the file."""
+
+_BUILT = ("builtins.frozenset", "builtins.range", "builtins.slice")
+"""Plain values that are pickled as a call."""
+
+_OTHERS = (
+    "catboost",
+    "flax",
+    "jax",
+    "jaxlib",
+    "joblib",
+    "keras",
+    "lightgbm",
+    "sklearn",
+    "tensorflow",
+    "xgboost",
+)
+"""Packages whose models are none of torch's."""
+
+_LOOK = 1000
+"""Steps of a pickle that are looked at for the class that it begins with."""
+
+_TENSORS = ("_", "ao.", "distributed.", "fx.", "jit.", "nn.")
+"""Parts of torch whose objects hold tensors: what is loaded in the place of one would lack them."""
+
+_LOADING = Lock()
+"""Of what torch is told to take for a class, which it keeps for the whole process."""
+
+
+class Inert:
+    """Stands for an object of a class that is not loaded: it keeps nothing, and does nothing.
+
+    Attributes:
+        called: the class, in the words of the file.
+    """
+
+    called = ""
+
+    def __new__(cls, *_: object) -> "Inert":  # noqa: D102
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+class _Uncalled(type):
+    """Of a class that may be named and filled in, not called."""
+
+    def __call__(cls, *_: object) -> NoReturn:
+        raise pickle.UnpicklingError(f"a call of GLOBAL {cls.__module__}.{cls.__qualname__}")
+
+
+class _Mapping(Inert):
+    def __new__(cls, *_: object) -> Any:
+        return OrderedDict()
+
+
+class _List(Inert):
+    def __new__(cls, *_: object) -> Any:
+        return []
+
 
 def load_pickle(path: Path) -> Any:
     """What ``torch.save`` wrote, mapped into memory where the format allows.
+
+    Objects of classes beside torch's own (settings, counters) come as ``Inert`` ones: no code of theirs is
+    imported.
 
     Raises: InputError if there is no such file; UnsafeFile if loading would run code; CorruptFile if it is
         damaged, or not as torch writes it.
@@ -25,22 +113,88 @@ def load_pickle(path: Path) -> Any:
     mapped = zipfile.is_zipfile(path)
     if mapped:
         _check_archive(path)
+    inert: dict[str, type[Inert]] = {}
+    while True:
+        try:
+            return _load(path, mapped, inert)
+        except pickle.UnpicklingError as error:
+            if not _stand_in(inert, str(error)):
+                _refuse(path, str(error))
+        except Exception as error:  # damaged pickles fail in every way there is
+            what = printable(" ".join(str(error).split()[:12])) or type(error).__name__
+            raise CorruptFile(
+                f"{path}: damaged or no state dict ({what}); download or save it again"
+            ) from None
+
+
+def _load(path: Path, mapped: bool, inert: dict[str, type[Inert]]) -> Any:
+    with _standing_in(inert), warnings.catch_warnings():
+        # A pickle of an unusual protocol draws a remark from torch; what counts is whether it loads.
+        warnings.simplefilter("ignore")
+        if mapped:
+            return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        with _Reader(io.FileIO(path)) as file:
+            return torch.load(file, weights_only=True, map_location="cpu")
+
+
+@contextmanager
+def _standing_in(inert: dict[str, type[Inert]]) -> Iterator[None]:
+    if not inert:
+        yield
+        return
+    with _LOADING, torch.serialization.safe_globals([(made, name) for name, made in inert.items()]):
+        yield
+
+
+def _stand_in(inert: dict[str, type[Inert]], text: str) -> bool:
+    """Add, or change, what stands for the class that torch stopped at; whether that may help."""
+    if filled := re.search(r"Can only (SETITEM|append|extend).*<class '([\w.]+)'>", text):
+        name, kind = filled[2], _Mapping if filled[1] == "SETITEM" else _List
+    elif found := re.search(r"Unsupported global: GLOBAL ([\w.]+) was not", text):
+        name, kind = found[1] if "." in found[1] else f"builtins.{found[1]}", Inert
+    else:
+        return False
+    package, _, rest = name.partition(".")
+    if (
+        (package == "torch" and rest.startswith(_TENSORS))
+        or inert.get(name) is kind
+        or len(inert) > _STRANGERS
+    ):
+        return False
+    maker = type if package in _CALLED or name in _BUILT else _Uncalled
+    module, _, own = name.rpartition(".")
+    inert[name] = maker(own, (kind,), {"__module__": module, "__qualname__": own, "called": name})
+    return True
+
+
+def _refuse(path: Path, text: str) -> NoReturn:
+    if "truncated" in text or "invalid load key" in text:
+        raise CorruptFile(f"{path}: damaged or no state dict; download or save it again") from None
+    named = re.search(r"GLOBAL ([^\s,]+)", text)
+    raise unsafe(path, named[1] if named else _first_class(path)) from None
+
+
+def unsafe(path: Path, culprit: str | None) -> UnsafeFile:
+    """The refusal of a file for what it holds beside tensors."""
+    what = f" ({culprit})" if culprit else ""
+    remedy = "save its state_dict() as safetensors"
+    if culprit and culprit.partition(".")[0] in _OTHERS:
+        remedy = "it is no model of torch, and has no state dict"
+    return UnsafeFile(f"{path}: holds more than tensors{what}, and loading it could run code; {remedy}")
+
+
+def _first_class(path: Path) -> str | None:
+    """The first class that a plain pickle of a newer protocol names."""
+    texts: list[str] = []
     try:
-        with warnings.catch_warnings():
-            # A pickle of an unusual protocol draws a remark from torch; what counts is whether it loads.
-            warnings.simplefilter("ignore")
-            if mapped:
-                return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-            with _Reader(io.FileIO(path)) as file:
-                return torch.load(file, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError as error:
-        text = str(error)
-        if "truncated" in text or "invalid load key" in text:
-            raise CorruptFile(f"{path}: damaged or no state dict; download or save it again") from None
-        raise UnsafeFile(f"{path}: {_culprit(text)}; save its state_dict() as safetensors") from None
-    except Exception as error:  # damaged pickles fail in every way there is
-        what = printable(" ".join(str(error).split()[:12])) or type(error).__name__
-        raise CorruptFile(f"{path}: damaged or no state dict ({what}); download or save it again") from None
+        with _Reader(io.FileIO(path)) as file:
+            for code, value, _ in islice(pickletools.genops(file), _LOOK):
+                if code.name == "STACK_GLOBAL":
+                    return printable(".".join(texts[-2:]))
+                texts += [value] if isinstance(value, str) else []
+    except Exception:  # not a pickle as the library knows them
+        pass
+    return None
 
 
 class _Reader(io.BufferedReader):
@@ -74,11 +228,3 @@ def _check_archive(path: Path) -> None:
     else:
         return
     raise CorruptFile(f"{path}: no archive as torch writes them, {what}; save it again with torch.save")
-
-
-def _culprit(text: str) -> str:
-    """What the safe unpickler refused, from its own long message."""
-    words = text.replace(",", " ").split()
-    named = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "GLOBAL"]
-    what = f" ({named[0]})" if named else ""
-    return f"holds more than tensors{what}, and loading it could run code"

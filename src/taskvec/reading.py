@@ -29,6 +29,8 @@ _PATH_LIMIT = 4095
 DEPTH = 100
 """How deep lists and mappings may be nested in JSON and YAML; honest files have ten levels."""
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
 _KINDS = {
     stat.S_IFREG: "a file",
     stat.S_IFLNK: "a link",
@@ -147,9 +149,20 @@ def read_bytes(path: Path, limit: int = _TEXT_LIMIT) -> bytes:
             most = f"{limit / 1e6:,.0f} MB"
             raise InputError(f"{path}: holds more than {most}, too much for a file of its kind")
         try:
-            return file.read(size)
+            content = file.read(size)
         except OSError as error:
             raise InputError(f"{path}: {reason(error)}") from None
+    check_pointer(content, path)
+    return content
+
+
+def check_pointer(content: bytes, path: Path) -> None:
+    """Refuse what git leaves in the place of a large file until that is fetched.
+
+    Raises: CorruptFile.
+    """
+    if content.startswith(_POINTER):
+        raise CorruptFile(f"{path}: an LFS pointer, not the file itself; run git lfs pull in its folder")
 
 
 def fill(handle: int, buffer: memoryview, place: int) -> bool:

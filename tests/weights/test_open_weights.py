@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from taskvec.errors import CorruptFile, InputError, TaskvecError, UnsafeFile
 from taskvec.weights import TensorSpec, Weights, hub, open_weights, save_weights
-from taskvec.weights.pickled import PICKLES
+from taskvec.weights.formats import PICKLES
 
 STATE = {
     "layer.weight": torch.arange(12.0).reshape(4, 3),

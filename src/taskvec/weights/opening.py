@@ -8,22 +8,16 @@ from torch import Tensor, nn
 from taskvec.errors import InputError, WrongType
 from taskvec.reading import exists, local_path
 from taskvec.weights import hub
+from taskvec.weights.folders import ADAPTER, Found, find_weights, is_index
+from taskvec.weights.formats import PICKLES, check_unfinished, kind_of_file, unknown_kind
 from taskvec.weights.in_memory import MemoryWeights
 from taskvec.weights.lazy import Direction, Part, Weights
 from taskvec.weights.modules import Modular, holds_weights, module_folders
-from taskvec.weights.pickled import PICKLES, PickledWeights
+from taskvec.weights.pickled import PickledWeights
 from taskvec.weights.sharded import ShardedWeights
 from taskvec.weights.stored import StoredWeights
 
 WeightsLike = str | Path | Mapping[str, Tensor] | nn.Module | Weights
-
-_IN_A_FOLDER = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-_ADAPTER = "adapter_model"
 
 
 def open_weights(ref: WeightsLike) -> Weights:
@@ -31,9 +25,9 @@ def open_weights(ref: WeightsLike) -> Weights:
 
     Args:
         ref: a folder (also that of an adapter), a ``.safetensors`` file, a ``*.index.json``, a
-            ``.bin``/``.pt``/``.pth``/``.ckpt`` state dict, a hub id ``org/name[@revision]`` (a path that
-            exists wins), a module, a mapping of tensors, or weights that are open already (given back as they
-            are).
+            ``.bin``/``.pt``/``.pth``/``.ckpt`` state dict (``FILE#KEY`` for one of several inside it), a hub
+            id ``org/name[@revision]`` (a path that exists wins), a module, a mapping of tensors, or weights
+            that are open already (given back as they are).
 
     Raises: InputError if there is nothing of that name; CorruptFile, UnsafeFile for files that lie.
 
@@ -53,64 +47,76 @@ def open_weights(ref: WeightsLike) -> Weights:
     return _open_path(str(ref))
 
 
-def _open_path(ref: str) -> Weights:
+def with_part(ref: str | Path) -> tuple[Path, str | None]:
+    """The path and the key in ``PATH#KEY``, a state dict inside a file; a path that exists wins."""
     path = local_path(ref)
+    place, mark, part = str(ref).rpartition("#")
+    if not mark or not place or not part or exists(path) or not exists(local_path(place)):
+        return path, None
+    return local_path(place), part
+
+
+def _open_path(ref: str) -> Weights:
+    path, part = with_part(ref)
     if not exists(path):
+        check_unfinished(path)
         # A path into a folder that exists is a slip of the pen, not a wish to download.
         if not hub.is_reference(ref) or exists(path.parts[0]):
             raise InputError(f"{ref}: no such file or folder")
         path = hub.resolve(ref)
-    return _open_folder(path, ref) if path.is_dir() else _open_file(path, ref, None)
+    return _open_folder(path, ref, part) if path.is_dir() else _open_named(path, ref, part)
 
 
-def _open_folder(folder: Path, ref: str) -> Weights:
+def _open_folder(folder: Path, ref: str, part: str | None) -> Weights:
     """The weights in a folder, with those of its modules."""
     modules = [module for module in module_folders(folder) if holds_weights(module)]
     if not modules:
-        return _open_file(_find_in(folder), ref, folder)
-    parts = [folder, *modules] if holds_weights(folder) else modules
-    places = {"" if part == folder else part.relative_to(folder).as_posix(): part for part in parts}
+        found = find_weights(folder)
+        return _open_found(found, ref, part, found[0].parent)
+    homes = [folder, *modules] if holds_weights(folder) else modules
+    places = {"" if home == folder else home.relative_to(folder).as_posix(): home for home in homes}
     names = {place: str(Path(ref) / place) if place else ref for place in places}
     return Modular(
         ref,
         folder,
-        {place: _open_file(_find_in(part), names[place], part) for place, part in places.items()},
+        {place: _open_found(find_weights(home), names[place], part, home) for place, home in places.items()},
     )
 
 
-def _open_file(path: Path, ref: str, folder: Path | None) -> Weights:
-    weights = _open_kind(path, ref, folder)
-    weights.layout = (Part(file=path.name, chosen=folder is None),)
+def _open_named(path: Path, ref: str, part: str | None) -> Weights:
+    """The weights in a file, or under an index, that the user named."""
+    folder = path.parent if (path.parent / "config.json").is_file() else None
+    weights = _open_found((path,), ref, part, folder)
+    weights.layout = (Part(file=path.name, chosen=True),)
     return weights
 
 
-def _open_kind(path: Path, ref: str, folder: Path | None) -> Weights:
-    if folder is None and (path.parent / "config.json").is_file():
-        folder = path.parent
-    stem = path.name.removesuffix(".index.json")
-    kind = StoredWeights if stem.endswith(".safetensors") else PickledWeights
-    if kind is PickledWeights and not stem.endswith(PICKLES):
-        if stem != path.name:
-            raise InputError(f"{path}: expected a name such as model.safetensors.index.json")
-        raise InputError(
-            f"{ref}: unknown kind of file, expected .safetensors, *.index.json, {', '.join(PICKLES)}"
-        )
-    if stem != path.name:
-        return ShardedWeights(path, kind, ref=ref)
-    weights = kind(path, ref=ref, folder=folder)
-    weights.adapter = path.parent / "adapter_config.json" if path.stem == _ADAPTER else None
+def _open_found(found: Found, ref: str, part: str | None, folder: Path | None) -> Weights:
+    first = found[0]
+    if part is not None and (len(found) > 1 or first.name.endswith(".json")):
+        raise InputError(f"{ref}: a model in shards has no parts to choose; leave '#{part}' out")
+    if len(found) > 1:
+        weights: Weights = ShardedWeights.of_files(found, _open_file, ref=ref)
+    elif is_index(first):
+        weights = ShardedWeights.of_index(first, _open_file, ref=ref)
+    elif first.name.endswith(".json"):
+        raise unknown_kind(first, ref)
+    else:
+        weights = _open_file(first, ref=ref, folder=folder, part=part)
+        weights.adapter = first.parent / "adapter_config.json" if first.stem == ADAPTER else None
+    weights.layout = (Part(file=first.name),)
     return weights
 
 
-def _find_in(folder: Path) -> Path:
-    for name in (*_IN_A_FOLDER, f"{_ADAPTER}.safetensors", f"{_ADAPTER}.bin"):
-        if (folder / name).is_file():
-            return folder / name
-    others = sorted(folder.glob("*.safetensors"))
-    if len(others) == 1:
-        return others[0]
-    if others:
-        raise InputError(
-            f"{folder}: {len(others)} safetensors files and no index, expected one; name the file"
-        )
-    raise InputError(f"{folder}: no weights in this folder, expected one of {', '.join(_IN_A_FOLDER)}")
+def _open_file(
+    path: Path, *, ref: str | None = None, folder: Path | None = None, part: str | None = None
+) -> Weights:
+    """One file of tensors, of the kind that its content shows, or else its name."""
+    kind = kind_of_file(path)
+    if kind is None and path.suffix not in (".safetensors", *PICKLES):
+        raise unknown_kind(path, ref or str(path))
+    if kind == "pickle" or (kind is None and path.suffix in PICKLES):
+        return PickledWeights(path, ref=ref, folder=folder, part=part)
+    if part is not None:
+        raise InputError(f"{ref}: holds one set of tensors, no parts to choose; leave '#{part}' out")
+    return StoredWeights(path, ref=ref, folder=folder)

@@ -1,14 +1,11 @@
 """``torch.save`` state dicts, read without executing anything they hold."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from taskvec.errors import CorruptFile, InputError
+from taskvec.errors import CorruptFile
 from taskvec.pickles import load_pickle
 from taskvec.weights.in_memory import MemoryWeights
+from taskvec.weights.nested import state_dict_in
 from taskvec.weights.stored import file_identity
 
 _SPREAD = 4
@@ -17,15 +14,12 @@ _SPREAD = 4
 _SMALL = 1 << 20
 """Bytes that a state dict may have in any case."""
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-"""Endings of files that ``torch.save`` wrote."""
-
 
 class PickledWeights(MemoryWeights):
     """A state dict that ``torch.save`` wrote, mapped into memory where the format allows.
 
-    It may lie under the key ``state_dict`` of a trainer's checkpoint, such as Lightning's; what lies beside
-    it is not used.
+    It may lie in a trainer's checkpoint, such as ``{"model": …, "optimizer": …}``; what lies beside it is not
+    used, and ``part`` says which is meant where there are several.
 
     Raises: UnsafeFile if loading would run code; CorruptFile if it cannot be read; InputError if it
         holds other things than tensors.
@@ -33,11 +27,12 @@ class PickledWeights(MemoryWeights):
 
     frozen = True
 
-    def __init__(self, path: Path, *, ref: str | None = None, folder: Path | None = None) -> None:
-        tensors = _state_dict(path, load_pickle(path))
-        super().__init__(
-            ref or str(path), tensors, file_identity(path), folder=folder, files=(path.resolve(),)
-        )
+    def __init__(
+        self, path: Path, *, ref: str | None = None, folder: Path | None = None, part: str | None = None
+    ) -> None:
+        tensors = state_dict_in(path, load_pickle(path), part)
+        identity = (*file_identity(path), part)
+        super().__init__(ref or str(path), tensors, identity, folder=folder, files=(path.resolve(),))
         self._check_held(path)
 
     def close(self) -> None:
@@ -53,11 +48,3 @@ class PickledWeights(MemoryWeights):
                 f"{path}: tensors of {claimed / 1e6:,.1f} MB ({name!r}: {spec.shape}) in a file of "
                 f"{size / 1e6:,.1f} MB, expected {_SPREAD} times as many at most; save contiguous tensors"
             )
-
-
-def _state_dict(path: Path, loaded: Any) -> Mapping[str, Tensor]:
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, Mapping):
-        raise InputError(f"{path}: holds {type(loaded).__name__}, expected a state dict: names and tensors")
-    return dict(loaded)

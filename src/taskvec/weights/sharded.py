@@ -1,36 +1,62 @@
 """Several files under an index that says which holds what."""
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 from torch import Tensor
 
-from taskvec.errors import CorruptFile, and_more
-from taskvec.reading import inside, read_json, shown
+from taskvec.errors import CorruptFile, InputError, and_more
+from taskvec.reading import exists, inside, read_json, shown
 from taskvec.weights.lazy import Weights
 from taskvec.weights.stored import file_identity
 
+OpenShard = Callable[[Path], Weights]
+
 
 class ShardedWeights(Weights):
-    """The files of one index, opened as one.
+    """Several files, opened as one: those of an index, or those whose numbers say that they are all."""
 
-    Raises: CorruptFile if a shard is missing, or if index and shards disagree.
-    """
+    def __init__(
+        self, ref: str, folder: Path, shards: Mapping[str, Weights], owners: Mapping[str, str], *files: Path
+    ) -> None:
+        self._shards = tuple(shards.values())
+        self._owners = {name: shards[file] for name, file in owners.items()}
+        super().__init__(
+            ref,
+            {name: shard.spec(name) for name, shard in self._owners.items()},
+            (*map(file_identity, files), *(shard.identity for shard in self._shards)),
+            tied={alias: kept for shard in self._shards for alias, kept in shard.tied.items()},
+            folder=folder,
+            metadata={key: text for shard in self._shards for key, text in shard.metadata.items()},
+            files=(
+                *(file.resolve() for file in files),
+                *(file for shard in self._shards for file in shard.files),
+            ),
+        )
 
-    def __init__(self, index: Path, open_shard: Callable[[Path], Weights], *, ref: str | None = None) -> None:
+    @classmethod
+    def of_index(cls, index: Path, open_shard: OpenShard, *, ref: str | None = None) -> Self:
+        """The files of an index.
+
+        Raises: CorruptFile if a shard is missing, or if index and shards disagree.
+        """
         weight_map = _read_index(index)
         shards = {name: open_shard(path) for name, path in _present(index, weight_map).items()}
-        self._shards = tuple(shards.values())
-        self._owners = {name: shards[file] for name, file in _check_listed(index, weight_map, shards).items()}
-        super().__init__(
-            ref or str(index),
-            {name: shard.spec(name) for name, shard in self._owners.items()},
-            (file_identity(index), *(shard.identity for shard in self._shards)),
-            tied={alias: kept for shard in self._shards for alias, kept in shard.tied.items()},
-            folder=index.parent,
-            metadata={key: text for shard in self._shards for key, text in shard.metadata.items()},
-            files=(index.resolve(), *(file for shard in self._shards for file in shard.files)),
-        )
+        owners = _owners(index, shards)
+        _check_listed(index, weight_map, shards, owners)
+        return cls(ref or str(index), index.parent, shards, owners, index)
+
+    @classmethod
+    def of_files(cls, files: Sequence[Path], open_shard: OpenShard, *, ref: str | None = None) -> Self:
+        """Files of one folder without an index.
+
+        Raises: CorruptFile if two hold a tensor of one name.
+        """
+        folder = files[0].parent
+        shards = {file.name: open_shard(_shard(folder, file.name, folder)) for file in files}
+        return cls(ref or str(folder), folder, shards, _owners(folder, shards))
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         return self._owners[name].read(name, rows)
@@ -55,24 +81,48 @@ def _read_index(index: Path) -> dict[str, str]:
 
 def _present(index: Path, weight_map: Mapping[str, str]) -> dict[str, Path]:
     """The shards by name, in the order in which the index names them."""
-    paths = {name: inside(index.parent, name, index) for name in dict.fromkeys(weight_map.values())}
+    paths = {name: _shard(index.parent, name, index) for name in dict.fromkeys(weight_map.values())}
     if missing := [name for name, path in paths.items() if not path.exists()]:
         raise CorruptFile(f"{index}: shard {missing[0]!r} is missing{and_more(missing)}; download it again")
     return paths
 
 
-def _check_listed(
-    index: Path, weight_map: Mapping[str, str], shards: Mapping[str, Weights]
-) -> dict[str, str]:
-    """The shard of every tensor, which index and shards must agree on."""
+def _shard(folder: Path, name: str, where: Path) -> Path:
+    """The path of a shard, which may be a link to the same shard elsewhere: of that name, or to a blob."""
+    try:
+        return inside(folder, name, where)
+    except InputError:
+        if not _same_shard(folder, name):
+            raise
+    return folder / name
+
+
+def _same_shard(folder: Path, name: str) -> bool:
+    """Whether a name is that of a link to a shard of this name elsewhere, or to a blob of a hub cache."""
+    if Path(name).name != name or "\0" in name:
+        return False
+    target = Path(os.path.realpath(folder / name))
+    blob = target.parent.name == "blobs" and (target.parent.parent / "snapshots").is_dir()
+    return exists(target) and (target.name == name or blob)
+
+
+def _owners(where: Path, shards: Mapping[str, Weights]) -> dict[str, str]:
+    """The shard of every tensor."""
     owner: dict[str, str] = {}
     for file, shard in shards.items():
         for name in shard:
             if name in owner:
                 raise CorruptFile(
-                    f"{index}: {name!r} lies in both {owner[name]!r} and {file!r}, expected one"
+                    f"{where}: {name!r} lies in both {owner[name]!r} and {file!r}, expected one"
                 )
             owner[name] = file
+    return owner
+
+
+def _check_listed(
+    index: Path, weight_map: Mapping[str, str], shards: Mapping[str, Weights], owner: Mapping[str, str]
+) -> None:
+    """Refuse an index that does not agree with its shards."""
     for name, file in weight_map.items():
         if name not in shards[file]:
             place = f"it lies in {owner[name]!r}" if name in owner else "no shard holds it"
@@ -84,4 +134,3 @@ def _check_listed(
             f"{index}: {unlisted[0]!r} in {owner[unlisted[0]]!r} is not listed"
             f"{and_more(unlisted)}; write the index again"
         )
-    return owner
