@@ -180,6 +180,8 @@ def unsafe(path: Path, culprit: str | None) -> UnsafeFile:
     remedy = "save its state_dict() as safetensors"
     if culprit and culprit.partition(".")[0] in _OTHERS:
         remedy = "it is no model of torch, and has no state dict"
+    elif culprit and culprit.startswith("torch._utils."):
+        remedy = "it is a plain pickle: save what it holds as safetensors, or with torch.save"
     return UnsafeFile(f"{path}: holds more than tensors{what}, and loading it could run code; {remedy}")
 
 

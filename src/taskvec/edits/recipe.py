@@ -36,6 +36,7 @@ from taskvec.vectors.opening import delta_in, with_task
 from taskvec.weights import Weights, hub, open_weights
 from taskvec.weights.depth import names_behind
 from taskvec.weights.dtypes import EDITABLE
+from taskvec.weights.opening import with_part
 
 Names = dict[str, Annotated[str, Field(min_length=1)]]
 
@@ -321,7 +322,7 @@ class _Building:
 
     def _open(self, where: str, ref: str) -> Weights:
         path = self.folder / local_path(ref)
-        if exists(path):
+        if exists(with_part(path)[0]):
             return check_sound(open_weights(path))
         if (known := self.known(ref)) is not None:
             return open_weights(known)

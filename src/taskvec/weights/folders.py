@@ -31,9 +31,26 @@ _OTHERS = (
 _SHARD = re.compile(r"(?P<stem>.+?)[-_](?P<number>\d{1,6})[-_]of[-_](?P<total>\d{1,6})(?P<rest>\..+)")
 _INDEX = re.compile(r"\.(safetensors|bin|pt|pth|ckpt)\.index(\.\w+)?\.json$")
 _TRAINERS = re.compile(
-    r"optim|sched|scaler|training_args|rng_state|random_state|trainer_state|loss|(zero_pp|bf16_zero)_", re.I
+    r"((optimizer|(lr_)?scheduler|scaler|training_args|rng_state|random_states)(_\d+)*\.\w+)"
+    r"|model_optim_rng\.pt|(bf16_)?zero_pp_rank_.*|.*_optim_states\.pt"
 )
 """Names of what trainers save beside a model."""
+
+_BESIDE = (
+    ".json",
+    ".txt",
+    ".md",
+    ".py",
+    ".model",
+    ".jinja",
+    ".yaml",
+    ".yml",
+    ".jsonl",
+    ".log",
+    ".png",
+    ".jpg",
+)
+"""Endings of what lies beside weights, and is none."""
 
 Found = tuple[Path, ...]
 """One file, or index, or the shards of a model in order."""
@@ -48,10 +65,14 @@ def find_weights(folder: Path) -> Found:
     for name in (*_KNOWN, *_OTHERS):
         if (folder / name).is_file():
             return (folder / name,)
-    files = [file for file in sorted(folder.iterdir()) if file.is_file() and not _TRAINERS.search(file.name)]
+    files = [
+        file for file in sorted(folder.iterdir()) if file.is_file() and not _TRAINERS.fullmatch(file.name)
+    ]
     stored = _sets(folder, [file for file in files if ".safetensors" in file.suffixes])
     pickled = _sets(folder, [file for file in files if file.suffix in PICKLES or is_index(file)])
     sets = stored or [found for found in pickled if not _of_parts(found)]
+    # Mistral publishes its own file beside the shards that transformers reads.
+    sets = [found for found in sets if not found[0].name.startswith("consolidated.")] or sets
     if len(sets) == 1:
         return sets[0]
     if sets:
@@ -79,7 +100,7 @@ def _sets(folder: Path, files: Sequence[Path]) -> list[Found]:
         shard = _SHARD.fullmatch(file.name)
         if shard is not None:
             shards.setdefault((shard["stem"], shard["total"] + shard["rest"]), []).append(file)
-        elif file.suffix != ".json" and not (indexes and file.stem.startswith("consolidated")):
+        elif file.suffix != ".json":
             sets.append((file,))
     stems = tuple(index.name.split(".")[0] for index in indexes)
     unlisted = [held for (stem, _), held in shards.items() if not stem.startswith(stems or "\0")]
@@ -146,7 +167,8 @@ def _diagnose(folder: Path, files: Sequence[Path]) -> str:
     if inner:
         return f"no weights in this folder, but in folders inside it; name one: {_list(inner)}"
     for file in files:
-        kind_of_file(file)
+        if file.suffix not in _BESIDE:
+            kind_of_file(file)
     return f"no weights in this folder, expected one of {', '.join(_KNOWN)}"
 
 
@@ -158,7 +180,9 @@ def _folders(folder: Path) -> Iterator[Path]:
 def _looks_full(folder: Path) -> bool:
     """Whether a folder holds something that weights are stored in."""
     endings = (".safetensors", ".distcp", ".gguf", *PICKLES)
-    return any(file.name.endswith(endings) and not _TRAINERS.search(file.name) for file in folder.iterdir())
+    return any(
+        file.name.endswith(endings) and not _TRAINERS.fullmatch(file.name) for file in folder.iterdir()
+    )
 
 
 _TOOLS: tuple[tuple[str, str], ...] = (
@@ -168,12 +192,12 @@ _TOOLS: tuple[tuple[str, str], ...] = (
         "zero_to_fp32.py, and open OUT",
     ),
     (
-        r"mp_rank_\d+.*|global_step\d+",
+        r"mp_rank_\d+_model_states\.pt|global_step\d+",
         "a DeepSpeed checkpoint in parts; run DeepSpeed's zero_to_fp32.py (or ds_to_universal.py for tensor "
         "parallel ones) on it, and open what that writes",
     ),
     (
-        r"latest_checkpointed_iteration\.txt|iter_\d+|model_optim_rng\.pt",
+        r"latest_checkpointed_iteration\.txt|iter_\d+|mp_rank_\d+(_\d+)*|model_optim_rng\.pt",
         "a Megatron-LM checkpoint; convert it to Hugging Face's format with Megatron Bridge "
         "(AutoBridge.export_ckpt) or Megatron-LM's tools/checkpoint/convert.py, and open that",
     ),

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from taskvec.errors import CorruptFile, InputError
-from taskvec.reading import check_pointer, exists, open_regular, printable
+from taskvec.reading import check_pointer, exists, open_regular, printable, shortened
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 """Endings of files that ``torch.save`` wrote."""
@@ -134,8 +134,22 @@ def _refuse_page(path: Path, head: bytes) -> None:
     if start[:1] == b"{" and head[:1] != b"\x80" and start[1:].lstrip()[:1] in (b'"', b"}"):
         text = printable(" ".join(start[:60].decode("utf-8", "replace").split()))
         raise CorruptFile(f"{path}: JSON ({text}), expected weights; download the file itself")
+    if path.suffix.lower() in (".safetensors", *PICKLES) and (text := _as_text(head)):
+        what = "safetensors file" if path.suffix == ".safetensors" else "state dict"
+        raise CorruptFile(
+            f"{path}: a text ({text!r}), no {what}, or cut off in its header; download or write it again"
+        )
     if not head.strip(b"\0") and len(head) == _HEAD:
         raise CorruptFile(f"{path}: begins with zeros, as a download that is not finished; download it again")
+
+
+def _as_text(head: bytes) -> str | None:
+    """The first words of what can only be a text."""
+    try:
+        text = " ".join(head.decode("ascii").split())
+    except UnicodeDecodeError:
+        return None
+    return shortened(text, 60) if text.isprintable() and len(head) < _HEAD else None
 
 
 def _zipped(path: Path) -> str:

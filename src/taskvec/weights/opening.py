@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from taskvec.errors import InputError, WrongType
+from taskvec.errors import CorruptFile, InputError, WrongType
 from taskvec.reading import exists, local_path
 from taskvec.weights import hub
 from taskvec.weights.folders import ADAPTER, Found, find_weights, is_index
@@ -115,6 +115,8 @@ def _open_file(
     kind = kind_of_file(path)
     if kind is None and path.suffix not in (".safetensors", *PICKLES):
         raise unknown_kind(path, ref or str(path))
+    if kind == "pickle" and path.suffix == ".safetensors":
+        raise CorruptFile(f"{path}: a file of torch.save, no safetensors file; rename it to {path.stem}.bin")
     if kind == "pickle" or (kind is None and path.suffix in PICKLES):
         return PickledWeights(path, ref=ref, folder=folder, part=part)
     if part is not None:
