@@ -134,10 +134,10 @@ def _refuse_page(path: Path, head: bytes) -> None:
     if start[:1] == b"{" and head[:1] != b"\x80" and start[1:].lstrip()[:1] in (b'"', b"}"):
         text = printable(" ".join(start[:60].decode("utf-8", "replace").split()))
         raise CorruptFile(f"{path}: JSON ({text}), expected weights; download the file itself")
-    if path.suffix.lower() in (".safetensors", *PICKLES) and (text := _as_text(head)):
+    if path.suffix.lower() in (".safetensors", *PICKLES) and (words := _as_text(head)):
         what = "safetensors file" if path.suffix == ".safetensors" else "state dict"
         raise CorruptFile(
-            f"{path}: a text ({text!r}), no {what}, or cut off in its header; download or write it again"
+            f"{path}: a text ({words!r}), no {what}, or cut off in its header; download or write it again"
         )
     if not head.strip(b"\0") and len(head) == _HEAD:
         raise CorruptFile(f"{path}: begins with zeros, as a download that is not finished; download it again")
