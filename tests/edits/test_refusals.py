@@ -213,8 +213,9 @@ def twice_in_a_header() -> None:
 
 
 def unfinished() -> None:
-    """Two shards whose index is not there."""
+    """One of two shards, and no index."""
     Path("a", "model.safetensors.index.json").unlink()
+    shards()[1].unlink()
 
 
 def quantized(dtype: torch.dtype, *folders: str) -> Callable[[], None]:
@@ -262,7 +263,7 @@ DAMAGES: dict[str, tuple[Callable[[], None], set[str], str]] = {
     "an index with a gap": (index(lose), EVERY, "no part of the weights in this folder"),
     "a tensor in two shards": (in_two_shards, EVERY, "lies in both"),
     "a name twice in a header": (twice_in_a_header, EVERY, "is given twice"),
-    "shards without an index": (unfinished, EVERY, "no index"),
+    "a shard without an index": (unfinished, EVERY, "no index"),
     "int8 without scales": (quantized(torch.int8, "a"), EVERY, "has dtype int8"),
     "fp8 without scales": (quantized(torch.float8_e4m3fn, "a"), EVERY, "has dtype float8_e4m3fn"),
     "only int8": (quantized(torch.int8, "base", "a", "b"), EVERY, "int8"),

@@ -457,7 +457,7 @@ def test_a_folder_of_another_kind_says_what_it_is(
 
 @pytest.mark.parametrize(
     ("gone", "words"),
-    [((2,), "00002-of-00003.bin' is missing;"), ((1, 3), "00001-of-00003.bin' is missing \\(1 more\\)")],
+    [((2,), "00002-of-00003.bin' is missing, "), ((1, 3), "00001-of-00003.bin' is missing \\(1 more\\)")],
 )
 def test_the_shard_that_is_missing_is_named(gone: tuple[int, ...], words: str, tmp_path: Path) -> None:
     fill(tmp_path, shards("pytorch_model-{}.bin", ONE, OTHER, EMA))

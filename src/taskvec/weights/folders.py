@@ -117,7 +117,9 @@ def _complete(folder: Path, files: Sequence[Path]) -> Found:
         wanted = re.sub(
             r"\d+(?=[-_]of[-_])", lambda digits: f"{lacking:0{len(digits[0])}d}", files[0].name, count=1
         )
-        raise CorruptFile(f"{folder}: shard {wanted!r} is missing{more}; download it again")
+        raise CorruptFile(
+            f"{folder}: shard {wanted!r} is missing{more}, and there is no index; download it again"
+        )
     return tuple(numbers[number] for number in sorted(numbers))
 
 

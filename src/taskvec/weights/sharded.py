@@ -1,5 +1,6 @@
 """Several files under an index that says which holds what."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from taskvec.errors import CorruptFile, InputError, and_more
 from taskvec.reading import exists, inside, read_json, shown
 from taskvec.weights.lazy import Weights
 from taskvec.weights.stored import file_identity
+
+_log = logging.getLogger(__name__)
 
 OpenShard = Callable[[Path], Weights]
 
@@ -55,6 +58,7 @@ class ShardedWeights(Weights):
         Raises: CorruptFile if two hold a tensor of one name.
         """
         folder = files[0].parent
+        _log.warning("%s: no index, so its %d shards are read as one model", folder, len(files))
         shards = {file.name: open_shard(_shard(folder, file.name, folder)) for file in files}
         return cls(ref or str(folder), folder, shards, _owners(folder, shards))
 
