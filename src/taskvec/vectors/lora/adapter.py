@@ -12,11 +12,14 @@ from taskvec.vectors.delta import Summand
 from taskvec.vectors.info import BaseInfo, VectorInfo
 from taskvec.vectors.lora.contents import Contents, Layer, Product, Rows, Saved, Scales, Shift, Stacked
 from taskvec.vectors.lora.fit import fit
+from taskvec.vectors.lora.loaded import Loaded, Reverted, as_loaded, renamed, seen_by
 from taskvec.vectors.lora.lowrank import multiplied
+from taskvec.vectors.lora.naming import has_layers, is_found
 from taskvec.vectors.lora.reading import read_contents
 from taskvec.vectors.lora.stacks import multiplied_stacks
 from taskvec.weights import Weights
 from taskvec.weights.blocks import row_blocks, rows_of
+from taskvec.weights.network import network_of
 
 # Threads take blocks of the same few layers in turn; each would else read both factors for every block.
 _KEPT = 8
@@ -90,8 +93,8 @@ class Adapter(Summand):
             factors = sum(self.weights.spec(key).numel for key in (piece.layer.a, piece.layer.b))
         return super().own_bytes(name) + factors * self.specs[name].dtype.itemsize
 
-    def bind(self, base: Weights, *, drop: bool = False) -> "Adapter":
-        return Adapter(fit(self.contents, base, drop=drop), base) if self.base.unbound else self
+    def bind(self, base: Weights, *, drop: bool = False) -> Summand:
+        return bind_contents(self.contents, base, drop=drop) if self.base.unbound else self
 
     def changes(self, name: str) -> bool:
         return name in self.contents.pieces
@@ -180,6 +183,30 @@ class Adapter(Summand):
             block = self._product(piece, rows, dtype) + self._read_before(name, piece, rows, dtype)
             total = total + block.double().square().sum(0)
         return torch.as_tensor(total).sqrt().to(dtype)
+
+
+def bind_contents(contents: Contents, base: Weights, *, drop: bool = False) -> Summand:
+    """What an adapter changes of a base, under the names and in the shapes that the base's files have.
+
+    The names of an adapter are those of the network. Where the base has others, and a config.json that
+    transformers knows, they are matched as transformers does when it loads the files.
+
+    Raises: what ``fit`` does.
+    """
+    if not is_found(contents, base):
+        network = network_of(base)
+        if network is not None:
+            view = seen_by(network, base)
+            for named in (contents, as_loaded(contents, network)):
+                if has_layers(named, view):
+                    return _bind_loaded(fit(named, view, drop=drop, network=network), view)
+    return Adapter(fit(contents, base, drop=drop), base)
+
+
+def _bind_loaded(fitted: Contents, view: Loaded) -> Summand:
+    if view.names.converted:
+        return Reverted(Adapter(fitted, view), view)
+    return Adapter(renamed(fitted, view), view.base)
 
 
 def open_adapter(weights: Weights) -> Adapter:

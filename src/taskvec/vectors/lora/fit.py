@@ -14,15 +14,17 @@ from taskvec.vectors.lora.stacks import resolve_stacks
 from taskvec.vectors.lora.ties import check_alone, find_twins, holds_same
 from taskvec.weights import Weights
 from taskvec.weights.dtypes import EDITABLE, short
+from taskvec.weights.network import Network
 
 _log = logging.getLogger(__name__)
 
 
-def fit(adapter: Contents, base: Weights, *, drop: bool = False) -> Contents:
+def fit(adapter: Contents, base: Weights, *, drop: bool = False, network: Network | None = None) -> Contents:
     """The contents under the names of ``base``, each layer as the base stores it.
 
     Args:
         drop: leave out tensors saved whole that the base lacks, such as a new head.
+        network: that has the names of ``base``, if it is at hand.
 
     Raises: KeyMismatch for layers that the base lacks, or holds in another shape.
     """
@@ -31,7 +33,7 @@ def fit(adapter: Contents, base: Weights, *, drop: bool = False) -> Contents:
     twins = find_twins(adapter, base, names)
     transposed = _orientation(adapter, base, names)
     pieces: dict[str, Piece] = {}
-    for given, (name, piece) in resolve_stacks(adapter, base, names).items():
+    for given, (name, piece) in resolve_stacks(adapter, base, names, network).items():
         if given in twins:
             continue
         if name not in base:

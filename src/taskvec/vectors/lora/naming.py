@@ -4,11 +4,36 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from taskvec.errors import KeyMismatch
-from taskvec.vectors.lora.contents import Piece, Saved
+from taskvec.names import is_head
+from taskvec.vectors.lora.contents import Contents, Piece, Saved, Stacked
 from taskvec.weights import Weights
 
 _WORDS = 4
 """Leading words of names that may differ between an adapter and a base."""
+
+
+def is_found(contents: Contents, base: Weights) -> bool:
+    """Whether the base has all that an adapter changes, under its names; heads apart, which may be tied.
+
+    Parameters of experts count as not found: only the network tells how they are stored.
+    """
+    pieces = ((name, piece) for name, piece in contents.pieces.items() if not is_head(name))
+    return all(_alias(name, base) in base and not isinstance(piece, Stacked) for name, piece in pieces)
+
+
+def has_layers(contents: Contents, base: Weights) -> bool:
+    """Whether the base has all layers of an adapter under its names, whatever was saved whole beside them."""
+    layers = (name for name in contents.pieces if not (is_head(name) or _is_whole(contents, name)))
+    return all(_alias(name, base) in base or _has_parameter(contents, name, base) for name in layers)
+
+
+def _is_whole(contents: Contents, name: str) -> bool:
+    return isinstance(contents.pieces[name], Saved)
+
+
+def _has_parameter(contents: Contents, name: str, base: Weights) -> bool:
+    module = name.rpartition(".")[0]
+    return any(f"{module}.{parameter}" in base for parameter in contents.settings.parameters(module))
 
 
 def match_names(ref: str, pieces: Mapping[str, Piece], base: Weights) -> dict[str, str]:
@@ -20,7 +45,9 @@ def match_names(ref: str, pieces: Mapping[str, Piece], base: Weights) -> dict[st
     Raises: KeyMismatch if layers fit the base in two ways.
     """
     found = {given: _alias(given, base) for given in pieces}
-    layers = [given for given, piece in pieces.items() if not isinstance(piece, Saved)]
+    layers = [given for given, piece in pieces.items() if not isinstance(piece, Saved | Stacked)]
+    if any(not is_head(given) for given in layers):  # which may be tied, and then have no name
+        layers = [given for given in layers if not is_head(given)]
     if all(found[given] in base for given in layers):
         return found
     changes = list(_prefixes(ref, layers, base))

@@ -1,7 +1,7 @@
 """Factors of parameters that hold a matrix for each expert: which parameter, and how it is stored."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import torch
@@ -12,16 +12,18 @@ from taskvec.vectors.lora.contents import Contents, Piece, Stacked
 from taskvec.vectors.lora.lowrank import multiplied
 from taskvec.vectors.lora.reading import read_stacked
 from taskvec.weights import Weights
+from taskvec.weights.network import Network
 
 
 def resolve_stacks(
-    adapter: Contents, base: Weights, names: Mapping[str, str]
+    adapter: Contents, base: Weights, names: Mapping[str, str], network: Network | None
 ) -> dict[str, tuple[str, Piece]]:
     """All changes by their names in the adapter, with the base's name of each.
 
-    PEFT nests the factors of the parameters of one module without saying whose they are; their shapes do.
+    PEFT nests the factors of the parameters of one module, in the order of the network, without saying whose
+    they are. Without the network their shapes tell.
 
-    Raises: KeyMismatch where no parameter of the base has the shape, or two have.
+    Raises: KeyMismatch where no parameter of the base has the shape.
     """
     found = {given: (names[given], piece) for given, piece in adapter.pieces.items()}
     modules: dict[str, list[str]] = {}
@@ -29,46 +31,77 @@ def resolve_stacks(
         if isinstance(piece, Stacked):
             modules.setdefault(given.rpartition(".")[0], []).append(given)
     for module, group in modules.items():
-        for given, entry in zip(group, _placed(adapter, base, names, module, group), strict=True):
-            found[given] = entry
+        place = _Place(adapter, base, module, names[group[0]].rpartition(".")[0], network)
+        found |= dict(zip(group, place.settle(group), strict=True))
     return found
 
 
-def _placed(
-    adapter: Contents, base: Weights, names: Mapping[str, str], module: str, group: list[str]
-) -> tuple[tuple[str, Piece], ...]:
-    """The parameter of each group of factors, as the base calls it, with its factors."""
-    place = names[group[0]].rpartition(".")[0]
-    candidates = [name for name in adapter.settings.parameters(module) if f"{place}.{name}" in base]
-    for order in permutations(candidates, len(group)):
-        made = [
-            _fitted(adapter, base, f"{place}.{name}", f"{module}.{name}", given)
-            for name, given in zip(order, group, strict=True)
+@dataclass(frozen=True)
+class _Place:
+    """A module with parameters for several experts: its name in the adapter, and in the base."""
+
+    adapter: Contents
+    base: Weights
+    module: str
+    there: str
+    network: Network | None
+
+    def settle(self, group: list[str]) -> list[tuple[str, Piece]]:
+        """The parameter of each of several factors, as the base calls it, with the factors."""
+        candidates = self._candidates()
+        for order in permutations(candidates, len(group)):
+            made = [self._fitted(name, given) for name, given in zip(order, group, strict=True)]
+            fitting = [
+                (f"{self.there}.{name}", piece) for name, piece in zip(order, made, strict=True) if piece
+            ]
+            if len(fitting) == len(group):
+                return list(fitting)
+        shapes = ", ".join(f"{name!r} {self.base.spec(f'{self.there}.{name}').shape}" for name in candidates)
+        raise KeyMismatch(
+            f"{self.adapter.weights.ref}: the factors of {group[0]!r} fit no parameter of {self.there!r} in "
+            f"{self.base.ref} ({shapes or 'it has none of target_parameters'}); was the adapter trained on "
+            "another model?"
+        )
+
+    def _candidates(self) -> list[str]:
+        held = [
+            name
+            for name in self.adapter.settings.parameters(self.module)
+            if f"{self.there}.{name}" in self.base
         ]
-        if all(piece is not None for _, piece in made):
-            return tuple((name, piece) for name, piece in made if piece is not None)
-    shapes = ", ".join(f"{name!r} {base.spec(f'{place}.{name}').shape}" for name in candidates)
-    raise KeyMismatch(
-        f"{adapter.weights.ref}: the factors of {group[0]!r} fit no parameter of {place!r} in {base.ref} "
-        f"({shapes or 'which has none of target_parameters'}); was the adapter trained on another model?"
-    )
+        if self.network is None:
+            return held
+        order = list(self.network.specs)
+        return sorted(held, key=lambda name: order.index(f"{self.there}.{name}"))
 
+    def _fitted(self, name: str, given: str) -> Stacked | None:
+        """The factors, if the parameter has their shape."""
+        guessed = self.adapter.pieces[given]
+        assert isinstance(guessed, Stacked)
+        layer, weights = guessed.layer, self.adapter.weights
+        keys = {"lora_A.weight": layer.a, "lora_B.weight": layer.b}
+        try:
+            piece = read_stacked(weights, self.adapter.settings, f"{self.module}.{name}", keys)
+        except KeyMismatch:  # of another rank, so of another parameter
+            return None
+        inner, outer = weights.spec(layer.a).shape[1], weights.spec(layer.b).shape[0]
+        shape = self.base.spec(f"{self.there}.{name}").shape
+        if shape not in ((piece.experts, outer, inner), (piece.experts, inner, outer)):
+            return None
+        turned = self._is_turned(name) if inner == outer else shape == (piece.experts, inner, outer)
+        return replace(piece, transposed=turned)
 
-def _fitted(adapter: Contents, base: Weights, name: str, full: str, given: str) -> tuple[str, Stacked | None]:
-    """The factors, if the parameter has their shape."""
-    guessed = adapter.pieces[given]
-    assert isinstance(guessed, Stacked)
-    layer, weights = guessed.layer, adapter.weights
-    keys = {"lora_A.weight": layer.a, "lora_B.weight": layer.b}
-    try:
-        piece = read_stacked(weights, adapter.settings, full, keys)
-    except KeyMismatch:  # of another rank, so of another parameter
-        return name, None
-    inner, outer = weights.spec(layer.a).shape[1], weights.spec(layer.b).shape[0]
-    shape = base.spec(name).shape
-    if shape == (piece.experts, outer, inner):
-        return name, piece
-    return name, replace(piece, transposed=True) if shape == (piece.experts, inner, outer) else None
+    def _is_turned(self, name: str) -> bool:
+        """Whether square matrices are stored as (in, out).
+
+        Raises: KeyMismatch without the network, which alone knows.
+        """
+        if self.network is None:
+            raise KeyMismatch(
+                f"{self.adapter.weights.ref}: '{self.there}.{name}' holds square matrices, expected "
+                "transformers and a config.json beside the base to tell how they lie"
+            )
+        return bool(getattr(self.network.model.get_submodule(self.there), "is_transposed", False))
 
 
 def multiplied_stacks(a: Tensor, b: Tensor, piece: Stacked, rows: slice | None, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,149 @@
+"""Adapters of a network whose tensors have other names, or other shapes, in the files of its base."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from taskvec.vectors.base import Base
+from taskvec.vectors.delta import Summand, computing
+from taskvec.vectors.lora.contents import Contents
+from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.blocks import rows_of
+from taskvec.weights.dtypes import EDITABLE
+from taskvec.weights.lazy import Lazy
+from taskvec.weights.network import Layout, Network
+
+_KEPT = 2
+"""Groups of converted tensors that stay in memory."""
+
+
+class Loaded(Weights):
+    """A model's weights as the network has them once they are loaded."""
+
+    def __init__(self, base: Weights, network: Network, layout: Layout) -> None:
+        self._files = {there: name for name, there in layout.renamed.items()}
+        self._made = {name: conversion for conversion in layout.converted for name in conversion.targets}
+        specs = {name: self._spec_in(base, name) for name in network.specs if self._gives(name)}
+        super().__init__(
+            base.ref,
+            specs,
+            ("loaded", base.identity),
+            parts=[base],
+            tied={
+                alias: kept for alias, kept in network.tied.items() if kept in specs and alias not in specs
+            },
+        )
+        self.base, self.network, self.names = base, network, layout
+
+    def _gives(self, name: str) -> bool:
+        return name in self._files or name in self._made
+
+    def _spec_in(self, base: Weights, name: str) -> TensorSpec:
+        return base.spec(self._files[name]) if name in self._files else self._made[name].targets[name]
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        if name in self._files:
+            return self.base.read(self._files[name], rows)
+        conversion = self._made[name]
+        made = conversion.convert({source: self.base.read(source) for source in conversion.sources})
+        return rows_of(made[name], rows)
+
+    def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
+        """What it is called, or made of, in the files."""
+        stored = self._stored_name(name)
+        if stored in self._files:
+            return [(self.base, self._files[stored])]
+        return [(self.base, source) for source in self._made[stored].sources]
+
+    def in_rows(self, name: str) -> bool:
+        """Whether it is read as it is stored."""
+        return super().in_rows(name) and self._stored_name(name) in self._files
+
+
+class Reverted(Summand):
+    """A direction of the network, under the names and in the shapes of the files of its base."""
+
+    def __init__(self, inner: Summand, view: Loaded) -> None:
+        base, layout = view.base, view.names
+        super().__init__(
+            inner.ref,
+            ("reverted", inner.identity, base.identity),
+            {name: computing(base.spec(name)) for name in base if base.spec(name).dtype in EDITABLE},
+            Base.of(base),
+            parts=(inner,),
+            recorded=inner.recorded,
+        )
+        self._inner, self._renamed = inner, layout.renamed
+        self._converted = {name: c for c in layout.converted for name in c.sources}
+        self._lock = Lock()
+        self._groups = lru_cache(_KEPT)(self._revert)
+
+    def changes(self, name: str) -> bool:
+        return any(self._inner.changes(there) for there in self._places(name))
+
+    def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+        """The change of one tensor of a file."""
+        if name in self._renamed:
+            return self._inner.compute(self._renamed[name], rows, dtype)
+        with self._lock:  # each of several threads would else make the same group
+            group = self._groups(self._converted[name].sources, dtype)
+        return rows_of(group[name], rows)
+
+    def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
+        return [(self._inner, there) for there in self._places(name) if self._inner.changes(there)]
+
+    def in_rows(self, name: str) -> bool:
+        """Whether it is in the file as it is in the network."""
+        return super().in_rows(name) and name in self._renamed
+
+    def own_bytes(self, name: str) -> int:
+        specs = self._converted[name].targets.values() if name in self._converted else ()
+        return super().own_bytes(name) + sum(_KEPT * spec.numel * torch.float32.itemsize for spec in specs)
+
+    def _places(self, name: str) -> Sequence[str]:
+        if name in self._renamed:
+            return [self._renamed[name]]
+        return list(self._converted[name].targets) if name in self._converted else []
+
+    def _revert(self, sources: tuple[str, ...], dtype: torch.dtype) -> dict[str, Tensor]:
+        """What a change of the network is in all tensors of a file that are converted together."""
+        conversion = self._converted[sources[0]]
+        changes = {
+            name: self._inner.compute(name, None, dtype)
+            if self._inner.changes(name)
+            else torch.zeros(spec.shape, dtype=dtype)
+            for name, spec in conversion.targets.items()
+        }
+        return conversion.revert(changes)
+
+
+def seen_by(network: Network, base: Weights) -> Loaded:
+    """The weights as the network has them."""
+    return Loaded(base, network, network.layout({name: base.spec(name) for name in base}))
+
+
+def renamed(contents: Contents, view: Loaded) -> Contents:
+    """Fitted contents under the names of the files, where all tensors are stored as the network has them."""
+    names = {there: name for name, there in view.names.renamed.items()}
+    base = view.base
+    specs = {name: computing(base.spec(name)) for name in base if base.spec(name).dtype in EDITABLE}
+    return replace(contents, pieces={names[name]: p for name, p in contents.pieces.items()}, specs=specs)
+
+
+def as_loaded(contents: Contents, network: Network) -> Contents:
+    """The contents under the network's names, of an adapter that has those of older files."""
+    layout = network.layout({name: _stand_in(contents, name) for name in contents.pieces})
+    names: Mapping[str, str] = layout.renamed
+    return replace(
+        contents,
+        pieces={names.get(name, name): piece for name, piece in contents.pieces.items()},
+        specs={names.get(name, name): spec for name, spec in contents.specs.items()},
+    )
+
+
+def _stand_in(contents: Contents, name: str) -> TensorSpec:
+    return contents.specs.get(name, TensorSpec((1,), torch.float32))
