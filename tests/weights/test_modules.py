@@ -176,3 +176,23 @@ def test_a_broken_module_is_named(tmp_path: Path) -> None:
     (base / "2_Dense" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"2_Dense/model\.safetensors: "):
         open_weights(base)
+
+
+@pytest.mark.parametrize("config", ["router_config.json", "config.json"])
+def test_the_modules_that_a_router_chooses_among_are_part_of_the_model(config: str, tmp_path: Path) -> None:
+    routes = {"query_0_Static": {"embedding.weight": (9, 4)}, "document_0_Dense": DENSE}
+    for seed, name in enumerate(("b", "t")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
+        structure = {"query": ["query_0_Static"], "document": ["document_0_Dense"]}
+        routed = {"types": dict.fromkeys(routes, "a.Module"), "structure": structure, "parameters": {}}
+        (tmp_path / name / config).write_text(json.dumps(routed))
+        for place, shapes in routes.items():
+            (tmp_path / name / place).mkdir()
+            (tmp_path / name / place / "config.json").write_text("{}")
+            save_file(drawn(shapes, seed), tmp_path / name / place / "model.safetensors")
+    base, tuned = tmp_path / "b", tmp_path / "t"
+    out = save_weights(apply(base, TaskVector.between(base, tuned)), tmp_path / "out")
+    assert others(out) == others(base)
+    for place, state in states(tuned).items():
+        assert all(torch.equal(states(out)[place][name], tensor) for name, tensor in state.items())

@@ -41,8 +41,8 @@ def apply(
 
     Examples: `taskvec apply BASE -v a=A -v b=B -e "0.4*a + 0.4*b" -o OUT`, forgetting with
     `taskvec apply BASE -v toxic=A -e "-0.5*toxic" -o OUT`, and a rule with
-    `taskvec apply BASE -v a=A -v b=B --rule ties --param keep=0.2 --scale 0.5 -o OUT`. A folder also gets the
-    config and tokenizer files of BASE.
+    `taskvec apply BASE -v a=A -v b=B --rule ties --param keep=0.2 --scale 0.5 -o OUT`. A folder also gets
+    what lies beside the weights of BASE, such as config and tokenizer.
 
     Args:
         base: The weights that the vectors were taken from: a folder, a file, a hub id, a known name.

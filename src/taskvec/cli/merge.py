@@ -45,7 +45,8 @@ def merge(
     Args:
         recipe: A YAML file; docs/recipes.md describes it. Paths in it are relative to it, in files of
             mergekit to the working directory.
-        output: A folder, which also gets the config and tokenizer files of the base, or a .safetensors file.
+        output: A folder, which also gets what lies beside the weights of the base, such as config and
+            tokenizer, or a .safetensors file.
         scale: The scaling coefficient, in place of the recipe's.
         vocab: Bring models of different vocabularies to that of the base, or to the union or intersection of
             all, in place of the recipe's.

@@ -8,23 +8,22 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from taskvec._version import __version__
+from taskvec.config import parse_yaml
 from taskvec.edits.merge import Merge
-from taskvec.reading import exists
+from taskvec.errors import InputError
+from taskvec.reading import check_inside, exists, read_text
 from taskvec.weights import Weights, hub
+
+_FRONT = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?\n)---[ \t]*(\r?\n|$)", re.DOTALL)
+
+_LICENCE = ("license", "license_name", "license_link")
+
+_LONGEST = 1 << 20
+"""Bytes of a README.md that is read."""
 
 _TEMPLATE = """\
 ---
-tags:
-- merge
-- task-arithmetic
-- taskvec
-{%- if hub %}
-base_model:
-{%- for ref in hub %}
-- {{ ref }}
-{%- endfor %}
-{%- endif %}
----
+{{ front }}---
 # {{ title }}
 
 Made by editing weights with taskvec {{ version }}; nothing was trained.
@@ -59,7 +58,7 @@ def render_card(merge: Merge, title: str) -> str:
     return template.from_string(_TEMPLATE).render(
         title=_cell(title),
         version=__version__,
-        hub=[weights.ref for weights in merge.inputs.values() if _on_hub(weights)],
+        front=yaml.safe_dump(_front(merge), sort_keys=False, allow_unicode=True),
         inputs=[
             (_cell(name), _cell(_shown_ref(weights)), weights.fingerprint())
             for name, weights in merge.inputs.items()
@@ -67,6 +66,40 @@ def render_card(merge: Merge, title: str) -> str:
         recipe=recipe,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0)),
         notes=[_cell(note) for note in merge.notes],
+    )
+
+
+def _front(merge: Merge) -> dict[str, object]:
+    """What the hub reads of a card."""
+    on_hub = [weights.ref for weights in merge.inputs.values() if _on_hub(weights)]
+    return {
+        "tags": ["merge", "task-arithmetic", "taskvec"],
+        **({"base_model": on_hub} if on_hub else {}),
+        **read_licence(merge.like.folder),
+    }
+
+
+def read_licence(folder: Path | None) -> dict[str, str]:
+    """The licence that the README.md of a model states for the hub; empty if there is none to be read."""
+    if folder is None:
+        return {}
+    try:
+        check_inside(folder / "README.md", folder)
+        front = _FRONT.match(read_text(folder / "README.md", _LONGEST))
+        stated = parse_yaml(front[1]) if front else None
+    except InputError:  # a text for people, which an edit need not wait for
+        return {}
+    stated = stated if isinstance(stated, dict) else {}
+    return {key: stated[key].strip() for key in _LICENCE if _is_public(stated.get(key))}
+
+
+def _is_public(value: object) -> bool:
+    """Whether a value is a line of text, and no place on somebody's disk."""
+    return (
+        isinstance(value, str)
+        and 0 < len(value.strip()) <= 200
+        and value.strip().isprintable()
+        and not value.strip().startswith(("/", "~", "file:"))
     )
 
 

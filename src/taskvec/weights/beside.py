@@ -15,7 +15,7 @@ from taskvec.weights.modules import LISTED, module_folders
 
 _WEIGHTS = re.compile(
     r".*\.(safetensors|sft|bin|pt|pth|ckpt|gguf|ggml|onnx|onnx[._]data|msgpack|h5|hdf5|keras|tflite|mlmodel"
-    r"|mlpackage|pb|ot|nemo|pdparams|params|distcp|engine|joblib|pickle)"
+    r"|mlpackage|pb|ot|nemo|pdparams|params|distcp|flashpack|engine|joblib|pickle)"
     r"|(?!vocab|tokenizer|corpus).*\.pkl|.*\.data-\d+-of-\d+|(weights|model)\S*\.npz|openvino_.*"
     r"|adapter_config\.json|.*\.index(\.[\w-]+)?\.json"
 )
@@ -117,7 +117,10 @@ def _sorted_out(folder: Path, written: Collection[str]) -> Iterator[tuple[Path, 
             yield from _of_folder(path, listed=(folder / LISTED).is_file())
     for module in modules:
         anew = module.relative_to(folder).as_posix() in written
+        inner = [other for other in modules if other != module and other.is_relative_to(module)]
         for path in _files_in(module) if is_folder(module) else ():
+            if any(path.is_relative_to(other) for other in inner):
+                continue
             if not (anew if _is_weights(path) else _is_expected(path)):
                 yield path, True
 

@@ -8,7 +8,11 @@ from pathlib import Path
 from taskvec.errors import InputError, MissingExtra
 
 _REFERENCE = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_SIDE_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+_SIDE_FILES = [
+    *("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.spm", "*.codes", "*.tsv", "*.yaml", "*.py"),
+    *("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*", "README.md"),
+]
+"""What ``files_beside`` copies of the models that there are, and what the model card is made of."""
 
 
 def is_reference(text: str) -> bool:

@@ -20,15 +20,30 @@ def module_folders(folder: Path) -> list[Path]:
     modules = folder / LISTED
     if not modules.is_file():
         return []
+    listed = _listed_modules(modules)
+    routed = (inner for module in (folder, *listed) for inner in _routed(module))
+    return list(dict.fromkeys([*listed, *routed]))
+
+
+def _listed_modules(modules: Path) -> list[Path]:
     match read_json(modules):
         case [*entries] if all(isinstance(entry, dict) for entry in entries):
             paths = [entry.get("path") for entry in entries]
             if all(isinstance(path, str) for path in paths):
                 # The path of the first module usually is empty: the folder itself.
-                return list(
-                    dict.fromkeys(inside(folder, path, modules) for path in paths if Path(path).parts)
-                )
+                return [inside(modules.parent, path, modules) for path in paths if Path(path).parts]
     raise CorruptFile(f"{modules}: expected a list of modules, each with a 'path'; save the model again")
+
+
+def _routed(module: Path) -> list[Path]:
+    """The modules inside one that chooses among them by the kind of input."""
+    for name in ("router_config.json", "config.json"):  # the latter before sentence-transformers 5
+        file = module / name
+        if file.is_file():
+            match read_json(file):
+                case {"types": dict() as types, "structure": dict()}:
+                    return [inside(module, place, file) for place in types if Path(place).parts]
+    return []
 
 
 def holds_weights(folder: Path) -> bool:

@@ -53,10 +53,10 @@ def save_weights(
 
     Args:
         path: a ``.safetensors`` file, or a folder: then with an index if there are several shards, with
-            the config and tokenizer files of ``like``, and with a manifest ``taskvec.json``.
+            what lies beside the weights of ``like``, and with a manifest ``taskvec.json``.
         force: replace an output that exists. Old output is intact until the new one is complete.
         max_shard_size: bytes of tensor data in a shard of a folder; a larger tensor gets its own.
-        like: whose config and tokenizer files are copied; by default those of ``weights``.
+        like: whose side files are copied, and whose names its files get; by default ``weights``.
         metadata: more free text for the safetensors headers.
         manifest: JSON stored beside the weights of a folder, with the version that wrote it and the
             fingerprint of what was written; or a function that gives it once all has been read.
