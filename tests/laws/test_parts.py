@@ -31,6 +31,7 @@ from taskvec.vectors.stored.masks import Computed, Packed, Unified
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.lazy import Lazy
 from taskvec.weights.modules import Modular
+from taskvec.weights.quantized import Dequantized
 
 FILE = Path("/somewhere/spied.safetensors")
 NAME = "layer.weight"
@@ -99,6 +100,7 @@ MADE: dict[type, Callable[[Spied], Lazy]] = {
     Origin: Origin,
     Modular: lambda spied: Modular("modular", Path(), {"": spied}),
     Joined: lambda spied: Joined([spied]),
+    Dequantized: lambda spied: Dequantized(spied, {}, torch.bfloat16, {}),
     Padded: lambda spied: Padded(spied, {NAME: 0}, 4),
     Realigned: lambda spied: Realigned(Alignment((spied,), torch.arange(3)[None], {NAME: 0}, spied), 0),
     EditedWeights: lambda spied: EditedWeights(Spied(2.0), direction(spied)),

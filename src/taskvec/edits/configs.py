@@ -11,6 +11,7 @@ import torch
 from taskvec.errors import InputError
 from taskvec.reading import read_mapping
 from taskvec.weights.dtypes import short
+from taskvec.weights.quantized import plain_config
 
 _NUMBER_OF_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
@@ -56,7 +57,7 @@ def derive_config(
 
     Raises: InputError for a config that does not tell its number of layers; CorruptFile.
     """
-    config = read_config(folder)
+    config = plain_config(read_config(folder))
     if not config:
         return None
     if layers is not None:

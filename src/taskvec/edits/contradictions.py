@@ -172,7 +172,7 @@ def _equal(model: Weights, name: str, other: str) -> bool:
 
 
 def _quantized(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
-    quantized = isinstance(config.get("quantization_config"), Mapping)
+    quantized = isinstance(config.get("quantization_config"), Mapping) and "config.json" not in model.texts
     matrices = [model.spec(name) for name in model if len(model.spec(name).shape) > 1]
     if quantized and matrices and all(spec.dtype in EDITABLE for spec in matrices):
         yield (

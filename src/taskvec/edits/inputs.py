@@ -13,6 +13,7 @@ from taskvec.vectors.lora.adapter import Adapter
 from taskvec.weights import Weights
 from taskvec.weights.blocks import row_size
 from taskvec.weights.dtypes import raw_bytes
+from taskvec.weights.quantized import check_plain
 
 LOOK = 1 << 10
 """Entries of a tensor that are compared first."""
@@ -29,11 +30,12 @@ def errors_at(where: str) -> Iterator[None]:
 
 
 def check_sound(weights: Weights) -> Weights:
-    """Refuse a model folder whose config.json is broken, or with a shard that is no part of the weights.
+    """Refuse quantized weights, a broken config.json, or a shard that is no part of the weights.
 
     Returns: the weights.
-    Raises: CorruptFile.
+    Raises: CorruptFile; InputError for quantized weights.
     """
+    check_plain(weights)
     folder = weights.folder
     if folder is None:
         return weights

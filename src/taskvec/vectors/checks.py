@@ -9,6 +9,7 @@ from taskvec.names import goes_by_token, is_lookup
 from taskvec.vectors.info import has_info
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.dtypes import EDITABLE, raw_bytes, short
+from taskvec.weights.quantized import check_plain
 
 OnExtra = Literal["error", "drop"]
 OnMissing = Literal["error", "zero"]
@@ -72,6 +73,7 @@ def check_point(weights: Weights) -> None:
 
     Raises: InputError.
     """
+    check_plain(weights)
     if weights.adapter is not None:
         raise InputError(f"{weights.ref}: holds a LoRA adapter, expected the weights of a model")
     if has_info(weights):

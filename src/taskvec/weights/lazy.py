@@ -124,6 +124,8 @@ class Weights(Lazy, Mapping[str, Tensor]):
         tally: digests of what was read, while they are gathered.
         changes: how far each tensor of an edit went, once all have been written.
         layout: where they lie in their folder; by default as those of the first part.
+        texts: name -> text of files of the folder that do not describe these weights as they lie there; by
+            default those of the first part.
     """
 
     adapter: Path | None = None
@@ -155,6 +157,7 @@ class Weights(Lazy, Mapping[str, Tensor]):
         self.tally: Tally | None = None
         self.changes: Mapping[str, Change] | None = None
         self.layout: tuple[Part, ...] = () if like is None else like.layout
+        self.texts: Mapping[str, str] = {} if like is None else like.texts
 
     @abstractmethod
     def _read(self, name: str, rows: slice | None) -> Tensor:

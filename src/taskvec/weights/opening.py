@@ -14,6 +14,7 @@ from taskvec.weights.in_memory import MemoryWeights
 from taskvec.weights.lazy import Direction, Part, Weights
 from taskvec.weights.modules import Modular, holds_weights, module_folders
 from taskvec.weights.pickled import PickledWeights
+from taskvec.weights.quantized import dequantized
 from taskvec.weights.sharded import ShardedWeights
 from taskvec.weights.stored import StoredWeights
 
@@ -64,7 +65,7 @@ def _open_path(ref: str) -> Weights:
         if not hub.is_reference(ref) or exists(path.parts[0]):
             raise InputError(f"{ref}: no such file or folder")
         path = hub.resolve(ref)
-    return _open_folder(path, ref, part) if path.is_dir() else _open_named(path, ref, part)
+    return dequantized(_open_folder(path, ref, part) if path.is_dir() else _open_named(path, ref, part))
 
 
 def _open_folder(folder: Path, ref: str, part: str | None) -> Weights:

@@ -81,7 +81,9 @@ def save_weights(
     target = local_path(path)
     single = target.suffix == ".safetensors"
     shards = plan_files(source, like, None if single else max_shard_size, metadata or {})
-    beside = _Beside(None if single else like.folder, {} if single else extra_files or {}, shards)
+    beside = _Beside(
+        None if single else like.folder, {} if single else {**like.texts, **(extra_files or {})}, shards
+    )
     needed = sum(shard.size for shard in shards) + beside.size
     inputs = (*source.files, *like.files)
     if not resume:
