@@ -173,7 +173,7 @@ def test_pieces_of_other_vocabularies_become_added_tokens_if_asked_for(tmp_path:
     one, two = models(tmp_path, [*CORE, "left"], [*CORE, "right"])
     with pytest.raises(InputError, match="no model has exactly its 10 tokens"):
         align(one, [two], "union")
-    seen = align(one, [two], Wanted("union", pieces=True))
+    seen = align(one, [two], Wanted("union", rewritten=True))
     assert Tokenizer.from_str(seen.files["tokenizer.json"]).token_to_id("right") == 9
     assert torch.equal(seen.base[NAME], torch.cat([one[NAME], two[NAME][8:]]))
 
@@ -185,7 +185,7 @@ def test_tokens_without_rows_give_way_to_those_of_a_union(tmp_path: Path) -> Non
     tokenizer.add_tokens(["<unused0>", "<unused1>"])
     tokenizer.save(str(tmp_path / "m0" / "tokenizer.json"))
     third = in_memory(tmp_path / "m2", [*CORE, "<third>"], rows(3, 9))
-    seen = align(one, [two, third], Wanted("union", pieces=True))
+    seen = align(one, [two, third], Wanted("union", rewritten=True))
     made = Tokenizer.from_str(seen.files["tokenizer.json"])
     assert [made.id_to_token(row) for row in range(8, 11)] == [*CHAT, "<third>"]
     assert made.get_vocab_size() == seen.rows == 11

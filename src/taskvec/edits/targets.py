@@ -40,14 +40,15 @@ class Wanted:
             is a multiple of this.
         based: whether a token that a model lacks gets the base's row, if it has one; else the mean of all
             models that have it.
-        pieces: whether a union may turn pieces of a model's own vocabulary into added tokens.
+        rewritten: whether the tokenizer loses tokens that have no row and, in a union, gains the pieces of
+            other models' own vocabularies as added tokens.
     """
 
     source: Vocab | Weights
     tokens: Mapping[str, Given | None] = field(default_factory=dict)
     multiple: int | None = None
     based: bool = True
-    pieces: bool = False
+    rewritten: bool = False
 
 
 def find_target(models: Sequence[Model], wanted: Wanted) -> Model:
@@ -60,7 +61,9 @@ def find_target(models: Sequence[Model], wanted: Wanted) -> Model:
     elif wanted.source == "base":
         target = models[0]
     else:
-        target = _common(models, wanted.source, pieces=wanted.pieces)
+        target = _common(models, wanted.source, pieces=wanted.rewritten)
+    if wanted.rewritten and target.beyond and not target.files:
+        target = _extended(target, {})
     target = _with_tokens(target, [token for token in wanted.tokens if token not in target.at])
     return target if wanted.multiple is None else _cut(target)
 

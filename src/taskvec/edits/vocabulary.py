@@ -121,7 +121,7 @@ def _notes(models: Sequence[Model], target: Model, wanted: Wanted) -> Iterator[s
             filled = "set to the mean of the models that have them" if mean else "taken as unchanged"
             yield f"{model.ref}: {_some(lacking)} lacking, {filled}"
     if target.files:
-        yield _note_on_files(target)
+        yield from _notes_on_files(models, target)
     if unknown:
         yield f"{target.ref}: {_some(unknown)} of no model, rows of zeros"
 
@@ -142,10 +142,15 @@ def _notes_on(model: Model, base: Model, target: Model) -> Iterator[str]:
         yield f"{where}: {moved} tokens stand in other rows than in {target.ref}"
 
 
-def _note_on_files(target: Model) -> str:
+def _notes_on_files(models: Sequence[Model], target: Model) -> Iterator[str]:
     if target.label:
-        return f"{target.ref}: its tokenizer goes with the config of {target.weights.ref}"
-    return f"{target.ref}: its tokenizer gets them as added tokens; special roles and chat template stay"
+        yield f"{target.ref}: its tokenizer goes with the config of {target.weights.ref}"
+        return
+    before = next(model for model in models if model.weights is target.weights)
+    if target.names > before.names:
+        yield f"{target.ref}: its tokenizer gets them as added tokens; special roles and chat template stay"
+    if before.beyond:
+        yield f"{target.ref}: its tokenizer loses the tokens that have no row"
 
 
 def _some(names: Iterable[Key]) -> str:

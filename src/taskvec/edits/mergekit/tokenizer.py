@@ -31,7 +31,7 @@ def find_wanted(tokenizer: Tokenizer, field: str, open_model: Open, *, based: bo
         {token: _give(f"tokenizer.tokens.{token}", row, open_model) for token, row in rows.items()},
         tokenizer.pad_to_multiple_of,
         based,
-        pieces=True,
+        rewritten=True,
     )
 
 
