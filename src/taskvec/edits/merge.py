@@ -24,7 +24,8 @@ class Merge:
         passes: finds how often the inputs are read; more than once for rules that look at a tensor, or at
             the whole model, first.
         allow_nonfinite: write NaN and infinities.
-        files: name -> text of side files written in place of those of ``like``, such as a config.json.
+        files: name -> text of side files written in place of those of ``like``, such as a config.json; an
+            empty text leaves one out.
     """
 
     weights: Weights

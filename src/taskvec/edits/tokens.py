@@ -160,14 +160,12 @@ def add_tokens(
 def replace_tokenizer(folder: Path | None, source: Path, rows: int) -> dict[str, str]:
     """The tokenizer files of ``source`` to be written over those of a model, and its ``config.json``.
 
-    What lists tokens or roles beside the model's weights, and not in ``source``, is written empty.
-
-    Returns: texts by file name.
+    Returns: texts by file name; empty for a file of the model's own tokenizer.
     """
-    config = read_config(folder)
-    texts = {name: read_text(source / name) for name in _TEXTS if (source / name).is_file()}
-    stale = [name for name in _TEXTS if name not in texts and folder and (folder / name).is_file()]
-    texts |= {name: "{}\n" if name.endswith(".json") else "" for name in stale}
+    config, new = read_config(folder), opaque_files(source)
+    stale = {name for name, digest in opaque_files(folder).items() if new.get(name) != digest}
+    texts = dict.fromkeys((*stale, *_TEXTS), "")
+    texts |= {name: read_text(source / name) for name in _TEXTS if (source / name).is_file()}
     return {**texts, **({"config.json": _as_text(resize(config, rows))} if config else {})}
 
 

@@ -28,7 +28,7 @@ class Aligned(NamedTuple):
     Attributes:
         rows: of every embedding; ``None`` for those that the models have.
         notes: what was dropped, lacking and assumed, in sentences.
-        files: name -> text of side files to be written in place of those beside the base.
+        files: name -> text of side files, in place of those beside ``like``; an empty one leaves it out.
         record: for the manifest.
         like: whose config and tokenizer files are those of the result; ``None`` for the base.
     """

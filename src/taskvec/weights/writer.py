@@ -61,7 +61,7 @@ def save_weights(
         manifest: JSON stored beside the weights of a folder, with the version that wrote it and the
             fingerprint of what was written; or a function that gives it once all has been read.
         extra_files: name -> text of more files for a folder, or a function that gives it once all has been
-            read; they win over copied ones.
+            read; they win over copied ones, which an empty text leaves out.
         watch: told of each tensor written.
         allow_nonfinite: write NaN and infinities.
         memory: bytes that blocks being read and computed may take. A tensor that can only be had whole
@@ -171,7 +171,10 @@ class _Beside:
     """The files beside the weights: those of a model folder, and more, which win over them."""
 
     def __init__(
-        self, folder: Path | None, texts: Mapping[str, str | Callable[[], str]], shards: Sequence[Shard]
+        self,
+        folder: Path | None,
+        texts: Mapping[str, str | Callable[[], str]],
+        shards: Sequence[Shard],
     ) -> None:
         self._texts = texts
         # On some disks names that differ by case are one.
@@ -199,7 +202,8 @@ class _Beside:
             copy_regular(file, work / place)
             flush(work / place)
         for name, text in self._texts.items():
-            _write(work / name, text() if callable(text) else text)
+            if text != "":
+                _write(work / name, text() if callable(text) else text)
 
     def note(self, folder: Path | None) -> None:
         """Say what stays behind and might be missed, and what goes and might be run."""

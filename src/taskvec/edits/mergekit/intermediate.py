@@ -48,5 +48,6 @@ def _stage(merge: Merge, folder: Path) -> Path:
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
             copy_regular(file, folder / place)
     for name, text in merge.files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        if text != "":
+            (folder / name).write_text(text, encoding="utf-8")
     return folder
