@@ -62,7 +62,8 @@ def select(vector: Delta, only: str, *, exact: bool = False) -> Selection:
     network = adaptable(vector)
     targets = [] if network is None else list(network.targets(vector.specs))
     if not targets:
-        network, targets = None, list(targets_by_name(vector))
+        network = None
+        targets = [target for target in targets_by_name(vector) if target.name not in factors]
     found = {source for target in targets for source in target.sources}
     targets += [
         _target_of(vector, name, held, network) for name, held in factors.items() if name not in found
@@ -78,7 +79,7 @@ def select(vector: Delta, only: str, *, exact: bool = False) -> Selection:
     taken = {source for target in chosen for source in target.sources}
     left_out = [name for name in changed if name not in taken]
     if exact:
-        _check_exact(vector, [*taken, *(left_out if only == "all" else ())], factors)
+        _check_exact(vector, [name for name in changed if only == "all" or name in taken], factors)
     return Selection(chosen, factors, left_out, network)
 
 
@@ -113,6 +114,6 @@ def _check_exact(vector: Delta, names: Sequence[str], factors: Mapping[str, Fact
     others = [name for name in names if name not in factors]
     if others:
         raise InputError(
-            f"{vector.ref}: {others[0]!r} is no product of factors alone{and_more(others)}, expected a "
+            f"{vector.ref}: {others[0]!r} is not changed by factors alone{and_more(others)}, expected a "
             "weighted sum of plain LoRA adapters; give the rank of an approximation: rank (--rank)"
         )
