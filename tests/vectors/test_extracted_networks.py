@@ -10,7 +10,9 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import ResNetConfig, ResNetModel
 
+from taskvec.errors import InputError
 from taskvec.vectors import Extraction, TaskVector, save_adapter
 from tiny_networks import ARCHITECTURES, Network, build
 
@@ -123,6 +125,19 @@ def test_without_a_config_the_names_are_those_of_the_file_and_it_is_said(tmp_pat
     assert note.startswith("layers are called as in the checkpoint") and "transformers" in note
     targets = json.loads((made.path / "adapter_config.json").read_text())["target_modules"]
     assert "language_model.model.layers.0.mlp.up_proj" in targets
+
+
+def test_a_network_without_linear_layers_has_nothing_for_an_adapter(tmp_path: Path) -> None:
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
+    network = ResNetModel(config)
+    network.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1
+    network.save_pretrained(tmp_path / "tuned")
+    vector = TaskVector.between(tmp_path / "base", tmp_path / "tuned")
+    with pytest.raises(InputError, match="has no matrix of a linear layer"):
+        save_adapter(vector, tmp_path / "lora", rank=1)
 
 
 def test_stacks_and_routers_are_named_and_can_be_left_out(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from taskvec.cli._adapters import AsAdapter, write_edit
 from taskvec.cli._common import assignments, flattened
 from taskvec.cli._editing import AllowOther, Expression, Vectors, known_ref, load_vectors
 from taskvec.cli._merging import DryRun, Resume, check_output, write
@@ -18,6 +19,7 @@ _TANGENT = (
 )
 
 Pairs = tuple[str, ...]
+_AS_MODEL = AsAdapter()
 
 
 def apply(
@@ -35,6 +37,7 @@ def apply(
     precision: Literal["float32", "float64"] = "float32",
     dry_run: DryRun = False,
     resume: Resume = False,
+    adapter: Annotated[AsAdapter, flattened()] = _AS_MODEL,
     writing: Annotated[Writing, flattened()],
 ) -> None:
     """Write the model that a base and task vectors make.
@@ -60,6 +63,7 @@ def apply(
     """
     from taskvec.edits.recipe import Recipe, build
 
+    adapter.check({"--dry-run": dry_run, "--resume": resume, "--allow-nonfinite": allow_nonfinite})
     loaded = load_vectors(vector)  # which refuses, in words of the option, what no recipe could hold
     _check_options(loaded, expression, rule, param, stats)
     fields = {
@@ -77,6 +81,11 @@ def apply(
     }
     check = partial(check_output, writing, resume=resume)
     made = build(Recipe.parse("", fields), known=known_ref, check=check)
+    if adapter.as_adapter:
+        from taskvec.edits.adapters import edit_of
+
+        write_edit(edit_of(made), adapter, writing)
+        return
     edit = expression or (f"{rule}({', '.join(loaded)})" if rule else next(iter(loaded)))
     tangent = ", ".join(name for name, vector in loaded.items() if vector.info.space == "tangent")
     footnote = _TANGENT.format(tangent) if tangent else ""

@@ -1,17 +1,16 @@
 """``taskvec diff``."""
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Count, flattened, print_facts, print_table, say, watching
+from taskvec.cli._adapters import write_adapter
+from taskvec.cli._common import Count, flattened, print_facts, say
 from taskvec.cli._writing import Dtype, Writing, element_type
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
-    from taskvec.vectors import Extraction
     from taskvec.weights import Weights
 
 
@@ -52,9 +51,8 @@ def diff(
     from taskvec.edits.inputs import check_outside, check_sound
     from taskvec.edits.outcome import summarize_change
     from taskvec.edits.tokens import check_in_order
-    from taskvec.vectors import TaskVector, save_adapter
+    from taskvec.vectors import TaskVector
     from taskvec.vectors.checks import differing_buffers
-    from taskvec.vectors.lora.writing import working_bytes as adapter_needs
     from taskvec.weights.change import total
 
     start, end = check_sound(open_model(base)), check_sound(open_model(tuned))
@@ -71,20 +69,7 @@ def diff(
     say(notes + contradictions.note_distances(start, {end.ref: vector}))
     element = element_type(dtype)
     if rank is not None:
-        writing.bound(adapter_needs(vector, rank, only or "all"))
-        with watching(writing.quiet) as watch:
-            made = save_adapter(
-                vector,
-                writing.output,
-                rank=rank,
-                only=only or "all",
-                force=writing.force,
-                watch=watch,
-                task=task,
-                dtype=element,
-            )
-        say(made.notes)
-        _print_adapter(made, writing.json)
+        write_adapter(vector, writing, rank, only, task=task, dtype=element)
         return
     memory = writing.bound((name, vector.working_bytes(name)) for name in vector)
     written = writing.write(vector.save, memory, processes=workers(end), task=task, dtype=element)
@@ -115,24 +100,3 @@ def _in_vocabulary_of(base: "Weights", tuned: "Weights") -> "tuple[Weights, list
         )
     seen = align(base, [tuned])
     return seen.tuned[0], list(seen.notes)
-
-
-def _print_adapter(made: "Extraction", json: bool) -> None:
-    errors = {
-        "relative error of the matrices": made.matrices_error,
-        "relative error of the task vector": made.error,
-    }
-    facts = {"path": str(made.path), "rank": made.rank, "matrices": len(made.errors), **errors}
-    words = {name: f"{error:.4g}" for name, error in errors.items()}
-    words["left out"] = _list_some(list(made.left_out))
-    details = {"relative errors": dict(made.errors), "left out": dict(made.left_out)}
-    print_facts("LoRA adapter", facts, json=json, words=words, details=details)
-    if not json:
-        rows = [(name, f"{error:.4g}") for name, error in made.errors.items()]
-        print_table(None, ["matrix", "relative error"], rows)
-
-
-def _list_some(names: Sequence[str]) -> str:
-    """The first few names, and how many more."""
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return (", ".join(names[:6]) + more) or "nothing"

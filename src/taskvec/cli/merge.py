@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Force, Json, Quiet, print_json
+from taskvec.cli._adapters import AsAdapter, write_edit
+from taskvec.cli._common import Force, Json, Quiet, flattened, print_json
 from taskvec.cli._editing import Memory, ShardSize, known_ref
 from taskvec.cli._merging import DryRun, Resume, write
 from taskvec.cli._writing import Writing
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from taskvec.edits.merge import Merge
 
 _Flag = Annotated[bool, Parameter(negative=())]
+_AS_MODEL = AsAdapter()
 
 
 def merge(
@@ -31,6 +33,7 @@ def merge(
     max_shard_gb: ShardSize | None = None,
     allow_nonfinite: _Flag = False,
     resume: Resume = False,
+    adapter: Annotated[AsAdapter, flattened()] = _AS_MODEL,
     schema: _Flag = False,
     force: Force = False,
     json: Json = False,
@@ -40,7 +43,8 @@ def merge(
 
     Examples: `taskvec merge recipe.yaml -o OUT`, `taskvec merge recipe.yaml -o OUT --dry-run` for what it
     would read, write and cost, and `taskvec merge --schema > recipe.schema.json` for editors. YAML files of
-    mergekit are read as they are.
+    mergekit are read as they are. `taskvec merge recipe.yaml --as-adapter -o OUT` makes one LoRA adapter of
+    several.
 
     Args:
         recipe: A YAML file; docs/recipes.md describes it. Paths in it are relative to it, in files of
@@ -62,8 +66,22 @@ def merge(
         missing = "RECIPE" if recipe is None else "--output (-o)"
         raise InputError(f"{missing}: missing, expected taskvec merge RECIPE.yaml -o OUT")
     check_target(output, force=force or resume, inputs=[recipe.resolve()])
-    made = _open(recipe, {"scale": scale, "vocab": vocab}, max_shard_gb, allow_nonfinite)
     writing = Writing(output=output, memory=memory, force=force, json=json, quiet=quiet)
+    adapter.check(
+        {
+            "--dry-run": dry_run,
+            "--resume": resume,
+            "--max-shard-gb": max_shard_gb,
+            "--allow-nonfinite": allow_nonfinite,
+        }
+    )
+    instead = {"scale": scale, "vocab": vocab}
+    if adapter.as_adapter:
+        from taskvec.edits.adapters import open_edit
+
+        write_edit(open_edit(recipe, known=known_ref, **instead), adapter, writing)
+        return
+    made = _open(recipe, instead, max_shard_gb, allow_nonfinite)
     write(made, writing, dry_run=dry_run, resume=resume)
 
 

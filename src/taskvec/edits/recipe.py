@@ -131,14 +131,14 @@ def build(
         check: called with all inputs once they are open, before anything of them but headers is read.
     """
     with errors_at(where):
-        _check(recipe)
+        check_fields(recipe)
         building = _Building(recipe, where, folder, known)
         if check is not None:
             check(list(building.inputs.values()))
         return building.merge()
 
 
-def _check(recipe: Recipe) -> None:
+def check_fields(recipe: Recipe) -> None:
     """Refuse fields that contradict each other.
 
     Raises: InputError.

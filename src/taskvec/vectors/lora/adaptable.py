@@ -112,12 +112,14 @@ class Adaptable:
 
 
 def adaptable(vector: Delta) -> Adaptable | None:
-    """The network that a vector's base is the weights of; ``None`` without transformers, or a config.json."""
+    """The network that a vector's base is the weights of; ``None`` without transformers or a config.json, and
+    for one that is of another model."""
     base = vector.base.weights
     network = None if base is None else network_of(base)
     if base is None or network is None:
         return None
-    return Adaptable(network, {name: base.spec(name) for name in base})
+    made = Adaptable(network, {name: base.spec(name) for name in base})
+    return made if 2 * len(made.layout.unknown) < len(base) else None
 
 
 def _ends_in(name: str, suffixes: set[str]) -> bool:

@@ -60,9 +60,9 @@ def select(vector: Delta, only: str, *, exact: bool = False) -> Selection:
     changed = [name for name in vector if is_changed(vector, name)]
     factors = {name: held for name in changed if (held := factors_of(vector, name)) is not None}
     network = adaptable(vector)
-    targets = [] if network is None else list(network.targets(vector.specs))
-    if not targets:
-        network = None
+    if network is not None:
+        targets = list(network.targets(vector.specs))
+    else:
         targets = [target for target in targets_by_name(vector) if target.name not in factors]
     found = {source for target in targets for source in target.sources}
     targets += [
