@@ -133,7 +133,7 @@ def test_a_network_without_linear_layers_has_nothing_for_an_adapter(tmp_path: Pa
     network.save_pretrained(tmp_path / "base")
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += 0.1
+            parameter.add_(0.1)
     network.save_pretrained(tmp_path / "tuned")
     vector = TaskVector.between(tmp_path / "base", tmp_path / "tuned")
     with pytest.raises(InputError, match="has no matrix of a linear layer"):
