@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat
 
 from taskvec.edits import contradictions
 from taskvec.edits.configs import derive_config
+from taskvec.edits.growth import grow
 from taskvec.edits.inputs import check_sound, describe_copy, errors_at, find_copies
 from taskvec.edits.merge import Merge
 from taskvec.edits.parameters import (
@@ -193,6 +194,7 @@ class _Building:
         """The edited model, lazily, with notes and a record."""
         recipe = self.recipe
         seen, notes = self._see()
+        seen = grow(seen, (weights for weights in self._adapters() if weights.adapter is not None))
         base, vectors = seen.base, self._vectors(seen)
         vector, rule = self._edit(base, vectors)
         dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
@@ -211,6 +213,10 @@ class _Building:
             allow_nonfinite=recipe.allow_nonfinite,
             files=seen.files if config is None else {**seen.files, "config.json": config},
         )
+
+    def _adapters(self) -> list[Weights]:
+        """What may add tokens to the base."""
+        return [*(weights for weights, _ in self.held.values()), *self.models.values()]
 
     def _record(self, seen: Aligned, rule: Mapping[str, Any]) -> dict[str, Any]:
         """Provenance for the manifest."""

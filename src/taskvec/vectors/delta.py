@@ -14,6 +14,7 @@ from taskvec.vectors.linear import Operand, total
 from taskvec.weights import Direction, TensorSpec, Weights
 from taskvec.weights.blocks import rows_of
 from taskvec.weights.dtypes import compute_dtype
+from taskvec.weights.grown import Grown
 from taskvec.weights.lazy import Lazy
 
 _serial = count()
@@ -62,6 +63,26 @@ class Delta(Lazy, Direction, Mapping[str, Tensor]):
         Args:
             drop: leave out tensors that ``base`` lacks.
         """
+
+    def room(self, base: Weights) -> Weights:
+        """The weights that the direction can be added to: ``base``, with the rows that it adds to it.
+
+        An adapter may come with tokens of its own. Their rows are no direction: they are there whole,
+        whatever its coefficient.
+
+        Raises: KeyMismatch where two directions add rows.
+        """
+        known = self.base.weights
+        rooms = [part.room(base) for part in self.parts if isinstance(part, Delta)]
+        if isinstance(known, Grown) and known.before.identity == base.identity:
+            rooms.append(known)
+        grown = {room.identity: room for room in rooms if room is not base}
+        if len(grown) > 1:
+            raise KeyMismatch(
+                f"{self.ref}: two adapters add rows to the vocabulary of {base.ref}, expected one at most; "
+                "apply each by itself, and merge the results as models with vocab: union"
+            )
+        return next(iter(grown.values()), base)
 
     def read(self, name: str, rows: slice | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """The delta of one tensor, or of some of its rows, as a new tensor.

@@ -35,6 +35,7 @@ def edit(
     if precision not in (torch.float32, torch.float64):
         raise InputError(f"precision: {short(precision)}, expected float32 or float64")
     check_point(base)
+    base = delta.room(base)
     if delta.base.unbound:
         delta = delta.bind(base)
     check_fits(delta.ref, delta.specs, base)

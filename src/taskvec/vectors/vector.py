@@ -198,6 +198,7 @@ class TaskVector(Delta):
         """
         weights = open_weights(base)
         check_point(weights)
+        weights = self.room(weights)
         vector = self.bind(weights) if self.base.unbound else self
         check_fits(self.ref, vector.specs, weights)
         return TaskVector(vector.terms, Base.of(weights), vector.specs)

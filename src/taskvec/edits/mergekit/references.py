@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from taskvec.edits.inputs import check_sound
+from taskvec.errors import InputError
 from taskvec.reading import exists
 from taskvec.registry import nearest
 from taskvec.vectors import TaskVector, apply
@@ -46,7 +47,15 @@ def open_reference(ref: str, made: Weights | None = None) -> Weights:
     """
     model, adapter = split_reference(ref)
     weights = check_sound(open_weights(_local(model))) if made is None else made
-    return weights if adapter is None else apply(weights, TaskVector.load(_local(adapter)).with_base(weights))
+    if adapter is None:
+        return weights
+    vector = TaskVector.load(_local(adapter))
+    if vector.room(weights) is not weights:
+        raise InputError(
+            f"{ref}: the adapter adds rows to the vocabulary of {model}, expected one of the same "
+            f"tokens; write that model first: taskvec apply {model} -v a={adapter} -o OUT, and name OUT here"
+        )
+    return apply(weights, vector.with_base(weights))
 
 
 def _local(ref: str) -> str:

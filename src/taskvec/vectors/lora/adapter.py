@@ -12,14 +12,13 @@ from taskvec.vectors.delta import Summand
 from taskvec.vectors.info import BaseInfo, VectorInfo
 from taskvec.vectors.lora.contents import Contents, Layer, Product, Rows, Saved, Scales, Shift, Stacked
 from taskvec.vectors.lora.fit import fit
-from taskvec.vectors.lora.loaded import Loaded, Reverted, as_loaded, renamed, seen_by
+from taskvec.vectors.lora.growing import grow
+from taskvec.vectors.lora.loaded import Reverted, place, renamed
 from taskvec.vectors.lora.lowrank import multiplied
-from taskvec.vectors.lora.naming import has_layers, is_found
 from taskvec.vectors.lora.reading import read_contents
 from taskvec.vectors.lora.stacks import multiplied_stacks
 from taskvec.weights import Weights
 from taskvec.weights.blocks import row_blocks, rows_of
-from taskvec.weights.network import network_of
 
 # Threads take blocks of the same few layers in turn; each would else read both factors for every block.
 _KEPT = 8
@@ -95,6 +94,10 @@ class Adapter(Summand):
 
     def bind(self, base: Weights, *, drop: bool = False) -> Summand:
         return bind_contents(self.contents, base, drop=drop) if self.base.unbound else self
+
+    def room(self, base: Weights) -> Weights:
+        """The base with the rows of tokens that the adapter was saved with beyond those of the base."""
+        return grow(self.contents, base) if self.base.unbound else super().room(base)
 
     def changes(self, name: str) -> bool:
         return name in self.contents.pieces
@@ -188,25 +191,15 @@ class Adapter(Summand):
 def bind_contents(contents: Contents, base: Weights, *, drop: bool = False) -> Summand:
     """What an adapter changes of a base, under the names and in the shapes that the base's files have.
 
-    The names of an adapter are those of the network. Where the base has others, and a config.json that
-    transformers knows, they are matched as transformers does when it loads the files.
-
     Raises: what ``fit`` does.
     """
-    if not is_found(contents, base):
-        network = network_of(base)
-        if network is not None:
-            view = seen_by(network, base)
-            for named in (contents, as_loaded(contents, network)):
-                if has_layers(named, view):
-                    return _bind_loaded(fit(named, view, drop=drop, network=network), view)
-    return Adapter(fit(contents, base, drop=drop), base)
-
-
-def _bind_loaded(fitted: Contents, view: Loaded) -> Summand:
+    contents, view = place(contents, base)
+    if view is None:
+        return Adapter(fit(contents, base, drop=drop), base)
+    fitted = fit(contents, view, drop=drop, network=view.network)
     if view.names.converted:
         return Reverted(Adapter(fitted, view), view)
-    return Adapter(renamed(fitted, view), view.base)
+    return Adapter(renamed(fitted, view), base)
 
 
 def open_adapter(weights: Weights) -> Adapter:

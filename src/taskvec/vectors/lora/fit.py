@@ -9,6 +9,7 @@ from taskvec.errors import KeyMismatch
 from taskvec.names import is_head
 from taskvec.vectors.delta import computing
 from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved, Scales, Shift, Stacked
+from taskvec.vectors.lora.growing import adds_rows
 from taskvec.vectors.lora.naming import match_names
 from taskvec.vectors.lora.stacks import resolve_stacks
 from taskvec.vectors.lora.ties import check_alone, find_twins, holds_same
@@ -17,6 +18,11 @@ from taskvec.weights.dtypes import EDITABLE, short
 from taskvec.weights.network import Network
 
 _log = logging.getLogger(__name__)
+
+_ADDED = (
+    "it adds rows to the vocabulary, which no vector of this base can; write the larger model with: "
+    "taskvec apply BASE -v a=ADAPTER -o OUT"
+)
 
 
 def fit(adapter: Contents, base: Weights, *, drop: bool = False, network: Network | None = None) -> Contents:
@@ -136,9 +142,10 @@ def _check_shape(adapter: Contents, piece: Piece, base: Weights, name: str) -> N
     if start is not None:
         fits = fits and adapter.weights.spec(start).shape == want
     if not fits:
+        more = start is None and adds_rows(have, want)
         raise KeyMismatch(
             f"{ref}: {name!r} has shape {have}, expected {want} as in the base {base.ref}; "
-            "was it trained on another model, or with another vocabulary?"
+            + (_ADDED if more else "was it trained on another model, or with another vocabulary?")
         )
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from taskvec.vectors.base import Base
 from taskvec.vectors.delta import Summand, computing
 from taskvec.vectors.lora.contents import Contents
+from taskvec.vectors.lora.naming import has_layers, is_found
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import rows_of
 from taskvec.weights.dtypes import EDITABLE
 from taskvec.weights.lazy import Lazy
-from taskvec.weights.network import Layout, Network
+from taskvec.weights.network import Layout, Network, network_of
 
 _KEPT = 2
 """Groups of converted tensors that stay in memory."""
@@ -121,9 +122,21 @@ class Reverted(Summand):
         return conversion.revert(changes)
 
 
-def seen_by(network: Network, base: Weights) -> Loaded:
-    """The weights as the network has them."""
-    return Loaded(base, network, network.layout({name: base.spec(name) for name in base}))
+def place(contents: Contents, base: Weights) -> tuple[Contents, Loaded | None]:
+    """The contents under names that can be looked up, and the view of the base that they are looked up in.
+
+    The names of an adapter are those of the network. Where the base has others, and a config.json that
+    transformers knows, they are matched as transformers does when it loads the files.
+
+    Returns: no view where they are to be looked up in the base itself.
+    """
+    network = None if is_found(contents, base) else network_of(base)
+    if network is not None:
+        view = Loaded(base, network, network.layout({name: base.spec(name) for name in base}))
+        for named in (contents, _as_loaded(contents, network)):
+            if has_layers(named, view):
+                return named, view
+    return contents, None
 
 
 def renamed(contents: Contents, view: Loaded) -> Contents:
@@ -134,7 +147,7 @@ def renamed(contents: Contents, view: Loaded) -> Contents:
     return replace(contents, pieces={names[name]: p for name, p in contents.pieces.items()}, specs=specs)
 
 
-def as_loaded(contents: Contents, network: Network) -> Contents:
+def _as_loaded(contents: Contents, network: Network) -> Contents:
     """The contents under the network's names, of an adapter that has those of older files."""
     layout = network.layout({name: _stand_in(contents, name) for name in contents.pieces})
     names: Mapping[str, str] = layout.renamed

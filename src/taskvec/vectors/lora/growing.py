@@ -1,0 +1,80 @@
+"""Adapters that were trained with tokens of their own: the base with the rows of these."""
+
+from collections.abc import Sequence
+
+from taskvec.errors import KeyMismatch
+from taskvec.names import goes_by_token
+from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved
+from taskvec.vectors.lora.loaded import place
+from taskvec.vectors.lora.naming import match_names
+from taskvec.weights import Weights
+from taskvec.weights.grown import Added, Grown
+
+
+def grow(contents: Contents, base: Weights) -> Weights:
+    """The base with the rows that an adapter has beyond its own, as trained; the base itself if it has none.
+
+    Raises: KeyMismatch if the adapter has more rows for some tables of tokens and not for the others.
+    """
+    if not any(isinstance(piece, Saved | Rows | Product) for piece in contents.pieces.values()):
+        return base
+    if not any(map(goes_by_token, contents.pieces)):
+        return base
+    named, view = place(contents, base)
+    names = match_names(contents.weights.ref, named.pieces, base if view is None else view)
+    files = {} if view is None else {there: name for name, there in view.names.renamed.items()}
+    added: dict[str, Added] = {}
+    for given, piece in named.pieces.items():
+        name = files.get(names[given], names[given])
+        rows = _added_rows(contents, piece, base, name)
+        if rows is not None:
+            added[name] = rows
+    if not added:
+        return base
+    _check_all(contents, base, added)
+    return Grown(base, added)
+
+
+def adds_rows(have: Sequence[int], want: Sequence[int]) -> bool:
+    """Whether a shape is another with more rows."""
+    return len(have) == len(want) > 0 and have[0] > want[0] and tuple(have[1:]) == tuple(want[1:])
+
+
+def _added_rows(contents: Contents, piece: Piece, base: Weights, name: str) -> Added | None:
+    """Where the rows are that a piece has beyond those of the base."""
+    if name not in base or not goes_by_token(name):
+        return None
+    weights, want = contents.weights, base.spec(name).shape
+    key = (
+        piece.key if isinstance(piece, Saved) else piece.start if isinstance(piece, Product | Rows) else None
+    )
+    if key is not None:
+        have = weights.spec(key).shape
+        return Added(weights, key, range(want[0], have[0])) if adds_rows(have, want) else None
+    if not isinstance(piece, Rows):
+        return None
+    new = {row: n for n, row in enumerate(piece.indices) if row >= want[0]}
+    if not new:
+        return None
+    if sorted(new) != list(range(want[0], want[0] + len(new))):
+        raise KeyMismatch(
+            f"{weights.ref}: token {max(new)} of {name!r} was trained, {base.ref} has {want[0]} rows, "
+            "expected all between; save the adapter again with save_embedding_layers=True"
+        )
+    return Added(weights, piece.key, [new[row] for row in sorted(new)])
+
+
+def _check_all(contents: Contents, base: Weights, added: dict[str, Added]) -> None:
+    """Refuse a model some of whose tables of tokens have more rows than the others."""
+    rows = {base.spec(name).shape[0] for name in added}
+    numbers = {len(each.rows) for each in added.values()}
+    tables = (
+        name for name in base if goes_by_token(name) and base.spec(name).shape[:1] in {(n,) for n in rows}
+    )
+    lacking = next((name for name in tables if name not in added), None)
+    if lacking is not None or len(numbers) > 1:
+        raise KeyMismatch(
+            f"{contents.weights.ref}: has {max(numbers)} rows more than {base.ref} for {next(iter(added))!r}"
+            f", expected as many for {lacking or list(added)[-1]!r}; save the adapter again with "
+            "save_embedding_layers=True"
+        )

@@ -1,0 +1,63 @@
+"""Weights with more rows than their files: those of tokens that were added later."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from taskvec.weights.blocks import TensorSpec
+from taskvec.weights.lazy import Lazy, Weights
+
+
+class Added(NamedTuple):
+    """Rows that are put behind those of a tensor: where they are read."""
+
+    weights: Weights
+    name: str
+    rows: Sequence[int]
+
+
+class Grown(Weights):
+    """A model with rows added to some of its tensors, in the dtype of these.
+
+    Attributes:
+        before: the model as it is in its files.
+    """
+
+    def __init__(self, before: Weights, added: Mapping[str, Added]) -> None:
+        givers = tuple(dict.fromkeys(each.weights for each in added.values()))
+        specs = {name: before.spec(name) for name in before}
+        for name, each in added.items():
+            rows, *rest = specs[name].shape
+            specs[name] = TensorSpec((rows + len(each.rows), *rest), specs[name].dtype)
+        super().__init__(
+            before.ref,
+            specs,
+            ("grown", before.identity, *(giver.identity for giver in givers), tuple(sorted(added))),
+            parts=(before, *givers),
+            tied=before.tied,
+        )
+        self.before, self._added = before, dict(added)
+
+    def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
+        """The tensor, and the one that gives it rows."""
+        stored = self._stored_name(name)
+        added = self._added.get(stored)
+        return [(self.before, stored), *([] if added is None else [(added.weights, added.name)])]
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        added = self._added.get(name)
+        if added is None:
+            return self.before.read(name, rows)
+        held = self.before.spec(name).shape[0]
+        first, last, step = (rows or slice(None)).indices(self._specs[name].shape[0])
+        if step != 1:
+            return self._read(name, None)[rows]
+        old = self.before.read(name, slice(min(first, held), min(last, held)))
+        new = added.rows[max(first - held, 0) : max(last - held, 0)]
+        return torch.cat([old, *(_row(added, row).to(old.dtype) for row in new)])
+
+
+def _row(added: Added, row: int) -> Tensor:
+    return added.weights.read(added.name, slice(row, row + 1))
