@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 VECTOR_FLOORS: tuple[set[str], ...] = (
     {"info", "base", "linear", "lora.lowrank"},
     {"delta", "checks"},
-    {"directions", "edited", "geometry", "noise", "statistics", "lora", "stored"},
+    {"directions", "edited", "fitting", "geometry", "noise", "statistics", "lora", "stored"},
     {"opening"},
     {"vector"},
     {"combining", "expression", "lora.writing"},

@@ -371,7 +371,7 @@ BAD: dict[str, tuple[Callable[[], None], list[str], str]] = {
     "missing key": (variant("m.safetensors", {"emb.weight": None}), ["diff", "base", "m.safetensors"], "m.safetensors: 'emb.weight' is missing"),
     "foreign key": (variant("m.safetensors", {"head": torch.ones(1)}), ["diff", "base", "m.safetensors"], "m.safetensors: 'head' found"),
     "shape": (variant("m.safetensors", {"layer.0.bias": torch.ones(5)}), ["diff", "base", "m.safetensors"], "'layer.0.bias' has shape (5,), expected (4,)"),
-    "dtype": (variant("m.safetensors", {"layer.0.bias": torch.ones(4).half()}), ["diff", "base", "m.safetensors"], "'layer.0.bias' has dtype float16, expected float32"),
+    "dtype": (variant("m.safetensors", {"layer.0.bias": torch.ones(4).to(torch.float8_e5m2)}), ["diff", "base", "m.safetensors"], "'layer.0.bias' has dtype float8_e5m2, expected float32"),
     "vocabulary": (variant("m.safetensors", {"emb.weight": torch.ones(8, 4)}), ["diff", "base", "m.safetensors"], "vocabularies of 8 and 6 tokens"),
     "another base": (nothing, ["apply", "tuned-b", *A], "a.safetensors: base base (fingerprint"),
     "non-finite weights": (variant("m.safetensors", {"layer.0.bias": torch.full((4,), float("inf"))}), ["diff", "base", "m.safetensors", "-q"], "m.safetensors - base: 'layer.0.bias' holds 4 values that are NaN or infinite"),

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edits.mergekit_models import LAYERS, PARTS, SHAPES, STATES, check, document, merge, run
-from taskvec.edits.layers import Picked
 from taskvec.edits.mergekit.values import Parameter, join, parse_scope
 from taskvec.edits.parameters import value_at
 from taskvec.errors import InputError
 from taskvec.weights import open_weights, save_weights
+from taskvec.weights.picked import Picked
 
 # Parameters
 

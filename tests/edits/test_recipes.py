@@ -548,7 +548,7 @@ def changed(name: str) -> State:
     elif name == "missing":
         del tensors["head.weight"]
     elif name == "dtype":
-        tensors["head.weight"] = tensors["head.weight"].half()
+        tensors["head.weight"] = tensors["head.weight"].to(torch.float8_e5m2)
     return tensors
 
 
@@ -559,7 +559,7 @@ def changed(name: str) -> State:
         ("vocabulary", "vocabularies of 9 and 6 tokens"),
         ("extra", "'layers.9.mlp.weight' found"),
         ("missing", "'head.weight' is missing"),
-        ("dtype", "'head.weight' has dtype float16"),
+        ("dtype", "'head.weight' has dtype float8_e5m2"),
     ],
 )
 def test_models_that_do_not_match_are_refused(place: Path, tmp_path: Path, kind: str, message: str) -> None:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 import taskvec
-from taskvec.edits.layers import Joined, Origin, Picked
+from taskvec.edits.layers import Joined, Origin
 from taskvec.edits.realigned import Alignment, Padded, Realigned
 from taskvec.vectors import EditedWeights, TaskVector, combine
 from taskvec.vectors.base import Base
 from taskvec.vectors.combining import Combined
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.directions import Difference, Scaled, Stored
+from taskvec.vectors.fitting import Deltas
 from taskvec.vectors.info import CompactInfo, MaskInfo, VectorInfo
 from taskvec.vectors.lora.adapter import Adapter
 from taskvec.vectors.lora.contents import Contents, Saved
@@ -29,8 +30,10 @@ from taskvec.vectors.stored.files import Uncoded
 from taskvec.vectors.stored.masked import Masked, MaskedVectors
 from taskvec.vectors.stored.masks import Computed, Packed, Unified
 from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.converted import Converted, Step
 from taskvec.weights.lazy import Lazy
 from taskvec.weights.modules import Modular
+from taskvec.weights.picked import Picked
 from taskvec.weights.quantized import Dequantized
 
 FILE = Path("/somewhere/spied.safetensors")
@@ -97,6 +100,8 @@ def adapter(spied: Spied) -> Lazy:
 
 MADE: dict[type, Callable[[Spied], Lazy]] = {
     Picked: lambda spied: Picked(spied, {NAME: NAME}),
+    Converted: lambda spied: Converted(spied, {}, [Step((NAME,), {NAME: spied.spec(NAME)}, dict)], {}),
+    Deltas: lambda spied: Deltas(direction(spied)),
     Origin: Origin,
     Modular: lambda spied: Modular("modular", Path(), {"": spied}),
     Joined: lambda spied: Joined([spied]),

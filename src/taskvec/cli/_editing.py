@@ -49,6 +49,7 @@ ShardSize = Annotated[
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 Vectors = Annotated[tuple[str, ...], Parameter(name=["--vector", "-v"], negative=())]
 Expression = Annotated[str | None, Parameter(name=["--expression", "-e"], allow_leading_hyphen=True)]
+Patterns = Annotated[tuple[str, ...], Parameter(negative=(), allow_leading_hyphen=False)]
 AllowOther = Annotated[bool, Parameter(name="--allow-other-base", negative=())]
 
 

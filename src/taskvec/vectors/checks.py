@@ -2,22 +2,50 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from taskvec.errors import InputError, KeyMismatch, and_more
-from taskvec.names import goes_by_token, is_lookup
+from taskvec.names import goes_by_token, is_embedding, is_head, is_lookup
 from taskvec.vectors.info import has_info
 from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.buffers import is_computed
 from taskvec.weights.dtypes import EDITABLE, raw_bytes, short
+from taskvec.weights.matched import SHOWN, list_some
 from taskvec.weights.quantized import check_plain
+from taskvec.weights.selecting import Choice
 
 OnExtra = Literal["error", "drop"]
 OnMissing = Literal["error", "zero"]
 
+_LEAST = 10
+"""One in so many tensors of a base must have a partner."""
+
+_MATCHING = (
+    "resize the embeddings to one size, match their tokens (--vocab base, tokenizer_source in mergekit's "
+    "YAML), or "
+)
+"""Advice for whole models of different vocabularies."""
+
 _log = logging.getLogger(__name__)
 
 
-def editable_names(base: Weights, tuned: Weights, *, on_extra: OnExtra, on_missing: OnMissing) -> list[str]:
+class Fit(NamedTuple):
+    """How far the tensors of two models must be the same.
+
+    Attributes:
+        on_extra: ``drop`` leaves out tensors that only the fine-tuned model has.
+        on_missing: ``zero`` takes tensors that it lacks as unchanged.
+        choice: which tensors take part.
+        allow_partial: whether a difference of less than a tenth of the base's tensors is meant.
+    """
+
+    on_extra: OnExtra = "error"
+    on_missing: OnMissing = "error"
+    choice: Choice = Choice()
+    allow_partial: bool = False
+
+
+def editable_names(base: Weights, tuned: Weights, fit: Fit) -> list[str]:
     """The tensors that a vector from ``base`` to ``tuned`` consists of, in the order of the base.
 
     Integers and booleans are no part of a vector. Eight-bit floats and complex numbers are not either,
@@ -25,8 +53,10 @@ def editable_names(base: Weights, tuned: Weights, *, on_extra: OnExtra, on_missi
 
     Raises: KeyMismatch for missing, extra or differing tensors, the first of which is named.
     """
-    _check_same_names(base, tuned, on_extra, on_missing)
-    shared = [name for name in base if name in tuned]
+    if fit.choice:
+        fit.choice.check_used([*base, *tuned])
+    _check_same_names(base, tuned, fit)
+    shared = [name for name in base if name in tuned and fit.choice.takes(name)]
     counting = [name for name in shared if _counts(base.spec(name))]
     _check_specs(tuned.ref, {name: tuned.spec(name) for name in counting}, base)
     _check_still_tied(base, tuned)
@@ -37,23 +67,69 @@ def editable_names(base: Weights, tuned: Weights, *, on_extra: OnExtra, on_missi
                 f"expected {', '.join(sorted(map(short, EDITABLE)))}; convert both models first"
             )
     _check_plain(base, tuned, [name for name in shared if not _counts(base.spec(name))])
-    return [name for name in base if base.spec(name).dtype in EDITABLE]
+    _check_enough(base, tuned, fit)
+    return [name for name in base if base.spec(name).dtype in EDITABLE and fit.choice.takes(name)]
 
 
-def _check_same_names(base: Weights, tuned: Weights, on_extra: OnExtra, on_missing: OnMissing) -> None:
-    extra = [name for name in tuned if not _has(base, tuned, name) and _counts(tuned.spec(name))]
-    if extra and on_extra == "error":
+def _check_same_names(base: Weights, tuned: Weights, fit: Fit) -> None:
+    extra = [name for name in _numbers(tuned, fit) if not _has(base, tuned, name)]
+    if extra and fit.on_extra == "error":
+        drop = "leave such tensors out with on_extra=drop (--on-extra drop)"
         raise KeyMismatch(
             f"{tuned.ref}: {extra[0]!r} found, expected no such tensor as the base lacks it{and_more(extra)}"
-            f"; {_prefix_hint(base, tuned) or 'leave such tensors out with on_extra=drop (--on-extra drop)'}"
+            f"; {_advice(base, tuned, extra, _numbers(tuned, fit), drop)}"
         )
     if extra:
-        _log.warning("%s: %r is left out, as the base lacks it%s", tuned.ref, extra[0], and_more(extra))
-    missing = [name for name in base if name not in tuned and _counts(base.spec(name))]
-    if missing and on_missing == "error":
+        _log.warning("%s: %s left out, as the base lacks %s", tuned.ref, *_listed(extra))
+    held = _numbers(base, fit)
+    missing = [name for name in held if name not in tuned and not is_computed(name, base.spec(name))]
+    if missing and fit.on_missing == "error":
+        zero = "take it as unchanged with on_missing=zero (--on-missing zero)"
         raise KeyMismatch(
             f"{tuned.ref}: {missing[0]!r} is missing, expected it as in the base{and_more(missing)}; "
-            f"{_prefix_hint(base, tuned) or 'take it as unchanged with on_missing=zero (--on-missing zero)'}"
+            f"{_advice(base, tuned, missing, held, zero)}"
+        )
+    if missing:
+        _log.warning("%s: %s taken as unchanged, as it lacks %s", tuned.ref, *_listed(missing))
+
+
+def _numbers(weights: Weights, fit: Fit) -> list[str]:
+    """The tensors that hold numbers and take part."""
+    return [name for name in weights if _counts(weights.spec(name)) and fit.choice.takes(name)]
+
+
+def _listed(names: Sequence[str]) -> tuple[str, str]:
+    """The first few names with a verb, and the pronoun for them."""
+    return f"{list_some(names)} {'is' if len(names) == 1 else 'are'}", "it" if len(names) == 1 else "them"
+
+
+def _advice(base: Weights, tuned: Weights, names: Sequence[str], of: Sequence[str], usual: str) -> str:
+    """What to do about tensors without a partner, where leaving them out may lose what is wanted."""
+    heads = [name for name in names if is_head(name) and name in tuned]
+    tied = next((n for n in base if heads and is_embedding(n) and base.spec(n) == tuned.spec(heads[0])), None)
+    if 2 * len(names) > len(of) > 1:
+        way = (
+            "most names differ: was it fine-tuned from another model? If not, say how they correspond with "
+            "rename (--rename OLD=NEW)"
+        )
+    elif tied is not None:
+        way = f"if the base ties {heads[0]!r} to {tied!r}, save it untied first; else {usual}"
+    else:
+        way = usual
+    return way + (f"; the next are {list_some(names[1:])}" if len(names) > 1 else "")
+
+
+def _check_enough(base: Weights, tuned: Weights, fit: Fit) -> None:
+    """Refuse a difference that holds next to nothing, unless it is asked for."""
+    held = [name for name in base if base.spec(name).dtype in EDITABLE]
+    shared = [name for name in held if name in tuned and fit.choice.takes(name)]
+    asked = fit.allow_partial or fit.choice
+    if held and (not shared or (not asked and _LEAST * len(shared) < len(held))):
+        partial = "" if asked or not shared else "; allow_partial=True (--allow-partial) takes them alone"
+        raise KeyMismatch(
+            f"{tuned.ref}: {len(shared) or 'none'} of the {len(held)} floating-point tensors of {base.ref} "
+            "found, expected a tenth or more; say how names correspond with rename (--rename OLD=NEW)"
+            f"{partial}"
         )
 
 
@@ -111,9 +187,10 @@ def _check_specs(where: str, specs: Mapping[str, TensorSpec], base: Weights, *, 
         transposed = "; was it saved transposed?" if have == want[::-1] else ""
         raise KeyMismatch(
             f"{where}: {shaped[0]!r} has shape {have}, expected {want} as in the base{transposed}"
-            f"{and_more(shaped)}{_vocabulary_hint(shaped, specs, base)}"
+            f"{and_more(shaped)}{_vocabulary_hint(shaped, specs, base, _MATCHING if dtypes else '')}"
         )
-    typed = [name for name, spec in specs.items() if dtypes and spec.dtype != base.spec(name).dtype]
+    pairs = ((name, {spec.dtype, base.spec(name).dtype}) for name, spec in specs.items())
+    typed = [name for name, found in pairs if dtypes and len(found) > 1 and not found <= EDITABLE]
     if typed:
         have_type, want_type = (short(spec.dtype) for spec in (specs[typed[0]], base.spec(typed[0])))
         raise KeyMismatch(
@@ -156,24 +233,14 @@ def _check_still_tied(base: Weights, tuned: Weights) -> None:
             )
 
 
-def _vocabulary_hint(names: Sequence[str], specs: Mapping[str, TensorSpec], base: Weights) -> str:
+def _vocabulary_hint(names: Sequence[str], specs: Mapping[str, TensorSpec], base: Weights, vocab: str) -> str:
     """Words for the commonest cause: another number of tokens."""
     for name in names:
         have, want = specs[name].shape, base.spec(name).shape
         if have and have[1:] == want[1:] and (is_lookup(name) or goes_by_token(name)):
+            leave = " ".join(f"--exclude {name}" for name in names[:SHOWN])
             return (
-                f"; vocabularies of {have[0]} and {want[0]} tokens: resize the embeddings to one size, "
-                "or match their tokens (--vocab base, tokenizer_source in mergekit's YAML)"
-            )
-    return ""
-
-
-def _prefix_hint(base: Weights, tuned: Weights) -> str:
-    """Words for names that differ by a leading ``model.`` or the like."""
-    for longer, shorter, has, lacks in ((tuned, base, "tuned", "base"), (base, tuned, "base", "tuned")):
-        prefix = next(iter(longer), "").split(".")[0] + "."
-        if longer and shorter and all(prefix + name in longer for name in shorter):
-            return (
-                f"names start with {prefix!r} in the {has} model but not in the {lacks} one; save both alike"
+                f"; vocabularies of {have[0]} and {want[0]} tokens: {vocab}leave such tensors out with "
+                f"exclude ({leave})"
             )
     return ""

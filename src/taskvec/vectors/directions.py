@@ -21,7 +21,7 @@ class Difference(Summand):
         super().__init__(
             f"{tuned.ref} - {base.ref}",
             ("difference", base.identity, tuned.identity, tuple(names)),
-            {name: computing(base.spec(name)) for name in names},
+            {name: _computing(base, tuned, name) for name in names},
             Base.of(base),
             parts=(base, tuned),
             recorded=VectorInfo(tuned=tuned.ref),
@@ -38,6 +38,12 @@ class Difference(Summand):
     def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         base, tuned = self._models  # whose difference is exact where they are within a factor of two
         return tuned.read(name, rows).to(dtype) - base.read(name, rows).to(dtype)
+
+
+def _computing(base: Weights, tuned: Weights, name: str) -> TensorSpec:
+    """The precision that holds both."""
+    wide = torch.promote_types(base.spec(name).dtype, (tuned if name in tuned else base).spec(name).dtype)
+    return computing(TensorSpec(base.spec(name).shape, wide))
 
 
 class Stored(Summand):

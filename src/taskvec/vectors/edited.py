@@ -9,6 +9,7 @@ from taskvec.errors import BaseMismatch, InputError, KeyMismatch
 from taskvec.vectors.base import Base
 from taskvec.vectors.checks import check_fits, check_point
 from taskvec.vectors.delta import Delta, Reading
+from taskvec.vectors.fitting import under_names_of
 from taskvec.vectors.linear import total
 from taskvec.weights import TensorSpec, Weights, change
 from taskvec.weights.change import Change
@@ -38,6 +39,7 @@ def edit(
     base = delta.room(base)
     if delta.base.unbound:
         delta = delta.bind(base)
+    delta = under_names_of(base, delta)
     check_fits(delta.ref, delta.specs, base)
     here = Base.of(base)
     if not allow_other_base and not delta.base.same_as(here):

@@ -1,17 +1,24 @@
 """Where directions come from, and where they go: files of every kind, two models, noise."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from taskvec.errors import InputError
 from taskvec.reading import exists, local_path
 from taskvec.registry import Registry
-from taskvec.vectors.checks import OnExtra, OnMissing, check_point, editable_names
+from taskvec.vectors.checks import Fit, check_point, editable_names
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.directions import Difference
+from taskvec.vectors.fitting import chosen
 from taskvec.vectors.noise import Noise
 from taskvec.vectors.stored.files import Saved, save_vector
 from taskvec.weights import Weights, open_weights
+from taskvec.weights.matched import see_as
+from taskvec.weights.selecting import Renames
+
+_log = logging.getLogger(__name__)
 
 KINDS: Registry[Callable[..., Delta]] = Registry(
     "kind of vector",
@@ -52,17 +59,35 @@ def with_task(path: str | Path) -> tuple[str | Path, str | None]:
     return (place, task) if mark and not exists(local_path(path)) else (path, None)
 
 
-def between(start: Weights, end: Weights, *, on_extra: OnExtra, on_missing: OnMissing) -> Delta:
+def between(start: Weights, end: Weights, fit: Fit, renames: Renames | None = None) -> Delta:
     """The direction from a base to its fine-tuned weights, or to where an adapter leads.
+
+    Args:
+        renames: what tensors of ``end`` are called in the base, beyond what is found by itself.
 
     Raises: KeyMismatch if names, shapes or dtypes differ.
     """
     check_point(start)
     if end.adapter is not None:
-        return delta_in(end).bind(start, drop=on_extra == "drop")
+        if renames is not None:
+            raise InputError(
+                f"rename: {end.ref} is an adapter, whose layers are found by themselves; leave it out"
+            )
+        bound = delta_in(end).bind(start, drop=fit.on_extra == "drop")
+        return chosen(bound, fit.choice)
     check_point(end)
-    names = editable_names(start, end, on_extra=on_extra, on_missing=on_missing)
-    return Difference(start, end, names)
+    seen = see_as(start, end, renames)
+    for note in seen.notes:
+        _log.warning("%s", note)
+    return difference(start, seen.weights, fit)
+
+
+def difference(start: Weights, end: Weights, fit: Fit) -> Difference:
+    """The direction from a base to weights that are seen under its names.
+
+    Raises: KeyMismatch if names, shapes or dtypes differ.
+    """
+    return Difference(start, end, editable_names(start, end, fit))
 
 
 def noise_like(like: Delta, seed: int) -> Delta:

@@ -13,15 +13,17 @@ from taskvec.arguments import checked
 from taskvec.errors import KeyMismatch, NonFinite
 from taskvec.vectors import geometry, opening
 from taskvec.vectors.base import Base, shared_base
-from taskvec.vectors.checks import OnExtra, OnMissing, check_fits, check_point
+from taskvec.vectors.checks import Fit, OnExtra, OnMissing, check_fits, check_point
 from taskvec.vectors.delta import Delta, Term, computing, join_specs
 from taskvec.vectors.directions import Scaled, Stored
 from taskvec.vectors.edited import EditedWeights, edit
+from taskvec.vectors.fitting import under_names_of
 from taskvec.vectors.info import VectorInfo, check_fields
 from taskvec.weights import TensorSpec, Weights, WeightsLike, open_weights
 from taskvec.weights.change import Change
 from taskvec.weights.dtypes import EDITABLE, LARGEST, short
 from taskvec.weights.in_memory import MemoryWeights
+from taskvec.weights.selecting import Choice, checked_renames
 
 
 class TaskVector(Delta):
@@ -70,20 +72,29 @@ class TaskVector(Delta):
         *,
         on_extra: OnExtra = "error",
         on_missing: OnMissing = "error",
+        rename: Mapping[str, str] | None = None,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        allow_partial: bool = False,
     ) -> "TaskVector":
         """``tuned - base``, over the floating-point tensors of the base. Reads no data.
 
         Applied to ``base`` with coefficient 1 it gives ``tuned`` bit for bit; integer and boolean tensors
-        are no part of it, an edit keeps those of the base.
+        are no part of it, an edit keeps those of the base. Where ``tuned`` has tensors under other names,
+        those of the base are looked for; what is found is logged.
 
         Args:
             on_extra: ``drop`` leaves out tensors that only ``tuned`` has.
             on_missing: ``zero`` takes tensors that ``tuned`` lacks as unchanged.
+            rename: names in ``tuned`` -> names in the base, with ``*`` for any characters.
+            include, exclude: patterns of the tensors that take part, and of those that do not.
+            allow_partial: take a difference of less than a tenth of the base's tensors.
 
         Raises: KeyMismatch if names, shapes or dtypes differ.
         """
         start, end = open_weights(base), open_weights(tuned)
-        return cls.of(opening.between(start, end, on_extra=on_extra, on_missing=on_missing))
+        fit = Fit(on_extra, on_missing, Choice(include, exclude), allow_partial)
+        return cls.of(opening.between(start, end, fit, checked_renames(rename) if rename else None))
 
     @classmethod
     @checked
@@ -200,6 +211,7 @@ class TaskVector(Delta):
         check_point(weights)
         weights = self.room(weights)
         vector = self.bind(weights) if self.base.unbound else self
+        vector = TaskVector.of(under_names_of(weights, vector))
         check_fits(self.ref, vector.specs, weights)
         return TaskVector(vector.terms, Base.of(weights), vector.specs)
 

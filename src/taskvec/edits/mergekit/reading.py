@@ -11,7 +11,7 @@ import torch
 from taskvec.edits import contradictions
 from taskvec.edits.configs import derive_config
 from taskvec.edits.inputs import describe_copy, errors_at, find_copies
-from taskvec.edits.layers import Joined, Picked
+from taskvec.edits.layers import Joined
 from taskvec.edits.merge import Merge
 from taskvec.edits.mergekit.document import Document, Parameters, Slice, Tokenizer
 from taskvec.edits.mergekit.ignored import Ignored, describe_ignored, drop_ignored, find_idle
@@ -30,6 +30,7 @@ from taskvec.names import block_of, comes_before_blocks, count_blocks, goes_by_t
 from taskvec.weights import Weights
 from taskvec.weights.depth import count_layers, names_behind
 from taskvec.weights.dtypes import EDITABLE, short
+from taskvec.weights.picked import Picked
 
 _WIDE_ANYWAY = ("linear", "slerp", "passthrough")
 """Methods that mergekit computes in float32 whatever the dtype."""

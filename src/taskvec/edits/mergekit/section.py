@@ -8,7 +8,7 @@ import torch
 
 from taskvec.edits.contradictions import note_distances
 from taskvec.edits.inputs import errors_at
-from taskvec.edits.layers import Origin, widen
+from taskvec.edits.layers import Origin
 from taskvec.edits.mergekit.methods import Method, Values
 from taskvec.edits.mergekit.values import Scope, Value, join
 from taskvec.edits.parameters import value_at
@@ -16,6 +16,7 @@ from taskvec.errors import InputError, KeyMismatch
 from taskvec.vectors import TaskVector
 from taskvec.vectors.edited import EditedWeights, edit
 from taskvec.weights import Weights
+from taskvec.weights.picked import widen
 
 
 @dataclass(frozen=True)

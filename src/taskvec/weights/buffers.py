@@ -1,0 +1,49 @@
+"""Tensors that checkpoints hold although the model computes them, or has them under another name too."""
+
+import re
+from collections.abc import Container
+
+import torch
+
+from taskvec.names import goes_by_token
+from taskvec.weights.blocks import TensorSpec
+from taskvec.weights.lazy import Weights
+
+_COMPUTED = re.compile(
+    r"(^|\.)((original_)?inv_freq|(cos|sin)_cached|relative_coords_table|relative_position_index|attn_mask"
+    r"|causal_mask|position_ids|token_type_ids|_float_tensor|embed_positions\.weights)$"
+)
+_MASK = re.compile(r"(^|\.)(attn|attention|self_attn|self_attention)\.(masked_)?bias$")
+
+
+def is_computed(name: str, spec: TensorSpec) -> bool:
+    """Whether a tensor is a buffer that the model computes: rotary frequencies, positions, attention masks.
+
+    >>> is_computed("h.0.attn.bias", TensorSpec((1, 1, 64, 64), torch.float32))
+    True
+    """
+    is_mask = spec.numel == 1 or (len(spec.shape) == 4 and spec.shape[:2] == (1, 1))
+    return _COMPUTED.search(name) is not None or (is_mask and _MASK.search(name) is not None)
+
+
+def twin_of(weights: Weights, name: str, among: Container[str]) -> str | None:
+    """A matrix of the same model, an embedding or a head as ``name`` is, that holds the same numbers.
+
+    Args:
+        among: the names that it may have.
+
+    Cost: reads both.
+    """
+    spec = weights.spec(name)
+    if not goes_by_token(name) or len(spec.shape) < 2:
+        return None
+    for other in weights:
+        alike = other != name and other in among and goes_by_token(other) and weights.spec(other) == spec
+        if alike and _are_equal(weights, name, other):
+            return other
+    return None
+
+
+def _are_equal(weights: Weights, name: str, other: str) -> bool:
+    pairs = ((weights.read(name, rows), weights.read(other, rows)) for rows in weights.row_blocks(name))
+    return all(torch.equal(*pair) for pair in pairs)

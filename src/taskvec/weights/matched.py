@@ -1,0 +1,231 @@
+"""A model seen as another one is: under its names, in its layout, without what that computes by itself."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from taskvec.errors import KeyMismatch, and_more
+from taskvec.weights.blocks import TensorSpec
+from taskvec.weights.buffers import is_computed, twin_of
+from taskvec.weights.converted import Converted, Step
+from taskvec.weights.lazy import Weights
+from taskvec.weights.matching import Change, Match, match_names
+from taskvec.weights.network import Conversion, Network, network_of
+from taskvec.weights.picked import Picked
+from taskvec.weights.selecting import Renames
+
+SHOWN = 3
+"""Names in a list before the number of others."""
+
+
+class Seen(NamedTuple):
+    """A view of a model, and what was done to get there, in sentences."""
+
+    weights: Weights
+    notes: tuple[str, ...] = ()
+
+
+def see_as(base: Weights, other: Weights, renames: Renames | None = None) -> Seen:
+    """Another model of the same kind under the names of a base, as far as they are found; lazily.
+
+    What is found goes by a map of the user, by the change of names that fits most tensors, and by the tables
+    of transformers where it is installed and a config.json lies beside the weights. Copies of tied tensors,
+    and buffers that the model computes, are left out. Tensors of which no name is found keep theirs.
+
+    Raises: KeyMismatch where two changes of names fit equally well; InputError for a map that does not fit.
+    Cost: headers; copies of tied tensors are read.
+    """
+    notes: list[str] = []
+    if renames is not None:
+        wanted = renames.apply(all_names(other), other.ref)
+        other = renamed(other, wanted)
+        notes += renaming_notes(other.ref, wanted)
+    match = match_names(all_specs(base), all_specs(other))
+    seen, more = _by_tables(base, renamed(other, match.names), match)
+    names = {**match.names, **more}
+    if match.rivals and not names:
+        raise _ambiguous(base.ref, other.ref, *match.rivals)
+    notes += renaming_notes(other.ref, names)
+    seen, said = _without_copies(base, seen)
+    return Seen(seen, (*notes, *said))
+
+
+def _ambiguous(base: str, ref: str, first: Change, second: Change) -> KeyMismatch:
+    """The error for names that two changes fit equally well."""
+    return KeyMismatch(
+        f"{ref}: its names fit those of {base} after {first} and after {second}, expected one way; "
+        "say which with rename (--rename OLD=NEW)"
+    )
+
+
+def renaming_notes(ref: str, names: Mapping[str, str]) -> list[str]:
+    """A note on tensors that go by another name."""
+    for old, new in names.items():
+        others = f" ({len(names)} renamed)" if len(names) > 1 else ""
+        return [f"{ref}: {old!r} is taken for {new!r}{others}"]
+    return []
+
+
+def list_some(names: Sequence[str]) -> str:
+    """The first few names, and how many more.
+
+    >>> list_some(["a", "b", "c", "d"])
+    "'a', 'b', 'c' (1 more)"
+    """
+    return ", ".join(map(repr, names[:SHOWN])) + and_more(names[SHOWN - 1 :])
+
+
+def all_names(weights: Weights) -> list[str]:
+    """The names of all tensors, aliases too."""
+    return [*weights, *weights.tied]
+
+
+def all_specs(weights: Weights) -> dict[str, TensorSpec]:
+    """Shape and dtype by every name, aliases too."""
+    return {name: weights.spec(name) for name in all_names(weights)}
+
+
+def renamed(weights: Weights, names: Mapping[str, str]) -> Weights:
+    """The weights with some tensors under other names.
+
+    Args:
+        names: name in the model -> name in the view.
+    """
+    if not names:
+        return weights
+    tied = {names.get(alias, alias): names.get(kept, kept) for alias, kept in weights.tied.items()}
+    return Picked(weights, {names.get(name, name): name for name in weights}, tied=tied)
+
+
+def without(weights: Weights, names: Iterable[str]) -> Weights:
+    """The weights but for some tensors."""
+    dropped = set(names)
+    if not dropped:
+        return weights
+    tied = {
+        alias: kept for alias, kept in weights.tied.items() if alias not in dropped and kept not in dropped
+    }
+    return Picked(weights, {name: name for name in weights if name not in dropped}, tied=tied)
+
+
+# Tables of transformers
+
+
+def _lacking(weights: Weights, other: Weights) -> list[str]:
+    """Floating-point tensors that another model has and these weights lack."""
+    return [
+        name
+        for name in other
+        if name not in weights
+        and other.spec(name).dtype.is_floating_point
+        and not is_computed(name, other.spec(name))
+    ]
+
+
+def _by_tables(base: Weights, seen: Weights, match: Match) -> tuple[Weights, dict[str, str]]:
+    """The view of a model with what the network of either tells of names that do not fit yet."""
+    if not (_lacking(seen, base) and _lacking(base, seen)):
+        return seen, {}
+    network = network_of(base) or network_of(seen)
+    if network is None:
+        return seen, {}
+    lost = {name: there for name, there in match.lost.items() if there not in base and there not in seen}
+    plain, steps = _Layouts(network, base, unwrapped := renamed(seen, lost)).compared()
+    if not plain and not steps:
+        return seen, {}
+    taken = {name for step in steps for name in step.sources}
+    names = {plain.get(name, name): name for name in unwrapped if name not in taken}
+    view = Converted(unwrapped, names, steps, renamed(unwrapped, plain).tied)
+    wrapped = {there: name for name, there in lost.items()}
+    told = plain | {step.sources[0]: next(iter(step.targets)) for step in steps}
+    left = {there: name for there, name in wrapped.items() if there in view and there not in base}
+    return renamed(view, left), {wrapped.get(name, name): there for name, there in told.items()}
+
+
+class _Layouts:
+    """The tensors of two models of one network."""
+
+    def __init__(self, network: Network, base: Weights, other: Weights) -> None:
+        self._base, self._other = base, other
+        self._here, self._there = network.layout(all_specs(base)), network.layout(all_specs(other))
+        self._wanted = {place: name for name, place in self._here.renamed.items()}
+        self._held = {place: name for name, place in self._there.renamed.items()}
+
+    def compared(self) -> tuple[dict[str, str], list[Step]]:
+        """Name in the other model -> name in the base, where only the name is another; and what is made."""
+        forward = (self._forward(conversion) for conversion in self._there.converted)
+        backward = (self._backward(conversion) for conversion in self._here.converted)
+        return self._plain(), [step for step in (*forward, *backward) if step is not None]
+
+    def _plain(self) -> dict[str, str]:
+        pairs = {name: self._wanted.get(place, name) for place, name in self._held.items()}
+        return {
+            name: there
+            for name, there in pairs.items()
+            if there != name and name not in self._base and there not in self._other
+        }
+
+    def _forward(self, conversion: Conversion) -> Step | None:
+        """What the base has as the network has it, of tensors that are converted while they are loaded."""
+        names = {place: self._wanted.get(place, "") for place in conversion.targets}
+        if not all(name and name not in self._other for name in names.values()):
+            return None
+        targets = {names[place]: spec for place, spec in conversion.targets.items()}
+        return Step(
+            conversion.sources,
+            targets,
+            lambda tensors: {names[place]: made for place, made in conversion.convert(tensors).items()},
+        )
+
+    def _backward(self, conversion: Conversion) -> Step | None:
+        """The tensors of the base that are converted while they are loaded, of those of the network."""
+        held = {place: self._held.get(place, "") for place in conversion.targets}
+        if not all(held.values()) or any(name in self._other for name in conversion.sources):
+            return None
+        dtype = self._other.spec(next(iter(held.values()))).dtype
+        return Step(
+            tuple(held.values()),
+            {name: TensorSpec(self._base.spec(name).shape, dtype) for name in conversion.sources},
+            lambda tensors: conversion.revert({place: tensors[name] for place, name in held.items()}),
+        )
+
+
+# Copies and buffers
+
+
+def _without_copies(base: Weights, seen: Weights) -> Seen:
+    """A view without what the base computes or has tied, and with the copies that it keeps."""
+    notes: list[str] = []
+    extra, missing = _surplus(seen, base), _surplus(base, seen)
+    computed = [name for name in extra if is_computed(name, seen.spec(name))]
+    copies = {name: twin for name in extra if (twin := twin_of(seen, name, base)) is not None}
+    if computed:
+        notes.append(f"{seen.ref}: left out, as the model computes it: {list_some(computed)}")
+    if copies:
+        pairs = ", ".join(f"{name!r}, a copy of {twin!r}" for name, twin in copies.items())
+        notes.append(f"{seen.ref}: left out, as the base has it once: {pairs}")
+    seen = without(seen, [*computed, *copies])
+    known = [name for name in missing if is_computed(name, base.spec(name))]
+    if known:
+        notes.append(
+            f"{seen.ref}: lacks what the model computes, which stays as in the base: {list_some(known)}"
+        )
+    twins = {name: twin for name in missing if (twin := twin_of(base, name, seen)) is not None}
+    if twins:
+        held = {name: name for name in seen} | twins
+        pairs = ", ".join(f"{name!r} is {twin!r}" for name, twin in twins.items())
+        notes.append(f"{seen.ref}: lacks a copy that the base keeps: {pairs}")
+        seen = Picked(seen, held, tied=seen.tied)
+    return Seen(seen, tuple(notes))
+
+
+def _surplus(weights: Weights, other: Weights) -> list[str]:
+    """Floating-point tensors that another model lacks, under this name or one that it is tied to here."""
+    aliases: dict[str, list[str]] = {}
+    for alias, kept in weights.tied.items():
+        aliases.setdefault(kept, []).append(alias)
+    return [
+        name
+        for name in weights
+        if weights.spec(name).dtype.is_floating_point
+        and not any(known in other for known in (name, *aliases.get(name, ())))
+    ]
