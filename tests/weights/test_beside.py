@@ -89,6 +89,16 @@ def test_code_goes_and_is_said_to_be_code(model: Path, caplog: pytest.LogCapture
     assert "'configuration_x.py', 'modeling_x.py' goes with the output as it is: code" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "assets/logo.png", "LICENSE"])
+def test_what_git_has_yet_to_fetch_stays_and_is_named(
+    name: str, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(model, "config.json", name)
+    (model / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    assert copy(model) == {"config.json"}
+    assert f"left behind: '{name}' (an LFS pointer; run git lfs pull)" in caplog.text
+
+
 @pytest.mark.parametrize("inside", ["model.safetensors", "deep/er/pytorch_model.bin", "x.gguf"])
 def test_another_model_in_a_folder_stays_whole_and_is_named(
     inside: str, model: Path, caplog: pytest.LogCaptureFixture

@@ -110,13 +110,16 @@ def test_what_loaders_take_whole_is_never_split(file: str, tmp_path: Path) -> No
     assert [path.name for path in out.glob("*.safetensors*")] == [file]
 
 
-def test_shards_of_a_component_come_back_as_shards_or_as_one_file(tmp_path: Path) -> None:
-    base = folder_of(tmp_path / "base", "diffusion_pytorch_model.safetensors", DIFFUSERS)
+@pytest.mark.parametrize(
+    "file", ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]
+)
+def test_shards_of_a_component_come_back_as_shards_or_as_one_file(file: str, tmp_path: Path) -> None:
+    base = folder_of(tmp_path / "base", file, DIFFUSERS)
     split = save_weights(open_weights(base), tmp_path / "split", max_shard_size=64)
-    whole = save_weights(
-        open_weights(split / "diffusion_pytorch_model.safetensors.index.json"), tmp_path / "whole"
-    )
-    assert [path.name for path in whole.glob("*.safetensors")] == ["diffusion_pytorch_model.safetensors"]
+    [index] = split.glob("*.index*.json")
+    for opened in (split, index):
+        whole = save_weights(open_weights(opened), tmp_path / "whole", force=True)
+        assert [path.name for path in whole.glob("*.safetensors")] == [file]
     assert open_weights(whole).fingerprint() == open_weights(base).fingerprint()
 
 

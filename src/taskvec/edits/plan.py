@@ -1,5 +1,6 @@
 """What an edit will read, write and cost."""
 
+import logging
 import shutil
 from bisect import bisect
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from taskvec.weights import Weights
 from taskvec.weights.beside import files_beside
 from taskvec.weights.staging import check_space, check_target
 from taskvec.weights.writer import folders_of, plan_files
+
+_log = logging.getLogger(__name__)
 
 _SAMPLE_SECONDS = 0.5
 _SAMPLE_BYTES = 64 << 20
@@ -76,6 +79,8 @@ def make_plan(merge: Merge, target: Path, *, memory: float, force: bool = False)
     beside = files_beside(None if single else merge.like.folder, folders_of(shards))
     written = sum(shard.size for shard in shards) + beside.size
     check_space(target, written)
+    for note in beside.notes:
+        _log.warning("%s", note)
     edited = count_edited(weights)
     largest = max(weights, key=lambda name: weights.spec(name).nbytes, default="")
     most = max((weights.working_bytes(name) for name in weights), default=0)

@@ -4,13 +4,13 @@ What stays is listed here, and all else goes: a loader may need any of it.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from taskvec.errors import InputError
-from taskvec.reading import check_inside, check_regular, is_folder, reason
+from taskvec.errors import CorruptFile, InputError
+from taskvec.reading import check_inside, check_regular, is_folder, read_bytes, reason, shown
 from taskvec.weights.modules import LISTED, module_folders
 
 _WEIGHTS = re.compile(
@@ -53,14 +53,20 @@ _FILES = 2000
 some hundred."""
 
 
+_POINTER = 1 << 10
+"""Bytes of the longest pointer of git's to a large file."""
+
+
 class Beside(NamedTuple):
     """What lies beside weights.
 
     Attributes:
+        folder: of the model.
         copied: the files that go with a copy, each with its place in it.
-        left: what stays behind and might be missed.
+        left: what stays behind and might be missed, in words.
     """
 
+    folder: Path | None
     copied: list[tuple[Path, Path]]
     left: list[str]
 
@@ -70,9 +76,15 @@ class Beside(NamedTuple):
         return sum(file.stat().st_size for file, _ in self.copied)
 
     @property
-    def code(self) -> list[str]:
-        """The programs among what is copied."""
-        return [str(place) for _, place in self.copied if place.suffix == ".py"]
+    def notes(self) -> list[str]:
+        """What stays behind and might be missed; what goes along and might be run."""
+        code = [shown(str(place)) for _, place in self.copied if place.suffix == ".py"]
+        notes = {
+            "left behind: {}": self.left,
+            "{} goes with the output as it is: code of the model's author, which loaders run if told to "
+            "trust it (trust_remote_code)": code,
+        }
+        return [f"{self.folder}: {note.format(_first(names))}" for note, names in notes.items() if names]
 
 
 def files_beside(folder: Path | None, written: Collection[str] = ()) -> Beside:
@@ -89,22 +101,23 @@ def files_beside(folder: Path | None, written: Collection[str] = ()) -> Beside:
     copied: list[tuple[Path, Path]] = []
     left: list[str] = []
     if folder is None:
-        return Beside(copied, left)
+        return Beside(folder, copied, left)
     total = 0
     for path, goes in _sorted_out(folder, written):
         place = path.relative_to(folder)
-        if not goes:
-            left.append(f"{place}/" if is_folder(path) else str(place))
-            continue
-        check_inside(path, folder)
-        check_regular(path)
-        size = path.stat().st_size
-        if size > _LARGEST or total + size > _MOST:
-            left.append(str(place))
-            continue
-        copied.append((path, place))
-        total += size
-    return Beside(copied, left)
+        name = shown(f"{place}/" if is_folder(path) else str(place))
+        if goes:
+            check_inside(path, folder)
+            check_regular(path)
+            size = path.stat().st_size
+            if _is_pointer(path, size):
+                name += " (an LFS pointer; run git lfs pull)"
+            elif size <= _LARGEST and total + size <= _MOST:
+                copied.append((path, place))
+                total += size
+                continue
+        left.append(name)
+    return Beside(folder, copied, left)
 
 
 def _sorted_out(folder: Path, written: Collection[str]) -> Iterator[tuple[Path, bool]]:
@@ -116,13 +129,16 @@ def _sorted_out(folder: Path, written: Collection[str]) -> Iterator[tuple[Path, 
         elif not any(module.is_relative_to(path) for module in modules):
             yield from _of_folder(path, listed=(folder / LISTED).is_file())
     for module in modules:
-        anew = module.relative_to(folder).as_posix() in written
         inner = [other for other in modules if other != module and other.is_relative_to(module)]
+        anew = module.relative_to(folder).as_posix() in written
         for path in _files_in(module) if is_folder(module) else ():
-            if any(path.is_relative_to(other) for other in inner):
-                continue
-            if not (anew if _is_weights(path) else _is_expected(path)):
+            if not any(path.is_relative_to(other) for other in inner) and _is_of_module(path, anew):
                 yield path, True
+
+
+def _is_of_module(path: Path, anew: bool) -> bool:
+    """Whether a file in the folder of a module goes, where its weights may be written anew."""
+    return not (anew if _is_weights(path) else _is_expected(path))
 
 
 def _of_folder(folder: Path, *, listed: bool) -> Iterator[tuple[Path, bool]]:
@@ -150,6 +166,22 @@ def _is_model(folder: Path, files: Iterable[Path]) -> bool:
     """Whether a folder holds weights: then its other files are of no use without them."""
     # The n-grams that speech models decode with are no weights, whatever they are called.
     return folder.name != "language_model" and any(map(_is_weights, files))
+
+
+def _is_pointer(path: Path, size: int) -> bool:
+    """Whether git has yet to fetch a file."""
+    if size > _POINTER:
+        return False
+    try:
+        read_bytes(path)
+    except CorruptFile:
+        return True
+    return False
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
 
 
 def _is_weights(path: Path) -> bool:

@@ -27,7 +27,7 @@ _WHOLE = ("open_clip_model", "consolidated")
 """Those that are looked for in one file only."""
 
 _FILE = re.compile(
-    r"(?P<stem>.+?)(-\d+-of-\d+)?(?P<suffix>\.safetensors|\.bin|\.pth?|\.ckpt)(\.index(\.[\w-]+)?\.json)?"
+    r"(?P<stem>.+?)(-\d+-of-\d+)?(?P<suffix>\.safetensors|\.bin|\.pth?|\.ckpt)(\.index(\.(?P<variant>[\w-]+))?\.json)?"
 )
 
 
@@ -99,7 +99,7 @@ def _naming(folder: Path | None, part: Part) -> Naming:
         return Naming()
     stem, _, variant = found["stem"].partition(".")
     if stem in _STEMS:
-        return Naming(_STEMS[stem], variant)
+        return Naming(_STEMS[stem], variant or found["variant"] or "")
     config = _config(folder and folder / part.folder)
     if "model_type" in config:
         return Naming()

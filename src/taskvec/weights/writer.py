@@ -13,7 +13,7 @@ from taskvec._version import __version__
 from taskvec.arguments import checked
 from taskvec.errors import CorruptFile, InputError, NonFinite, TaskvecError
 from taskvec.progress import Watch, unwatched
-from taskvec.reading import copy_regular, local_path, shown
+from taskvec.reading import copy_regular, local_path
 from taskvec.weights import change
 from taskvec.weights.beside import files_beside
 from taskvec.weights.change import Change
@@ -109,7 +109,7 @@ def save_weights(
             staging.keep = not single
 
         if not single:
-            beside.note(like.folder)
+            beside.note()
             for place in left:
                 place.parent.mkdir(exist_ok=True, parents=True)
         for place in kept:
@@ -205,26 +205,15 @@ class _Beside:
             if text != "":
                 _write(work / name, text() if callable(text) else text)
 
-    def note(self, folder: Path | None) -> None:
+    def note(self) -> None:
         """Say what stays behind and might be missed, and what goes and might be run."""
-        if left := self._beside.left:
-            _log.warning("%s: left behind: %s", folder, _list_some(left))
-        if code := self._beside.code:
-            _log.warning(
-                "%s: %s goes with the output as it is: code of the model's author, which loaders run if told "
-                "to trust it (trust_remote_code)",
-                *(folder, _list_some(code)),
-            )
+        for note in self._beside.notes:
+            _log.warning("%s", note)
 
 
 def folders_of(shards: Sequence[Shard]) -> set[str]:
     """The folders, inside that of the model, that files of weights are written into."""
     return {str(Path(shard.file).parent) for shard in shards}
-
-
-def _list_some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(map(shown, names[:6])) + more
 
 
 def nonfinite_message(where: str, bad: Mapping[str, int]) -> str:
