@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from hostile import little_memory, refused, texts
-from taskvec.edits.configs import derive_config, read_vocabulary_size
+from taskvec.edits.configs import derive_config, read_config, read_vocabulary_size
 from taskvec.edits.inputs import check_sound
 from taskvec.edits.mergekit.templates import choose_template
+from taskvec.edits.stacking import Place, stack_config
 from taskvec.edits.tokens import add_tokens, added_tokens, check_in_order, opaque_files, read_tokens
 from taskvec.edits.vocabulary import align
 from taskvec.errors import InputError
@@ -71,7 +72,8 @@ def test_every_file_beside_weights_is_refused_in_words_or_read(name: str, models
         lambda: check_in_order(one, two),
         lambda: align(one, [two], "union"),
         lambda: read_vocabulary_size(folder),
-        lambda: derive_config(folder, dtype=torch.bfloat16, layers=[(folder, 0), (other, 1)], tokens=4),
+        lambda: derive_config(read_config(folder), dtype=torch.bfloat16, tokens=4),
+        lambda: stack_config(folder, [Place("a", folder, 0), Place("b", other, 1)]),
         lambda: choose_template("auto", folder, [folder, other]),
     ]
     for text in texts(FILES[name], most=60):

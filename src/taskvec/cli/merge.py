@@ -32,6 +32,7 @@ def merge(
     memory: Memory = None,
     max_shard_gb: ShardSize | None = None,
     allow_nonfinite: _Flag = False,
+    allow_unloadable: _Flag = False,
     resume: Resume = False,
     adapter: Annotated[AsAdapter, flattened()] = _AS_MODEL,
     schema: _Flag = False,
@@ -55,6 +56,7 @@ def merge(
         vocab: Bring models of different vocabularies to that of the base, or to the union or intersection of
             all, in place of the recipe's.
         allow_nonfinite: Write NaN and infinities instead of refusing them.
+        allow_unloadable: Write a model of which transformers would make tensors at random, or ignore some.
         schema: Print the JSON schema of recipes and end.
     """
     from taskvec.weights.staging import check_target
@@ -73,6 +75,7 @@ def merge(
             "--resume": resume,
             "--max-shard-gb": max_shard_gb,
             "--allow-nonfinite": allow_nonfinite,
+            "--allow-unloadable": allow_unloadable,
         }
     )
     instead = {"scale": scale, "vocab": vocab}
@@ -82,6 +85,7 @@ def merge(
         write_edit(open_edit(recipe, known=known_ref, **instead), adapter, writing)
         return
     made = _open(recipe, instead, max_shard_gb, allow_nonfinite)
+    made = replace(made, allow_unloadable=allow_unloadable)
     write(made, writing, dry_run=dry_run, resume=resume)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from taskvec.edits.configs import derive_config
+from taskvec.edits.configs import derive_config, read_config
 from taskvec.edits.rows import find_embeddings
 from taskvec.edits.tokens import read_tokens, replace_tokenizer
 from taskvec.edits.vocabulary import Aligned
@@ -42,7 +42,7 @@ def _enlarged(seen: Aligned, room: Weights, adapter: Weights) -> Aligned:
             [f"{added}; its tokenizer goes with the output"],
         )
     else:
-        config = derive_config(room.folder, dtype=None, tokens=rows)
+        config = derive_config(read_config(room.folder), dtype=None, tokens=rows)
         files = {} if config is None else {"config.json": config}
         notes = [f"{added}; no tokenizer lies beside it, so put that with the new tokens beside the output"]
     record = {"rows": rows, "vocabulary of": adapter.ref}

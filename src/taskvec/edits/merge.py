@@ -26,6 +26,8 @@ class Merge:
         allow_nonfinite: write NaN and infinities.
         files: name -> text of side files written in place of those of ``like``, such as a config.json; an
             empty text leaves one out.
+        faults: why the result, in a folder, would not load as it is.
+        allow_unloadable: write such a result too.
     """
 
     weights: Weights
@@ -38,3 +40,5 @@ class Merge:
     passes: Callable[[], Passes] = Passes
     allow_nonfinite: bool = False
     files: Mapping[str, str] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+    allow_unloadable: bool = False

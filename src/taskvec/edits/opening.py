@@ -9,10 +9,12 @@ from taskvec.config import read_documents
 from taskvec.edits import recipe
 from taskvec.edits.card import render_card
 from taskvec.edits.inputs import check_outside
+from taskvec.edits.loading import check_loads
 from taskvec.edits.merge import Merge
 from taskvec.edits.outcome import summarize_change
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
+from taskvec.reading import local_path
 from taskvec.vectors.stored.files import summary
 from taskvec.weights import save_weights
 
@@ -76,10 +78,12 @@ def save_merge(
         force, memory, processes, resume, watch: as for ``save_weights``.
 
     Returns: the path written.
-    Raises: OutputExists; DiskFull; NonFinite.
+    Raises: InputError for a folder that would not load; OutputExists; DiskFull; NonFinite.
     Cost: one read of the inputs, or more where a rule prepares; their fingerprints come with it.
     """
     check_outside(Path(path), merge.inputs.values())
+    if local_path(path).suffix != ".safetensors":
+        check_loads(merge)
     for weights in merge.inputs.values():
         weights.fingerprint_while_reading()
     return save_weights(

@@ -12,6 +12,7 @@ from time import perf_counter
 import torch
 
 from taskvec.edits.inputs import check_outside
+from taskvec.edits.loading import check_loads
 from taskvec.edits.merge import Merge
 from taskvec.edits.passes import Passes
 from taskvec.reading import local_path
@@ -68,12 +69,14 @@ def make_plan(merge: Merge, target: Path, *, memory: float, force: bool = False)
         memory: bytes that blocks at work may take.
         force: as for writing.
 
-    Raises: OutputExists; DiskFull.
+    Raises: InputError for what would not load; OutputExists; DiskFull.
     Cost: about half a second, for the sample.
     """
     weights, target = merge.weights, local_path(target)
     single = target.suffix == ".safetensors"
     check_outside(target, merge.inputs.values())
+    if not single:
+        check_loads(merge)
     check_target(target, force=force, inputs=(*weights.files, *merge.like.files))
     shards = plan_files(weights, merge.like, None if single else merge.max_shard_size, {})
     beside = files_beside(None if single else merge.like.folder, folders_of(shards))

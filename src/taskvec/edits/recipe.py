@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, PositiveFloat
 
 from taskvec.edits import contradictions
-from taskvec.edits.configs import derive_config
+from taskvec.edits.configs import derive_config, read_config
 from taskvec.edits.growth import grow
 from taskvec.edits.inputs import check_sound, describe_copy, errors_at, find_copies
 from taskvec.edits.merge import Merge
@@ -200,7 +200,9 @@ class _Building:
         dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
         precision = getattr(torch, recipe.precision)
         other = recipe.allow_other_base
-        config = None if dtype is None else derive_config(base.folder, dtype=dtype, tokens=seen.rows)
+        config = (
+            None if dtype is None else derive_config(read_config(base.folder), dtype=dtype, tokens=seen.rows)
+        )
         return Merge(
             apply(base, vector, allow_other_base=other, dtype=dtype, precision=precision),
             self._record(seen, rule),

@@ -111,6 +111,12 @@ class Network:
         held = (name for name in self._state if name not in self.tied)
         self.specs: Mapping[str, TensorSpec] = {name: _spec(self._state[name]) for name in held}
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The settings it was built by, with what transformers added to those of the file."""
+        settings: Any = self.model.config
+        return dict(settings.to_dict())
+
     def rename(self, name: str) -> str:
         """A name in a file as it is looked up among the conversions: after all plain renames."""
         return str(_loading().apply_renamings(name, self._renamings))

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from taskvec.edits import contradictions
-from taskvec.edits.configs import derive_config
+from taskvec.edits.configs import derive_config, read_config
 from taskvec.edits.inputs import describe_copy, errors_at, find_copies
 from taskvec.edits.layers import Joined
 from taskvec.edits.merge import Merge
@@ -23,6 +24,7 @@ from taskvec.edits.mergekit.templates import FILE, choose_template
 from taskvec.edits.mergekit.tokenizer import find_wanted
 from taskvec.edits.mergekit.values import Scope, check_names, idle_filters, parse_scope
 from taskvec.edits.passes import count_passes
+from taskvec.edits.stacking import Place, stack_config
 from taskvec.edits.tokens import check_in_order, read_tokens
 from taskvec.edits.vocabulary import align
 from taskvec.errors import InputError
@@ -58,7 +60,8 @@ def read(
     dtype: torch.dtype | None = None if name is None else getattr(torch, name)
     weights = [section.merge(dtype) for section in sections]
     like = reading.like
-    config = derive_config(like.folder, layers=reading.described(), dtype=dtype, tokens=reading.tokens)
+    settings, faults = reading.described()
+    config = derive_config(settings, dtype=dtype, tokens=reading.tokens)
     own = {"config.json": config, FILE: reading.template()}
     files = {**reading.files, **{name: text for name, text in own.items() if text is not None}}
     return Merge(
@@ -69,6 +72,7 @@ def read(
         inputs=reading.inputs,
         passes=partial(count_passes, *(section.vector for section in weights)),
         files=files,
+        faults=faults,
     )
 
 
@@ -149,16 +153,19 @@ class _Reading:
             self._notes += contradictions.compare_models([self.first, *self.models.values()], like=self.first)
         return sections
 
-    def described(self) -> list[tuple[Path | None, int]] | None:
-        """The model folder and layer that each layer of the output is described by."""
+    def described(self) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+        """The config of the output, and why it does not describe it, if it does not."""
         if not self._module.slices:
-            return None
+            return read_config(self.like.folder), ()
         firsts = (piece.sources[0] for piece in self._module.slices)
-        return [
-            (self.models[first.model].folder, number)
+        places = [
+            Place(first.model, self.models[first.model].folder, number)
             for first in firsts
             for number in range(*first.layer_range)
         ]
+        with errors_at(self.where):
+            config, faults = stack_config(self.like.folder, places)
+        return config, tuple(f"{self.where}: slices: {fault}" for fault in faults)
 
     def template(self) -> str | None:
         """The chat template to be written, where it is not that of the copied files."""
