@@ -72,6 +72,7 @@ def diff(
     start, end = check_sound(open_model(base)), check_sound(open_model(tuned))
     check_outside(writing.output, [start, end])
     notes = contradictions.compare_models([start, end], like=None)
+    notes += _left_behind(start, end)
     renames = parse_renames(rename) if rename else None
     fit = Fit(on_extra, on_missing, Choice(include, exclude), allow_partial)
     if end.adapter is not None:
@@ -130,3 +131,12 @@ def _check_no_vocabulary(adapter: "Weights", vocab: str | None) -> None:
         raise InputError(
             f"--vocab: {adapter.ref} is an adapter, whose tokens are those of its base; leave it out"
         )
+
+
+def _left_behind(base: "Weights", tuned: "Weights") -> list[str]:
+    """A note on what the tokenizer of the fine-tuned model says, and that of the base does not."""
+    from taskvec.edits.roles import describe_left
+
+    left = describe_left(tuned.folder, base.folder)
+    way = f"a task vector has none, copy it from {tuned.folder} to what the vector is applied to"
+    return [f"{tuned.ref}: left behind with its tokenizer: {left}; {way}"] if left else []

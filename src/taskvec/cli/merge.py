@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -28,7 +28,7 @@ def merge(
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     dry_run: DryRun = False,
     scale: float | None = None,
-    vocab: Literal["base", "union", "intersection"] | None = None,
+    vocab: str | None = None,
     memory: Memory = None,
     max_shard_gb: ShardSize | None = None,
     allow_nonfinite: _Flag = False,
@@ -53,8 +53,8 @@ def merge(
         output: A folder, which also gets what lies beside the weights of the base, such as config and
             tokenizer, or a .safetensors file.
         scale: The scaling coefficient, in place of the recipe's.
-        vocab: Bring models of different vocabularies to that of the base, or to the union or intersection of
-            all, in place of the recipe's.
+        vocab: Bring models of different vocabularies to that of the base (`base`), to the `union` or
+            `intersection` of all, or to that of the model of this name, in place of the recipe's.
         allow_nonfinite: Write NaN and infinities instead of refusing them.
         allow_unloadable: Write a model of which transformers would make tensors at random, or ignore some.
         schema: Print the JSON schema of recipes and end.

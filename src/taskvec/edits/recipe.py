@@ -24,10 +24,12 @@ from taskvec.edits.parameters import (
     split_parameters,
 )
 from taskvec.edits.passes import count_passes
+from taskvec.edits.roles import describe_left
 from taskvec.edits.tokens import check_in_order
-from taskvec.edits.vocabulary import Aligned, Vocab, align
+from taskvec.edits.vocabulary import VOCABS, Aligned, Vocab, Wanted, align
 from taskvec.errors import InputError, and_more
 from taskvec.reading import exists, local_path
+from taskvec.registry import nearest
 from taskvec.rules import RULES, Rule
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
 from taskvec.vectors.checks import OnExtra, OnMissing, check_fits, check_point, differing_buffers
@@ -78,9 +80,9 @@ class Recipe(Documented):
     """``drop`` leaves out tensors that a model has and the base lacks."""
     on_missing: OnMissing = "error"
     """``zero`` takes tensors that a model lacks as unchanged."""
-    vocab: Vocab | None = None
-    """Bring models of different vocabularies to one: that of the ``base``, or the ``union`` or
-    ``intersection`` of all."""
+    vocab: Annotated[str, Field(min_length=1)] | None = None
+    """Bring models of different vocabularies to one: that of the ``base``, the ``union`` or the
+    ``intersection`` of all, or that of the model of this name."""
     allow_other_base: bool = False
     """Apply vectors that were taken from another base, or from an unknown one."""
     allow_nonfinite: bool = False
@@ -207,7 +209,7 @@ class _Building:
             apply(base, vector, allow_other_base=other, dtype=dtype, precision=precision),
             self._record(seen, rule),
             like=seen.like or base,
-            notes=(*seen.notes, *notes, *self._notes(base, vectors)),
+            notes=(*seen.notes, *notes, *self._notes(base, vectors), *self._left_behind(seen)),
             max_shard_size=recipe.max_shard_gb * 1e9,
             inputs=self.inputs,
             vectors={name: vectors[name] for name in self.held},
@@ -231,18 +233,34 @@ class _Building:
         """Base and models in one vocabulary, and what is odd about them."""
         notes = contradictions.compare_models([self.base, *self.models.values()], like=self.base)
         if self.recipe.vocab is not None:
-            return self._align(self.recipe.vocab), notes
+            return self._align(self._wanted(self.recipe.vocab)), notes
         plain = (model for model in self.models.values() if model.adapter is None)
         notes += [note for model in plain for note in check_in_order(self.base, model)]
         return Aligned(self.base, tuple(self.models.values())), notes
 
-    def _align(self, vocab: Vocab) -> Aligned:
+    def _wanted(self, vocab: str) -> Vocab | Wanted:
+        """The vocabulary of that name, or of the model of that name."""
+        known = next((known for known in VOCABS if known == vocab), None)
+        if known is not None:
+            return known
+        plain = [name for name, model in self.models.items() if model.adapter is None]
+        if vocab not in plain:
+            raise InputError(
+                f"vocab: {vocab!r}, expected a model or one of them; {nearest(vocab, (*VOCABS, *plain))}"
+            )
+        return Wanted(self.models[vocab])
+
+    def _align(self, vocab: Vocab | Wanted) -> Aligned:
         """Base and models, seen in one vocabulary. Vectors and adapters are bound to that of the base."""
         bound = [*self.held, *(name for name, model in self.models.items() if model.adapter is not None)]
         moving = [model for model in self.models.values() if model is not self.base and model.adapter is None]
         seen = align(self.base, moving, vocab)
         if bound and seen.base is not self.base:
-            raise InputError(f"vocab: {vocab}, but {bound[0]!r} is of the vocabulary of the base; use base")
+            raise InputError(
+                f"vocab: {self.recipe.vocab}, but {bound[0]!r} is of the vocabulary of the base; use base, "
+                f"or apply it first (taskvec apply BASE -v {bound[0]}=PATH -o MODEL) "
+                "and give MODEL under models"
+            )
         views = {id(self.base): seen.base, **dict(zip(map(id, moving), seen.tuned, strict=True))}
         return seen._replace(tuned=tuple(views.get(id(model), model) for model in self.models.values()))
 
@@ -351,6 +369,16 @@ class _Building:
             earlier = seen.setdefault(key, name)
             if earlier != name:
                 raise InputError(f"{earlier!r} and {name!r} are the same vector or model; give it once")
+
+    def _left_behind(self, seen: Aligned) -> Iterator[str]:
+        """Notes on what the tokenizers of models say, and that of the output does not."""
+        like = seen.like or self.base
+        adapters = {name: held for name, (held, _) in self.held.items() if held.adapter is not None}
+        for name, model in {**self.models, **adapters}.items():
+            left = describe_left(model.folder, like.folder, tokens=self.recipe.vocab is None)
+            way = f"vocab: {name} takes this one" if model.adapter is None else f"copy it from {model.folder}"
+            if left:
+                yield f"{name}: left behind with its tokenizer: {left}; that of {like.ref} is written, {way}"
 
     def _notes(self, base: Weights, vectors: Mapping[str, TaskVector]) -> Iterator[str]:
         yield from contradictions.note_distances(base, vectors)

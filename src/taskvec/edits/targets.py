@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from taskvec.errors import InputError, and_more
 from taskvec.weights import Weights
 
 Vocab = Literal["base", "union", "intersection"]
+VOCABS: tuple[Vocab, ...] = get_args(Vocab)
 
 
 @dataclass(frozen=True)

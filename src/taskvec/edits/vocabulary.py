@@ -14,12 +14,12 @@ from taskvec.edits.rows import (
     check_same_numbers,
     vocabulary_axes,
 )
-from taskvec.edits.targets import Given, Vocab, Wanted, find_target, give_rows
+from taskvec.edits.targets import VOCABS, Given, Vocab, Wanted, find_target, give_rows
 from taskvec.edits.tokens import read_tokens
 from taskvec.errors import InputError
 from taskvec.weights import Weights
 
-__all__ = ["Aligned", "Given", "Vocab", "Wanted", "align"]
+__all__ = ["VOCABS", "Aligned", "Given", "Vocab", "Wanted", "align"]
 
 
 class Aligned(NamedTuple):

@@ -20,10 +20,11 @@ from taskvec.edits.mergekit.intermediate import Intermediate
 from taskvec.edits.mergekit.methods import METHODS
 from taskvec.edits.mergekit.references import open_reference, split_reference
 from taskvec.edits.mergekit.section import Section
-from taskvec.edits.mergekit.templates import FILE, choose_template
-from taskvec.edits.mergekit.tokenizer import find_wanted
+from taskvec.edits.mergekit.templates import choose_template
+from taskvec.edits.mergekit.tokenizer import find_wanted, list_left
 from taskvec.edits.mergekit.values import Scope, check_names, idle_filters, parse_scope
 from taskvec.edits.passes import count_passes
+from taskvec.edits.roles import FILE
 from taskvec.edits.stacking import Place, stack_config
 from taskvec.edits.tokens import check_in_order, read_tokens
 from taskvec.edits.vocabulary import align
@@ -192,6 +193,7 @@ class _Reading:
         notes += [f"{name}: {describe_copy(first)}" for first, name in find_copies(self.inputs)]
         notes += [note for section in sections for note in section.distances()]
         notes += describe_ignored(self._ignored)
+        notes += list_left(document, self.models, self.like)
         return list(dict.fromkeys([*notes, *self._notes]))
 
     # Forms
