@@ -122,4 +122,9 @@ def _open_file(
         return PickledWeights(path, ref=ref, folder=folder, part=part)
     if part is not None:
         raise InputError(f"{ref}: holds one set of tensors, no parts to choose; leave '#{part}' out")
+    if kind == "gguf":
+        # What it needs beside torch is imported only here.
+        from taskvec.weights.gguf import GgufWeights
+
+        return GgufWeights(path, ref=ref, folder=folder)
     return StoredWeights(path, ref=ref, folder=folder)
