@@ -126,7 +126,15 @@ MADE: dict[type, Callable[[Spied], Lazy]] = {
 """A way to make each kind of something that is made of others, of weights."""
 
 
-LEAVES = {"GgufWeights", "StoredWeights", "ShardedWeights", "MemoryWeights", "PickledWeights", "Spool", "_MadeUp"}
+LEAVES = {
+    "GgufWeights",
+    "StoredWeights",
+    "ShardedWeights",
+    "MemoryWeights",
+    "PickledWeights",
+    "Spool",
+    "_MadeUp",
+}
 """What lies in files or in memory by itself."""
 
 
