@@ -71,7 +71,22 @@ def same(found: Merge, expected: Merge) -> bool:
         (
             "merge_method: passthrough\nslices: [{residual_weight: 0.5, sources: [{model: a, layer_range: [0, 4], weight: 2}]}]",
             "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0, 4]}]}]",
-            "slices[0]: 'residual_weight' does nothing, as in mergekit",
+            "slices[0]: 'residual_weight' does nothing here, as in mergekit",
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: a, tokenizer_source: union}, {model: b}]\nparameters: {weight: 1, dtype: float16, merge_method: slerp}",
+            "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}",
+            "parameters: 'dtype' does nothing here, as in mergekit",
+        ),
+        (
+            "merge_method: linear\nmodules: {default: {dtype: float16, models: [a, {model: b, name: B}]}}\nparameters: {weight: 1}",
+            "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}",
+            "modules.default.models[1]: 'name' does nothing here, as in mergekit",
+        ),
+        (
+            "merge_method: linear\nmodels: [{model: {model: a, override_architecture: X}}, b]\nparameters: {weight: 1}",
+            "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}",
+            "models[0].model: 'override_architecture' does nothing; tensors are matched by name",
         ),
     ],
 )  # fmt: skip
@@ -220,6 +235,7 @@ def test_a_chain_of_documents_equals_merges_written_one_by_one(here: Path, tmp_p
         ("name: x\nmerge_method: passthrough\nmodels: [y]\n---\nname: y\nmerge_method: passthrough\nmodels: [x]", "x: is made of itself"),
         (f"{MEAN}---\n[1]", "document 2 is no mapping"),
         (f"{MEAN.replace('weight', 'wieght')}---\n{FINAL}", "m.yml: the.mean-1: parameters: unknown parameter 'wieght'"),
+        ("\n---\n".join(f"name: d{n}\nmerge_method: passthrough\nmodels: [{f'd{n - 1}' if n else 'a'}]" for n in range(30)), "more than 20 documents made of each other"),
         ("base: base\n---\nbase: a", "2 documents, expected one recipe"),
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ WHOLE = (
 )
 REFUSED = {
     "unknown method": ("merge_method: tise\n" + WHOLE, "did you mean 'ties'"),
+    "method in capitals": ("merge_method: DARE_TIES\n" + WHOLE, "did you mean 'dare_ties'"),
     "unknown key": ("merge_method: ties\nparamaters: {density: 0.5}\n" + WHOLE, "unknown key 'paramaters'; did you mean 'parameters'"),
     "unknown parameter": ("merge_method: ties\nparameters: {lamda: 5}\n" + WHOLE, "unknown parameter 'lamda' of 'ties'; did you mean 'lambda'"),
     "misspelt parameter of another method": ("merge_method: slerp\nbase_model: a\nmodels: [{model: b}]\nparameters: {t: 0.5, wieght: 0.5}", "unknown parameter 'wieght' of 'slerp'; did you mean 'weight'"),

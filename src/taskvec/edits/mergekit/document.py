@@ -193,7 +193,7 @@ class Document(Config):
         if value in LACKING:
             raise ValueError(f"a method of mergekit that taskvec lacks; known: {', '.join(sorted(METHODS))}")
         if value not in METHODS:
-            raise ValueError(f"no such method; {nearest(value, METHODS)}")
+            raise ValueError(f"no such method; {nearest(value.lower(), METHODS)}")
         return value
 
     @field_validator("modules")

@@ -15,8 +15,9 @@ from taskvec.edits.inputs import describe_copy, errors_at, find_copies
 from taskvec.edits.layers import Joined
 from taskvec.edits.merge import Merge
 from taskvec.edits.mergekit.document import Document, Parameters, Slice, Tokenizer
-from taskvec.edits.mergekit.ignored import Ignored, describe_ignored, drop_ignored, find_idle
+from taskvec.edits.mergekit.ignored import drop_ignored
 from taskvec.edits.mergekit.intermediate import Intermediate
+from taskvec.edits.mergekit.known import Ignored, describe_ignored, find_idle
 from taskvec.edits.mergekit.methods import METHODS
 from taskvec.edits.mergekit.references import open_reference, split_reference
 from taskvec.edits.mergekit.section import Section

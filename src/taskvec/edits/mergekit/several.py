@@ -11,6 +11,8 @@ from taskvec.edits.mergekit.reading import read
 from taskvec.errors import InputError, and_more
 
 _Content = Mapping[str, Any]
+_DEEPEST = 20
+"""How long a chain of documents may be; each is computed inside the one that names it."""
 
 
 def read_several(path: Path, documents: Sequence[object]) -> Merge:
@@ -70,6 +72,8 @@ class _Named(Mapping[str, Intermediate]):
             if name in self._begun:
                 raise InputError(f"{self._path}: {name}: is made of itself, expected models made before it")
             self._begun.add(name)
+            if len(self._begun) - len(self._made) > _DEEPEST:
+                raise InputError(f"{self._path}: {name}: more than {_DEEPEST} documents made of each other")
             merge = self.read(content)
             self.notes += [f"{name}: {note}" for note in merge.notes]
             self._made[name] = Intermediate(name, merge)

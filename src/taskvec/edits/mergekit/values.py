@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from taskvec.edits.mergekit.ignored import PARAMETERS, nearest_parameter
+from taskvec.edits.mergekit.known import PARAMETERS, nearest_parameter
 from taskvec.edits.parameters import Filter, Filters, Gradient, Plain, inner_values
 from taskvec.errors import InputError
 from taskvec.registry import nearest
