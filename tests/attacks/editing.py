@@ -388,6 +388,8 @@ MERGEKIT: tuple[dict[str, Any], ...] = (
     2]}]}] }, {"merge_method": "passthrough", "slices": [{"sources": [{"model": "a", "layer_range": [0,
     1]}]}, {"sources": [{"model": "b", "layer_range": [0, 2], "parameters": {"scale": 0.5}}]}],
     "tokenizer": {"source": "base"}, "chat_template": "auto", "out_dtype": "float16" },
+    {"merge_method": "model_stock", "base_model": {"model": {"path": "base"}}, "normalize": True, "models":
+    ["a", {"model": {"model": "b", "lora": None}, "layer_range": [0, 2], "parameters": {"weight": 1}}]},
 )  # fmt: skip
 
 

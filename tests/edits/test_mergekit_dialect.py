@@ -74,6 +74,11 @@ def same(found: Merge, expected: Merge) -> bool:
             "slices[0]: 'residual_weight' does nothing here, as in mergekit",
         ),
         (
+            f"merge_method: ties\n{PAIR}merge_name: x\nmodel_type: llama\nfor: fun",
+            f"merge_method: ties\n{PAIR}",
+            "'merge_name' is no key of mergekit and does nothing",
+        ),
+        (
             "merge_method: linear\nmodels: [{model: a, tokenizer_source: union}, {model: b}]\nparameters: {weight: 1, dtype: float16, merge_method: slerp}",
             "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 1}",
             "parameters: 'dtype' does nothing here, as in mergekit",

@@ -1,6 +1,7 @@
 """What mergekit reads over without a word: keys that have no meaning where they stand."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from taskvec.config import Config
@@ -11,8 +12,9 @@ from taskvec.edits.mergekit.known import Ignored, find_misplaced
 def drop_ignored(content: object) -> tuple[object, list[Ignored]]:
     """A file without the keys that mergekit ignores, and what was left out.
 
-    Keys that begin with a dot, ``_`` or ``x-`` hold text for the aliases of YAML. What is unknown stays, to
-    be refused with the nearest name.
+    Keys that begin with a dot, ``_`` or ``x-`` hold text for the aliases of YAML. An unknown key at the top
+    is left out too, unless it looks misspelt. What is unknown otherwise stays, to be refused with the
+    nearest name.
     """
     if not isinstance(content, Mapping):
         return content, []
@@ -29,12 +31,20 @@ class _Sieve:
 
     def of_document(self, content: Mapping[str, Any]) -> Any:
         """The whole file."""
-        top = self._of_module("", content, Document)
+        top = self._of_module("", self._without_strange(content), Document)
         modules = top.get("modules")
         if not isinstance(modules, Mapping):
             return top
         inner = {name: self._of_module(f"modules.{name}", held, Module) for name, held in modules.items()}
         return {**top, "modules": inner}
+
+    def _without_strange(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The file without keys that resemble none of mergekit's."""
+        fields = Document.model_fields.keys()
+        idle = {ignored.key for ignored in find_misplaced("", content, fields)}
+        strange = [key for key in content if key not in idle and not _resembles(key, fields)]
+        self.ignored += [Ignored(key, "", "is no key of mergekit and does nothing") for key in strange]
+        return {key: value for key, value in content.items() if key not in strange}
 
     def _of_module(self, place: str, module: Any, kind: type[Config]) -> Any:
         """A mapping with models or slices."""
@@ -76,6 +86,11 @@ class _Sieve:
 
 
 _MODELS = ("model", "base_model")
+
+
+def _resembles(key: object, fields: Iterable[str]) -> bool:
+    """Whether a key is one of some, or one of them misspelt."""
+    return not isinstance(key, str) or bool(get_close_matches(key.lower(), fields, n=1, cutoff=0.75))
 
 
 def _dotted(place: str) -> str:
