@@ -1,8 +1,10 @@
 """What PEFT saves beside plain LoRA is the vector that PEFT merges."""
 
+import pickle
 import shutil
 import warnings
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from transformers import (
     Gemma2ForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -22,7 +26,7 @@ from transformers import (
 from adapters import bert, convnext, gpt2, llama, merged, save_adapter_of, save_base
 from checkpoints import SHAPE
 from taskvec.errors import InputError, KeyMismatch
-from taskvec.vectors import TaskVector, apply
+from taskvec.vectors import TaskVector, apply, combine
 from taskvec.weights import open_weights
 from taskvec.weights.blocks import rows_of
 
@@ -40,6 +44,12 @@ def gemma2() -> Network:
 def t5() -> Network:
     return T5ForConditionalGeneration(
         T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2)
+    )
+
+
+def mixtral() -> Network:
+    return MixtralForCausalLM(
+        MixtralConfig(vocab_size=20, num_key_value_heads=1, num_local_experts=3, **SHAPE)
     )
 
 
@@ -298,3 +308,47 @@ def test_a_copy_of_an_adapter_is_the_adapter(tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "b")
     first, other = TaskVector.load(folder), TaskVector.load(copy / "adapter_model.safetensors")
     assert all(torch.equal(first[name], other[name]) for name in first)
+
+
+def read_elsewhere(pickled: Path) -> None:
+    """Read a pickled vector in a process of its own, and keep what it holds."""
+    vector = pickle.loads(pickled.read_bytes())
+    torch.save({name: vector[name] for name in vector}, pickled.with_suffix(".pt"))
+
+
+PICKLED: dict[str, Callable[[Path], TaskVector]] = {
+    "an adapter": lambda place: TaskVector.load(place / "a").with_base(place / "base"),
+    "no base yet": lambda place: TaskVector.load(place / "a"),
+    "a sum": lambda place: 2 * TaskVector.load(place / "a") - TaskVector.load(place / "b"),
+    "a rule": lambda place: combine("ties", [TaskVector.load(place / name) for name in "ab"]),
+    "experts": lambda place: TaskVector.load(place / "experts").with_base(place / "mixture"),
+}
+
+
+@pytest.mark.parametrize("case", PICKLED)
+def test_adapters_are_read_in_other_processes(case: str, tmp_path: Path) -> None:
+    base = save_base(llama, tmp_path / "base")
+    for name, seed in (("a", 1), ("b", 2)):
+        save_adapter_of(base, llama, tmp_path / name, seed, target_modules=["q_proj"])
+    if case == "experts":
+        mixture = save_base(mixtral, tmp_path / "mixture")
+        config = LoraConfig(target_modules=[], target_parameters=["experts.down_proj"], **LORA)
+        save_trained(mixtral, mixture, tmp_path / "experts", config)
+    vector = PICKLED[case](tmp_path)
+    file = tmp_path / "vector.pickle"
+    file.write_bytes(pickle.dumps(vector))
+    other = get_context("spawn").Process(target=read_elsewhere, args=(file,))
+    other.start()
+    other.join()
+    found = torch.load(file.with_suffix(".pt"))
+    assert found.keys() == vector.keys()
+    assert all(torch.equal(found[name], vector[name]) for name in vector)
+
+
+def test_a_pickle_of_a_file_that_was_written_to_is_refused(tmp_path: Path) -> None:
+    base = save_base(llama, tmp_path / "base")
+    folder = save_adapter_of(base, llama, tmp_path / "a", target_modules=["q_proj"])
+    pickled = pickle.dumps(TaskVector.load(folder))
+    rename_keys(folder, lambda key: key)
+    with pytest.raises(InputError, match="was written to since it was pickled; open it again"):
+        pickle.loads(pickled)

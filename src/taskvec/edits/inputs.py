@@ -107,7 +107,8 @@ def _specs(weights: Weights) -> dict[str, object]:
 
 
 def _settings(weights: Weights) -> bytes | None:
-    return None if weights.adapter is None else read_bytes(weights.adapter)
+    beside = weights.adapter
+    return None if beside is None or not exists(beside) else read_bytes(beside)
 
 
 def _start(weights: Weights, name: str) -> bytes:

@@ -123,6 +123,19 @@ def _common(vectors: Sequence[Delta]) -> tuple[Base, Mapping[str, TensorSpec]]:
     return base, specs
 
 
+def _made_anew(
+    rule: str | Rule,
+    vectors: Sequence[Delta],
+    settings: Mapping[str, Any],
+    base: Base,
+    specs: Mapping[str, TensorSpec],
+    each: Mapping[str, Mapping[str, Any]],
+    stats: Sequence[Weights],
+) -> "Combined":
+    known = RULES[rule] if isinstance(rule, str) else rule
+    return Combined(known, vectors, settings, base, specs, each=each, stats=stats or None)
+
+
 class Combined(Summand):
     """What a rule makes of several vectors.
 
@@ -166,6 +179,12 @@ class Combined(Summand):
         wide = any(spec.dtype == torch.float64 for spec in specs.values())
         self._widest = torch.float64 if wide else torch.float32
         self._stacks: Callable[[torch.dtype], Stacks] = lru_cache(None)(self._make_stacks)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Made anew of the vectors, without what is in memory; a rule of ours by its name."""
+        known = self.rule.name in RULES and RULES[self.rule.name] is self.rule
+        rule = self.rule.name if known else self.rule
+        return _made_anew, (rule, self.vectors, self.settings, self.base, self.specs, self._each, self._stats)
 
     def changes(self, name: str) -> bool:
         return any(vector.terms_at(name) for vector in self.vectors)

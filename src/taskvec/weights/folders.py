@@ -7,10 +7,8 @@ from pathlib import Path
 
 from taskvec.errors import CorruptFile, InputError
 from taskvec.reading import printable
+from taskvec.weights.adapters import NAMES as ADAPTERS
 from taskvec.weights.formats import PICKLES, TENSORFLOW, kind_of_file
-
-ADAPTER = "adapter_model"
-"""The stem of the file of an adapter."""
 
 _KNOWN = (
     "model.safetensors",
@@ -19,8 +17,7 @@ _KNOWN = (
     "pytorch_model.bin.index.json",
 )
 _OTHERS = (
-    f"{ADAPTER}.safetensors",
-    f"{ADAPTER}.bin",
+    *(f"{name}{ending}" for name in ADAPTERS for ending in (".safetensors", ".bin")),
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
     "open_clip_model.safetensors",

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from taskvec.errors import CorruptFile, InputError, WrongType
 from taskvec.reading import exists, local_path
 from taskvec.weights import hub
-from taskvec.weights.folders import ADAPTER, Found, find_weights, is_index
+from taskvec.weights.adapters import find_settings
+from taskvec.weights.folders import Found, find_weights, is_index
 from taskvec.weights.formats import PICKLES, check_unfinished, kind_of_file, unknown_kind
 from taskvec.weights.in_memory import MemoryWeights
 from taskvec.weights.lazy import Direction, Part, Weights
@@ -104,7 +105,7 @@ def _open_found(found: Found, ref: str, part: str | None, folder: Path | None) -
         raise unknown_kind(first, ref)
     else:
         weights = _open_file(first, ref=ref, folder=folder, part=part)
-        weights.adapter = first.parent / "adapter_config.json" if first.stem == ADAPTER else None
+        weights.adapter = find_settings(first, weights)
     weights.layout = (Part(file=first.name),)
     return weights
 

@@ -48,6 +48,17 @@ class StoredWeights(Weights):
             files=(path.resolve(),),
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_close", "_handle")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        [path] = self.own_files
+        if file_identity(path) != self.identity:
+            raise InputError(f"{self.ref}: was written to since it was pickled; open it again")
+        handle = self._handle = open_regular(path)
+        self._close = weakref.finalize(self, os.close, handle)
+
     def _read(self, name: str, rows: slice | None) -> Tensor:
         spec = self._specs[name]
         first, shape = 0, spec.shape

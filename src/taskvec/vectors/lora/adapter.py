@@ -50,12 +50,17 @@ class Adapter(Summand):
                 training={"peft": settings.record()},
             ),
         )
-        self.own_files = () if weights.adapter is None else (weights.adapter.resolve(),)
+        beside = weights.adapter
+        self.own_files = () if beside is None or not beside.is_file() else (beside.resolve(),)
         self.contents, self.weights, self._start = contents, weights, base
         self._factors: Callable[[Layer, torch.dtype], tuple[Tensor, Tensor]] = lru_cache(_KEPT)(
             self._read_factors
         )
         self._lengths: Callable[[str, torch.dtype], Tensor] = lru_cache(None)(self._column_lengths)
+
+    def __reduce__(self) -> tuple[type["Adapter"], tuple[Contents, Weights | None]]:
+        """Made anew from its files, without the factors that are in memory."""
+        return Adapter, (self.contents, self._start)
 
     def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The change of one tensor, exact but for rounding in ``dtype``.

@@ -109,12 +109,25 @@ class Contents:
         pieces: the changes, by the names of the adapter or, once it was fitted, of a base.
         specs: shape, and dtype of computing, of every tensor, changed or not; before it was fitted of those
             whose shape the adapter tells.
+        components: what the names of each model begin with, where they are of several.
+        joined: whether ``_`` stands for every ``.`` in the names of modules.
     """
 
     weights: Weights
     settings: Settings
     pieces: Mapping[str, Piece]
     specs: Mapping[str, TensorSpec]
+    components: frozenset[str] = frozenset()
+    joined: bool = False
+
+    def renamed(self, names: Mapping[str, str]) -> "Contents":
+        """The pieces that ``names`` lists, under the names that it gives them."""
+        return Contents(
+            self.weights,
+            self.settings,
+            {names[name]: piece for name, piece in self.pieces.items() if name in names},
+            {names[name]: spec for name, spec in self.specs.items() if name in names},
+        )
 
     @property
     def relative(self) -> bool:

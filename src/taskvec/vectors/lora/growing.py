@@ -18,7 +18,7 @@ def grow(contents: Contents, base: Weights) -> Weights:
     """
     if not any(isinstance(piece, Saved | Rows | Product) for piece in contents.pieces.values()):
         return base
-    if not any(map(goes_by_token, contents.pieces)):
+    if contents.components or not any(map(goes_by_token, contents.pieces)):
         return base
     named, view = place(contents, base)
     names = match_names(contents.weights.ref, named.pieces, base if view is None else view)

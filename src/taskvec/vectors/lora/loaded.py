@@ -1,6 +1,7 @@
 """Adapters of a network whose tensors have other names, or other shapes, in the files of its base."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from threading import Lock
@@ -8,15 +9,19 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from taskvec.errors import MissingExtra
 from taskvec.vectors.base import Base
 from taskvec.vectors.delta import Summand, computing
 from taskvec.vectors.lora.contents import Contents
+from taskvec.vectors.lora.foreign import choose_component
 from taskvec.vectors.lora.naming import has_layers, is_found
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import rows_of
 from taskvec.weights.dtypes import EDITABLE
 from taskvec.weights.lazy import Lazy
 from taskvec.weights.network import Layout, Network, network_of
+
+_log = logging.getLogger(__name__)
 
 _KEPT = 2
 """Groups of converted tensors that stay in memory."""
@@ -39,6 +44,10 @@ class Loaded(Weights):
             },
         )
         self.base, self.network, self.names = base, network, layout
+
+    def __reduce__(self) -> tuple[object, tuple[Weights]]:
+        """Made anew of the config.json beside the base."""
+        return _load, (self.base,)
 
     def _gives(self, name: str) -> bool:
         return name in self._files or name in self._made
@@ -65,6 +74,16 @@ class Loaded(Weights):
         return super().in_rows(name) and self._stored_name(name) in self._files
 
 
+def _load(base: Weights) -> Loaded:
+    network = network_of(base)
+    if network is None:
+        raise MissingExtra(
+            f"{base.ref}: an adapter under the names of a network was pickled, expected transformers and "
+            "the config.json to find them again; pip install transformers"
+        )
+    return Loaded(base, network, network.layout({name: base.spec(name) for name in base}))
+
+
 class Reverted(Summand):
     """A direction of the network, under the names and in the shapes of the files of its base."""
 
@@ -78,10 +97,14 @@ class Reverted(Summand):
             parts=(inner,),
             recorded=inner.recorded,
         )
-        self._inner, self._renamed = inner, layout.renamed
+        self._inner, self._view, self._renamed = inner, view, layout.renamed
         self._converted = {name: c for c in layout.converted for name in c.sources}
         self._lock = Lock()
         self._groups = lru_cache(_KEPT)(self._revert)
+
+    def __reduce__(self) -> tuple[type["Reverted"], tuple[Summand, Loaded]]:
+        """Made anew, without what is in memory."""
+        return Reverted, (self._inner, self._view)
 
     def changes(self, name: str) -> bool:
         return any(self._inner.changes(there) for there in self._places(name))
@@ -130,9 +153,10 @@ def place(contents: Contents, base: Weights) -> tuple[Contents, Loaded | None]:
 
     Returns: no view where they are to be looked up in the base itself.
     """
+    contents = choose_component(contents, base, _log.warning)
     network = None if is_found(contents, base) else network_of(base)
     if network is not None:
-        view = Loaded(base, network, network.layout({name: base.spec(name) for name in base}))
+        view = _load(base)
         for named in (contents, _as_loaded(contents, network)):
             if has_layers(named, view):
                 return named, view
@@ -150,12 +174,7 @@ def renamed(contents: Contents, view: Loaded) -> Contents:
 def _as_loaded(contents: Contents, network: Network) -> Contents:
     """The contents under the network's names, of an adapter that has those of older files."""
     layout = network.layout({name: _stand_in(contents, name) for name in contents.pieces})
-    names: Mapping[str, str] = layout.renamed
-    return replace(
-        contents,
-        pieces={names.get(name, name): piece for name, piece in contents.pieces.items()},
-        specs={names.get(name, name): spec for name, spec in contents.specs.items()},
-    )
+    return contents.renamed({name: layout.renamed.get(name, name) for name in contents.pieces})
 
 
 def _stand_in(contents: Contents, name: str) -> TensorSpec:

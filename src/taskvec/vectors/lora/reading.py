@@ -4,16 +4,16 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-import torch
-
 from taskvec.errors import KeyMismatch
 from taskvec.names import CLASSIFIERS
 from taskvec.vectors.delta import computing
-from taskvec.vectors.lora.contents import Contents, Layer, Piece, Product, Rows, Saved, Scales, Shift, Stacked
+from taskvec.vectors.lora.contents import Contents, Layer, Piece, Product, Rows, Saved, Scales, Stacked
+from taskvec.vectors.lora.factors import Found, check_floating, pieces_of
+from taskvec.vectors.lora.foreign import read_foreign
 from taskvec.vectors.lora.keys import Part, check_one_adapter, is_trained, part_of, plain, whole_name
 from taskvec.vectors.lora.settings import Settings, read_settings
 from taskvec.weights import TensorSpec, Weights
-from taskvec.weights.dtypes import EDITABLE, compute_dtype, raw_bytes, short
+from taskvec.weights.dtypes import raw_bytes
 
 _BASE_LAYER = ".base_layer"
 
@@ -29,6 +29,9 @@ def read_contents(weights: Weights) -> Contents:
         there twice, or is not there though the settings say that it was saved whole.
     """
     assert weights.adapter is not None, f"{weights.ref} is no adapter"
+    foreign = read_foreign(weights)
+    if foreign is not None:
+        return foreign
     settings = read_settings(weights.adapter)
     parts, saved = _read_parts(weights)
     _check_saved(weights, settings, saved)
@@ -70,7 +73,7 @@ def _read_parts(weights: Weights) -> tuple[Parts, dict[str, str]]:
     saved: dict[str, str] = {}
     for key, name, part in read:
         if part is not None:
-            _check_floating(weights, key)
+            check_floating(weights, key)
             _keep_once(weights, parts.setdefault(part.module, {}), part.part, key)
         elif is_trained(name):
             _keep_once(weights, saved, whole_name(name, adapters), key)
@@ -110,11 +113,7 @@ def _check_saved(weights: Weights, settings: Settings, saved: Mapping[str, str])
         )
 
 
-_Found = tuple[str, Piece, TensorSpec | None]
-"""Name in the model, change, and the shape where the file tells it."""
-
-
-def _read_pieces(weights: Weights, settings: Settings, parts: Parts) -> Iterator[_Found]:
+def _read_pieces(weights: Weights, settings: Settings, parts: Parts) -> Iterator[Found]:
     stacks: dict[str, list[str]] = {}
     for module, keys in parts.items():
         if "ia3_l" in keys:
@@ -176,7 +175,7 @@ def _is_stacked(settings: Settings, module: str, keys: Mapping[str, str]) -> boo
 
 def _stacked(
     weights: Weights, settings: Settings, module: str, layers: list[dict[str, str]]
-) -> Iterator[_Found]:
+) -> Iterator[Found]:
     """The factors of the parameters of one module, innermost first: PEFT wraps them in their order."""
     names = settings.parameters(module)
     if len(names) < len(layers):
@@ -202,15 +201,6 @@ def read_stacked(weights: Weights, settings: Settings, name: str, keys: Mapping[
             "as in the settings: (experts rank, in) and (out, rank experts)"
         )
     return Stacked(Layer(name, a, b, settings.scaling(name)), inner[0] // rank)
-
-
-def pieces_of(weights: Weights, layer: Layer) -> Iterator[_Found]:
-    """What a layer changes, by name, and its spec."""
-    dtype = compute_dtype(torch.promote_types(weights.spec(layer.a).dtype, weights.spec(layer.b).dtype))
-    shape = layer.shape_in(weights)
-    yield f"{layer.module}.weight", Product(layer, layer.embedding), TensorSpec(shape, dtype)
-    if layer.bias is not None:
-        yield f"{layer.module}.bias", Shift(layer.bias, layer.scaling), TensorSpec(shape[:1], dtype)
 
 
 def _check_parts(
@@ -251,9 +241,3 @@ def _layer(weights: Weights, settings: Settings, module: str, keys: Mapping[str,
             shape = weights.spec(vector).shape
             raise KeyMismatch(f"{weights.ref}: {vector!r} has shape {shape}, expected {outer[:1]}")
     return Layer(module, a, b, settings.scaling(module), embedding, magnitude, bias)
-
-
-def _check_floating(weights: Weights, key: str) -> None:
-    dtype = weights.spec(key).dtype
-    if dtype not in EDITABLE:
-        raise KeyMismatch(f"{weights.ref}: {key!r} has dtype {short(dtype)}, expected floating point")

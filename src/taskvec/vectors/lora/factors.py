@@ -1,0 +1,48 @@
+"""Pairs of factors: whether they fit together, and what they change."""
+
+from collections.abc import Iterator
+
+import torch
+
+from taskvec.errors import KeyMismatch
+from taskvec.vectors.lora.contents import Layer, Piece, Product, Shift
+from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
+
+Found = tuple[str, Piece, TensorSpec | None]
+"""Name in the model, change, and the shape where the file tells it."""
+
+
+def pieces_of(weights: Weights, layer: Layer) -> Iterator[tuple[str, Piece, TensorSpec]]:
+    """What a layer changes, by name, and its spec."""
+    dtype = compute_dtype(torch.promote_types(weights.spec(layer.a).dtype, weights.spec(layer.b).dtype))
+    shape = layer.shape_in(weights)
+    yield f"{layer.module}.weight", Product(layer, layer.embedding), TensorSpec(shape, dtype)
+    if layer.bias is not None:
+        yield f"{layer.module}.bias", Shift(layer.bias, layer.scaling), TensorSpec(shape[:1], dtype)
+
+
+def check_pair(weights: Weights, layer: Layer) -> None:
+    """Refuse factors that are no floating-point matrices of one rank.
+
+    Raises: KeyMismatch.
+    """
+    for key in (layer.a, layer.b, layer.magnitude):
+        if key is not None:
+            check_floating(weights, key)
+    a, b = weights.spec(layer.a).shape, weights.spec(layer.b).shape
+    inner, outer = (a[-1:], b[:1]) if layer.flipped else (a[:1], b[1:2])
+    if min(len(a), len(b)) < 2 or inner != outer:
+        raise KeyMismatch(
+            f"{weights.ref}: {layer.a!r} has shape {a} and {layer.b!r} {b}, expected factors of one rank"
+        )
+
+
+def check_floating(weights: Weights, key: str) -> None:
+    """Refuse integers.
+
+    Raises: KeyMismatch.
+    """
+    dtype = weights.spec(key).dtype
+    if dtype not in EDITABLE:
+        raise KeyMismatch(f"{weights.ref}: {key!r} has dtype {short(dtype)}, expected floating point")
