@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetModel
 
+from architectures.checks import tune
+from architectures.families import families
 from taskvec.errors import InputError
 from taskvec.vectors import Extraction, TaskVector, save_adapter
 from tiny_networks import ARCHITECTURES, Network, build
@@ -114,6 +117,28 @@ def test_the_factors_count_before_they_are_merged(kind: str, tmp_path: Path) -> 
         merged = network.merge_and_unload()(input_ids=tokens).logits
     torch.testing.assert_close(apart, merged, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(apart, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inserted"), [("pi0", "embed_action_time."), ("mistral_large4_text", "mlp.")]
+)
+def test_names_that_peft_renames_once_more_are_stored_as_it_finds_them(
+    kind: str, inserted: str, tmp_path: Path
+) -> None:
+    family = families().get(kind) or pytest.skip(f"this version of transformers has no {kind}")
+    network = family.build()
+    network.save_pretrained(tmp_path / "base")
+    tune(network)
+    network.save_pretrained(tmp_path / "tuned")
+    made = save_adapter(TaskVector.between(tmp_path / "base", tmp_path / "tuned"), tmp_path / "lora", rank=2)
+    stored = load_file(made.path / "adapter_model.safetensors")
+    settings = json.loads((made.path / "adapter_config.json").read_text())
+    names = [*settings["target_modules"], *settings.get("target_parameters", ())]
+    lacking = [name for name in names if inserted in name and not any(name in key for key in stored)]
+    assert lacking  # the names of the network are others than those that are stored
+    with without_complaints():
+        adapted = PeftModel.from_pretrained(type(network).from_pretrained(tmp_path / "base"), str(made.path))
+    assert sum("lora_A" in name for name, _ in adapted.named_parameters()) == len(made.errors) == len(names)
 
 
 def test_without_a_config_the_names_are_those_of_the_file_and_it_is_said(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, reduce
+from importlib import import_module
 
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from taskvec.weights.network import Network, network_of
 
 _MAP = re.compile(r"(?:^|[._])(?:weight|proj|projection|kernel|linear|[wv]\d)$")
 """Parameters that multiply what a layer is given, by the ends of their names."""
+
+_FACTOR = ".lora_A.weight"
 
 # PEFT 0.21 takes layers of these names for single experts of transformers 4, which lie in stacks now.
 _ONCE_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
@@ -76,15 +79,57 @@ class Adaptable:
         mixed = getattr(self.network.model.config, "model_type", None) in _MIXERS and leaf in _MIXED
         return mixed or isinstance(self.modules.get(parent), nn.MultiheadAttention)
 
-    def nesting(self, targets: Sequence[Target]) -> dict[str, int]:
-        """How many wrappers lie around that of each parameter: one for each later one of its layer."""
+    def stored_names(self, targets: Sequence[Target]) -> dict[str, str]:
+        """What the layer of each target is called in the file of an adapter, by the target's place.
+
+        Wrappers of several parameters of a layer lie in each other, that of the first one innermost.
+        """
         wrapped = {target.place for target in targets if target.form == "parameter"}
-        depths: dict[str, int] = {}
-        for module in {target.module for target in targets if target.form == "parameter"}:
-            names = [f"{module}.{name}" for name, _ in self.modules[module].named_parameters(recurse=False)]
-            held = [name for name in names if name in wrapped]
-            depths |= {name: len(held) - 1 - number for number, name in enumerate(held)}
-        return depths
+        names: dict[str, str] = {}
+        for module in {target.module: None for target in targets}:
+            of_layer = (
+                f"{module}.{name}" for name, _ in self.modules[module].named_parameters(recurse=False)
+            )
+            held = [name for name in of_layer if name in wrapped]
+            names |= {
+                name: f"{self._stored_name(module)}{'.base_layer' * (len(held) - 1 - number)}"
+                for number, name in enumerate(held)
+            }
+        return {
+            target.place: names.get(target.place) or self._stored_name(target.module) for target in targets
+        }
+
+    def finds(self, target: Target) -> bool:
+        """Whether PEFT finds the factors of a layer again, after what it renames on loading."""
+        stored = self._stored_name(target.module)
+        renamed = self._renamed_by_peft(stored)
+        return renamed == target.module or (stored == target.module and stored.endswith(renamed))
+
+    def _stored_name(self, module: str) -> str:
+        """What the factors of a layer are called in the file of an adapter.
+
+        PEFT renames them on loading as transformers does a checkpoint, and some renames insert a word again
+        where it is already: of such names it is left out.
+        """
+        renamed = self._renamed_by_peft(module)
+        if renamed == module or module.endswith(renamed):  # PEFT takes back what only shortens a name
+            return module
+        pairs = enumerate(zip(module, renamed, strict=False))
+        start = next((place for place, (here, there) in pairs if here != there), len(module))
+        added = len(renamed) - len(module)
+        shorter = module[: max(0, start - added)] + module[start:]
+        return shorter if self._renamed_by_peft(shorter) == module else module
+
+    def _renamed_by_peft(self, module: str) -> str:
+        if not self._is_renaming:
+            return module
+        return self.network.rename(f"{module}{_FACTOR}").removesuffix(_FACTOR)
+
+    @cached_property
+    def _is_renaming(self) -> bool:
+        mappings = import_module("transformers.conversion_mapping")
+        kind = getattr(self.network.model.config, "model_type", None)
+        return mappings.get_checkpoint_conversion_mapping(kind) is not None
 
     def check_reached(self, targets: Sequence[Target]) -> list[str]:
         """Layers that PEFT would adapt beside those that are meant, for ``exclude_modules``.

@@ -33,14 +33,14 @@ class Factored:
     size: float
     missed: float
 
-    def tensors(self, target: Target, factors: Factors | None, depth: int) -> dict[str, Tensor]:
+    def tensors(self, target: Target, factors: Factors | None, module: str) -> dict[str, Tensor]:
         """The factors as PEFT keeps them in a file.
 
         Args:
             factors: that they were made of, which know the size of a convolution's filter.
-            depth: how many wrappers lie around that of a parameter.
+            module: what the layer is called in the file.
         """
-        module = f"{_PREFIX}{target.module}{'.base_layer' * depth}"
+        module = f"{_PREFIX}{module}"
         a, b = self.a.flatten(0, 1), self.b.permute(1, 2, 0).flatten(1)  # of a stack, experts go last in b
         if target.form == "embedding":
             return {

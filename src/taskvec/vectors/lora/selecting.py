@@ -36,6 +36,13 @@ class Selection:
     network: Adaptable | None
 
     @property
+    def modules(self) -> Mapping[str, str]:
+        """What the layer of each target is called in the file of an adapter, by the target's place."""
+        if self.network is None:
+            return {target.place: target.module for target in self.targets}
+        return self.network.stored_names(self.targets)
+
+    @property
     def notes(self) -> Iterator[str]:
         """What the user has to know of the adapter."""
         if self.network is None and not all(target.name in self.factors for target in self.targets):
@@ -61,7 +68,7 @@ def select(vector: Delta, only: str, *, exact: bool = False) -> Selection:
     factors = {name: held for name in changed if (held := factors_of(vector, name)) is not None}
     network = adaptable(vector)
     if network is not None:
-        targets = list(network.targets(vector.specs))
+        targets = [target for target in network.targets(vector.specs) if network.finds(target)]
     else:
         targets = [target for target in targets_by_name(vector) if target.name not in factors]
     found = {source for target in targets for source in target.sources}

@@ -98,13 +98,13 @@ def save_adapter(
     ranks = [rank_of(item, factors, rank) for item, factors in held]
     settings = describe(vector, selection, ranks)
     check_space(target, sum(factor_bytes(item, r, dtype) for (item, _), r in zip(held, ranks, strict=True)))
-    depths = {} if selection.network is None else selection.network.nesting(selection.targets)
+    modules = selection.modules
     tensors: dict[str, Tensor] = {}
     norms: dict[str, tuple[float, float]] = {}
     for done, (item, factors) in enumerate(held, start=1):
         made = factor(vector, item, factors, rank, dtype)
         norms[item.name] = made.size, made.missed
-        tensors |= made.tensors(item, factors, depths.get(item.place, 0))
+        tensors |= made.tensors(item, factors, modules[item.place])
         watch("factors", done, len(held))
     extraction = _extraction(target, max(ranks), norms, vector, selection)
     with staged(target, folder=True, force=force, inputs=vector.files) as work:
