@@ -7,11 +7,13 @@ from taskvec.errors import InputError, and_more
 from taskvec.names import select_names
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.lora.adaptable import Adaptable, adaptable
+from taskvec.vectors.lora.adapter import Adapter
 from taskvec.vectors.lora.contents import Product
 from taskvec.vectors.lora.fit import orientations
 from taskvec.vectors.lora.sums import Factors, factors_of
 from taskvec.vectors.lora.targets import Form, Target, orient, targets_by_name
 from taskvec.vectors.stored.files import is_changed
+from taskvec.weights.lazy import Lazy
 
 NAMES_OF_FILE = (
     "layers are called as in the checkpoint, and PEFT looks for them in the network, where names can differ: "
@@ -64,6 +66,7 @@ def select(vector: Delta, only: str, *, exact: bool = False) -> Selection:
 
     Raises: InputError.
     """
+    _check_shaped(vector)
     changed = [name for name in vector if is_changed(vector, name)]
     factors = {name: held for name in changed if (held := factors_of(vector, name)) is not None}
     network = adaptable(vector)
@@ -115,6 +118,24 @@ def _target_of(vector: Delta, name: str, factors: Factors, network: Adaptable | 
     piece = first.adapter.contents.pieces[name]
     turned = isinstance(piece, Product) and piece.transposed
     return Target(name, (name,), place, vector.specs[name], form, turned)
+
+
+def _check_shaped(vector: Delta) -> None:
+    """Refuse adapters that change tensors whose shape only their base tells, where that is not at hand."""
+    for adapter in _adapters_in(vector) if vector.base.unbound else ():
+        unknown = [name for name in adapter.contents.pieces if name not in adapter.specs]
+        if unknown:
+            raise InputError(
+                f"{adapter.ref}: the shape of {unknown[0]!r}{and_more(unknown)} is unknown without the "
+                "base, expected it too: with_base(base), or base: in the recipe"
+            )
+
+
+def _adapters_in(part: Lazy) -> Iterator[Adapter]:
+    if isinstance(part, Adapter):
+        yield part
+    for inner in part.parts:
+        yield from _adapters_in(inner)
 
 
 def _check_exact(vector: Delta, names: Sequence[str], factors: Mapping[str, Factors]) -> None:

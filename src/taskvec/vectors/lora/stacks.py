@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import KeyMismatch
-from taskvec.vectors.lora.contents import Contents, Piece, Stacked
+from taskvec.vectors.lora.contents import Contents, Piece, Product, Stacked
 from taskvec.vectors.lora.lowrank import multiplied
 from taskvec.vectors.lora.reading import read_stacked
 from taskvec.weights import Weights
@@ -74,7 +74,7 @@ class _Place:
         order = list(self.network.specs)
         return sorted(held, key=lambda name: order.index(f"{self.there}.{name}"))
 
-    def _fitted(self, name: str, given: str) -> Stacked | None:
+    def _fitted(self, name: str, given: str) -> Stacked | Product | None:
         """The factors, if the parameter has their shape."""
         guessed = self.adapter.pieces[given]
         assert isinstance(guessed, Stacked)
@@ -86,6 +86,8 @@ class _Place:
             return None
         inner, outer = weights.spec(layer.a).shape[1], weights.spec(layer.b).shape[0]
         shape = self.base.spec(f"{self.there}.{name}").shape
+        if piece.experts == 1 and shape == (outer, inner):
+            return Product(piece.layer, transposed=False)
         if shape not in ((piece.experts, outer, inner), (piece.experts, inner, outer)):
             return None
         turned = self._is_turned(name) if inner == outer else shape == (piece.experts, inner, outer)
