@@ -264,6 +264,19 @@ def test_an_unknown_tensor_as_long_as_the_vocabulary_is_refused_when_tokens_move
     assert "base: 'prior' has a side of 10, as many as tokens" in refused(base, turned)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["model.layers.0.mlp.up_proj.weight", "h.11.ln_1.bias", "model.norm.weight", "transformer.ln_f.bias"],
+)
+def test_a_tensor_of_a_layer_or_a_norm_may_be_as_long_as_the_vocabulary(name: str, tmp_path: Path) -> None:
+    rows, other = torch.randn(10, 2), {name: torch.randn(10)}
+    base = in_memory(tmp_path / "base", WORDS[:10], rows, **other)
+    turned = in_memory(tmp_path / "turned", WORDS[9::-1], rows, **other)
+    view = align(base, [turned]).tuned[0]
+    assert torch.equal(view["embed_tokens.weight"], rows.flip(0))
+    assert torch.equal(view[name], other[name])
+
+
 def test_a_classifier_of_other_classes_is_left_to_the_check_of_shapes(tmp_path: Path) -> None:
     rows = torch.randn(12, 2)
     base = in_memory(tmp_path / "base", WORDS[:10], rows[:10], score=torch.randn(3, 2))

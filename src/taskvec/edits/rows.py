@@ -1,5 +1,6 @@
 """Models and the tokens that their rows are known by."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from taskvec.edits.configs import read_vocabulary_size
 from taskvec.edits.realigned import take_entries
 from taskvec.edits.tokens import opaque_files, read_tokens, replace_tokenizer
 from taskvec.errors import InputError, KeyMismatch
-from taskvec.names import goes_by_token, is_embedding, is_head
+from taskvec.names import block_of, goes_by_token, is_embedding, is_head
 from taskvec.weights import Weights
 
 Key = str | int
@@ -22,6 +23,8 @@ SAMPLE = 256
 """Rows that are compared to see whether rows of the same number are of the same token."""
 _ALIKE = 0.9
 """The share of them that must be nearest to the row of the same number."""
+
+_NORM = re.compile(r"(norm|(^|[._])ln(_\w+)?)\.(weight|bias)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -168,9 +171,13 @@ def _common_axis(name: str, holders: Sequence[Model]) -> tuple[int | None, list[
 def check_recognised(models: Sequence[Model], axes: Mapping[str, int]) -> None:
     """Refuse to move rows if some other tensor may go by tokens as well.
 
+    Those of layers and norms do not, however long they are.
+
     Raises: InputError.
     """
     for name in models[0].weights:
+        if block_of(name) is not None or _NORM.search(name):
+            continue
         holders = [model for model in models if name in model.weights]
         if name not in axes and _common_axis(name, holders)[0] is not None:
             raise InputError(
