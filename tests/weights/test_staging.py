@@ -82,6 +82,19 @@ def test_an_empty_folder_is_taken(shards: int, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("name", [".", "", "../out", "../out/."])
+@pytest.mark.parametrize("force", [False, True])
+def test_the_working_directory_is_never_replaced(
+    name: str, force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    target = name or tmp_path / "out"
+    with pytest.raises(OutputExists, match="no folder can take its place; name one inside it"):
+        save_weights(STATE, target, force=force)
+    assert list(open_weights(save_weights(STATE, "inside"))) == ["a"]
+
+
 @pytest.mark.parametrize("name", [".gitkeep", ".DS_Store", "lost+found", "model.safetensors"])
 def test_a_folder_with_anything_in_it_is_not_empty_and_the_message_names_it(
     name: str, tmp_path: Path

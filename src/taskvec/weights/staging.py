@@ -176,6 +176,8 @@ def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = (), empt
             f"{target}: exists already and holds {what}, but no {MANIFEST}, so was not written by taskvec; "
             "choose another output, or remove it yourself"
         )
+    if held is not None and (force or not held) and _stays(target):
+        raise OutputExists(f"{target}: no folder can take its place; name one inside it")
     may_be_taken = empty and held == [] and not target.is_symlink() and target.suffix != SUFFIX
     if not (force or may_be_taken):
         raise OutputExists(f"{target}: exists already; --force (force=True) replaces it")
@@ -202,6 +204,11 @@ def _names_in(target: Path) -> list[str] | None:
         return sorted(path.name for path in target.iterdir())
     except OSError as error:
         raise OutputExists(f"{target}: {reason(error)}; choose another output") from None
+
+
+def _stays(folder: Path) -> bool:
+    """Whether a folder cannot be renamed, or somebody is in it: a disk's own, or the working directory."""
+    return not folder.is_symlink() and (os.path.ismount(folder) or folder.samefile(Path.cwd()))
 
 
 def files_in(folder: Path) -> list[str]:
