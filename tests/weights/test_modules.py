@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from taskvec.errors import InputError, KeyMismatch
-from taskvec.vectors import TaskVector, apply
+from taskvec.vectors import TaskVector, apply, save_adapter
 from taskvec.weights import open_weights, save_weights
 
 State = dict[str, Tensor]
@@ -176,6 +176,22 @@ def test_a_broken_module_is_named(tmp_path: Path) -> None:
     (base / "2_Dense" / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"2_Dense/model\.safetensors: "):
         open_weights(base)
+
+
+def test_an_adapter_reaches_no_module_beside_the_network(tmp_path: Path) -> None:
+    vector = TaskVector.between(make(tmp_path / "b", "dense", 0), make(tmp_path / "t", "dense", 1))
+    made = save_adapter(vector, tmp_path / "lora", rank=1)
+    assert set(made.errors) == {"layer.0.query.weight"}
+    assert {"2_Dense.linear.weight", "2_Dense.linear.bias"} <= set(made.left_out)
+
+
+def test_an_adapter_is_of_one_module(tmp_path: Path) -> None:
+    layout = "the transformer in a folder"
+    base, tuned = make(tmp_path / "b", layout, 0), make(tmp_path / "t", layout, 1)
+    with pytest.raises(InputError, match=rf"the difference of one of them: {base}/0_Transformer$"):
+        save_adapter(TaskVector.between(base, tuned), tmp_path / "lora", rank=1)
+    inner = TaskVector.between(base / "0_Transformer", tuned / "0_Transformer")
+    assert set(save_adapter(inner, tmp_path / "lora", rank=1).errors) == {"layer.0.query.weight"}
 
 
 @pytest.mark.parametrize("config", ["router_config.json", "config.json"])

@@ -73,7 +73,9 @@ def select(vector: Delta, only: str, *, exact: bool = False) -> Selection:
     if network is not None:
         targets = [target for target in network.targets(vector.specs) if network.finds(target)]
     else:
-        targets = [target for target in targets_by_name(vector) if target.name not in factors]
+        apart = _modules(vector)
+        found_by_name = (target for target in targets_by_name(vector) if target.name not in factors)
+        targets = [target for target in found_by_name if not target.name.startswith(apart)]
     found = {source for target in targets for source in target.sources}
     targets += [
         _target_of(vector, name, held, network) for name, held in factors.items() if name not in found
@@ -91,6 +93,21 @@ def select(vector: Delta, only: str, *, exact: bool = False) -> Selection:
     if exact:
         _check_exact(vector, [name for name in changed if only == "all" or name in taken], factors)
     return Selection(chosen, factors, left_out, network)
+
+
+def _modules(vector: Delta) -> tuple[str, ...]:
+    """What the names of modules beside the network begin with, where no adapter reaches.
+
+    Raises: InputError if the network is a module itself.
+    """
+    parts = () if vector.base.weights is None else vector.base.weights.layout
+    prefixes = [part.prefix for part in parts if part.prefix]
+    if prefixes and len(prefixes) == len(parts):
+        raise InputError(
+            f"{vector.ref}: the model lies in the folders of its modules, where no adapter is looked for; "
+            f"take the difference of one of them: {vector.base.ref}/{parts[0].folder}"
+        )
+    return tuple(prefixes)
 
 
 def _chosen(vector: Delta, targets: Sequence[Target], only: str, changed: set[str]) -> list[Target]:
