@@ -151,6 +151,11 @@ def test_a_model_of_density_0_leaves_the_others(here: Path) -> None:
         torch.testing.assert_close(made.weights[name], expected.weights[name])
 
 
+def test_a_model_of_density_0_changes_nothing(here: Path) -> None:
+    made = merge(f"merge_method: breadcrumbs_ties\n{PAIR.replace('0.4}', '0.4, density: 0}')}")
+    check(made, lambda base, deltas: base + 0.7 * deltas[0])
+
+
 def test_the_weight_of_a_model_of_density_0_counts_in_the_sum(here: Path) -> None:
     made = merge("""
         merge_method: dare_linear

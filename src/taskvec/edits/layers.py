@@ -1,6 +1,6 @@
 """Models made of other models' layers, put one after the other; and the zero that they may start from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,16 +37,26 @@ class Origin(Weights):
 
 
 class Joined(Weights):
-    """Several sets of weights that have no tensor in common, as one."""
+    """Several sets of weights that have no tensor in common, as one.
 
-    def __init__(self, parts: Sequence[Weights]) -> None:
-        self._owner = {name: part for part in parts for name in part}
+    Args:
+        taken: the tensors of each part that are seen; all, if nothing is said.
+    """
+
+    def __init__(self, parts: Sequence[Weights], taken: Sequence[Iterable[str]] | None = None) -> None:
+        pairs = zip(parts, parts if taken is None else taken, strict=True)
+        self._owner = {name: part for part, names in pairs for name in names}
         super().__init__(
             " | ".join(dict.fromkeys(part.ref for part in parts)),
             {name: part.spec(name) for name, part in self._owner.items()},
-            ("joined", *(part.identity for part in parts)),
+            ("joined", *(part.identity for part in parts), *map(tuple, taken or ())),
             parts=parts,
-            tied={alias: kept for part in parts for alias, kept in part.tied.items()},
+            tied={
+                alias: kept
+                for part in parts
+                for alias, kept in part.tied.items()
+                if self._owner.get(kept) is part
+            },
         )
 
     def _read(self, name: str, rows: slice | None) -> Tensor:

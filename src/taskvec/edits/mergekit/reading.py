@@ -19,6 +19,7 @@ from taskvec.edits.mergekit.ignored import drop_ignored
 from taskvec.edits.mergekit.intermediate import Intermediate
 from taskvec.edits.mergekit.known import Ignored, describe_ignored, find_idle
 from taskvec.edits.mergekit.methods import METHODS
+from taskvec.edits.mergekit.modules import has_parts, read_parts
 from taskvec.edits.mergekit.references import open_reference, split_reference
 from taskvec.edits.mergekit.section import Section
 from taskvec.edits.mergekit.templates import choose_template
@@ -54,6 +55,9 @@ def read(
     Raises: InputError, one line, for anything that is unknown, missing or at odds.
     """
     where = f"{path}: {label}" if label else str(path)
+    if isinstance(content, Mapping) and has_parts(content):
+        before = f"{label}: " if label else ""
+        return read_parts(where, content, lambda part, name: read(path, part, made, label=before + name))
     kept, ignored = drop_ignored(content)
     reading = _Reading(where, Document.parse(where, kept), ignored, made or {})
     document = reading.document
@@ -309,7 +313,7 @@ class _Reading:
         self._ignored += idle
         names = {ignored.key for ignored in idle}
         kept = {name: value for name, value in (given or {}).items() if name not in names}
-        return parse_scope(f"{self.where}: {field}", kept, known, method=method)
+        return parse_scope(f"{self.where}: {field}", kept, known, method=method, inside=of_model)
 
     def _of_model(self, entry: _Entry, is_base: bool) -> Scope:
         if not (is_base and entry.parameters):

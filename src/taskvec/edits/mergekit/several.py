@@ -30,7 +30,8 @@ def read_several(path: Path, documents: Sequence[object]) -> Merge:
     named = _Named(path, [content for content in contents if content.get("name") is not None])
     made = named.read(final)
     notes = dict.fromkeys([*named.notes, *made.notes, *named.note_unused(final)])
-    return replace(made, notes=tuple(notes), record={**made.record, "recipe": contents})
+    record = {**made.record, "recipe": contents}
+    return replace(made, notes=tuple(notes), record=record, faults=(*named.faults, *made.faults))
 
 
 def _mapping(path: Path, number: int, content: object) -> _Content:
@@ -44,6 +45,7 @@ class _Named(Mapping[str, Intermediate]):
 
     def __init__(self, path: Path, contents: Sequence[_Content]) -> None:
         self.notes: list[str] = []
+        self.faults: list[str] = []
         self._path = path
         self._contents: dict[str, _Content] = {}
         self._made: dict[str, Intermediate] = {}
@@ -76,6 +78,7 @@ class _Named(Mapping[str, Intermediate]):
                 raise InputError(f"{self._path}: {name}: more than {_DEEPEST} documents made of each other")
             merge = self.read(content)
             self.notes += [f"{name}: {note}" for note in merge.notes]
+            self.faults += merge.faults
             self._made[name] = Intermediate(name, merge)
         return self._made[name]
 

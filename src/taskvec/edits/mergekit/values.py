@@ -24,7 +24,7 @@ class Parameter:
         default: what holds where nothing is given; ``None`` if a value must be.
         of: one value for a tensor (``tensor``), or one for each model (``model``).
         low, high: the range of numbers; ``low`` itself is outside it if ``above``.
-        off: a number outside the range that gradients and filters may have.
+        off: a number outside the range that some tensors, or one of the models, may have.
     """
 
     kind: type[float | int | bool]
@@ -39,7 +39,7 @@ class Parameter:
         """A scalar of the right kind and range; words that spell a number are numbers, as in ``1e-4``.
 
         Args:
-            inside: whether it is the value of some tensors only.
+            inside: whether it is the value of some tensors or of one model only.
 
         Raises: InputError.
         """
@@ -81,18 +81,19 @@ def _number(value: object) -> float:
 
 
 def parse_scope(
-    where: str, given: Mapping[str, Any], known: Mapping[str, Parameter], *, method: str
+    where: str, given: Mapping[str, Any], known: Mapping[str, Parameter], *, method: str, inside: bool = False
 ) -> Scope:
     """The parameters of one place of the file.
 
     Args:
         where: opens messages.
         known: what the method takes.
+        inside: whether the place is about one of the models.
 
     Raises: InputError for parameters that are unknown or out of range.
     """
     check_names(where, given, known, method=method)
-    return {name: _parse(f"{where}.{name}", raw, known[name]) for name, raw in given.items()}
+    return {name: _parse(f"{where}.{name}", raw, known[name], inside=inside) for name, raw in given.items()}
 
 
 def check_names(where: str, names: Iterable[str], known: Iterable[str], *, method: str) -> None:
@@ -106,13 +107,13 @@ def check_names(where: str, names: Iterable[str], known: Iterable[str], *, metho
             raise InputError(f"{where}: unknown parameter {name!r} of {method!r}; {hint}")
 
 
-def _parse(where: str, raw: object, parameter: Parameter) -> Value:
+def _parse(where: str, raw: object, parameter: Parameter, *, inside: bool) -> Value:
     """One value, a list of them along depth, or an entry or a list of entries that go by name."""
     if isinstance(raw, dict):
         return _choice(_filters(where, [raw], parameter))
     if isinstance(raw, list) and any(isinstance(entry, dict) for entry in raw):
         return _choice(_filters(where, raw, parameter))
-    return _along_depth(where, raw, parameter, inside=False)
+    return _along_depth(where, raw, parameter, inside=inside)
 
 
 def _filters(where: str, entries: Sequence[Any], parameter: Parameter) -> Iterator[Filter]:
