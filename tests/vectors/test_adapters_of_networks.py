@@ -1,5 +1,7 @@
 """Adapters of networks whose files have other names: what PEFT merges and saves, edits give."""
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +132,10 @@ NETWORKS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
         lambda: make("SiglipModel", text_config={**SMALL, "vocab_size": 40}, vision_config=VISION),
         {"target_modules": ["q_proj", "k_proj", "fc1"]},
     ),
+    "SigLIP, attention of torch": (
+        lambda: make("SiglipVisionModel", **VISION),
+        {"target_modules": ["attention", "fc1"], "alpha_pattern": {"fc1": 3}},
+    ),
     "LLaVA": (llava, LINEAR),
     "LLaVA, the language model": (llava, {"target_modules": r".*language_model.*\.(q|v)_proj"}),
     "LLaVA, the tower": (llava, {"target_modules": r".*vision_tower.*\.q_proj"}),
@@ -229,3 +235,13 @@ def test_an_adapter_of_an_older_network_fits_a_file_of_today(case: str, tmp_path
     }
     save_file(spelled, path)
     assert_merged(tmp_path)
+
+
+def test_names_that_fit_are_matched_without_transformers(tmp_path: Path) -> None:
+    save_pair(NETWORKS["Llama"][0], tmp_path, LINEAR)
+    work = (
+        "import sys; from taskvec.vectors import TaskVector, apply; "
+        f"edited = apply({str(tmp_path / 'base')!r}, TaskVector.load({str(tmp_path / 'adapter')!r})); "
+        "[edited[name] for name in edited]; assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", work], check=True)

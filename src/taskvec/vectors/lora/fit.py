@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from taskvec.errors import KeyMismatch
-from taskvec.names import is_head
+from taskvec.names import is_embedding, is_head
 from taskvec.vectors.delta import computing
 from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved, Scales, Shift, Stacked
 from taskvec.vectors.lora.growing import adds_rows
 from taskvec.vectors.lora.naming import match_names
 from taskvec.vectors.lora.stacks import resolve_stacks
-from taskvec.vectors.lora.ties import check_alone, find_twins, holds_same
+from taskvec.vectors.lora.ties import check_alone, find_twins, holds_same, is_silently_tied
 from taskvec.weights import Weights
 from taskvec.weights.dtypes import EDITABLE, short
 from taskvec.weights.network import Network
@@ -201,6 +201,12 @@ def bias_of(name: str) -> str:
 
 def _explain_foreign(given: str, piece: Piece, base: Weights) -> str:
     """Words for a tensor of an adapter that the base lacks."""
+    embedding = next(filter(is_embedding, base), None)
+    if isinstance(piece, Saved) and is_head(given) and embedding and is_silently_tied(base, embedding):
+        return (
+            f"{given!r} was trained apart from {embedding!r}, which is also the output layer of {base.ref}, "
+            "expected weights of their own; save the base untied first"
+        )
     if isinstance(piece, Saved):
         return (
             f"{given!r} was trained whole and {base.ref} has no such tensor, expected one to subtract; "

@@ -60,7 +60,7 @@ def part_of(name: str) -> Part | None:
         if kind is None:
             return None
         part = _NAMELESS[part]
-    module = match["module"].removesuffix(".token_adapter")
+    module = str(match["module"]).removesuffix(".token_adapter").replace(".base_layer.", ".")
     return Part(module, part, match["adapter"])
 
 

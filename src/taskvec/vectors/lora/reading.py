@@ -240,4 +240,6 @@ def _layer(weights: Weights, settings: Settings, module: str, keys: Mapping[str,
         if vector and math.prod(weights.spec(vector).shape) != outer[0]:
             shape = weights.spec(vector).shape
             raise KeyMismatch(f"{weights.ref}: {vector!r} has shape {shape}, expected {outer[:1]}")
-    return Layer(module, a, b, settings.scaling(module), embedding, magnitude, bias)
+    # PEFT adds the factors of this layer twice, in training too: before and in the merge that attention runs.
+    times = 2 if ".base_layer.out_proj." in a else 1
+    return Layer(module, a, b, times * settings.scaling(module), embedding, magnitude, bias)
