@@ -19,7 +19,7 @@ from taskvec.cli import main
 from taskvec.edits.opening import open_recipe, save_merge
 from taskvec.errors import InputError, KeyMismatch
 from taskvec.vectors import TaskVector, apply
-from taskvec.weights import open_weights
+from taskvec.weights import open_weights, save_weights
 
 Network = Any
 ROWS, MORE = 20, 3
@@ -162,6 +162,13 @@ def test_the_sum_in_python_is_that_of_the_command(place: Path) -> None:
     assert torch.equal(
         apply("base", bound)["lm_head.weight"], apply("base", TaskVector.load("large"))["lm_head.weight"]
     )
+
+
+def test_what_python_writes_loads(place: Path) -> None:
+    save_weights(apply("base", TaskVector.load("large")), "out")
+    loaded: Any = LlamaForCausalLM.from_pretrained("out", dtype="auto", output_loading_info=True)
+    network, report = loaded
+    assert not any(report.values()) and network.config.vocab_size == ROWS + MORE
 
 
 def test_two_adapters_that_add_tokens_are_refused(place: Path) -> None:

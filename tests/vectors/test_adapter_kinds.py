@@ -1,5 +1,6 @@
 """What PEFT saves beside plain LoRA is the vector that PEFT merges."""
 
+import json
 import pickle
 import shutil
 import warnings
@@ -352,3 +353,66 @@ def test_a_pickle_of_a_file_that_was_written_to_is_refused(tmp_path: Path) -> No
     rename_keys(folder, lambda key: key)
     with pytest.raises(InputError, match="was written to since it was pickled; open it again"):
         pickle.loads(pickled)
+
+
+def in_eight_bits(folder: Path) -> None:
+    """The base with its matrices as codes of eight bits, each with one scale."""
+    weights = load_file(folder / "model.safetensors")
+    for name in [name for name in weights if "proj" in name]:
+        scale = weights[name].abs().amax().float() / 448
+        weights[f"{name}_scale_inv"] = scale.reshape(1, 1)
+        weights[name] = (weights[name].float() / scale).to(torch.float8_e4m3fn)
+    save_file(weights, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]},
+        "dtype": "float32",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_base_in_eight_bits_is_multiplied_by_its_scales(tmp_path: Path) -> None:
+    base = save_base(llama, tmp_path / "base")
+    folder = save_adapter_of(base, llama, tmp_path / "a", target_modules=["q_proj", "down_proj"])
+    in_eight_bits(base)
+    edited, codes = apply(base, TaskVector.load(folder)), load_file(base / "model.safetensors")
+    vector = TaskVector.load(folder)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    plain = codes[name].double() * codes[f"{name}_scale_inv"].double()
+    torch.testing.assert_close(edited[name].double(), plain + vector[name].double(), rtol=1e-6, atol=1e-6)
+    assert not any("scale" in held for held in edited)
+
+
+CODES: dict[str, tuple[Callable[[str, torch.Tensor], dict[str, torch.Tensor]], str]] = {
+    "GPTQ": (
+        lambda name, w: {
+            name.replace("weight", "qweight"): torch.zeros(w.shape[1] // 8, w.shape[0], dtype=torch.int32),
+            name.replace("weight", "scales"): torch.ones(1, w.shape[0], dtype=torch.float16),
+        },
+        "quantized by GPTQ or AWQ .*; start from the checkpoint",
+    ),
+    "bitsandbytes": (
+        lambda name, w: {
+            name: torch.zeros(w.numel() // 2, 1, dtype=torch.uint8),
+            f"{name}.absmax": torch.ones(4),
+        },
+        r"quantized by bitsandbytes .*dequantize\(\)",
+    ),
+    "eight bits without scales": (
+        lambda name, w: {name: w.to(torch.float8_e4m3fn)},
+        r"has dtype float8_e4m3fn in .* of 16 bits or more; save the base in bfloat16 first",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CODES)
+def test_a_base_of_codes_is_refused_with_the_way_to_a_plain_one(case: str, tmp_path: Path) -> None:
+    base = save_base(llama, tmp_path / "base")
+    folder = save_adapter_of(base, llama, tmp_path / "a", target_modules=["q_proj", "v_proj"])
+    code, said = CODES[case]
+    weights = load_file(base / "model.safetensors")
+    for name in [name for name in weights if "proj" in name]:
+        weights |= code(name, weights.pop(name))
+    save_file(weights, base / "model.safetensors")
+    with pytest.raises(InputError, match=said):
+        apply(base, TaskVector.load(folder))

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-from taskvec.edits.configs import derive_config, read_config
 from taskvec.edits.rows import find_embeddings
 from taskvec.edits.tokens import read_tokens, replace_tokenizer
 from taskvec.edits.vocabulary import Aligned
@@ -36,16 +35,16 @@ def _enlarged(seen: Aligned, room: Weights, adapter: Weights) -> Aligned:
         return seen._replace(base=room)
     rows, home = sizes[name], None if adapter.adapter is None else adapter.adapter.parent
     added = f"{adapter.ref}: adds {rows - before[name]} rows to {name!r}, as trained whatever its coefficient"
+    files: dict[str, str] = {}
     if home is not None and read_tokens(home) is not None:
-        files, notes = (
-            replace_tokenizer(room.folder, home, rows),
-            [f"{added}; its tokenizer goes with the output"],
-        )
+        files = replace_tokenizer(room.folder, home, rows)
+        note = f"{added}; its tokenizer goes with the output"
     else:
-        config = derive_config(read_config(room.folder), dtype=None, tokens=rows)
-        files = {} if config is None else {"config.json": config}
-        notes = [f"{added}; no tokenizer lies beside it, so put that with the new tokens beside the output"]
-    record = {"rows": rows, "vocabulary of": adapter.ref}
+        note = f"{added}; no tokenizer lies beside it, so put that with the new tokens beside the output"
     return seen._replace(
-        base=room, rows=rows, files={**seen.files, **files}, notes=(*seen.notes, *notes), record=record
+        base=room,
+        rows=rows,
+        files={**seen.files, **files, **room.texts},
+        notes=(*seen.notes, note),
+        record={"rows": rows, "vocabulary of": adapter.ref},
     )

@@ -21,11 +21,16 @@ class Added(NamedTuple):
 class Grown(Weights):
     """A model with rows added to some of its tensors, in the dtype of these.
 
+    Args:
+        texts: files of its folder that say something else of the model as it is now.
+
     Attributes:
         before: the model as it is in its files.
     """
 
-    def __init__(self, before: Weights, added: Mapping[str, Added]) -> None:
+    def __init__(
+        self, before: Weights, added: Mapping[str, Added], texts: Mapping[str, str] | None = None
+    ) -> None:
         givers = tuple(dict.fromkeys(each.weights for each in added.values()))
         specs = {name: before.spec(name) for name in before}
         for name, each in added.items():
@@ -39,6 +44,7 @@ class Grown(Weights):
             tied=before.tied,
         )
         self.before, self._added = before, dict(added)
+        self.texts = {**before.texts, **(texts or {})}
 
     def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
         """The tensor, and the one that gives it rows."""

@@ -132,10 +132,12 @@ def _is_square(adapter: Contents, piece: Product) -> bool:
 
 def _check_shape(adapter: Contents, piece: Piece, base: Weights, name: str) -> None:
     ref, want = adapter.weights.ref, base.spec(name).shape
-    if base.spec(name).dtype not in EDITABLE:
+    dtype = base.spec(name).dtype
+    if dtype not in EDITABLE:
+        remedy = "; save the base in bfloat16 first" if dtype.is_floating_point else ""
         raise KeyMismatch(
-            f"{ref}: {name!r} has dtype {short(base.spec(name).dtype)} in {base.ref}, "
-            "expected a floating-point tensor"
+            f"{ref}: {name!r} has dtype {short(dtype)} in {base.ref}, expected a floating-point tensor"
+            f"{remedy and ' of 16 bits or more'}{remedy}"
         )
     have, fits = _compare(adapter, piece, want)
     start = piece.start if isinstance(piece, Product | Rows) else None

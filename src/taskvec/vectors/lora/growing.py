@@ -1,9 +1,11 @@
 """Adapters that were trained with tokens of their own: the base with the rows of these."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 from taskvec.errors import KeyMismatch
 from taskvec.names import goes_by_token
+from taskvec.reading import parse_json, read_mapping
 from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved
 from taskvec.vectors.lora.loaded import place
 from taskvec.vectors.lora.naming import match_names
@@ -32,7 +34,28 @@ def grow(contents: Contents, base: Weights) -> Weights:
     if not added:
         return base
     _check_all(contents, base, added)
-    return Grown(base, added)
+    first = next(iter(added))
+    before = base.spec(first).shape[0]
+    return Grown(base, added, _config(base, before, before + len(added[first].rows)))
+
+
+def _config(base: Weights, before: int, rows: int) -> dict[str, str]:
+    """``config.json`` with the new number of tokens, if there is one."""
+    path = None if base.folder is None else base.folder / "config.json"
+    if path is None or not path.is_file():
+        return {}
+    text = base.texts.get(path.name)
+    config = read_mapping(path) if text is None else parse_json(text, str(path))
+    return {path.name: json.dumps(_resized(config, before, rows), indent=2, ensure_ascii=False) + "\n"}
+
+
+def _resized(config: object, before: int, rows: int) -> object:
+    if not isinstance(config, Mapping):
+        return config
+    return {
+        key: rows if key == "vocab_size" and value == before else _resized(value, before, rows)
+        for key, value in config.items()
+    }
 
 
 def adds_rows(have: Sequence[int], want: Sequence[int]) -> bool:

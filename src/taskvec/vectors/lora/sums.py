@@ -28,7 +28,8 @@ class Part:
     @property
     def inputs(self) -> tuple[int, ...]:
         """What the first factor has for each of its ranks: inputs, and the size of a filter."""
-        return self.adapter.weights.spec(self.layer.a).shape[1:]
+        shape = self.adapter.weights.spec(self.layer.a).shape
+        return shape[:1] if self.layer.flipped else shape[1:]
 
 
 @dataclass(frozen=True)
