@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from taskvec.cli._adapters import AsAdapter, write_edit
 from taskvec.cli._common import assignments, flattened
-from taskvec.cli._editing import AllowOther, Expression, Vectors, known_ref, load_vectors
+from taskvec.cli._editing import AllowOther, Expression, Patterns, Vectors, known_ref, load_vectors
 from taskvec.cli._merging import DryRun, Resume, check_output, write
 from taskvec.cli._writing import Writing
 from taskvec.errors import InputError
@@ -32,6 +32,9 @@ def apply(
     param: Annotated[Pairs, Parameter(name=["--param", "-p"], negative=())] = (),
     stats: Annotated[Pairs, Parameter(negative=())] = (),
     scale: float = 1.0,
+    rename: Patterns = (),
+    include: Patterns = (),
+    exclude: Patterns = (),
     allow_other_base: AllowOther = False,
     allow_nonfinite: Annotated[bool, Parameter(negative=())] = False,
     precision: Literal["float32", "float64"] = "float32",
@@ -56,12 +59,18 @@ def apply(
         param: `name=value` for the rule.
         stats: `name=PATH` of the statistics (`taskvec stats`) of each vector, for rules that use them.
         scale: The scaling coefficient of the whole edit.
+        rename: `OLD=NEW` for names in vectors that are others in BASE, such as
+            `model.*=language_model.model.*`; any number, the first that matches wins.
+        include: Only tensors whose name matches: a part of it, all of it with `*` for any characters, or
+            `re:PATTERN`. Any number.
+        exclude: No tensors whose name matches; BASE keeps its own. They need no equal shape.
         allow_other_base: Apply vectors that were taken from another base, or from an unknown one.
         allow_nonfinite: Write NaN and infinities instead of refusing them.
         precision: What deltas, rules and sums are computed in, before the result is rounded once. Tensors of
             float64 always take float64.
     """
     from taskvec.edits.recipe import Recipe, build
+    from taskvec.weights.selecting import parse_renames
 
     adapter.check({"--dry-run": dry_run, "--resume": resume, "--allow-nonfinite": allow_nonfinite})
     loaded = load_vectors(vector)  # which refuses, in words of the option, what no recipe could hold
@@ -74,6 +83,9 @@ def apply(
         "parameters": _parameters(param),
         "statistics": _statistics(stats, loaded),
         "scale": scale,
+        "rename": dict(parse_renames(rename).given),
+        "include": include,
+        "exclude": exclude,
         "precision": precision,
         "max_shard_gb": writing.max_shard_gb,
         "allow_other_base": allow_other_base,

@@ -64,7 +64,7 @@ def diff(
     from taskvec.edits.inputs import check_outside, check_sound
     from taskvec.edits.outcome import summarize_change
     from taskvec.vectors import TaskVector
-    from taskvec.vectors.checks import Fit, differing_buffers
+    from taskvec.vectors.checks import Fit, differing_buffers, note_left_out
     from taskvec.vectors.opening import between, difference
     from taskvec.weights.change import total
     from taskvec.weights.selecting import Choice, parse_renames
@@ -80,8 +80,9 @@ def diff(
         vector = TaskVector.of(between(start, end, fit, renames))
     else:
         end, remarks = _seen(start, end, renames, vocab)
-        notes += remarks
+        fit.choice.check_used([*start, *end])
         vector = TaskVector.of(difference(start, end, fit))
+        notes += [*remarks, *note_left_out(start, end, fit)]
     if rank is None and only is not None:
         raise InputError("--only: given without --rank")
     say(notes + contradictions.note_distances(start, {end.ref: vector}))
@@ -115,10 +116,12 @@ def _seen(
     from taskvec.edits.tokens import check_in_order
     from taskvec.edits.vocabulary import align
     from taskvec.vectors.checks import check_point
-    from taskvec.weights.matched import see_as
+    from taskvec.weights.matched import all_names, see_as
 
     for weights in (base, tuned):
         check_point(weights)
+    if renames is not None:
+        renames.check_used(all_names(tuned), tuned.ref)
     named = see_as(base, tuned, renames)
     if vocab is None:
         return named.weights, [*named.notes, *check_in_order(base, named.weights)]

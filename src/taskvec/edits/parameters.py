@@ -201,6 +201,16 @@ def settle(
     return cast(dict[str, Plain], settled)
 
 
+def zero_at(
+    value: Plain | Gradient | Filters, names: Sequence[str], behind: Container[str] = ()
+) -> frozenset[str]:
+    """The tensors at which a value that is not the same for all is zero."""
+    if is_constant(value):
+        return frozenset()
+    depths = block_depths(names, behind=behind)
+    return frozenset(name for name in names if value_at(value, name, depths.get(name)) == 0)
+
+
 def _check_used(
     where: str, value: Plain | Gradient | Filters, names: Sequence[str], depths: Mapping[str, float]
 ) -> None:

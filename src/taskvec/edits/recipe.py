@@ -1,6 +1,6 @@
 """Recipes: YAML files that say which model to make of a base and task vectors, or of fine-tuned models."""
 
-from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +13,7 @@ from taskvec.edits.configs import derive_config, read_config
 from taskvec.edits.growth import grow
 from taskvec.edits.inputs import check_sound, describe_copy, errors_at, find_copies
 from taskvec.edits.merge import Merge
+from taskvec.edits.naming import Naming, Renaming, choose, note_left_out, take_part
 from taskvec.edits.parameters import (
     FORMS,
     Documented,
@@ -27,15 +28,16 @@ from taskvec.edits.passes import count_passes
 from taskvec.edits.roles import describe_left
 from taskvec.edits.tokens import check_in_order
 from taskvec.edits.vocabulary import VOCABS, Aligned, Vocab, Wanted, align
-from taskvec.errors import InputError, and_more
+from taskvec.errors import InputError
 from taskvec.reading import exists, local_path
 from taskvec.registry import nearest
 from taskvec.rules import RULES, Rule
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
-from taskvec.vectors.checks import OnExtra, OnMissing, check_fits, check_point, differing_buffers
+from taskvec.vectors.checks import Fit, OnExtra, OnMissing, check_point
 from taskvec.vectors.combining import bind_all
 from taskvec.vectors.expression import names_in
-from taskvec.vectors.opening import delta_in, with_task
+from taskvec.vectors.fitting import chosen
+from taskvec.vectors.opening import between, delta_in, difference, with_task
 from taskvec.weights import Weights, hub, open_weights
 from taskvec.weights.depth import names_behind
 from taskvec.weights.dtypes import EDITABLE
@@ -80,6 +82,16 @@ class Recipe(Documented):
     """``drop`` leaves out tensors that a model has and the base lacks."""
     on_missing: OnMissing = "error"
     """``zero`` takes tensors that a model lacks as unchanged."""
+    allow_partial: bool = False
+    """Take models that have less than a tenth of the base's tensors."""
+    rename: Renaming = Field(default_factory=dict)
+    """Old name -> new one, with ``*`` for any characters, for tensors that the base calls otherwise; or, for
+    a vector or model alone, its name -> such a map."""
+    include: tuple[str, ...] = ()
+    """Only tensors whose name matches: a part of it, all of it with ``*`` for any characters, or
+    ``re:PATTERN``."""
+    exclude: tuple[str, ...] = ()
+    """No tensors whose name matches. They need no partner and no equal shape."""
     vocab: Annotated[str, Field(min_length=1)] | None = None
     """Bring models of different vocabularies to one: that of the ``base``, the ``union`` or the
     ``intersection`` of all, or that of the model of this name."""
@@ -187,6 +199,7 @@ class _Building:
         start = {} if recipe.base is None else {"base": self.base}
         self.inputs: dict[str, Weights] = {**start, **files, **self.models}
         self._check_distinct()
+        self.naming = Naming(recipe.rename, {**files, **self.models})
         masked = [name for name, (_, task) in self.held.items() if task is not None]
         self.copies = list(
             find_copies({name: self.inputs[name] for name in self.inputs if name not in masked})
@@ -209,7 +222,13 @@ class _Building:
             apply(base, vector, allow_other_base=other, dtype=dtype, precision=precision),
             self._record(seen, rule),
             like=seen.like or base,
-            notes=(*seen.notes, *notes, *self._notes(base, vectors), *self._left_behind(seen)),
+            notes=(
+                *self.naming.notes,
+                *seen.notes,
+                *notes,
+                *self._notes(base, vectors),
+                *self._left_behind(seen),
+            ),
             max_shard_size=recipe.max_shard_gb * 1e9,
             inputs=self.inputs,
             vectors={name: vectors[name] for name in self.held},
@@ -232,6 +251,8 @@ class _Building:
     def _see(self) -> tuple[Aligned, list[str]]:
         """Base and models in one vocabulary, and what is odd about them."""
         notes = contradictions.compare_models([self.base, *self.models.values()], like=self.base)
+        for name, model in self.models.items():
+            self.models[name] = self.naming.see_model(name, self.base, model)
         if self.recipe.vocab is not None:
             return self._align(self._wanted(self.recipe.vocab)), notes
         plain = (model for model in self.models.values() if model.adapter is None)
@@ -268,16 +289,21 @@ class _Building:
         """The vectors, then the models as vectors, all of one base."""
         recipe, base = self.recipe, seen.base
         vectors = {
-            name: TaskVector.of(delta_in(weights, task)) for name, (weights, task) in self.held.items()
+            name: self.naming.see_vector(name, base, TaskVector.of(delta_in(weights, task)))
+            for name, (weights, task) in self.held.items()
         }
-        for vector in vectors.values():  # all of them first: headers cost less than comparing fingerprints
-            if not vector.base.unbound:
-                check_fits(vector.ref, vector.specs, base)
-        for name, vector in vectors.items():
-            vectors[name] = vector.with_base(base) if recipe.allow_other_base else bind_all([vector], base)[0]
+        choice = choose(recipe.include, recipe.exclude, recipe.scale, base, vectors.values())
+        # All of them first: headers cost less than comparing fingerprints.
+        parts = {name: take_part(vector, choice, base) for name, vector in vectors.items()}
+        for name, part in parts.items():
+            bound = part.with_base(base) if recipe.allow_other_base else bind_all([part], base)[0]
+            vectors[name] = TaskVector.of(chosen(bound, choice))
+        fit = Fit(recipe.on_extra, recipe.on_missing, choice, recipe.allow_partial)
         for name, model in zip(self.models, seen.tuned, strict=True):
-            vector = TaskVector.between(base, model, on_extra=recipe.on_extra, on_missing=recipe.on_missing)
+            leads = between if model.adapter is not None else difference
+            vector = TaskVector.of(leads(base, model, fit))
             vectors[name] = 0 * vector if model is base else vector
+        self.choice = choice
         return vectors
 
     def _edit(self, base: Weights, vectors: Mapping[str, TaskVector]) -> tuple[TaskVector, Mapping[str, Any]]:
@@ -385,24 +411,10 @@ class _Building:
         for first, name in self.copies:
             zero = "the base itself, so its task vector is zero"
             yield f"{name}: {zero if first == 'base' else describe_copy(first)}"
-        for name, model in self.models.items():
-            if model.adapter is None:  # which has names of its own
-                yield from _left(f"{name}: left out, as the base lacks it", model, base)
-                yield from _left(f"{name}: unchanged, as the model lacks it", base, model)
-                integers = differing_buffers(base, model)
-                yield from _first(f"{name}: differs, but integers are those of the base", integers)
+        yield from note_left_out(self.models, base, self.choice)
         if self.recipe.base is None:
             first = next(iter(self.recipe.models))
             yield f"no base: config, tokenizer and integer tensors are those of the first model, {first!r}"
-
-
-def _left(what: str, names: Iterable[str], others: Container[str]) -> Iterator[str]:
-    return _first(what, [name for name in names if name not in others])
-
-
-def _first(what: str, names: Sequence[str]) -> Iterator[str]:
-    if names:
-        yield f"{what}: {names[0]!r}{and_more(names)}"
 
 
 def _number(where: str, value: object) -> float:

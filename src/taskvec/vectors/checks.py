@@ -1,7 +1,6 @@
 """Whether two sets of weights, or a vector and a base, fit together; and in which words they do not."""
 
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from taskvec.errors import InputError, KeyMismatch, and_more
@@ -25,8 +24,6 @@ _MATCHING = (
     "YAML), or "
 )
 """Advice for whole models of different vocabularies."""
-
-_log = logging.getLogger(__name__)
 
 
 class Fit(NamedTuple):
@@ -53,8 +50,6 @@ def editable_names(base: Weights, tuned: Weights, fit: Fit) -> list[str]:
 
     Raises: KeyMismatch for missing, extra or differing tensors, the first of which is named.
     """
-    if fit.choice:
-        fit.choice.check_used([*base, *tuned])
     _check_same_names(base, tuned, fit)
     shared = [name for name in base if name in tuned and fit.choice.takes(name)]
     counting = [name for name in shared if _counts(base.spec(name))]
@@ -72,35 +67,47 @@ def editable_names(base: Weights, tuned: Weights, fit: Fit) -> list[str]:
 
 
 def _check_same_names(base: Weights, tuned: Weights, fit: Fit) -> None:
-    extra = [name for name in _numbers(tuned, fit) if not _has(base, tuned, name)]
+    extra = _surplus(base, tuned, fit)
     if extra and fit.on_extra == "error":
         drop = "leave such tensors out with on_extra=drop (--on-extra drop)"
         raise KeyMismatch(
             f"{tuned.ref}: {extra[0]!r} found, expected no such tensor as the base lacks it{and_more(extra)}"
             f"; {_advice(base, tuned, extra, _numbers(tuned, fit), drop)}"
         )
-    if extra:
-        _log.warning("%s: %s left out, as the base lacks %s", tuned.ref, *_listed(extra))
-    held = _numbers(base, fit)
-    missing = [name for name in held if name not in tuned and not is_computed(name, base.spec(name))]
+    missing = _lacking(base, tuned, fit)
     if missing and fit.on_missing == "error":
         zero = "take it as unchanged with on_missing=zero (--on-missing zero)"
         raise KeyMismatch(
             f"{tuned.ref}: {missing[0]!r} is missing, expected it as in the base{and_more(missing)}; "
-            f"{_advice(base, tuned, missing, held, zero)}"
+            f"{_advice(base, tuned, missing, _numbers(base, fit), zero)}"
         )
-    if missing:
-        _log.warning("%s: %s taken as unchanged, as it lacks %s", tuned.ref, *_listed(missing))
+
+
+def note_left_out(base: Weights, tuned: Weights, fit: Fit) -> Iterator[str]:
+    """Notes on the tensors that only one of two models has, where that is let pass."""
+    for names, what, why in (
+        (_surplus(base, tuned, fit), "left out", "the base lacks"),
+        (_lacking(base, tuned, fit), "taken as unchanged", "it lacks"),
+    ):
+        verb, them = ("is", "it") if len(names) == 1 else ("are", "them")
+        if names:
+            yield f"{tuned.ref}: {list_some(names)} {verb} {what}, as {why} {them}"
+
+
+def _surplus(base: Weights, tuned: Weights, fit: Fit) -> list[str]:
+    """What only the fine-tuned model has."""
+    return [name for name in _numbers(tuned, fit) if not _has(base, tuned, name)]
+
+
+def _lacking(base: Weights, tuned: Weights, fit: Fit) -> list[str]:
+    """What it lacks, and the model does not compute."""
+    held = (name for name in _numbers(base, fit) if name not in tuned)
+    return [name for name in held if not is_computed(name, base.spec(name))]
 
 
 def _numbers(weights: Weights, fit: Fit) -> list[str]:
     """The tensors that hold numbers and take part."""
     return [name for name in weights if _counts(weights.spec(name)) and fit.choice.takes(name)]
-
-
-def _listed(names: Sequence[str]) -> tuple[str, str]:
-    """The first few names with a verb, and the pronoun for them."""
-    return f"{list_some(names)} {'is' if len(names) == 1 else 'are'}", "it" if len(names) == 1 else "them"
 
 
 def _advice(base: Weights, tuned: Weights, names: Sequence[str], of: Sequence[str], usual: str) -> str:

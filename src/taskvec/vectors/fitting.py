@@ -52,15 +52,12 @@ def under_names_of(base: Weights, delta: Delta) -> Delta:
 
 
 def chosen(delta: Delta, choice: Choice) -> Delta:
-    """The tensors of a direction that take part.
-
-    Raises: InputError for a pattern that matches none.
-    """
-    if not choice:
+    """The tensors of a direction that take part."""
+    taken = {name: name for name in delta if choice.takes(name)}
+    if len(taken) == len(delta):
         return delta
-    choice.check_used(delta.specs)
     deltas = Deltas(delta)
-    return _stored(delta, deltas, Seen(Picked(deltas, {name: name for name in delta if choice.takes(name)})))
+    return _stored(delta, deltas, Seen(Picked(deltas, taken)))
 
 
 def _stored(delta: Delta, deltas: Deltas, seen: Seen) -> Delta:

@@ -8,14 +8,14 @@ from typing import Any
 from taskvec.errors import InputError
 from taskvec.reading import exists, local_path
 from taskvec.registry import Registry
-from taskvec.vectors.checks import Fit, check_point, editable_names
+from taskvec.vectors.checks import Fit, check_point, editable_names, note_left_out
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.directions import Difference
 from taskvec.vectors.fitting import chosen
 from taskvec.vectors.noise import Noise
 from taskvec.vectors.stored.files import Saved, save_vector
 from taskvec.weights import Weights, open_weights
-from taskvec.weights.matched import see_as
+from taskvec.weights.matched import all_names, see_as
 from taskvec.weights.selecting import Renames
 
 _log = logging.getLogger(__name__)
@@ -74,12 +74,17 @@ def between(start: Weights, end: Weights, fit: Fit, renames: Renames | None = No
                 f"rename: {end.ref} is an adapter, whose layers are found by themselves; leave it out"
             )
         bound = delta_in(end).bind(start, drop=fit.on_extra == "drop")
+        fit.choice.check_used(list(bound))
         return chosen(bound, fit.choice)
     check_point(end)
+    if renames is not None:
+        renames.check_used(all_names(end), end.ref)
     seen = see_as(start, end, renames)
-    for note in seen.notes:
+    fit.choice.check_used([*start, *seen.weights])
+    found = difference(start, seen.weights, fit)
+    for note in (*seen.notes, *note_left_out(start, seen.weights, fit)):
         _log.warning("%s", note)
-    return difference(start, seen.weights, fit)
+    return found
 
 
 def difference(start: Weights, end: Weights, fit: Fit) -> Difference:

@@ -1,7 +1,7 @@
 """What users say of the names of tensors: patterns, renames, which tensors to include and to exclude."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from taskvec.errors import InputError
@@ -34,19 +34,23 @@ class NamePattern:
 
 class Choice:
     """Which tensors take part: those that a pattern of ``include`` matches, all if there is none, without
-    those that one of ``exclude`` matches."""
+    those that one of ``exclude`` matches, or whose names are ``left``."""
 
-    def __init__(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
+    def __init__(
+        self, include: Sequence[str] = (), exclude: Sequence[str] = (), left: Collection[str] = ()
+    ) -> None:
         self.include = [NamePattern(text, "include") for text in include]
         self.exclude = [NamePattern(text, "exclude") for text in exclude]
+        self.left = left
 
     def __bool__(self) -> bool:
-        return bool(self.include or self.exclude)
+        return bool(self.include or self.exclude or self.left)
 
     def takes(self, name: str) -> bool:
         """Whether a tensor takes part."""
         included = not self.include or any(pattern.matches(name) for pattern in self.include)
-        return included and not any(pattern.matches(name) for pattern in self.exclude)
+        excluded = name in self.left or any(pattern.matches(name) for pattern in self.exclude)
+        return included and not excluded
 
     def check_used(self, names: Iterable[str]) -> None:
         """Refuse patterns that match none of these names.
@@ -73,29 +77,40 @@ class Renames:
 
     given: Mapping[str, str]
 
-    def apply(self, names: Iterable[str], ref: str) -> dict[str, str]:
+    def check_used(self, names: Sequence[str], ref: str) -> None:
+        """Refuse an old name that matches none of these.
+
+        Args:
+            ref: what holds them, for messages.
+
+        Raises: InputError.
+        """
+        for old, new in self.given.items():
+            pattern, _ = _compiled(old, new)
+            if not any(pattern.fullmatch(name) for name in names):
+                raise InputError(
+                    f"rename: {ref}: no tensor's name matches {old!r}, the last is {_last(names)}; "
+                    "correct it or leave it out"
+                )
+
+    def apply(self, names: Sequence[str], ref: str) -> dict[str, str]:
         """The new name of every tensor that gets one.
 
         Args:
             ref: what holds the tensors, for messages.
 
-        Raises: InputError for one that matches no name, or two names that become one.
+        Raises: InputError where two names become one.
         """
-        held = list(names)
         renamed: dict[str, str] = {}
         for old, new in self.given.items():
             pattern, parts = _compiled(old, new)
-            found = {name: match for name in held if (match := pattern.fullmatch(name)) is not None}
-            if not found:
-                raise InputError(
-                    f"rename: {ref}: no tensor's name matches {old!r}, the last is {_last(held)}; "
-                    "correct it or leave it out"
-                )
-            for name, match in found.items():
-                stars = [match[number] or "" for number in range(1, len(parts))]
-                made = parts[0] + "".join(star + part for star, part in zip(stars, parts[1:], strict=True))
-                renamed.setdefault(name, made)
-        self._check_distinct(held, renamed, ref)
+            for name in names:
+                match = pattern.fullmatch(name)
+                if match is not None:
+                    stars = [match[number] or "" for number in range(1, len(parts))]
+                    made = (star + part for star, part in zip(stars, parts[1:], strict=True))
+                    renamed.setdefault(name, parts[0] + "".join(made))
+        self._check_distinct(names, renamed, ref)
         return renamed
 
     def _check_distinct(self, held: Sequence[str], renamed: Mapping[str, str], ref: str) -> None:
