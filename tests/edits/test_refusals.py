@@ -251,7 +251,7 @@ DAMAGES: dict[str, tuple[Callable[[], None], set[str], str]] = {
     "a tensor too few": (without(UP), EVERY, f"'{UP}'"),
     "a tensor too many": (with_tensor("model.layers.2.extra.weight", torch.ones(3)), EVERY, "'model.layers.2.extra.weight'"),
     "a tensor too few in the base": (without(UP, "base"), EVERY, f"'{UP}'"),
-    "another dtype": (with_tensor(UP, moved(1)[UP].half()), STRICT, f"'{UP}' has dtype float16"),
+    "another dtype": (with_tensor(UP, moved(1)[UP].to(torch.complex64)), STRICT, f"'{UP}' has dtype complex64"),
     "NaN": (holding(float("nan")), EVERY, "1 values that are NaN or infinite"),
     "infinity": (holding(float("inf")), EVERY, "1 values that are NaN or infinite"),
     "NaN in the base": (holding(float("nan"), "base"), EVERY, "1 values that are NaN or infinite"),

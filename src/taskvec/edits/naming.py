@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from taskvec.edits.parameters import Filters, Gradient, Plain, zero_at
 from taskvec.errors import InputError
 from taskvec.vectors import TaskVector
-from taskvec.vectors.checks import check_fits, differing_buffers
+from taskvec.vectors.checks import check_fits, check_point, differing_buffers
 from taskvec.vectors.fitting import chosen, see_delta_as
 from taskvec.weights import Weights
 from taskvec.weights.depth import names_behind
@@ -40,6 +40,7 @@ class Naming:
         """A model under the names of the base; an adapter, and the base, as they are."""
         if model is base or model.adapter is not None:
             return model
+        check_point(model)
         seen = see_as(base, model, self._of(name))
         self.notes += seen.notes
         return seen.weights

@@ -85,9 +85,10 @@ def _check_same_names(base: Weights, tuned: Weights, fit: Fit) -> None:
 
 def note_left_out(base: Weights, tuned: Weights, fit: Fit) -> Iterator[str]:
     """Notes on the tensors that only one of two models has, where that is let pass."""
+    lacking = [name for name in _numbers(base, fit) if name not in tuned]
     for names, what, why in (
         (_surplus(base, tuned, fit), "left out", "the base lacks"),
-        (_lacking(base, tuned, fit), "taken as unchanged", "it lacks"),
+        (lacking, "taken as unchanged", "it lacks"),
     ):
         verb, them = ("is", "it") if len(names) == 1 else ("are", "them")
         if names:
@@ -129,8 +130,9 @@ def _advice(base: Weights, tuned: Weights, names: Sequence[str], of: Sequence[st
 def _check_enough(base: Weights, tuned: Weights, fit: Fit) -> None:
     """Refuse a difference that holds next to nothing, unless it is asked for."""
     held = [name for name in base if base.spec(name).dtype in EDITABLE]
-    shared = [name for name in held if name in tuned and fit.choice.takes(name)]
-    asked = fit.allow_partial or fit.choice
+    choice = fit.choice
+    shared = [n for n in held if n in tuned and (choice.takes(n) or n in choice.left)]
+    asked = fit.allow_partial or choice
     if held and (not shared or (not asked and _LEAST * len(shared) < len(held))):
         partial = "" if asked or not shared else "; allow_partial=True (--allow-partial) takes them alone"
         raise KeyMismatch(

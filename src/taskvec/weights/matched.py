@@ -192,6 +192,20 @@ class _Layouts:
 # Copies and buffers
 
 
+def without_computed(models: Sequence[Weights]) -> tuple[list[Weights], list[str]]:
+    """Models of one naming without the buffers that they compute, unless all of them hold these; and notes.
+
+    A mean of all models cannot take a tensor from some of them.
+    """
+    held = dict.fromkeys(name for model in models for name in model)
+    partial = [name for name in held if not all(name in model for model in models)]
+    specs = {name: next(model.spec(name) for model in models if name in model) for name in partial}
+    computed = [name for name in partial if is_computed(name, specs[name])]
+    refs = ", ".join(dict.fromkeys(model.ref for model in models for name in computed if name in model))
+    notes = [f"{refs}: left out, as the model computes it: {list_some(computed)}"] if computed else []
+    return [without(model, set(computed) & {*model}) for model in models], notes
+
+
 def _without_copies(base: Weights, seen: Weights) -> Seen:
     """A view without what the base computes or has tied, and with the copies that it keeps."""
     notes: list[str] = []
@@ -204,11 +218,6 @@ def _without_copies(base: Weights, seen: Weights) -> Seen:
         pairs = ", ".join(f"{name!r}, a copy of {twin!r}" for name, twin in copies.items())
         notes.append(f"{seen.ref}: left out, as the base has it once: {pairs}")
     seen = without(seen, [*computed, *copies])
-    known = [name for name in missing if is_computed(name, base.spec(name))]
-    if known:
-        notes.append(
-            f"{seen.ref}: lacks what the model computes, which stays as in the base: {list_some(known)}"
-        )
     twins = {name: twin for name in missing if (twin := twin_of(base, name, seen)) is not None}
     if twins:
         held = {name: name for name in seen} | twins

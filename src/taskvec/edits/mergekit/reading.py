@@ -196,7 +196,7 @@ class _Reading:
         given = [value for section in sections for value in section.given()]
         notes += [f"filter {part!r} is part of no tensor's name" for part in idle_filters(given, names)]
         notes += [f"{name}: {describe_copy(first)}" for first, name in find_copies(self.inputs)]
-        notes += [note for section in sections for note in section.distances()]
+        notes += [note for section in sections for note in (*section.remarks(), *section.distances())]
         notes += describe_ignored(self._ignored)
         notes += list_left(document, self.models, self.like)
         return list(dict.fromkeys([*notes, *self._notes]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from taskvec.errors import InputError, KeyMismatch
 from taskvec.vectors import TaskVector
 from taskvec.vectors.edited import EditedWeights, edit
 from taskvec.weights import Weights
+from taskvec.weights.matched import Seen, see_as, without_computed
 from taskvec.weights.picked import widen
 
 
@@ -47,7 +49,7 @@ class Section:
 
     def merge(self, dtype: torch.dtype | None) -> EditedWeights:
         """The layers, merged; lazy."""
-        models = widen(self.sources)
+        models = widen(self._models)
         _check_same_names(self.where, models)
         order = list(range(len(models)))
         start: Weights
@@ -70,7 +72,7 @@ class Section:
 
         Other layers of a model are as far away as any, and meant.
         """
-        models = widen(self.sources)
+        models = widen(self._models)
         first = self.base or 0
         vectors = {
             model.ref: TaskVector.between(models[first], model)
@@ -78,6 +80,23 @@ class Section:
             if place != first and self.names[place] == self.names[first]
         }
         return note_distances(models[first], vectors)
+
+    def remarks(self) -> list[str]:
+        """Notes on tensors that sources have under other names, twice, or without need."""
+        return list(self._seen[1])
+
+    @property
+    def _models(self) -> Sequence[Weights]:
+        return self._seen[0]
+
+    @cached_property
+    def _seen(self) -> tuple[Sequence[Weights], Sequence[str]]:
+        """The sources under the names of the base, or of the first, and notes on that."""
+        like = self.sources[self.base or 0]
+        with errors_at(self.where):
+            seen = [Seen(model) if model is like else see_as(like, model) for model in self.sources]
+        models, dropped = without_computed([view.weights for view in seen])
+        return models, [*dropped, *(note for view in seen for note in view.notes)]
 
     def given(self) -> list[Value]:
         """All values that the file gives."""
@@ -89,7 +108,9 @@ class Section:
         joined = {place: self._joined("model", (self.of_models[place], *self.shared)) for place in order}
         for name in names:
             of_models = (
-                self._at(name, self.names[place][name], joined[place], f" for {self.sources[place].ref}")
+                self._at(
+                    name, self.names[place].get(name, name), joined[place], f" for {self.sources[place].ref}"
+                )
                 for place in order
             )
             yield Values(name, self._at(name, name, shared, ""), tuple(of_models))
