@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-SAMPLE = ("bert", "clip", "gemma2", "gpt2", "llama", "phi3", "t5", "wav2vec2", "whisper")
+SAMPLE = ("bert", "clip", "gemma2", "gpt2", "llama", "mllama", "phi3", "t5", "wav2vec2", "whisper")
 """What every run of the tests looks at: one of each kind of names, layers and adapters."""
 
 ALL = "TASKVEC_ARCHITECTURES"

@@ -15,6 +15,7 @@ from zipfile import is_zipfile
 import torch
 
 from taskvec.edits.configs import read_config, read_vocabulary_size
+from taskvec.edits.loading import fits_its_config
 from taskvec.edits.rows import find_embeddings, find_heads
 from taskvec.errors import InputError, TaskvecError, and_more
 from taskvec.names import count_blocks

@@ -17,8 +17,8 @@ from taskvec.edits.merge import Merge
 from taskvec.errors import InputError
 from taskvec.names import block_of, renumber
 from taskvec.reading import parse_json
-from taskvec.weights import TensorSpec
-from taskvec.weights.network import Layout, Network, network_in
+from taskvec.weights import TensorSpec, Weights
+from taskvec.weights.network import Layout, Network, network_in, network_of
 
 Kind = Mapping[tuple[str, str], object]
 """What a layer is made of: (module in it, attribute) -> value."""
@@ -77,6 +77,15 @@ def find_faults(network: Network, specs: Mapping[str, TensorSpec]) -> Faults:
     """What transformers would say of tensors that it loads into a network."""
     layout = network.layout(specs)
     return Faults(layout.missing, layout.unknown, dict(_misshapen(network, specs, layout)))
+
+
+def fits_its_config(model: Weights) -> bool:
+    """Whether the network of the config.json beside a model has the shapes of its tensors."""
+    network = network_of(model)
+    if network is None:
+        return False
+    faults = find_faults(network, {name: model.spec(name) for name in model})
+    return not faults.missing and not faults.misshapen
 
 
 def _misshapen(
