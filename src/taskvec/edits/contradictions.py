@@ -55,9 +55,6 @@ _COMPUTING = frozenset(
 """Settings that decide what weights compute, and that fine-tuning rarely changes."""
 
 _ROPE = re.compile(r"rope|rotary")
-_MORE_ROWS = 8
-"""Of embeddings of mllama, for images."""
-
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 
 
@@ -141,8 +138,8 @@ def _vocabulary(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
     size, embeddings = read_vocabulary_size(model.folder), find_embeddings(model)
     multiple = config.get("pad_vocab_size_multiple")
     padded = -(-size // multiple) * multiple if size and isinstance(multiple, int) and multiple > 0 else size
-    more = _MORE_ROWS if size and "mllama" in str(config.get("model_type")) else 0
-    if size is not None and embeddings and not {size, padded, size + more} & set(embeddings.values()):
+    missed = size is not None and embeddings and not {size, padded} & set(embeddings.values())
+    if missed and not fits_its_config(model):  # some embed more tokens than their config says
         name, rows = next(iter(embeddings.items()))
         yield f"{model.ref}: config.json says vocab_size {size}, {name!r} has {rows} rows"
 
