@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import Tensor
 
 from attacks import mutations
@@ -70,6 +71,47 @@ def models(place: Path) -> None:
         shutil.copy(place / "base" / "config.json", place / name)
         vector = TaskVector.between(place / "base", place / name)
         vector.save(place / f"{name}.safetensors", task=name)
+
+
+def modules(place: Path) -> None:
+    """The same, with modules that hold weights, chosen among by another, and a licence."""
+    models(place)
+    routed = {"types": {"2_Dense": "Dense", "q/0": "Static"}, "structure": {"q": ["q/0"], "d": ["2_Dense"]}}
+    for seed, name in enumerate(("base", "a")):
+        (place / name / "modules.json").write_text(
+            '[{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]'
+        )
+        (place / name / "router_config.json").write_text(json.dumps(routed))
+        (place / name / "README.md").write_text("---\nlicense: mit\nlicense_name: [x]\n---\n# Base\n")
+        for module in ("2_Dense", "q/0"):
+            (place / name / module).mkdir(parents=True)
+            save_file(
+                {"linear.weight": torch.full((2, 4), float(seed))},
+                place / name / module / "model.safetensors",
+            )
+    TaskVector.between(place / "base", place / "a").save(place / "a.safetensors", force=True)
+
+
+def spoil_module(draw: Random, place: Path) -> None:
+    if draw.random() < 0.3:
+        rewrite(some(draw, place, "*/2_Dense/*", "*/q/0/*"), partial(mutations.spoiled_header, draw))
+    elif draw.random() < 0.3:
+        rewrite(place / "base" / "README.md", partial(scrambled, draw))
+    else:
+        values = (
+            "",
+            "1_Pooling",
+            "..",
+            "../a",
+            "q",
+            ".",
+            "2_Dense/",
+            "q/0/..",
+            "/etc",
+            "model.safetensors",
+            [0],
+        )
+        spoil_some(draw, place, "*/modules.json", "*/router_config.json", values=values)
 
 
 APPLY = "apply base -v a=a.safetensors -o out -q"

@@ -94,6 +94,12 @@ FAMILIES: dict[str, Family] = {
         ("*/*.index.json", "*/*.bin"),
     ),
     "configs": Family(editing.models, editing.spoil_config, CONFIGURED, ("*/*.json",)),
+    "modules": Family(
+        editing.modules,
+        editing.spoil_module,
+        CONFIGURED[:2],
+        ("*/modules.json", "*/router_config.json", "*/README.md"),
+    ),
     "forms": Family(editing.forms, editing.spoil_forms, VECTOR, share=2),
     "statistics": Family(editing.statistics, editing.spoil_statistics, WITH_STATISTICS, ("s-a.safetensors",)),
     "adapters": Family(editing.adapters, editing.spoil_adapter, LORA, ("lora/*",)),
