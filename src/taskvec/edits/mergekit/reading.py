@@ -1,7 +1,6 @@
 """From a mergekit YAML file to a model that can be written."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +17,7 @@ from taskvec.edits.mergekit.document import Document, Parameters, Slice, Tokeniz
 from taskvec.edits.mergekit.ignored import drop_ignored
 from taskvec.edits.mergekit.intermediate import Intermediate
 from taskvec.edits.mergekit.known import Ignored, describe_ignored, find_idle
+from taskvec.edits.mergekit.layers import Entry, find_depths, take_layers
 from taskvec.edits.mergekit.methods import METHODS
 from taskvec.edits.mergekit.modules import has_parts, read_parts
 from taskvec.edits.mergekit.references import open_reference, split_reference
@@ -31,9 +31,8 @@ from taskvec.edits.stacking import Place, stack_config
 from taskvec.edits.tokens import check_in_order, read_tokens
 from taskvec.edits.vocabulary import align
 from taskvec.errors import InputError
-from taskvec.names import block_of, comes_before_blocks, count_blocks, goes_by_token, renumber
+from taskvec.names import goes_by_token
 from taskvec.weights import Weights
-from taskvec.weights.depth import count_layers, names_behind
 from taskvec.weights.dtypes import EDITABLE, short
 from taskvec.weights.picked import Picked
 
@@ -80,17 +79,6 @@ def read(
         files=files,
         faults=faults,
     )
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A source of a section: where the file names it, which model, and which of its layers."""
-
-    field: str
-    ref: str
-    model: Weights
-    parameters: Parameters
-    span: tuple[int, int] | None = None
 
 
 class _Reading:
@@ -210,7 +198,7 @@ class _Reading:
         if document.base_model is not None and all(ref != document.base_model for ref, _ in given):
             given.append((document.base_model, None))
         entries = [
-            _Entry(f"models[{place}]", ref, self._open(f"models[{place}].model", ref), parameters)
+            Entry(f"models[{place}]", ref, self._open(f"models[{place}].model", ref), parameters)
             for place, (ref, parameters) in enumerate(given)
         ]
         self._check_distinct(entries, "models")
@@ -231,18 +219,18 @@ class _Reading:
         for place, source in enumerate(piece.sources):
             here = f"{field}.sources[{place}]"
             model = self._open(f"{here}.model", source.model)
-            entries.append(_Entry(here, source.model, model, source.parameters, source.layer_range))
+            entries.append(Entry(here, source.model, model, source.parameters, source.layer_range))
         self._check_distinct(entries, field)
         base = self._base(entries, piece.base_model or self.document.base_model, field)
         inner = self._scope(f"{field}.parameters", piece.parameters)
-        names = [self._names(entry, start, first=number == 0, last=last) for entry in entries]
+        names = [take_layers(self.where, entry, start, first=number == 0, last=last) for entry in entries]
         sources = [Picked(self._view(entry.model), held) for entry, held in zip(entries, names, strict=True)]
         return self._section(f"{self.where}: {field}", entries, sources, names, base, (inner,), start)
 
     def _section(
         self,
         where: str,
-        entries: Sequence[_Entry],
+        entries: Sequence[Entry],
         sources: Sequence[Weights],
         names: Sequence[Mapping[str, str]],
         base: int | None,
@@ -255,7 +243,7 @@ class _Reading:
             tuple(sources),
             tuple(names),
             base,
-            _depths(names[0], start, entries[0]),
+            find_depths(names[0], start, entries[0]),
             (*inner, *self._shared),
             tuple(self._of_model(entry, place == base) for place, entry in enumerate(entries)),
             self._may_be_base,
@@ -267,36 +255,6 @@ class _Reading:
         adapter = split_reference(self.document.base_model or "")[1] is not None
         several = any(len(piece.sources) > 1 for piece in self._module.slices or [])
         return self.method.vectors[0] == 1 and self.method.vectors[1] is None and (adapter or several)
-
-    def _names(self, entry: _Entry, start: int, *, first: bool, last: bool) -> dict[str, str]:
-        """Name in the output -> name in the model, of the tensors that a slice takes from it."""
-        assert entry.span is not None
-        layers = count_layers(entry.model, entry.model.folder)
-        stacks = {stack: number for stack, number in layers.items() if number}
-        if len(stacks) != 1:
-            held = ", ".join(stacks) or "none"
-            raise InputError(
-                f"{self.where}: {entry.field}: slices are of models with one stack of layers, found {held}"
-            )
-        [(stack, number)] = stacks.items()
-        if entry.span[1] > number:
-            raise InputError(
-                f"{self.where}: {entry.field}.layer_range: {list(entry.span)}, "
-                f"expected layers up to {number}, as {entry.model.ref} has"
-            )
-        end = start + entry.span[1] - entry.span[0]
-        names: dict[str, str] = {}
-        for name in entry.model:
-            layer = block_of(name)
-            if layer is None or layer.stack != stack:
-                if first if comes_before_blocks(name) else last:
-                    names[name] = name
-            elif layer.number >= number:  # behind the layers, and so with the final norm
-                if last:
-                    names[renumber(name, end + layer.number - number)] = name
-            elif entry.span[0] <= layer.number < entry.span[1]:
-                names[renumber(name, start + layer.number - entry.span[0])] = name
-        return names
 
     # Pieces
 
@@ -315,7 +273,7 @@ class _Reading:
         kept = {name: value for name, value in (given or {}).items() if name not in names}
         return parse_scope(f"{self.where}: {field}", kept, known, method=method, inside=of_model)
 
-    def _of_model(self, entry: _Entry, is_base: bool) -> Scope:
+    def _of_model(self, entry: Entry, is_base: bool) -> Scope:
         if not (is_base and entry.parameters):
             return self._scope(f"{entry.field}.parameters", entry.parameters, of_model=True)
         where = f"{self.where}: {entry.field}.parameters"
@@ -326,7 +284,7 @@ class _Reading:
         )
         return {}
 
-    def _base(self, entries: Sequence[_Entry], wanted: str | None, field: str) -> int | None:
+    def _base(self, entries: Sequence[Entry], wanted: str | None, field: str) -> int | None:
         """Which of the sources is the base, if the method has one."""
         kind = self.method.base
         if kind == "model" or (kind == "optional" and wanted is None):
@@ -344,7 +302,7 @@ class _Reading:
             )
         return refs.index(wanted)
 
-    def _check_distinct(self, entries: Sequence[_Entry], field: str) -> None:
+    def _check_distinct(self, entries: Sequence[Entry], field: str) -> None:
         keys = [(entry.model.identity, entry.span) for entry in entries]
         for place, key in enumerate(keys):
             if key in keys[:place]:
@@ -410,24 +368,3 @@ class _Reading:
                     f"{self.where}: {model.ref}: its tokenizer differs from that of {models[0].ref}, "
                     f"first in {differing!r}, expected the same for slices"
                 )
-
-
-def _depths(names: Mapping[str, str], start: int, entry: _Entry) -> dict[str, float]:
-    """How deep each tensor lies: 0 in the first layer and outside of layers, 1 in the last; a single layer
-    counts as the last.
-
-    Args:
-        names: name in the output -> name in the model.
-    """
-    behind = names_behind(entry.model, entry.model.folder)
-    layers = {name: None if stored in behind else block_of(name) for name, stored in names.items()}
-    within = (name for name, layer in layers.items() if layer)
-    numbers = {stack: number - start for stack, number in count_blocks(within).items()}
-    return {
-        name: 0.0
-        if layer is None
-        else (layer.number - start) / (numbers[layer.stack] - 1)
-        if numbers[layer.stack] > 1
-        else 1.0
-        for name, layer in layers.items()
-    }
