@@ -145,7 +145,7 @@ NETWORKS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "Qwen2-MoE, without experts": (qwen2_moe, {"target_modules": ["q_proj", "shared_expert.up_proj"]}),
     "Mixtral": (mixtral, EXPERTS),
     "Mixtral, square": (square_mixtral, EXPERTS),
-    "Mixtral, one parameter": (mixtral, {"target_modules": [], "target_parameters": ["experts.down_proj"]}),
+    "Mixtral, one parameter": (mixtral, {"target_modules": ["q_proj"], "target_parameters": ["down_proj"]}),
     "BERT": (lambda: make("BertForMaskedLM", **SMALL, vocab_size=40, max_position_embeddings=8), LINEAR),
     "Phi-3": (lambda: make("Phi3ForCausalLM", **TEXT, pad_token_id=0), LINEAR),
     "Falcon": (lambda: make("FalconForCausalLM", **SMALL, vocab_size=40), LINEAR),

@@ -123,7 +123,7 @@ def _read_pieces(weights: Weights, settings: Settings, parts: Parts) -> Iterator
         elif "trainable_tokens_delta" in keys:
             _check_parts(weights, settings, module, keys, {"trainable_tokens_delta"})
             yield f"{module}.weight", _rows(weights, settings, module, keys["trainable_tokens_delta"]), None
-        elif _is_stacked(settings, module, keys):
+        elif _is_stacked(weights, settings, module, keys):
             stacks.setdefault(_unwrapped(module), []).append(module)
         else:
             _check_kind(weights, settings, next(iter(keys.values())), "LORA")
@@ -165,12 +165,16 @@ def _rows(weights: Weights, settings: Settings, module: str, key: str) -> Rows:
     return Rows(key, indices)
 
 
-def _is_stacked(settings: Settings, module: str, keys: Mapping[str, str]) -> bool:
-    """Whether the factors are of a parameter with a matrix for each expert, not of a layer."""
-    names = settings.parameters(_unwrapped(module))
-    if module.endswith(_BASE_LAYER):
-        return bool(names)
-    return any(name != "weight" for name in names) and keys.keys() == {"lora_A.weight", "lora_B.weight"}
+def _is_stacked(weights: Weights, settings: Settings, module: str, keys: Mapping[str, str]) -> bool:
+    """Whether the factors are of a parameter with a matrix for each expert, not of a layer.
+
+    A target such as ``gate_up_proj`` may be a parameter of any module; the number of factors tells of which.
+    """
+    names = [name for name in settings.parameters(_unwrapped(module)) if name != "weight"]
+    if not names or keys.keys() != {"lora_A.weight", "lora_B.weight"}:
+        return False
+    inner = weights.spec(keys["lora_A.weight"]).shape
+    return module.endswith(_BASE_LAYER) or inner[:1] != (settings.rank(module),)
 
 
 def _stacked(
