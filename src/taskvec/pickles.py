@@ -5,15 +5,18 @@ import os
 import pickle
 import pickletools
 import re
+import struct
+import sys
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 
@@ -113,10 +116,84 @@ def load_pickle(path: Path) -> Any:
     mapped = zipfile.is_zipfile(path)
     if mapped:
         _check_archive(path)
+    return _with_stand_ins(path, lambda: _load(path, mapped))
+
+
+def load_placed(path: Path) -> tuple[Any, dict[int, tuple[int, int]]]:
+    """What an archive of ``torch.save`` holds, with tensors on the meta device, and where they lie.
+
+    Returns: also the first byte, and the number of bytes, of every storage in the file, by its address.
+    Raises: as ``load_pickle``; Unplaced for other files, and for archives that are damaged.
+    """
+    check_regular(path)
+    if not zipfile.is_zipfile(path):
+        raise Unplaced
+    _check_archive(path)
+    try:
+        return cast(tuple[Any, dict[int, tuple[int, int]]], _with_stand_ins(path, lambda: _place(path)))
+    except CorruptFile:  # whoever reads it as torch does says why
+        raise Unplaced from None
+
+
+class Unplaced(Exception):
+    """The tensors of a file have no plain places in it."""
+
+
+def _place(path: Path) -> tuple[Any, dict[int, tuple[int, int]]]:
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        [pickled] = [name for name in members if name.endswith("/data.pkl")]
+        root = pickled.removesuffix("data.pkl")
+        if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != sys.byteorder.encode():
+            raise Unplaced
+        content = archive.read(pickled)
+    storages: dict[str, Any] = {}
+    places: dict[int, tuple[int, int]] = {}
+    untyped, typed = cast(Any, torch.UntypedStorage), cast(Any, torch.storage.TypedStorage)
+
+    def stored(saved: tuple[Any, ...]) -> Any:
+        _, kind, key, _, numel = saved
+        dtype = torch.uint8 if kind is torch.UntypedStorage else kind.dtype
+        if key not in storages:
+            member = members[f"{root}data/{key}"]
+            if type(numel) is not int or not 0 <= numel * dtype.itemsize <= member.file_size:
+                raise Unplaced
+            held = untyped(numel * dtype.itemsize, device="meta")
+            storages[key] = typed(wrap_storage=held, dtype=dtype, _internal=True)
+            places[held._cdata] = _begin(path, member), numel * dtype.itemsize
+        return storages[key]
+
+    # What torch.load itself uses; were it to change, files would be mapped.
+    unpickler: Any = import_module("torch._weights_only_unpickler").Unpickler(
+        io.BytesIO(content), encoding="utf-8"
+    )
+    unpickler.persistent_load = stored
+    return unpickler.load(), places
+
+
+def _begin(path: Path, member: zipfile.ZipInfo) -> int:
+    """The first byte of what a part of an archive holds."""
+    with path.open("rb") as file:
+        file.seek(member.header_offset)
+        head = file.read(30)
+    if len(head) < 30 or head[:4] != b"PK\3\4":
+        raise Unplaced
+    begin = member.header_offset + 30 + sum(struct.unpack("<HH", head[26:]))
+    if begin + member.file_size > path.stat().st_size:
+        raise Unplaced
+    return int(begin)
+
+
+def _with_stand_ins(path: Path, load: Callable[[], Any]) -> Any:
     inert: dict[str, type[Inert]] = {}
     while True:
         try:
-            return _load(path, mapped, inert)
+            with _standing_in(inert), warnings.catch_warnings():
+                # A pickle of an unusual protocol draws a remark from torch; what counts is whether it loads.
+                warnings.simplefilter("ignore")
+                return load()
+        except Unplaced:
+            raise
         except pickle.UnpicklingError as error:
             if not _stand_in(inert, str(error)):
                 _refuse(path, str(error))
@@ -127,14 +204,11 @@ def load_pickle(path: Path) -> Any:
             ) from None
 
 
-def _load(path: Path, mapped: bool, inert: dict[str, type[Inert]]) -> Any:
-    with _standing_in(inert), warnings.catch_warnings():
-        # A pickle of an unusual protocol draws a remark from torch; what counts is whether it loads.
-        warnings.simplefilter("ignore")
-        if mapped:
-            return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-        with _Reader(io.FileIO(path)) as file:
-            return torch.load(file, weights_only=True, map_location="cpu")
+def _load(path: Path, mapped: bool) -> Any:
+    if mapped:
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    with _Reader(io.FileIO(path)) as file:
+        return torch.load(file, weights_only=True, map_location="cpu")
 
 
 @contextmanager

@@ -127,6 +127,7 @@ MADE: dict[type, Callable[[Spied], Lazy]] = {
 
 
 LEAVES = {
+    "ArchivedWeights",
     "GgufWeights",
     "StoredWeights",
     "ShardedWeights",

@@ -9,12 +9,12 @@ from taskvec.errors import CorruptFile, InputError, WrongType
 from taskvec.reading import exists, local_path
 from taskvec.weights import hub
 from taskvec.weights.adapters import find_settings
+from taskvec.weights.archived import open_pickled
 from taskvec.weights.folders import Found, find_weights, is_index
 from taskvec.weights.formats import PICKLES, check_unfinished, kind_of_file, unknown_kind
 from taskvec.weights.in_memory import MemoryWeights
 from taskvec.weights.lazy import Direction, Part, Weights
 from taskvec.weights.modules import Modular, holds_weights, module_folders
-from taskvec.weights.pickled import PickledWeights
 from taskvec.weights.quantized import dequantized
 from taskvec.weights.sharded import ShardedWeights
 from taskvec.weights.stored import StoredWeights
@@ -120,7 +120,7 @@ def _open_file(
     if kind == "pickle" and path.suffix == ".safetensors":
         raise CorruptFile(f"{path}: a file of torch.save, no safetensors file; rename it to {path.stem}.bin")
     if kind == "pickle" or (kind is None and path.suffix in PICKLES):
-        return PickledWeights(path, ref=ref, folder=folder, part=part)
+        return open_pickled(path, ref=ref, folder=folder, part=part)
     if part is not None:
         raise InputError(f"{ref}: holds one set of tensors, no parts to choose; leave '#{part}' out")
     if kind == "gguf":

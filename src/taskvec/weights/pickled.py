@@ -5,6 +5,7 @@ from pathlib import Path
 from taskvec.errors import CorruptFile
 from taskvec.pickles import load_pickle
 from taskvec.weights.in_memory import MemoryWeights
+from taskvec.weights.lazy import Weights
 from taskvec.weights.nested import state_dict_in
 from taskvec.weights.stored import file_identity
 
@@ -33,18 +34,22 @@ class PickledWeights(MemoryWeights):
         tensors = state_dict_in(path, load_pickle(path), part)
         identity = (*file_identity(path), part)
         super().__init__(ref or str(path), tensors, identity, folder=folder, files=(path.resolve(),))
-        self._check_held(path)
+        check_held(path, self)
 
     def close(self) -> None:
         """Forget the tensors."""
         self._tensors = {}
 
-    def _check_held(self, path: Path) -> None:
-        """Refuse tensors whose entries are mostly the same few: they would be written one by one."""
-        size, claimed = path.stat().st_size, self.nbytes
-        if claimed > max(_SMALL, _SPREAD * size):
-            name, spec = max(self._specs.items(), key=lambda item: item[1].nbytes)
-            raise CorruptFile(
-                f"{path}: tensors of {claimed / 1e6:,.1f} MB ({name!r}: {spec.shape}) in a file of "
-                f"{size / 1e6:,.1f} MB, expected {_SPREAD} times as many at most; save contiguous tensors"
-            )
+
+def check_held(path: Path, weights: Weights) -> None:
+    """Refuse tensors whose entries are mostly the same few: they would be written one by one.
+
+    Raises: CorruptFile.
+    """
+    size, claimed = path.stat().st_size, weights.nbytes
+    if claimed > max(_SMALL, _SPREAD * size):
+        name = max(weights, key=lambda name: weights.spec(name).nbytes)
+        raise CorruptFile(
+            f"{path}: tensors of {claimed / 1e6:,.1f} MB ({name!r}: {weights.spec(name).shape}) in a file of "
+            f"{size / 1e6:,.1f} MB, expected {_SPREAD} times as many at most; save contiguous tensors"
+        )

@@ -1,0 +1,155 @@
+"""State dicts in archives of ``torch.save``: tensors are read from their place in the file.
+
+They are not mapped: a file that is cut short while it is mapped kills the process, with no error raised.
+"""
+
+import math
+import os
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from taskvec.errors import CorruptFile, TaskvecError
+from taskvec.pickles import Unplaced, load_placed
+from taskvec.reading import fill, open_regular, reason
+from taskvec.weights.blocks import TensorSpec, row_count, row_size, rows_of, rows_shape
+from taskvec.weights.dtypes import NAMES, raw_bytes
+from taskvec.weights.lazy import Weights
+from taskvec.weights.nested import state_dict_in
+from taskvec.weights.pickled import PickledWeights, check_held
+from taskvec.weights.stored import file_identity
+
+
+def open_pickled(
+    path: Path, *, ref: str | None = None, folder: Path | None = None, part: str | None = None
+) -> Weights:
+    """A file of ``torch.save``: from its place in the file where that is plain, else from memory."""
+    try:
+        return ArchivedWeights(path, ref=ref, folder=folder, part=part)
+    except Unplaced:
+        return PickledWeights(path, ref=ref, folder=folder, part=part)
+
+
+@dataclass(frozen=True)
+class _View:
+    """A tensor of an archive: the first byte of its storage that it shows, and how.
+
+    Attributes:
+        extent: entries from the first to the last of those that it shows.
+        turned: whether what is stored is the conjugate, and whether it is the negative.
+    """
+
+    place: int
+    stride: tuple[int, ...]
+    extent: int
+    turned: tuple[bool, bool]
+
+
+class ArchivedWeights(Weights):
+    """A state dict in an archive of ``torch.save``; as ``PickledWeights``.
+
+    Raises: Unplaced for tensors that are no plain views of what is stored.
+    """
+
+    def __init__(
+        self, path: Path, *, ref: str | None = None, folder: Path | None = None, part: str | None = None
+    ) -> None:
+        handle = open_regular(path)
+        self._close = weakref.finalize(self, os.close, handle)
+        self._handle = handle
+        loaded, places = load_placed(path)
+        tensors = state_dict_in(path, loaded, part)
+        views = {name: _view(name, tensor, places) for name, tensor in tensors.items()}
+        specs = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        tied = _tied(specs, views)
+        self._views = views
+        identity = (*file_identity(path), part)
+        stored = {name: spec for name, spec in specs.items() if name not in tied}
+        super().__init__(
+            ref or str(path), stored, identity, tied=tied, folder=folder, files=(path.resolve(),)
+        )
+        check_held(path, self)
+
+    def _read(self, name: str, rows: slice | None) -> Tensor:
+        spec, view = self._specs[name], self._views[name]
+        if self.in_rows(name):
+            made = self._read_dense(name, rows)
+        else:
+            flat = self._filled(name, torch.empty(view.extent, dtype=spec.dtype), view.place)
+            made = rows_of(flat.as_strided(spec.shape, view.stride), rows)
+        conjugate, negative = view.turned
+        made = made.conj().resolve_conj() if conjugate else made
+        return -made if negative else made
+
+    def in_rows(self, name: str) -> bool:
+        """Whether the entries lie in order and without gaps."""
+        spec, view = self.spec(name), self._views[self._stored_name(name)]
+        return view.extent == spec.numel and view.stride == _dense(spec.shape)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether those of all tensors do."""
+        return all(map(self.in_rows, self))
+
+    def own_bytes(self, name: str) -> int:
+        """Bytes of a block; of what is turned, or has gaps, with those between."""
+        held = self._views[self._stored_name(name)].extent * self.spec(name).dtype.itemsize
+        return super().own_bytes(name) + (0 if self.in_rows(name) else held)
+
+    def _read_dense(self, name: str, rows: slice | None) -> Tensor:
+        spec, place = self._specs[name], self._views[name].place
+        if rows is None:
+            return self._filled(name, torch.empty(spec.shape, dtype=spec.dtype), place)
+        first, _, step = rows.indices(row_count(spec.shape))
+        if step != 1:
+            return rows_of(self._read_dense(name, None), rows)
+        tensor = torch.empty(rows_shape(spec.shape, rows), dtype=spec.dtype)
+        return self._filled(name, tensor, place + first * row_size(spec.shape) * spec.dtype.itemsize)
+
+    def _filled(self, name: str, tensor: Tensor, place: int) -> Tensor:
+        try:
+            whole = fill(self._handle, raw_bytes(tensor), place)
+        except OSError as error:  # of the input: not to be taken for one of an output being written
+            raise TaskvecError(f"{self.ref}: could not be read ({reason(error)}) inside {name!r}") from error
+        if not whole:
+            raise CorruptFile(f"{self.ref}: ends inside {name!r}; was it written to since it was opened?")
+        return tensor
+
+    def close(self) -> None:
+        """Close the file. Tensors read before stay valid."""
+        self._close()
+
+
+def _view(name: object, tensor: Tensor, places: Mapping[int, tuple[int, int]]) -> _View:
+    """Where a tensor lies.
+
+    Raises: Unplaced.
+    """
+    plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_nested and tensor.layout == torch.strided
+    if not plain or not isinstance(name, str) or not name.isprintable() or tensor.dtype not in NAMES:
+        raise Unplaced
+    start, size = places.get(tensor.untyped_storage()._cdata, (0, -1))
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    extent = 1 + sum((length - 1) * stride for length, stride in steps) if tensor.numel() else 0
+    first, width = int(tensor.storage_offset()), tensor.dtype.itemsize
+    if min(tensor.stride(), default=0) < 0 or (first + extent) * width > size:
+        raise Unplaced
+    return _View(start + first * width, tuple(tensor.stride()), extent, (tensor.is_conj(), tensor.is_neg()))
+
+
+def _dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a tensor in row-major order."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _tied(specs: Mapping[str, TensorSpec], views: Mapping[str, _View]) -> dict[str, str]:
+    """Names of the very same bytes: alias -> the first name."""
+    first: dict[tuple[TensorSpec, _View], str] = {}
+    names = [name for name in specs if specs[name].numel]
+    return {
+        name: kept for name in names if (kept := first.setdefault((specs[name], views[name]), name)) != name
+    }
