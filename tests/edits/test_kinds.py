@@ -43,6 +43,17 @@ FOLLOWED: dict[str, tuple[Settings, Sequence[int], Settings]] = {
     "a count of none": ({"first_k_dense_replace": 2}, [2, 3, 3], {"first_k_dense_replace": 0}),
     "a count of all": ({"num_dense_layers": 2}, [0, 1, 0], {"num_dense_layers": 3}),
     "a count from the end": ({"num_kv_shared_layers": 2}, [0, 3, 3, 3], {"num_kv_shared_layers": 3}),
+    "a count beside a step that transformers ignores": (
+        {"first_k_dense_replace": 1, "moe_layer_freq": 1},
+        [0, 0, 1],
+        {"first_k_dense_replace": 2},
+    ),
+    "windows": ({"attention_window": [8, 8, 16, 16]}, [1, 2, 2], {"attention_window": [8, 16, 16]}),
+    "two numbers of no layers": (
+        {"num_hidden_layers": 2, "mlp_multipliers": [1, 2]},
+        [0, 0, 1],
+        {},
+    ),
     "a period": (
         {"attn_layer_period": 2, "attn_layer_offset": 1},
         [1, 2, 3],
@@ -50,8 +61,8 @@ FOLLOWED: dict[str, tuple[Settings, Sequence[int], Settings]] = {
     ),
     "a period by its default": (
         {"expert_layer_period": 2},
-        [1, 2],
-        {"expert_layer_period": 2, "expert_layer_offset": 1},
+        [0, 3, 2],
+        {},
     ),
     "no layer of the kind": (
         {"attn_layer_period": 4, "attn_layer_offset": 3},
@@ -69,6 +80,11 @@ FOLLOWED: dict[str, tuple[Settings, Sequence[int], Settings]] = {
         {"layer_types": list("fl")},
     ),
     "windows that are off": ({"max_window_layers": 2, "use_sliding_window": False}, [3, 0], {}),
+    "stages that follow from the number of layers": (
+        {"patch_size": [8, 8, 8, 8], "out_indices": [2, 4]},
+        [0, 1],
+        {},
+    ),
     "what has nothing to do with layers": (
         {"eos_token_id": [0, 1, 2, 3], "architectures": ["A"], "mtp_layers_block_type": list("abcd")},
         [0, 1],
@@ -141,3 +157,9 @@ def test_settings_that_mean_nothing_do_no_harm(case: str) -> None:
     settings = {"num_hidden_layers": 4, **HOSTILE[case]}
     made, _ = describe(settings, [(settings, 3), (settings, 0)])
     assert made["num_hidden_layers"] == 2
+
+
+def test_the_stages_of_a_backbone_are_left_to_follow_from_the_number_of_layers() -> None:
+    stages = {"stage_names": list("sabc"), "out_features": ["c"], "out_indices": [3]}
+    settings = {"num_hidden_layers": 3, **stages}
+    assert describe(settings, [(settings, 0), (settings, 2)])[0] == {"num_hidden_layers": 2}

@@ -113,3 +113,18 @@ def test_what_is_wrong_with_the_base_already_is_no_reason_to_refuse(merge: Merge
 
 def test_a_file_of_weights_alone_is_not_checked(merge: Merge, tmp_path: Path) -> None:
     save_merge(with_config(merge, num_hidden_layers=3), tmp_path / "out.safetensors")
+
+
+def test_embeddings_with_rows_beyond_the_vocabulary_may_be_meant(tmp_path: Path) -> None:
+    """As of Moshi, which has one more, and of the text part of Mllama, which has eight."""
+    kind: Any = transformers.MoshiForCausalLM
+    config = {**SIZES, "head_dim": 8, "ffn_dim": 32, "hidden_act": "silu"}
+    for seed, name in enumerate(("a", "b")):
+        torch.manual_seed(seed)
+        kind(kind.config_class(**config)).save_pretrained(tmp_path / name)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"base": "a", "models": {"b": "b"}}))
+    made = open_recipe(tmp_path / "recipe.yaml")
+    assert not [note for note in made.notes if "vocab_size" in note]
+    save_merge(made, tmp_path / "out")
+    file = "model.safetensors"
+    assert load_file(tmp_path / "out" / file).keys() == load_file(tmp_path / "b" / file).keys()

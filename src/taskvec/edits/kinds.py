@@ -17,9 +17,11 @@ Layer = tuple[Settings, int]
 
 NUMBER_OF_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
-_BY_LAYER = re.compile(r"layer|block|pattern|intermediate_size|heads|multipliers|compress_ratios")
+_BY_LAYER = re.compile(
+    r"layer|block|pattern|types$|windows?$|intermediate_size|heads|ffn_multipliers|compress_ratios"
+)
 _NUMBERS = re.compile(r"(layers|ids|idxs|indices|indexes)$")
-_OTHERS = re.compile(r"^mtp|token|image|norm_eps")
+_OTHERS = re.compile(r"^mtp|token|image|norm_eps|^out_|^backbone|^summary|hidden_state")
 _FLAGS = ("no_rope_layers",)
 """Lists with an entry for each layer that are called as lists of numbers are."""
 
@@ -34,6 +36,7 @@ class _Setting(NamedTuple):
         keys: the numbers, each with its default; the first must be given.
         kind: layer, number of layers and the numbers -> the kind.
         least: of each number.
+        fixed: those that stay as they are.
         instead: a list by layer that decides where it is given.
         needs: a switch without which they decide nothing.
     """
@@ -43,6 +46,7 @@ class _Setting(NamedTuple):
     least: tuple[int, ...] = (0,)
     instead: str = ""
     needs: str = ""
+    fixed: tuple[str, ...] = ()
 
     def values(self, settings: Settings) -> tuple[int, ...] | None:
         """The numbers that are given; ``None`` if they are none, or decide nothing."""
@@ -57,10 +61,13 @@ class _Setting(NamedTuple):
         usable = type(settings.get(first)) is int and all(map(int.__ge__, values, self.least))
         return values if usable else None
 
-    def candidates(self, values: tuple[int, ...], depth: int) -> Iterator[tuple[int, ...]]:
-        """Values to try, those that are given first."""
+    def candidates(self, values: tuple[int, ...], held: Settings, depth: int) -> Iterator[tuple[int, ...]]:
+        """Values to try, those that are given first; of what a config does not hold, the defaults alone."""
         yield values
-        spans = (range(least, depth + 2) for least in self.least)
+        spans = (
+            range(least, depth + 2) if key in held and key not in self.fixed else (value,)
+            for key, least, value in zip(self.keys, self.least, values, strict=True)
+        )
         within = self.kind is _periodic  # an offset
         tried = (each for each in product(*spans) if not within or each[1] < each[0])
         yield from islice(tried, _MOST)
@@ -96,7 +103,13 @@ def _between(layer: int, depth: int, step: int, first: int, last: int) -> bool:
 
 _SPARSE_STEP = _Setting({"decoder_sparse_step": 1}, _every, (1,))
 _SETTINGS = (
-    _Setting({"first_k_dense_replace": 0, "moe_layer_freq": 1}, _sparse, (0, 1), "mlp_layer_types"),
+    _Setting(
+        {"first_k_dense_replace": 0, "moe_layer_freq": 1},
+        _sparse,
+        (0, 1),
+        "mlp_layer_types",
+        fixed=("moe_layer_freq",),
+    ),
     _Setting({"num_dense_layers": 0}, _from, instead="mlp_layer_types"),
     _Setting({"max_window_layers": 0}, _from, instead="layer_types", needs="use_sliding_window"),
     _Setting({"num_kv_shared_layers": 0}, _last),
@@ -109,6 +122,7 @@ _SETTINGS = (
     _Setting({"full_attention_interval": 1}, _every, (1,), "layer_types"),
     _Setting({"no_rope_layer_interval": 1}, _every, (1,), "no_rope_layers"),
     _Setting({"global_attn_every_n_layers": 1}, _each, (1,), "layer_types"),
+    _Setting({"cross_attention_frequency": 1}, _each, (1,)),
     _Setting(
         {"moe_layer_interval": 1, "moe_layer_start_index": 0, "moe_layer_end_index": -1},
         _between,
@@ -136,6 +150,7 @@ def describe(config: Settings, layers: Sequence[Layer]) -> tuple[dict[str, Any],
     depths = {before, before + behind} if isinstance(behind, int) else {before}
     made = {name: _listed(name, value, before, depths, layers) for name, value in config.items()}
     made |= {key: len(layers) for key in _number_keys(config) if key in config and config[key] == before}
+    made = _without_stages(made, before)
     for setting in _SETTINGS:
         found = _follow(setting, made, config, layers)
         if isinstance(found, Unsettled):
@@ -210,6 +225,15 @@ def _entry(listed: Sequence[Any], number: int) -> Any:
     return listed[number % len(listed)]
 
 
+def _without_stages(config: dict[str, Any], before: int) -> dict[str, Any]:
+    """The settings without the names of a backbone's stages, which follow from the number of layers."""
+    if "stage_names" not in config:
+        return config
+    last = config.get("out_indices") in ([before], None)
+    dropped = ("stage_names", *(("out_features", "out_indices") if last else ()))
+    return {name: value for name, value in config.items() if name not in dropped}
+
+
 def _are_repeated(types: object) -> bool:
     """Whether a setting lists kinds and how often they come, one after the other, as that of GPT-Neo does."""
     pairs = types if isinstance(types, list) else []
@@ -232,11 +256,11 @@ def _follow(
         return {}
     wanted = [_kind(setting, described, number, values) for described, number in layers]
     furthest = 0
-    for candidate in setting.candidates(values, depth):
+    for candidate in setting.candidates(values, made, depth):
         wrong = _first_wrong(setting, candidate, wanted)
         if wrong is None:
-            given = zip(setting.keys.items(), candidate, strict=True)
-            return {key: value for (key, default), value in given if key in made or value != default}
+            given = zip(setting.keys, candidate, strict=True)
+            return {key: value for key, value in given if key in made}
         furthest = max(furthest, wrong)
     if isinstance(made.get(setting.instead), list):
         return {}

@@ -23,7 +23,8 @@ from taskvec.weights.network import Layout, Network, network_in, network_of
 Kind = Mapping[tuple[str, str], object]
 """What a layer is made of: (module in it, attribute) -> value."""
 
-_COUNTS = re.compile(r"idx|index|id$|num|layer")
+_COUNTS = re.compile(r"idx|index|id$|num|layer|seed")
+_DROPPING = re.compile(r"drop")  # more of it in deeper layers, in training alone
 _HARMLESS = ("dtype", "torch_dtype")
 _WHERE = "the result would not load as it is"
 _ANYWAY = "change what is merged, or write it all the same with --allow-unloadable (allow_unloadable=True)"
@@ -47,6 +48,8 @@ def kinds_of(network: Network) -> list[Kind] | None:
 def _kind(layer: nn.Module) -> Kind:
     kind: dict[tuple[str, str], object] = {}
     for place, module in layer.named_modules():
+        if _DROPPING.search(place):
+            continue
         kind[place, ""] = type(module).__name__
         kind |= {(place, name): tuple(part.shape) for name, part in module.named_parameters(recurse=False)}
         kind |= {(place, name): _plain(name, value) for name, value in vars(module).items() if name[0] != "_"}
