@@ -522,6 +522,11 @@ FORMS: dict[str, Form] = {
         "merge_method: slerp\nbase_model: tower\nmodels: [{model: other}]\nparameters: {t: 1}\n",
         expected=stacked(*[(MATH, layer) for layer in (0, 1, 2, 2, 3)]),
     ),
+    "an adapter on another document": Form(
+        f"name: copy-v1.0\nmerge_method: passthrough\nmodels:\n  - model: {BASE}\n---\nmerge_method: linear\n"
+        f"models:\n  - model: copy-v1.0+{LORA}\n    parameters: {{weight: 1}}\n  - model: {CHAT}\n    parameters: {{weight: 3}}\n",
+        expected=lambda name, _, held: (held[LORA][name] + 3 * held[CHAT][name]) / 4,
+    ),
     # What is not done here
     "ram": Form(
         f"merge_method: ram\nbase_model: {BASE}\n{_BARE}",

@@ -145,6 +145,12 @@ def test_weights_by_name_are_in_the_order_of_the_models(made: Made) -> None:
     check(made(rule="sum", parameters={"weights": 0.25}), summed([0.25, 0.25]))
 
 
+@pytest.mark.parametrize("name", ["Llama-3.1-8B", "7b-chat.v2", "математика-1"])
+def test_names_for_a_rule_have_hyphens_and_dots(made: Made, name: str) -> None:
+    merged = made(models={name: "a", "b": "b"}, rule="sum", parameters={"weights": {name: 0.5, "b": 2}})
+    check(merged, summed([0.5, 2]))
+
+
 def test_a_gradient_runs_from_the_first_block_to_the_last(made: Made) -> None:
     scale = along([0, 0.5, 3], elsewhere=0.25)
     check(made(rule="sum", scale={"gradient": [0, 0.5, 3], "default": 0.25}), summed([1, 1], scale))
@@ -435,6 +441,12 @@ BAD: dict[str, tuple[dict[str, Any], type[InputError], str]] = {
     ),
     "a reserved name": ({"models": {"default": "a"}}, InputError, "the name 'default'"),
     "a name of two words": ({"models": {"my model": "a"}}, InputError, "the name 'my model'"),
+    "a hyphen in an expression": (
+        {"models": {"a-b": "a", "c": "b"}, "expression": "a - b + c"},
+        InputError,
+        "the name 'a-b', expected one word of letters, digits and _; an expression takes - and .",
+    ),
+    "a name that begins with a dot": ({"models": {".a": "a"}}, InputError, "the name '.a'"),
     "no models": ({"models": {}}, InputError, "no vectors and no models"),
     "neither rule nor expression": ({}, InputError, "expected an expression over them, or a rule"),
     "rule and expression": ({"rule": "sum", "expression": "a+b"}, InputError, "expected one of them"),

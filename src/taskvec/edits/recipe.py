@@ -1,5 +1,6 @@
 """Recipes: YAML files that say which model to make of a base and task vectors, or of fine-tuned models."""
 
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,7 @@ Known = Callable[[str], str | None]
 
 _RESERVED = ("base", *FORMS)
 """Names that vectors and models cannot have, as the keys mean something else."""
+_NAME = re.compile(r"\w[\w.-]*")
 
 
 class Recipe(Documented):
@@ -153,6 +155,22 @@ def build(
         return building.merge()
 
 
+def _check_name(name: str, *, in_expression: bool) -> None:
+    """Refuse names of vectors and models that cannot be told from other words.
+
+    Raises: InputError.
+    """
+    if name in _RESERVED or not _NAME.fullmatch(name):
+        raise InputError(
+            f"the name {name!r}, expected one word of letters, digits and _, none of {', '.join(_RESERVED)}"
+        )
+    if in_expression and not name.isidentifier():
+        raise InputError(
+            f"the name {name!r}, expected one word of letters, digits and _; "
+            "an expression takes - and . for its own signs"
+        )
+
+
 def check_fields(recipe: Recipe) -> None:
     """Refuse fields that contradict each other.
 
@@ -164,11 +182,7 @@ def check_fields(recipe: Recipe) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{name!r} is a vector and a model, expected a name for each")
-        if not name.isidentifier() or name in _RESERVED:
-            raise InputError(
-                f"the name {name!r}, expected one word of letters, digits and _, "
-                f"none of {', '.join(_RESERVED)}"
-            )
+        _check_name(name, in_expression=recipe.expression is not None)
     if recipe.expression is not None and recipe.rule is not None:
         raise InputError("an expression and a rule, expected one of them")
     if recipe.expression is None and recipe.rule is None and len(names) > 1:
