@@ -92,6 +92,7 @@ def test_the_result_has_the_rows_of_the_adapter_and_loads(
     said = capsys.readouterr().err
     assert not done.value.code, said
     assert f"adds {MORE} rows to" in said and "tokenizer goes with the output" in said
+    assert "left behind" not in said
     expected = merge_larger(base, adapter)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -111,6 +111,7 @@ def test_a_tokenizer_that_is_not_merged_keeps_the_config_of_the_base(models: Pat
     made = opened(["base", "chat"], base_model="base", tokenizer_source="tokenizer")
     tokens = [CHAT[0], *WORDS[3:], WORDS[0]]
     check_rows(made, tokens, {CHAT[0]: ["chat"]}, ["base", "chat"])
+    assert not [note for note in made.notes if "left behind" in note]
     (models / "base" / "added_tokens.json").write_text("{}")
     save_merge(opened(["base", "chat"], base_model="base", tokenizer_source="tokenizer"), "out")
     network, rows = loaded("llama", Path("out"))

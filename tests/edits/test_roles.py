@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
+from adapters import save_adapter_of
 from edits.mergekit_models import run
 from taskvec.edits.opening import open_recipe, save_merge
 from taskvec.edits.roles import describe_left
 from taskvec.vectors import TaskVector
 from taskvec.weights import open_weights
-from vocabularies import CHAT, WORDS, save_base, save_tuned
+from vocabularies import CHAT, WORDS, llama, save_base, save_tuned
 
 TEMPLATES: dict[str, tuple[str, str | dict[str, Any]]] = {
     "a file": ("chat_template.jinja", "{{ messages }}"),
@@ -107,6 +108,15 @@ def test_a_mergekit_file_says_how_to_have_them_and_that_works(models: Path) -> N
     assert not [note for note in made.notes if "left behind" in note]
     save_merge(made, "out")
     assert Path("out/chat_template.jinja").read_text() == "<start>{{ messages }}<end>"
+
+
+def test_the_template_of_an_adapter_is_named(models: Path) -> None:
+    save_adapter_of(Path("base"), lambda: llama(len(WORDS) + 2), Path("lora"), target_modules=["q_proj"])
+    put(Path("lora/chat_template.jinja"), "{{ messages }}")
+    for key in ("vectors", "models"):
+        Path("r.yaml").write_text(f"base: base\n{key}: {{a: lora}}\n")
+        [note] = [note for note in open_recipe("r.yaml").notes if "left behind" in note]
+        assert note.endswith("its chat template; that of base is written, copy it from lora")
 
 
 def test_a_chosen_template_is_not_missed(models: Path) -> None:

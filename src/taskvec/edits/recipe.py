@@ -27,7 +27,7 @@ from taskvec.edits.parameters import (
 )
 from taskvec.edits.passes import count_passes
 from taskvec.edits.roles import describe_left
-from taskvec.edits.tokens import check_in_order
+from taskvec.edits.tokens import check_in_order, replaces_tokenizer
 from taskvec.edits.vocabulary import VOCABS, Aligned, Vocab, Wanted, align
 from taskvec.errors import InputError
 from taskvec.reading import exists, local_path
@@ -412,6 +412,8 @@ class _Building:
 
     def _left_behind(self, seen: Aligned) -> Iterator[str]:
         """Notes on what the tokenizers of models say, and that of the output does not."""
+        if replaces_tokenizer(seen.files):
+            return
         like = seen.like or self.base
         adapters = {name: held for name, (held, _) in self.held.items() if held.adapter is not None}
         for name, model in {**self.models, **adapters}.items():

@@ -169,6 +169,11 @@ def replace_tokenizer(folder: Path | None, source: Path, rows: int) -> dict[str,
     return {**texts, **({"config.json": _as_text(resize(config, rows))} if config else {})}
 
 
+def replaces_tokenizer(files: Mapping[str, str]) -> bool:
+    """Whether files are those of ``replace_tokenizer``, not of a tokenizer with more tokens."""
+    return "tokenizer_config.json" in files
+
+
 def _as_text(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 

@@ -28,7 +28,7 @@ from taskvec.edits.mergekit.values import Scope, check_names, idle_filters, pars
 from taskvec.edits.passes import count_passes
 from taskvec.edits.roles import FILE
 from taskvec.edits.stacking import Place, stack_config
-from taskvec.edits.tokens import check_in_order, read_tokens
+from taskvec.edits.tokens import check_in_order, read_tokens, replaces_tokenizer
 from taskvec.edits.vocabulary import align
 from taskvec.errors import InputError
 from taskvec.names import goes_by_token
@@ -186,7 +186,8 @@ class _Reading:
         notes += [f"{name}: {describe_copy(first)}" for first, name in find_copies(self.inputs)]
         notes += [note for section in sections for note in (*section.remarks(), *section.distances())]
         notes += describe_ignored(self._ignored)
-        notes += list_left(document, self.models, self.like)
+        if not replaces_tokenizer(self.files):
+            notes += list_left(document, self.models, self.like)
         return list(dict.fromkeys([*notes, *self._notes]))
 
     # Forms
