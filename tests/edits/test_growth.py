@@ -172,6 +172,21 @@ def test_what_python_writes_loads(place: Path) -> None:
     assert not any(report.values()) and network.config.vocab_size == ROWS + MORE
 
 
+@pytest.mark.parametrize("make", [llama, tied_llama, gpt2])
+def test_an_adapter_with_fewer_rows_gives_a_model_with_as_many(
+    make: Callable[[], Network], tmp_path: Path
+) -> None:
+    """As where the embedding was padded, and cut to the length of the tokenizer before training."""
+    base = save_base(make, tmp_path / "base")
+    head = "wte" if make is gpt2 else "embed_tokens"
+    config = {"modules_to_save": [head, "lm_head"]} if make is llama else {}
+    adapter = save_larger(base, tmp_path / "adapter", -3, target_modules=["c_attn", "q_proj"], **config)
+    expected = merge_larger(base, adapter, -3)
+    edited = apply(base, TaskVector.load(adapter))
+    for name in edited:
+        torch.testing.assert_close(edited[name], expected[name], rtol=1e-13, atol=1e-13)
+
+
 def test_two_adapters_that_add_tokens_are_refused(place: Path) -> None:
     Path("recipe.yaml").write_text("base: base\nvectors: {a: large, b: larger}\nrule: mean\n")
     for attempt in (
@@ -193,7 +208,7 @@ def test_mergekit_is_told_to_write_the_larger_model_first(place: Path) -> None:
 def test_a_vector_of_the_base_cannot_hold_more_rows(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["diff", "base", "large", "-o", "v.safetensors"])
-    assert "write the larger model with: taskvec apply BASE -v a=ADAPTER -o OUT" in capsys.readouterr().err
+    assert "write the model with: taskvec apply BASE -v a=ADAPTER -o OUT" in capsys.readouterr().err
 
 
 def test_one_table_with_more_rows_than_the_other_is_refused(place: Path) -> None:
@@ -206,6 +221,6 @@ def test_one_table_with_more_rows_than_the_other_is_refused(place: Path) -> None
     }
     save_file(factors, file)
     with pytest.raises(
-        KeyMismatch, match=r"3 rows more than base for .*expected as many for 'lm_head.weight'"
+        KeyMismatch, match=r"has 23 rows for .*, base has 20, expected as many for 'lm_head.weight'"
     ):
         apply("base", TaskVector.load("odd"))

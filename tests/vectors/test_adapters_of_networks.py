@@ -175,7 +175,7 @@ def save_pair(network: Callable[[], Any], folder: Path, config: dict[str, Any]) 
         for parameter in made.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
         made.save_pretrained(folder / "base")
-        tuned = get_peft_model(load(network, folder), LoraConfig(r=2, lora_alpha=6, **config))
+        tuned = get_peft_model(load(network, folder), LoraConfig(**{"r": 2, "lora_alpha": 6, **config}))
         for parameter in tuned.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.1 * torch.randn_like(parameter)

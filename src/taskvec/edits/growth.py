@@ -35,12 +35,14 @@ def _enlarged(seen: Aligned, room: Weights, adapter: Weights) -> Aligned:
         return seen._replace(base=room)
     rows, home = sizes[name], None if adapter.adapter is None else adapter.adapter.parent
     added = f"{adapter.ref}: adds {rows - before[name]} rows to {name!r}, as trained whatever its coefficient"
+    if rows < before[name]:
+        added = f"{adapter.ref}: has the first {rows} rows of {name!r} only, and so has the output"
     files: dict[str, str] = {}
     if home is not None and read_tokens(home) is not None:
         files = replace_tokenizer(room.folder, home, rows)
         note = f"{added}; its tokenizer goes with the output"
     else:
-        note = f"{added}; no tokenizer lies beside it, so put that with the new tokens beside the output"
+        note = f"{added}; no tokenizer lies beside it, so put that of its tokens beside the output"
     return seen._replace(
         base=room,
         rows=rows,

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from taskvec.errors import KeyMismatch
-from taskvec.names import is_embedding, is_head
+from taskvec.names import goes_by_token, is_embedding, is_head
 from taskvec.vectors.delta import computing
 from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved, Scales, Shift, Stacked
-from taskvec.vectors.lora.growing import adds_rows
+from taskvec.vectors.lora.growing import is_resized
 from taskvec.vectors.lora.naming import match_names
 from taskvec.vectors.lora.stacks import resolve_stacks
 from taskvec.vectors.lora.ties import check_alone, find_twins, holds_same, is_silently_tied
@@ -19,8 +19,8 @@ from taskvec.weights.network import Network
 
 _log = logging.getLogger(__name__)
 
-_ADDED = (
-    "it adds rows to the vocabulary, which no vector of this base can; write the larger model with: "
+_RESIZED = (
+    "it has a vocabulary of another size, which no vector of this base can; write the model with: "
     "taskvec apply BASE -v a=ADAPTER -o OUT"
 )
 
@@ -144,10 +144,10 @@ def _check_shape(adapter: Contents, piece: Piece, base: Weights, name: str) -> N
     if start is not None:
         fits = fits and adapter.weights.spec(start).shape == want
     if not fits:
-        more = start is None and adds_rows(have, want)
+        resized = isinstance(piece, Saved) and goes_by_token(name) and is_resized(have, want)
         raise KeyMismatch(
             f"{ref}: {name!r} has shape {have}, expected {want} as in the base {base.ref}; "
-            + (_ADDED if more else "was it trained on another model, or with another vocabulary?")
+            + (_RESIZED if resized else "was it trained on another model, or with another vocabulary?")
         )
 
 

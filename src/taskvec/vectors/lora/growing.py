@@ -14,9 +14,9 @@ from taskvec.weights.grown import Added, Grown
 
 
 def grow(contents: Contents, base: Weights) -> Weights:
-    """The base with the rows that an adapter has beyond its own, as trained; the base itself if it has none.
+    """The base with as many rows as an adapter was trained with, new ones as trained; else the base itself.
 
-    Raises: KeyMismatch if the adapter has more rows for some tables of tokens and not for the others.
+    Raises: KeyMismatch if the adapter has another number of rows for some tables of tokens only.
     """
     if not any(isinstance(piece, Saved | Rows | Product) for piece in contents.pieces.values()):
         return base
@@ -36,7 +36,7 @@ def grow(contents: Contents, base: Weights) -> Weights:
     _check_all(contents, base, added)
     first = next(iter(added))
     before = base.spec(first).shape[0]
-    return Grown(base, added, _config(base, before, before + len(added[first].rows)))
+    return Grown(base, added, _config(base, before, added[first].size))
 
 
 def _config(base: Weights, before: int, rows: int) -> dict[str, str]:
@@ -58,13 +58,13 @@ def _resized(config: object, before: int, rows: int) -> object:
     }
 
 
-def adds_rows(have: Sequence[int], want: Sequence[int]) -> bool:
-    """Whether a shape is another with more rows."""
-    return len(have) == len(want) > 0 and have[0] > want[0] and tuple(have[1:]) == tuple(want[1:])
+def is_resized(have: Sequence[int], want: Sequence[int]) -> bool:
+    """Whether a shape is another with more or fewer rows."""
+    return len(have) == len(want) > 0 and have[0] != want[0] and tuple(have[1:]) == tuple(want[1:])
 
 
 def _added_rows(contents: Contents, piece: Piece, base: Weights, name: str) -> Added | None:
-    """Where the rows are that a piece has beyond those of the base."""
+    """Where the rows are that a piece has beyond those of the base, and how many of these it has."""
     if name not in base or not goes_by_token(name):
         return None
     weights, want = contents.weights, base.spec(name).shape
@@ -73,7 +73,9 @@ def _added_rows(contents: Contents, piece: Piece, base: Weights, name: str) -> A
     )
     if key is not None:
         have = weights.spec(key).shape
-        return Added(weights, key, range(want[0], have[0])) if adds_rows(have, want) else None
+        if not is_resized(have, want):
+            return None
+        return Added(weights, key, range(want[0], have[0]), min(want[0], have[0]))
     if not isinstance(piece, Rows):
         return None
     new = {row: n for n, row in enumerate(piece.indices) if row >= want[0]}
@@ -84,20 +86,20 @@ def _added_rows(contents: Contents, piece: Piece, base: Weights, name: str) -> A
             f"{weights.ref}: token {max(new)} of {name!r} was trained, {base.ref} has {want[0]} rows, "
             "expected all between; save the adapter again with save_embedding_layers=True"
         )
-    return Added(weights, piece.key, [new[row] for row in sorted(new)])
+    return Added(weights, piece.key, [new[row] for row in sorted(new)], want[0])
 
 
 def _check_all(contents: Contents, base: Weights, added: dict[str, Added]) -> None:
     """Refuse a model some of whose tables of tokens have more rows than the others."""
     rows = {base.spec(name).shape[0] for name in added}
-    numbers = {len(each.rows) for each in added.values()}
+    numbers = {each.size for each in added.values()}
     tables = (
         name for name in base if goes_by_token(name) and base.spec(name).shape[:1] in {(n,) for n in rows}
     )
     lacking = next((name for name in tables if name not in added), None)
     if lacking is not None or len(numbers) > 1:
         raise KeyMismatch(
-            f"{contents.weights.ref}: has {max(numbers)} rows more than {base.ref} for {next(iter(added))!r}"
-            f", expected as many for {lacking or list(added)[-1]!r}; save the adapter again with "
+            f"{contents.weights.ref}: has {max(numbers)} rows for {next(iter(added))!r}, {base.ref} has "
+            f"{max(rows)}, expected as many for {lacking or list(added)[-1]!r}; save the adapter again with "
             "save_embedding_layers=True"
         )

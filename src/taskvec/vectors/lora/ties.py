@@ -1,7 +1,7 @@
 """Weights that serve two layers, and adapters that change both uses alike, or only one."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -16,7 +16,7 @@ _WITH_HEAD = re.compile(r"LMHead|CausalLM|MaskedLM|ConditionalGeneration|PreTrai
 
 
 def find_twins(adapter: Contents, base: Weights, names: Mapping[str, str]) -> dict[str, str | None]:
-    """Changes of an output layer that is the embedding in the base, and that are those of the embedding.
+    """Changes of a second use of weights, such as the output layer, that are those of the first.
 
     PEFT saves both where ``ensure_weight_tying`` was set. The partner is ``None`` for an output layer that
     was saved as it is in the base.
@@ -26,7 +26,7 @@ def find_twins(adapter: Contents, base: Weights, names: Mapping[str, str]) -> di
     """
     heads = [given for given in adapter.pieces if is_head(given) and _is_second_use(names[given], base)]
     embeddings = [given for given in adapter.pieces if is_embedding(given)]
-    twins: dict[str, str | None] = {}
+    twins: dict[str, str | None] = dict(_aliases(adapter, base, names))
     for head in heads:
         for given in embeddings:
             if _same_change(adapter, head, given):
@@ -34,6 +34,15 @@ def find_twins(adapter: Contents, base: Weights, names: Mapping[str, str]) -> di
         if head not in twins and _is_as_stored(adapter, head, base):
             twins[head] = None
     return twins
+
+
+def _aliases(adapter: Contents, base: Weights, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Changes of aliases that are those of what the base keeps, such as of biases that are tied."""
+    known = {name: given for given, name in names.items()}
+    for given, name in names.items():
+        kept = known.get(base.tied.get(name, ""))
+        if kept is not None and _same_change(adapter, given, kept):
+            yield given, kept
 
 
 def _is_second_use(name: str, base: Weights) -> bool:
