@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from taskvec.errors import InputError
 from taskvec.weights.dtypes import HEADER_LIMIT, NAMES
-from taskvec.weights.layout import Home, home_of
+from taskvec.weights.filenames import Home, home_of
 from taskvec.weights.lazy import Weights
 
 T = TypeVar("T")

@@ -17,8 +17,8 @@ from taskvec.reading import copy_regular, local_path
 from taskvec.weights import change
 from taskvec.weights.beside import files_beside
 from taskvec.weights.change import Change
+from taskvec.weights.filenames import homes_of
 from taskvec.weights.journal import Journal
-from taskvec.weights.layout import homes_of
 from taskvec.weights.lazy import Weights
 from taskvec.weights.opening import WeightsLike, open_weights
 from taskvec.weights.plan import Shard, plan_shards

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from taskvec.vectors import TaskVector, apply
 from taskvec.weights import open_weights, save_weights
-from taskvec.weights.layout import Naming
+from taskvec.weights.filenames import Naming
 
 STATE = {"a.weight": torch.ones(4, 4), "b.weight": torch.ones(4, 4)}
 DIFFUSERS = {"_class_name": "UNet2DConditionModel"}
