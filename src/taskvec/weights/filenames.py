@@ -88,7 +88,7 @@ def homes_of(like: Weights) -> tuple[Home, ...]:
 
 
 def home_of(name: str, homes: Sequence[Home]) -> Home:
-    """Where a tensor goes: to the home of the longest prefix that its name has, or else to the folder itself."""
+    """Where a tensor goes: to the home of the longest prefix that it has, or else to the folder itself."""
     fitting = [home for home in homes if name.startswith(home.prefix)]
     return max(fitting, key=lambda home: len(home.prefix), default=Home())
 
