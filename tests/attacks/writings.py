@@ -63,6 +63,7 @@ WRITINGS: dict[str, Writing] = {
     "diff": one_file("diff base a"),
     "diff in shards": Writing("diff base a -o out --max-shard-gb 4e-5 -q", "out"),
     "diff as adapter": Writing("diff base a --rank 2 -o out -q", "out"),
+    "apply as adapter": Writing("apply base -v a=a.safetensors --as-adapter --rank 2 -o out -q", "out"),
     **{
         f"compress {form.split()[0]}": one_file(f"compress a.safetensors --form {form}")
         for form in ("bf16", "sparse --density 0.2", "low-rank --rank 2", "int8", "1-bit")

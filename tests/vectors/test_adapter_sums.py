@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from adapters import Network, bert, convnext, gpt2, llama, loaded, merged, save_
 from taskvec.errors import InputError, NonFinite
 from taskvec.vectors import TaskVector, save_adapter
 from taskvec.vectors.lora.lowrank import leading, leading_of_product, norm_of_product
+from tiny_networks import build
 
 LINEAR = {"target_modules": "all-linear"}
 Case = tuple[Callable[[], Network], list[dict[str, Any]], list[float]]
@@ -120,6 +122,45 @@ def test_peft_merges_the_written_sum_to_the_sum_of_what_it_merges(
         torch.testing.assert_close(written[name], tensor, rtol=1e-6, atol=2e-7)
         if name in again:  # which lacks the aliases of tied tensors
             torch.testing.assert_close(again[name], tensor, rtol=1e-6, atol=2e-7)
+
+
+STACKS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+MIXTURES: dict[str, list[dict[str, Any]]] = {
+    "mixtral": [
+        {"target_modules": ["q_proj"], "target_parameters": [*STACKS, "mlp.gate.weight"]},
+        {"target_modules": ["q_proj", "o_proj"], "target_parameters": STACKS, "r": 2},
+    ],
+    "gpt_oss": [
+        {"target_modules": ["v_proj"], "target_parameters": STACKS, "r": 3, "lora_alpha": 1},
+        {"target_modules": ["v_proj"], "target_parameters": [*STACKS, "mlp.router.weight"]},
+    ],
+    "qwen3_moe": [{"target_modules": ["k_proj"], "target_parameters": STACKS, "use_rslora": True}] * 2,
+}
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_factors_of_stacked_experts_add_up(kind: str, rank: int | None, tmp_path: Path) -> None:
+    make, weights = partial(build, kind), [0.75, -0.5]
+    base = save_base(make, tmp_path / "base", torch.float32)
+    adapters = [
+        save_adapter_of(base, make, tmp_path / f"adapter{seed}", seed=seed, **config)
+        for seed, config in enumerate(MIXTURES[kind])
+    ]
+    vector = summed(adapters, weights)
+    with pytest.raises(InputError, match="unknown without the base"):
+        save_adapter(vector, tmp_path / "sum")
+    made = save_adapter(vector.with_base(base), tmp_path / "sum", rank=rank)
+    assert not made.left_out
+    if rank is None:
+        expected = weighted(make, tmp_path, adapters, weights)
+        written = merged(base, make, made.path)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(written[name], tensor, rtol=1e-5, atol=1e-6)
+    else:
+        read = TaskVector.load(made.path).with_base(base)
+        missed = (vector.with_base(base) - read).norm() / vector.with_base(base).norm()
+        assert made.error == pytest.approx(missed, rel=1e-4) and 0.05 < missed < 1
 
 
 def test_ranks_add_up_and_most_layers_have_the_usual_one(tmp_path: Path) -> None:

@@ -141,7 +141,8 @@ class Adaptable:
         meant = {target.module for target in targets if target.form != "parameter"}
         wrapped = {target.place for target in targets if target.form == "parameter"}
         others = [name for name in self.modules if name not in meant and _ends_in(name, meant)]
-        lost = [name for name in meant if name not in self.modules or _ends_in(name, set(others))]
+        excluded = set(others)
+        lost = [name for name in meant if name not in self.modules or _ends_in(name, excluded)]
         lost += [name for name in self._parameters if name not in wrapped and _ends_in(name, wrapped)]
         lost += [name for name in wrapped if name not in self._parameters]
         if lost:

@@ -16,7 +16,7 @@ from taskvec.vectors.lora.growing import grow
 from taskvec.vectors.lora.loaded import Reverted, place, renamed
 from taskvec.vectors.lora.lowrank import multiplied
 from taskvec.vectors.lora.reading import read_contents
-from taskvec.vectors.lora.stacks import multiplied_stacks
+from taskvec.vectors.lora.stacks import multiplied_stacks, unstacked
 from taskvec.weights import Weights
 from taskvec.weights.blocks import row_blocks, rows_of
 
@@ -107,16 +107,17 @@ class Adapter(Summand):
     def changes(self, name: str) -> bool:
         return name in self.contents.pieces
 
-    def plain(self, name: str) -> Layer | None:
-        """The layer whose factors are all that changes a tensor; ``None`` where more does, or nothing."""
+    def plain(self, name: str) -> Product | Stacked | None:
+        """The factors that are all that changes a tensor; ``None`` where more does, or nothing."""
         piece = self.contents.pieces.get(name)
-        alone = isinstance(piece, Product) and piece.layer.magnitude is None and piece.start is None
-        return piece.layer if isinstance(piece, Product) and alone else None
+        if isinstance(piece, Product) and (piece.layer.magnitude or piece.start):
+            return None
+        return piece if isinstance(piece, Product | Stacked) else None
 
-    def factors(self, layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(out, rank) and (rank, in), whose product is the change of a plain layer."""
-        a, b = self._factors(layer, dtype)
-        return b, a
+    def factors(self, piece: Product | Stacked, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(experts, out, rank) and (experts, rank, in), whose products are what plain factors change."""
+        a, b = self._factors(piece.layer, dtype)
+        return unstacked(a, b, piece.experts if isinstance(piece, Stacked) else 1)
 
     def _read_start(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         if self._start is None:

@@ -48,8 +48,8 @@ class Factored:
                 f"{module}.lora_embedding_B": b.contiguous(),
             }
         if target.form == "convolution" and factors is not None:
-            filters = factors.parts[0].inputs
-            a, b = a.reshape(len(a), *filters), b.reshape(*b.shape, *(1 for _ in filters[1:]))
+            filters = factors.filters
+            a, b = a.reshape(len(a), -1, *filters), b.reshape(*b.shape, *(1 for _ in filters))
         return {f"{module}.lora_A.weight": a.contiguous(), f"{module}.lora_B.weight": b.contiguous()}
 
 
@@ -103,10 +103,9 @@ def _of_product(
     if rank is None and b.dtype == left.dtype:
         missed = 0.0
     else:
-        missed = norm_of_product(
-            torch.cat([left, -b.to(left.dtype)], 1), torch.cat([right, a.to(right.dtype)])
-        )
-    return Factored(b[None], a[None], norm_of_product(left, right), missed)
+        both = torch.cat([left, -b.to(left.dtype)], -1), torch.cat([right, a.to(right.dtype)], -2)
+        missed = norm_of_product(*both)
+    return Factored(b, a, norm_of_product(left, right), missed)
 
 
 def _matrices(target: Target, delta: Tensor) -> Tensor:
@@ -126,7 +125,7 @@ def _check_finite(vector: Delta, target: Target, held: Tensor) -> None:
 def working_bytes(vector: Delta, target: Target, factors: Factors | None, rank: int | None) -> int:
     """Bytes that factoring a tensor takes, about."""
     if factors is not None and _is_thin(target, factors, rank):
-        return 8 * factors.rank * sum(target.matrix) * torch.float64.itemsize
+        return 8 * target.experts * factors.rank * sum(target.matrix) * torch.float64.itemsize
     dtype = target.spec.dtype
     return target.working_bytes(vector) + factoring_bytes(target.matrix, rank or 0, dtype)
 

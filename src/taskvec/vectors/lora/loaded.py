@@ -97,28 +97,28 @@ class Reverted(Summand):
             parts=(inner,),
             recorded=inner.recorded,
         )
-        self._inner, self._view, self._renamed = inner, view, layout.renamed
+        self.inner, self._view, self._renamed = inner, view, layout.renamed
         self._converted = {name: c for c in layout.converted for name in c.sources}
         self._lock = Lock()
         self._groups = lru_cache(_KEPT)(self._revert)
 
     def __reduce__(self) -> tuple[type["Reverted"], tuple[Summand, Loaded]]:
         """Made anew, without what is in memory."""
-        return Reverted, (self._inner, self._view)
+        return Reverted, (self.inner, self._view)
 
     def changes(self, name: str) -> bool:
-        return any(self._inner.changes(there) for there in self._places(name))
+        return any(self.inner.changes(there) for there in self._places(name))
 
     def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
         """The change of one tensor of a file."""
         if name in self._renamed:
-            return self._inner.compute(self._renamed[name], rows, dtype)
+            return self.inner.compute(self._renamed[name], rows, dtype)
         with self._lock:  # each of several threads would else make the same group
             group = self._groups(self._converted[name].sources, dtype)
         return rows_of(group[name], rows)
 
     def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
-        return [(self._inner, there) for there in self._places(name) if self._inner.changes(there)]
+        return [(self.inner, there) for there in self._places(name) if self.inner.changes(there)]
 
     def in_rows(self, name: str) -> bool:
         """Whether it is in the file as it is in the network."""
@@ -137,8 +137,8 @@ class Reverted(Summand):
         """What a change of the network is in all tensors of a file that are converted together."""
         conversion = self._converted[sources[0]]
         changes = {
-            name: self._inner.compute(name, None, dtype)
-            if self._inner.changes(name)
+            name: self.inner.compute(name, None, dtype)
+            if self.inner.changes(name)
             else torch.zeros(spec.shape, dtype=dtype)
             for name, spec in conversion.targets.items()
         }

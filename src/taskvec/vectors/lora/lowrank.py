@@ -59,17 +59,18 @@ def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def leading_of_product(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """As ``leading`` of ``left @ right``, which is never made: from the singular values of its core."""
+    """As ``leading`` of each ``left @ right`` of a stack, which are never made: from what lies between
+    orthonormal factors."""
     (q, _), (p, _) = cores = _orthogonal(left, right)
     u, s, v = torch.linalg.svd(_core(cores), full_matrices=False)
-    u, s, v = u[:, :rank], s[:rank], v[:rank]
-    strength, missing, pad = s.sqrt(), rank - len(s), torch.nn.functional.pad
-    one, other = q @ (u * strength), (strength[:, None] * v) @ p.T
+    u, s, v = u[..., :rank], s[..., :rank], v[..., :rank, :]
+    strength, missing, pad = s.sqrt(), rank - s.shape[-1], torch.nn.functional.pad
+    one, other = q @ (u * strength[..., None, :]), (strength[..., None] * v) @ p.mT
     return pad(one, (0, missing)).to(left.dtype), pad(other, (0, 0, 0, missing)).to(left.dtype)
 
 
 def norm_of_product(left: Tensor, right: Tensor) -> float:
-    """The Euclidean norm of ``left @ right``, which is never made."""
+    """The Euclidean norm of ``left @ right``, of a stack all together, which are never made."""
     return float(torch.linalg.vector_norm(_core(_orthogonal(left, right))))
 
 
@@ -77,15 +78,15 @@ _Orthogonal = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def _orthogonal(left: Tensor, right: Tensor) -> _Orthogonal:
-    """``left = q r`` and ``right.T = p t`` with orthonormal columns of q and p, in float64."""
-    (q, r), (p, t) = torch.linalg.qr(left.double()), torch.linalg.qr(right.double().T)
+    """``left = q r`` and ``right.mT = p t`` with orthonormal columns of q and p, in float64."""
+    (q, r), (p, t) = torch.linalg.qr(left.double()), torch.linalg.qr(right.double().mT)
     return (q, r), (p, t)
 
 
 def _core(factors: _Orthogonal) -> Tensor:
-    """``r t.T``, which has the singular values of the product."""
+    """``r t.mT``, which has the singular values of the product."""
     (_, r), (_, t) = factors
-    return r @ t.T
+    return r @ t.mT
 
 
 def _iterated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,14 +1,13 @@
 """Which tensors of a task vector go into an adapter, and which are left out."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from taskvec.errors import InputError, and_more
 from taskvec.names import select_names
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.lora.adaptable import Adaptable, adaptable
 from taskvec.vectors.lora.adapter import Adapter
-from taskvec.vectors.lora.contents import Product
 from taskvec.vectors.lora.fit import orientations
 from taskvec.vectors.lora.sums import Factors, factors_of
 from taskvec.vectors.lora.targets import Form, Target, orient, targets_by_name
@@ -68,18 +67,8 @@ def select(vector: Delta, only: str, *, exact: bool = False) -> Selection:
     """
     _check_shaped(vector)
     changed = [name for name in vector if is_changed(vector, name)]
-    factors = {name: held for name in changed if (held := factors_of(vector, name)) is not None}
     network = adaptable(vector)
-    if network is not None:
-        targets = [target for target in network.targets(vector.specs) if network.finds(target)]
-    else:
-        apart = _modules(vector)
-        found_by_name = (target for target in targets_by_name(vector) if target.name not in factors)
-        targets = [target for target in found_by_name if not target.name.startswith(apart)]
-    found = {source for target in targets for source in target.sources}
-    targets += [
-        _target_of(vector, name, held, network) for name, held in factors.items() if name not in found
-    ]
+    targets, factors = _find(vector, changed, network)
     if not targets:
         raise InputError(
             f"{vector.ref}: has no matrix of a linear layer, expected some to make an adapter of"
@@ -91,7 +80,9 @@ def select(vector: Delta, only: str, *, exact: bool = False) -> Selection:
     taken = {source for target in chosen for source in target.sources}
     left_out = [name for name in changed if name not in taken]
     if exact:
-        _check_exact(vector, [name for name in changed if only == "all" or name in taken], factors)
+        plain = {source for target in chosen if target.name in factors for source in target.sources}
+        asked = changed if only == "all" else [name for name in changed if name in taken]
+        _check_exact(vector, [name for name in asked if name not in plain])
     return Selection(chosen, factors, left_out, network)
 
 
@@ -121,20 +112,37 @@ def _chosen(vector: Delta, targets: Sequence[Target], only: str, changed: set[st
     return chosen
 
 
-def _target_of(vector: Delta, name: str, factors: Factors, network: Adaptable | None) -> Target:
-    """The target of factors of adapters, by the name of the network or else of the first of them."""
-    [first, *_] = factors.parts
-    place = f"{first.layer.module}.{name.rpartition('.')[2]}"
+def _find(
+    vector: Delta, changed: Sequence[str], network: Adaptable | None
+) -> tuple[list[Target], dict[str, Factors]]:
+    """All tensors that an adapter can hold, and the factors of those that are products of some.
+
+    Layers that the vector has as factors count whatever they are; embeddings and convolutions among them.
+    """
     if network is not None:
-        place = network.layout.renamed.get(name, place)
-    form: Form = "linear"
-    if first.layer.embedding:
-        form = "embedding"
-    elif len(first.inputs) > 1:
-        form = "convolution"
-    piece = first.adapter.contents.pieces[name]
-    turned = isinstance(piece, Product) and piece.transposed
-    return Target(name, (name,), place, vector.specs[name], form, turned)
+        found = {t.name: t for t in network.targets(vector.specs) if network.finds(t)}
+        known = {source for target in found.values() for source in target.sources}
+    else:
+        apart, known = _modules(vector), set()
+        found = {t.name: t for t in targets_by_name(vector) if not t.name.startswith(apart)}
+    held = {name: factors_of(vector, target) for name, target in found.items() if known}
+    factors = {name: product for name, product in held.items() if product is not None}
+    places = {} if network is None else network.layout.renamed
+    for name in changed:
+        target = Target(name, (name,), places.get(name, name), vector.specs[name])
+        product = None if name in known else factors_of(vector, target)
+        if product is not None:
+            factors[name] = product
+            found[name] = _as_factors(target, product, is_placed=name in places)
+    return list(found.values()), factors
+
+
+def _as_factors(target: Target, factors: Factors, *, is_placed: bool) -> Target:
+    """A layer in the form that factors of it have; without a network as the first adapter calls it."""
+    piece = factors.parts[0].piece
+    form: Form = "embedding" if factors.embeds else "convolution" if factors.filters else "linear"
+    place = target.place if is_placed else f"{piece.layer.module}.{target.leaf}"
+    return replace(target, place=place, form=form, turned=piece.transposed)
 
 
 def _check_shaped(vector: Delta) -> None:
@@ -155,8 +163,7 @@ def _adapters_in(part: Lazy) -> Iterator[Adapter]:
         yield from _adapters_in(inner)
 
 
-def _check_exact(vector: Delta, names: Sequence[str], factors: Mapping[str, Factors]) -> None:
-    others = [name for name in names if name not in factors]
+def _check_exact(vector: Delta, others: Sequence[str]) -> None:
     if others:
         raise InputError(
             f"{vector.ref}: {others[0]!r} is not changed by factors alone{and_more(others)}, expected a "

@@ -113,8 +113,7 @@ def multiplied_stacks(a: Tensor, b: Tensor, piece: Stacked, rows: slice | None, 
         a: (expert rank, in).
         b: (out, rank expert), times the scaling.
     """
-    inner = a.reshape(piece.experts, -1, a.shape[-1])
-    outer = b.reshape(b.shape[0], -1, piece.experts).permute(2, 0, 1)
+    outer, inner = unstacked(a, b, piece.experts)
     left, right = (inner.mT, outer.mT) if piece.transposed else (outer, inner)
     height = left.shape[1]
     if rows is None:
@@ -124,6 +123,11 @@ def multiplied_stacks(a: Tensor, b: Tensor, piece: Stacked, rows: slice | None, 
         return multiplied_stacks(a, b, piece, slice(0, piece.experts * height), dtype)[rows]
     parts = [multiplied(left[n], right[n], part) for n, part in _by_expert(first, last, height)]
     return torch.cat(parts) if parts else torch.empty((0, right.shape[2]), dtype=dtype)
+
+
+def unstacked(a: Tensor, b: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    """(experts, out, rank) and (experts, rank, in) of ``b`` and ``a`` as files have them."""
+    return b.reshape(len(b), -1, experts).permute(2, 0, 1), a.reshape(experts, -1, a.shape[-1])
 
 
 def _by_expert(first: int, last: int, height: int) -> Iterator[tuple[int, slice]]:

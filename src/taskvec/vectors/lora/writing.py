@@ -17,6 +17,7 @@ from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.geometry import norm_of
+from taskvec.vectors.info import BaseInfo, VectorInfo
 from taskvec.vectors.lora.described import describe
 from taskvec.vectors.lora.factoring import factor, factor_bytes, rank_of
 from taskvec.vectors.lora.factoring import working_bytes as factoring_bytes
@@ -110,7 +111,8 @@ def save_adapter(
     with staged(target, folder=True, force=force, inputs=vector.files) as work:
         save_weights(tensors, work / "adapter_model.safetensors")
         write_json(work / "adapter_config.json", settings)
-        manifest = {**_manifest(vector, extraction, only, task), **(record or {})}
+        info = _provenance(vector, selection)
+        manifest = {**_manifest(info, extraction, only, task), **(record or {})}
         write_json(work / MANIFEST, {**manifest, "files": files_in(work)})
     return extraction
 
@@ -154,18 +156,27 @@ def _check(target: Path, rank: int | None, dtype: torch.dtype | None) -> None:
     check_editable(target, dtype)
 
 
-def _manifest(vector: Delta, made: Extraction, only: str, task: str | None) -> dict[str, Any]:
+def _provenance(vector: TaskVector, selection: Selection) -> VectorInfo:
+    """That of the vector; for sums of factors the base, which they do not need, is not read for it."""
+    if not all(target.name in selection.factors for target in selection.targets):
+        return vector.info
+    recorded = vector.recorded or VectorInfo(tuned=vector.ref)
+    base = BaseInfo(ref=vector.base.ref, fingerprint=vector.base.recorded)
+    return recorded.model_copy(update={"base": base})
+
+
+def _manifest(info: VectorInfo, made: Extraction, only: str, task: str | None) -> dict[str, Any]:
     return {
         "created_by": f"taskvec {__version__}",
         "kind": "LoRA adapter",
-        "task": task or vector.info.task,
+        "task": task or info.task,
         "rank": made.rank,
         "only": only,
         "relative_error": made.error,
         "relative_error_of_matrices": made.matrices_error,
         "relative_errors": dict(made.errors),
         "left_out": dict(made.left_out),
-        "vector": vector.info.model_dump(mode="json", exclude={"unchanged"}),
+        "vector": info.model_dump(mode="json", exclude={"unchanged"}),
     }
 
 
