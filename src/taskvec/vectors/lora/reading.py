@@ -173,8 +173,9 @@ def _is_stacked(weights: Weights, settings: Settings, module: str, keys: Mapping
     names = [name for name in settings.parameters(_unwrapped(module)) if name != "weight"]
     if not names or keys.keys() != {"lora_A.weight", "lora_B.weight"}:
         return False
-    inner = weights.spec(keys["lora_A.weight"]).shape
-    return module.endswith(_BASE_LAYER) or inner[:1] != (settings.rank(module),)
+    inner, layer = weights.spec(keys["lora_A.weight"]).shape, _unwrapped(module)
+    meant = any(f"{layer}.{name}" in (settings.target_parameters or ()) for name in names)
+    return meant or module.endswith(_BASE_LAYER) or inner[:1] != (settings.rank(module),)
 
 
 def _stacked(
