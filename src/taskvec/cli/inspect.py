@@ -10,6 +10,7 @@ from taskvec.cli._common import Json, print_json, print_table
 from taskvec.cli._editing import AllowOther, Memory, bound
 
 if TYPE_CHECKING:
+    from taskvec.vectors import TaskVector
     from taskvec.weights import Weights
 
 Kind = Literal["weights", "vector", "masks", "adapter", "relative adapter"]
@@ -203,8 +204,17 @@ def _cosines(opened: Sequence["Weights"], allow_other_base: bool) -> list[list[f
     vectors = [TaskVector.opened(weights) for weights in opened]
     if allow_other_base:
         base = next((vector.base for vector in vectors if vector.base.unbound), vectors[0].base)
-        vectors = [vector.rebased(base) for vector in vectors]
+        vectors = [_named_as(vectors[0], vector).rebased(base) for vector in vectors]
     return [[float(value) for value in row] for row in similarity(vectors)]
+
+
+def _named_as(first: "TaskVector", vector: "TaskVector") -> "TaskVector":
+    """A vector under the names of another, as those of models with and without a head differ."""
+    from taskvec.vectors import TaskVector
+    from taskvec.vectors.fitting import Deltas, under_names_of
+
+    alone = vector is first or first.base.unbound or vector.base.unbound
+    return vector if alone else TaskVector.of(under_names_of(Deltas(first), vector))
 
 
 def _finite(value: float) -> float | None:

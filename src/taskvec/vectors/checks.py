@@ -124,14 +124,18 @@ def _advice(base: Weights, tuned: Weights, names: Sequence[str], of: Sequence[st
         way = f"if the base ties {heads[0]!r} to {tied!r}, save it untied first; else {usual}"
     else:
         way = usual
-    return way + (f"; the next are {list_some(names[1:])}" if len(names) > 1 else "")
+    return way + (f"; further: {list_some(names[1:])}" if len(names) > 1 else "")
 
 
 def _check_enough(base: Weights, tuned: Weights, fit: Fit) -> None:
     """Refuse a difference that holds next to nothing, unless it is asked for."""
     held = [name for name in base if base.spec(name).dtype in EDITABLE]
-    choice = fit.choice
-    shared = [n for n in held if n in tuned and (choice.takes(n) or n in choice.left)]
+    shared, choice = [name for name in held if name in tuned], fit.choice
+    if choice and shared and not any(choice.takes(name) or name in choice.left for name in shared):
+        raise KeyMismatch(
+            f"{tuned.ref}: include and exclude leave none of the {len(shared)} floating-point tensors that "
+            f"{base.ref} has too, expected some; change the patterns"
+        )
     asked = fit.allow_partial or choice
     if held and (not shared or (not asked and _LEAST * len(shared) < len(held))):
         partial = "" if asked or not shared else "; allow_partial=True (--allow-partial) takes them alone"

@@ -5,7 +5,7 @@ from collections.abc import Container
 
 import torch
 
-from taskvec.names import goes_by_token
+from taskvec.names import goes_by_token, is_head
 from taskvec.weights.blocks import TensorSpec
 from taskvec.weights.lazy import Weights
 
@@ -14,6 +14,8 @@ _COMPUTED = re.compile(
     r"|causal_mask|position_ids|token_type_ids|_float_tensor|embed_positions\.weights)$"
 )
 _MASK = re.compile(r"(^|\.)(attn|attention|self_attn|self_attention)\.(masked_)?bias$")
+
+_SHARED = re.compile(r"(^|\.)shared\.weight$")
 
 
 def is_computed(name: str, spec: TensorSpec) -> bool:
@@ -38,10 +40,17 @@ def twin_of(weights: Weights, name: str, among: Container[str]) -> str | None:
     if not goes_by_token(name) or len(spec.shape) < 2:
         return None
     for other in weights:
-        alike = other != name and other in among and goes_by_token(other) and weights.spec(other) == spec
+        alike = other in among and weights.spec(other) == spec and _may_be_tied(name, other)
         if alike and _are_equal(weights, name, other):
             return other
     return None
+
+
+def _may_be_tied(name: str, other: str) -> bool:
+    """Whether networks have one tensor in both places: an embedding and a head, or a shared embedding."""
+    if not goes_by_token(other) or other == name:
+        return False
+    return is_head(name) != is_head(other) or any(map(_SHARED.search, (name, other)))
 
 
 def _are_equal(weights: Weights, name: str, other: str) -> bool:

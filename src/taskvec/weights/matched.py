@@ -40,11 +40,13 @@ def see_as(base: Weights, other: Weights, renames: Renames | None = None) -> See
         other = renamed(other, wanted)
         notes += renaming_notes(other.ref, wanted)
     match = match_names(all_specs(base), all_specs(other))
-    seen, more = _by_tables(base, renamed(other, match.names), match)
+    seen, more, made = _by_tables(base, renamed(other, match.names), match)
     names = {**match.names, **more}
-    if match.rivals and not names:
+    if match.rivals and not names and not made:
         raise _ambiguous(base.ref, other.ref, *match.rivals)
     notes += renaming_notes(other.ref, names)
+    if made:
+        notes.append(f"{other.ref}: stacked, split or turned as in {base.ref}: {list_some(made)}")
     seen, said = _without_copies(base, seen)
     return Seen(seen, (*notes, *said))
 
@@ -121,24 +123,27 @@ def _lacking(weights: Weights, other: Weights) -> list[str]:
     ]
 
 
-def _by_tables(base: Weights, seen: Weights, match: Match) -> tuple[Weights, dict[str, str]]:
-    """The view of a model with what the network of either tells of names that do not fit yet."""
+def _by_tables(base: Weights, seen: Weights, match: Match) -> tuple[Weights, dict[str, str], list[str]]:
+    """The view of a model with what the network of either tells of names that do not fit yet.
+
+    Returns: the view; what is renamed; what is made of other tensors.
+    """
     if not (_lacking(seen, base) and _lacking(base, seen)):
-        return seen, {}
+        return seen, {}, []
     network = network_of(base) or network_of(seen)
     if network is None:
-        return seen, {}
+        return seen, {}, []
     lost = {name: there for name, there in match.lost.items() if there not in base and there not in seen}
     plain, steps = _Layouts(network, base, unwrapped := renamed(seen, lost)).compared()
     if not plain and not steps:
-        return seen, {}
+        return seen, {}, []
     taken = {name for step in steps for name in step.sources}
     names = {plain.get(name, name): name for name in unwrapped if name not in taken}
     view = Converted(unwrapped, names, steps, renamed(unwrapped, plain).tied)
     wrapped = {there: name for name, there in lost.items()}
-    told = plain | {step.sources[0]: next(iter(step.targets)) for step in steps}
     left = {there: name for there, name in wrapped.items() if there in view and there not in base}
-    return renamed(view, left), {wrapped.get(name, name): there for name, there in told.items()}
+    told = {wrapped.get(name, name): there for name, there in plain.items()}
+    return renamed(view, left), told, [name for step in steps for name in step.targets]
 
 
 class _Layouts:

@@ -244,7 +244,7 @@ class _Reading:
             tuple(sources),
             tuple(names),
             base,
-            find_depths(names[0], start, entries[0]),
+            find_depths(names[base or 0], start, entries[base or 0]),
             (*inner, *self._shared),
             tuple(self._of_model(entry, place == base) for place, entry in enumerate(entries)),
             self._may_be_base,
