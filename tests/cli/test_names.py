@@ -1,12 +1,12 @@
 """Two checkpoints whose names differ: found, said, or refused with a way out that works."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -35,7 +35,6 @@ SHAPE |= {"intermediate_size": 12, "max_position_embeddings": 12}
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
     monkeypatch.chdir(tmp_path)
-    transformers.utils.logging.disable_progress_bar()
     return lambda *arguments: Run(capsys, arguments)
 
 
@@ -127,15 +126,18 @@ def test_a_chat_vector_goes_onto_a_model_of_more_tokens_without_its_embeddings(r
     for name, value in grown.items():
         expected = value if value.shape != delta[name].shape else value + delta[name]
         torch.testing.assert_close(out[name], expected)
-    scaled = {
+    scaled: dict[str, Any] = {
         "filters": [{"match": "embed_tokens", "value": 0}, {"match": "lm_head", "value": 0}],
         "default": 1,
     }
     recipe = {"base": "grown.safetensors", "vectors": {"c": "v.safetensors"}, "allow_other_base": True}
-    for number, more in enumerate(
-        ({"scale": scaled}, {"exclude": ["embed_tokens", "lm_head.*"]}, {"include": ["layers"]})
-    ):
-        Path("r.yaml").write_text(str(recipe | more).replace("True", "true"))
+    ways: list[dict[str, Any]] = [
+        {"scale": scaled},
+        {"exclude": ["embed_tokens", "lm_head.*"]},
+        {"include": ["layers"]},
+    ]
+    for number, more in enumerate(ways):
+        Path("r.yaml").write_text(json.dumps({**recipe, **more}))
         assert run("merge", "r.yaml", "-o", f"{number}.safetensors").code == 0
         assert all(torch.equal(load_file(f"{number}.safetensors")[name], out[name]) for name in out)
 
@@ -241,6 +243,35 @@ def test_mergekits_files_see_through_names_copies_and_buffers(method: str, run: 
         assert torch.equal(merged[names[name]], value)
 
 
+def test_the_base_of_a_vector_is_known_under_other_names(run: Runner) -> None:
+    for seed, kind in enumerate(("base", "tuned", "other")):
+        save_weights(state(seed), f"{kind}.safetensors")
+        save_weights({f"module.{k}": v for k, v in state(seed).items()}, f"w{kind}.safetensors")
+    run("diff", "wbase.safetensors", "wtuned.safetensors", "-o", "v.safetensors")
+    assert run("apply", "base.safetensors", "-v", "v=v.safetensors", "-o", "out.safetensors").code == 0
+    run("diff", "base.safetensors", "tuned.safetensors", "-o", "p.safetensors")
+    run("apply", "base.safetensors", "-v", "v=p.safetensors", "-o", "plain.safetensors")
+    out, plain = load_file("out.safetensors"), load_file("plain.safetensors")
+    assert all(torch.equal(out[name], plain[name]) for name in plain)
+    both = ("-v", "v=v.safetensors", "-v", "p=p.safetensors", "-e", "v - p", "-o", "zero.safetensors")
+    assert run("apply", "base.safetensors", *both).code == 0
+    assert all(torch.equal(load_file("zero.safetensors")[name], value) for name, value in state().items())
+    other = run("apply", "other.safetensors", "-v", "v=v.safetensors", "-o", "no.safetensors")
+    assert other.code == 2 and "allow_other_base" in other.err
+
+
+@pytest.mark.parametrize("name", ["a", "v"])
+def test_an_adapter_is_not_renamed(name: str, run: Runner) -> None:
+    save_weights(state(), "base.safetensors")
+    Path("lora").mkdir()
+    Path("lora/adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
+    layer = "base_model.model.model.layers.0.mlp.up_proj"
+    factors = {f"{layer}.lora_A.weight": torch.ones(1, 4), f"{layer}.lora_B.weight": torch.ones(6, 1)}
+    save_file(factors, "lora/adapter_model.safetensors")
+    done = run("apply", "base.safetensors", "-v", f"{name}=lora", "--rename", "a.=b.", "-o", "o.safetensors")
+    assert done.code == 2 and f"rename: '{name}' is an adapter" in done.err
+
+
 def test_vectors_of_two_namings_are_compared(run: Runner) -> None:
     save_weights(state(), "base.safetensors")
     save_weights(state(1), "tuned.safetensors")
@@ -251,4 +282,5 @@ def test_vectors_of_two_namings_are_compared(run: Runner) -> None:
     run("diff", "base.safetensors", "tuned.safetensors", "-o", "v.safetensors")
     run("diff", "wbase.safetensors", "wtuned.safetensors", "-o", "w.safetensors")
     done = run("inspect", "v.safetensors", "w.safetensors", "--allow-other-base", "--json")
-    assert done.code == 0 and done.json["cosines"][0][1] == pytest.approx(1)
+    cosines: Any = done.json["cosines"]
+    assert done.code == 0 and cosines[0][1] == pytest.approx(1)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -66,7 +65,7 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "qwen2_moe": lambda: Qwen2MoeForCausalLM(
         Qwen2MoeConfig(**TEXT, **EXPERTS, shared_expert_intermediate_size=8)
     ),
-    "qwen3_moe": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**TEXT, **EXPERTS, head_dim=8)),
+    "qwen3_moe": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**TEXT, **EXPERTS)),
     "vit": lambda: ViTForImageClassification(ViTConfig(**VISION)),
     "llava": llava,
     "gemma3": gemma3,
@@ -88,7 +87,6 @@ def save_network(model: nn.Module, folder: Path, config: Path, prefix: str = "")
 @pytest.fixture(params=NETWORKS)
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A base and a model fine-tuned from it, each as transformers saves it and as it is in memory."""
-    transformers.utils.logging.disable_progress_bar()
     for seed, name in enumerate(("base", "tuned")):
         torch.manual_seed(seed)
         model = NETWORKS[request.param]()

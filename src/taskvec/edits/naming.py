@@ -29,10 +29,17 @@ class Naming:
         for name in own:
             if name not in inputs:
                 raise InputError(f"rename: no vector or model called {name!r}; known: {', '.join(inputs)}")
-        names = [name for weights in inputs.values() for name in all_names(weights)]
+        plain = {name: weights for name, weights in inputs.items() if weights.adapter is None}
+        adapters = {name: given for name, given in own.items() if name not in plain}
+        if adapters or (shared and not plain):
+            name = next(iter(adapters), next(iter(inputs)))
+            raise InputError(
+                f"rename: {name!r} is an adapter, whose layers are found by themselves; leave it out"
+            )
+        names = [name for weights in plain.values() for name in all_names(weights)]
         checked_renames(shared).check_used(names, "the vectors and models")
         for name, given in own.items():
-            checked_renames(given).check_used(all_names(inputs[name]), inputs[name].ref)
+            checked_renames(given).check_used(all_names(plain[name]), plain[name].ref)
         self._renames = {name: checked_renames({**own.get(name, {}), **shared}) for name in inputs}
         self.notes: list[str] = []
 

@@ -1,9 +1,11 @@
 """Which base a direction belongs to. Directions of different bases do not mix."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from taskvec.errors import BaseMismatch
 from taskvec.weights import Weights
+from taskvec.weights.matched import renamed
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,12 +17,14 @@ class Base:
         recorded: the fingerprint from a file; ``None`` if the file has none.
         weights: the weights themselves where they are at hand.
         unbound: whether it is any base that the names and shapes fit, as for adapters, which record none.
+        names: name in a direction -> name in this base, for one that was brought to other names.
     """
 
     ref: str | None
     recorded: str | None = None
     weights: Weights | None = None
     unbound: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, weights: Weights | None) -> "Base":
@@ -38,7 +42,14 @@ class Base:
         mine, others = self.weights, other.weights
         if mine is not None and others is not None and mine.identity == others.identity:
             return True
-        return self.fingerprint() == other.fingerprint()
+        return self.fingerprint() == other.fingerprint() or self._is_renamed(other) or other._is_renamed(self)
+
+    def _is_renamed(self, other: "Base") -> bool:
+        """Whether the other base is this one but for names."""
+        if other.weights is None or not self.names or self.fingerprint() is None:
+            return False
+        names = {name: there for name, there in self.names.items() if name in other.weights}
+        return renamed(other.weights, names).fingerprint() == self.fingerprint()
 
     def __str__(self) -> str:
         return f"{self.ref or 'unknown'} (fingerprint {self.fingerprint() or 'unknown'})"

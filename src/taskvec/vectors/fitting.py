@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -64,9 +65,12 @@ def _stored(delta: Delta, deltas: Deltas, seen: Seen) -> Delta:
     """What is seen, as a direction that knows which of its tensors are zero."""
     zero = {name for name in delta if not delta.terms_at(name)}
     view = seen.weights
-    unchanged = {name: view.spec(name) for name in view if set(_made_of(view, deltas, name)) <= zero}
+    made_of = {name: list(_made_of(view, deltas, name)) for name in view}
+    unchanged = {name: view.spec(name) for name in view if zero.issuperset(made_of[name])}
     changed = {name: name for name in view if name not in unchanged}
-    return Stored(Picked(view, changed), delta.base, delta.recorded or VectorInfo(tuned=delta.ref), unchanged)
+    names = {name: there for name, [there, *others] in made_of.items() if not others}
+    base = replace(delta.base, names=names if len(names) == len(made_of) else {})
+    return Stored(Picked(view, changed), base, delta.recorded or VectorInfo(tuned=delta.ref), unchanged)
 
 
 def _made_of(view: Weights, deltas: Deltas, name: str) -> Iterator[str]:
