@@ -214,4 +214,14 @@ def test_renames(pairs: list[str], renamed: dict[str, str]) -> None:
 )
 def test_renames_that_say_nothing_are_refused(pairs: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        parse_renames(pairs).apply(["model.a", "head"], "x")
+        renames = parse_renames(pairs)
+        renames.check_used(["model.a", "head"], "x")
+        renames.apply(["model.a", "head"], "x")
+
+
+def test_names_without_end_are_compared_in_no_time() -> None:
+    deep = ".".join(["x"] * 20_000)
+    base = {f"a{number}.x.weight": (2,) for number in range(5_000)} | {deep: (3,)}
+    other = {f"b{number}.x.weight": (2,) for number in range(5_000)} | {f"{deep}.y": (3,)}
+    assert names_of(base, other) == {}
+    assert len(names_of(base, {f"module.{name}": shape for name, shape in base.items()})) == len(base)

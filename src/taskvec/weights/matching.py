@@ -37,6 +37,9 @@ _SHARE = 3
 
 _ROUNDS = 16
 _TRIED = 16
+_LONGEST = 32
+"""Words of the longest end of a name that is looked at."""
+
 _COMMON = 256
 """Names with the same end of which more say nothing about where it belongs."""
 
@@ -159,7 +162,7 @@ class _Search:
         """Changes that find a place for some tensor, those for most tensors first."""
         ends: dict[Words, list[Words]] = {}
         for words in self.free:
-            for place in range(len(words)):
+            for place in _places(words):
                 ends.setdefault(words[place:], []).append(words)
         votes = Counter(change for name in self.left for change in self._votes(name, ends))
         return list(islice((change for change, _ in votes.most_common() if may_be(change)), _TRIED))
@@ -167,20 +170,27 @@ class _Search:
     def _votes(self, name: str, ends: Mapping[Words, Sequence[Words]]) -> Iterator[Change]:
         """The changes that give a tensor the longest end in common with one of its shape."""
         words = self.left[name]
-        for place in range(len(words)):
+        for place in _places(words):
             end = words[place:]
-            there = [found for found in ends.get(end, ()) if self._same_shape(name, found)]
+            held = ends.get(end, ())
+            if len(held) > _COMMON:
+                return
+            there = [found for found in held if self._same_shape(name, found)]
             if len(end) == 1:  # the last word alone tells nothing, unless it is all there is
                 there = [found for found in there if place == 0 or found == end]
             if there:
-                changes = (Change(words[:place], found[: len(found) - len(end)]) for found in there)
-                yield from changes if len(there) <= _COMMON else ()
+                yield from (Change(words[:place], found[: len(found) - len(end)]) for found in there)
                 return
 
     def _is_minor(self, change: Change) -> bool:
         """Whether a change may come with those that were made: one of the same words, or of ``model``."""
         added, taken = _difference(change)
         return _is_main(change) and not (added and taken) and {*added, *taken} <= self.words
+
+
+def _places(words: Words) -> range:
+    """Where the ends of a name begin, the longest first."""
+    return range(max(0, len(words) - _LONGEST), len(words))
 
 
 def _is_main(change: Change) -> bool:
