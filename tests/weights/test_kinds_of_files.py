@@ -346,6 +346,10 @@ READ: dict[str, dict[str, Content]] = {
         "consolidated.safetensors": EMA,
     },
     "shards beside Mistral's own file": {**SPLIT, "consolidated.safetensors": EMA},
+    "a download of another format that was broken off": {
+        **SPLIT,
+        "pytorch_model-00002-of-00002.bin": OTHER,
+    },
     "two formats": {"model.safetensors": STATE, "pytorch_model.bin": STATE},
     "Mistral's own file": {"consolidated.safetensors": STATE, "params.json": "{}"},
     "one part of Meta's": {"consolidated.00.pth": STATE, "params.json": "{}"},
@@ -421,6 +425,7 @@ SAID: list[tuple[dict[str, Content], str]] = [
         "Megatron",
     ),
     ({"mp_rank_00/model_optim_rng.pt": {}}, "Megatron"),
+    ({"common.pt": {"args": 1}, ".metadata": "", "__0_0.distcp": "x"}, "Megatron"),
     (
         {"consolidated.00.pth": ONE, "consolidated.01.pth": ONE, "params.json": "{}"},
         r"convert_llama_weights_to_hf\.py",

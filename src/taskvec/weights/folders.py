@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 from taskvec.errors import CorruptFile, InputError
-from taskvec.reading import printable
+from taskvec.reading import printable, reason
 from taskvec.weights.adapters import NAMES as ADAPTERS
 from taskvec.weights.formats import PICKLES, TENSORFLOW, kind_of_file
 
@@ -62,12 +62,11 @@ def find_weights(folder: Path) -> Found:
     for name in (*_KNOWN, *_OTHERS):
         if (folder / name).is_file():
             return (folder / name,)
-    files = [
-        file for file in sorted(folder.iterdir()) if file.is_file() and not _TRAINERS.fullmatch(file.name)
-    ]
-    stored = _sets(folder, [file for file in files if ".safetensors" in file.suffixes])
-    pickled = _sets(folder, [file for file in files if file.suffix in PICKLES or is_index(file)])
-    sets = stored or [found for found in pickled if not _of_parts(found)]
+    files = [file for file in _entries(folder) if file.is_file() and not _TRAINERS.fullmatch(file.name)]
+    sets = _sets(folder, [file for file in files if ".safetensors" in file.suffixes])
+    if not sets and not any(file.suffix == ".distcp" for file in files):
+        pickled = _sets(folder, [file for file in files if file.suffix in PICKLES or is_index(file)])
+        sets = [found for found in pickled if not _of_parts(found)]
     # Mistral publishes its own file beside the shards that transformers reads.
     sets = [found for found in sets if not found[0].name.startswith("consolidated.")] or sets
     if len(sets) == 1:
@@ -81,6 +80,16 @@ def find_weights(folder: Path) -> Found:
             return (gguf[0],)
         raise InputError(f"{folder}: {len(gguf)} GGUF files, expected one; name the file: {_list(gguf)}")
     raise InputError(f"{folder}: {_diagnose(folder, files)}")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder, by name; nothing for what is none."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f"{folder}: {reason(error)}") from None
 
 
 def is_index(file: Path) -> bool:
@@ -156,7 +165,7 @@ def _in_cache(folder: Path) -> Path | None:
 
 def _diagnose(folder: Path, files: Sequence[Path]) -> str:
     """What a folder is in which no weights were found, and what to do."""
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in _entries(folder)}
     for there, words in _TOOLS:
         if any(re.fullmatch(there, name) for name in names):
             return words
@@ -172,15 +181,14 @@ def _diagnose(folder: Path, files: Sequence[Path]) -> str:
 
 
 def _folders(folder: Path) -> Iterator[Path]:
-    if folder.is_dir():
-        yield from sorted(path for path in folder.iterdir() if path.is_dir())
+    yield from (path for path in _entries(folder) if path.is_dir())
 
 
 def _looks_full(folder: Path) -> bool:
     """Whether a folder holds something that weights are stored in."""
     endings = (".safetensors", ".distcp", ".gguf", *PICKLES)
     return any(
-        file.name.endswith(endings) and not _TRAINERS.fullmatch(file.name) for file in folder.iterdir()
+        file.name.endswith(endings) and not _TRAINERS.fullmatch(file.name) for file in _entries(folder)
     )
 
 
@@ -196,7 +204,7 @@ _TOOLS: tuple[tuple[str, str], ...] = (
         "parallel ones) on it, and open what that writes",
     ),
     (
-        r"latest_checkpointed_iteration\.txt|iter_\d+|mp_rank_\d+(_\d+)*|model_optim_rng\.pt",
+        r"latest_checkpointed_iteration\.txt|iter_\d+|common\.pt|mp_rank_\d+(_\d+)*|model_optim_rng\.pt",
         "a Megatron-LM checkpoint; convert it to Hugging Face's format with Megatron Bridge "
         "(AutoBridge.export_ckpt) or Megatron-LM's tools/checkpoint/convert.py, and open that",
     ),
