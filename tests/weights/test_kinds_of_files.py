@@ -142,6 +142,8 @@ def test_large_buffers_beside_a_model_do_not_hide_it(tmp_path: Path) -> None:
     assert_holds(tmp_path / "x.pt")
     torch.save({**STATE, "head._extra_state": {"scale": torch.ones(1)}}, tmp_path / "x.pt")
     assert_holds(tmp_path / "x.pt")
+    torch.save({"weights": STATE, "losses": torch.rand(500), "amp": {"a": torch.ones(2)}}, tmp_path / "x.pt")
+    assert_holds(tmp_path / "x.pt")
 
 
 class Calls:

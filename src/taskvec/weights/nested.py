@@ -17,7 +17,19 @@ _log = logging.getLogger(__name__)
 _LEVELS = 4
 """How deep state dicts are looked for."""
 
-_NO_MODEL = ("optim", "lr_sched", "sched", "scaler", "rng", "random", "loops", "callbacks", "grad", "_extra")
+_NO_MODEL = (
+    "optim",
+    "lr_sched",
+    "sched",
+    "scaler",
+    "rng",
+    "random",
+    "loops",
+    "callbacks",
+    "grad",
+    "_extra",
+    "amp",
+)
 """How the keys of what is not a model begin, in any trainer's checkpoint."""
 
 _ZERO = ("ds_config", "ds_version", "zero_stage", "param_shapes", "dp_world_size")
@@ -40,8 +52,8 @@ def state_dict_in(path: Path, loaded: Any, part: str | None = None) -> dict[str,
     inside = dict(_state_dicts(loaded))
     if part is not None:
         return _tensors_of(path, _named(path, inside, part))
-    own = _numel(loaded)
-    if own and own >= max(map(_numel, inside.values()), default=0):
+    own = _count(loaded)
+    if any(own) and own >= max(map(_count, inside.values()), default=(0, 0)):
         return _tensors_of(path, loaded)
     if not inside:
         _refuse(path, loaded)
@@ -60,16 +72,17 @@ def _state_dicts(loaded: Mapping[Any, Any], place: str = "", level: int = 1) -> 
             continue
         if key.lower().startswith(_NO_MODEL):
             continue
-        if _numel(value):
+        if any(_count(value)):
             yield place + key, value
         elif level < _LEVELS:
             yield from _state_dicts(value, f"{place}{key}.", level + 1)
 
 
-def _numel(held: Mapping[Any, Any]) -> int:
-    """Floating-point entries of the tensors that a mapping holds itself."""
-    tensors = (value for value in held.values() if isinstance(value, Tensor))
-    return sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())
+def _count(held: Mapping[Any, Any]) -> tuple[int, int]:
+    """How many floating-point tensors a mapping holds itself, none of them empty, and their entries."""
+    tensors = [value for value in held.values() if isinstance(value, Tensor) and value.is_floating_point()]
+    sizes = [tensor.numel() for tensor in tensors if tensor.numel()]
+    return len(sizes), sum(sizes)
 
 
 def _named(path: Path, inside: Mapping[str, Mapping[str, Any]], part: str) -> Mapping[str, Any]:
