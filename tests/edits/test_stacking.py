@@ -210,9 +210,44 @@ def test_without_transformers_settings_that_cannot_be_right_are_refused(tmp_path
     assert (tmp_path / "out/config.json").exists()
 
 
-def write(folder: Path, config: Mapping[str, object]) -> Path:
+STRANGE: dict[str, tuple[dict[str, object], Ranges, str]] = {
+    # Settings of models with code of their own; their layers 0 and 2 hold a tensor more.
+    "unknown": (
+        {"dense_ones": "0,2"},
+        [(1, 4), (0, 2)],
+        "layer 1 is layer 2 of .* other tensors than layer 1",
+    ),
+    "nested, from one on": (
+        {"attention": {"full_layers": [1, 3], "linear_layers": [2, 4]}},
+        [(0, 4), (1, 4)],
+        "layer 1 is layer 1 of .* other tensors than layer 0",
+    ),
+    "none": ({}, [(2, 4), (2, 3)], "layer 1 is layer 3 of .* other tensors than layer 2"),
+    "of one kind": ({}, [(1, 2), (3, 4), (1, 2)], ""),
+    "in their places": ({"dense_ones": "0,2"}, [(0, 3)], ""),
+    "listed": ({"some_layers": [0, 2]}, [(1, 4), (0, 2)], ""),
+    "by a period": ({"expert_layer_period": 2, "expert_layer_offset": 0}, [(1, 4), (2, 4)], ""),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_layers_of_models_unknown_here_are_moved_if_known_settings_tell_them_apart(
+    case: str, tmp_path: Path
+) -> None:
+    settings, ranges, message = STRANGE[case]
+    more = [f"model.layers.{number}.gate.weight" for number in (0, 2)]
+    config = {"model_type": "strange", "num_hidden_layers": 4, "hidden_size": 4, **settings}
+    made = stacked((write(tmp_path / "model", config, more), ranges))
+    if message:
+        with pytest.raises(InputError, match=message):
+            save_merge(made, tmp_path / "out")
+    else:
+        save_merge(made, tmp_path / "out")
+
+
+def write(folder: Path, config: Mapping[str, object], more: Sequence[str] = ()) -> Path:
     """A model of four layers that transformers does not know."""
-    names = ["model.embed_tokens.weight", *(f"model.layers.{n}.mlp.weight" for n in range(4))]
+    names = ["model.embed_tokens.weight", *(f"model.layers.{n}.mlp.weight" for n in range(4)), *more]
     save_weights({name: torch.randn(8, 4) for name in names}, folder)
     (folder / "config.json").write_text(json.dumps(config))
     return folder

@@ -174,6 +174,24 @@ def _number_keys(config: Settings) -> tuple[str, ...]:
     return (*NUMBER_OF_LAYERS, *(["decoder_layers"] if decoder else []))
 
 
+def label(config: Settings, layer: int) -> tuple[str, ...]:
+    """What the settings known here say of a layer."""
+    depth = count(config)
+    listed = (_said(name, value, layer, depth) for name, value in config.items())
+    given = ((setting, setting.values(config)) for setting in _SETTINGS)
+    counted = (setting.kind(layer, depth, *values) for setting, values in given if values is not None)
+    return tuple(map(str, (*listed, *counted)))
+
+
+def _said(name: str, value: Any, layer: int, depth: int) -> object:
+    """What a list says of a layer; nothing if it is of no layers."""
+    if isinstance(value, list) and _is_numbers(name, value, depth):
+        return layer in value
+    letters = isinstance(value, str) and "pattern" in name
+    by_layer = isinstance(value, list) and (name == "block_types" or _is_by_layer(name, value, {depth}))
+    return _entry(value, layer) if value and (letters or by_layer) else None
+
+
 def lists_layers(name: str, value: object, depth: int) -> bool:
     """Whether a setting says something for each of so many layers, or which of them something holds for."""
     return isinstance(value, list) and (_is_numbers(name, value, depth) or _is_by_layer(name, value, {depth}))

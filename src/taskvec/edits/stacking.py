@@ -1,6 +1,6 @@
 """The config.json of a model made of other models' layers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +9,8 @@ from taskvec.edits import kinds
 from taskvec.edits.configs import read_config, render
 from taskvec.edits.loading import Kind, kinds_of, network_for
 from taskvec.errors import InputError
+from taskvec.names import block_of, renumber
+from taskvec.weights import Weights
 from taskvec.weights.network import Network, network_in
 
 
@@ -18,11 +20,23 @@ class Place(NamedTuple):
     Attributes:
         ref, folder: of the model.
         number: of the layer.
+        tensors: in it, each with its name and shape.
     """
 
     ref: str
     folder: Path | None
     number: int
+    tensors: Hashable = None
+
+
+def group_layers(model: Weights) -> dict[int, frozenset[tuple[str, tuple[int, ...]]]]:
+    """The tensors of each layer, by their names in the first, with their shapes."""
+    layers: dict[int, set[tuple[str, tuple[int, ...]]]] = {}
+    for name in model:
+        block = block_of(name)
+        if block is not None:
+            layers.setdefault(block.number, set()).add((renumber(name, 0), model.spec(name).shape))
+    return {number: frozenset(tensors) for number, tensors in layers.items()}
 
 
 def stack_config(folder: Path | None, places: Sequence[Place]) -> tuple[dict[str, Any], list[str]]:
@@ -41,7 +55,7 @@ def stack_config(folder: Path | None, places: Sequence[Place]) -> tuple[dict[str
     folders = {place.folder for place in places}
     networks = {each: None if each is None else network_in(each, 0) for each in folders}
     if any(network is None for network in networks.values()):
-        return made, faults
+        return made, faults or _unexplained(places)
     wrong = _compare(made, places, networks)
     if wrong is None:
         return made, []
@@ -79,6 +93,21 @@ def _describe(
     layers = [(settings(place.folder), place.number) for place in places]
     made, unsettled = kinds.describe(settings(folder), layers)
     return {**config, part: made} if part else made, unsettled
+
+
+def _unexplained(places: Sequence[Place]) -> list[str]:
+    """Why nothing known says which layers hold which tensors, if layers that hold others are moved."""
+    if all(place.number == number for number, place in enumerate(places)):
+        return []
+    seen: dict[object, Place] = {}
+    for number, place in enumerate(places):
+        config = read_config(place.folder)
+        label = kinds.label(_inner(config, _part(config) or ""), place.number)
+        first = seen.setdefault((place.folder, label), place)
+        if first.tensors != place.tensors:
+            other = f"which holds other tensors than layer {first.number} of it"
+            return [f"{_name(places, number)}, {other}, and no setting of config.json known here says so"]
+    return []
 
 
 def _part(config: Mapping[str, Any]) -> str | None:

@@ -27,7 +27,7 @@ from taskvec.edits.mergekit.tokenizer import find_wanted, list_left
 from taskvec.edits.mergekit.values import Scope, check_names, idle_filters, parse_scope
 from taskvec.edits.passes import count_passes
 from taskvec.edits.roles import FILE
-from taskvec.edits.stacking import Place, stack_config
+from taskvec.edits.stacking import Place, group_layers, stack_config
 from taskvec.edits.tokens import check_in_order, read_tokens, replaces_tokenizer
 from taskvec.edits.vocabulary import align
 from taskvec.errors import InputError
@@ -151,9 +151,10 @@ class _Reading:
         """The config of the output, and why it does not describe it, if it does not."""
         if not self._module.slices:
             return read_config(self.like.folder), ()
-        firsts = (piece.sources[0] for piece in self._module.slices)
+        firsts = [piece.sources[0] for piece in self._module.slices]
+        held = {first.model: group_layers(self.models[first.model]) for first in firsts}
         places = [
-            Place(first.model, self.models[first.model].folder, number)
+            Place(first.model, self.models[first.model].folder, number, held[first.model].get(number))
             for first in firsts
             for number in range(*first.layer_range)
         ]
