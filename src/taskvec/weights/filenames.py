@@ -9,7 +9,7 @@ from typing import Any
 
 from taskvec.errors import InputError
 from taskvec.reading import read_mapping
-from taskvec.weights.lazy import Part, Weights
+from taskvec.weights.lazy import Site, Weights
 
 _MODEL, _DIFFUSERS = "model", "diffusion_pytorch_model"
 
@@ -83,8 +83,8 @@ class Home:
 
 def homes_of(like: Weights) -> tuple[Home, ...]:
     """Where weights that are written like others go, the main ones first."""
-    parts = like.layout or (Part(),)
-    return tuple(Home(part.prefix, part.folder, _naming(like.folder, part)) for part in parts)
+    sites = like.sites or (Site(),)
+    return tuple(Home(site.prefix, site.folder, _naming(like.folder, site)) for site in sites)
 
 
 def home_of(name: str, homes: Sequence[Home]) -> Home:
@@ -93,19 +93,19 @@ def home_of(name: str, homes: Sequence[Home]) -> Home:
     return max(fitting, key=lambda home: len(home.prefix), default=Home())
 
 
-def _naming(folder: Path | None, part: Part) -> Naming:
-    found = _FILE.fullmatch(part.file)
+def _naming(folder: Path | None, site: Site) -> Naming:
+    found = _FILE.fullmatch(site.file)
     if found is None:
         return Naming()
     stem, _, variant = found["stem"].partition(".")
     if stem in _STEMS:
         return Naming(_STEMS[stem], variant or found["variant"] or "")
-    config = _config(folder and folder / part.folder)
+    config = _config(folder and folder / site.folder)
     if "model_type" in config:
         return Naming()
     if "_class_name" in config:
         return Naming(_DIFFUSERS)
-    odd = not part.chosen and found["suffix"] == ".safetensors"
+    odd = not site.chosen and found["suffix"] == ".safetensors"
     return Naming(found["stem"], lone=True) if odd else Naming()
 
 

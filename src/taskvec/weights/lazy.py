@@ -88,7 +88,7 @@ class Lazy(ABC):
             part.prepare(precision)
 
 
-class Part(NamedTuple):
+class Site(NamedTuple):
     """Where some of the weights of a model lie.
 
     Attributes:
@@ -123,7 +123,7 @@ class Weights(Lazy, Mapping[str, Tensor]):
         metadata: the free text of a safetensors header; by default that of the first part.
         tally: digests of what was read, while they are gathered.
         changes: how far each tensor of an edit went, once all have been written.
-        layout: where they lie in their folder; by default as those of the first part.
+        sites: where they lie in their folder; by default as those of the first part.
         texts: name -> text of files of the folder that do not describe these weights as they lie there; by
             default those of the first part.
     """
@@ -156,7 +156,7 @@ class Weights(Lazy, Mapping[str, Tensor]):
         self._fingerprint: str | None = None
         self.tally: Tally | None = None
         self.changes: Mapping[str, Change] | None = None
-        self.layout: tuple[Part, ...] = () if like is None else like.layout
+        self.sites: tuple[Site, ...] = () if like is None else like.sites
         self.texts: Mapping[str, str] = {} if like is None else like.texts
 
     @abstractmethod

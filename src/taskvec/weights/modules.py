@@ -78,10 +78,10 @@ class Modular(Weights):
             },
             folder=folder,
         )
-        self.layout = tuple(
-            part._replace(prefix=prefix_of(place), folder=place)
+        self.sites = tuple(
+            site._replace(prefix=prefix_of(place), folder=place)
             for place, weights in modules.items()
-            for part in weights.layout
+            for site in weights.sites
         )
 
     def _read(self, name: str, rows: slice | None) -> Tensor:

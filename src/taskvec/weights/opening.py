@@ -13,7 +13,7 @@ from taskvec.weights.archived import open_pickled
 from taskvec.weights.folders import Found, find_weights, is_index
 from taskvec.weights.formats import PICKLES, check_unfinished, kind_of_file, unknown_kind
 from taskvec.weights.in_memory import MemoryWeights
-from taskvec.weights.lazy import Direction, Part, Weights
+from taskvec.weights.lazy import Direction, Site, Weights
 from taskvec.weights.modules import Modular, holds_weights, module_folders
 from taskvec.weights.quantized import dequantized
 from taskvec.weights.sharded import ShardedWeights
@@ -89,7 +89,7 @@ def _open_named(path: Path, ref: str, part: str | None) -> Weights:
     """The weights in a file, or under an index, that the user named."""
     folder = path.parent if (path.parent / "config.json").is_file() else None
     weights = _open_found((path,), ref, part, folder)
-    weights.layout = (Part(file=path.name, chosen=True),)
+    weights.sites = (Site(file=path.name, chosen=True),)
     return weights
 
 
@@ -106,7 +106,7 @@ def _open_found(found: Found, ref: str, part: str | None, folder: Path | None) -
     else:
         weights = _open_file(first, ref=ref, folder=folder, part=part)
         weights.adapter = find_settings(first, weights)
-    weights.layout = (Part(file=first.name),)
+    weights.sites = (Site(file=first.name),)
     return weights
 
 

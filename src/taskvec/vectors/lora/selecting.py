@@ -91,12 +91,12 @@ def _modules(vector: Delta) -> tuple[str, ...]:
 
     Raises: InputError if the network is a module itself.
     """
-    parts = () if vector.base.weights is None else vector.base.weights.layout
-    prefixes = [part.prefix for part in parts if part.prefix]
-    if prefixes and len(prefixes) == len(parts):
+    sites = () if vector.base.weights is None else vector.base.weights.sites
+    prefixes = [site.prefix for site in sites if site.prefix]
+    if prefixes and len(prefixes) == len(sites):
         raise InputError(
             f"{vector.ref}: the model lies in the folders of its modules, where no adapter is looked for; "
-            f"take the difference of one of them: {vector.base.ref}/{parts[0].folder}"
+            f"take the difference of one of them: {vector.base.ref}/{sites[0].folder}"
         )
     return tuple(prefixes)
 
