@@ -194,6 +194,15 @@ def test_names_have_hyphens_dots_and_other_signs(here: Path, tmp_path: Path, nam
     check(made, lambda base, deltas: base + deltas[0], "a")
 
 
+@pytest.mark.parametrize("base", ["./base", "base/", ".//base"])
+def test_a_base_in_another_spelling_is_the_base(here: Path, base: str) -> None:
+    text = (
+        f"merge_method: ties\nbase_model: {base}\nmodels: [base, {{model: ./a, parameters: {{weight: 1}}}}]"
+    )
+    spelt = merge(text)
+    check(spelt, lambda base, deltas: base + deltas[0], "a")
+
+
 # Several documents
 
 

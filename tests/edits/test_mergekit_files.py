@@ -95,6 +95,11 @@ def test_the_command_writes_a_model_that_loads(name: str, here: Path, tmp_path: 
     assert json.loads((tmp_path / "out" / "tokenizer.json").read_text())["model"]["vocab"]
 
 
+def test_a_base_that_is_written_alone_is_said(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "merge.yml").write_text(FORMS["an adapter alone"].text)
+    assert any("no model beside the base" in note for note in open_recipe(tmp_path / "merge.yml").notes)
+
+
 def test_the_page_counts_the_forms() -> None:
     counted = re.search(r"(\d+) of (\d+) forms run", PAGE.read_text())
     assert counted is not None

@@ -186,6 +186,8 @@ class _Reading:
         notes += [f"filter {part!r} is part of no tensor's name" for part in idle_filters(given, names)]
         notes += [f"{name}: {describe_copy(first)}" for first, name in find_copies(self.inputs)]
         notes += [note for section in sections for note in (*section.remarks(), *section.distances())]
+        if self.method.base == "start" and all(len(section.sources) == 1 for section in sections):
+            notes.append("no model beside the base, which is written with its adapter")
         notes += describe_ignored(self._ignored)
         if not replaces_tokenizer(self.files):
             notes += list_left(document, self.models, self.like)

@@ -1,6 +1,7 @@
 """References to models in mergekit's YAML: text, or the mapping that mergekit itself writes."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 from taskvec.edits.inputs import check_sound
@@ -23,10 +24,15 @@ def parse_reference(value: object) -> str:
         value = _of_mapping(value)
     if not isinstance(value, str):
         raise ValueError("expected a folder or a hub id (org/name@revision), with + an adapter")
-    _, adapter = split_reference(value)
+    model, adapter = split_reference(value)
     if adapter is not None and "+" in adapter and not exists(adapter):
         raise ValueError("more than one +, expected a model and one adapter")
-    return value
+    return _tidy(model) if adapter is None else f"{_tidy(model)}+{_tidy(adapter)}"
+
+
+def _tidy(ref: str) -> str:
+    """A path that exists in one spelling, as models are told apart by their references."""
+    return str(Path(ref)) if exists(ref) else ref
 
 
 def split_reference(ref: str) -> tuple[str, str | None]:
