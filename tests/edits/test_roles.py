@@ -69,6 +69,16 @@ def test_roles_ends_and_tokens_are_named(
     assert describe_left(tmp_path / "chat", tmp_path / "base") == said
 
 
+@pytest.mark.parametrize(
+    "file", ["tokenizer_config.json", "generation_config.json", "special_tokens_map.json"]
+)
+def test_files_that_cannot_be_read_are_no_reason_to_stop(file: str, tmp_path: Path) -> None:
+    for name in ("base", "chat"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "chat" / file).write_text('{"eos_token": ')
+    assert describe_left(tmp_path / "chat", tmp_path / "base") == ""
+
+
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A base with spare rows, and a chat model of it that gives them names, a template and an end."""

@@ -26,7 +26,7 @@ from taskvec.edits.parameters import (
     split_parameters,
 )
 from taskvec.edits.passes import count_passes
-from taskvec.edits.roles import describe_left
+from taskvec.edits.roles import list_left
 from taskvec.edits.tokens import check_in_order, replaces_tokenizer
 from taskvec.edits.vocabulary import VOCABS, Aligned, Vocab, Wanted, align
 from taskvec.errors import InputError
@@ -411,16 +411,13 @@ class _Building:
                 raise InputError(f"{earlier!r} and {name!r} are the same vector or model; give it once")
 
     def _left_behind(self, seen: Aligned) -> Iterator[str]:
-        """Notes on what the tokenizers of models say, and that of the output does not."""
-        if replaces_tokenizer(seen.files):
-            return
-        like = seen.like or self.base
         adapters = {name: held for name, (held, _) in self.held.items() if held.adapter is not None}
-        for name, model in {**self.models, **adapters}.items():
-            left = describe_left(model.folder, like.folder, tokens=self.recipe.vocab is None)
-            way = f"vocab: {name} takes this one" if model.adapter is None else f"copy it from {model.folder}"
-            if left:
-                yield f"{name}: left behind with its tokenizer: {left}; that of {like.ref} is written, {way}"
+        like, tokens = seen.like or self.base, self.recipe.vocab is None
+        return (
+            iter(())
+            if replaces_tokenizer(seen.files)
+            else list_left(self.models | adapters, like, tokens=tokens)
+        )
 
     def _notes(self, base: Weights, vectors: Mapping[str, TaskVector]) -> Iterator[str]:
         yield from contradictions.note_distances(base, vectors)

@@ -1,14 +1,15 @@
 """What goes with a tokenizer beside its tokens: chat template, special roles, where generation ends."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
 from taskvec.edits.configs import read_if_there
 from taskvec.edits.tokens import read_tokens
-from taskvec.errors import and_more
+from taskvec.errors import TaskvecError, and_more
 from taskvec.reading import read_text, shown
+from taskvec.weights import Weights
 
 FILE = "chat_template.jinja"
 """Where a template lies, and wins over one in the tokenizer's config."""
@@ -42,14 +43,24 @@ def describe_left(
         like: whose files are written.
         template: whether its chat template counts.
         tokens: whether its tokens count.
-
-    Raises: CorruptFile.
     """
     if folder is None or folder == like:
         return ""
-    left = list(_left_template(folder, like)) if template else []
-    left += [*_left_roles(folder, like), *(_left_tokens(folder, like) if tokens else ())]
+    try:
+        left = list(_left_template(folder, like)) if template else []
+        left += [*_left_roles(folder, like), *(_left_tokens(folder, like) if tokens else ())]
+    except TaskvecError:  # files that cannot be read are refused where they are needed
+        return ""
     return left[0] if len(left) == 1 else " and ".join((", ".join(left[:-1]), left[-1])) if left else ""
+
+
+def list_left(models: Mapping[str, Weights], like: Weights, *, tokens: bool) -> Iterator[str]:
+    """Notes on what tokenizers of a recipe's models say, and that of ``like``, which is written, does not."""
+    for name, model in models.items():
+        left = describe_left(model.folder, like.folder, tokens=tokens)
+        way = f"vocab: {name} takes this one" if model.adapter is None else f"copy it from {model.folder}"
+        if left:
+            yield f"{name}: left behind with its tokenizer: {left}; that of {like.ref} is written, {way}"
 
 
 def _left_template(folder: Path, like: Path | None) -> Iterator[str]:

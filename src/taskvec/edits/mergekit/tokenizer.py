@@ -9,7 +9,8 @@ from taskvec.edits.roles import describe_left
 from taskvec.edits.tokens import read_tokens
 from taskvec.edits.vocabulary import Given, Wanted
 from taskvec.errors import InputError
-from taskvec.reading import is_folder
+from taskvec.reading import exists, is_folder
+from taskvec.registry import nearest
 from taskvec.weights import Weights
 from taskvec.weights.in_memory import MemoryWeights
 
@@ -55,8 +56,10 @@ def _find_source(source: str, field: str, open_model: Open) -> Weights | Literal
         return "union"
     try:
         return open_model(field, source)
-    except InputError:
+    except InputError as error:
         folder = Path(source)
+        if not exists(folder):
+            raise InputError(f"{error}; {nearest(source, ('base', 'union'))}") from None
         if not is_folder(folder) or read_tokens(folder) is None:
             raise
         return MemoryWeights(source, {}, ("tokenizer", source), folder=folder)
