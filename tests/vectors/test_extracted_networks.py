@@ -157,6 +157,20 @@ def test_without_a_config_the_names_are_those_of_the_file_and_it_is_said(tmp_pat
     assert "language_model.model.layers.0.mlp.up_proj" in targets
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("mamba", "'backbone.layers.0.mixer.out_proj.weight' (1 more)"),
+        ("siglip", "'vision_model.head.attention.out_proj.weight'"),
+        ("clip", None),
+    ],
+)
+def test_matrices_that_peft_cannot_adapt_are_named(kind: str, name: str | None, tmp_path: Path) -> None:
+    made = save_adapter(save_pair(kind, tmp_path), tmp_path / "lora", rank=2)
+    expected = [] if name is None else [f"{name} is left out: PEFT cannot adapt the layer by itself"]
+    assert list(made.notes) == expected
+
+
 def test_a_network_without_linear_layers_has_nothing_for_an_adapter(tmp_path: Path) -> None:
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
     network = ResNetModel(config)

@@ -52,6 +52,12 @@ class Adaptable:
                         Target(place, conversion.sources, place, made, conversion=conversion)
                     )
 
+    def holds_matrix(self, name: str) -> bool:
+        """Whether a tensor of the file is the matrix of a linear layer."""
+        module, _, leaf = self.layout.renamed.get(name, "").rpartition(".")
+        layer = self.modules.get(module)
+        return layer is not None and _is_linear(layer) and leaf == "weight"
+
     def _target(self, target: Target) -> Iterator[Target]:
         """What PEFT makes of a tensor, if it can adapt it."""
         layer, shape = self.modules.get(target.module), target.spec.shape

@@ -29,12 +29,14 @@ class Selection:
         factors: of those, by name, that are sums of products of adapters' factors.
         left_out: other tensors that the vector changes.
         network: that the adapter is for, where it is known.
+        out_of_reach: matrices of linear layers among those left out that PEFT cannot adapt.
     """
 
     targets: Sequence[Target]
     factors: Mapping[str, Factors]
     left_out: Sequence[str]
     network: Adaptable | None
+    out_of_reach: Sequence[str] = ()
 
     @property
     def modules(self) -> Mapping[str, str]:
@@ -48,6 +50,11 @@ class Selection:
         """What the user has to know of the adapter."""
         if self.network is None and not all(target.name in self.factors for target in self.targets):
             yield NAMES_OF_FILE
+        if self.out_of_reach:
+            yield (
+                f"{self.out_of_reach[0]!r}{and_more(self.out_of_reach)} is left out: PEFT cannot adapt the "
+                "layer by itself"
+            )
         wrapped = [target.place for target in self.targets if target.form == "parameter"]
         if wrapped:
             yield (
@@ -83,7 +90,9 @@ def select(vector: Delta, only: str, *, exact: bool = False) -> Selection:
         plain = {source for target in chosen if target.name in factors for source in target.sources}
         asked = changed if only == "all" else [name for name in changed if name in taken]
         _check_exact(vector, [name for name in asked if name not in plain])
-    return Selection(chosen, factors, left_out, network)
+    found = {source for target in targets for source in target.sources}
+    beyond = [name for name in left_out if name not in found and network and network.holds_matrix(name)]
+    return Selection(chosen, factors, left_out, network, beyond)
 
 
 def _modules(vector: Delta) -> tuple[str, ...]:
