@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft import IA3Config, LNTuningConfig, LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma2Config,
@@ -135,6 +135,11 @@ KINDS: dict[str, tuple[Callable[[], Network], int, Callable[[], Any]]] = {
         convnext,
         2,
         lambda: IA3Config(target_modules=["dwconv"], feedforward_modules=["dwconv"]),
+    ),
+    "norms": (
+        llama,
+        4,
+        lambda: LNTuningConfig(target_modules=["input_layernorm", "post_attention_layernorm"]),
     ),
     "rows": (
         llama,
@@ -301,6 +306,24 @@ def test_kinds_that_are_no_sum_say_how_to_merge_them(kind: str, tmp_path: Path) 
     said.write_text(said.read_text().replace('"LORA"', f'"{kind}"'))
     with pytest.raises(InputError, match=rf"an adapter of the kind {kind}, expected LORA.*merge_and_unload"):
         TaskVector.load(folder)
+
+
+PROMPTS = ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"]
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_prompts_are_not_to_be_merged(kind: str, tmp_path: Path) -> None:
+    save_file({"prompt_embeddings": torch.ones(2, 4)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind, "num_virtual_tokens": 2}))
+    with pytest.raises(InputError, match="changes no weights, so it is no task vector and cannot be merged"):
+        TaskVector.load(tmp_path)
+
+
+def test_a_shift_needs_a_bias_to_be_added_to(tmp_path: Path) -> None:
+    base = save_base(llama, tmp_path / "base")
+    folder = save_adapter_of(base, llama, tmp_path / "a", target_modules=["q_proj"], lora_bias=True)
+    with pytest.raises(KeyMismatch, match=r"expected a bias of that layer in .*, as lora_bias adds to it"):
+        apply(base, TaskVector.load(folder))
 
 
 def test_a_copy_of_an_adapter_is_the_adapter(tmp_path: Path) -> None:

@@ -214,6 +214,11 @@ def _explain_foreign(given: str, piece: Piece, base: Weights) -> str:
             f"{given!r} was trained whole and {base.ref} has no such tensor, expected one to subtract; "
             "leave it out with: taskvec diff BASE ADAPTER --on-extra drop -o VECTOR"
         )
+    if isinstance(piece, Shift) and piece.key.endswith("lora_B.bias"):
+        return (
+            f"{given!r} found, expected a bias of that layer in {base.ref}, as lora_bias adds to it; PEFT "
+            "cannot merge such an adapter either: give the layers of the base a bias of zeros first"
+        )
     tied = "is it tied to the embeddings, or " if is_head(given) else ""
     return (
         f"{given!r} found, expected a tensor of the base {base.ref}; "

@@ -40,9 +40,11 @@ def read_foreign(weights: Weights) -> Contents | None:
     assert weights.adapter is not None
     if any(name.endswith((".lora_a", ".lora_b")) for name in weights) or _is_whole_mlx(weights.adapter):
         return _read_mlx(weights, weights.adapter)
+    if weights.adapter.is_file():
+        return None
     if any(_KOHYA.fullmatch(name) or _UNREAD.search(name) for name in weights):
         return _read_parts(weights, _KOHYA, joined=True)
-    if not weights.adapter.is_file() and any(_DIFFUSERS.fullmatch(name) for name in weights):
+    if any(_DIFFUSERS.fullmatch(name) for name in weights):
         return _read_parts(weights, _DIFFUSERS, joined=False)
     return None
 

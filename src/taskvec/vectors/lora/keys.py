@@ -16,7 +16,7 @@ _PART = re.compile(
     r"|trainable_tokens_delta)(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?(?:\.(?P<kind>weight|bias))?"
 )
 _WHOLE = re.compile(r"\.modules_to_save\.(?P<adapter>[^.]+)\.")
-_WRAPPER = re.compile(r"\.(base_layer|modules_to_save|token_adapter)(?=\.)")
+_WRAPPER = re.compile(r"\.(base_layer|modules_to_save|token_adapter|ln_tuning_layers)(?=\.)")
 _NAMELESS = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 _NOT_TRAINED = re.compile(r"\.original_module\.|\.trainable_tokens_original(\.|$)")
 

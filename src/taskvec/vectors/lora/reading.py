@@ -34,6 +34,8 @@ def read_contents(weights: Weights) -> Contents:
         return foreign
     settings = read_settings(weights.adapter)
     parts, saved = _read_parts(weights)
+    if not parts and settings.peft_type != "LN_TUNING":
+        raise KeyMismatch(f"{weights.ref}: no factors of a layer in it, expected lora_A and lora_B of some")
     _check_saved(weights, settings, saved)
     pieces: dict[str, Piece] = {}
     specs: dict[str, TensorSpec] = {}
@@ -77,8 +79,6 @@ def _read_parts(weights: Weights) -> tuple[Parts, dict[str, str]]:
             _keep_once(weights, parts.setdefault(part.module, {}), part.part, key)
         elif is_trained(name):
             _keep_once(weights, saved, whole_name(name, adapters), key)
-    if not parts:
-        raise KeyMismatch(f"{weights.ref}: no factors of a layer in it, expected lora_A and lora_B of some")
     return parts, saved
 
 

@@ -53,7 +53,12 @@ Rank = Annotated[int, BeforeValidator(_number), Field(lt=1 << 31)]
 Alpha = Annotated[float, BeforeValidator(_number)]
 
 
-_KINDS = ("LORA", "IA3", "TRAINABLE_TOKENS")
+_KINDS = ("LORA", "IA3", "TRAINABLE_TOKENS", "LN_TUNING")
+_PROMPTS = frozenset(
+    {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT"}
+    | {"CARTRIDGE", "XLORA", "POLY"}
+)
+"""Kinds that add inputs, or choose between adapters for each of them."""
 Indices = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, max_length=1 << 20)]
 
 
@@ -160,11 +165,16 @@ def read_settings(path: Path) -> Settings:
 
 def _check_kind(path: Path, settings: Settings) -> None:
     """Refuse what is no sum of base and factors, or not one whose terms are known."""
+    if settings.peft_type in _PROMPTS:
+        raise InputError(
+            f"{path}: an adapter of the kind {settings.peft_type}, expected LORA, IA3, TRAINABLE_TOKENS or "
+            "LN_TUNING; it changes no weights, so it is no task vector and cannot be merged; use PEFT"
+        )
     if settings.peft_type not in _KINDS:
         raise InputError(
-            f"{path}: an adapter of the kind {settings.peft_type[:40]}, expected LORA, IA3 or "
-            "TRAINABLE_TOKENS; merge it with PEFT (PeftModel.from_pretrained(…).merge_and_unload()) and use "
-            "the merged model"
+            f"{path}: an adapter of the kind {settings.peft_type[:40]}, expected LORA, IA3, "
+            "TRAINABLE_TOKENS or LN_TUNING; merge it with PEFT "
+            "(PeftModel.from_pretrained(…).merge_and_unload()) and use the merged model"
         )
     start = settings.init_lora_weights
     if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
