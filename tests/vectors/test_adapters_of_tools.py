@@ -242,6 +242,8 @@ def test_a_model_with_factors_of_its_own_is_a_model(tmp_path: Path) -> None:
     weights["model.layers.0.self_attn.q_proj.lora_A.vision.weight"] = torch.zeros(2, 16, dtype=torch.float64)
     save_file(weights, base / "model.safetensors")
     assert open_weights(base).adapter is None
+    vector = TaskVector.between(base, {name: value + 1 for name, value in weights.items()})
+    assert len(TaskVector.load(vector.save(tmp_path / "vector.safetensors"))) == len(weights)
 
 
 def test_commands_take_a_file_of_any_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

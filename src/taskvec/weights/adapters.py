@@ -1,8 +1,9 @@
 """Which files hold the factors of an adapter, by the names in them."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
+
+from taskvec.weights.lazy import Weights
 
 _FACTOR = re.compile(
     r"[._]lora_(A|B|a|b|down|up|mid|embedding_[AB])(\.|$)|[._]lora(_linear_layer)?\.(down|up)\.weight$"
@@ -17,17 +18,13 @@ NAMES = ("adapter_model", "adapters", "pytorch_lora_weights")
 """What PEFT, mlx-lm and diffusers call the file of an adapter."""
 
 
-def find_settings(file: Path, names: Iterable[str]) -> Path | None:
-    """Where the settings of the adapter in a file lie, if they do; ``None`` if it holds no adapter.
-
-    Args:
-        names: of its tensors.
-    """
+def find_settings(file: Path, weights: Weights) -> Path | None:
+    """Where the settings of the adapter in a file lie, if they do; ``None`` if it holds no adapter."""
     settings = file.parent / SETTINGS
-    listed = list(names)
-    if file.stem == NAMES[0] or (file.stem in NAMES and settings.is_file()) or _are_factors(file, listed):
+    if file.stem == NAMES[0] or (file.stem in NAMES and settings.is_file()):
         return settings
-    return None
+    ours = "taskvec" in weights.metadata  # a vector, maybe of a model that has factors among its own weights
+    return None if ours or not _are_factors(file, list(weights)) else settings
 
 
 def _are_factors(file: Path, names: list[str]) -> bool:

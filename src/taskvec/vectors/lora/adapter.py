@@ -112,6 +112,8 @@ class Adapter(Summand):
         piece = self.contents.pieces.get(name)
         if isinstance(piece, Product) and (piece.layer.magnitude or piece.start):
             return None
+        if self.contents.components:  # of models whose names a base alone tells
+            return None
         return piece if isinstance(piece, Product | Stacked) else None
 
     def factors(self, piece: Product | Stacked, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
