@@ -109,6 +109,14 @@ def test_settings_in_the_header_scale_the_factors_of_diffusers(tmp_path: Path) -
     assert all(torch.allclose(edited[name], expected[name], rtol=0, atol=1e-13) for name in edited)
 
 
+def test_a_rank_of_zero_in_the_header_is_refused(tmp_path: Path) -> None:
+    factors = {"unet.q.lora_A.weight": torch.ones(2, 4), "unet.q.lora_B.weight": torch.ones(4, 2)}
+    header = {"lora_adapter_metadata": json.dumps({"unet.r": 0, "unet.lora_alpha": 4})}
+    save_file(factors, tmp_path / "style.safetensors", metadata=header)
+    with pytest.raises(InputError, match="lora_adapter_metadata: a rank is smaller than 1"):
+        TaskVector.load(tmp_path / "style.safetensors")
+
+
 def test_of_an_adapter_of_several_models_the_part_of_the_base_is_taken(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -195,6 +203,14 @@ UNREAD: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     ),
     "two ranks": (
         {"unet.q.lora_A.weight": (2, 4), "unet.q.lora_B.weight": (4, 3)},
+        "expected factors of one rank",
+    ),
+    "no rank": (
+        {"unet.q.lora_A.weight": (0, 4), "unet.q.lora_B.weight": (4, 0)},
+        "expected factors of one rank",
+    ),
+    "one axis": (
+        {"unet.q.lora_A.weight": (4,), "unet.q.lora_B.weight": (4,)},
         "expected factors of one rank",
     ),
     "another model": (

@@ -1,5 +1,6 @@
 """Pairs of factors: whether they fit together, and what they change."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -23,7 +24,7 @@ def pieces_of(weights: Weights, layer: Layer) -> Iterator[tuple[str, Piece, Tens
 
 
 def check_pair(weights: Weights, layer: Layer) -> None:
-    """Refuse factors that are no floating-point matrices of one rank.
+    """Refuse factors that are no floating-point matrices of one rank, or lengths of another number.
 
     Raises: KeyMismatch.
     """
@@ -31,10 +32,15 @@ def check_pair(weights: Weights, layer: Layer) -> None:
         if key is not None:
             check_floating(weights, key)
     a, b = weights.spec(layer.a).shape, weights.spec(layer.b).shape
-    inner, outer = (a[-1:], b[:1]) if layer.flipped else (a[:1], b[1:2])
-    if min(len(a), len(b)) < 2 or inner != outer:
+    inner, outer = (a[-1:], b[:1]) if layer.flipped else (a[:1], (math.prod(b[1:]),))
+    if min(len(a), len(b)) < 2 or inner != outer or inner == (0,):
         raise KeyMismatch(
             f"{weights.ref}: {layer.a!r} has shape {a} and {layer.b!r} {b}, expected factors of one rank"
+        )
+    lengths = None if layer.magnitude is None else weights.spec(layer.magnitude).shape
+    if lengths is not None and math.prod(lengths) != layer.shape_in(weights)[0]:
+        raise KeyMismatch(
+            f"{weights.ref}: {layer.magnitude!r} has shape {lengths}, expected {layer.shape_in(weights)[:1]}"
         )
 
 

@@ -168,10 +168,17 @@ def _compare(adapter: Contents, piece: Piece, want: tuple[int, ...]) -> tuple[tu
             have = adapter.weights.spec(key).shape
             sizes = want[:2] if len(want) == 2 else want[int(piece.of_inputs) : int(piece.of_inputs) + 1]
             size = math.prod(have)
-            return have, size in sizes or (len(want) > 2 and piece.of_inputs and size % max(want[1], 1) == 0)
+            return have, len(want) > 1 and (size in sizes or _in_groups(piece, size, want))
         case Saved(key) | Shift(key):
             have = adapter.weights.spec(key).shape
             return have, have == want
+
+
+def _in_groups(piece: Scales, size: int, want: tuple[int, ...]) -> bool:
+    """Whether there are as many factors as inputs of a convolution in groups."""
+    if len(want) < 3 or not piece.of_inputs or not want[1] or size % want[1]:
+        return False
+    return want[0] % (size // want[1]) == 0
 
 
 def kind(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from taskvec.errors import InputError, KeyMismatch
@@ -9,7 +10,7 @@ from taskvec.reading import parse_json, read_mapping, shown
 from taskvec.vectors.delta import computing
 from taskvec.vectors.lora.contents import Contents, Layer, Piece, Saved
 from taskvec.vectors.lora.factors import check_pair, pieces_of
-from taskvec.vectors.lora.settings import Settings
+from taskvec.vectors.lora.settings import Settings, check_numbers
 from taskvec.weights import TensorSpec, Weights
 
 _COMPONENT = r"(?P<component>unet|transformer(?:_2)?|text_encoder(?:_[23])?|prior|image_encoder)"
@@ -63,12 +64,7 @@ def _read_parts(weights: Weights, pattern: re.Pattern[str], *, joined: bool) -> 
     settings = {} if joined else _recorded(weights)
     mark = "_" if joined else "."
     found = [
-        _layer(
-            weights,
-            f"{component}{mark}{module}",
-            held,
-            _scaling(weights, module, held, settings.get(component)),
-        )
+        _layer(weights, f"{component}{mark}{module}", module, held, settings.get(component))
         for (component, module), held in parts.items()
     ]
     components = frozenset(f"{component}{mark}" for component, _ in parts)
@@ -91,19 +87,21 @@ def _unread(key: str, joined: bool) -> str:
     return f"{what} is not read, expected pairs of plain LoRA; {tool} and use the merged model"
 
 
-def _layer(weights: Weights, module: str, held: Mapping[str, str], scaling: float) -> Layer:
+def _layer(
+    weights: Weights, name: str, module: str, held: Mapping[str, str], settings: Settings | None
+) -> Layer:
     if not {"a", "b"} <= held.keys():
         raise KeyMismatch(
-            f"{weights.ref}: {next(iter(held.values()))!r} is alone, expected both factors of {module!r}"
+            f"{weights.ref}: {next(iter(held.values()))!r} is alone, expected both factors of {name!r}"
         )
-    layer = Layer(module, held["a"], held["b"], scaling)
+    layer = Layer(name, held["a"], held["b"], 1.0)
     check_pair(weights, layer)
-    return layer
+    return replace(layer, scaling=_scaling(weights, module, held, settings))
 
 
 def _scaling(weights: Weights, module: str, held: Mapping[str, str], settings: Settings | None) -> float:
     """``alpha / rank``; 1 where no alpha is recorded, as the tools take it."""
-    if "alpha" in held and weights.spec(held["alpha"]).numel == 1 and "a" in held:
+    if "alpha" in held and weights.spec(held["alpha"]).numel == 1:
         return float(weights.read(held["alpha"]).reshape(())) / weights.spec(held["a"]).shape[0]
     return 1.0 if settings is None else settings.scaling(module)
 
@@ -119,12 +117,15 @@ def _recorded(weights: Weights) -> dict[str, Settings]:
     for name, value in content.items():
         component, _, field = str(name).partition(".")
         found.setdefault(component, {})[field] = value
-    return {
+    read = {
         component: Settings.parse(
             where, {"peft_type": "LORA", **{f: fields[f] for f in fields if f in _FIELDS}}
         )
         for component, fields in found.items()
     }
+    for settings in read.values():
+        check_numbers(where, settings)
+    return read
 
 
 _FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora")

@@ -80,10 +80,10 @@ class Settings(Config):
     alpha_pattern: dict[str, Alpha] | None = None
     modules_to_save: list[str] | None = None
     ensure_weight_tying: bool = False
-    target_parameters: list[str] | None = None
+    target_parameters: Annotated[list[str], Field(max_length=4096)] | None = None
     trainable_token_indices: Indices | dict[str, Indices] | None = None
     token_indices: Indices | None = None
-    feedforward_modules: list[str] | str | None = None
+    feedforward_modules: Annotated[list[str], Field(max_length=4096)] | str | None = None
     base_model_name_or_path: str | None = None
     _where: str = PrivateAttr("adapter_config.json")
 
@@ -182,14 +182,22 @@ def _check_kind(path: Path, settings: Settings) -> None:
             f"{path}: init_lora_weights is {shown(start)}, which changes the base before training, "
             "convert it: save_pretrained with path_initial_model_for_weight_conversion"
         )
-    if not all(map(math.isfinite, (settings.lora_alpha, *(settings.alpha_pattern or {}).values()))):
-        raise InputError(f"{path}: an alpha is not finite, expected a number")
-    if min((settings.r, *(settings.rank_pattern or {}).values())) < 1:
-        raise InputError(f"{path}: a rank is smaller than 1, expected a positive number")
+    check_numbers(str(path), settings)
     if settings.use_dora and settings.lora_bias:
         raise InputError(f"{path}: use_dora and lora_bias are both set, expected one of them at most")
     _ = settings._ranks, settings._alphas, settings._feedforward  # refused if they are no regular expressions
     _check_extra(path, settings)
+
+
+def check_numbers(where: str, settings: Settings) -> None:
+    """Refuse ranks and alphas that scale nothing.
+
+    Raises: InputError.
+    """
+    if not all(map(math.isfinite, (settings.lora_alpha, *(settings.alpha_pattern or {}).values()))):
+        raise InputError(f"{where}: an alpha is not finite, expected a number")
+    if min((settings.r, *(settings.rank_pattern or {}).values())) < 1:
+        raise InputError(f"{where}: a rank is smaller than 1, expected a positive number")
 
 
 def _check_extra(path: Path, settings: Settings) -> None:

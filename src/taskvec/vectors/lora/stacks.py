@@ -14,6 +14,9 @@ from taskvec.vectors.lora.reading import read_stacked
 from taskvec.weights import Weights
 from taskvec.weights.network import Network
 
+_MOST = 6
+"""Parameters of one module that are tried for its factors, in any order."""
+
 
 def resolve_stacks(
     adapter: Contents, base: Weights, names: Mapping[str, str], network: Network | None
@@ -70,9 +73,9 @@ class _Place:
             if f"{self.there}.{name}" in self.base
         ]
         if self.network is None:
-            return held
-        order = list(self.network.specs)
-        return sorted(held, key=lambda name: order.index(f"{self.there}.{name}"))
+            return held[:_MOST]
+        order = {name: place for place, name in enumerate(self.network.specs)}
+        return sorted(held, key=lambda name: order.get(f"{self.there}.{name}", len(order)))[:_MOST]
 
     def _fitted(self, name: str, given: str) -> Stacked | Product | None:
         """The factors, if the parameter has their shape."""
