@@ -104,6 +104,12 @@ def test_the_page_counts_the_forms() -> None:
     counted = re.search(r"(\d+) of (\d+) forms run", PAGE.read_text())
     assert counted is not None
     assert [int(number) for number in counted.groups()] == [len(RUNNING), len(FORMS)]
+    compared = re.search(
+        r"that run, (\d+) make what mergekit makes.*?; (\d+) draw", PAGE.read_text(), re.DOTALL
+    )
+    assert compared is not None
+    exact = sum(FORMS[name].apart is not None for name in RUNNING)
+    assert [int(number) for number in compared.groups()] == [exact, len(RUNNING) - exact]
     for name, form in FORMS.items():
         assert not form.refused or f"`{name}`" in PAGE.read_text()
 
