@@ -1,6 +1,7 @@
 """Where commands write, and what they put there beside the weights."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +137,23 @@ def test_modules_of_sentence_transformers_are_edited_by_every_dialect(place: Pat
         made = load_file(f"{out}/2_Dense/model.safetensors")["linear.weight"]
         assert torch.allclose(made.double(), middle, rtol=0, atol=1e-6)
         assert Path(out, "modules.json").is_file()
+
+
+@pytest.mark.parametrize("dialect", ["recipe.yaml", "theirs.yaml"])
+def test_modules_beside_a_network_that_transformers_knows_are_no_strangers(
+    dialect: str, place: Path, run: Runner, tiny_model: Path
+) -> None:
+    for seed, name in enumerate(("base", "tuned"), start=5):
+        shutil.rmtree(name)
+        shutil.copytree(tiny_model, name)
+        Path(name, "modules.json").write_text('[{"path": ""}, {"path": "2_Dense"}]')
+        Path(name, "2_Dense").mkdir()
+        save_file({"linear.weight": torch.full((2, 4), float(seed))}, f"{name}/2_Dense/model.safetensors")
+    Path("recipe.yaml").write_text("base: base\nmodels: {a: tuned}\nscale: 0.5\ndtype: bfloat16\n")
+    code, said = run("merge", dialect, "-o", "out", "-q")
+    assert code == 0, said
+    made = load_file("out/2_Dense/model.safetensors")["linear.weight"]
+    assert torch.equal(made.float(), torch.full((2, 4), 5.5))
 
 
 def test_an_edit_of_an_edit_loads_as_the_base_did(place: Path, run: Runner) -> None:

@@ -113,7 +113,12 @@ def check_loads(merge: Merge) -> None:
     for fault in () if merge.allow_unloadable else merge.faults:
         raise InputError(f"{fault}; {_ANYWAY}")
     stored = next((each for each in merge.like.inputs if each.folder == merge.like.folder), merge.like)
-    before, specs = ({name: held.spec(name) for name in held} for held in (stored, merge.weights))
+    # Modules in folders of their own have configs of their own.
+    apart = tuple(site.prefix for site in merge.like.sites if site.prefix)
+    before, specs = (
+        {name: held.spec(name) for name in held if not name.startswith(apart)}
+        for held in (stored, merge.weights)
+    )
     old = read_config(stored.folder)
     new = merge.files.get("config.json", render(old))
     if merge.allow_unloadable or stored.folder is None or not (old and new):
