@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import taskvec
 from taskvec.edits.layers import Joined, Origin
+from taskvec.edits.merge import Merge
+from taskvec.edits.mergekit.intermediate import Intermediate
 from taskvec.edits.realigned import Alignment, Padded, Realigned
 from taskvec.vectors import EditedWeights, TaskVector, combine
 from taskvec.vectors.base import Base
@@ -22,6 +24,7 @@ from taskvec.vectors.fitting import Deltas
 from taskvec.vectors.info import CompactInfo, MaskInfo, VectorInfo
 from taskvec.vectors.lora.adapter import Adapter
 from taskvec.vectors.lora.contents import Contents, Saved
+from taskvec.vectors.lora.loaded import Loaded, Reverted
 from taskvec.vectors.lora.settings import Settings
 from taskvec.vectors.noise import Noise
 from taskvec.vectors.stored.compact import FORMS
@@ -31,8 +34,10 @@ from taskvec.vectors.stored.masked import Masked, MaskedVectors
 from taskvec.vectors.stored.masks import Computed, Packed, Unified
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.converted import Converted, Step
+from taskvec.weights.grown import Added, Grown
 from taskvec.weights.lazy import Lazy
 from taskvec.weights.modules import Modular
+from taskvec.weights.network import Layout, Network
 from taskvec.weights.picked import Picked
 from taskvec.weights.quantized import Dequantized
 
@@ -98,9 +103,23 @@ def adapter(spied: Spied) -> Lazy:
     return Adapter(Contents(base, settings, {NAME: Saved(NAME)}, {NAME: spied.spec(NAME)}), spied)
 
 
+def loaded(spied: Spied) -> Loaded:
+    network = Network("network", nn.ModuleDict({"layer": nn.Linear(2, 3, bias=False)}))
+    return Loaded(spied, network, Layout({NAME: NAME}, [], [], [], []))
+
+
+def reverted(spied: Spied) -> Lazy:
+    inner = direction(spied)
+    assert isinstance(inner, Stored)
+    return Reverted(inner, loaded(Spied(2.0)))
+
+
 MADE: dict[type, Callable[[Spied], Lazy]] = {
     Picked: lambda spied: Picked(spied, {NAME: NAME}),
     Converted: lambda spied: Converted(spied, {}, [Step((NAME,), {NAME: spied.spec(NAME)}, dict)], {}),
+    Grown: lambda spied: Grown(spied, {NAME: Added(Spied(2.0), NAME, [0], 3)}),
+    Loaded: loaded,
+    Intermediate: lambda spied: Intermediate("merge", Merge(spied, {}, like=spied)),
     Deltas: lambda spied: Deltas(direction(spied)),
     Origin: Origin,
     Modular: lambda spied: Modular("modular", Path(), {"": spied}),
@@ -122,6 +141,7 @@ MADE: dict[type, Callable[[Spied], Lazy]] = {
     Computed: lambda spied: Computed({"a": direction(spied)}, {"a": torch.eq}, "emr"),
     Packed: lambda spied: Packed(spied, {NAME: (3, 2)}, [""]),
     Adapter: adapter,
+    Reverted: reverted,
 }
 """A way to make each kind of something that is made of others, of weights."""
 
