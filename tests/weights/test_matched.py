@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from taskvec.errors import KeyMismatch
+from taskvec.errors import BaseMismatch, KeyMismatch
 from taskvec.vectors import TaskVector, apply
 from taskvec.weights import Weights, open_weights
 from taskvec.weights.matched import see_as
@@ -103,22 +104,25 @@ def assert_same(edited: Weights, expected: Weights) -> None:
 
 
 def test_what_transformers_saves_and_has_in_memory_is_one_model(saved: Path) -> None:
-    for form, other in (("", "-memory"), ("-memory", ""), ("", "-wrapped"), ("-memory", "-wrapped")):
+    for form, other in permutations(("", "-memory", "-wrapped"), 2):
         base = open_weights(saved / f"base{form}")
         vector = TaskVector.between(base, saved / f"tuned{other}")
         assert_same(apply(base, vector), open_weights(saved / f"tuned{form}"))
 
 
 def test_a_stored_vector_is_one_of_every_form(saved: Path) -> None:
-    for form, other in (("", "-memory"), ("-memory", "")):
+    for form, other in permutations(("", "-memory", "-wrapped"), 2):
         path = TaskVector.between(saved / f"base{form}", saved / f"tuned{form}").save(
-            saved / f"v{form}.safetensors"
+            saved / "v.safetensors", force=True
         )
-        base = open_weights(saved / f"base{other}")
-        edited = apply(base, TaskVector.load(path), allow_other_base=True)
+        base, vector = open_weights(saved / f"base{other}"), TaskVector.load(path)
+        edited = apply(base, vector)
         plain = TaskVector.between(saved / f"base{other}", saved / f"tuned{other}")
-        expected = apply(base, TaskVector.load(plain.save(saved / f"w{other}.safetensors")))
+        expected = apply(base, TaskVector.load(plain.save(saved / "w.safetensors", force=True)))
         assert_same(edited, expected)
+        with pytest.raises(BaseMismatch) as refused:
+            apply(saved / f"tuned{other}", vector)
+        assert ("stacked, split or turned" in str(refused.value)) == (len(vector) != len(plain))
 
 
 State = dict[str, Tensor]
@@ -177,6 +181,48 @@ def test_a_head_that_differs_from_the_embedding_is_not_dropped() -> None:
         KeyMismatch, match=r"'lm_head.weight' found.*'model.embed_tokens.weight', save it untied first"
     ):
         TaskVector.between(state(), trained)
+
+
+HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"tie_word_embeddings": True},
+        {"text_config": {"tie_word_embeddings": True}},
+        {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
+        {"model_type": "gemma", "architectures": ["GemmaForCausalLM"]},
+        {"tie_word_embeddings": False},
+        {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+        None,
+    ],
+)
+def test_the_head_of_a_tied_fine_tune_is_its_embedding(config: dict[str, Any] | None, tmp_path: Path) -> None:
+    base = {**state(), HEAD: state(5)[EMBEDDING]}
+    save_file(state(1), tmp_path / "model.safetensors")
+    if config is not None:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    if config is None or config.get("tie_word_embeddings") is False or config.get("model_type") == "llama":
+        with pytest.raises(KeyMismatch, match=f"if it is tied to '{EMBEDDING}', say so .* in a config.json"):
+            TaskVector.between(base, tmp_path)
+    else:
+        edited = apply(base, TaskVector.between(base, tmp_path))
+        assert torch.equal(edited[HEAD], state(1)[EMBEDDING])
+
+
+def test_two_models_in_one_file_are_not_told_apart_by_a_guess() -> None:
+    both = {
+        f"{who}.{name}": value
+        for who, seed in (("student", 1), ("teacher", 2))
+        for name, value in state(seed).items()
+    }
+    with pytest.raises(KeyMismatch, match=r"after 'student\.' -> '' and after 'teacher\.' -> ''"):
+        TaskVector.between(state(), both)
+    base = open_weights(state())
+    vector = TaskVector.between(base, both, rename={"teacher.*": "*"}, exclude=["student"])
+    assert_same(apply(base, vector), open_weights(state(2)))
 
 
 def test_two_ways_that_fit_equally_well_are_refused_and_the_user_says_which() -> None:

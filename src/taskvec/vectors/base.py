@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from taskvec.errors import BaseMismatch
 from taskvec.weights import Weights
-from taskvec.weights.matched import renamed
+from taskvec.weights.matched import named_as, renamed
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +18,7 @@ class Base:
         weights: the weights themselves where they are at hand.
         unbound: whether it is any base that the names and shapes fit, as for adapters, which record none.
         names: name in a direction -> name in this base, for one that was brought to other names.
+        layout: names and shapes of a direction before its tensors were stacked, split or turned.
     """
 
     ref: str | None
@@ -25,6 +26,7 @@ class Base:
     weights: Weights | None = None
     unbound: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
+    layout: Weights | None = None
 
     @classmethod
     def of(cls, weights: Weights | None) -> "Base":
@@ -45,11 +47,22 @@ class Base:
         return self.fingerprint() == other.fingerprint() or self._is_renamed(other) or other._is_renamed(self)
 
     def _is_renamed(self, other: "Base") -> bool:
-        """Whether the other base is this one but for names."""
-        if other.weights is None or not self.names or self.fingerprint() is None:
+        """Whether the other base is this one but for names and layout."""
+        if other.weights is None or self.fingerprint() is None:
             return False
+        if self.layout is not None:
+            return named_as(self.layout, other.weights).weights.fingerprint() == self.fingerprint()
         names = {name: there for name, there in self.names.items() if name in other.weights}
-        return renamed(other.weights, names).fingerprint() == self.fingerprint()
+        return bool(names) and renamed(other.weights, names).fingerprint() == self.fingerprint()
+
+    def describe_layout(self) -> str:
+        """Why a base may be the right one though its fingerprint is another; for messages."""
+        if self.layout is None:
+            return ""
+        return (
+            "its tensors are stacked, split or turned here, so that the fingerprint of the same base may "
+            "differ; "
+        )
 
     def __str__(self) -> str:
         return f"{self.ref or 'unknown'} (fingerprint {self.fingerprint() or 'unknown'})"
@@ -67,6 +80,10 @@ def check_bound(where: str, base: Base) -> None:
         )
 
 
+_OF_TWO_NAMINGS = "; those of one model under two sets of names can, after with_base(base) on each"
+"""Advice where no base is at hand."""
+
+
 def shared_base(where: str, first: Base, other: Base) -> Base:
     """The base of both, with its weights if either has them.
 
@@ -79,7 +96,8 @@ def shared_base(where: str, first: Base, other: Base) -> Base:
         )
     if first is not other and not first.same_as(other):
         raise BaseMismatch(
-            f"{where}: base {other}, expected {first}; vectors of different bases do not mix unless "
-            "allow_other_base (--allow-other-base) says so"
+            f"{where}: base {other}, expected {first}; {other.describe_layout()}vectors of different bases "
+            "do not mix unless allow_other_base (--allow-other-base) says so"
+            f"{_OF_TWO_NAMINGS if first.weights is None else ''}"
         )
     return first if first.weights is not None else other

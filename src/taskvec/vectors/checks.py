@@ -115,6 +115,8 @@ def _advice(base: Weights, tuned: Weights, names: Sequence[str], of: Sequence[st
     """What to do about tensors without a partner, where leaving them out may lose what is wanted."""
     heads = [name for name in names if is_head(name) and name in tuned]
     tied = next((n for n in base if heads and is_embedding(n) and base.spec(n) == tuned.spec(heads[0])), None)
+    lost = [name for name in names if is_head(name) and name in base]
+    copy = next((n for n in tuned if lost and is_embedding(n) and tuned.spec(n) == base.spec(lost[0])), None)
     if 2 * len(names) > len(of) > 1:
         way = (
             "most names differ: was it fine-tuned from another model? If not, say how they correspond with "
@@ -122,6 +124,11 @@ def _advice(base: Weights, tuned: Weights, names: Sequence[str], of: Sequence[st
         )
     elif tied is not None:
         way = f"if the base ties {heads[0]!r} to {tied!r}, save it untied first; else {usual}"
+    elif copy is not None:
+        way = (
+            f"if it is tied to {copy!r}, say so beside the weights, in a config.json with "
+            f'"tie_word_embeddings": true; else {usual}'
+        )
     else:
         way = usual
     return way + (f"; further: {list_some(names[1:])}" if len(names) > 1 else "")

@@ -44,7 +44,7 @@ def edit(
     here = Base.of(base)
     if not allow_other_base and not delta.base.same_as(here):
         raise BaseMismatch(
-            f"{delta.ref}: base {delta.base}, expected {here}; "
+            f"{delta.ref}: base {delta.base}, expected {here}; {delta.base.describe_layout()}"
             "allow_other_base=True (--allow-other-base) applies it all the same"
         )
     return EditedWeights(base, delta, dtype, precision, start)

@@ -69,7 +69,9 @@ def _stored(delta: Delta, deltas: Deltas, seen: Seen) -> Delta:
     unchanged = {name: view.spec(name) for name in view if zero.issuperset(made_of[name])}
     changed = {name: name for name in view if name not in unchanged}
     names = {name: there for name, [there, *others] in made_of.items() if not others}
-    base = replace(delta.base, names=names if len(names) == len(made_of) else {})
+    kept = (view.spec(name).shape == deltas.spec(there).shape for name, there in names.items())
+    plain = len({*names.values()}) == len(made_of) and all(kept)
+    base = replace(delta.base, names=names if plain else {}, layout=None if plain else deltas)
     return Stored(Picked(view, changed), base, delta.recorded or VectorInfo(tuned=delta.ref), unchanged)
 
 

@@ -1,13 +1,15 @@
 """Tensors that checkpoints hold although the model computes them, or has them under another name too."""
 
 import re
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 import torch
 
-from taskvec.names import goes_by_token, is_head
+from taskvec.names import goes_by_token, is_embedding, is_head
+from taskvec.reading import read_mapping
 from taskvec.weights.blocks import TensorSpec
 from taskvec.weights.lazy import Weights
+from taskvec.weights.network import network_of
 
 _COMPUTED = re.compile(
     r"(^|\.)((original_)?inv_freq|(cos|sin)_cached|relative_coords_table|relative_position_index|attn_mask"
@@ -44,6 +46,27 @@ def twin_of(weights: Weights, name: str, among: Container[str]) -> str | None:
         if alike and _are_equal(weights, name, other):
             return other
     return None
+
+
+def tied_head(base: Weights, name: str, seen: Weights) -> str | None:
+    """The embedding that a head of the base is in a model that ties the two, as its config.json says."""
+    if not is_head(name):
+        return None
+    alike = [n for n in seen if is_embedding(n) and seen.spec(n).shape == base.spec(name).shape]
+    return alike[0] if len(alike) == 1 and _ties(seen) else None
+
+
+def _ties(weights: Weights) -> bool:
+    """Whether the config.json beside weights ties the head to the embedding, by itself or by default."""
+    path = None if weights.folder is None else weights.folder / "config.json"
+    if path is None or not path.is_file():
+        return False
+    content = read_mapping(path)
+    for config in (content, content.get("text_config")):
+        if isinstance(config, Mapping) and "tie_word_embeddings" in config:
+            return config["tie_word_embeddings"] is True
+    network = network_of(weights)
+    return network is not None and any(map(is_head, network.tied))
 
 
 def _may_be_tied(name: str, other: str) -> bool:

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from taskvec.errors import KeyMismatch, and_more
 from taskvec.weights.blocks import TensorSpec
-from taskvec.weights.buffers import is_computed, twin_of
+from taskvec.weights.buffers import is_computed, tied_head, twin_of
 from taskvec.weights.converted import Converted, Step
 from taskvec.weights.lazy import Weights
-from taskvec.weights.matching import Change, Match, match_names
+from taskvec.weights.matching import Change, Match, match_names, plain_names
 from taskvec.weights.network import Conversion, Network, network_of
 from taskvec.weights.picked import Picked
 from taskvec.weights.selecting import Renames
@@ -34,6 +34,13 @@ def see_as(base: Weights, other: Weights, renames: Renames | None = None) -> See
     Raises: KeyMismatch where two changes of names fit equally well; InputError for a map that does not fit.
     Cost: headers; copies of tied tensors are read.
     """
+    seen, notes = named_as(base, other, renames)
+    seen, more = _without_copies(base, seen)
+    return Seen(seen, (*notes, *more))
+
+
+def named_as(base: Weights, other: Weights, renames: Renames | None = None) -> Seen:
+    """As ``see_as``, but with all tensors, copies and computed ones too."""
     notes: list[str] = []
     if renames is not None:
         wanted = renames.apply(all_names(other), other.ref)
@@ -47,8 +54,7 @@ def see_as(base: Weights, other: Weights, renames: Renames | None = None) -> See
     notes += renaming_notes(other.ref, names)
     if made:
         notes.append(f"{other.ref}: stacked, split or turned as in {base.ref}: {list_some(made)}")
-    seen, said = _without_copies(base, seen)
-    return Seen(seen, (*notes, *said))
+    return Seen(seen, tuple(notes))
 
 
 def _ambiguous(base: str, ref: str, first: Change, second: Change) -> KeyMismatch:
@@ -133,17 +139,22 @@ def _by_tables(base: Weights, seen: Weights, match: Match) -> tuple[Weights, dic
     network = network_of(base) or network_of(seen)
     if network is None:
         return seen, {}, []
-    lost = {name: there for name, there in match.lost.items() if there not in base and there not in seen}
-    plain, steps = _Layouts(network, base, unwrapped := renamed(seen, lost)).compared()
+    bare = plain_names(all_names(base))
+    inner, back = renamed(base, bare), {there: name for name, there in bare.items()}
+    lost = {name: there for name, there in match.lost.items() if there not in inner and there not in seen}
+    unwrapped = renamed(seen, {**{name: there for name, there in bare.items() if name in seen}, **lost})
+    plain, steps = _Layouts(network, inner, unwrapped).compared()
     if not plain and not steps:
         return seen, {}, []
     taken = {name for step in steps for name in step.sources}
     names = {plain.get(name, name): name for name in unwrapped if name not in taken}
     view = Converted(unwrapped, names, steps, renamed(unwrapped, plain).tied)
     wrapped = {there: name for name, there in lost.items()}
-    left = {there: name for there, name in wrapped.items() if there in view and there not in base}
-    told = {wrapped.get(name, name): there for name, there in plain.items()}
-    return renamed(view, left), told, [name for step in steps for name in step.targets]
+    left = {there: name for there, name in wrapped.items() if there in view and there not in inner}
+    told = {wrapped.get(name, name): back.get(there, there) for name, there in plain.items()}
+    held = {there: name for there, name in back.items() if there in view}
+    made = [back.get(name, name) for step in steps for name in step.targets]
+    return renamed(view, {**left, **held}), told, made
 
 
 class _Layouts:
@@ -224,11 +235,13 @@ def _without_copies(base: Weights, seen: Weights) -> Seen:
         notes.append(f"{seen.ref}: left out, as the base has it once: {pairs}")
     seen = without(seen, [*computed, *copies])
     twins = {name: twin for name in missing if (twin := twin_of(base, name, seen)) is not None}
-    if twins:
-        held = {name: name for name in seen} | twins
-        pairs = ", ".join(f"{name!r} is {twin!r}" for name, twin in twins.items())
-        notes.append(f"{seen.ref}: lacks a copy that the base keeps: {pairs}")
-        seen = Picked(seen, held, tied=seen.tied)
+    tied = {name: twin for name in missing if (twin := tied_head(base, name, seen)) is not None}
+    for what, found in (("lacks a copy that the base keeps", twins), ("tied, and not in the base", tied)):
+        if found:
+            said = ", ".join(f"{name!r} is {twin!r}" for name, twin in found.items())
+            notes.append(f"{seen.ref}: {what}: {said}")
+    if twins or tied:
+        seen = Picked(seen, {**{name: name for name in seen}, **twins, **tied}, tied=seen.tied)
     return Seen(seen, tuple(notes))
 
 

@@ -211,12 +211,26 @@ def _difference(change: Change) -> tuple[Sequence[str], Sequence[str]]:
 
 
 def _rival(best: Change, fitting: Mapping[Change, Mapping[str, Words]]) -> Change | None:
-    """Another change that fits as many tensors, and puts one of them elsewhere."""
+    """Another change that fits as many tensors, and puts one of them elsewhere, or another in its place."""
+    places = {there: name for name, there in fitting[best].items()}
     for change, pairs in fitting.items():
-        apart = any(pairs.get(name, there) != there for name, there in fitting[best].items())
+        apart = any(
+            fitting[best].get(name, there) != there or places.get(there, name) != name
+            for name, there in pairs.items()
+        )
         if len(pairs) == len(fitting[best]) and (apart or change == _SAME != best):
             return change
     return None
+
+
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Every name without the words of wrappers, where it has some, and as it is called today.
+
+    >>> plain_names(["w", "module.norm.gamma"])
+    {'module.norm.gamma': 'norm.weight'}
+    """
+    plain = {name: ".".join(words) for name, words in _plain(names).items()}
+    return {name: there for name, there in plain.items() if there != name}
 
 
 def _plain(names: Iterable[str]) -> dict[str, Words]:
