@@ -90,7 +90,7 @@ def alike(first: Weights, other: Weights) -> bool:
     """Whether two inputs hold the same tensors with the same adapter settings."""
     if first.identity == other.identity:
         return True
-    if _specs(first) != _specs(other) or _settings(first) != _settings(other):
+    if first.specs != other.specs or _settings(first) != _settings(other):
         return False
     return all(_start(first, name) == _start(other, name) for name in first) and (
         first.fingerprint() == other.fingerprint()
@@ -100,10 +100,6 @@ def alike(first: Weights, other: Weights) -> bool:
 def stored(vector: TaskVector) -> list[Weights]:
     """The files that a vector was opened from."""
     return [source.weights for source in vector.terms if isinstance(source, Stored | Adapter)]
-
-
-def _specs(weights: Weights) -> dict[str, object]:
-    return {name: weights.spec(name) for name in weights}
 
 
 def _settings(weights: Weights) -> bytes | None:

@@ -21,7 +21,7 @@ class Origin(Weights):
     def __init__(self, model: Weights) -> None:
         super().__init__(
             "zero",
-            {name: model.spec(name) for name in model},
+            model.specs,
             ("origin", model.identity),
             parts=[model],
             tied=model.tied,

@@ -87,7 +87,7 @@ def fits_its_config(model: Weights) -> bool:
     network = network_of(model)
     if network is None:
         return False
-    faults = find_faults(network, {name: model.spec(name) for name in model})
+    faults = find_faults(network, model.specs)
     return not faults.missing and not faults.misshapen
 
 

@@ -13,7 +13,7 @@ from taskvec.vectors.info import BaseInfo, VectorInfo
 from taskvec.vectors.linear import Operand, total
 from taskvec.weights import Direction, TensorSpec, Weights
 from taskvec.weights.blocks import rows_of
-from taskvec.weights.dtypes import compute_dtype
+from taskvec.weights.dtypes import EDITABLE, compute_dtype
 from taskvec.weights.grown import Grown
 from taskvec.weights.lazy import Lazy
 
@@ -210,6 +210,11 @@ class Reading:
 def computing(spec: TensorSpec) -> TensorSpec:
     """The same shape in the precision that arithmetic is done in."""
     return TensorSpec(spec.shape, compute_dtype(spec.dtype))
+
+
+def computed_specs(base: Weights) -> dict[str, TensorSpec]:
+    """Of every tensor of a base that an edit may change, as arithmetic is done with it."""
+    return {name: computing(spec) for name, spec in base.specs.items() if spec.dtype in EDITABLE}
 
 
 def join_specs(where: str, specs: Mapping[str, TensorSpec], other: Delta) -> Mapping[str, TensorSpec]:

@@ -13,15 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from taskvec.errors import CorruptFile, TaskvecError
 from taskvec.pickles import Unplaced, load_placed
-from taskvec.reading import fill, open_regular, reason
-from taskvec.weights.blocks import TensorSpec, row_count, row_size, rows_of, rows_shape
-from taskvec.weights.dtypes import NAMES, raw_bytes
+from taskvec.reading import open_regular
+from taskvec.weights.blocks import TensorSpec, rows_of
+from taskvec.weights.dtypes import NAMES
 from taskvec.weights.lazy import Weights
 from taskvec.weights.nested import state_dict_in
 from taskvec.weights.pickled import PickledWeights, check_held
-from taskvec.weights.stored import file_identity
+from taskvec.weights.stored import file_identity, fill_tensor, read_rows
 
 
 def open_pickled(
@@ -77,9 +76,10 @@ class ArchivedWeights(Weights):
     def _read(self, name: str, rows: slice | None) -> Tensor:
         spec, view = self._specs[name], self._views[name]
         if self.in_rows(name):
-            made = self._read_dense(name, rows)
+            made = read_rows(self, name, self._handle, view.place, rows)
         else:
-            flat = self._filled(name, torch.empty(view.extent, dtype=spec.dtype), view.place)
+            empty = torch.empty(view.extent, dtype=spec.dtype)
+            flat = fill_tensor(self, name, self._handle, view.place, empty)
             made = rows_of(flat.as_strided(spec.shape, view.stride), rows)
         conjugate, negative = view.turned
         made = made.conj().resolve_conj() if conjugate else made
@@ -99,25 +99,6 @@ class ArchivedWeights(Weights):
         """Bytes of a block; of what is turned, or has gaps, with those between."""
         held = self._views[self._stored_name(name)].extent * self.spec(name).dtype.itemsize
         return super().own_bytes(name) + (0 if self.in_rows(name) else held)
-
-    def _read_dense(self, name: str, rows: slice | None) -> Tensor:
-        spec, place = self._specs[name], self._views[name].place
-        if rows is None:
-            return self._filled(name, torch.empty(spec.shape, dtype=spec.dtype), place)
-        first, _, step = rows.indices(row_count(spec.shape))
-        if step != 1:
-            return rows_of(self._read_dense(name, None), rows)
-        tensor = torch.empty(rows_shape(spec.shape, rows), dtype=spec.dtype)
-        return self._filled(name, tensor, place + first * row_size(spec.shape) * spec.dtype.itemsize)
-
-    def _filled(self, name: str, tensor: Tensor, place: int) -> Tensor:
-        try:
-            whole = fill(self._handle, raw_bytes(tensor), place)
-        except OSError as error:  # of the input: not to be taken for one of an output being written
-            raise TaskvecError(f"{self.ref}: could not be read ({reason(error)}) inside {name!r}") from error
-        if not whole:
-            raise CorruptFile(f"{self.ref}: ends inside {name!r}; was it written to since it was opened?")
-        return tensor
 
     def close(self) -> None:
         """Close the file. Tensors read before stay valid."""

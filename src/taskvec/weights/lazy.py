@@ -194,6 +194,11 @@ class Weights(Lazy, Mapping[str, Tensor]):
         spec = self.spec(name)
         return self.block_size(name, spec.shape) * spec.dtype.itemsize
 
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Shape and dtype of every tensor, in file order."""
+        return self._specs
+
     def spec(self, name: str) -> TensorSpec:
         """Shape and dtype of ``name``, from the header alone."""
         return self._specs[self._stored_name(name)]

@@ -60,26 +60,44 @@ class StoredWeights(Weights):
         self._close = weakref.finalize(self, os.close, handle)
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
-        spec = self._specs[name]
-        first, shape = 0, spec.shape
-        if rows is not None:
-            first, _, step = rows.indices(row_count(shape))
-            if step != 1:
-                return rows_of(self._read(name, None), rows)
-            shape = rows_shape(shape, rows)
-        tensor = torch.empty(shape, dtype=spec.dtype)
-        place = self._places[name] + (first and first * row_size(spec.shape) * spec.dtype.itemsize)
-        try:
-            whole = fill(self._handle, raw_bytes(tensor), place)
-        except OSError as error:  # of the input: not to be taken for one of an output being written
-            raise TaskvecError(f"{self.ref}: could not be read ({reason(error)}) inside {name!r}") from error
-        if not whole:
-            raise CorruptFile(f"{self.ref}: ends inside {name!r}; was it written to since it was opened?")
-        return tensor
+        return read_rows(self, name, self._handle, self._places[name], rows)
 
     def close(self) -> None:
         """Close the file. Tensors read before stay valid."""
         self._close()
+
+
+def read_rows(weights: Weights, name: str, handle: int, place: int, rows: slice | None) -> Tensor:
+    """A tensor, or some of its rows, that lies in a file in order and without gaps.
+
+    Args:
+        place: where in the file it begins.
+
+    Raises: as ``fill_tensor``.
+    """
+    spec = weights.spec(name)
+    first, shape = 0, spec.shape
+    if rows is not None:
+        first, _, step = rows.indices(row_count(shape))
+        if step != 1:
+            return rows_of(read_rows(weights, name, handle, place, None), rows)
+        shape = rows_shape(shape, rows)
+    start = place + (first and first * row_size(spec.shape) * spec.dtype.itemsize)
+    return fill_tensor(weights, name, handle, start, torch.empty(shape, dtype=spec.dtype))
+
+
+def fill_tensor(weights: Weights, name: str, handle: int, place: int, tensor: Tensor) -> Tensor:
+    """Fill what is to hold a tensor, or a part of it, with what lies in a file.
+
+    Raises: TaskvecError; CorruptFile if the file ends before.
+    """
+    try:
+        whole = fill(handle, raw_bytes(tensor), place)
+    except OSError as error:  # of the input: not to be taken for one of an output being written
+        raise TaskvecError(f"{weights.ref}: could not be read ({reason(error)}) inside {name!r}") from error
+    if not whole:
+        raise CorruptFile(f"{weights.ref}: ends inside {name!r}; was it written to since it was opened?")
+    return tensor
 
 
 def file_identity(path: Path) -> tuple[str, int, int, int, int]:

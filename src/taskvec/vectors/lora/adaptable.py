@@ -170,7 +170,7 @@ def adaptable(vector: Delta) -> Adaptable | None:
     network = None if base is None else network_of(base)
     if base is None or network is None:
         return None
-    made = Adaptable(network, {name: base.spec(name) for name in base})
+    made = Adaptable(network, base.specs)
     return made if 2 * len(made.layout.unknown) < len(base) else None
 
 

@@ -205,7 +205,7 @@ def bind_contents(contents: Contents, base: Weights, *, drop: bool = False) -> S
     if view is None:
         return Adapter(fit(contents, base, drop=drop), base)
     fitted = fit(contents, view, drop=drop, network=view.network)
-    if view.names.converted:
+    if view.layout.converted:
         return Reverted(Adapter(fitted, view), view)
     return Adapter(renamed(fitted, view), base)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from taskvec.errors import KeyMismatch
 from taskvec.names import goes_by_token, is_embedding, is_head
-from taskvec.vectors.delta import computing
+from taskvec.vectors.delta import computed_specs
 from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved, Scales, Shift, Stacked
 from taskvec.vectors.lora.growing import is_resized
 from taskvec.vectors.lora.naming import match_names
@@ -58,8 +58,7 @@ def fit(adapter: Contents, base: Weights, *, drop: bool = False, network: Networ
                 "expected one; remove the one that is not meant"
             )
         pieces |= _settled(adapter, piece, base, name, transposed)
-    specs = {name: computing(base.spec(name)) for name in base if base.spec(name).dtype in EDITABLE}
-    return replace(adapter, pieces=pieces, specs=specs)
+    return replace(adapter, pieces=pieces, specs=computed_specs(base))
 
 
 def _settled(

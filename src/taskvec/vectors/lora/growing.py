@@ -24,7 +24,7 @@ def grow(contents: Contents, base: Weights) -> Weights:
         return base
     named, view = place(contents, base)
     names = match_names(contents.weights.ref, named.pieces, base if view is None else view)
-    files = {} if view is None else {there: name for name, there in view.names.renamed.items()}
+    files = {} if view is None else {there: name for name, there in view.layout.renamed.items()}
     added: dict[str, Added] = {}
     for given, piece in named.pieces.items():
         name = files.get(names[given], names[given])

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from taskvec.errors import MissingExtra
 from taskvec.vectors.base import Base
-from taskvec.vectors.delta import Summand, computing
+from taskvec.vectors.delta import Summand, computed_specs
 from taskvec.vectors.lora.contents import Contents
 from taskvec.vectors.lora.foreign import choose_component
 from taskvec.vectors.lora.naming import has_layers, is_found
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import rows_of
-from taskvec.weights.dtypes import EDITABLE
+from taskvec.weights.converted import Converted, Step
 from taskvec.weights.lazy import Lazy
 from taskvec.weights.network import Layout, Network, network_of
 
@@ -27,51 +27,21 @@ _KEPT = 2
 """Groups of converted tensors that stay in memory."""
 
 
-class Loaded(Weights):
+class Loaded(Converted):
     """A model's weights as the network has them once they are loaded."""
 
     def __init__(self, base: Weights, network: Network, layout: Layout) -> None:
-        self._files = {there: name for name, there in layout.renamed.items()}
-        self._made = {name: conversion for conversion in layout.converted for name in conversion.targets}
-        specs = {name: self._spec_in(base, name) for name in network.specs if self._gives(name)}
+        self.base, self.network, self.layout = base, network, layout
         super().__init__(
-            base.ref,
-            specs,
-            ("loaded", base.identity),
-            parts=[base],
-            tied={
-                alias: kept for alias, kept in network.tied.items() if kept in specs and alias not in specs
-            },
+            base,
+            {there: name for name, there in layout.renamed.items() if there in network.specs},
+            [Step(each.sources, each.targets, each.convert) for each in layout.converted],
+            network.tied,
         )
-        self.base, self.network, self.names = base, network, layout
 
     def __reduce__(self) -> tuple[object, tuple[Weights]]:
         """Made anew of the config.json beside the base."""
         return _load, (self.base,)
-
-    def _gives(self, name: str) -> bool:
-        return name in self._files or name in self._made
-
-    def _spec_in(self, base: Weights, name: str) -> TensorSpec:
-        return base.spec(self._files[name]) if name in self._files else self._made[name].targets[name]
-
-    def _read(self, name: str, rows: slice | None) -> Tensor:
-        if name in self._files:
-            return self.base.read(self._files[name], rows)
-        conversion = self._made[name]
-        made = conversion.convert({source: self.base.read(source) for source in conversion.sources})
-        return rows_of(made[name], rows)
-
-    def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
-        """What it is called, or made of, in the files."""
-        stored = self._stored_name(name)
-        if stored in self._files:
-            return [(self.base, self._files[stored])]
-        return [(self.base, source) for source in self._made[stored].sources]
-
-    def in_rows(self, name: str) -> bool:
-        """Whether it is read as it is stored."""
-        return super().in_rows(name) and self._stored_name(name) in self._files
 
 
 def _load(base: Weights) -> Loaded:
@@ -81,18 +51,18 @@ def _load(base: Weights) -> Loaded:
             f"{base.ref}: an adapter under the names of a network was pickled, expected transformers and "
             "the config.json to find them again; pip install transformers"
         )
-    return Loaded(base, network, network.layout({name: base.spec(name) for name in base}))
+    return Loaded(base, network, network.layout(base.specs))
 
 
 class Reverted(Summand):
     """A direction of the network, under the names and in the shapes of the files of its base."""
 
     def __init__(self, inner: Summand, view: Loaded) -> None:
-        base, layout = view.base, view.names
+        base, layout = view.base, view.layout
         super().__init__(
             inner.ref,
             ("reverted", inner.identity, base.identity),
-            {name: computing(base.spec(name)) for name in base if base.spec(name).dtype in EDITABLE},
+            computed_specs(base),
             Base.of(base),
             parts=(inner,),
             recorded=inner.recorded,
@@ -165,9 +135,9 @@ def place(contents: Contents, base: Weights) -> tuple[Contents, Loaded | None]:
 
 def renamed(contents: Contents, view: Loaded) -> Contents:
     """Fitted contents under the names of the files, where all tensors are stored as the network has them."""
-    names = {there: name for name, there in view.names.renamed.items()}
+    names = {there: name for name, there in view.layout.renamed.items()}
     base = view.base
-    specs = {name: computing(base.spec(name)) for name in base if base.spec(name).dtype in EDITABLE}
+    specs = computed_specs(base)
     return replace(contents, pieces={names[name]: p for name, p in contents.pieces.items()}, specs=specs)
 
 
