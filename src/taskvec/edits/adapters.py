@@ -11,12 +11,11 @@ from taskvec.config import read_documents
 from taskvec.edits.inputs import describe_copy, errors_at, find_copies
 from taskvec.edits.merge import Merge
 from taskvec.edits.opening import open_recipe
-from taskvec.edits.parameters import is_constant, split_parameters
-from taskvec.edits.recipe import Known, Recipe, check_fields, none_known
+from taskvec.edits.parameters import is_constant
+from taskvec.edits.recipe import Known, Recipe, check_fields, combine_by, none_known
 from taskvec.errors import InputError
 from taskvec.reading import exists, local_path
-from taskvec.rules import RULES
-from taskvec.vectors import EditedWeights, TaskVector, combine, parse_expression
+from taskvec.vectors import EditedWeights, TaskVector
 from taskvec.vectors.lora.adapter import Adapter
 from taskvec.weights import Weights, open_weights
 
@@ -63,7 +62,9 @@ def edit_of(merge: Merge) -> Edit:
     Raises: InputError where it makes another model: of layers of several, or with another vocabulary.
     """
     made = merge.weights
-    if not isinstance(made, EditedWeights) or not any(map(_alike(made.base), merge.inputs.values())):
+    if not isinstance(made, EditedWeights) or not any(
+        _alike(made.base, held) for held in merge.inputs.values()
+    ):
         raise InputError(
             f"{merge.like.ref}: more than its weights are changed (layers, vocabulary, parts of others), "
             "expected an edit that an adapter can hold; leave --as-adapter out"
@@ -89,22 +90,12 @@ def _without_base(recipe: Recipe, folder: Path, known: Known) -> Edit:
     vectors = {name: TaskVector.opened(weights) for name, weights in inputs.items()}
     for name, vector in vectors.items():
         _check_free(name, vector)
-    edit = float(str(recipe.scale)) * _combined(recipe, vectors)
+    names = list(dict.fromkeys(name for vector in vectors.values() for name in vector))
+    edit = float(str(recipe.scale)) * combine_by(recipe, vectors, names, names)[0]
     dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
     record = {"recipe": recipe.model_dump(mode="json", exclude_defaults=True)}
     notes = tuple(f"{name}: {describe_copy(first)}" for first, name in find_copies(inputs))
     return Edit(edit, inputs, record, notes, dtype)
-
-
-def _combined(recipe: Recipe, vectors: Mapping[str, TaskVector]) -> TaskVector:
-    if recipe.expression is not None:
-        return parse_expression(recipe.expression, vectors)
-    if recipe.rule is None:
-        [vector] = vectors.values()
-        return vector
-    rule, names = RULES[recipe.rule], list(dict.fromkeys(name for held in vectors.values() for name in held))
-    params, each = split_parameters(rule, recipe.parameters, list(vectors), names, names)
-    return combine(rule, list(vectors.values()), each=each, **params)
 
 
 def _check_free(name: str, vector: TaskVector) -> None:
@@ -124,10 +115,6 @@ def _open(ref: str, folder: Path, known: Known) -> Weights:
     return open_weights(path if exists(path) else known(ref) or ref)
 
 
-def _alike(base: Weights) -> Any:
-    """Whether weights hold tensors of the same names and shapes as a base."""
-
-    def compare(other: Weights) -> bool:
-        return base.keys() == other.keys() and all(base.spec(n).shape == other.spec(n).shape for n in base)
-
-    return compare
+def _alike(base: Weights, other: Weights) -> bool:
+    """Whether weights hold tensors of the same names and shapes."""
+    return base.keys() == other.keys() and all(base.spec(n).shape == other.spec(n).shape for n in base)

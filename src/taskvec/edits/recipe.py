@@ -1,7 +1,7 @@
 """Recipes: YAML files that say which model to make of a base and task vectors, or of fine-tuned models."""
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -223,7 +223,8 @@ class _Building:
         """The edited model, lazily, with notes and a record."""
         recipe = self.recipe
         seen, notes = self._see()
-        seen = grow(seen, (weights for weights in self._adapters() if weights.adapter is not None))
+        inputs = [*(weights for weights, _ in self.held.values()), *self.models.values()]
+        seen = grow(seen, (weights for weights in inputs if weights.adapter is not None))
         base, vectors = seen.base, self._vectors(seen)
         vector, rule = self._edit(base, vectors)
         dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
@@ -236,13 +237,7 @@ class _Building:
             apply(base, vector, allow_other_base=other, dtype=dtype, precision=precision),
             self._record(seen, rule),
             like=seen.like or base,
-            notes=(
-                *self.naming.notes,
-                *seen.notes,
-                *notes,
-                *self._notes(base, vectors),
-                *self._left_behind(seen),
-            ),
+            notes=(*self.naming.notes, *seen.notes, *notes, *self._notes(seen, vectors)),
             max_shard_size=recipe.max_shard_gb * 1e9,
             inputs=self.inputs,
             vectors={name: vectors[name] for name in self.held},
@@ -250,10 +245,6 @@ class _Building:
             allow_nonfinite=recipe.allow_nonfinite,
             files=seen.files if config is None else {**seen.files, "config.json": config},
         )
-
-    def _adapters(self) -> list[Weights]:
-        """What may add tokens to the base."""
-        return [*(weights for weights, _ in self.held.values()), *self.models.values()]
 
     def _record(self, seen: Aligned, rule: Mapping[str, Any]) -> dict[str, Any]:
         """Provenance for the manifest."""
@@ -326,33 +317,15 @@ class _Building:
         named = [name for vector in vectors.values() for name in vector.specs]
         names = list(dict.fromkeys([*held, *named]))
         edited = [name for name in names if any(vector.terms_at(name) for vector in vectors.values())]
-        scale, rule = self.recipe.scale, dict[str, Any]()
+        scale, behind, stats = self.recipe.scale, names_behind(names, base.folder), None
         if self.rule is not None:
-            edit, rule = self._combine(self.rule, base, vectors, names, edited)
-        elif self.recipe.expression is not None:
-            edit = parse_expression(self.recipe.expression, vectors)
-        else:
-            [edit] = vectors.values()
+            stats = self._statistics(self.rule)
+            vectors = dict(zip(vectors, bind_all(list(vectors.values()), base), strict=True))
+        edit, rule = combine_by(self.recipe, vectors, names, edited, behind, stats)
         if is_constant(scale):
             return _number("scale", scale) * edit, rule
-        factors = settle("scale", scale, names, edited, names_behind(names, base.folder))
+        factors = settle("scale", scale, names, edited, behind)
         return edit.scaled({name: _number("scale", factors[name]) for name in edited}), rule
-
-    def _combine(
-        self,
-        rule: Rule,
-        base: Weights,
-        vectors: Mapping[str, TaskVector],
-        names: Sequence[str],
-        edited: Sequence[str],
-    ) -> tuple[TaskVector, dict[str, Any]]:
-        behind = names_behind(names, base.folder)
-        params, each = split_parameters(rule, self.recipe.parameters, list(vectors), names, edited, behind)
-        varying = {field for values in each.values() for field in values}
-        settings = rule.settings(params, len(vectors))
-        record = {"name": rule.name, **{key: settings[key] for key in settings if key not in varying}}
-        bound = bind_all(list(vectors.values()), base)
-        return combine(rule, bound, each=each, stats=self._statistics(rule), **params), record
 
     def _statistics(self, rule: Rule) -> list[Weights] | None:
         if "_stats" in rule.keywords and not self.recipe.statistics:
@@ -410,24 +383,46 @@ class _Building:
             if earlier != name:
                 raise InputError(f"{earlier!r} and {name!r} are the same vector or model; give it once")
 
-    def _left_behind(self, seen: Aligned) -> Iterator[str]:
-        adapters = {name: held for name, (held, _) in self.held.items() if held.adapter is not None}
-        like, tokens = seen.like or self.base, self.recipe.vocab is None
-        return (
-            iter(())
-            if replaces_tokenizer(seen.files)
-            else list_left(self.models | adapters, like, tokens=tokens)
-        )
-
-    def _notes(self, base: Weights, vectors: Mapping[str, TaskVector]) -> Iterator[str]:
-        yield from contradictions.note_distances(base, vectors)
+    def _notes(self, seen: Aligned, vectors: Mapping[str, TaskVector]) -> Iterator[str]:
+        yield from contradictions.note_distances(seen.base, vectors)
         for first, name in self.copies:
             zero = "the base itself, so its task vector is zero"
             yield f"{name}: {zero if first == 'base' else describe_copy(first)}"
-        yield from note_left_out(self.models, base, self.choice)
+        yield from note_left_out(self.models, seen.base, self.choice)
         if self.recipe.base is None:
             first = next(iter(self.recipe.models))
             yield f"no base: config, tokenizer and integer tensors are those of the first model, {first!r}"
+        if not replaces_tokenizer(seen.files):
+            adapters = {name: held for name, (held, _) in self.held.items() if held.adapter is not None}
+            tokens = self.recipe.vocab is None
+            yield from list_left(self.models | adapters, seen.like or self.base, "vocab", tokens=tokens)
+
+
+def combine_by(
+    recipe: Recipe,
+    vectors: Mapping[str, TaskVector],
+    names: Sequence[str],
+    edited: Sequence[str],
+    behind: Container[str] = (),
+    stats: Sequence[Weights] | None = None,
+) -> tuple[TaskVector, Mapping[str, Any]]:
+    """What a recipe makes of its vectors, before its scale; with its rule, and the parameters that are the
+    same for all tensors.
+
+    Args:
+        names, edited, behind: as for ``split_parameters``.
+    """
+    if recipe.expression is not None:
+        return parse_expression(recipe.expression, vectors), {}
+    if recipe.rule is None:
+        [edit] = vectors.values()
+        return edit, {}
+    rule = RULES[recipe.rule]
+    params, each = split_parameters(rule, recipe.parameters, list(vectors), names, edited, behind)
+    varying = {field for values in each.values() for field in values}
+    settings = rule.settings(params, len(vectors))
+    record = {"name": rule.name, **{key: settings[key] for key in settings if key not in varying}}
+    return combine(rule, list(vectors.values()), each=each, stats=stats, **params), record
 
 
 def _number(where: str, value: object) -> float:

@@ -54,11 +54,18 @@ def describe_left(
     return left[0] if len(left) == 1 else " and ".join((", ".join(left[:-1]), left[-1])) if left else ""
 
 
-def list_left(models: Mapping[str, Weights], like: Weights, *, tokens: bool) -> Iterator[str]:
-    """Notes on what tokenizers of a recipe's models say, and that of ``like``, which is written, does not."""
+def list_left(
+    models: Mapping[str, Weights], like: Weights, field: str, *, template: bool = True, tokens: bool = True
+) -> Iterator[str]:
+    """Notes on what tokenizers of models say, and that of ``like``, which is written, does not.
+
+    Args:
+        field: takes the tokenizer of another model.
+        template, tokens: as for ``describe_left``.
+    """
     for name, model in models.items():
-        left = describe_left(model.folder, like.folder, tokens=tokens)
-        way = f"vocab: {name} takes this one" if model.adapter is None else f"copy it from {model.folder}"
+        left = describe_left(model.folder, like.folder, template=template, tokens=tokens)
+        way = f"{field}: {name} takes this one" if model.adapter is None else f"copy it from {model.folder}"
         if left:
             yield f"{name}: left behind with its tokenizer: {left}; that of {like.ref} is written, {way}"
 

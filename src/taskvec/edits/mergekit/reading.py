@@ -23,10 +23,10 @@ from taskvec.edits.mergekit.modules import has_parts, read_parts
 from taskvec.edits.mergekit.references import open_reference, split_reference
 from taskvec.edits.mergekit.section import Section
 from taskvec.edits.mergekit.templates import choose_template
-from taskvec.edits.mergekit.tokenizer import find_wanted, list_left
+from taskvec.edits.mergekit.tokenizer import find_wanted
 from taskvec.edits.mergekit.values import Scope, check_names, idle_filters, parse_scope
 from taskvec.edits.passes import count_passes
-from taskvec.edits.roles import FILE
+from taskvec.edits.roles import FILE, list_left
 from taskvec.edits.stacking import Place, group_layers, stack_config
 from taskvec.edits.tokens import check_in_order, read_tokens, replaces_tokenizer
 from taskvec.edits.vocabulary import align
@@ -190,7 +190,8 @@ class _Reading:
             notes.append("no model beside the base, which is written with its adapter")
         notes += describe_ignored(self._ignored)
         if not replaces_tokenizer(self.files):
-            notes += list_left(document, self.models, self.like)
+            template, tokens = document.chat_template is None, document.vocabulary is None
+            notes += list_left(self.models, self.like, "tokenizer_source", template=template, tokens=tokens)
         return list(dict.fromkeys([*notes, *self._notes]))
 
     # Forms

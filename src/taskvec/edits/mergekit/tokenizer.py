@@ -1,11 +1,10 @@
 """The tokenizer of the output, as a mergekit file asks for it, in terms of our vocabularies."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from taskvec.edits.mergekit.document import Document, ModelToken, Row, Tokenizer
-from taskvec.edits.roles import describe_left
+from taskvec.edits.mergekit.document import ModelToken, Row, Tokenizer
 from taskvec.edits.tokens import read_tokens
 from taskvec.edits.vocabulary import Given, Wanted
 from taskvec.errors import InputError
@@ -35,18 +34,6 @@ def find_wanted(tokenizer: Tokenizer, field: str, open_model: Open, *, based: bo
         based,
         rewritten=True,
     )
-
-
-def list_left(document: Document, models: Mapping[str, Weights], like: Weights) -> Iterator[str]:
-    """Notes on what the tokenizers of models say and that of ``like``, which the output gets, does not."""
-    chosen, matched = document.chat_template is not None, document.vocabulary is not None
-    for ref, model in models.items():
-        left = describe_left(model.folder, like.folder, template=not chosen, tokens=not matched)
-        if left:
-            yield (
-                f"{ref}: left behind with its tokenizer: {left}; that of {like.ref} is written, "
-                f"tokenizer_source: {ref} takes this one"
-            )
 
 
 def _find_source(source: str, field: str, open_model: Open) -> Weights | Literal["base", "union"]:
