@@ -33,12 +33,11 @@ from taskvec.vectors.stored.files import Uncoded
 from taskvec.vectors.stored.masked import Masked, MaskedVectors
 from taskvec.vectors.stored.masks import Computed, Packed, Unified
 from taskvec.weights import TensorSpec, Weights
-from taskvec.weights.converted import Converted, Step
 from taskvec.weights.grown import Added, Grown
 from taskvec.weights.lazy import Lazy
 from taskvec.weights.modules import Modular
 from taskvec.weights.network import Layout, Network
-from taskvec.weights.picked import Picked
+from taskvec.weights.picked import Picked, Step
 from taskvec.weights.quantized import Dequantized
 
 FILE = Path("/somewhere/spied.safetensors")
@@ -115,8 +114,7 @@ def reverted(spied: Spied) -> Lazy:
 
 
 MADE: dict[type, Callable[[Spied], Lazy]] = {
-    Picked: lambda spied: Picked(spied, {NAME: NAME}),
-    Converted: lambda spied: Converted(spied, {}, [Step((NAME,), {NAME: spied.spec(NAME)}, dict)], {}),
+    Picked: lambda spied: Picked(spied, {}, steps=[Step((NAME,), {NAME: spied.spec(NAME)}, dict)]),
     Grown: lambda spied: Grown(spied, {NAME: Added(Spied(2.0), NAME, [0], 3)}),
     Loaded: loaded,
     Intermediate: lambda spied: Intermediate("merge", Merge(spied, {}, like=spied)),

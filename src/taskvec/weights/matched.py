@@ -6,11 +6,10 @@ from typing import NamedTuple
 from taskvec.errors import KeyMismatch, and_more
 from taskvec.weights.blocks import TensorSpec
 from taskvec.weights.buffers import is_computed, tied_head, twin_of
-from taskvec.weights.converted import Converted, Step
 from taskvec.weights.lazy import Weights
 from taskvec.weights.matching import Change, Match, match_names, plain_names
 from taskvec.weights.network import Conversion, Network, network_of
-from taskvec.weights.picked import Picked
+from taskvec.weights.picked import Picked, Step
 from taskvec.weights.selecting import Renames
 
 SHOWN = 3
@@ -109,9 +108,7 @@ def without(weights: Weights, names: Iterable[str]) -> Weights:
     dropped = set(names)
     if not dropped:
         return weights
-    tied = {
-        alias: kept for alias, kept in weights.tied.items() if alias not in dropped and kept not in dropped
-    }
+    tied = {alias: kept for alias, kept in weights.tied.items() if alias not in dropped}
     return Picked(weights, {name: name for name in weights if name not in dropped}, tied=tied)
 
 
@@ -148,7 +145,7 @@ def _by_tables(base: Weights, seen: Weights, match: Match) -> tuple[Weights, dic
         return seen, {}, []
     taken = {name for step in steps for name in step.sources}
     names = {plain.get(name, name): name for name in unwrapped if name not in taken}
-    view = Converted(unwrapped, names, steps, renamed(unwrapped, plain).tied)
+    view = Picked(unwrapped, names, tied=renamed(unwrapped, plain).tied, steps=steps)
     wrapped = {there: name for name, there in lost.items()}
     left = {there: name for there, name in wrapped.items() if there in view and there not in inner}
     told = {wrapped.get(name, name): back.get(there, there) for name, there in plain.items()}

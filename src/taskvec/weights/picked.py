@@ -1,23 +1,44 @@
-"""Models seen under other names, in wider dtypes, or without some of their tensors."""
+"""Models seen under other names, in wider dtypes, in another layout, or without some of their tensors."""
 
-from collections.abc import Mapping, Sequence
-from functools import reduce
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor
 
-from taskvec.weights.blocks import TensorSpec
+from taskvec.weights.blocks import TensorSpec, rows_of
 from taskvec.weights.dtypes import EDITABLE
 from taskvec.weights.lazy import Lazy, Weights
 
+_KEPT = 2
+"""Groups of tensors that stay in memory, as several are read of one group in turn."""
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Tensors that are made of others, all at once: stacked, split or turned.
+
+    Attributes:
+        sources: their names in the model.
+        targets: names of what is made -> their specs.
+    """
+
+    sources: tuple[str, ...]
+    targets: Mapping[str, TensorSpec]
+    make: Callable[[Tensors], Tensors]
+
 
 class Picked(Weights):
-    """Some tensors of a model, under other names, or in a wider dtype.
+    """Some tensors of a model, under other names, or in a wider dtype; some made of several others.
 
     Args:
         names: name here -> name in the model.
         dtypes: name here -> the dtype it is read in, where that is not the model's own.
         tied: alias -> name here; by default the aliases of tensors that keep their names.
+        steps: how the tensors are made that are none of the model's.
     """
 
     def __init__(
@@ -26,29 +47,59 @@ class Picked(Weights):
         names: Mapping[str, str],
         dtypes: Mapping[str, torch.dtype] | None = None,
         tied: Mapping[str, str] | None = None,
+        steps: Sequence[Step] = (),
     ) -> None:
         dtypes = dtypes or {}
         here = ((name, model.spec(stored)) for name, stored in names.items())
-        kept = {
-            alias: kept
-            for alias, kept in model.tied.items()
-            if names.get(kept) == kept and alias not in names
-        }
+        specs = {name: TensorSpec(spec.shape, dtypes.get(name, spec.dtype)) for name, spec in here}
+        self._made = {name: place for place, step in enumerate(steps) for name in step.targets}
+        for step in steps:
+            specs |= step.targets
+        if tied is None:
+            tied = {alias: kept for alias, kept in model.tied.items() if names.get(kept) == kept}
+        made = tuple((step.sources, tuple(step.targets)) for step in steps)
         super().__init__(
             model.ref,
-            {name: TensorSpec(spec.shape, dtypes.get(name, spec.dtype)) for name, spec in here},
-            ("picked", model.identity, tuple(names.items()), tuple(dtypes.items())),
+            specs,
+            ("picked", model.identity, tuple(names.items()), tuple(dtypes.items()), made),
             parts=[model],
-            tied=kept if tied is None else tied,
+            tied={alias: kept for alias, kept in tied.items() if kept in specs and alias not in specs},
         )
-        self._model, self._names = model, dict(names)
+        self._model, self._names, self._steps = model, dict(names), steps
+        # A cache cannot be pickled, nor could steps.
+        self._group: Callable[[int], Tensors] = lru_cache(_KEPT)(self._make) if steps else self._make
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
-        return self._model.read(self._names[name], rows).to(self._specs[name].dtype)
+        if name in self._made:
+            tensor = rows_of(self._group(self._made[name])[name], rows)
+        else:
+            tensor = self._model.read(self._names[name], rows)
+        return tensor.to(self._specs[name].dtype)
+
+    def _make(self, place: int) -> Tensors:
+        step = self._steps[place]
+        return step.make({name: self._model.read(name) for name in step.sources})
+
+    def _step(self, name: str) -> Step | None:
+        place = self._made.get(self._stored_name(name))
+        return None if place is None else self._steps[place]
 
     def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
-        """The tensor of the model."""
-        return [(self._model, self._names.get(name, name))]
+        """The tensors of the model."""
+        step, stored = self._step(name), self._stored_name(name)
+        names = [self._names[stored]] if step is None else step.sources
+        return [(self._model, there) for there in names]
+
+    def in_rows(self, name: str) -> bool:
+        """Whether rows can be had by themselves: not those of tensors that are made."""
+        return self._step(name) is None and super().in_rows(name)
+
+    def own_bytes(self, name: str) -> int:
+        """Bytes of all that is made with a tensor, or of one of its blocks."""
+        step = self._step(name)
+        if step is None:
+            return super().own_bytes(name)
+        return sum(spec.nbytes for spec in step.targets.values())
 
 
 def widen(models: Sequence[Weights]) -> list[Weights]:

@@ -17,9 +17,9 @@ from taskvec.vectors.lora.foreign import choose_component
 from taskvec.vectors.lora.naming import has_layers, is_found
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import rows_of
-from taskvec.weights.converted import Converted, Step
 from taskvec.weights.lazy import Lazy
 from taskvec.weights.network import Layout, Network, network_of
+from taskvec.weights.picked import Picked, Step
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _KEPT = 2
 """Groups of converted tensors that stay in memory."""
 
 
-class Loaded(Converted):
+class Loaded(Picked):
     """A model's weights as the network has them once they are loaded."""
 
     def __init__(self, base: Weights, network: Network, layout: Layout) -> None:
@@ -35,8 +35,8 @@ class Loaded(Converted):
         super().__init__(
             base,
             {there: name for name, there in layout.renamed.items() if there in network.specs},
-            [Step(each.sources, each.targets, each.convert) for each in layout.converted],
-            network.tied,
+            tied=network.tied,
+            steps=[Step(each.sources, each.targets, each.convert) for each in layout.converted],
         )
 
     def __reduce__(self) -> tuple[object, tuple[Weights]]:
