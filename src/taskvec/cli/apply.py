@@ -108,10 +108,7 @@ def apply(
 def _check_options(
     names: Collection[str], expression: str | None, rule: str | None, param: Pairs, stats: Pairs
 ) -> None:
-    """Refuse options that contradict each other.
-
-    Raises: InputError.
-    """
+    """Refuse options that contradict each other."""
     from taskvec.vectors.expression import names_in
 
     if expression is not None and rule is not None:

@@ -131,10 +131,7 @@ def check_loads(merge: Merge) -> None:
 
 
 def _compare(network: Network | None, specs: Mapping[str, TensorSpec], known: Faults) -> None:
-    """Refuse faults of a model that the model it is like has not.
-
-    Raises: InputError.
-    """
+    """Refuse faults of a model that the model it is like has not."""
     if network is None:
         raise InputError(f"{_WHERE}: transformers makes no model of its config.json; {_ANYWAY}")
     faults = find_faults(network, specs)

@@ -37,6 +37,11 @@ def count_passes(*vectors: Delta) -> Passes:
             counts.append(count_passes(source.delta))
         if isinstance(source, Combined):
             counts.append(_rehearse(source.rule, source.settings, len(source.vectors), list(source.specs)))
+    return most(counts)
+
+
+def most(counts: Sequence[Passes]) -> Passes:
+    """Those of edits that are made together."""
     return Passes(max(each.all for each in counts), max(each.ahead for each in counts))
 
 

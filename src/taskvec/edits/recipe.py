@@ -156,10 +156,7 @@ def build(
 
 
 def _check_name(name: str, *, in_expression: bool) -> None:
-    """Refuse names of vectors and models that cannot be told from other words.
-
-    Raises: InputError.
-    """
+    """Refuse names of vectors and models that cannot be told from other words."""
     if name in _RESERVED or not _NAME.fullmatch(name):
         raise InputError(
             f"the name {name!r}, expected one word of letters, digits and _, none of {', '.join(_RESERVED)}"
@@ -172,10 +169,7 @@ def _check_name(name: str, *, in_expression: bool) -> None:
 
 
 def check_fields(recipe: Recipe) -> None:
-    """Refuse fields that contradict each other.
-
-    Raises: InputError.
-    """
+    """Refuse fields that contradict each other."""
     names = [*recipe.vectors, *recipe.models]
     if not names:
         raise InputError("no vectors and no models, expected at least one")

@@ -187,10 +187,7 @@ def check_recognised(models: Sequence[Model], axes: Mapping[str, int]) -> None:
 
 
 def check_related(base: Model, model: Model) -> None:
-    """Refuse an unrelated vocabulary: fine-tuning adds or drops tokens, but most stay.
-
-    Raises: InputError.
-    """
+    """Refuse an unrelated vocabulary: fine-tuning adds or drops tokens, but most stay."""
     shared, smaller = len(base.names & model.names), min(len(base.names), len(model.names))
     if shared < smaller / 2:
         raise InputError(

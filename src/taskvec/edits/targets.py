@@ -121,10 +121,7 @@ def _with_tokens(target: Model, tokens: Sequence[str]) -> Model:
 
 
 def _common(models: Sequence[Model], vocab: Vocab, *, pieces: bool) -> Model:
-    """The union or intersection of all.
-
-    Raises: InputError.
-    """
+    """The union or intersection of all."""
     base = models[0]
     if vocab == "union":
         _check_named(models)

@@ -1,6 +1,5 @@
 """Which token each row of an embedding belongs to, as the tokenizer files beside the weights say."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from filecmp import cmp
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.edits import sentencepiece
-from taskvec.edits.configs import read_config, read_if_there, resize
+from taskvec.edits.configs import read_config, read_if_there, render, resize
 from taskvec.errors import CorruptFile, InputError, and_more
 from taskvec.reading import open_file, read_text, shown
 from taskvec.weights import Weights
@@ -154,7 +153,7 @@ def add_tokens(
     numbered = [{**entry, "id": row} for row, entry in enumerate(entries, start=first)]
     tokenizer["added_tokens"] = [*(entry for token, _, entry in listed if token not in idle), *numbered]
     contents = {file.name: tokenizer, **({"config.json": resize(config, rows)} if config else {})}
-    return {name: _as_text(content) for name, content in contents.items()}
+    return {name: render(content) for name, content in contents.items()}
 
 
 def replace_tokenizer(folder: Path | None, source: Path, rows: int) -> dict[str, str]:
@@ -166,16 +165,12 @@ def replace_tokenizer(folder: Path | None, source: Path, rows: int) -> dict[str,
     stale = {name for name, digest in opaque_files(folder).items() if new.get(name) != digest}
     texts = dict.fromkeys((*stale, *_TEXTS), "")
     texts |= {name: read_text(source / name) for name in _TEXTS if (source / name).is_file()}
-    return {**texts, **({"config.json": _as_text(resize(config, rows))} if config else {})}
+    return {**texts, **({"config.json": render(resize(config, rows))} if config else {})}
 
 
 def replaces_tokenizer(files: Mapping[str, str]) -> bool:
     """Whether files are those of ``replace_tokenizer``, not of a tokenizer with more tokens."""
     return "tokenizer_config.json" in files
-
-
-def _as_text(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _of_tokenizer(file: Path) -> dict[str, int] | None:

@@ -1,13 +1,13 @@
 """``modules`` of models with several parts, such as encoder and decoder: each part merged by itself."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from taskvec.edits.layers import Joined
 from taskvec.edits.merge import Merge
-from taskvec.edits.passes import Passes
+from taskvec.edits.passes import most
 from taskvec.errors import InputError, and_more
 
 _BESIDE_TEXT = {
@@ -73,7 +73,7 @@ def _join(where: str, content: Mapping[str, Any], merges: Mapping[str, Merge]) -
         record={**first.record, "recipe": content},
         notes=tuple(dict.fromkeys(note for merge in merges.values() for note in merge.notes)),
         inputs={ref: model for merge in merges.values() for ref, model in merge.inputs.items()},
-        passes=lambda: _most([merge.passes() for merge in merges.values()]),
+        passes=lambda: most([merge.passes() for merge in merges.values()]),
     )
 
 
@@ -83,7 +83,3 @@ def _part_of(tensor: str, given: Mapping[str, object]) -> str:
     fitting = [name for name, part in _PARTS.items() if any(re.fullmatch(part, piece) for piece in pieces)]
     text = _TEXT if _TEXT in given and not _BESIDE_TEXT.keys() & fitting else ""
     return next((name for name in fitting if name in given), text)
-
-
-def _most(passes: Sequence[Passes]) -> Passes:
-    return Passes(max(each.all for each in passes), max(each.ahead for each in passes))

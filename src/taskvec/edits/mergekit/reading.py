@@ -1,6 +1,6 @@
 """From a mergekit YAML file to a model that can be written."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
@@ -40,15 +40,17 @@ _WIDE_ANYWAY = ("linear", "slerp", "passthrough")
 """Methods that mergekit computes in float32 whatever the dtype."""
 
 
-def read(
-    path: Path, content: object, made: Mapping[str, Intermediate] | None = None, *, label: str = ""
-) -> Merge:
+Find = Callable[[str], Intermediate | None]
+"""The name of another document -> what it makes."""
+
+
+def read(path: Path, content: object, find: Find = lambda _: None, *, label: str = "") -> Merge:
     """The merge that a mergekit YAML file describes; reads headers, and some entries of each matrix.
 
     Args:
         path: of the file; for messages. Models are found from the working directory, as mergekit does.
         content: the plain data in it, or in one of its documents.
-        made: the other documents, by the names under which they are models here.
+        find: another document that is a model here.
         label: what messages call the document.
 
     Raises: InputError, one line, for anything that is unknown, missing or at odds.
@@ -56,9 +58,9 @@ def read(
     where = f"{path}: {label}" if label else str(path)
     if isinstance(content, Mapping) and has_parts(content):
         before = f"{label}: " if label else ""
-        return read_parts(where, content, lambda part, name: read(path, part, made, label=before + name))
+        return read_parts(where, content, lambda part, name: read(path, part, find, label=before + name))
     kept, ignored = drop_ignored(content)
-    reading = _Reading(where, Document.parse(where, kept), ignored, made or {})
+    reading = _Reading(where, Document.parse(where, kept), ignored, find)
     document = reading.document
     sections = reading.sections()
     name = document.out_dtype or document.dtype
@@ -84,20 +86,14 @@ def read(
 class _Reading:
     """A document with its models opened."""
 
-    def __init__(
-        self,
-        where: str,
-        document: Document,
-        ignored: Iterable[Ignored],
-        made: Mapping[str, Intermediate],
-    ) -> None:
-        self.where, self.document, self.made = where, document, made
+    def __init__(self, where: str, document: Document, ignored: list[Ignored], find: Find) -> None:
+        self.where, self.document, self._find_made = where, document, find
         self.method = METHODS[document.merge_method]
         self.models: dict[str, Weights] = {}
         self.tokens: int | None = None
         self.files: Mapping[str, str] = {}
         self._notes: list[str] = []
-        self._ignored = list(ignored)
+        self._ignored = ignored
         self._aligned: Weights | None = None
         self._views: Mapping[Hashable, Weights] = {}
         self._module = document.module
@@ -111,7 +107,7 @@ class _Reading:
         """The models on the disk, those of the merges that are models here too."""
         inputs: dict[str, Weights] = {}
         for ref, model in self.models.items():
-            made = self.made.get(split_reference(ref)[0])
+            made = self._find_made(split_reference(ref)[0])
             inputs |= {ref: model} if made is None else made.merge.inputs
         return inputs
 
@@ -185,7 +181,7 @@ class _Reading:
         given = [value for section in sections for value in section.given()]
         notes += [f"filter {part!r} is part of no tensor's name" for part in idle_filters(given, names)]
         notes += [f"{name}: {describe_copy(first)}" for first, name in find_copies(self.inputs)]
-        notes += [note for section in sections for note in (*section.remarks(), *section.distances())]
+        notes += [note for section in sections for note in section.notes()]
         if self.method.base == "start" and all(len(section.sources) == 1 for section in sections):
             notes.append("no model beside the base, which is written with its adapter")
         notes += describe_ignored(self._ignored)
@@ -341,7 +337,7 @@ class _Reading:
         """A model that may be another than those that are merged."""
         if ref in self.models:
             return self.models[ref]
-        made = self.made.get(split_reference(ref)[0])
+        made = self._find_made(split_reference(ref)[0])
         with errors_at(f"{self.where}: {field}"):
             return open_reference(ref, made)
 

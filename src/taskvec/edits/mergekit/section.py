@@ -49,7 +49,7 @@ class Section:
 
     def merge(self, dtype: torch.dtype | None) -> EditedWeights:
         """The layers, merged; lazy."""
-        models = widen(self._models)
+        models, _ = self._seen
         _check_same_names(self.where, models)
         order = list(range(len(models)))
         start: Weights
@@ -67,36 +67,29 @@ class Section:
             merged = self.method.combine(vectors, list(self._values(order, list(vectors[0]))))
         return edit(start, merged, dtype=dtype, start=models[order[0] if self.base is None else self.base])
 
-    def distances(self) -> list[str]:
-        """Notes on sources that are further from the base, or the first, than fine-tuning leads.
+    def notes(self) -> list[str]:
+        """Notes on tensors that sources have under other names, twice, or without need; and on sources that
+        are further from the base, or the first, than fine-tuning leads.
 
         Other layers of a model are as far away as any, and meant.
         """
-        models = widen(self._models)
+        models, notes = self._seen
         first = self.base or 0
         vectors = {
             model.ref: TaskVector.between(models[first], model)
             for place, model in enumerate(models)
             if place != first and self.names[place] == self.names[first]
         }
-        return note_distances(models[first], vectors)
-
-    def remarks(self) -> list[str]:
-        """Notes on tensors that sources have under other names, twice, or without need."""
-        return list(self._seen[1])
-
-    @property
-    def _models(self) -> Sequence[Weights]:
-        return self._seen[0]
+        return [*notes, *note_distances(models[first], vectors)]
 
     @cached_property
     def _seen(self) -> tuple[Sequence[Weights], Sequence[str]]:
-        """The sources under the names of the base, or of the first, and notes on that."""
+        """The sources under the names of the base, or of the first, in one dtype; and notes on that."""
         like = self.sources[self.base or 0]
         with errors_at(self.where):
             seen = [Seen(model) if model is like else see_as(like, model) for model in self.sources]
         models, dropped = without_computed([view.weights for view in seen])
-        return models, [*dropped, *(note for view in seen for note in view.notes)]
+        return widen(models), [*dropped, *(note for view in seen for note in view.notes)]
 
     def given(self) -> list[Value]:
         """All values that the file gives."""
@@ -139,10 +132,7 @@ class Section:
 
 
 def _check_same_names(where: str, models: Sequence[Weights]) -> None:
-    """Refuse models of which one lacks a floating-point tensor that another has.
-
-    Raises: KeyMismatch.
-    """
+    """Refuse models of which one lacks a floating-point tensor that another has."""
     held = dict.fromkeys(
         name for model in models for name in (*model, *model.tied) if model.spec(name).dtype.is_floating_point
     )

@@ -40,7 +40,7 @@ def _mapping(path: Path, number: int, content: object) -> _Content:
     return content
 
 
-class _Named(Mapping[str, Intermediate]):
+class _Named:
     """The documents that have a name, each merged when it is first asked for."""
 
     def __init__(self, path: Path, contents: Sequence[_Content]) -> None:
@@ -58,7 +58,7 @@ class _Named(Mapping[str, Intermediate]):
 
     def read(self, content: _Content) -> Merge:
         """The merge of a document."""
-        return read(self._path, content, self, label=str(content.get("name") or ""))
+        return read(self._path, content, self.find, label=str(content.get("name") or ""))
 
     def note_unused(self, final: _Content) -> Iterator[str]:
         """A note if there are documents that none is made of."""
@@ -68,9 +68,10 @@ class _Named(Mapping[str, Intermediate]):
         if unused:
             yield f"document {unused[0]!r} is no model of the last one, and is not made{and_more(unused)}"
 
-    def __getitem__(self, name: str) -> Intermediate:
-        if name not in self._made:
-            content = self._contents[name]
+    def find(self, name: str) -> Intermediate | None:
+        """What a document of that name makes, if there is one."""
+        content = self._contents.get(name)
+        if content is not None and name not in self._made:
             if name in self._begun:
                 raise InputError(f"{self._path}: {name}: is made of itself, expected models made before it")
             self._begun.add(name)
@@ -80,10 +81,4 @@ class _Named(Mapping[str, Intermediate]):
             self.notes += [f"{name}: {note}" for note in merge.notes]
             self.faults += merge.faults
             self._made[name] = Intermediate(name, merge)
-        return self._made[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._contents)
-
-    def __len__(self) -> int:
-        return len(self._contents)
+        return self._made.get(name)
