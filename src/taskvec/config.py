@@ -60,7 +60,14 @@ def _describe(complaint: ErrorDetails, model: type[BaseModel]) -> str:
         "" if complaint["type"] == "missing" or isinstance(value, dict) else f" (found {reprlib.repr(value)})"
     )
     where = f"{'.'.join(path)}: " if path else ""
-    return f"{where}{_lowered(complaint['msg'])}{shown}"
+    return f"{where}{_FORMS.get(complaint['type']) or _lowered(complaint['msg'])}{shown}"
+
+
+_FORMS = {
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "expected a mapping"),
+    **dict.fromkeys(("list_type", "tuple_type"), "expected a list"),
+}
+"""What YAML calls the types that pydantic speaks of."""
 
 
 def _lowered(message: str) -> str:

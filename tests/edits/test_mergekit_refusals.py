@@ -8,6 +8,7 @@ import torch
 
 from edits.mergekit_models import STATES, merge
 from taskvec.cli import main
+from taskvec.edits.opening import open_recipe
 from taskvec.errors import InputError
 from taskvec.weights import save_weights
 
@@ -77,6 +78,16 @@ REFUSED = {
     "layers backwards": ("merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [2, 2]}]}]", "0 <= first < end"),
     "uneven slice": ("merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 2]}, {model: b, layer_range: [0, 1]}]}]\nparameters: {weight: 1}", "sources of 2, 1 layers"),
     "base not in the slice": ("merge_method: ties\nbase_model: base\nslices: [{sources: [{model: a, layer_range: [0, 2]}]}]\nparameters: {weight: 1}", "the base model 'base' is not among the sources"),
+    "base that is nowhere": ("merge_method: ties\nbase_model: bsae\nmodels: [{model: a}]\nparameters: {weight: 1}", "merge.yaml: base_model: bsae: no such file or folder"),
+    "slice without sources": ("merge_method: passthrough\nslices: [{model: a, layer_range: [0, 2]}]", "slices.0: a model outside of sources, expected sources: [{model: …, layer_range: …}]"),
+    "sources as a mapping": ("merge_method: passthrough\nslices: [{sources: {model: a, layer_range: [0, 2]}}]", "slices.0.sources: expected a list"),
+    "models as a mapping": ("merge_method: linear\nmodels: {a: {weight: 1}, b: {weight: 1}}", "models: expected a list"),
+    "parameters as a list": ("merge_method: linear\nmodels: [{model: a, parameters: [{weight: 1}]}]", "models.0.parameters: expected a mapping (found [{'weight': 1}])"),
+    "layers as text": ("merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: 0-2}]}]", "layer_range: expected [first, end] with 0 <= first < end (found '0-2')"),
+    "one layer": ("merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [2]}]}]", "layer_range: expected [first, end]"),
+    "tokenizer as text": ("merge_method: ties\ntokenizer: union\n" + WHOLE, "tokenizer: expected a mapping; write tokenizer_source: union"),
+    "rows as a list": ("merge_method: ties\ntokenizer: {tokens: [x]}\n" + WHOLE, "tokenizer.tokens: expected a mapping (found ['x'])"),
+    "row as text": ("merge_method: ties\ntokenizer: {tokens: {x: a}}\n" + WHOLE, "tokenizer.tokens.x: expected a mapping (found 'a')"),
     "not a mapping": ("merge_method: ties\nmodels: a", "models"),
 }  # fmt: skip
 
@@ -107,3 +118,13 @@ def test_the_command_ends_with_code_2_and_writes_nothing(here: Path, tmp_path: P
         main(["merge", str(tmp_path / "m.yaml"), "-o", str(tmp_path / "out")])
     assert ended.value.code == 2
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("mergemethod", "'mergemethod'"), ("merge-method", "'merge-method'"), ("merge_metod", "'merge_metod'")],
+)
+def test_a_misspelt_method_is_named(here: Path, tmp_path: Path, key: str, said: str) -> None:
+    (tmp_path / "m.yaml").write_text(f"{key}: ties\n{WHOLE}")
+    with pytest.raises(InputError, match=f"merge_method is missing, expected one; is {said} meant"):
+        open_recipe(tmp_path / "m.yaml")

@@ -80,7 +80,7 @@ def _describe(
     part = _part(config)
     if part is None:
         raise InputError(
-            f"{folder}/config.json: no number of layers, expected one of {kinds.NUMBER_OF_LAYERS}"
+            f"{folder}/config.json: no number of layers, expected one of {', '.join(kinds.NUMBER_OF_LAYERS)}"
         )
 
     @cache

@@ -47,6 +47,9 @@ class Model(Config):
         return {"model": value} if isinstance(value, str) else value
 
 
+_RANGE = "expected [first, end] with 0 <= first < end"
+
+
 class Source(Config):
     """Some layers of a model, from the first number up to but without the second."""
 
@@ -54,11 +57,18 @@ class Source(Config):
     layer_range: tuple[int, int]
     parameters: Parameters = None
 
+    @field_validator("layer_range", mode="before")
+    @classmethod
+    def _two(cls, value: object) -> object:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ValueError(_RANGE)
+        return value
+
     @field_validator("layer_range")
     @classmethod
     def _in_order(cls, value: tuple[int, int]) -> tuple[int, int]:
         if not 0 <= value[0] < value[1]:
-            raise ValueError("expected [first, end] with 0 <= first < end")
+            raise ValueError(_RANGE)
         return value
 
 
@@ -74,6 +84,13 @@ class Slice(Config):
         """The number of layers."""
         first, end = self.sources[0].layer_range
         return end - first
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_sources(cls, value: object) -> object:
+        if isinstance(value, Mapping) and "model" in value and "sources" not in value:
+            raise ValueError("a model outside of sources, expected sources: [{model: …, layer_range: …}]")
+        return value
 
     @model_validator(mode="after")
     def _same_length(self) -> Self:
@@ -168,6 +185,13 @@ class Tokenizer(Config):
     source: _Reference = "union"
     tokens: dict[str, Row] | None = None
     pad_to_multiple_of: PositiveInt | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_source(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError(f"expected a mapping; write tokenizer_source: {value}")
+        return value
 
 
 class Document(Config):

@@ -27,7 +27,7 @@ def take_layers(where: str, entry: Entry, start: int, *, first: bool, last: bool
     layers = count_layers(entry.model, entry.model.folder)
     stacks = {stack: number for stack, number in layers.items() if number}
     if len(stacks) != 1:
-        held = ", ".join(stacks) or "none"
+        held = f"{', '.join(stacks)}; merge such models whole, by models" if stacks else "none"
         raise InputError(
             f"{where}: {entry.field}: slices are of models with one stack of layers, found {held}"
         )

@@ -1,6 +1,7 @@
 """YAML of mergekit's other tools, told by its keys."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 
 _KINDS = {
     "experts": (
@@ -21,5 +22,7 @@ def describe_other(content: Mapping[object, object]) -> str | None:
     if kind is not None:
         return f"a file of {kind}"
     if isinstance(content.get("models"), list) or "slices" in content or "modules" in content:
-        return "models as in mergekit's files, but merge_method is missing, expected one"
+        near = get_close_matches("merge_method", map(str, content), n=1, cutoff=0.75)
+        misspelt = f"; is {near[0]!r} meant?" if near else ""
+        return f"models as in mergekit's files, but merge_method is missing, expected one{misspelt}"
     return None

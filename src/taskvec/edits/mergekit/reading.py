@@ -195,13 +195,18 @@ class _Reading:
     def _whole(self) -> Section:
         """``models``: all layers of every model."""
         document = self.document
-        given = [(entry.model, entry.parameters) for entry in self._module.models or []]
-        if document.base_model is not None and all(ref != document.base_model for ref, _ in given):
-            given.append((document.base_model, None))
         entries = [
-            Entry(f"models[{place}]", ref, self._open(f"models[{place}].model", ref), parameters)
-            for place, (ref, parameters) in enumerate(given)
+            Entry(
+                f"models[{place}]",
+                held.model,
+                self._open(f"models[{place}].model", held.model),
+                held.parameters,
+            )
+            for place, held in enumerate(self._module.models or [])
         ]
+        base_model = document.base_model
+        if base_model is not None and all(entry.ref != base_model for entry in entries):
+            entries.append(Entry("base_model", base_model, self._open("base_model", base_model), None))
         self._check_distinct(entries, "models")
         base = self._base(entries, document.base_model, "base_model")
         if document.vocabulary is None:
