@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     ConvNextConfig,
     ConvNextModel,
@@ -39,6 +40,10 @@ def untied_gpt2() -> Network:
 
 def bert() -> Network:
     return BertForSequenceClassification(BertConfig(vocab_size=20, max_position_embeddings=8, **SHAPE))
+
+
+def masked_bert() -> Network:
+    return BertForMaskedLM(BertConfig(vocab_size=20, max_position_embeddings=8, **SHAPE))
 
 
 def convnext() -> Network:

@@ -22,6 +22,10 @@ VALUES = 200_000
 """What a YAML file may hold; a few hundred bytes of aliases can stand for billions."""
 
 
+_TYPE = re.compile(r"bool|int|float|str|none|(list|dict|tuple|function-\w+)\[.*\]")
+"""What pydantic puts into the place of a value of several possible types, as in ``indices.list[int].0``."""
+
+
 class Config(BaseModel):
     """Base of all settings."""
 
@@ -49,7 +53,7 @@ def first_complaint(error: ValidationError, model: type[BaseModel] = Config) -> 
 
 
 def _describe(complaint: ErrorDetails, model: type[BaseModel]) -> str:
-    path = [str(part) for part in complaint["loc"]]
+    path = [str(part) for part in complaint["loc"] if not _TYPE.fullmatch(str(part))]
     if complaint["type"] == "extra_forbidden":
         owner, name = path[:-1], path[-1]
         fields = _fields(model, owner)

@@ -13,7 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapters import bert, convnext, gpt2, llama, merged, save_adapter_of, save_base, untied_gpt2
+from adapters import (
+    bert,
+    convnext,
+    gpt2,
+    llama,
+    loaded,
+    masked_bert,
+    merged,
+    save_adapter_of,
+    save_base,
+    untied_gpt2,
+)
 from taskvec.cli import main
 from taskvec.errors import BaseMismatch, InputError, KeyMismatch, UnsafeFile
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
@@ -234,6 +245,48 @@ def test_one_use_of_shared_weights_is_not_changed_alone(tmp_path: Path, tied: di
         apply(base, TaskVector.load(folder))
 
 
+HEADS: dict[str, tuple[Any, str]] = {
+    "a decoder": (lambda: llama(tie_word_embeddings=True), "lm_head"),
+    "GPT-2": (gpt2, "lm_head"),
+    "a masked language model": (masked_bert, "decoder"),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_without_weights_of_its_own_is_said_to_share_them(kind: str, tmp_path: Path) -> None:
+    make, head = HEADS[kind]
+    base = save_base(make, tmp_path / "base")
+    folder = save_adapter_of(base, make, tmp_path / "adapter", target_modules=[head])
+    with pytest.raises(
+        KeyMismatch, match=rf"{head}.weight' shares its weights with .*; save the base untied"
+    ):
+        apply(base, TaskVector.load(folder))
+
+
+@pytest.mark.parametrize("kind", ["a decoder", "GPT-2"])
+def test_an_adapter_of_a_tied_head_fits_the_base_untied_as_the_page_says(kind: str, tmp_path: Path) -> None:
+    make, head = HEADS[kind]
+    base = save_base(make, tmp_path / "base")
+    folder = save_adapter_of(base, make, tmp_path / "adapter", target_modules=[head])
+    model = loaded(make, base)
+    model.config.tie_word_embeddings = False
+    layer = model.get_output_embeddings()
+    layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+    model.save_pretrained(tmp_path / "untied")
+    expected = merged(tmp_path / "untied", make, folder)
+    edited = apply(tmp_path / "untied", TaskVector.load(folder))
+    for name in edited:
+        assert_close(edited[name], expected[name])
+
+
+def test_an_adapter_beside_a_model_is_asked_for_by_its_file(tmp_path: Path) -> None:
+    base = save_base(llama, tmp_path / "both")
+    save_adapter_of(base, llama, base, target_modules=["q_proj"])
+    with pytest.raises(InputError, match=r"for the adapter beside them name its file: .*both/adapter_model"):
+        TaskVector.load(base)
+    assert TaskVector.load(base / "adapter_model.safetensors").bind(open_weights(base))
+
+
 def edit_json(**changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         path = folder / "adapter_config.json"
@@ -314,6 +367,18 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tensor that nothing explains": (
         edit_factors(lambda f: {**f, "base_model.model.model.extra.weight": torch.ones(16)}),
         r"'model.extra.weight' was trained whole and base has no such tensor",
+    ),
+    "nothing in a factor": (
+        edit_factors(lambda f: {**f, f"{LAYER}.lora_A.weight": torch.ones(4, 0)}),
+        r"has shape \(4, 0\) and .*, expected rank 4",
+    ),
+    "a token below 0": (
+        edit_json(trainable_token_indices=[-1]),
+        r"adapter_config.json: trainable_token_indices.0: input should be greater",
+    ),
+    "an initialization that is no name": (
+        edit_json(init_lora_weights=5),
+        r"adapter_config.json: init_lora_weights: input should be",
     ),
     "integers": (
         edit_factors(lambda f: {k: v.to(torch.int8) for k, v in f.items()}),

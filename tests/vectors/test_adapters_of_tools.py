@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from adapters import bert, convnext, llama, merged, save_adapter_of, save_base
 from taskvec.cli import main
@@ -64,7 +65,25 @@ def as_older_diffusers(folder: Path) -> Written:
     }
 
 
-LAYOUTS = {"kohya": as_kohya, "diffusers": as_diffusers, "older diffusers": as_older_diffusers}
+def as_original(folder: Path) -> Written:
+    return {key.replace("unet.", "diffusion_model."): value for key, value in as_diffusers(folder).items()}
+
+
+def as_dotted_pairs(folder: Path) -> Written:
+    """Up and down with dots in the names, as converters write."""
+    return {
+        key.replace("lora_A.", "lora_down.").replace("lora_B.", "lora_up."): value
+        for key, value in as_original(folder).items()
+    }
+
+
+LAYOUTS = {
+    "kohya": as_kohya,
+    "diffusers": as_diffusers,
+    "older diffusers": as_older_diffusers,
+    "original": as_original,
+    "dotted": as_dotted_pairs,
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -107,6 +126,46 @@ def test_settings_in_the_header_scale_the_factors_of_diffusers(tmp_path: Path) -
     save_file(written, tmp_path / "pytorch_lora_weights.safetensors", metadata=header)
     edited = apply(base, TaskVector.load(tmp_path / "pytorch_lora_weights.safetensors"))
     assert all(torch.allclose(edited[name], expected[name], rtol=0, atol=1e-13) for name in edited)
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+def test_one_model_saved_by_itself_has_its_settings_in_the_header(rank: int, tmp_path: Path) -> None:
+    base = save_base(llama, tmp_path / "base")
+    folder = save_adapter_of(base, llama, tmp_path / "adapter", target_modules=["q_proj"], r=rank)
+    expected = merged(base, llama, folder)
+    written: Written = {}
+    for module, (a, b) in pairs(folder).items():
+        written |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    header = {"lora_adapter_metadata": json.dumps({"r": rank, "lora_alpha": 8, "peft_type": "LORA"})}
+    save_file(written, tmp_path / "style.safetensors", metadata=header)
+    edited = apply(base, TaskVector.load(tmp_path / "style.safetensors"))
+    assert all(torch.allclose(edited[name], expected[name], rtol=0, atol=1e-13) for name in edited)
+
+
+def clip_text() -> Network:
+    shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    return CLIPTextModel(
+        CLIPTextConfig(vocab_size=20, max_position_embeddings=8, num_hidden_layers=1, **shape)
+    )
+
+
+@pytest.mark.parametrize("start", ["lora_te_text_model_", "lora_te1_text_model_", "text_encoder.text_model."])
+@pytest.mark.parametrize("older", [False, True])
+def test_text_encoders_fit_with_and_without_their_leading_word(
+    older: bool, start: str, tmp_path: Path
+) -> None:
+    base = save_base(clip_text, tmp_path / "base")
+    folder = save_adapter_of(base, clip_text, tmp_path / "adapter", target_modules=["q_proj", "fc1"])
+    expected = merged(base, clip_text, folder)
+    written = as_kohya(folder, start)
+    if "." in start:
+        written = {key.replace("unet.", start): value for key, value in as_diffusers(folder).items()}
+    save_file(written, tmp_path / "style.safetensors")
+    leading = "text_model." if older else ""
+    weights = {f"{leading}{name}": value for name, value in load_file(base / "model.safetensors").items()}
+    edited = apply(weights, TaskVector.load(tmp_path / "style.safetensors"))
+    for name in edited:
+        torch.testing.assert_close(edited[name], expected[name.removeprefix(leading)], rtol=1e-13, atol=1e-13)
 
 
 def test_a_rank_of_zero_in_the_header_is_refused(tmp_path: Path) -> None:
@@ -216,6 +275,18 @@ UNREAD: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "another model": (
         {"lora_unet_q.lora_down.weight": (2, 4), "lora_unet_q.lora_up.weight": (4, 2)},
         "'lora_unet_q' found, expected a layer of .*convert the adapter with diffusers",
+    ),
+    "several alphas": (
+        {
+            "lora_unet_q.lora_down.weight": (2, 4),
+            "lora_unet_q.lora_up.weight": (4, 2),
+            "lora_unet_q.alpha": (3,),
+        },
+        r"'lora_unet_q.alpha' has shape \(3,\), expected one number",
+    ),
+    "no settings of MLX": (
+        {"q.lora_a": (4, 2), "q.lora_b": (2, 4)},
+        "no such file, expected the settings .*; copy it from where the adapter comes from",
     ),
     "no settings": (
         {"base_model.model.q.lora_A.weight": (2, 4), "base_model.model.q.lora_B.weight": (4, 2)},

@@ -12,6 +12,7 @@ from taskvec.errors import CorruptFile, InputError
 from taskvec.reading import parse_json, shown
 from taskvec.registry import nearest
 from taskvec.weights import Weights
+from taskvec.weights.adapters import find_adapter
 
 _FORMAT = 2
 KEY = "taskvec"
@@ -136,9 +137,14 @@ def read_info(weights: Weights) -> VectorInfo:
     Raises: InputError if it is no task vector, or of a later format; CorruptFile if it cannot be read.
     """
     if not has_info(weights):
-        raise InputError(
-            f"{weights.ref}: holds weights, expected a task vector (no {KEY!r} in its header); "
+        adapter = find_adapter(weights.folder)
+        way = (
             "extract one with: taskvec diff BASE TUNED -o VECTOR"
+            if adapter is None
+            else f"for the adapter beside them name its file: {adapter}"
+        )
+        raise InputError(
+            f"{weights.ref}: holds weights, expected a task vector (no {KEY!r} in its header); {way}"
         )
     version = _Version.read(weights, KEY).format
     if version > _FORMAT:

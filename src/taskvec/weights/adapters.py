@@ -27,6 +27,12 @@ def find_settings(file: Path, weights: Weights) -> Path | None:
     return None if ours or not _are_factors(file, list(weights)) else settings
 
 
+def find_adapter(folder: Path | None) -> Path | None:
+    """The file of an adapter of PEFT in a folder, beside whatever else lies there."""
+    files = () if folder is None else (folder / f"{NAMES[0]}{ending}" for ending in (".safetensors", ".bin"))
+    return next((file for file in files if file.is_file()), None)
+
+
 def _are_factors(file: Path, names: list[str]) -> bool:
     """Whether tensors are those of an adapter: some models have factors among their own weights."""
     if not any(map(_FACTOR.search, names)):

@@ -1,7 +1,7 @@
 """Pairs of factors: whether they fit together, and what they change."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -33,7 +33,7 @@ def check_pair(weights: Weights, layer: Layer) -> None:
             check_floating(weights, key)
     a, b = weights.spec(layer.a).shape, weights.spec(layer.b).shape
     inner, outer = (a[-1:], b[:1]) if layer.flipped else (a[:1], (math.prod(b[1:]),))
-    if min(len(a), len(b)) < 2 or inner != outer or inner == (0,):
+    if not is_pair(a, b) or inner != outer:
         raise KeyMismatch(
             f"{weights.ref}: {layer.a!r} has shape {a} and {layer.b!r} {b}, expected factors of one rank"
         )
@@ -42,6 +42,11 @@ def check_pair(weights: Weights, layer: Layer) -> None:
         raise KeyMismatch(
             f"{weights.ref}: {layer.magnitude!r} has shape {lengths}, expected {layer.shape_in(weights)[:1]}"
         )
+
+
+def is_pair(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether factors are matrices, or filters, with something in them."""
+    return min(len(a), len(b)) >= 2 and 0 not in (*a, *b)
 
 
 def check_floating(weights: Weights, key: str) -> None:

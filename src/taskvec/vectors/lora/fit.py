@@ -12,7 +12,7 @@ from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved,
 from taskvec.vectors.lora.growing import is_resized
 from taskvec.vectors.lora.naming import match_names
 from taskvec.vectors.lora.stacks import resolve_stacks
-from taskvec.vectors.lora.ties import check_alone, find_twins, holds_same, is_silently_tied
+from taskvec.vectors.lora.ties import check_alone, find_twins, holds_same, is_silently_tied, shared_with
 from taskvec.weights import Weights
 from taskvec.weights.dtypes import EDITABLE, short
 from taskvec.weights.network import Network
@@ -214,6 +214,11 @@ def _explain_foreign(given: str, piece: Piece, base: Weights) -> str:
         return (
             f"{given!r} was trained apart from {embedding!r}, which is also the output layer of {base.ref}, "
             "expected weights of their own; save the base untied first"
+        )
+    if shared := shared_with(given, base):
+        return (
+            f"{given!r} shares its weights with {shared} in {base.ref}, expected weights of their own, as "
+            "the adapter changes one layer alone; save the base untied first"
         )
     if isinstance(piece, Saved):
         return (

@@ -1,5 +1,6 @@
 """Adapters in the layouts of other tools: kohya and its kin, diffusers, MLX."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,15 +11,18 @@ from taskvec.reading import parse_json, read_mapping, shown
 from taskvec.vectors.delta import computing
 from taskvec.vectors.lora.contents import Contents, Layer, Piece, Saved
 from taskvec.vectors.lora.factors import check_pair, pieces_of
-from taskvec.vectors.lora.settings import Settings, check_numbers
+from taskvec.vectors.lora.settings import Settings, check_numbers, check_present
 from taskvec.weights import TensorSpec, Weights
 
-_COMPONENT = r"(?P<component>unet|transformer(?:_2)?|text_encoder(?:_[23])?|prior|image_encoder)"
-_DIFFUSERS = re.compile(
-    rf"{_COMPONENT}\.(?P<module>.+?)"
-    r"(?:\.lora_(?P<new>[AB])\.weight|(?:\.lora|\.lora_linear_layer|_lora)\.(?P<old>down|up)\.weight"
-    r"|\.(?P<alpha>alpha))"
+_COMPONENT = (
+    r"(?P<component>unet|transformer(?:_2)?|diffusion_model|text_encoder(?:_[23])?|prior|image_encoder)"
 )
+_PART_OF_DIFFUSERS = (
+    r"(?P<module>.+?)(?:\.lora_(?P<new>[AB])\.weight"
+    r"|(?:\.lora[._]|\.lora_linear_layer\.|_lora\.)(?P<old>down|up)\.weight|\.(?P<alpha>alpha))"
+)
+_DIFFUSERS = re.compile(rf"{_COMPONENT}\.{_PART_OF_DIFFUSERS}")
+_ONE_OF_DIFFUSERS = re.compile(rf"(?P<component>){_PART_OF_DIFFUSERS}")
 _KOHYA = re.compile(
     r"(?P<component>lora_(?:unet|te[123]?|transformer|prior_unet|prior_te))_(?P<module>[^.]+)"
     r"\.(?:lora_(?P<old>down|up)\.weight|(?P<alpha>alpha))"
@@ -47,6 +51,8 @@ def read_foreign(weights: Weights) -> Contents | None:
         return _read_parts(weights, _KOHYA, joined=True)
     if any(_DIFFUSERS.fullmatch(name) for name in weights):
         return _read_parts(weights, _DIFFUSERS, joined=False)
+    if _METADATA in weights.metadata:  # of one model, saved by itself
+        return _read_parts(weights, _ONE_OF_DIFFUSERS, joined=False)
     return None
 
 
@@ -63,11 +69,12 @@ def _read_parts(weights: Weights, pattern: re.Pattern[str], *, joined: bool) -> 
             raise KeyMismatch(f"{weights.ref}: {held[part]!r} and {key!r} are the same part, expected one")
     settings = {} if joined else _recorded(weights)
     mark = "_" if joined else "."
+    starts = {component: component and f"{component}{mark}" for component, _ in parts}
     found = [
-        _layer(weights, f"{component}{mark}{module}", module, held, settings.get(component))
+        _layer(weights, starts[component] + module, module, held, settings.get(component))
         for (component, module), held in parts.items()
     ]
-    components = frozenset(f"{component}{mark}" for component, _ in parts)
+    components = frozenset(filter(None, starts.values()))
     pieces, specs = _collected(weights, found)
     return Contents(weights, Settings(peft_type="LORA"), pieces, specs, components, joined)
 
@@ -101,7 +108,10 @@ def _layer(
 
 def _scaling(weights: Weights, module: str, held: Mapping[str, str], settings: Settings | None) -> float:
     """``alpha / rank``; 1 where no alpha is recorded, as the tools take it."""
-    if "alpha" in held and weights.spec(held["alpha"]).numel == 1:
+    if "alpha" in held:
+        shape = weights.spec(held["alpha"]).shape
+        if math.prod(shape) != 1:
+            raise KeyMismatch(f"{weights.ref}: {held['alpha']!r} has shape {shape}, expected one number")
         return float(weights.read(held["alpha"]).reshape(())) / weights.spec(held["a"]).shape[0]
     return 1.0 if settings is None else settings.scaling(module)
 
@@ -115,7 +125,7 @@ def _recorded(weights: Weights) -> dict[str, Settings]:
         raise InputError(f"{where}: {shown(content)}, expected settings of each component")
     found: dict[str, dict[str, object]] = {}
     for name, value in content.items():
-        component, _, field = str(name).partition(".")
+        component, _, field = str(name).rpartition(".")
         found.setdefault(component, {})[field] = value
     read = {
         component: Settings.parse(
@@ -170,6 +180,7 @@ def _mlx_layer(weights: Weights, module: str, held: Mapping[str, str], scale: fl
 
 
 def _mlx_scale(path: Path) -> float:
+    check_present(path)
     content = read_mapping(path)
     given = content.get("lora_parameters")
     parameters: Mapping[str, object] = given if isinstance(given, Mapping) else {}
@@ -231,7 +242,8 @@ def _foreign(contents: Contents, base: Weights) -> str:
 
 
 def _spelled(name: str, joined: bool) -> str:
+    """A name as it is compared: text encoders have a leading word in some files and not in others."""
     if not joined:
-        return name.replace(".to_out.weight", ".to_out.0.weight")
+        return name.removeprefix("text_model.").replace(".to_out.weight", ".to_out.0.weight")
     module, _, last = name.removeprefix("model.diffusion_model.").rpartition(".")
-    return f"{module.replace('.', '_')}.{last}"
+    return f"{module.replace('.', '_').removeprefix('text_model_')}.{last}"

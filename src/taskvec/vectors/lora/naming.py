@@ -86,9 +86,12 @@ def _prefixes(ref: str, layers: Collection[str], base: Weights) -> Iterator[tupl
 
 
 def _leading(names: Iterable[str]) -> list[str]:
-    """The leading words that names have in common, the fewest first; then the first word of any."""
+    """The leading words that names have in common, the fewest first; then the first word of any.
+
+    The layer's own name is none of them: any layer ends in ``weight``.
+    """
     listed = list(names)
-    words = [name.split(".")[: _WORDS + 1] for name in listed]
-    counts = Counter(".".join(start[:number]) + "." for start in words for number in range(1, len(start)))
+    words = [name.split(".")[:-2][:_WORDS] for name in listed]
+    counts = Counter(".".join(start[:number]) + "." for start in words for number in range(1, len(start) + 1))
     common = [start for start, count in counts.items() if count == len(listed)]
-    return list(dict.fromkeys(["", *common, *sorted({f"{start[0]}." for start in words})]))
+    return list(dict.fromkeys(["", *common, *sorted({f"{start[0]}." for start in words if start})]))

@@ -8,7 +8,7 @@ from taskvec.errors import KeyMismatch
 from taskvec.names import CLASSIFIERS
 from taskvec.vectors.delta import computing
 from taskvec.vectors.lora.contents import Contents, Layer, Piece, Product, Rows, Saved, Scales, Stacked
-from taskvec.vectors.lora.factors import Found, check_floating, pieces_of
+from taskvec.vectors.lora.factors import Found, check_floating, is_pair, pieces_of
 from taskvec.vectors.lora.foreign import read_foreign
 from taskvec.vectors.lora.keys import Part, check_one_adapter, is_trained, part_of, plain, whole_name
 from taskvec.vectors.lora.settings import Settings, read_settings
@@ -235,7 +235,7 @@ def _layer(weights: Weights, settings: Settings, module: str, keys: Mapping[str,
     _check_parts(weights, settings, module, keys, wanted)
     a, b = (keys[name] for name in names)
     rank, (inner, outer) = settings.rank(module), (weights.spec(a).shape, weights.spec(b).shape)
-    if min(len(inner), len(outer)) < 2 or inner[0] != rank or math.prod(outer[1:]) != rank:
+    if not is_pair(inner, outer) or inner[0] != rank or math.prod(outer[1:]) != rank:
         raise KeyMismatch(
             f"{weights.ref}: {a!r} has shape {inner} and {b!r} {outer}, expected rank {rank} as in the "
             "settings: (rank, in) and (out, rank)"

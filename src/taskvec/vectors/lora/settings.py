@@ -148,15 +148,24 @@ class Settings(Config):
         return [(Pattern(text, where, watch, within=r"(.*\.)?({})$"), value) for text, value in given.items()]
 
 
+def check_present(path: Path) -> None:
+    """Refuse factors whose settings are not there.
+
+    Raises: InputError.
+    """
+    if not os.path.lexists(path):
+        raise InputError(
+            f"{path}: no such file, expected the settings of the LoRA adapter beside its weights; copy it "
+            "from where the adapter comes from, as it holds the scale of the factors"
+        )
+
+
 def read_settings(path: Path) -> Settings:
     """The settings of an adapter that is a change of weights which is known exactly.
 
     Raises: InputError, naming the kind or the setting, for any other; CorruptFile.
     """
-    if not os.path.lexists(path):
-        raise InputError(
-            f"{path}: no such file, expected the settings of the LoRA adapter beside its weights"
-        )
+    check_present(path)
     settings = Settings.parse(str(path), read_mapping(path))
     settings._where = str(path)
     _check_kind(path, settings)

@@ -11,6 +11,7 @@ from taskvec.reading import read_mapping
 from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved
 from taskvec.weights import Weights
 from taskvec.weights.blocks import row_blocks
+from taskvec.weights.network import network_of
 
 _WITH_HEAD = re.compile(r"LMHead|CausalLM|MaskedLM|ConditionalGeneration|PreTraining")
 
@@ -89,6 +90,15 @@ def check_alone(adapter: Contents, piece: Piece, base: Weights, name: str) -> No
             f"{adapter.weights.ref}: {name!r} shares its weights with {other} in {base.ref}, expected "
             "weights of their own, as the adapter changes one layer alone; save the base untied first"
         )
+
+
+def shared_with(name: str, base: Weights) -> str | None:
+    """The tensor that a name which the base lacks is another use of, as far as its config.json tells."""
+    network = network_of(base)
+    if network is not None and name in network.tied:
+        return network.tied[name]
+    embedding = next(filter(is_embedding, base), None)
+    return embedding if embedding and is_head(name) and is_silently_tied(base, embedding) else None
 
 
 def is_silently_tied(base: Weights, name: str) -> bool:
