@@ -1,6 +1,7 @@
-"""State dicts in archives of ``torch.save``: tensors are read from their place in the file.
+"""State dicts of ``torch.save``, read without executing anything they hold.
 
-They are not mapped: a file that is cut short while it is mapped kills the process, with no error raised.
+Tensors in archives are read from their place in the file. They are not mapped: a file that is cut short while
+it is mapped kills the process, with no error raised.
 """
 
 import math
@@ -13,14 +14,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from taskvec.pickles import Unplaced, load_placed
+from taskvec.errors import CorruptFile
+from taskvec.pickles import Unplaced, load_pickle, load_placed
 from taskvec.reading import open_regular
 from taskvec.weights.blocks import TensorSpec, rows_of
 from taskvec.weights.dtypes import NAMES
+from taskvec.weights.in_memory import MemoryWeights
 from taskvec.weights.lazy import Weights
 from taskvec.weights.nested import state_dict_in
-from taskvec.weights.pickled import PickledWeights, check_held
 from taskvec.weights.stored import file_identity, fill_tensor, read_rows
+
+_SPREAD = 4
+"""How many times the bytes of its file a state dict may have: tensors may be views of shared memory."""
+
+_SMALL = 1 << 20
+"""Bytes that a state dict may have in any case."""
 
 
 def open_pickled(
@@ -71,7 +79,7 @@ class ArchivedWeights(Weights):
         super().__init__(
             ref or str(path), stored, identity, tied=tied, folder=folder, files=(path.resolve(),)
         )
-        check_held(path, self)
+        _check_held(path, self)
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         spec, view = self._specs[name], self._views[name]
@@ -106,10 +114,7 @@ class ArchivedWeights(Weights):
 
 
 def _view(name: object, tensor: Tensor, places: Mapping[int, tuple[int, int]]) -> _View:
-    """Where a tensor lies.
-
-    Raises: Unplaced.
-    """
+    """Where a tensor lies."""
     plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_nested and tensor.layout == torch.strided
     if not plain or not isinstance(name, str) or not name.isprintable() or tensor.dtype not in NAMES:
         raise Unplaced
@@ -134,3 +139,39 @@ def _tied(specs: Mapping[str, TensorSpec], views: Mapping[str, _View]) -> dict[s
     return {
         name: kept for name in names if (kept := first.setdefault((specs[name], views[name]), name)) != name
     }
+
+
+class PickledWeights(MemoryWeights):
+    """A state dict that ``torch.save`` wrote, mapped into memory where the format allows.
+
+    It may lie in a trainer's checkpoint, such as ``{"model": …, "optimizer": …}``; what lies beside it is not
+    used, and ``part`` says which is meant where there are several.
+
+    Raises: UnsafeFile if loading would run code; CorruptFile if it cannot be read; InputError if it
+        holds other things than tensors.
+    """
+
+    frozen = True
+
+    def __init__(
+        self, path: Path, *, ref: str | None = None, folder: Path | None = None, part: str | None = None
+    ) -> None:
+        tensors = state_dict_in(path, load_pickle(path), part)
+        identity = (*file_identity(path), part)
+        super().__init__(ref or str(path), tensors, identity, folder=folder, files=(path.resolve(),))
+        _check_held(path, self)
+
+    def close(self) -> None:
+        """Forget the tensors."""
+        self._tensors = {}
+
+
+def _check_held(path: Path, weights: Weights) -> None:
+    """Refuse tensors whose entries are mostly the same few: they would be written one by one."""
+    size, claimed = path.stat().st_size, weights.nbytes
+    if claimed > max(_SMALL, _SPREAD * size):
+        name = max(weights, key=lambda name: weights.spec(name).nbytes)
+        raise CorruptFile(
+            f"{path}: tensors of {claimed / 1e6:,.1f} MB ({name!r}: {weights.spec(name).shape}) in a file of "
+            f"{size / 1e6:,.1f} MB, expected {_SPREAD} times as many at most; save contiguous tensors"
+        )

@@ -51,42 +51,33 @@ def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     exact = _is_exact(matrix.shape, rank)
     u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False) if exact else _iterated(matrix, rank)
-    u, s, v = u[:, :rank], s[:rank], v[:rank]
-    missing = rank - len(s)
-    left, right = u * s.sqrt(), s.sqrt()[:, None] * v
-    pad = torch.nn.functional.pad
-    return pad(left, (0, missing)).to(matrix.dtype), pad(right, (0, 0, 0, missing)).to(matrix.dtype)
+    return _halves(u, s, v, rank, matrix.dtype)
+
+
+def _halves(u: Tensor, s: Tensor, v: Tensor, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """``u`` and ``v`` up to a rank, each times half of the strength; zeros where there are fewer."""
+    strength, missing, pad = s[..., :rank].sqrt(), max(0, rank - s.shape[-1]), torch.nn.functional.pad
+    left, right = u[..., :rank] * strength[..., None, :], strength[..., None] * v[..., :rank, :]
+    return pad(left, (0, missing)).to(dtype), pad(right, (0, 0, 0, missing)).to(dtype)
 
 
 def leading_of_product(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """As ``leading`` of each ``left @ right`` of a stack, which are never made: from what lies between
     orthonormal factors."""
-    (q, _), (p, _) = cores = _orthogonal(left, right)
-    u, s, v = torch.linalg.svd(_core(cores), full_matrices=False)
-    u, s, v = u[..., :rank], s[..., :rank], v[..., :rank, :]
-    strength, missing, pad = s.sqrt(), rank - s.shape[-1], torch.nn.functional.pad
-    one, other = q @ (u * strength[..., None, :]), (strength[..., None] * v) @ p.mT
-    return pad(one, (0, missing)).to(left.dtype), pad(other, (0, 0, 0, missing)).to(left.dtype)
+    q, core, p = _between_orthonormal(left, right)
+    u, s, v = torch.linalg.svd(core, full_matrices=False)
+    return _halves(q @ u, s, v @ p.mT, rank, left.dtype)
 
 
 def norm_of_product(left: Tensor, right: Tensor) -> float:
     """The Euclidean norm of ``left @ right``, of a stack all together, which are never made."""
-    return float(torch.linalg.vector_norm(_core(_orthogonal(left, right))))
+    return float(torch.linalg.vector_norm(_between_orthonormal(left, right)[1]))
 
 
-_Orthogonal = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def _orthogonal(left: Tensor, right: Tensor) -> _Orthogonal:
-    """``left = q r`` and ``right.mT = p t`` with orthonormal columns of q and p, in float64."""
+def _between_orthonormal(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``left @ right = q core p.mT`` with orthonormal columns of q and p, in float64."""
     (q, r), (p, t) = torch.linalg.qr(left.double()), torch.linalg.qr(right.double().mT)
-    return (q, r), (p, t)
-
-
-def _core(factors: _Orthogonal) -> Tensor:
-    """``r t.mT``, which has the singular values of the product."""
-    (_, r), (_, t) = factors
-    return r @ t.mT
+    return q, r @ t.mT, p
 
 
 def _iterated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,9 @@
 adapters as one."""
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,10 @@ from taskvec.reading import local_path
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.geometry import norm_of
 from taskvec.vectors.info import BaseInfo, VectorInfo
-from taskvec.vectors.lora.described import describe
 from taskvec.vectors.lora.factoring import factor, factor_bytes, rank_of
 from taskvec.vectors.lora.factoring import working_bytes as factoring_bytes
 from taskvec.vectors.lora.selecting import Selection, select
+from taskvec.vectors.lora.targets import Target
 from taskvec.vectors.vector import TaskVector
 from taskvec.weights import save_weights
 from taskvec.weights.dtypes import check_editable
@@ -97,7 +99,7 @@ def save_adapter(
     if rank is not None and rank > largest:
         raise InputError(f"rank: {rank}, expected at most {largest}, that of the largest matrix")
     ranks = [rank_of(item, factors, rank) for item, factors in held]
-    settings = describe(vector, selection, ranks)
+    settings = _describe(vector, selection, ranks)
     check_space(target, sum(factor_bytes(item, r, dtype) for (item, _), r in zip(held, ranks, strict=True)))
     modules = selection.modules
     tensors: dict[str, Tensor] = {}
@@ -154,6 +156,64 @@ def _check(target: Path, rank: int | None, dtype: torch.dtype | None) -> None:
     if target.suffix.casefold() in FOREIGN:
         raise InputError(f"{target}: an adapter is a folder, expected a name without {target.suffix}")
     check_editable(target, dtype)
+
+
+def _describe(vector: Delta, selection: Selection, ranks: Sequence[int]) -> dict[str, Any]:
+    """The settings of an adapter, by which PEFT finds its layers; every scaling is 1.
+
+    Args:
+        ranks: of the targets.
+
+    Raises: InputError where PEFT would miss a layer.
+    """
+    targets = selection.targets
+    others = [] if selection.network is None else selection.network.check_reached(targets)
+    r, pattern = _patterns(targets, ranks)
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": vector.base.ref,
+        "inference_mode": True,
+        "r": r,
+        "lora_alpha": r,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": _is_turned(selection),
+        "init_lora_weights": True,
+        "target_modules": [target.address for target in targets if target.form != "parameter"],
+        **_given("target_parameters", [target.address for target in targets if target.form == "parameter"]),
+        **_given("exclude_modules", others),
+        **_given("rank_pattern", pattern),
+        **_given("alpha_pattern", pattern),
+    }
+
+
+def _given(field: str, value: Sequence[str] | Mapping[str, int]) -> dict[str, Any]:
+    return {field: value} if value else {}
+
+
+def _is_turned(selection: Selection) -> bool:
+    """Whether the linear layers are stored as (in, out); PEFT sets it right for each as it meets them."""
+    linear = [target for target in selection.targets if target.form == "linear"]
+    parts = [part for factors in selection.factors.values() for part in factors.parts]
+    said = any(part.adapter.contents.settings.fan_in_fan_out for part in parts)
+    return bool(linear) and (said or all(target.turned for target in linear))
+
+
+def _patterns(targets: Sequence[Target], ranks: Sequence[int]) -> tuple[int, dict[str, int]]:
+    """The commonest rank, and the others: of all layers whose names end alike, or else of single layers."""
+    ((usual, _),) = Counter(sorted(ranks, reverse=True)).most_common(1)
+    kinds: dict[str, dict[str, int]] = {}
+    for target, rank in zip(targets, ranks, strict=True):
+        kinds.setdefault(target.address.rpartition(".")[2], {})[target.address] = rank
+    pattern: dict[str, int] = {}
+    for ending, layers in kinds.items():
+        if len(set(layers.values())) == 1:
+            layers = {re.escape(ending): next(iter(layers.values()))}
+        else:
+            layers = {f"^{re.escape(name)}": rank for name, rank in layers.items()}
+        pattern |= {name: rank for name, rank in layers.items() if rank != usual}
+    return usual, pattern
 
 
 def _provenance(vector: TaskVector, selection: Selection) -> VectorInfo:
