@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -163,8 +163,7 @@ class Network:
             return None
         if not made or any(name not in self._state for name in made):
             return None
-        specs = {name: _spec(tensor) for name, tensor in made.items()}
-        return Conversion(names, specs, self, converter, patterns, place)
+        return replace(conversion, targets={name: _spec(tensor) for name, tensor in made.items()})
 
     def _locate(self, name: str) -> tuple[str, str | None]:
         """The place of a tensor in the network, and the pattern by which it is converted, if it is."""

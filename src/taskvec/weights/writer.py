@@ -15,7 +15,7 @@ from taskvec.errors import CorruptFile, InputError, NonFinite, TaskvecError
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import copy_regular, local_path
 from taskvec.weights import change
-from taskvec.weights.beside import files_beside
+from taskvec.weights.beside import Beside, files_beside
 from taskvec.weights.change import Change
 from taskvec.weights.filenames import homes_of
 from taskvec.weights.journal import Journal
@@ -30,6 +30,8 @@ from taskvec.writing import flush, unwritable, write_json
 
 _log = logging.getLogger(__name__)
 
+Text = str | Callable[[], str]
+
 
 @checked
 def save_weights(
@@ -41,7 +43,7 @@ def save_weights(
     like: Weights | None = None,
     metadata: Mapping[str, str] | None = None,
     manifest: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
-    extra_files: Mapping[str, str | Callable[[], str]] | None = None,
+    extra_files: Mapping[str, Text] | None = None,
     watch: Watch = unwatched,
     allow_nonfinite: bool = False,
     memory: float = 512e6,
@@ -81,9 +83,8 @@ def save_weights(
     target = local_path(path)
     single = target.suffix == ".safetensors"
     shards = plan_files(source, like, None if single else max_shard_size, metadata or {})
-    beside = _Beside(
-        None if single else like.folder, {} if single else {**like.texts, **(extra_files or {})}, shards
-    )
+    texts: dict[str, Text] = {} if single else {**like.texts, **(extra_files or {})}
+    beside = _beside(None if single else like.folder, texts, shards)
     needed = sum(shard.size for shard in shards) + beside.size
     inputs = (*source.files, *like.files)
     if not resume:
@@ -109,7 +110,8 @@ def save_weights(
             staging.keep = not single
 
         if not single:
-            beside.note()
+            for note in beside.notes:
+                _log.warning("%s", note)
             for place in left:
                 place.parent.mkdir(exist_ok=True, parents=True)
         for place in kept:
@@ -136,7 +138,7 @@ def save_weights(
             outcome.changes |= _changes(source, place)
         source.keep_outcome(journal.digests(), outcome.changes)
         if not single:
-            beside.write(work)
+            _write_beside(work, beside, texts)
             _write_indexes(work, shards)
             facts = {
                 "created_by": f"taskvec {__version__}",
@@ -167,48 +169,33 @@ def _changes(weights: Weights, shard: Path) -> dict[str, Change]:
     return changes
 
 
-class _Beside:
-    """The files beside the weights: those of a model folder, and more, which win over them."""
+def _beside(folder: Path | None, texts: Mapping[str, Text], shards: Sequence[Shard]) -> Beside:
+    """What lies beside the weights and is copied; texts win over files of their names.
 
-    def __init__(
-        self,
-        folder: Path | None,
-        texts: Mapping[str, str | Callable[[], str]],
-        shards: Sequence[Shard],
-    ) -> None:
-        self._texts = texts
-        # On some disks names that differ by case are one.
-        given = {name.casefold() for name in texts}
-        found = files_beside(folder, folders_of(shards))
-        self._beside = found._replace(
-            copied=[(file, place) for file, place in found.copied if str(place).casefold() not in given]
-        )
-        written = {MANIFEST, *(shard.index for shard in shards), *(shard.file for shard in shards)}
-        ours = given | {name.casefold() for name in written}
-        for file, place in self._beside.copied:
-            for part in (place, *place.parents):
-                if str(part).casefold() in ours:
-                    raise InputError(f"{file}: would lie where {part} is written; rename it")
+    Raises: InputError for a file that would lie where something is written.
+    """
+    # On some disks names that differ by case are one.
+    given = {name.casefold() for name in texts}
+    found = files_beside(folder, folders_of(shards))
+    copied = [(file, place) for file, place in found.copied if str(place).casefold() not in given]
+    written = {MANIFEST, *(shard.index for shard in shards), *(shard.file for shard in shards)}
+    ours = given | {name.casefold() for name in written}
+    for file, place in copied:
+        for part in (place, *place.parents):
+            if str(part).casefold() in ours:
+                raise InputError(f"{file}: would lie where {part} is written; rename it")
+    return found._replace(copied=copied)
 
-    @property
-    def size(self) -> int:
-        """Bytes of what is copied."""
-        return self._beside.size
 
-    def write(self, work: Path) -> None:
-        """Put them all into a folder."""
-        for file, place in self._beside.copied:
-            (work / place).parent.mkdir(parents=True, exist_ok=True)
-            copy_regular(file, work / place)
-            flush(work / place)
-        for name, text in self._texts.items():
-            if text != "":
-                _write(work / name, text() if callable(text) else text)
-
-    def note(self) -> None:
-        """Say what stays behind and might be missed, and what goes and might be run."""
-        for note in self._beside.notes:
-            _log.warning("%s", note)
+def _write_beside(work: Path, beside: Beside, texts: Mapping[str, Text]) -> None:
+    """Put files and texts into a folder."""
+    for file, place in beside.copied:
+        (work / place).parent.mkdir(parents=True, exist_ok=True)
+        copy_regular(file, work / place)
+        flush(work / place)
+    for name, text in texts.items():
+        if text != "":
+            _write(work / name, text() if callable(text) else text)
 
 
 def folders_of(shards: Sequence[Shard]) -> set[str]:

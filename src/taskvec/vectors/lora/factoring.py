@@ -33,79 +33,102 @@ class Factored:
     size: float
     missed: float
 
-    def tensors(self, target: Target, factors: Factors | None, module: str) -> dict[str, Tensor]:
+    def tensors(self, matrix: "Matrix", module: str) -> dict[str, Tensor]:
         """The factors as PEFT keeps them in a file.
 
         Args:
-            factors: that they were made of, which know the size of a convolution's filter.
-            module: what the layer is called in the file.
+            matrix: that they are of.
+            module: what its layer is called in the file.
         """
         module = f"{_PREFIX}{module}"
         a, b = self.a.flatten(0, 1), self.b.permute(1, 2, 0).flatten(1)  # of a stack, experts go last in b
-        if target.form == "embedding":
+        if matrix.target.form == "embedding":
             return {
                 f"{module}.lora_embedding_A": a.contiguous(),
                 f"{module}.lora_embedding_B": b.contiguous(),
             }
-        if target.form == "convolution" and factors is not None:
-            filters = factors.filters
+        if matrix.target.form == "convolution" and matrix.factors is not None:
+            filters = matrix.factors.filters
             a, b = a.reshape(len(a), -1, *filters), b.reshape(*b.shape, *(1 for _ in filters))
         return {f"{module}.lora_A.weight": a.contiguous(), f"{module}.lora_B.weight": b.contiguous()}
 
 
-def rank_of(target: Target, factors: Factors | None, rank: int | None) -> int:
-    """The rank that a tensor is written with: that of all factors together if none is asked for."""
-    if rank is not None:
-        return rank
-    assert factors is not None
-    return factors.rank
+@dataclass(frozen=True)
+class Matrix:
+    """A tensor of a vector that is written as factors.
 
-
-def factor(
-    vector: Delta, target: Target, factors: Factors | None, rank: int | None, dtype: torch.dtype | None
-) -> Factored:
-    """The factors of a tensor, in ``dtype``, or in that of computing.
-
-    Args:
+    Attributes:
         factors: whose product it is, if it is that of some.
-        rank: of the nearest product; ``None`` for the factors themselves.
-
-    Raises: NonFinite.
+        asked: the rank of the nearest product; ``None`` for the factors themselves.
     """
-    if factors is not None and _is_thin(target, factors, rank):
-        return _of_product(vector, target, factors, rank, dtype)
-    delta = target.read(vector)
-    _check_finite(vector, target, delta)
-    stack = _matrices(target, delta)
-    pairs = [leading(matrix, rank or min(matrix.shape)) for matrix in stack]
-    b, a = (torch.stack(halves).to(dtype or delta.dtype) for halves in zip(*pairs, strict=True))
-    missed = [
-        float(torch.linalg.vector_norm(matrix - left.to(delta.dtype) @ right.to(delta.dtype)))
-        for matrix, left, right in zip(stack, b, a, strict=True)
-    ]
-    size = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
-    return Factored(b, a, size, math.hypot(*missed))
 
+    vector: Delta
+    target: Target
+    factors: Factors | None
+    asked: int | None
 
-def _is_thin(target: Target, factors: Factors, rank: int | None) -> bool:
-    """Whether factors are better left apart than multiplied."""
-    return rank is None or factors.rank <= min(target.matrix)
+    @property
+    def rank(self) -> int:
+        """The rank that it is written with: that of all factors together if none is asked for."""
+        if self.asked is not None:
+            return self.asked
+        assert self.factors is not None
+        return self.factors.rank
 
+    def nbytes(self, dtype: torch.dtype | None) -> int:
+        """Bytes of the factors."""
+        element = dtype or self.target.spec.dtype
+        return self.target.experts * self.rank * sum(self.target.matrix) * element.itemsize
 
-def _of_product(
-    vector: Delta, target: Target, factors: Factors, rank: int | None, dtype: torch.dtype | None
-) -> Factored:
-    left, right = factors.read(target.spec.dtype)
-    for half in (left, right):
-        _check_finite(vector, target, half)
-    b, a = (left, right) if rank is None else leading_of_product(left, right, rank)
-    b, a = b.to(dtype or b.dtype), a.to(dtype or a.dtype)
-    if rank is None and b.dtype == left.dtype:
+    @property
+    def working_bytes(self) -> int:
+        """Bytes that factoring takes, about."""
+        target, thin = self.target, self._thin
+        if thin is not None:
+            return 8 * target.experts * thin.rank * sum(target.matrix) * torch.float64.itemsize
+        dense = target.working_bytes(self.vector)
+        return dense + factoring_bytes(target.matrix, self.asked or 0, target.spec.dtype)
+
+    def factor(self, dtype: torch.dtype | None) -> Factored:
+        """Its factors, in ``dtype``, or in that of computing.
+
+        Raises: NonFinite.
+        """
+        if self._thin is not None:
+            return self._of_product(self._thin, dtype)
+        delta = self._finite(self.target.read(self.vector))
+        stack = _matrices(self.target, delta)
+        pairs = [leading(matrix, self.asked or min(matrix.shape)) for matrix in stack]
+        b, a = (torch.stack(halves).to(dtype or delta.dtype) for halves in zip(*pairs, strict=True))
+        missed = [
+            float(torch.linalg.vector_norm(matrix - left.to(delta.dtype) @ right.to(delta.dtype)))
+            for matrix, left, right in zip(stack, b, a, strict=True)
+        ]
+        size = float(torch.linalg.vector_norm(delta, dtype=torch.float64))
+        return Factored(b, a, size, math.hypot(*missed))
+
+    @property
+    def _thin(self) -> Factors | None:
+        """The factors, where they are better left apart than multiplied."""
+        if self.factors is None or self.asked is None or self.factors.rank <= min(self.target.matrix):
+            return self.factors
+        return None
+
+    def _of_product(self, factors: Factors, dtype: torch.dtype | None) -> Factored:
+        left, right = map(self._finite, factors.read(self.target.spec.dtype))
+        b, a = (left, right) if self.asked is None else leading_of_product(left, right, self.asked)
+        b, a = b.to(dtype or b.dtype), a.to(dtype or a.dtype)
         missed = 0.0
-    else:
-        both = torch.cat([left, -b.to(left.dtype)], -1), torch.cat([right, a.to(right.dtype)], -2)
-        missed = norm_of_product(*both)
-    return Factored(b, a, norm_of_product(left, right), missed)
+        if self.asked is not None or b.dtype != left.dtype:
+            both = torch.cat([left, -b.to(left.dtype)], -1), torch.cat([right, a.to(right.dtype)], -2)
+            missed = norm_of_product(*both)
+        return Factored(b, a, norm_of_product(left, right), missed)
+
+    def _finite(self, held: Tensor) -> Tensor:
+        bad = nonfinite_count(held)
+        if bad:
+            raise NonFinite(nonfinite_message(self.vector.ref, {self.target.name: bad}))
+        return held
 
 
 def _matrices(target: Target, delta: Tensor) -> Tensor:
@@ -114,22 +137,3 @@ def _matrices(target: Target, delta: Tensor) -> Tensor:
         delta = delta.flatten(1)
     stack = delta if target.experts > 1 else delta[None]
     return stack.mT if target.turned else stack
-
-
-def _check_finite(vector: Delta, target: Target, held: Tensor) -> None:
-    bad = nonfinite_count(held)
-    if bad:
-        raise NonFinite(nonfinite_message(vector.ref, {target.name: bad}))
-
-
-def working_bytes(vector: Delta, target: Target, factors: Factors | None, rank: int | None) -> int:
-    """Bytes that factoring a tensor takes, about."""
-    if factors is not None and _is_thin(target, factors, rank):
-        return 8 * target.experts * factors.rank * sum(target.matrix) * torch.float64.itemsize
-    dtype = target.spec.dtype
-    return target.working_bytes(vector) + factoring_bytes(target.matrix, rank or 0, dtype)
-
-
-def factor_bytes(target: Target, rank: int, dtype: torch.dtype | None) -> int:
-    """Bytes of the factors of a tensor."""
-    return target.experts * rank * sum(target.matrix) * (dtype or target.spec.dtype).itemsize

@@ -20,8 +20,7 @@ from taskvec.reading import local_path
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.geometry import norm_of
 from taskvec.vectors.info import BaseInfo, VectorInfo
-from taskvec.vectors.lora.factoring import factor, factor_bytes, rank_of
-from taskvec.vectors.lora.factoring import working_bytes as factoring_bytes
+from taskvec.vectors.lora.factoring import Matrix
 from taskvec.vectors.lora.selecting import Selection, select
 from taskvec.vectors.lora.targets import Target
 from taskvec.vectors.vector import TaskVector
@@ -94,20 +93,20 @@ def save_adapter(
     _check(target, rank, dtype)
     check_target(target, force=force, inputs=vector.files)
     selection = select(vector, only, exact=rank is None)
-    held = [(item, selection.factors.get(item.name)) for item in selection.targets]
-    largest = max(min(item.matrix) for item, _ in held)
+    held = _matrices(vector, selection, rank)
+    largest = max(min(item.target.matrix) for item in held)
     if rank is not None and rank > largest:
         raise InputError(f"rank: {rank}, expected at most {largest}, that of the largest matrix")
-    ranks = [rank_of(item, factors, rank) for item, factors in held]
+    ranks = [item.rank for item in held]
     settings = _describe(vector, selection, ranks)
-    check_space(target, sum(factor_bytes(item, r, dtype) for (item, _), r in zip(held, ranks, strict=True)))
+    check_space(target, sum(item.nbytes(dtype) for item in held))
     modules = selection.modules
     tensors: dict[str, Tensor] = {}
     norms: dict[str, tuple[float, float]] = {}
-    for done, (item, factors) in enumerate(held, start=1):
-        made = factor(vector, item, factors, rank, dtype)
-        norms[item.name] = made.size, made.missed
-        tensors |= made.tensors(item, factors, modules[item.place])
+    for done, item in enumerate(held, start=1):
+        made = item.factor(dtype)
+        norms[item.target.name] = made.size, made.missed
+        tensors |= made.tensors(item, modules[item.target.place])
         watch("factors", done, len(held))
     extraction = _extraction(target, max(ranks), norms, vector, selection)
     with staged(target, folder=True, force=force, inputs=vector.files) as work:
@@ -143,11 +142,14 @@ def _extraction(
 
 def working_bytes(vector: Delta, rank: int | None, only: str = "all") -> Iterator[tuple[str, int]]:
     """The bytes that it takes to factor each matrix that is chosen, all factors included."""
-    selection = select(vector, only, exact=rank is None)
-    targets = [(target, selection.factors.get(target.name)) for target in selection.targets]
-    held = sum(factor_bytes(target, rank_of(target, factors, rank), None) for target, factors in targets)
-    for target, factors in targets:
-        yield target.name, held + factoring_bytes(vector, target, factors, rank)
+    matrices = _matrices(vector, select(vector, only, exact=rank is None), rank)
+    held = sum(matrix.nbytes(None) for matrix in matrices)
+    for matrix in matrices:
+        yield matrix.target.name, held + matrix.working_bytes
+
+
+def _matrices(vector: Delta, selection: Selection, rank: int | None) -> list[Matrix]:
+    return [Matrix(vector, item, selection.factors.get(item.name), rank) for item in selection.targets]
 
 
 def _check(target: Path, rank: int | None, dtype: torch.dtype | None) -> None:
