@@ -33,11 +33,10 @@ from taskvec.vectors.stored.files import Uncoded
 from taskvec.vectors.stored.masked import Masked, MaskedVectors
 from taskvec.vectors.stored.masks import Computed, Packed, Unified
 from taskvec.weights import TensorSpec, Weights
-from taskvec.weights.grown import Added, Grown
 from taskvec.weights.lazy import Lazy
 from taskvec.weights.modules import Modular
 from taskvec.weights.network import Layout, Network
-from taskvec.weights.picked import Picked, Step
+from taskvec.weights.picked import Added, Grown, Picked, Step
 from taskvec.weights.quantized import Dequantized
 
 FILE = Path("/somewhere/spied.safetensors")

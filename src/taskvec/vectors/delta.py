@@ -14,8 +14,8 @@ from taskvec.vectors.linear import Operand, total
 from taskvec.weights import Direction, TensorSpec, Weights
 from taskvec.weights.blocks import rows_of
 from taskvec.weights.dtypes import EDITABLE, compute_dtype
-from taskvec.weights.grown import Grown
 from taskvec.weights.lazy import Lazy
+from taskvec.weights.picked import Grown
 
 _serial = count()
 

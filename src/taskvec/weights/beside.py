@@ -156,7 +156,8 @@ def _of_folder(folder: Path, *, listed: bool) -> Iterator[tuple[Path, bool]]:
         yield folder, False
         return
     others = [path for path in files if not _is_expected(path)]
-    if len(files) > _FILES or _is_model(folder, files) or sum(map(_size, others)) > _LARGEST:
+    size = sum(path.lstat().st_size for path in others)
+    if len(files) > _FILES or _is_model(folder, files) or size > _LARGEST:
         yield folder, False
     else:
         yield from ((path, True) for path in others)
@@ -191,10 +192,6 @@ def _is_weights(path: Path) -> bool:
 def _is_expected(path: Path) -> bool:
     pattern = _EXPECTED_FOLDERS if is_folder(path) else _EXPECTED
     return pattern.fullmatch(path.name.casefold()) is not None
-
-
-def _size(path: Path) -> int:
-    return path.lstat().st_size
 
 
 def _files_in(folder: Path) -> Iterator[Path]:

@@ -77,7 +77,7 @@ class GgufWeights(Weights):
         super().__init__(
             ref or str(path),
             {
-                name: TensorSpec(tuple(state[name].shape), self._dtype(entry))
+                name: TensorSpec(tuple(state[name].shape), _PLAIN.get(self._kind(entry), torch.float32))
                 for name, (_, entry) in self._entries.items()
             },
             file_identity(path),
@@ -100,9 +100,6 @@ class GgufWeights(Weights):
 
     def _kind(self, entry: _Entry) -> str:
         return str(self._gguf.GGMLQuantizationType(entry.kind).name)
-
-    def _dtype(self, entry: _Entry) -> torch.dtype:
-        return _PLAIN.get(self._kind(entry), torch.float32)
 
     def _nbytes(self, entry: _Entry) -> int:
         block, size = self._gguf.GGML_QUANT_SIZES[self._gguf.GGMLQuantizationType(entry.kind)]

@@ -1,13 +1,14 @@
 """The modules of a sentence-transformers model: its weights lie in folders that ``modules.json`` names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError
 from taskvec.reading import inside, read_json
-from taskvec.weights.lazy import Lazy, Weights
+from taskvec.weights.lazy import Weights
+from taskvec.weights.picked import Picked
 
 LISTED = "modules.json"
 
@@ -59,23 +60,18 @@ class Modular(Weights):
     """
 
     def __init__(self, ref: str, folder: Path, modules: Mapping[str, Weights]) -> None:
-        self._there: dict[str, tuple[Weights, str]] = {}
-        for place, weights in modules.items():
-            prefix = prefix_of(place)
-            for name in weights:
-                if f"{prefix}{name}" in self._there:
-                    raise InputError(f"{ref}: {prefix}{name} lies in two modules; rename the folder {place}")
-                self._there[f"{prefix}{name}"] = weights, name
+        self._owner: dict[str, Weights] = {}
+        views = {place: _prefixed(weights, prefix_of(place)) for place, weights in modules.items()}
+        for place, view in views.items():
+            for name in view:
+                if self._owner.setdefault(name, view) is not view:
+                    raise InputError(f"{ref}: {name} lies in two modules; rename the folder {place}")
         super().__init__(
             ref,
-            {name: weights.spec(there) for name, (weights, there) in self._there.items()},
-            ("modular", *((place, weights.identity) for place, weights in modules.items())),
-            parts=list(modules.values()),
-            tied={
-                f"{prefix_of(place)}{alias}": f"{prefix_of(place)}{kept}"
-                for place, weights in modules.items()
-                for alias, kept in weights.tied.items()
-            },
+            {name: view.spec(name) for name, view in self._owner.items()},
+            ("modular", *(view.identity for view in views.values())),
+            parts=list(views.values()),
+            tied={alias: kept for view in views.values() for alias, kept in view.tied.items()},
             folder=folder,
         )
         self.sites = tuple(
@@ -85,16 +81,16 @@ class Modular(Weights):
         )
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
-        weights, there = self._there[name]
-        return weights.read(there, rows)
-
-    def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
-        """The tensor of the module."""
-        return [self._there[self._stored_name(name)]]
+        return self._owner[name].read(name, rows)
 
     def own_bytes(self, name: str) -> int:
         """None: what was read is passed on."""
         return 0
+
+
+def _prefixed(weights: Weights, prefix: str) -> Weights:
+    tied = {f"{prefix}{alias}": f"{prefix}{kept}" for alias, kept in weights.tied.items()}
+    return Picked(weights, {f"{prefix}{name}": name for name in weights}, tied=tied) if prefix else weights
 
 
 def prefix_of(place: str) -> str:

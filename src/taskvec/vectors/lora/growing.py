@@ -10,7 +10,7 @@ from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved
 from taskvec.vectors.lora.loaded import place
 from taskvec.vectors.lora.naming import match_names
 from taskvec.weights import Weights
-from taskvec.weights.grown import Added, Grown
+from taskvec.weights.picked import Added, Grown
 
 
 def grow(contents: Contents, base: Weights) -> Weights:

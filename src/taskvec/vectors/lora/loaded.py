@@ -143,9 +143,6 @@ def renamed(contents: Contents, view: Loaded) -> Contents:
 
 def _as_loaded(contents: Contents, network: Network) -> Contents:
     """The contents under the network's names, of an adapter that has those of older files."""
-    layout = network.layout({name: _stand_in(contents, name) for name in contents.pieces})
+    unknown = TensorSpec((1,), torch.float32)
+    layout = network.layout({name: contents.specs.get(name, unknown) for name in contents.pieces})
     return contents.renamed({name: layout.renamed.get(name, name) for name in contents.pieces})
-
-
-def _stand_in(contents: Contents, name: str) -> TensorSpec:
-    return contents.specs.get(name, TensorSpec((1,), torch.float32))

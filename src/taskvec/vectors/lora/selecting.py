@@ -8,8 +8,8 @@ from taskvec.names import select_names
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.lora.adaptable import Adaptable, adaptable
 from taskvec.vectors.lora.adapter import Adapter
+from taskvec.vectors.lora.factoring import Factors, factors_of
 from taskvec.vectors.lora.fit import orientations
-from taskvec.vectors.lora.sums import Factors, factors_of
 from taskvec.vectors.lora.targets import Form, Target, orient, targets_by_name
 from taskvec.vectors.stored.files import is_changed
 from taskvec.weights.lazy import Lazy
