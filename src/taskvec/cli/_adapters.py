@@ -44,6 +44,9 @@ class AsAdapter:
             raise InputError(f"{unused[0]}: given with --as-adapter, which has no use for it; leave it out")
 
 
+AS_MODEL = AsAdapter()
+
+
 def write_edit(edit: "Edit", options: AsAdapter, writing: Writing) -> None:
     """Write an edit as an adapter; notes go to standard error."""
     from taskvec.edits.inputs import check_outside

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._adapters import AsAdapter, write_edit
+from taskvec.cli._adapters import AS_MODEL, AsAdapter, write_edit
 from taskvec.cli._common import assignments, flattened
 from taskvec.cli._editing import AllowOther, Expression, Patterns, Vectors, known_ref, load_vectors
 from taskvec.cli._merging import DryRun, Resume, check_output, write
@@ -19,7 +19,6 @@ _TANGENT = (
 )
 
 Pairs = tuple[str, ...]
-_AS_MODEL = AsAdapter()
 
 
 def apply(
@@ -40,7 +39,7 @@ def apply(
     precision: Literal["float32", "float64"] = "float32",
     dry_run: DryRun = False,
     resume: Resume = False,
-    adapter: Annotated[AsAdapter, flattened()] = _AS_MODEL,
+    adapter: Annotated[AsAdapter, flattened()] = AS_MODEL,
     writing: Annotated[Writing, flattened()],
 ) -> None:
     """Write the model that a base and task vectors make.

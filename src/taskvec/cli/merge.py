@@ -1,24 +1,19 @@
 """``taskvec merge``."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from cyclopts import Parameter
 
-from taskvec.cli._adapters import AsAdapter, write_edit
+from taskvec.cli._adapters import AS_MODEL, AsAdapter, write_edit
 from taskvec.cli._common import Force, Json, Quiet, flattened, print_json
 from taskvec.cli._editing import Memory, ShardSize, known_ref
 from taskvec.cli._merging import DryRun, Resume, write
 from taskvec.cli._writing import Writing
 from taskvec.errors import InputError
 
-if TYPE_CHECKING:
-    from taskvec.edits.merge import Merge
-
 _Flag = Annotated[bool, Parameter(negative=())]
-_AS_MODEL = AsAdapter()
 
 
 def merge(
@@ -34,7 +29,7 @@ def merge(
     allow_nonfinite: _Flag = False,
     allow_unloadable: _Flag = False,
     resume: Resume = False,
-    adapter: Annotated[AsAdapter, flattened()] = _AS_MODEL,
+    adapter: Annotated[AsAdapter, flattened()] = AS_MODEL,
     schema: _Flag = False,
     force: Force = False,
     json: Json = False,
@@ -62,7 +57,10 @@ def merge(
     from taskvec.weights.staging import check_target
 
     if schema:
-        _print_schema()
+        from taskvec.edits.recipe import Recipe
+
+        draft = "https://json-schema.org/draft/2020-12/schema"
+        print_json({"$schema": draft, **Recipe.model_json_schema()})
         return
     if recipe is None or output is None:
         missing = "RECIPE" if recipe is None else "--output (-o)"
@@ -84,22 +82,13 @@ def merge(
 
         write_edit(open_edit(recipe, known=known_ref, **instead), adapter, writing)
         return
-    made = _open(recipe, instead, max_shard_gb, allow_nonfinite)
-    made = replace(made, allow_unloadable=allow_unloadable)
-    write(made, writing, dry_run=dry_run, resume=resume)
-
-
-def _print_schema() -> None:
-    from taskvec.edits.recipe import Recipe
-
-    print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()})
-
-
-def _open(
-    path: Path, instead: Mapping[str, object], max_shard_gb: float | None, allow_nonfinite: bool
-) -> "Merge":
     from taskvec.edits.opening import open_recipe
 
-    made = open_recipe(path, known=known_ref, **instead)
-    size = made.max_shard_size if max_shard_gb is None else max_shard_gb * 1e9
-    return replace(made, max_shard_size=size, allow_nonfinite=made.allow_nonfinite or allow_nonfinite)
+    made = open_recipe(recipe, known=known_ref, **instead)
+    made = replace(
+        made,
+        max_shard_size=made.max_shard_size if max_shard_gb is None else max_shard_gb * 1e9,
+        allow_nonfinite=made.allow_nonfinite or allow_nonfinite,
+        allow_unloadable=allow_unloadable,
+    )
+    write(made, writing, dry_run=dry_run, resume=resume)

@@ -23,7 +23,6 @@ from taskvec.reading import shortened
 from taskvec.vectors import EditedWeights, TaskVector
 from taskvec.weights import Weights, change, open_weights
 from taskvec.weights.blocks import row_count, row_size
-from taskvec.weights.change import Change
 from taskvec.weights.depth import DEPTHS, PREDICTING, flatten
 from taskvec.weights.dtypes import EDITABLE
 
@@ -268,7 +267,10 @@ def _is_file(model: Weights) -> bool:
 
 
 def _of_distance(title: str, base: Weights, vector: TaskVector) -> Iterator[str]:
-    glimpses = {name: _glimpse(base, vector, name) for name in vector if _is_judged(base, vector, name)}
+    judged = {name: _looked_at(base, name) for name in vector if _is_judged(base, vector, name)}
+    glimpses = {
+        name: change.step(base.read(name, rows), vector.read(name, rows)) for name, rows in judged.items()
+    }
     seen = {name: part for name, part in glimpses.items() if part.norm and part.finite}
     if not seen:
         return
@@ -294,12 +296,6 @@ def _of_distance(title: str, base: Weights, vector: TaskVector) -> Iterator[str]
 def _is_judged(base: Weights, vector: TaskVector, tensor: str) -> bool:
     spec = base.spec(tensor)
     return len(spec.shape) > 1 and (spec.numel <= LARGE or (base.in_rows(tensor) and vector.in_rows(tensor)))
-
-
-def _glimpse(base: Weights, vector: TaskVector, tensor: str) -> Change:
-    """How far a part of a tensor moves."""
-    rows = _looked_at(base, tensor)
-    return change.step(base.read(tensor, rows), vector.read(tensor, rows))
 
 
 def _looked_at(weights: Weights, name: str, *, first: bool = False) -> slice | None:

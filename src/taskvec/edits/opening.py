@@ -92,12 +92,7 @@ def save_merge(
         force=force,
         max_shard_size=merge.max_shard_size,
         like=merge.like,
-        manifest=lambda: {
-            **merge.record,
-            **_provenance(merge),
-            "inputs": _fingerprints(merge),
-            "change": summarize_change(merge.weights.changes),
-        },
+        manifest=lambda: _manifest(merge),
         extra_files={**merge.files, "README.md": lambda: render_card(merge, Path(path).name)},
         watch=watch,
         allow_nonfinite=merge.allow_nonfinite,
@@ -107,13 +102,11 @@ def save_merge(
     )
 
 
-def _provenance(merge: Merge) -> dict[str, Any]:
+def _manifest(merge: Merge) -> dict[str, Any]:
     vectors = {name: {"path": vector.ref, **summary(vector.info)} for name, vector in merge.vectors.items()}
-    return {"vectors": vectors} if vectors else {}
-
-
-def _fingerprints(merge: Merge) -> dict[str, Any]:
-    return {
+    inputs = {
         name: {"ref": weights.ref, "fingerprint": weights.fingerprint()}
         for name, weights in merge.inputs.items()
     }
+    change = summarize_change(merge.weights.changes)
+    return {**merge.record, **({"vectors": vectors} if vectors else {}), "inputs": inputs, "change": change}

@@ -47,7 +47,8 @@ def describe_left(
     if folder is None or folder == like:
         return ""
     try:
-        left = list(_left_template(folder, like)) if template else []
+        own = template_of(folder) if template else None
+        left = [] if own in (None, template_of(like)) else ["its chat template"]
         left += [*_left_roles(folder, like), *(_left_tokens(folder, like) if tokens else ())]
     except TaskvecError:  # files that cannot be read are refused where they are needed
         return ""
@@ -68,12 +69,6 @@ def list_left(
         way = f"{field}: {name} takes this one" if model.adapter is None else f"copy it from {model.folder}"
         if left:
             yield f"{name}: left behind with its tokenizer: {left}; that of {like.ref} is written, {way}"
-
-
-def _left_template(folder: Path, like: Path | None) -> Iterator[str]:
-    own = template_of(folder)
-    if own is not None and own != template_of(like):
-        yield "its chat template"
 
 
 def _left_roles(folder: Path, like: Path | None) -> Iterator[str]:

@@ -53,12 +53,9 @@ class Model:
         """Rows go by the model's own tokens, by those of another model where it has none, or by number."""
         rows = _count_rows(weights)
         given = known if tokens is None else tokens
-        held: dict[Key, int] = {token: row for token, row in given.items() if row < rows}
-        by_row = {row: token for token, row in held.items()}
-        keys = tuple(by_row.get(row, row) for row in range(rows))
-        at: dict[Key, int] = {key: row for row, key in enumerate(keys)}
+        held = {token: row for token, row in given.items() if row < rows}
         beyond = 0 if tokens is None else len(tokens) - len(held)
-        return cls(weights, tokens is not None, keys, {**at, **held}, beyond)
+        return cls(weights, tokens is not None, *_known_by(held, rows), beyond)
 
     @classmethod
     def of_tokenizer(cls, source: Weights, base: Weights) -> "Model":
@@ -72,12 +69,9 @@ class Model:
                 f"{source.ref}: no file tells the tokens, expected tokenizer.json; "
                 "save its tokenizer again, or take the tokenizer of one of the models"
             )
-        by_row = {row: token for token, row in tokens.items()}
-        keys = tuple(by_row.get(row, row) for row in range(max(by_row) + 1))
-        files = replace_tokenizer(base.folder, source.folder, len(keys))
-        at: dict[Key, int] = {key: row for row, key in enumerate(keys)}
-        at.update(tokens)
-        return cls(base, True, keys, at, files=files, label=source.ref)
+        rows = max(tokens.values()) + 1
+        files = replace_tokenizer(base.folder, source.folder, rows)
+        return cls(base, True, *_known_by(tokens, rows), files=files, label=source.ref)
 
     @property
     def ref(self) -> str:
@@ -97,6 +91,15 @@ class Model:
     def keeps_rows(self, rows: Tensor) -> bool:
         """Whether these are the model's own rows in their order."""
         return torch.equal(rows, torch.arange(len(self.keys)))
+
+
+def _known_by(tokens: Mapping[str, int], rows: int) -> tuple[tuple[Key, ...], dict[Key, int]]:
+    """What each row is known by, and the row of everything that one is known by."""
+    by_row = {row: token for token, row in tokens.items()}
+    keys = tuple(by_row.get(row, row) for row in range(rows))
+    at: dict[Key, int] = {key: row for row, key in enumerate(keys)}
+    at.update(tokens)
+    return keys, at
 
 
 def find_embeddings(weights: Weights) -> dict[str, int]:

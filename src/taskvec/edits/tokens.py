@@ -182,7 +182,7 @@ def _of_tokenizer(file: Path) -> dict[str, int] | None:
         case {"vocab": dict() as words}:
             tokens = _check_rows(file, words)
         case {"vocab": list() as scored}:
-            tokens = _check_rows(file, {_first(file, entry): row for row, entry in enumerate(scored)})
+            tokens = {_first(file, entry): row for row, entry in enumerate(scored)}
         case _:
             raise CorruptFile(f"{file}: 'model.vocab' is missing, expected tokens; save the tokenizer again")
     added: dict[str, int] = {}

@@ -109,10 +109,9 @@ def check_names(where: str, names: Iterable[str], known: Iterable[str], *, metho
 
 def _parse(where: str, raw: object, parameter: Parameter, *, inside: bool) -> Value:
     """One value, a list of them along depth, or an entry or a list of entries that go by name."""
-    if isinstance(raw, dict):
-        return _choice(_filters(where, [raw], parameter))
-    if isinstance(raw, list) and any(isinstance(entry, dict) for entry in raw):
-        return _choice(_filters(where, raw, parameter))
+    entries = [raw] if isinstance(raw, dict) else raw
+    if isinstance(entries, list) and any(isinstance(entry, dict) for entry in entries):
+        return _choice(_filters(where, entries, parameter))
     return _along_depth(where, raw, parameter, inside=inside)
 
 
