@@ -137,7 +137,9 @@ def test_mergekit_files_are_written_as_adapters(place: Path, run: Run) -> None:
         {"model": f"base+{name}", "parameters": {"weight": weight}}
         for name, weight in (("a", 1.0), ("b", 0.5))
     ]
-    write("recipe.yml", merge_method="task_arithmetic", base_model="base", models=models, dtype="float32")
+    write(
+        "recipe.yml", merge_method="task_arithmetic", base_model="base", models=models, dtype="torch.float32"
+    )
     code, _, _ = run("merge", "recipe.yml", "--as-adapter", "--rank", "8", "-o", "sum")
     assert code == 0
     assert_peft_makes("sum", sum_of({"a": 1, "b": 0.5}))

@@ -69,10 +69,7 @@ def edit_of(merge: Merge) -> Edit:
             f"{merge.like.ref}: more than its weights are changed (layers, vocabulary, parts of others), "
             "expected an edit that an adapter can hold; leave --as-adapter out"
         )
-    recipe = merge.record.get("recipe")
-    name = recipe.get("dtype") if isinstance(recipe, Mapping) else None
-    dtype = getattr(torch, name) if isinstance(name, str) else None
-    return Edit(TaskVector.of(made.vector), merge.inputs, merge.record, merge.notes, dtype)
+    return Edit(TaskVector.of(made.vector), merge.inputs, merge.record, merge.notes, made.dtype)
 
 
 def _without_base(recipe: Recipe, folder: Path, known: Known) -> Edit:

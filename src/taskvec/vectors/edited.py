@@ -68,7 +68,7 @@ class EditedWeights(Weights):
             parts=(base, vector),
             tied=base.tied,
         )
-        self.base, self.vector = base, vector
+        self.base, self.vector, self.dtype = base, vector, dtype
         self._start = base if start is None else start
         self._precision = precision
         self._names = _by_stored_name(base, vector)

@@ -76,10 +76,6 @@ class Method:
         return next(iter(factors.values())) * merged if constant else merged.scaled(factors)
 
 
-def _sum(_: str, values: Values) -> Parameters:
-    return {"weights": values.shares()}
-
-
 def _linear(_: str, values: Values) -> Parameters:
     if values.shared["normalize"] and abs(sum(values.each("weight"))) < 1e-8:
         raise InputError(
@@ -117,7 +113,8 @@ def _chain(step: str, merge: str, values: Sequence[Values]) -> str:
 
 def _of_chain(method: str, rule: str, values: Values) -> Parameters:
     step, _, merge = rule.rpartition("+")
-    density = _densities(values)
+    # What is kept of each model; all, where the weight of a model without anything left is set to 0.
+    density = [kept or 1.0 for kept in values.each("density")]
     params = _of_step(method, step, values, density) if step else {}
     # A model of density 0 adds nothing to this tensor; its weight counts in the sum that divides.
     weights = values.shares() if merge == "sum" else values.each("weight")
@@ -126,11 +123,6 @@ def _of_chain(method: str, rule: str, values: Values) -> Parameters:
         return {**params, "weights": weights}
     mean = "mean" if values.shared["normalize"] else "sum"
     return {**params, "merge": mean, "weights": weights, "keep": 1.0 if step else density}
-
-
-def _densities(values: Values) -> list[float]:
-    """What is kept of each model; all, where the weight of a model without anything left is set to 0."""
-    return [density or 1.0 for density in values.each("density")]
 
 
 def _of_step(method: str, step: str, values: Values, density: list[float]) -> Parameters:
@@ -203,7 +195,7 @@ LACKING = ("core_space", "ram", "ramplus_tl")
 
 METHODS: dict[str, Method] = {
     "linear": Method("sum", {"weight": _WEIGHT, "normalize": Parameter(bool, True)}, _linear, base="model"),
-    "task_arithmetic": Method("sum", _PLAIN, _sum),
+    "task_arithmetic": Method("sum", _PLAIN, lambda _, values: {"weights": values.shares()}),
     "ties": _sparse("ties", _arithmetic(normalize=True, rescale=False), _COUNTED, merge="ties"),
     "dare_linear": _sparse("dare", _DARE, DARE),
     "dare_ties": _sparse("dare", _DARE, DARE, merge="ties"),
