@@ -218,6 +218,36 @@ def test_most_names_differ_is_no_reason_to_drop_them(run: Runner) -> None:
     assert "--on-extra" not in done.err and "further: 'h.1.c_fc.weight'" in done.err
 
 
+LLAVA = {"vision.weight": torch.ones(5), **{f"projector.{i}.weight": torch.ones(2) for i in range(9)}}
+
+
+@pytest.mark.parametrize(
+    ("held", "option"),
+    [
+        ({f"language_model.{name}": value for name, value in state(1).items()} | LLAVA, "--on-extra drop"),
+        ({f"module.{name}": value for name, value in state(1).items()} | LLAVA, "--on-extra drop"),
+        ({name: value for name, value in state(1).items() if "layers.1" in name}, "--on-missing zero"),
+        ({"model.embed_tokens.weight": torch.ones(8, 4)}, "--on-missing zero"),
+    ],
+    ids=["a larger model", "a larger model, wrapped", "one layer", "one tensor"],
+)
+def test_where_all_names_fit_they_are_not_blamed(held: State, option: str, run: Runner) -> None:
+    save_weights(state(), "base.safetensors")
+    save_weights(held, "other.safetensors")
+    command = ("diff", "base.safetensors", "other.safetensors", "-o", "v.safetensors")
+    refused = run(*command)
+    assert refused.code == 2 and "the other tensors fit" in refused.err and option in refused.err
+    assert run(*command, *option.split()).code == 0
+    shared = {name.removeprefix("language_model.").removeprefix("module.") for name in held} & state().keys()
+    assert all(
+        torch.equal(load_file("v.safetensors")[name], held_at(held, name) - state()[name]) for name in shared
+    )
+
+
+def held_at(held: State, name: str) -> Tensor:
+    return next(value for key, value in held.items() if key.endswith(name))
+
+
 @pytest.mark.parametrize("method", ["task_arithmetic", "linear", "ties"])
 def test_mergekits_files_see_through_names_copies_and_buffers(method: str, run: Runner) -> None:
     held: dict[str, State] = {name: state(seed) for seed, name in enumerate(("base", "a", "b", "c"))}

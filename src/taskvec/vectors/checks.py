@@ -67,19 +67,18 @@ def editable_names(base: Weights, tuned: Weights, fit: Fit) -> list[str]:
 
 
 def _check_same_names(base: Weights, tuned: Weights, fit: Fit) -> None:
-    extra = _surplus(base, tuned, fit)
+    extra, missing = _surplus(base, tuned, fit), _lacking(base, tuned, fit)
     if extra and fit.on_extra == "error":
         drop = "leave such tensors out with on_extra=drop (--on-extra drop)"
         raise KeyMismatch(
             f"{tuned.ref}: {extra[0]!r} found, expected no such tensor as the base lacks it{and_more(extra)}"
-            f"; {_advice(base, tuned, extra, _numbers(tuned, fit), drop)}"
+            f"; {_advice(base, tuned, extra, _numbers(tuned, fit), drop, alone=not missing)}"
         )
-    missing = _lacking(base, tuned, fit)
     if missing and fit.on_missing == "error":
         zero = "take it as unchanged with on_missing=zero (--on-missing zero)"
         raise KeyMismatch(
             f"{tuned.ref}: {missing[0]!r} is missing, expected it as in the base{and_more(missing)}; "
-            f"{_advice(base, tuned, missing, _numbers(base, fit), zero)}"
+            f"{_advice(base, tuned, missing, _numbers(base, fit), zero, alone=not extra)}"
         )
 
 
@@ -111,13 +110,21 @@ def _numbers(weights: Weights, fit: Fit) -> list[str]:
     return [name for name in weights if _counts(weights.spec(name)) and fit.choice.takes(name)]
 
 
-def _advice(base: Weights, tuned: Weights, names: Sequence[str], of: Sequence[str], usual: str) -> str:
-    """What to do about tensors without a partner, where leaving them out may lose what is wanted."""
+def _advice(
+    base: Weights, tuned: Weights, names: Sequence[str], of: Sequence[str], usual: str, *, alone: bool
+) -> str:
+    """What to do about tensors without a partner, where leaving them out may lose what is wanted.
+
+    ``alone``: all tensors of the other model have a partner, so that names are not the reason.
+    """
     heads = [name for name in names if is_head(name) and name in tuned]
     tied = next((n for n in base if heads and is_embedding(n) and base.spec(n) == tuned.spec(heads[0])), None)
     lost = [name for name in names if is_head(name) and name in base]
     copy = next((n for n in tuned if lost and is_embedding(n) and tuned.spec(n) == base.spec(lost[0])), None)
-    if 2 * len(names) > len(of) > 1:
+    most = 2 * len(names) > len(of) > 1
+    if most and alone:
+        way = f"the other tensors fit; if it was fine-tuned from this base, {usual}"
+    elif most:
         way = (
             "most names differ: was it fine-tuned from another model? If not, say how they correspond with "
             "rename (--rename OLD=NEW)"
