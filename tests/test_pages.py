@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
+import taskvec as tv
 from cli.test_edit_commands import Run
 from pages import save_all
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # PEFT asks for it
 
+PARTS = ("self_attn.q_proj", "mlp.up_proj")
 DOCS = Path(__file__).parents[1] / "docs"
 SNIPPET = re.compile(r"^    \$ taskvec (.*)\n((?:    (?!\$).*\n)*)|^```(\w+)\n([^`]*)```", re.MULTILINE)
 
@@ -41,7 +44,7 @@ def lines(text: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", ["two-checkpoints.md", "chat-vectors.md"])
+@pytest.mark.parametrize("page", ["two-checkpoints.md", "chat-vectors.md", "from-mergekit.md"])
 def test_what_a_page_shows_happens(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -59,3 +62,24 @@ def test_what_a_page_shows_happens(
             exec(shown.text, names)
         elif file := re.match(r"# (\S+\.ya?ml)", shown.text):
             Path(file[1]).write_text(shown.text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["task", "ties", "dare", "slerp", "linear"])
+def test_the_recipe_beside_mergekits_file_makes_the_same_model(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, model in enumerate(("base", "tuned", "other")):
+        generator = torch.Generator().manual_seed(seed)
+        shapes = {f"model.layers.{layer}.{part}.weight": (6, 4) for layer in range(3) for part in PARTS}
+        weights = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+        tv.save_weights({**weights, "model.norm.weight": torch.ones(4)}, model)
+    made = []
+    for dialect in ("mergekit", "recipe"):
+        file = f"{name}.{dialect}.yml"
+        text = next(s.text for s in snippets("from-mergekit.md") if s.text.startswith(f"# {file}"))
+        Path(file).write_text(text, encoding="utf-8")
+        weights = tv.open_recipe(file).weights
+        made.append({key: weights[key] for key in weights})
+    exact = {} if name in ("slerp", "linear") else {"rtol": 0.0, "atol": 0.0}
+    torch.testing.assert_close(made[0], made[1], **exact)
