@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from taskvec.reading import read_mapping
+from taskvec.reading import parse_json, read_mapping
+from taskvec.weights import Weights
 from taskvec.weights.dtypes import short
 from taskvec.weights.quantized import plain_config
 
@@ -27,6 +28,28 @@ def read_config(folder: Path | None) -> dict[str, Any]:
     Raises: CorruptFile.
     """
     return {} if folder is None else read_if_there(folder / "config.json")
+
+
+def read_config_of(weights: Weights, place: str = "") -> dict[str, Any]:
+    """The config.json that describes weights as they are read, or those of them in a folder inside theirs.
+
+    Raises: CorruptFile.
+    """
+    file = Path(place, "config.json")
+    if (text := weights.texts.get(file.as_posix())) is not None:
+        return dict(parse_json(text, f"{weights.ref}: {file}"))
+    return {} if weights.folder is None else read_if_there(weights.folder / file)
+
+
+def retype_modules(weights: Weights, dtype: torch.dtype | None) -> dict[str, str]:
+    """The config.json of each module in a folder of its own that names a type of model, for another dtype.
+
+    Returns: texts by place in the folder of the weights.
+    """
+    places = [] if dtype is None else [site.folder for site in weights.sites if site.folder]
+    configs = {f"{place}/config.json": read_config_of(weights, place) for place in places}
+    networks = {place: config for place, config in configs.items() if "model_type" in config}
+    return {place: derive_config(config, dtype=dtype) or "" for place, config in networks.items()}
 
 
 def read_vocabulary_size(folder: Path | None) -> int | None:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, PositiveFloat
 
 from taskvec.edits import contradictions
-from taskvec.edits.configs import derive_config, read_config
+from taskvec.edits.configs import derive_config, read_config_of, retype_modules
 from taskvec.edits.growth import grow
 from taskvec.edits.inputs import check_sound, describe_copy, errors_at, find_copies
 from taskvec.edits.merge import Merge
@@ -224,9 +224,8 @@ class _Building:
         dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
         precision = getattr(torch, recipe.precision)
         other = recipe.allow_other_base
-        config = (
-            None if dtype is None else derive_config(read_config(base.folder), dtype=dtype, tokens=seen.rows)
-        )
+        config = None if dtype is None else derive_config(read_config_of(base), dtype=dtype, tokens=seen.rows)
+        files = {**seen.files, **retype_modules(base, dtype)}
         return Merge(
             apply(base, vector, allow_other_base=other, dtype=dtype, precision=precision),
             self._record(seen, rule),
@@ -237,7 +236,7 @@ class _Building:
             vectors={name: vectors[name] for name in self.held},
             passes=partial(count_passes, vector),
             allow_nonfinite=recipe.allow_nonfinite,
-            files=seen.files if config is None else {**seen.files, "config.json": config},
+            files=files if config is None else {**files, "config.json": config},
         )
 
     def _record(self, seen: Aligned, rule: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from taskvec.edits.configs import read_config, read_if_there, render, resize
 from taskvec.errors import CorruptFile, InputError, and_more
 from taskvec.reading import open_file, read_text, shown
 from taskvec.weights import Weights
+from taskvec.weights.quantized import plain_config
 
 _BY_TOKEN = "match the rows by token (--vocab base)"
 """Advice for models that hold a token in different rows."""
@@ -152,7 +153,8 @@ def add_tokens(
         return {}
     numbered = [{**entry, "id": row} for row, entry in enumerate(entries, start=first)]
     tokenizer["added_tokens"] = [*(entry for token, _, entry in listed if token not in idle), *numbered]
-    contents = {file.name: tokenizer, **({"config.json": resize(config, rows)} if config else {})}
+    own = {"config.json": resize(plain_config(config), rows)} if config else {}
+    contents = {file.name: tokenizer, **own}
     return {name: render(content) for name, content in contents.items()}
 
 
@@ -165,7 +167,7 @@ def replace_tokenizer(folder: Path | None, source: Path, rows: int) -> dict[str,
     stale = {name for name, digest in opaque_files(folder).items() if new.get(name) != digest}
     texts = dict.fromkeys((*stale, *_TEXTS), "")
     texts |= {name: read_text(source / name) for name in _TEXTS if (source / name).is_file()}
-    return {**texts, **({"config.json": render(resize(config, rows))} if config else {})}
+    return {**texts, **({"config.json": render(resize(plain_config(config), rows))} if config else {})}
 
 
 def replaces_tokenizer(files: Mapping[str, str]) -> bool:

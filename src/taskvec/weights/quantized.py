@@ -31,6 +31,12 @@ _CONFIGURED = "from_pretrained(…, quantization_config={}(dequantize=True)) and
 _COMPRESSED = _CONFIGURED.format("CompressedTensorsConfig")
 _MXFP4 = _CONFIGURED.format("Mxfp4Config")
 
+_QUANTIZATIONS = ("quantization_config", "compression_config")
+"""Settings in config.json by which loaders take weights for quantized ones."""
+
+_BESIDE = "hf_quant_config.json"
+"""The same settings in a file of their own, as ModelOpt writes."""
+
 _SCHEMES: tuple[tuple[str, str, str], ...] = (
     (r"\.qweight$", "GPTQ or AWQ", _ORIGINAL),
     (r"\.(absmax|quant_map|nested_absmax|quant_state\.bitsandbytes__\w+)$", "bitsandbytes", _BNB),
@@ -130,8 +136,10 @@ class Dequantized(Weights):
         }
         self._blocks = {name: _block(held, name, scale, settings) for name, scale in scales.items()}
         super().__init__(held.ref, specs, ("dequantized", held.identity), parts=[held])
-        if settings:
-            self.texts = {"config.json": json.dumps(plain_config(settings), indent=2) + "\n"}
+        plain = json.dumps(plain_config(settings), indent=2, ensure_ascii=False) + "\n" if settings else None
+        beside = self.folder is not None and (self.folder / _BESIDE).is_file()
+        texts = {"config.json": plain, _BESIDE: "" if beside else None}
+        self.texts = {name: text for name, text in texts.items() if text is not None}
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         if name not in self._scales:
@@ -207,8 +215,11 @@ def _settings(folder: Path | None) -> Mapping[str, Any]:
 
 
 def _quantization(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = settings.get("quantization_config")
-    return found if isinstance(found, dict) else {}
+    inner = settings.get("text_config")
+    for config in (settings, inner if isinstance(inner, dict) else {}):
+        if isinstance(found := config.get("quantization_config"), dict):
+            return found
+    return {}
 
 
 def _dtype(settings: Mapping[str, Any]) -> torch.dtype:
@@ -223,7 +234,9 @@ def _dtype(settings: Mapping[str, Any]) -> torch.dtype:
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without the settings of a quantization that is undone here while reading."""
-    if _quantization(config).get("quant_method") not in ("fp8", "compressed-tensors", "modelopt"):
-        return dict(config)
-    return {key: value for key, value in config.items() if key != "quantization_config"}
+    """A config without settings of a quantization, in its parts too: what is written is not quantized."""
+    return {
+        key: plain_config(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in _QUANTIZATIONS
+    }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from taskvec.edits import contradictions
-from taskvec.edits.configs import derive_config, read_config
+from taskvec.edits.configs import derive_config, read_config_of, retype_modules
 from taskvec.edits.inputs import describe_copy, errors_at, find_copies
 from taskvec.edits.layers import Joined
 from taskvec.edits.merge import Merge
@@ -70,7 +70,11 @@ def read(path: Path, content: object, find: Find = lambda _: None, *, label: str
     settings, faults = reading.described()
     config = derive_config(settings, dtype=dtype, tokens=reading.tokens)
     own = {"config.json": config, FILE: reading.template()}
-    files = {**reading.files, **{name: text for name, text in own.items() if text is not None}}
+    files = {
+        **reading.files,
+        **retype_modules(like, dtype),
+        **{name: text for name, text in own.items() if text is not None},
+    }
     return Merge(
         weights=weights[0] if len(weights) == 1 else Joined(weights),
         record={"recipe": content, "dialect": "mergekit"},
@@ -146,7 +150,7 @@ class _Reading:
     def described(self) -> tuple[Mapping[str, Any], tuple[str, ...]]:
         """The config of the output, and why it does not describe it, if it does not."""
         if not self._module.slices:
-            return read_config(self.like.folder), ()
+            return read_config_of(self.like), ()
         firsts = [piece.sources[0] for piece in self._module.slices]
         held = {first.model: group_layers(self.models[first.model]) for first in firsts}
         places = [
