@@ -1,6 +1,6 @@
 """What can go wrong, in one line each, with the exit code that the command line gives it."""
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from importlib import import_module
 from typing import Any
 
@@ -12,6 +12,16 @@ def and_more(names: Sized) -> str:
     (' (2 more)', '')
     """
     return f" ({len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def first_few(names: Sequence[str], most: int = 6) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> first_few(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class TaskvecError(Exception):

@@ -1,6 +1,6 @@
 """Adapters that commands write: options, and what is printed of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from taskvec.cli._common import Count, print_facts, print_table, say, watching
 from taskvec.cli._writing import Writing
-from taskvec.errors import InputError
+from taskvec.errors import InputError, first_few
 
 if TYPE_CHECKING:
     import torch
@@ -95,15 +95,9 @@ def _print(made: "Extraction", json: bool) -> None:
     }
     facts = {"path": str(made.path), "rank": made.rank, "matrices": len(made.errors), **errors}
     words = {name: f"{error:.4g}" for name, error in errors.items()}
-    words["left out"] = _list_some(list(made.left_out))
+    words["left out"] = first_few(list(made.left_out)) or "nothing"
     details = {"relative errors": dict(made.errors), "left out": dict(made.left_out)}
     print_facts("LoRA adapter", facts, json=json, words=words, details=details)
     if not json:
         rows = [(name, f"{error:.4g}") for name, error in made.errors.items()]
         print_table(None, ["matrix", "relative error"], rows)
-
-
-def _list_some(names: Sequence[str]) -> str:
-    """The first few names, and how many more."""
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return (", ".join(names[:6]) + more) or "nothing"

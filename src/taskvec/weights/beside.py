@@ -4,12 +4,12 @@ What stays is listed here, and all else goes: a loader may need any of it.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from taskvec.errors import CorruptFile, InputError
+from taskvec.errors import CorruptFile, InputError, first_few
 from taskvec.reading import check_inside, check_regular, is_folder, read_bytes, reason, shown
 from taskvec.weights.modules import LISTED, module_folders
 
@@ -84,7 +84,7 @@ class Beside(NamedTuple):
             "{} goes with the output as it is: code of the model's author, which loaders run if told to "
             "trust it (trust_remote_code)": code,
         }
-        return [f"{self.folder}: {note.format(_first(names))}" for note, names in notes.items() if names]
+        return [f"{self.folder}: {note.format(first_few(names))}" for note, names in notes.items() if names]
 
 
 def files_beside(folder: Path | None, written: Collection[str] = ()) -> Beside:
@@ -178,11 +178,6 @@ def _is_pointer(path: Path, size: int) -> bool:
     except CorruptFile:
         return True
     return False
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more
 
 
 def _is_weights(path: Path) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Container, Mapping
 import torch
 
 from taskvec.names import goes_by_token, is_embedding, is_head
-from taskvec.reading import read_mapping
 from taskvec.weights.blocks import TensorSpec
+from taskvec.weights.configs import config_beside
 from taskvec.weights.lazy import Weights
 from taskvec.weights.network import network_of
 
@@ -58,10 +58,7 @@ def tied_head(base: Weights, name: str, seen: Weights) -> str | None:
 
 def _ties(weights: Weights) -> bool:
     """Whether the config.json beside weights ties the head to the embedding, by itself or by default."""
-    path = None if weights.folder is None else weights.folder / "config.json"
-    if path is None or not path.is_file():
-        return False
-    content = read_mapping(path)
+    content = config_beside(weights.folder)
     for config in (content, content.get("text_config")):
         if isinstance(config, Mapping) and "tie_word_embeddings" in config:
             return config["tie_word_embeddings"] is True

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.names import block_of, count_blocks
-from taskvec.reading import read_mapping
+from taskvec.weights.configs import config_beside
 
 DEPTHS = frozenset(
     {"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers"}
@@ -40,7 +40,7 @@ def count_layers(names: Iterable[str], folder: Path | None) -> dict[str, int]:
 
     Raises: CorruptFile.
     """
-    names, config = list(names), _read(folder)
+    names, config = list(names), config_beside(folder)
     counts = {stack: 0 if _APART.search(stack) else number for stack, number in count_blocks(names).items()}
     stated = _stated(config, *DEPTHS)
     unstated = [stack for stack, number in counts.items() if number and number not in stated]
@@ -64,11 +64,6 @@ def names_behind(names: Iterable[str], folder: Path | None) -> frozenset[str]:
     counts = count_layers(names, folder)
     blocks = ((name, block_of(name)) for name in names)
     return frozenset(name for name, block in blocks if block and block.number >= counts[block.stack])
-
-
-def _read(folder: Path | None) -> dict[str, Any]:
-    file = None if folder is None else folder / "config.json"
-    return {} if file is None or not file.exists() else read_mapping(file)
 
 
 def _stated(config: Mapping[str, Any], *keys: str) -> set[int]:

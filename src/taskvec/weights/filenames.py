@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import InputError
-from taskvec.reading import read_mapping
+from taskvec.weights.configs import config_beside
 from taskvec.weights.lazy import Site, Weights
 
 _MODEL, _DIFFUSERS = "model", "diffusion_pytorch_model"
@@ -112,5 +112,5 @@ def _naming(folder: Path | None, site: Site) -> Naming:
 def _config(folder: Path | None) -> dict[str, Any]:
     """The config of a folder, empty if there is none to be read: who needs it says what is wrong."""
     with suppress(InputError):
-        return {} if folder is None else read_mapping(folder / "config.json")
+        return config_beside(folder)
     return {}

@@ -5,15 +5,14 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError, and_more
-from taskvec.reading import read_mapping
 from taskvec.weights.blocks import TensorSpec, rows_of
+from taskvec.weights.configs import config_beside
 from taskvec.weights.dtypes import EDITABLE, short
 from taskvec.weights.lazy import Lazy, Weights
 
@@ -98,7 +97,7 @@ def dequantized(weights: Weights) -> Weights:
     scales = {name: scale for name in weights if (scale := _scale_of(weights, name)) is not None}
     if not scales:
         return weights
-    settings = _settings(weights.folder)
+    settings = config_beside(weights.folder)
     dtype = _dtype(settings)
     _log.warning(
         "%s: %d matrices in 8 bits are multiplied by their scales and read as %s",
@@ -207,11 +206,6 @@ def _step(size: int, count: int, given: object) -> int:
     if type(given) is int and given > 0 and math.ceil(size / given) == count:
         return given
     return size // count if count and size % count == 0 else 0
-
-
-def _settings(folder: Path | None) -> Mapping[str, Any]:
-    path = None if folder is None else folder / "config.json"
-    return read_mapping(path) if path is not None and path.is_file() else {}
 
 
 def _quantization(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,10 +7,10 @@ import torch
 
 from taskvec.errors import KeyMismatch
 from taskvec.names import is_embedding, is_head
-from taskvec.reading import read_mapping
 from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved
 from taskvec.weights import Weights
 from taskvec.weights.blocks import row_blocks
+from taskvec.weights.configs import config_beside
 from taskvec.weights.network import network_of
 
 _WITH_HEAD = re.compile(r"LMHead|CausalLM|MaskedLM|ConditionalGeneration|PreTraining")
@@ -103,10 +103,9 @@ def shared_with(name: str, base: Weights) -> str | None:
 
 def is_silently_tied(base: Weights, name: str) -> bool:
     """Whether an embedding also serves as the output layer, which has no tensor of its own in the file."""
-    config = base.folder / "config.json" if base.folder is not None else None
-    if not is_embedding(name) or config is None or not config.is_file() or any(map(is_head, base)):
+    if not is_embedding(name) or any(map(is_head, base)):
         return False
-    content = read_mapping(config)
+    content = config_beside(base.folder)
     architectures = content.get("architectures")
     listed = " ".join(map(str, architectures)) if isinstance(architectures, list) else ""
     return bool(content.get("tie_word_embeddings", True)) and bool(_WITH_HEAD.search(listed))
