@@ -6,6 +6,7 @@ ignores others, with no more than a warning.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ _WHERE = "the result would not load as it is"
 _ANYWAY = "change what is merged, or write it all the same with --allow-unloadable (allow_unloadable=True)"
 
 
+@lru_cache(2)
 def network_for(text: str, tensors: int) -> Network | None:
     """The network of a config.json that is not written yet; ``None`` as for ``network_in``."""
     with TemporaryDirectory() as folder:

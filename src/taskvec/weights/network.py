@@ -221,14 +221,14 @@ def network_in(folder: Path, tensors: int) -> Network | None:
     path = folder / "config.json"
     if not path.is_file():
         return None
-    return _built(folder, path.stat().st_mtime_ns, tensors)
+    return _built(folder, path.stat().st_mtime_ns, max(_MODULES, tensors))
 
 
 @lru_cache(8)
-def _built(folder: Path, _: int, tensors: int) -> Network | None:
+def _built(folder: Path, _: int, most: int) -> Network | None:
     try:
         content = read_mapping(folder / "config.json")
-        if _asks_too_much(content, max(_MODULES, tensors)):
+        if _asks_too_much(content, most):
             return None
         model: nn.Module | None = build(folder, content)
     except Exception:  # of transformers, for configs that it cannot make anything of: any of many kinds
