@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -166,21 +166,26 @@ def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = (), empt
         raise OutputExists(f"{target}: is {describe(there)}, which is never replaced; choose another output")
     held = _names_in(target)
     if held and MANIFEST not in held:
-        what = f"{shown(held[0])}{and_more(held)}"
-        if force:
-            raise OutputExists(
-                f"{target}: a folder without {MANIFEST}, so not written by taskvec; remove it yourself "
-                f"(it holds {what})"
-            )
-        raise OutputExists(
-            f"{target}: exists already and holds {what}, but no {MANIFEST}, so was not written by taskvec; "
-            "choose another output, or remove it yourself"
-        )
+        raise OutputExists(_describe_foreign(target, held, force=force))
     if held is not None and (force or not held) and _stays(target):
         raise OutputExists(f"{target}: no folder can take its place; name one inside it")
     may_be_taken = empty and held == [] and not target.is_symlink() and target.suffix != SUFFIX
     if not (force or may_be_taken):
         raise OutputExists(f"{target}: exists already; --force (force=True) replaces it")
+
+
+def _describe_foreign(target: Path, held: Sequence[str], *, force: bool) -> str:
+    """Words for a folder that holds what taskvec did not write."""
+    what = f"{shown(held[0])}{and_more(held)}"
+    if force:
+        return (
+            f"{target}: a folder without {MANIFEST}, so not written by taskvec; remove it yourself "
+            f"(it holds {what})"
+        )
+    return (
+        f"{target}: exists already and holds {what}, but no {MANIFEST}, so was not written by taskvec; "
+        "choose another output, or remove it yourself"
+    )
 
 
 def check_suffix(target: Path) -> None:

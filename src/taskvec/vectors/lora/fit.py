@@ -10,7 +10,7 @@ from taskvec.names import goes_by_token, is_embedding, is_head
 from taskvec.vectors.delta import computed_specs
 from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved, Scales, Shift, Stacked
 from taskvec.vectors.lora.growing import is_resized
-from taskvec.vectors.lora.naming import match_names
+from taskvec.vectors.lora.naming import find_layers
 from taskvec.vectors.lora.stacks import resolve_stacks
 from taskvec.vectors.lora.ties import check_alone, find_twins, holds_same, is_silently_tied, shared_with
 from taskvec.weights import Weights
@@ -35,7 +35,7 @@ def fit(adapter: Contents, base: Weights, *, drop: bool = False, network: Networ
     Raises: KeyMismatch for layers that the base lacks, or holds in another shape.
     """
     ref, weights = adapter.weights.ref, adapter.weights
-    names = match_names(ref, adapter.pieces, base)
+    names = find_layers(ref, adapter.pieces, base)
     twins = find_twins(adapter, base, names)
     transposed = _orientation(adapter, base, names)
     pieces: dict[str, Piece] = {}

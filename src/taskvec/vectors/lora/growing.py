@@ -8,7 +8,7 @@ from taskvec.names import goes_by_token
 from taskvec.reading import parse_json, read_mapping
 from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved
 from taskvec.vectors.lora.loaded import place
-from taskvec.vectors.lora.naming import match_names
+from taskvec.vectors.lora.naming import find_layers
 from taskvec.weights import Weights
 from taskvec.weights.picked import Added, Grown
 
@@ -23,7 +23,7 @@ def grow(contents: Contents, base: Weights) -> Weights:
     if contents.components or not any(map(goes_by_token, contents.pieces)):
         return base
     named, view = place(contents, base)
-    names = match_names(contents.weights.ref, named.pieces, base if view is None else view)
+    names = find_layers(contents.weights.ref, named.pieces, base if view is None else view)
     files = {} if view is None else {there: name for name, there in view.layout.renamed.items()}
     added: dict[str, Added] = {}
     for given, piece in named.pieces.items():

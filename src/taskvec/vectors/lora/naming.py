@@ -36,7 +36,7 @@ def _has_parameter(contents: Contents, name: str, base: Weights) -> bool:
     return any(f"{module}.{parameter}" in base for parameter in contents.settings.parameters(module))
 
 
-def match_names(ref: str, pieces: Mapping[str, Piece], base: Weights) -> dict[str, str]:
+def find_layers(ref: str, pieces: Mapping[str, Piece], base: Weights) -> dict[str, str]:
     """The base's name of every tensor: the same, or with leading words more or less for all layers.
 
     Checkpoints of a bare encoder and of the encoder with a head differ by such a word. What is not found

@@ -134,7 +134,7 @@ def _find(
     else:
         apart, known = _modules(vector), set()
         found = {t.name: t for t in targets_by_name(vector) if not t.name.startswith(apart)}
-    held = {name: factors_of(vector, target) for name, target in found.items() if known}
+    held = {name: factors_of(vector, found[name]) for name in found if network is not None}
     factors = {name: product for name, product in held.items() if product is not None}
     places = {} if network is None else network.layout.renamed
     for name in changed:
