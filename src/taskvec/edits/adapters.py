@@ -10,9 +10,10 @@ import torch
 from taskvec.config import read_documents
 from taskvec.edits.inputs import describe_copy, errors_at, find_copies
 from taskvec.edits.merge import Merge
+from taskvec.edits.named import Known, none_known
 from taskvec.edits.opening import open_recipe
 from taskvec.edits.parameters import is_constant
-from taskvec.edits.recipe import Known, Recipe, check_fields, combine_by, none_known
+from taskvec.edits.recipe import Recipe, check_fields, combine_by
 from taskvec.errors import InputError
 from taskvec.reading import exists, local_path
 from taskvec.vectors import EditedWeights, TaskVector

@@ -11,6 +11,7 @@ from taskvec.edits.card import render_card
 from taskvec.edits.inputs import check_outside
 from taskvec.edits.loading import check_loads
 from taskvec.edits.merge import Merge
+from taskvec.edits.named import Known, none_known
 from taskvec.edits.outcome import summarize_change
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
@@ -20,7 +21,7 @@ from taskvec.weights import save_weights
 
 
 @checked
-def open_recipe(path: str | Path, *, known: recipe.Known = recipe.none_known, **instead: object) -> Merge:
+def open_recipe(path: str | Path, *, known: Known = none_known, **instead: object) -> Merge:
     """The model that a recipe file describes, ours or mergekit's.
 
     Args:

@@ -1,7 +1,7 @@
 """Recipes: YAML files that say which model to make of a base and task vectors, or of fine-tuned models."""
 
 import re
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,8 +12,9 @@ from pydantic import Field, PositiveFloat
 from taskvec.edits import contradictions
 from taskvec.edits.configs import derive_config, read_config_of, retype_modules
 from taskvec.edits.growth import grow
-from taskvec.edits.inputs import check_sound, describe_copy, errors_at, find_copies
+from taskvec.edits.inputs import describe_copy, errors_at, find_copies
 from taskvec.edits.merge import Merge
+from taskvec.edits.named import Known, Named, check_distinct, none_known
 from taskvec.edits.naming import Naming, Renaming, choose, note_left_out, take_part
 from taskvec.edits.parameters import (
     FORMS,
@@ -30,7 +31,6 @@ from taskvec.edits.roles import list_left
 from taskvec.edits.tokens import check_in_order, replaces_tokenizer
 from taskvec.edits.vocabulary import VOCABS, Aligned, Vocab, Wanted, align
 from taskvec.errors import InputError
-from taskvec.reading import exists, local_path
 from taskvec.registry import nearest
 from taskvec.rules import RULES, Rule
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
@@ -38,15 +38,12 @@ from taskvec.vectors.checks import Fit, OnExtra, OnMissing, check_point
 from taskvec.vectors.combining import bind_all
 from taskvec.vectors.expression import names_in
 from taskvec.vectors.fitting import chosen
-from taskvec.vectors.opening import between, delta_in, difference, with_task
-from taskvec.weights import Weights, hub, open_weights
+from taskvec.vectors.opening import between, delta_in, difference
+from taskvec.weights import Weights
 from taskvec.weights.depth import names_behind
 from taskvec.weights.dtypes import EDITABLE
-from taskvec.weights.opening import with_part
 
 Names = dict[str, Annotated[str, Field(min_length=1)]]
-
-Known = Callable[[str], str | None]
 
 _RESERVED = ("base", *FORMS)
 """Names that vectors and models cannot have, as the keys mean something else."""
@@ -101,10 +98,6 @@ class Recipe(Documented):
     """Apply vectors that were taken from another base, or from an unknown one."""
     allow_nonfinite: bool = False
     """Write NaN and infinities instead of refusing them."""
-
-
-def none_known(_: str) -> None:
-    """No short names of models."""
 
 
 def read(path: Path, content: object, *, known: Known = none_known, **instead: object) -> Merge:
@@ -197,16 +190,16 @@ class _Building:
     """A recipe on its way to a model: its inputs, opened."""
 
     def __init__(self, recipe: Recipe, where: str, folder: Path, known: Known) -> None:
-        self.recipe, self.where, self.folder, self.known = recipe, where, folder, known
+        self.recipe, self.named = recipe, Named(where, folder, known)
         self.rule: Rule | None = RULES[recipe.rule] if recipe.rule is not None else None
-        self.held = {name: self._open_vector(name, ref) for name, ref in recipe.vectors.items()}
-        self.models = {name: self._open(f"models: {name}", ref) for name, ref in recipe.models.items()}
-        self.base = self._stand_in() if recipe.base is None else self._open("base", recipe.base)
+        self.held = {name: self.named.open_vector(name, ref) for name, ref in recipe.vectors.items()}
+        self.models = {name: self.named.open(f"models: {name}", ref) for name, ref in recipe.models.items()}
+        self.base = self._stand_in() if recipe.base is None else self.named.open("base", recipe.base)
         check_point(self.base)
         files = {name: weights for name, (weights, _) in self.held.items()}
         start = {} if recipe.base is None else {"base": self.base}
         self.inputs: dict[str, Weights] = {**start, **files, **self.models}
-        self._check_distinct()
+        check_distinct(self.held, self.models)
         self.naming = Naming(recipe.rename, {**files, **self.models})
         masked = [name for name, (_, task) in self.held.items() if task is not None]
         self.copies = list(
@@ -327,7 +320,7 @@ class _Building:
                 "make them with: taskvec stats"
             )
         paths = order_by_vector("statistics", self.recipe.statistics, [*self.held, *self.models])
-        opened = {name: self._open(f"statistics: {name}", path) for name, path in paths.items()}
+        opened = {name: self.named.open(f"statistics: {name}", path) for name, path in paths.items()}
         self.inputs |= {f"statistics of {name}": weights for name, weights in opened.items()}
         return list(opened.values()) or None
 
@@ -346,35 +339,6 @@ class _Building:
         if len(self.models) < 2:
             raise InputError("base: missing, and only one model, expected two or more to average")
         return next(iter(self.models.values()))
-
-    def _open_vector(self, name: str, ref: str) -> tuple[Weights, str | None]:
-        """The file of a vector; of masked vectors also the task."""
-        task = with_task(self.folder / local_path(ref))[1]
-        return self._open(f"vectors: {name}", ref.removesuffix(f"#{task}")), task
-
-    def _open(self, where: str, ref: str) -> Weights:
-        path = self.folder / local_path(ref)
-        if exists(with_part(path)[0]):
-            return check_sound(open_weights(path))
-        if (known := self.known(ref)) is not None:
-            return open_weights(known)
-        # A path into a folder that exists is a slip of the pen, not a wish to download.
-        if exists(ref) or not hub.is_reference(ref) or exists(self.folder / Path(ref).parts[0]):
-            missing = f"{path}: no such file or folder"
-            raise InputError(
-                f"{where}: {missing}; paths are relative to the recipe" if self.where else missing
-            )
-        return check_sound(open_weights(ref))
-
-    def _check_distinct(self) -> None:
-        """Refuse the same vector or model under two names."""
-        keys: dict[str, Hashable] = {name: (held.identity, task) for name, (held, task) in self.held.items()}
-        keys |= {name: (model.identity, None) for name, model in self.models.items()}
-        seen: dict[Hashable, str] = {}
-        for name, key in keys.items():
-            earlier = seen.setdefault(key, name)
-            if earlier != name:
-                raise InputError(f"{earlier!r} and {name!r} are the same vector or model; give it once")
 
     def _notes(self, seen: Aligned, vectors: Mapping[str, TaskVector]) -> Iterator[str]:
         yield from contradictions.note_distances(seen.base, vectors)
