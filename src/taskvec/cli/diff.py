@@ -76,7 +76,10 @@ def diff(
     renames = parse_renames(rename) if rename else None
     fit = Fit(on_extra, on_missing, Choice(include, exclude), allow_partial)
     if end.adapter is not None:
-        _check_no_vocabulary(end, vocab)
+        if vocab is not None:
+            raise InputError(
+                f"--vocab: {end.ref} is an adapter, whose tokens are those of its base; leave it out"
+            )
         vector = TaskVector.of(between(start, end, fit, renames))
     else:
         end, remarks = _seen(start, end, renames, vocab)
@@ -127,13 +130,6 @@ def _seen(
         return named.weights, [*named.notes, *check_in_order(base, named.weights)]
     aligned = align(base, [named.weights])
     return aligned.tuned[0], [*named.notes, *aligned.notes]
-
-
-def _check_no_vocabulary(adapter: "Weights", vocab: str | None) -> None:
-    if vocab is not None:
-        raise InputError(
-            f"--vocab: {adapter.ref} is an adapter, whose tokens are those of its base; leave it out"
-        )
 
 
 def _left_behind(base: "Weights", tuned: "Weights") -> list[str]:

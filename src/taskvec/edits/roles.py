@@ -49,7 +49,9 @@ def describe_left(
     try:
         own = template_of(folder) if template else None
         left = [] if own in (None, template_of(like)) else ["its chat template"]
-        left += [*_left_roles(folder, like), *(_left_tokens(folder, like) if tokens else ())]
+        roles, written = _special(folder).items(), _special(like)
+        left += [f"{role} {shown(value)}" for role, value in roles if value != written.get(role)]
+        left += _left_tokens(folder, like) if tokens else ()
     except TaskvecError:  # files that cannot be read are refused where they are needed
         return ""
     return left[0] if len(left) == 1 else " and ".join((", ".join(left[:-1]), left[-1])) if left else ""
@@ -69,13 +71,6 @@ def list_left(
         way = f"{field}: {name} takes this one" if model.adapter is None else f"copy it from {model.folder}"
         if left:
             yield f"{name}: left behind with its tokenizer: {left}; that of {like.ref} is written, {way}"
-
-
-def _left_roles(folder: Path, like: Path | None) -> Iterator[str]:
-    own, written = (_special(place) for place in (folder, like))
-    for role, value in own.items():
-        if value != written.get(role):
-            yield f"{role} {shown(value)}"
 
 
 def _special(folder: Path | None) -> dict[str, Any]:
