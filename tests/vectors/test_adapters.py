@@ -4,12 +4,14 @@ import json
 import pickle
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import IA3Config, LoraConfig, TrainableTokensConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -494,3 +496,25 @@ def test_a_classifier_has_one_of_the_two_heads_that_peft_lists(held: str, place:
     head = torch.ones(2, 16, dtype=torch.float64)
     edit_factors(lambda f: {**f, f"base_model.model.{held}.weight": head})(Path("a"))
     assert f"{held}.weight" in TaskVector.load("a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (LoraConfig(target_modules=["q_proj"]), "LoRA adapter"),
+        (IA3Config(target_modules=["q_proj"], feedforward_modules=[]), "adapter (IA3)"),
+        (TrainableTokensConfig(token_indices=[1, 3]), "adapter (TRAINABLE_TOKENS)"),
+    ],
+)
+def test_inspect_says_what_kind_of_adapter_it_is_and_not_that_we_made_it(
+    kind: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save_base(llama, tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        get_peft_model(loaded(llama, base), kind).save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(SystemExit, match="0"):
+        main(["inspect", str(tmp_path / "adapter"), "--json"])
+    [facts] = json.loads(capsys.readouterr().out)["files"]
+    assert facts["kind"] == said
+    assert "created_by" not in facts

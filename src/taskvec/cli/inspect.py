@@ -135,8 +135,10 @@ def _vector_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
     info = vector.info.model_dump(mode="json", exclude={"unchanged", "format", "dtype", "compact", "masks"})
     base, compact = info.pop("base"), vector.info.compact
     adapter = weights.adapter is not None
+    if adapter:
+        del info["created_by"]  # which is of us, once it is stored as a vector
     facts = {
-        **_sizes(weights, "LoRA adapter" if adapter else "task vector"),
+        **_sizes(weights, _kind_of_adapter(info["training"]) if adapter else "task vector"),
         "unchanged_tensors": None if adapter else sum(not vector.terms_at(name) for name in vector),
         "base": base["ref"],
         "base_fingerprint": base["fingerprint"] or "not recorded",
@@ -151,6 +153,11 @@ def _vector_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
             "relative_error": compact.error,
         }
     return facts if headers else {**facts, **_norm_facts(vector.norms())}
+
+
+def _kind_of_adapter(training: dict[str, Any]) -> str:
+    kind = training["peft"]["peft_type"]
+    return "LoRA adapter" if kind == "LORA" else f"adapter ({kind})"
 
 
 def _relative_facts(weights: "Weights", headers: bool) -> dict[str, Any]:

@@ -176,5 +176,6 @@ def _check_exact(vector: Delta, others: Sequence[str]) -> None:
     if others:
         raise InputError(
             f"{vector.ref}: {others[0]!r} is not changed by factors alone{and_more(others)}, expected a "
-            "weighted sum of plain LoRA adapters; give the rank of an approximation: rank (--rank)"
+            "weighted sum of plain LoRA adapters; give the rank of an approximation: rank (--rank), of "
+            "linear layers alone; or write a model"
         )
