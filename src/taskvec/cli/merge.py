@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -24,6 +24,8 @@ def merge(
     dry_run: DryRun = False,
     scale: float | None = None,
     vocab: str | None = None,
+    on_extra: Literal["error", "drop"] | None = None,
+    on_missing: Literal["error", "zero"] | None = None,
     memory: Memory = None,
     max_shard_gb: ShardSize | None = None,
     allow_nonfinite: _Flag = False,
@@ -50,6 +52,10 @@ def merge(
         scale: The scaling coefficient, in place of the recipe's.
         vocab: Bring models of different vocabularies to that of the base (`base`), to the `union` or
             `intersection` of all, or to that of the model of this name, in place of the recipe's.
+        on_extra: What to do with tensors that a model has and the base lacks: refuse, or drop them; in place
+            of the recipe's.
+        on_missing: What to do with tensors that a model lacks: refuse, or take them as unchanged; in place
+            of the recipe's.
         allow_nonfinite: Write NaN and infinities instead of refusing them.
         allow_unloadable: Write a model of which transformers would make tensors at random, or ignore some.
         schema: Print the JSON schema of recipes and end.
@@ -76,7 +82,7 @@ def merge(
             "--allow-unloadable": allow_unloadable,
         }
     )
-    instead = {"scale": scale, "vocab": vocab}
+    instead = {"scale": scale, "vocab": vocab, "on_extra": on_extra, "on_missing": on_missing}
     if adapter.as_adapter:
         from taskvec.edits.adapters import open_edit
 

@@ -41,13 +41,19 @@ class Joined(Weights):
 
     Args:
         taken: the tensors of each part that are seen; all, if nothing is said.
+        ref: what messages call it; the names of all parts, if nothing is said.
     """
 
-    def __init__(self, parts: Sequence[Weights], taken: Sequence[Iterable[str]] | None = None) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Weights],
+        taken: Sequence[Iterable[str]] | None = None,
+        ref: str = "",
+    ) -> None:
         pairs = zip(parts, parts if taken is None else taken, strict=True)
         self._owner = {name: part for part, names in pairs for name in names}
         super().__init__(
-            " | ".join(dict.fromkeys(part.ref for part in parts)),
+            ref or " | ".join(dict.fromkeys(part.ref for part in parts)),
             {name: part.spec(name) for name, part in self._owner.items()},
             ("joined", *(part.identity for part in parts), *map(tuple, taken or ())),
             parts=parts,

@@ -1,6 +1,6 @@
 """Recipes of any dialect: opened, and written as models."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from taskvec.edits.outcome import summarize_change
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path
+from taskvec.vectors.checks import Fit
 from taskvec.vectors.stored.files import summary
 from taskvec.weights import save_weights
 
@@ -37,12 +38,19 @@ def open_recipe(path: str | Path, *, known: Known = none_known, **instead: objec
         return recipe.read(place, _one_recipe(place, documents), known=known, **instead)
     from taskvec.edits import mergekit
 
+    fit = _fit(instead)
     for name, value in instead.items():
-        if value is not None:
+        if value is not None and name not in Fit._fields:
             raise InputError(f"{path}: a recipe of mergekit, which has no {name}; leave it out (--{name})")
     if len(documents) == 1:
-        return mergekit.read(place, documents[0])
-    return mergekit.read_several(place, documents)
+        return mergekit.read(place, documents[0], fit=fit)
+    return mergekit.read_several(place, documents, fit)
+
+
+def _fit(instead: Mapping[str, object]) -> Fit:
+    """What becomes of tensors that not all models of a mergekit file have; it has no key for that."""
+    given = instead.get("on_extra"), instead.get("on_missing")
+    return Fit("drop" if given[0] == "drop" else "error", "zero" if given[1] == "zero" else "error")
 
 
 def _one_recipe(path: Path, documents: Sequence[object]) -> object:

@@ -32,9 +32,13 @@ from taskvec.edits.tokens import check_in_order, read_tokens, replaces_tokenizer
 from taskvec.edits.vocabulary import align
 from taskvec.errors import InputError
 from taskvec.names import goes_by_token
+from taskvec.vectors.checks import Fit
 from taskvec.weights import Weights
 from taskvec.weights.dtypes import EDITABLE, short
 from taskvec.weights.picked import Picked
+
+_ALIKE = Fit()
+"""Tensors that not all models have are refused."""
 
 _WIDE_ANYWAY = ("linear", "slerp", "passthrough")
 """Methods that mergekit computes in float32 whatever the dtype."""
@@ -44,7 +48,14 @@ Find = Callable[[str], Intermediate | None]
 """The name of another document -> what it makes."""
 
 
-def read(path: Path, content: object, find: Find = lambda _: None, *, label: str = "") -> Merge:
+def read(
+    path: Path,
+    content: object,
+    find: Find = lambda _: None,
+    *,
+    label: str = "",
+    fit: Fit = _ALIKE,
+) -> Merge:
     """The merge that a mergekit YAML file describes; reads headers, and some entries of each matrix.
 
     Args:
@@ -52,15 +63,18 @@ def read(path: Path, content: object, find: Find = lambda _: None, *, label: str
         content: the plain data in it, or in one of its documents.
         find: another document that is a model here.
         label: what messages call the document.
+        fit: what becomes of tensors that not all models have.
 
     Raises: InputError, one line, for anything that is unknown, missing or at odds.
     """
     where = f"{path}: {label}" if label else str(path)
     if isinstance(content, Mapping) and has_parts(content):
         before = f"{label}: " if label else ""
-        return read_parts(where, content, lambda part, name: read(path, part, find, label=before + name))
+        return read_parts(
+            where, content, lambda part, name: read(path, part, find, label=before + name, fit=fit)
+        )
     kept, ignored = drop_ignored(content)
-    reading = _Reading(where, Document.parse(where, kept), ignored, find)
+    reading = _Reading(where, Document.parse(where, kept), ignored, find, fit)
     document = reading.document
     sections = reading.sections()
     name = document.out_dtype or document.dtype
@@ -77,7 +91,7 @@ def read(path: Path, content: object, find: Find = lambda _: None, *, label: str
     }
     return Merge(
         weights=weights[0] if len(weights) == 1 else Joined(weights),
-        record={"recipe": content, "dialect": "mergekit"},
+        record={"recipe": content, "dialect": "mergekit", **_given(fit)},
         like=like,
         notes=tuple(reading.notes(sections)),
         inputs=reading.inputs,
@@ -87,11 +101,17 @@ def read(path: Path, content: object, find: Find = lambda _: None, *, label: str
     )
 
 
+def _given(fit: Fit) -> dict[str, str]:
+    """The options that let tensors differ, as the record keeps them."""
+    options = {"on_extra": fit.on_extra, "on_missing": fit.on_missing}
+    return {name: value for name, value in options.items() if value != "error"}
+
+
 class _Reading:
     """A document with its models opened."""
 
-    def __init__(self, where: str, document: Document, ignored: list[Ignored], find: Find) -> None:
-        self.where, self.document, self._find_made = where, document, find
+    def __init__(self, where: str, document: Document, ignored: list[Ignored], find: Find, fit: Fit) -> None:
+        self.where, self.document, self._find_made, self.fit = where, document, find, fit
         self.method = METHODS[document.merge_method]
         self.models: dict[str, Weights] = {}
         self.tokens: int | None = None
@@ -257,6 +277,7 @@ class _Reading:
             (*inner, *self._shared),
             tuple(self._of_model(entry, place == base) for place, entry in enumerate(entries)),
             self._may_be_base,
+            self.fit,
         )
 
     @cached_property

@@ -1,7 +1,7 @@
 """Layers of the output that are merged from the same sources, and how."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -9,15 +9,16 @@ import torch
 
 from taskvec.edits.contradictions import note_distances
 from taskvec.edits.inputs import errors_at
-from taskvec.edits.layers import Origin
+from taskvec.edits.layers import Joined, Origin
 from taskvec.edits.mergekit.methods import Method, Values
 from taskvec.edits.mergekit.values import Scope, Value, join
 from taskvec.edits.parameters import value_at
 from taskvec.errors import InputError, KeyMismatch
 from taskvec.vectors import TaskVector
+from taskvec.vectors.checks import Fit, note_left_out
 from taskvec.vectors.edited import EditedWeights, edit
 from taskvec.weights import Weights
-from taskvec.weights.matched import Seen, see_as, without_computed
+from taskvec.weights.matched import Seen, see_as, without, without_computed
 from taskvec.weights.picked import widen
 
 
@@ -35,6 +36,7 @@ class Section:
         shared: parameters for all sources, the most specific first.
         of_models: for each source, its own parameters, which win over the shared ones.
         may_be_base: whether it may have no source but the base, which it is then.
+        fit: what becomes of tensors that the base, or the first source, has alone, or lacks.
     """
 
     where: str
@@ -46,11 +48,12 @@ class Section:
     shared: tuple[Scope, ...]
     of_models: tuple[Scope, ...]
     may_be_base: bool = False
+    fit: Fit = field(default_factory=Fit)
 
     def merge(self, dtype: torch.dtype | None) -> EditedWeights:
         """The layers, merged; lazy."""
         models, _ = self._seen
-        _check_same_names(self.where, models)
+        _check_same_names(self.where, models, models[self.base or 0])
         order = list(range(len(models)))
         start: Weights
         if self.base is None or self.method.base == "first":
@@ -89,7 +92,10 @@ class Section:
         with errors_at(self.where):
             seen = [Seen(model) if model is like else see_as(like, model) for model in self.sources]
         models, dropped = without_computed([view.weights for view in seen])
-        return widen(models), [*dropped, *(note for view in seen for note in view.notes)]
+        notes = [*dropped, *(note for view in seen for note in view.notes)]
+        first = models[self.base or 0]
+        notes += [note for model in models for note in note_left_out(first, model, self.fit)]
+        return widen([_fitted(first, model, self.fit) for model in models]), notes
 
     def given(self) -> list[Value]:
         """All values that the file gives."""
@@ -131,7 +137,15 @@ class Section:
             raise InputError(f"{self.where}: {number} models{beside}, expected {wanted}")
 
 
-def _check_same_names(where: str, models: Sequence[Weights]) -> None:
+def _fitted(first: Weights, model: Weights, fit: Fit) -> Weights:
+    """A model without what the first lacks, and with what it lacks itself, where that is let pass."""
+    extra = [name for name in model if name not in first] if fit.on_extra == "drop" else []
+    missing = [name for name in first if name not in model] if fit.on_missing == "zero" else []
+    held = without(model, extra)
+    return Joined([held, first], [list(held), missing], model.ref) if missing else held
+
+
+def _check_same_names(where: str, models: Sequence[Weights], first: Weights) -> None:
     """Refuse models of which one lacks a floating-point tensor that another has."""
     held = dict.fromkeys(
         name for model in models for name in (*model, *model.tied) if model.spec(name).dtype.is_floating_point
@@ -140,9 +154,14 @@ def _check_same_names(where: str, models: Sequence[Weights]) -> None:
         for name in held:
             if name not in model and not _is_alias(name, models):
                 holder = next(other for other in models if name in other)
+                way = (
+                    "--on-missing zero takes it as unchanged"
+                    if name in first
+                    else "--on-extra drop leaves it out"
+                )
                 raise KeyMismatch(
                     f"{where}: {model.ref} lacks {name!r}, expected it as in {holder.ref}; "
-                    "only models with the same tensors are merged"
+                    f"only models with the same tensors are merged; {way}"
                 )
 
 

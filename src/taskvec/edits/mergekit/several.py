@@ -9,13 +9,14 @@ from taskvec.edits.merge import Merge
 from taskvec.edits.mergekit.intermediate import Intermediate
 from taskvec.edits.mergekit.reading import read
 from taskvec.errors import InputError, and_more
+from taskvec.vectors.checks import Fit
 
 _Content = Mapping[str, Any]
 _DEEPEST = 20
 """How long a chain of documents may be; each is computed inside the one that names it."""
 
 
-def read_several(path: Path, documents: Sequence[object]) -> Merge:
+def read_several(path: Path, documents: Sequence[object], fit: Fit) -> Merge:
     """The merge of the document without a name, or of the last; the others are models that it may name.
 
     Raises: InputError, one line, for a document that does not fit, or is made of itself.
@@ -27,7 +28,7 @@ def read_several(path: Path, documents: Sequence[object]) -> Merge:
             f"{path}: {len(unnamed)} documents without a name, expected one; give the others a name"
         )
     final = unnamed[0] if unnamed else contents[-1]
-    named = _Named(path, [content for content in contents if content.get("name") is not None])
+    named = _Named(path, [content for content in contents if content.get("name") is not None], fit)
     made = named.read(final)
     notes = dict.fromkeys([*named.notes, *made.notes, *named.note_unused(final)])
     record = {**made.record, "recipe": contents}
@@ -43,10 +44,10 @@ def _mapping(path: Path, number: int, content: object) -> _Content:
 class _Named:
     """The documents that have a name, each merged when it is first asked for."""
 
-    def __init__(self, path: Path, contents: Sequence[_Content]) -> None:
+    def __init__(self, path: Path, contents: Sequence[_Content], fit: Fit) -> None:
         self.notes: list[str] = []
         self.faults: list[str] = []
-        self._path = path
+        self._path, self._fit = path, fit
         self._contents: dict[str, _Content] = {}
         self._made: dict[str, Intermediate] = {}
         self._begun: set[str] = set()
@@ -58,7 +59,8 @@ class _Named:
 
     def read(self, content: _Content) -> Merge:
         """The merge of a document."""
-        return read(self._path, content, self.find, label=str(content.get("name") or ""))
+        name = str(content.get("name") or "")
+        return read(self._path, content, self.find, label=name, fit=self._fit)
 
     def note_unused(self, final: _Content) -> Iterator[str]:
         """A note if there are documents that none is made of."""
