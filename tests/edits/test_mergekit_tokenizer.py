@@ -230,3 +230,23 @@ def test_slices_are_filled_up_too(models: Path) -> None:
     assert (network.config.vocab_size, network.config.num_hidden_layers, len(rows)) == (24, 4, 22)
     torch.testing.assert_close(open_weights("out")[EMBEDDING][:21], open_weights("base")[EMBEDDING])
     torch.testing.assert_close(open_weights("out")[HEAD][:21], open_weights("same")[HEAD])
+
+
+@pytest.mark.parametrize("models_merged", [["chat", "third"], ["third", "chat", "same"]])
+def test_a_union_that_no_tokenizer_can_hold_names_the_key_to_change(
+    models: Path, models_merged: Sequence[str]
+) -> None:
+    for name in ORDERS:  # tokenizers as libraries saved them before tokenizer.json
+        words = {token: place for place, token in enumerate(ORDERS[name])}
+        (models / name / "vocab.json").write_text(json.dumps(words))
+        (models / name / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"tokenizer_source: union: no model .* use tokenizer_source: base$"):
+        opened(models_merged, tokenizer_source="union", base_model="base")
+    made = opened(models_merged, tokenizer_source="base", base_model="base", parameters={"weight": 1})
+    assert len(made.weights[EMBEDDING]) == len(WORDS)
+
+
+def test_rows_without_known_tokens_beside_a_union_name_the_key(models: Path) -> None:
+    (models / "third" / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"third: 1 rows more than the base.* use tokenizer_source: base$"):
+        opened(["base", "third"], tokenizer_source="union", base_model="base")

@@ -121,7 +121,10 @@ def _count_rows(weights: Weights) -> int:
     embeddings = find_embeddings(weights)
     size = read_vocabulary_size(weights.folder)
     if not embeddings:
-        raise InputError(f"{weights.ref}: no embedding of tokens found, expected one; leave --vocab out")
+        raise InputError(
+            f"{weights.ref}: no embedding of tokens found, expected one; leave --vocab out "
+            "(tokenizer_source in mergekit's YAML)"
+        )
     if size is not None and size in embeddings.values():
         return size
     name, rows = next(iter(embeddings.items()))

@@ -62,7 +62,7 @@ def find_target(models: Sequence[Model], wanted: Wanted) -> Model:
     elif wanted.source == "base":
         target = models[0]
     else:
-        target = _common(models, wanted.source, pieces=wanted.rewritten)
+        target = _common(models, wanted.source, in_mergekit=wanted.rewritten)
     if wanted.rewritten and target.beyond and not target.files:
         target = _extended(target, {})
     target = _with_tokens(target, [token for token in wanted.tokens if token not in target.at])
@@ -120,35 +120,39 @@ def _with_tokens(target: Model, tokens: Sequence[str]) -> Model:
     return extended
 
 
-def _common(models: Sequence[Model], vocab: Vocab, *, pieces: bool) -> Model:
-    """The union or intersection of all."""
-    base = models[0]
+def _common(models: Sequence[Model], vocab: Vocab, *, in_mergekit: bool) -> Model:
+    """The union or intersection of all.
+
+    Args:
+        in_mergekit: whether it is as in mergekit, where a union has pieces of models' own vocabularies too.
+    """
+    base, key = models[0], "tokenizer_source:" if in_mergekit else "--vocab"
     if vocab == "union":
-        _check_named(models)
+        _check_named(models, key)
     sets = [model.names for model in models]
     wanted = frozenset.union(*sets) if vocab == "union" else frozenset.intersection(*sets)
     for model in models:
         if model.names == wanted:
             return model
-    extended = _extended(base, _beyond_the_base(models, pieces=pieces)) if vocab == "union" else base
+    extended = _extended(base, _beyond_the_base(models, pieces=in_mergekit)) if vocab == "union" else base
     if extended.names == wanted:
         return extended
     nearest = min(models, key=lambda model: len(model.names ^ wanted))
     odd = sorted(map(str, nearest.names ^ wanted))
     word = "lacks" if vocab == "union" else "has beyond them"
     raise InputError(
-        f"--vocab {vocab}: no model has exactly its {len(wanted)} tokens ({nearest.ref} {word} "
-        f"{odd[0]!r}{and_more(odd)}), expected one whose tokenizer can be kept; use --vocab base"
+        f"{key} {vocab}: no model has exactly its {len(wanted)} tokens ({nearest.ref} {word} "
+        f"{odd[0]!r}{and_more(odd)}), expected one whose tokenizer can be kept; use {key} base"
     )
 
 
-def _check_named(models: Sequence[Model]) -> None:
+def _check_named(models: Sequence[Model], key: str) -> None:
     base = models[0]
     unnamed = next((m for m in models if not m.named and len(m.keys) > len(base.keys)), None)
     if unnamed is not None and any(model.named for model in models):
         raise InputError(
             f"{unnamed.ref}: {len(unnamed.keys) - len(base.keys)} rows more than the base and no "
-            "tokenizer files to tell their tokens, expected tokenizer.json; or use --vocab base"
+            f"tokenizer files to tell their tokens, expected tokenizer.json; or use {key} base"
         )
 
 
