@@ -24,14 +24,7 @@ class Entry:
 def take_layers(where: str, entry: Entry, start: int, *, first: bool, last: bool) -> dict[str, str]:
     """Name in the output -> name in the model, of the tensors that a slice takes from it."""
     assert entry.span is not None
-    layers = count_layers(entry.model, entry.model.folder)
-    stacks = {stack: number for stack, number in layers.items() if number}
-    if len(stacks) != 1:
-        held = f"{', '.join(stacks)}; merge such models whole, by models" if stacks else "none"
-        raise InputError(
-            f"{where}: {entry.field}: slices are of models with one stack of layers, found {held}"
-        )
-    [(stack, number)] = stacks.items()
+    stack, number = _find_stack(where, entry)
     if entry.span[1] > number:
         raise InputError(
             f"{where}: {entry.field}.layer_range: {list(entry.span)}, "
@@ -50,6 +43,22 @@ def take_layers(where: str, entry: Entry, start: int, *, first: bool, last: bool
         elif entry.span[0] <= layer.number < entry.span[1]:
             names[renumber(name, start + layer.number - entry.span[0])] = name
     return names
+
+
+def _find_stack(where: str, entry: Entry) -> tuple[str, int]:
+    """The one stack of layers of a model, and how many there are.
+
+    Raises: InputError for none, and for several.
+    """
+    layers = count_layers(entry.model, entry.model.folder)
+    stacks = {stack: number for stack, number in layers.items() if number}
+    if len(stacks) != 1:
+        held = f"{', '.join(stacks)}; merge such models whole, by models" if stacks else "none"
+        raise InputError(
+            f"{where}: {entry.field}: slices are of models with one stack of layers, found {held}"
+        )
+    [found] = stacks.items()
+    return found
 
 
 def find_depths(names: Mapping[str, str], start: int, entry: Entry) -> dict[str, float]:
