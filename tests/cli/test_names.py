@@ -244,6 +244,17 @@ def test_where_all_names_fit_they_are_not_blamed(held: State, option: str, run: 
     )
 
 
+@pytest.mark.parametrize(("first", "second"), [(2, 3), (3, 2), (1, 3), (3, 1)])
+def test_another_depth_is_said(first: int, second: int, run: Runner) -> None:
+    for name, layers in {"base": first, "tuned": second}.items():
+        gone = tuple(f"layers.{layer}." for layer in range(layers, 3))
+        held = {key: value for key, value in state().items() if not any(one in key for one in gone)}
+        save_weights(held, f"{name}.safetensors")
+    done = run("diff", "base.safetensors", "tuned.safetensors", "-o", "v.safetensors")
+    assert done.code == 2 and f"it has {second} layers, and the base {first}: was it" in done.err
+    assert ("--on-extra drop" if first < second else "--on-missing zero") in done.err
+
+
 def held_at(held: State, name: str) -> Tensor:
     return next(value for key, value in held.items() if key.endswith(name))
 
