@@ -127,6 +127,22 @@ def test_there_is_none_for_a_config_that_nothing_is_built_of(change: dict[str, A
     assert network_in(tmp_path, 20) is None
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "bert", "num_labels": 10**8},
+        {"model_type": "gpt_neo", "num_layers": 1, "attention_types": [[["global"], 10**9]]},
+        {"model_type": "zamba2", "num_hidden_layers": 4, "num_mem_blocks": 1e9},
+        {"model_type": "resnet", "depths": [4000] * 100, "hidden_sizes": [8] * 100},
+        {"model_type": "funnel", "block_sizes": [4000] * 3, "block_repeats": [4000, 1, 1]},
+    ],
+)
+def test_a_config_never_makes_more_modules_than_a_network_has(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert network_in(tmp_path, 20) is None
+    torch.nn.Linear(2, 2)  # no limit is left behind
+
+
 def test_there_is_none_without_a_config(tmp_path: Path) -> None:
     assert network_in(tmp_path, 20) is None
     assert network_of(open_weights({"w": torch.zeros(2)})) is None

@@ -6,28 +6,43 @@ device.
 """
 
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from taskvec.errors import InputError
 from taskvec.reading import read_mapping
 from taskvec.weights.blocks import TensorSpec
 from taskvec.weights.lazy import Weights
 
-_COUNTS = re.compile(r"((^|_)(n|num)_(\w+_)?|_|^)(layers?|blocks?|experts?|stages?)$|depths?$")
+_COUNTS = re.compile(
+    r"((^|_)(n|num)_(\w+_)?|_|^)(layers?|blocks?|experts?|stages?)$|depths?$|attention_types$"
+)
 """Settings that say how many modules are made, one by one."""
+
+_NUMBERS = re.compile(r"(^|_)num_")
+_MOST = 1 << 20
+"""Things of any kind that a config may ask for: labels, speakers."""
 
 _MODULES = 4096
 """Modules of a kind that a config may ask for whatever the weights are: layers may share their tensors."""
+
+_PARTS = 1 << 16
+"""Modules and parameters of a network, whatever the weights are."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +245,8 @@ def _built(folder: Path, _: int, most: int) -> Network | None:
         content = read_mapping(folder / "config.json")
         if _asks_too_much(content, most):
             return None
-        model: nn.Module | None = build(folder, content)
+        with _at_most(max(_PARTS, 8 * most)):
+            model: nn.Module | None = build(folder, content)
     except Exception:  # of transformers, for configs that it cannot make anything of: any of many kinds
         return None
     return None if model is None else Network(str(folder), model)
@@ -257,7 +273,33 @@ def _asks_too_much(content: object, bound: int, key: str = "") -> bool:
         return any(_asks_too_much(value, bound, str(name)) for name, value in content.items())
     if isinstance(content, list):
         return any(_asks_too_much(value, bound, key) for value in content)
-    return isinstance(content, int) and content > bound and _COUNTS.search(key) is not None
+    if not isinstance(content, int | float):
+        return False
+    many = content > bound and _COUNTS.search(key) is not None
+    return many or (content > _MOST and _NUMBERS.search(key) is not None)
+
+
+@contextmanager
+def _at_most(bound: int) -> Iterator[None]:
+    """Refuse networks of more modules and parameters, as they are built by this thread.
+
+    Raises: InputError.
+    """
+    thread, made = threading.get_ident(), count(1)
+
+    def add(*_: object) -> None:
+        if threading.get_ident() == thread and next(made) > bound:
+            raise InputError(f"a network of more than {bound} modules and parameters")
+
+    hooks = (
+        register_module_module_registration_hook(add),
+        register_module_parameter_registration_hook(add),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _converted(converter: Any, key: str, model: nn.Module) -> dict[str, Tensor]:
