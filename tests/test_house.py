@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # The floors inside ``vectors``, the lowest first: a file imports from its own and from those below. A folder
 # stands for those of its files that are not named themselves.
 VECTOR_FLOORS: tuple[set[str], ...] = (
-    {"info", "base", "linear", "lora.lowrank"},
+    {"advice", "info", "base", "linear", "lora.lowrank"},
     {"delta", "checks"},
     {"directions", "edited", "fitting", "geometry", "noise", "statistics", "lora", "stored"},
     {"opening"},

@@ -325,3 +325,55 @@ def test_vectors_of_two_namings_are_compared(run: Runner) -> None:
     done = run("inspect", "v.safetensors", "w.safetensors", "--allow-other-base", "--json")
     cosines: Any = done.json["cosines"]
     assert done.code == 0 and cosines[0][1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (
+            lambda s: {k: v for k, v in s.items() if "norm" in k},
+            "the other tensors fit; if it was fine-tuned from this base, take it",
+        ),
+        (
+            lambda s: {"model.layers.9.mlp.up_proj.weight": torch.ones(6, 4), **s},
+            "it has 10 layers, and the base",
+        ),
+        (
+            lambda s: {**s, **{f"ema.{k}": v + 1 for k, v in s.items()}, "ema.x": torch.ones(1)},
+            "the other tensors fit; if it was fine-tuned from this base, leave",
+        ),
+        (lambda s: {"x.y": torch.ones(3)}, "most names differ"),
+        (lambda s: {}, "it holds no tensors; name the file"),
+        (
+            lambda s: {("out.weight" if k == "lm_head.weight" else k): v for k, v in s.items()},
+            "if it is 'lm_head.weight', say so with rename (--rename out.weight=lm_head.weight)",
+        ),
+        (
+            lambda s: {f"{who}.{k}": v for k, v in s.items() for who in ("student", "teacher")},
+            "such as --rename student.=",
+        ),
+    ],
+)
+def test_the_nearest_explanation_is_given(made: Callable[[State], State], words: str, run: Runner) -> None:
+    save_weights(state(), "base.safetensors")
+    save_weights(made(state(1)), "tuned.safetensors")
+    done = run("diff", "base.safetensors", "tuned.safetensors", "-o", "v.safetensors")
+    assert done.code == 2 and words in done.err, done.err
+
+
+@pytest.mark.parametrize("wrap", ["module._orig_mod.", "model.", "policy."])
+def test_slices_of_a_wrapped_model_go_under_the_names_of_the_first(wrap: str, run: Runner) -> None:
+    names = ("model.layers.1.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight")
+    for seed, kind in enumerate("ab"):
+        held = {**state(seed), **{name: torch.full((6, 4), float(seed)) for name in names[: seed + 1]}}
+        save_weights(held, kind)
+        save_weights({f"{wrap}{name}": value for name, value in held.items()}, f"w{kind}")
+    sources = ("{model: a, layer_range: [0, 2]}", "{model: B, layer_range: [1, 3]}")
+    slices = "slices:\n" + "".join(f"- sources: [{source}]\n" for source in sources)
+    for kind in ("b", "wb"):
+        Path("m.yaml").write_text(f"{slices}merge_method: passthrough\n".replace("B", kind))
+        done = run("merge", "m.yaml", "-o", f"o{kind}.safetensors")
+        assert done.code == 0, done.err
+    plain, wrapped = load_file("ob.safetensors"), load_file("owb.safetensors")
+    assert plain.keys() == wrapped.keys() and "model.layers.3.mlp.up_proj.weight" in plain
+    assert all(torch.equal(plain[name], wrapped[name]) for name in plain)

@@ -1,11 +1,11 @@
 """Whether two sets of weights, or a vector and a base, fit together; and in which words they do not."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from taskvec.errors import InputError, KeyMismatch, and_more
-from taskvec.names import block_of, count_blocks, goes_by_token, is_embedding, is_head, is_lookup
+from taskvec.names import goes_by_token, is_lookup
+from taskvec.vectors.advice import advise
 from taskvec.vectors.info import has_info
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.buffers import is_computed
@@ -73,13 +73,13 @@ def _check_same_names(base: Weights, tuned: Weights, fit: Fit) -> None:
         drop = "leave such tensors out with on_extra=drop (--on-extra drop)"
         raise KeyMismatch(
             f"{tuned.ref}: {extra[0]!r} found, expected no such tensor as the base lacks it{and_more(extra)}"
-            f"; {_advice(base, tuned, extra, _numbers(tuned, fit), drop, alone=not missing)}"
+            f"; {advise(base, tuned, extra, _numbers(tuned, fit), drop, alone=not missing)}"
         )
     if missing and fit.on_missing == "error":
         zero = "take it as unchanged with on_missing=zero (--on-missing zero)"
         raise KeyMismatch(
             f"{tuned.ref}: {missing[0]!r} is missing, expected it as in the base{and_more(missing)}; "
-            f"{_advice(base, tuned, missing, _numbers(base, fit), zero, alone=not extra)}"
+            f"{advise(base, tuned, missing, _numbers(base, fit), zero, alone=not extra)}"
         )
 
 
@@ -109,54 +109,6 @@ def _lacking(base: Weights, tuned: Weights, fit: Fit) -> list[str]:
 def _numbers(weights: Weights, fit: Fit) -> list[str]:
     """The tensors that hold numbers and take part."""
     return [name for name in weights if _counts(weights.spec(name)) and fit.choice.takes(name)]
-
-
-def _advice(
-    base: Weights, tuned: Weights, names: Sequence[str], of: Sequence[str], usual: str, *, alone: bool
-) -> str:
-    """What to do about tensors without a partner, where leaving them out may lose what is wanted.
-
-    ``alone``: all tensors of the other model have a partner, so that names are not the reason.
-    """
-    most = 2 * len(names) > len(of) > 1
-    if (depths := _depths(base, tuned, names)) is not None:
-        way = f"{depths}: was it fine-tuned from another model? If not, {usual}"
-    elif most and alone:
-        way = f"the other tensors fit; if it was fine-tuned from this base, {usual}"
-    elif most:
-        way = (
-            "most names differ: was it fine-tuned from another model? If not, say how they correspond with "
-            "rename (--rename OLD=NEW)"
-        )
-    else:
-        way = _tie_advice(base, tuned, names, usual)
-    return way + (f"; further: {list_some(names[1:])}" if len(names) > 1 else "")
-
-
-def _depths(base: Weights, tuned: Weights, names: Sequence[str]) -> str | None:
-    """How many layers two models have, if tensors have no partner for this reason alone."""
-    layers, held = count_blocks(tuned), count_blocks(base)
-    blocks = [block for block in map(block_of, names) if block is not None]
-    both = {stack: min(layers[stack], held[stack]) for stack in layers.keys() & held.keys()}
-    if len(blocks) < len(names) or any(block.number < both.get(block.stack, math.inf) for block in blocks):
-        return None
-    return f"it has {layers[blocks[0].stack]} layers, and the base {held[blocks[0].stack]}"
-
-
-def _tie_advice(base: Weights, tuned: Weights, names: Sequence[str], usual: str) -> str:
-    """What to do about an output layer that the other model ties to its embedding."""
-    heads = [name for name in names if is_head(name) and name in tuned]
-    tied = next((n for n in base if heads and is_embedding(n) and base.spec(n) == tuned.spec(heads[0])), None)
-    if tied is not None:
-        return f"if the base ties {heads[0]!r} to {tied!r}, save it untied first; else {usual}"
-    lost = [name for name in names if is_head(name) and name in base]
-    copy = next((n for n in tuned if lost and is_embedding(n) and tuned.spec(n) == base.spec(lost[0])), None)
-    if copy is not None:
-        return (
-            f"if it is tied to {copy!r}, say so beside the weights, in a config.json with "
-            f'"tie_word_embeddings": true; else {usual}'
-        )
-    return usual
 
 
 def _check_enough(base: Weights, tuned: Weights, fit: Fit) -> None:

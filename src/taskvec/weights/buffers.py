@@ -1,7 +1,7 @@
 """Tensors that checkpoints hold although the model computes them, or has them under another name too."""
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 
@@ -17,6 +17,9 @@ _COMPUTED = re.compile(
 )
 _MASK = re.compile(r"(^|\.)(attn|attention|self_attn|self_attention)\.(masked_)?bias$")
 
+_PAIRS = 1024
+"""Of embeddings and heads in a model that are compared at most."""
+
 _SHARED = re.compile(r"(^|\.)shared\.weight$")
 
 
@@ -30,30 +33,36 @@ def is_computed(name: str, spec: TensorSpec) -> bool:
     return _COMPUTED.search(name) is not None or (is_mask and _MASK.search(name) is not None)
 
 
-def twin_of(weights: Weights, name: str, among: Container[str]) -> str | None:
-    """A matrix of the same model, an embedding or a head as ``name`` is, that holds the same numbers.
+def find_twins(weights: Weights, names: Iterable[str], among: Container[str]) -> dict[str, str]:
+    """For each of some tensors that is an embedding or a head, one of the other kind with the same numbers.
 
     Args:
-        among: the names that it may have.
+        among: the names that those may have.
 
-    Cost: reads both.
+    Cost: reads embeddings and heads of the same shape; none of a model that has very many.
     """
-    spec = weights.spec(name)
-    if not goes_by_token(name) or len(spec.shape) < 2:
-        return None
-    for other in weights:
-        alike = other in among and weights.spec(other) == spec and _may_be_tied(name, other)
-        if alike and _are_equal(weights, name, other):
-            return other
-    return None
+    matrices = [name for name in weights if goes_by_token(name) and len(weights.spec(name).shape) > 1]
+    asked = {*names}.intersection(matrices)
+    held = [name for name in matrices if name in among]
+    if len(asked) * len(held) > _PAIRS:
+        return {}
+    twins = {name: next((n for n in held if _are_twins(weights, name, n)), None) for name in asked}
+    return {name: twin for name in matrices if (twin := twins.get(name)) is not None}
 
 
-def tied_head(base: Weights, name: str, seen: Weights) -> str | None:
-    """The embedding that a head of the base is in a model that ties the two, as its config.json says."""
-    if not is_head(name):
-        return None
-    alike = [n for n in seen if is_embedding(n) and seen.spec(n).shape == base.spec(name).shape]
-    return alike[0] if len(alike) == 1 and _ties(seen) else None
+def _are_twins(weights: Weights, name: str, other: str) -> bool:
+    alike = weights.spec(name) == weights.spec(other) and _may_be_tied(name, other)
+    return alike and _are_equal(weights, name, other)
+
+
+def find_tied(base: Weights, names: Iterable[str], seen: Weights) -> dict[str, str]:
+    """For heads of the base among ``names``: the embedding that they are in a model that ties the two, as its
+    config.json says."""
+    heads = [name for name in names if is_head(name)]
+    if len(heads) != 1:
+        return {}
+    alike = [n for n in seen if is_embedding(n) and seen.spec(n).shape == base.spec(heads[0]).shape]
+    return {heads[0]: alike[0]} if len(alike) == 1 and _ties(seen) else {}
 
 
 def _ties(weights: Weights) -> bool:
@@ -68,9 +77,7 @@ def _ties(weights: Weights) -> bool:
 
 def _may_be_tied(name: str, other: str) -> bool:
     """Whether networks have one tensor in both places: an embedding and a head, or a shared embedding."""
-    if not goes_by_token(other) or other == name:
-        return False
-    return is_head(name) != is_head(other) or any(map(_SHARED.search, (name, other)))
+    return name != other and (is_head(name) != is_head(other) or any(map(_SHARED.search, (name, other))))
 
 
 def _are_equal(weights: Weights, name: str, other: str) -> bool:

@@ -1,11 +1,12 @@
 """A model seen as another one is: under its names, in its layout, without what that computes by itself."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from taskvec.errors import KeyMismatch, and_more
 from taskvec.weights.blocks import TensorSpec
-from taskvec.weights.buffers import is_computed, tied_head, twin_of
+from taskvec.weights.buffers import find_tied, find_twins, is_computed
 from taskvec.weights.lazy import Weights
 from taskvec.weights.matching import Change, Match, match_names, plain_names
 from taskvec.weights.network import Conversion, Network, network_of
@@ -56,11 +57,21 @@ def named_as(base: Weights, other: Weights, renames: Renames | None = None) -> S
     return Seen(seen, tuple(notes))
 
 
+def named_like(base: Weights, other: Weights) -> Seen:
+    """Another model in the naming of a base, also of tensors that the base lacks, such as further layers."""
+    match = match_names(all_specs(base), all_specs(other))
+    held = {match.names.get(name, name) for name in all_names(other)}
+    free = Counter(match.lost.values())
+    lost = {name: there for name, there in match.lost.items() if there not in held and free[there] == 1}
+    names = {**match.names, **lost}
+    return Seen(renamed(other, names), tuple(renaming_notes(other.ref, names)))
+
+
 def _ambiguous(base: str, ref: str, first: Change, second: Change) -> KeyMismatch:
     """The error for names that two changes fit equally well."""
     return KeyMismatch(
         f"{ref}: its names fit those of {base} after {first} and after {second}, expected one way; "
-        "say which with rename (--rename OLD=NEW)"
+        f"say which with rename (--rename OLD=NEW), such as --rename {first.option()}"
     )
 
 
@@ -224,15 +235,15 @@ def _without_copies(base: Weights, seen: Weights) -> Seen:
     notes: list[str] = []
     extra, missing = _surplus(seen, base), _surplus(base, seen)
     computed = [name for name in extra if is_computed(name, seen.spec(name))]
-    copies = {name: twin for name in extra if (twin := twin_of(seen, name, base)) is not None}
+    copies = find_twins(seen, extra, base)
     if computed:
         notes.append(f"{seen.ref}: left out, as the model computes it: {list_some(computed)}")
     if copies:
         pairs = ", ".join(f"{name!r}, a copy of {twin!r}" for name, twin in copies.items())
         notes.append(f"{seen.ref}: left out, as the base has it once: {pairs}")
     seen = without(seen, [*computed, *copies])
-    twins = {name: twin for name in missing if (twin := twin_of(base, name, seen)) is not None}
-    tied = {name: twin for name in missing if (twin := tied_head(base, name, seen)) is not None}
+    twins = find_twins(base, missing, seen)
+    tied = find_tied(base, [name for name in missing if name not in twins], seen)
     for what, found in (("lacks a copy that the base keeps", twins), ("tied, and not in the base", tied)):
         if found:
             said = ", ".join(f"{name!r} is {twin!r}" for name, twin in found.items())

@@ -61,7 +61,18 @@ class Change(NamedTuple):
         >>> str(Change(("module",), ()))
         "'module.' -> ''"
         """
-        return " -> ".join(repr("".join(f"{word}." for word in words)) for words in self)
+        return " -> ".join(map(repr, self._texts()))
+
+    def option(self) -> str:
+        """As the user says it.
+
+        >>> Change(("module",), ()).option()
+        'module.='
+        """
+        return "=".join(self._texts())
+
+    def _texts(self) -> list[str]:
+        return ["".join(f"{word}." for word in words) for words in self]
 
 
 _SAME = Change((), ())

@@ -87,7 +87,7 @@ class Renames:
         """
         for old, new in self.given.items():
             pattern, _ = _compiled(old, new)
-            if not any(pattern.fullmatch(name) for name in names):
+            if not any(pattern.fullmatch(name) for name in _beginning(old, names)):
                 raise InputError(
                     f"rename: {ref}: no tensor's name matches {old!r}, the last is {_last(names)}; "
                     "correct it or leave it out"
@@ -104,7 +104,7 @@ class Renames:
         renamed: dict[str, str] = {}
         for old, new in self.given.items():
             pattern, parts = _compiled(old, new)
-            for name in names:
+            for name in _beginning(old, names):
                 match = pattern.fullmatch(name)
                 if match is not None:
                     stars = [match[number] or "" for number in range(1, len(parts))]
@@ -160,6 +160,12 @@ def _compiled(old: str, new: str) -> tuple[Pattern, list[str]]:
             "'model.*=language_model.model.*'"
         )
     return Pattern(_starred(old), "rename"), new.split("*")
+
+
+def _beginning(old: str, names: Sequence[str]) -> list[str]:
+    """The names that begin as a pattern does."""
+    start = old.partition("*")[0]
+    return [name for name in names if name.startswith(start)]
 
 
 def _last(names: Sequence[str]) -> str:

@@ -35,6 +35,7 @@ from taskvec.names import goes_by_token
 from taskvec.vectors.checks import Fit
 from taskvec.weights import Weights
 from taskvec.weights.dtypes import EDITABLE, short
+from taskvec.weights.matched import named_like
 from taskvec.weights.picked import Picked
 
 _ALIKE = Fit()
@@ -248,13 +249,13 @@ class _Reading:
         entries = []
         for place, source in enumerate(piece.sources):
             here = f"{field}.sources[{place}]"
-            model = self._open(f"{here}.model", source.model)
+            model = self._named(self._view(self._open(f"{here}.model", source.model)))
             entries.append(Entry(here, source.model, model, source.parameters, source.layer_range))
         self._check_distinct(entries, field)
         base = self._base(entries, piece.base_model or self.document.base_model, field)
         inner = self._scope(f"{field}.parameters", piece.parameters)
         names = [take_layers(self.where, entry, start, first=number == 0, last=last) for entry in entries]
-        sources = [Picked(self._view(entry.model), held) for entry, held in zip(entries, names, strict=True)]
+        sources = [Picked(entry.model, held) for entry, held in zip(entries, names, strict=True)]
         return self._section(f"{self.where}: {field}", entries, sources, names, base, (inner,), start)
 
     def _section(
@@ -362,6 +363,12 @@ class _Reading:
 
     def _view(self, model: Weights) -> Weights:
         return self._views.get(model.identity, model)
+
+    def _named(self, model: Weights) -> Weights:
+        """A model in the naming of the first, as slices of both make one stack of layers."""
+        seen = named_like(self._view(self.first), model)
+        self._notes += seen.notes
+        return seen.weights
 
     def _find(self, field: str, ref: str) -> Weights:
         """A model that may be another than those that are merged."""
