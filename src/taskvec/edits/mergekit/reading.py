@@ -23,12 +23,12 @@ from taskvec.edits.mergekit.modules import has_parts, read_parts
 from taskvec.edits.mergekit.references import open_reference, split_reference
 from taskvec.edits.mergekit.section import Section
 from taskvec.edits.mergekit.templates import choose_template
-from taskvec.edits.mergekit.tokenizer import find_wanted
+from taskvec.edits.mergekit.tokenizer import check_same_tokens, find_wanted
 from taskvec.edits.mergekit.values import Scope, check_names, idle_filters, parse_scope
 from taskvec.edits.passes import count_passes
 from taskvec.edits.roles import FILE, list_left
 from taskvec.edits.stacking import Place, group_layers, stack_config
-from taskvec.edits.tokens import check_in_order, read_tokens, replaces_tokenizer
+from taskvec.edits.tokens import check_in_order, replaces_tokenizer
 from taskvec.edits.vocabulary import align
 from taskvec.errors import InputError
 from taskvec.names import goes_by_token
@@ -349,7 +349,8 @@ class _Reading:
         models = [self.first, *(self._open(*source) for source in self._module.sources)]
         first, *others = {model.identity: model for model in models}.values()
         if self._module.slices:
-            self._check_same_tokens([first, *others])
+            with errors_at(self.where):
+                check_same_tokens([first, *others])
         field = "tokenizer_source" if self.document.tokenizer_source else "tokenizer.source"
         wanted = find_wanted(tokenizer, field, self._find, based=base is not None)
         with errors_at(self.where):
@@ -394,15 +395,3 @@ class _Reading:
         }
         advice = "bring the models to one vocabulary first, with a recipe that says vocab"
         self._check_order(givers.values(), advice)
-
-    def _check_same_tokens(self, models: Sequence[Weights]) -> None:
-        """Refuse slices of models whose tokenizers differ, as rows are moved in whole models only."""
-        base = read_tokens(models[0].folder)
-        for model in models[1:]:
-            tokens = read_tokens(model.folder)
-            if base is not None and tokens is not None and tokens != base:
-                differing = sorted(tokens.items() ^ base.items(), key=str)[0][0]
-                raise InputError(
-                    f"{self.where}: {model.ref}: its tokenizer differs from that of {models[0].ref}, "
-                    f"first in {differing!r}, expected the same for slices"
-                )

@@ -1,6 +1,6 @@
 """The tokenizer of the output, as a mergekit file asks for it, in terms of our vocabularies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -63,3 +63,16 @@ def _give(field: str, row: Row, open_model: Open) -> Given | None:
         of = source.token_id if source.token is None else source.token
         return Given(open_model(f"{field}.source.model", source.model), of, row.force)
     return Given(None, force=row.force)
+
+
+def check_same_tokens(models: Sequence[Weights]) -> None:
+    """Refuse slices of models whose tokenizers differ, as rows are moved in whole models only."""
+    base = read_tokens(models[0].folder)
+    for model in models[1:]:
+        tokens = read_tokens(model.folder)
+        if base is not None and tokens is not None and tokens != base:
+            differing = sorted(tokens.items() ^ base.items(), key=str)[0][0]
+            raise InputError(
+                f"{model.ref}: its tokenizer differs from that of {models[0].ref}, first in {differing!r}, "
+                "expected the same for slices"
+            )
