@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import taskvec as tv
+from language_models import save_language_model
 from taskvec.cli import COMMANDS
 from taskvec.config import Config
 from taskvec.rules import RULES
@@ -109,6 +110,17 @@ def test_the_snippets_on_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(snippet, names)
     assert names["evaluator"].values(names["points"].at({"shades": 1.0}), ["shades"], "test")["shades"] > 0.9
+
+
+def test_the_snippets_on_language_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_language_model(tmp_path / "gpt", "gpt2")
+    names: dict[str, Any] = {}
+    for snippet in re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "language-models.md").read_text(), re.DOTALL
+    ):
+        exec(snippet, names)
+    assert names["logits"].shape == (len(names["text"]) - 2, names["model"].dim)
 
 
 def test_the_snippet_on_vocabularies_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,10 @@ from taskvec.training.regimes import REGIMES
 
 ROOT = Path(__file__).parents[1]
 
-TEXT = {"text": "a type that transformers has a text model for"}
+TEXT = {
+    "text": "a type that transformers has a text model for",
+    "language": "a type that transformers has a language model for",
+}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ from taskvec.reading import shortened
 
 Modality = Literal["text", "image"]
 
+Outputs = Literal["features", "tokens"]
+"""What a model gives: features, a row an example; or the logits of tokens, a row a token that is scored."""
+
 
 class Backbone(nn.Module, ABC):
     """An encoder: inputs of one modality in, features (N, d) out, not normalised.
@@ -33,6 +36,7 @@ class Backbone(nn.Module, ABC):
     """
 
     modality: Modality
+    outputs: Outputs = "features"
 
     def __init__(
         self,

@@ -95,6 +95,19 @@ def reads_text(kind: str) -> bool:
     return not tables.isdisjoint({"MASKED_LM", "CAUSAL_LM", "TEXT_ENCODING", "SEQUENCE_CLASSIFICATION"})
 
 
+def writes_text(path: Path) -> bool:
+    """Whether a config.json is of a model that gives the logits of a next token."""
+    tables = set(_tables(model_type(path)))
+    both_ways = "MASKED_LM" in tables and not read_mapping(path).get("is_decoder")
+    return "SEQ_TO_SEQ_CAUSAL_LM" in tables or ("CAUSAL_LM" in tables and not both_ways)
+
+
+def has_encoder(path: Path) -> bool:
+    """Whether a config.json is of a language model with an encoder for its context."""
+    stated = read_mapping(path).get("is_encoder_decoder", True)
+    return bool(stated) and "SEQ_TO_SEQ_CAUSAL_LM" in _tables(model_type(path))
+
+
 def purpose_of(kind: str) -> str:
     """What transformers uses a type of model for, in words."""
     if kind not in _auto().CONFIG_MAPPING_NAMES:
@@ -189,12 +202,13 @@ def _check_size(kind: Any, folder: Path, held: int) -> None:
         )
 
 
-def load_tokenizer(ref: str, folder: Path, rows: int) -> Any:
+def load_tokenizer(ref: str, folder: Path, rows: int, *, padded: bool = True) -> Any:
     """The tokenizer of a folder or hub id.
 
     Args:
         folder: where its files are.
         rows: of the embedding that its numbers are looked up in.
+        padded: whether it has to pad texts.
 
     Raises: InputError, CorruptFile if it lacks files, they are damaged, or they are of another model.
     """
@@ -208,7 +222,7 @@ def load_tokenizer(ref: str, folder: Path, rows: int) -> Any:
         raise InputError(_no_tokenizer(folder, files))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token_id is None:
+    if padded and tokenizer.pad_token_id is None:
         raise InputError(f"{folder}: its tokenizer has no token for padding, and none for the end of a text")
     if tokenizer.vocab_size > rows:
         raise InputError(
@@ -260,8 +274,11 @@ def stored_names(folder: Path, network: nn.Module) -> dict[str, str]:
     """
     with open_weights(folder) as weights:
         names = [*weights, *weights.tied]
-        layout = Network(str(folder), network).layout({name: weights.spec(name) for name in names})
-    return {place: name for name, place in layout.renamed.items()}
+        built = Network(str(folder), network)
+        layout = built.layout({name: weights.spec(name) for name in names})
+    places = {place: name for name, place in layout.renamed.items()}
+    # A file may hold a tied tensor under the other of its names.
+    return {**{built.tied[place]: places[place] for place in built.tied if place in places}, **places}
 
 
 def rows_of(embedding: nn.Module | None) -> int:

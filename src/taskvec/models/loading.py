@@ -4,8 +4,15 @@ from pathlib import Path
 
 from taskvec.arguments import checked
 from taskvec.errors import InputError
-from taskvec.models.backbone import Backbone
-from taskvec.models.checkpoint import EDITING, config_file, model_type, purpose_of, reads_text
+from taskvec.models.backbone import Backbone, Outputs
+from taskvec.models.checkpoint import (
+    EDITING,
+    config_file,
+    model_type,
+    purpose_of,
+    reads_text,
+    writes_text,
+)
 from taskvec.models.known import LOADERS, MODELS, path_or_id
 from taskvec.reading import exists, is_folder, local_path
 from taskvec.registry import nearest
@@ -13,11 +20,14 @@ from taskvec.weights.hub import is_reference
 
 
 @checked
-def load_backbone(ref: str | Path) -> Backbone:
-    """The encoder behind a checkpoint folder, a known name, or a hub id ``org/name[@revision]``.
+def load_backbone(ref: str | Path, outputs: Outputs = "features") -> Backbone:
+    """The model behind a checkpoint folder, a known name, or a hub id ``org/name[@revision]``.
 
     What is on the disk wins over a known name and over a hub id of the same spelling. Weights are float32, in
     eval mode. Code inside a checkpoint is never run.
+
+    Args:
+        outputs: ``features`` of an encoder, or the logits of ``tokens`` of a language model.
 
     Raises: InputError, one line, for a reference that is none of these, with the nearest known model, and for
         files that do not make a model which can be trained and evaluated; MissingExtra without transformers.
@@ -32,21 +42,39 @@ def load_backbone(ref: str | Path) -> Backbone:
     # path in the cache of the hub, so it has no steps upward.
     elif not is_reference(name) or exists(place.parts[0]) or ".." in name.replace("@", "/").split("/"):
         raise InputError(f"{ref}: no folder, hub id or known model of this name; {nearest(name, MODELS)}")
-    backbone: Backbone = LOADERS[_kind(name)](name)
+    kind = _kind(name) if outputs == "features" else _language(name)
+    backbone: Backbone = LOADERS[kind](name)
     return backbone.eval()
+
+
+_OF_TEXT = ("text", "language")
+"""Loaders of many types of models."""
 
 
 def _kind(ref: str) -> str:
     """The loader for a checkpoint, by the model type that its config.json states."""
     path = config_file(ref)
     stated = model_type(path)
-    if stated in LOADERS and stated != "text":
+    if stated in LOADERS and stated not in _OF_TEXT:
         return stated
     if reads_text(stated):
         return "text"
-    others = " and ".join(kind for kind in LOADERS if kind != "text")
+    others = " and ".join(kind for kind in LOADERS if kind not in _OF_TEXT)
     raise InputError(
         f"{path}: model_type {stated!r}, {purpose_of(stated)}, is none that can be trained or evaluated; "
         "those are text models of transformers (bert, roberta, mpnet, modernbert, gpt2 and their kin), "
         f"{others} ({EDITING})"
+    )
+
+
+def _language(ref: str) -> str:
+    """The loader for a language model. Raises: InputError for a model of another kind."""
+    path = config_file(ref)
+    if writes_text(path):
+        return "language"
+    stated = model_type(path)
+    raise InputError(
+        f"{path}: model_type {stated!r}, {purpose_of(stated)}, is no language model that predicts the next "
+        "token (such as gpt2, llama, qwen2, t5, bart); it serves tasks of the kind 'classification' "
+        "at most"
     )
