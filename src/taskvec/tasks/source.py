@@ -119,6 +119,7 @@ SOURCES: Registry[type[Source]] = Registry(
         "jsonl": "taskvec.tasks.sources.tables:Jsonl",
         "csv": "taskvec.tasks.sources.tables:Csv",
         "parquet": "taskvec.tasks.sources.tables:Parquet",
+        "text": "taskvec.tasks.sources.texts:Text",
         "npz": "taskvec.tasks.sources.images:Npz",
         "images": "taskvec.tasks.sources.images:ImageFolder",
         "hf": "taskvec.tasks.sources.hub:Hub",

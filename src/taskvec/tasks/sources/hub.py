@@ -38,8 +38,8 @@ class Hub(Source):
     """Column of the second text, for tasks on pairs."""
     image: str | None = None
     """Column of the image."""
-    label: str = "label"
-    """Column of the label."""
+    label: str | None = "label"
+    """Column of the label; none for texts without labels."""
     local: str | None = None
     """Folder with the same images as ``train/<class>/*`` and ``test/<class>/*``, for work offline."""
 
@@ -49,8 +49,12 @@ class Hub(Source):
             return self._folder.rows(split)
         if split not in self.splits:
             return None
-        labels = [label_of(*cell, self.label) for cell in self._column(split, self.label)]
-        return Rows(self._inputs(split), labels, partial(self._where, split))
+        return Rows(self._inputs(split), self._labels(split), partial(self._where, split))
+
+    def _labels(self, split: SplitName) -> list[int | str]:
+        if self.label is None:
+            return [0] * len(self._table(split))
+        return [label_of(*cell, self.label) for cell in self._column(split, self.label)]
 
     def class_names(self) -> tuple[str, ...] | None:
         """Names that the label column declares."""
@@ -60,7 +64,7 @@ class Hub(Source):
             raise InputError(
                 f"{self.id}: 'splits' names no 'train', whose column of labels names the classes"
             )
-        names = getattr(self._table("train").features.get(self.label), "names", None)
+        names = getattr(self._table("train").features.get(self.label or ""), "names", None)
         return tuple(map(readable, names)) if names else None
 
     def digest(self) -> str:

@@ -48,8 +48,8 @@ class Table(Source):
     """Field of the text."""
     text2: str | None = None
     """Field of the second text, for tasks on pairs."""
-    label: str = "label"
-    """Field of the label: an index into the classes, or a class name."""
+    label: str | None = "label"
+    """Field of the label: an index into the classes, or a class name; none for texts without labels."""
     split: str = "split"
     """Field that tells the split, when all are in one file."""
     splits: dict[SplitName, str] = Field(default_factory=dict)
@@ -89,7 +89,8 @@ class Table(Source):
                 continue
             text = _text(row, self.text, where)
             inputs.append((text, _text(row, self.text2, where)) if self.text2 else text)
-            labels.append(label_of(_field(row, self.label, where), where, self.label))
+            label = 0 if self.label is None else label_of(_field(row, self.label, where), where, self.label)
+            labels.append(label)
             numbers.append(number)
         return Rows(inputs, labels, numbered(path, numbers))
 
