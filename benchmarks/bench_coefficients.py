@@ -27,7 +27,7 @@ from taskvec.evaluation.metrics import value
 from taskvec.evaluation.points import OrdinaryPoints
 from taskvec.models.heads import Head
 from taskvec.tangent.linearization import Linearization
-from taskvec.tasks.loaders import Batch
+from taskvec.tasks.objective import Batch
 from taskvec.training.loop import Params
 
 BATCHES, SIZE, LENGTH, CLASSES = 6, 8, 64, 100

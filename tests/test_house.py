@@ -14,8 +14,8 @@ from measure_house import circles_of, import_graph
 
 SOURCE = Path(taskvec.__file__).parent
 GROUND = {
-    *("_version", "arguments", "compiled", "config", "errors", "memory", "patterns", "pickles", "progress"),
-    *("names", "reading", "registry", "substitution", "writing"),
+    *("_version", "arguments", "code", "compiled", "config", "errors", "memory", "patterns", "pickles"),
+    *("names", "progress", "reading", "registry", "substitution", "writing"),
 }
 EDITING = {"weights", "rules", "vectors", "edits"}
 LEARNING = {"models", "tangent", "tasks", "statistics", "training"}

@@ -44,6 +44,11 @@ class Config(BaseModel):
             complaint = first_complaint(error, cls)
             raise InputError(f"{where}: {complaint}" if where else complaint) from None
 
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """What a file may say."""
+        return [field.alias or name for name, field in cls.model_fields.items()]
+
 
 def first_complaint(error: ValidationError, model: type[BaseModel] = Config) -> str:
     """What is wrong with the values of a model, in one line: ``field: what; hint``."""
@@ -88,6 +93,8 @@ def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
             # A key of a mapping, an index or a union tag: stay with the model that holds it.
             continue
         model = inner[0]
+    if issubclass(model, Config):
+        return model.known_keys()
     return [field.alias or name for name, field in model.model_fields.items()]
 
 

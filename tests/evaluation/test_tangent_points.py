@@ -17,7 +17,7 @@ from taskvec.evaluation.linear import LinearFeatures, linear_features
 from taskvec.evaluation.points import TangentPoints, own_space
 from taskvec.models.functional import encode
 from taskvec.tangent.linearization import Linearization
-from taskvec.tasks.loaders import Batch
+from taskvec.tasks.objective import Batch
 
 RECIPE = tv.TrainSettings(lr=2e-3, steps=6, batch_size=16, weight_decay=0.01, validations=0)
 TASKS = ["pets", "taste", "number"]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskvec.errors import InputError
+from taskvec.tasks.kinds.classification import Classification
 from taskvec.tasks.task import Split, Task, held_out_split
 
 
@@ -147,3 +148,13 @@ def test_fingerprints_follow_the_options_of_the_data(path: Path) -> None:
     data = {"source": "jsonl", "path": str(path)}
     assert task(path).fingerprint != task(path, data={**data, "text": "other"}).fingerprint
     assert task(path).fingerprint != task(path, data={**data, "splits": {"test": "train"}}).fingerprint
+
+
+def test_kinds_of_task_are_told_apart() -> None:
+    values = {"name": "demo", "classes": ["a", "b"], "data": {"source": "csv", "path": "x.csv"}}
+    plain = Task.parse("task", values)
+    assert type(plain) is Classification and plain.kind == "classification"
+    assert type(Task.parse("task", {**values, "kind": "classification"})) is Classification
+    for kind in ("clasification", 5, None):
+        with pytest.raises(InputError, match="kind: no kind of task called"):
+            Task.parse("task", {**values, "kind": kind})

@@ -33,7 +33,8 @@ def test_a_full_batch_step_a_round_is_multi_task_gradient_descent(evaluator: tv.
         leaves = {name: value.clone().requires_grad_() for name, value in theta.items()}
         losses = [
             torch.nn.functional.cross_entropy(
-                part.head(encode(backbone, leaves, backbone.collate(part.split.inputs))), part.split.labels
+                part.head(encode(backbone, leaves, backbone.collate(part.split.inputs))),  # type: ignore[operator]
+                part.split.labels,
             )
             for part in tasks
         ]

@@ -174,7 +174,8 @@ def test_tangent_training_is_gradient_descent_on_the_linearized_loss(evaluator: 
     def loss(tau: loop.Params) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):
             f0, slope = torch.func.jvp(lambda p: encode(backbone, p, batch), (theta0,), (tau,))  # type: ignore[misc]
-        return torch.nn.functional.cross_entropy(part.head(f0 + slope), part.split.labels)
+        logits: Tensor = part.head(f0 + slope)  # type: ignore[operator]
+        return torch.nn.functional.cross_entropy(logits, part.split.labels)
 
     tau = {name: torch.zeros_like(value) for name, value in theta0.items()}
     for _ in range(3):
@@ -223,7 +224,7 @@ def test_tangent_training_lowers_the_linearized_loss_and_leaves_the_model_alone(
     tau = train(backbone, before, [part], steps, space="tangent")
     lin, batch = linearized(backbone), backbone.collate(part.split.inputs)
     hits = [
-        (part.head(f).argmax(1) == part.split.labels).float().mean()
+        (part.head(f).argmax(1) == part.split.labels).float().mean()  # type: ignore[operator]
         for f in (encode(backbone, before, batch), lin(tau, batch))
     ]
     assert hits[1] > hits[0] + 0.2
@@ -233,7 +234,8 @@ def test_tangent_training_lowers_the_linearized_loss_and_leaves_the_model_alone(
 def gradient(backbone: tv.Backbone, at: loop.Params, part: tv.Part) -> dict[str, Tensor]:
     """The gradient of the mean loss over the whole split, in the order of the split."""
     leaves = {name: value.clone().requires_grad_() for name, value in at.items()}
-    logits = part.head(encode(backbone, leaves, backbone.collate(part.split.inputs)))
+    features = encode(backbone, leaves, backbone.collate(part.split.inputs))
+    logits: Tensor = part.head(features)  # type: ignore[operator]
     loss = torch.nn.functional.cross_entropy(logits, part.split.labels)
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 

@@ -1,6 +1,6 @@
 """``taskvec eval``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -13,8 +13,8 @@ from taskvec.training.regimes import Space
 
 if TYPE_CHECKING:
     from taskvec.evaluation.evaluator import Evaluator
-    from taskvec.evaluation.metrics import Score
     from taskvec.evaluation.points import Point
+    from taskvec.tasks.score import Score
     from taskvec.training.loop import Params
     from taskvec.vectors import TaskVector
 
@@ -61,6 +61,7 @@ def eval(
     from taskvec.evaluation.points import own_space
     from taskvec.models.loading import load_backbone
     from taskvec.tasks.suite import load_suite
+    from taskvec.tasks.task import outputs_for
 
     if expression is None and len(vector) > 1:
         raise InputError('several vectors need an expression, such as -e "0.5*a + 0.5*b"')
@@ -73,13 +74,16 @@ def eval(
     measured = load_suite(suite)
     names = distinct(task or list(measured.tasks), "--task")
     tasks = [measured.task(name) for name in names]
-    backbone = load_backbone(heads_from or model)
+    outputs = outputs_for(tasks)
+    backbone = load_backbone(heads_from or model, outputs)
     evaluator = Evaluator(
         backbone, tasks, limits={split: limit} if limit else {}, batch_size=batch_size, precision=precision
     )
     start = evaluator.pretrained
     if heads_from is not None:
-        start = {name: value.detach() for name, value in load_backbone(model).encoder_parameters().items()}
+        start = {
+            name: value.detach() for name, value in load_backbone(model, outputs).encoder_parameters().items()
+        }
         if start.keys() != evaluator.pretrained.keys():
             raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")
     point = _edited(evaluator, loaded, expression, start, space) if loaded else start
@@ -119,7 +123,11 @@ def _edited(
 
 def _print_scores(title: str, scores: "Mapping[str, Score]") -> None:
     from taskvec.evaluation.metrics import absolute
+    from taskvec.tasks.kinds.classification import ClassScore
 
+    if not all(isinstance(score, ClassScore) for score in scores.values()):
+        print_table(title, ["task", "metric", "value", "95 % interval", "examples"], list(_figures(scores)))
+        return
     rows = [
         [
             name,
@@ -131,7 +139,18 @@ def _print_scores(title: str, scores: "Mapping[str, Score]") -> None:
             score.examples,
         ]
         for name, score in scores.items()
+        if score.interval
     ]
     mean = f"{100 * absolute({name: score.value for name, score in scores.items()}):.1f}"
     columns = ["task", "metric", "value", "accuracy", "95 % interval", "macro-F1", "examples"]
     print_table(title, columns, [*rows, ["mean", "", mean, "", "", "", ""]])
+
+
+def _figures(scores: "Mapping[str, Score]") -> "Iterator[list[object]]":
+    """A row a task, whatever its kind."""
+    from taskvec.tasks.score import shown
+
+    for name, score in scores.items():
+        ends = score.interval or ()
+        interval = "–".join(shown(score.metric, end) for end in ends)
+        yield [name, score.metric, shown(score.metric, score.value), interval, score.examples]

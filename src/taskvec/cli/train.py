@@ -67,7 +67,9 @@ def train(
     from taskvec.errors import InputError
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.models.loading import load_backbone
+    from taskvec.tasks.score import shown
     from taskvec.tasks.suite import load_suite, suite_with
+    from taskvec.tasks.task import outputs_for
     from taskvec.training.finetune import finetune
     from taskvec.training.regimes import regime_called
     from taskvec.vectors import TaskVector
@@ -81,10 +83,9 @@ def train(
         raise InputError("--like and --regime random belong together: a random vector takes another's norms")
     chosen = load_suite(suite) if suite else suite_with(names[0])
     limits = {"train": limit} if limit else {}
-    backbone = load_backbone(model)
-    evaluator = Evaluator(
-        backbone, [chosen.task(name) for name in names], limits=limits, precision=settings.precision
-    )
+    tasks = [chosen.task(name) for name in names]
+    backbone = load_backbone(model, outputs_for(tasks))
+    evaluator = Evaluator(backbone, tasks, limits=limits, precision=settings.precision)
     check_space(output, sum(value.nbytes for value in evaluator.pretrained.values()))
 
     twin = TaskVector.load(like) if like is not None else None
@@ -121,7 +122,7 @@ def train(
     before = evaluator.scores(evaluator.pretrained, names, "test")
     norm = f"{vector.norm():.3f}"
     rows = [
-        [name, score.metric, f"{100 * before[name].value:.1f}", f"{100 * score.value:.1f}", norm]
+        [name, score.metric, shown(score.metric, before[name].value), shown(score.metric, score.value), norm]
         for name, score in scores.items()
     ]
     title = f"{output}, in tangent space" if space == "tangent" else str(output)

@@ -1,6 +1,6 @@
 """A backbone, its frozen heads and prepared data: what scores a set of parameters."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Literal, overload
 
@@ -9,18 +9,21 @@ from torch import Tensor
 
 from taskvec.arguments import checked
 from taskvec.errors import Diverged, InputError
-from taskvec.evaluation.metrics import Score, score, value
 from taskvec.evaluation.points import OrdinaryPoints, Point, Points, TangentPoint, TangentPoints, dense_deltas
 from taskvec.models.backbone import Backbone
 from taskvec.models.functional import encode
 from taskvec.models.heads import Head
 from taskvec.registry import nearest
 from taskvec.tangent.linearization import Linearization
-from taskvec.tasks.loaders import Batches, batches, head_for
+from taskvec.tasks.kinds.classification import Classifying
+from taskvec.tasks.loaders import Batches, in_batches
+from taskvec.tasks.objective import Batch, Objective, Tally
+from taskvec.tasks.score import Score, utility
 from taskvec.tasks.source import SplitName
-from taskvec.tasks.task import Split, Task
+from taskvec.tasks.split import Split
+from taskvec.tasks.task import Task
 from taskvec.training.loop import Params, autocast
-from taskvec.training.parts import Part, make_part
+from taskvec.training.parts import Part, check_outputs, make_part
 from taskvec.training.regimes import Space
 from taskvec.training.space import linearized
 from taskvec.vectors import TaskVector
@@ -56,12 +59,13 @@ class Evaluator:
                 raise InputError(
                     f"{task.name}: a task on {task.modality}s, and {backbone.ref} reads {backbone.modality}s"
                 )
+            check_outputs(backbone, task.name, task)
         self.backbone = backbone
         self.tasks = {task.name: task for task in tasks}
         self.limits = dict(limits or {})
         self.precision = precision
         self._batch_size = batch_size
-        self._heads: dict[str, Head] = {}
+        self._objectives: dict[str, Objective] = {}
         self._batches: dict[tuple[str, SplitName], Batches] = {}
 
     @cached_property
@@ -119,7 +123,7 @@ class Evaluator:
             batch_size=self._batch_size,
             precision=self.precision,
         )
-        other._heads = self._heads
+        other._objectives = self._objectives
         return other
 
     def task(self, name: str) -> Task:
@@ -132,15 +136,25 @@ class Evaluator:
         """A split of a task, cut to this evaluator's limit."""
         return self.task(name).split(split, limit=self.limits.get(split))
 
+    def objective(self, name: str) -> Objective:
+        """What the task asks of a model; with a frozen head, made with the pre-trained model."""
+        if name not in self._objectives:
+            self._objectives[name] = self.task(name).objective(self.backbone)
+        return self._objectives[name]
+
     def head(self, name: str) -> Head:
-        """The task's frozen head: class prompts in the text tower, or a probe on pre-trained features."""
-        if name not in self._heads:
-            self._heads[name] = head_for(self.backbone, self.task(name))
-        return self._heads[name]
+        """The frozen head of a classification: class prompts in the text tower, or a probe on features.
+
+        Raises: InputError for another kind of task.
+        """
+        objective = self.objective(name)
+        if not isinstance(objective, Classifying):
+            raise InputError(f"{name}: a task of kind {self.task(name).kind!r} has no head over classes")
+        return objective.head
 
     def part(self, name: str) -> Part:
         """What the task brings to training."""
-        return make_part(self.backbone, self.task(name), self.limits, self.head(name))
+        return make_part(self.backbone, self.task(name), self.limits, self.objective(name))
 
     def features(self, point: Point, name: str, split: SplitName) -> tuple[Tensor, Tensor]:
         """Features (N, d) float32 and labels (N,) of a split, in an order of this evaluator's own."""
@@ -150,33 +164,58 @@ class Evaluator:
     def logits(self, point: Point, name: str, split: SplitName) -> tuple[Tensor, Tensor]:
         """Logits (N, C) float32 and labels (N,), in the order of :meth:`features`.
 
-        Raises: Diverged when the model's outputs are no longer finite.
+        Raises: Diverged when the model's outputs are no longer finite; InputError for a task that is no
+            classification.
         """
+        head = self.head(name)
         features, labels = self.features(point, name, split)
         with torch.no_grad():
-            logits: Tensor = self.head(name)(features)
-        if not bool(logits.isfinite().all()):
-            raise Diverged(
-                f"{name}: the model's {split} outputs are not finite; the coefficient is too large"
-            )
+            logits: Tensor = head(features)
+        _check_finite(logits, name, split)
         return logits, labels
+
+    def outputs(self, point: Point, name: str, split: SplitName) -> Iterator[tuple[Tensor, Batch]]:
+        """The model's outputs (R, d), float32, with what they are compared to; in one piece for features."""
+        prepared = self._prepared(name, split)
+        if self.backbone.outputs == "features":
+            yield self._features(point, prepared), Batch({}, *prepared.targets())
+            return
+        for place in range(len(prepared)):
+            yield self._features(point, prepared[place : place + 1]), prepared[place]
+
+    @torch.no_grad()
+    def tally(self, point: Point, name: str, split: SplitName) -> Tally:
+        """What the figures of a split are made of, an entry an example.
+
+        Raises: Diverged when the model's outputs are no longer finite.
+        """
+        objective = self.objective(name)
+        pieces = [objective.tally(outputs, batch) for outputs, batch in self.outputs(point, name, split)]
+        tally = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+        for values in tally.values():
+            _check_finite(values, name, split)
+        return tally
 
     def score(self, point: Point, name: str, split: SplitName) -> Score:
         """All figures of a model on one split of one task."""
-        return score(*self.logits(point, name, split), self.task(name).metric)
+        return self.objective(name).score(self.tally(point, name, split))
 
     def values(self, point: Point, names: Iterable[str], split: SplitName) -> dict[str, float]:
-        """The tasks' own metrics, by task."""
-        return {name: value(*self.logits(point, name, split), self.task(name).metric) for name in names}
+        """The tasks' own metrics, by task, as protocols compare them: more is better."""
+        return {name: self._utility(point, name, split) for name in names}
 
     def scores(self, point: Point, names: Iterable[str], split: SplitName) -> dict[str, Score]:
         """All figures, by task."""
         return {name: self.score(point, name, split) for name in names}
 
+    def _utility(self, point: Point, name: str, split: SplitName) -> float:
+        objective = self.objective(name)
+        return utility(self.task(name).metric, objective.value(self.tally(point, name, split)))
+
     def _prepared(self, name: str, split: SplitName) -> Batches:
         if (name, split) not in self._batches:
-            rows, longest = self.split(name, split), self.task(name).max_length
-            self._batches[name, split] = batches(self.backbone, rows, self._batch_size, max_length=longest)
+            prepared = self.objective(name).prepare(self.backbone, self.split(name, split))
+            self._batches[name, split] = in_batches(prepared, self._batch_size)
         return self._batches[name, split]
 
     def _features(self, point: Point, prepared: Batches) -> Tensor:
@@ -184,3 +223,8 @@ class Evaluator:
             return point.features(prepared)
         with torch.no_grad(), autocast(self.precision):
             return torch.cat([encode(self.backbone, point, batch.inputs).float() for batch in prepared])
+
+
+def _check_finite(values: Tensor, name: str, split: SplitName) -> None:
+    if not bool(values.isfinite().all()):
+        raise Diverged(f"{name}: the model's {split} outputs are not finite; the coefficient is too large")

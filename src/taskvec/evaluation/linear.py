@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taskvec.arguments import checked
 from taskvec.tangent.linearization import Linearization
-from taskvec.tasks.loaders import Batch
+from taskvec.tasks.objective import Batch
 from taskvec.training.loop import Params, autocast
 
 

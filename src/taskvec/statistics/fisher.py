@@ -13,7 +13,8 @@ from taskvec.progress import Watch, unwatched
 from taskvec.tangent.ntk.gradients import SampleGradients
 from taskvec.tangent.ntk.samples import Samples, selected
 from taskvec.tangent.ntk.terms import Scatter, Term, matrix_shape
-from taskvec.tasks.loaders import Batch, batches, head_for
+from taskvec.tasks.loaders import batches, head_for
+from taskvec.tasks.objective import Batch
 from taskvec.tasks.source import SplitName
 from taskvec.tasks.task import Task
 

@@ -11,7 +11,7 @@ from taskvec.arguments import checked
 from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
-from taskvec.evaluation.metrics import Score, absolute
+from taskvec.evaluation.metrics import absolute
 from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import Grid, search_negation
 from taskvec.reports.drawing import Drawing, axes_in_a_row
@@ -22,6 +22,7 @@ from taskvec.studies.measured import Searched, coefficients, search_inputs, sear
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
+from taskvec.tasks.score import Score
 from taskvec.tasks.suite import Suite
 from taskvec.vectors import TaskVector
 

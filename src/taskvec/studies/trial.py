@@ -16,6 +16,7 @@ from taskvec.studies.experiment import Experiment
 from taskvec.studies.record import Plain, R, Record
 from taskvec.studies.store import Store, key_of
 from taskvec.tasks.suite import Suite
+from taskvec.tasks.task import outputs_for
 from taskvec.training.finetune import finetune
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector
@@ -89,9 +90,10 @@ class Lab:
     def evaluator(self) -> Evaluator:
         """The experiment's model and tasks. Raises: InputError."""
         experiment = self.plan.experiment
+        tasks = [self.plan.suite.task(name) for name in self.plan.digests]
         return Evaluator(
-            load_backbone(experiment.model),
-            [self.plan.suite.task(name) for name in self.plan.digests],
+            load_backbone(experiment.model, outputs_for(tasks)),
+            tasks,
             limits=self.plan.evaluation["limits"],
             batch_size=experiment.evaluation_batch,
             precision=self.plan.evaluation["precision"],

@@ -1,53 +1,34 @@
 """From splits to batches, features and heads."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from taskvec.models.backbone import Backbone, evaluating
 from taskvec.models.heads import Head, linear_probe, zero_shot_head
-from taskvec.tasks.task import Split, Task
+from taskvec.tasks.objective import Batch, Prepared
+from taskvec.tasks.source import SplitName
+from taskvec.tasks.split import Split
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A collated piece of a split.
-
-    Args:
-        inputs: keyword arguments of the backbone.
-        labels: (n,), int64.
-        index: (n,), int64, places in the split.
-    """
-
-    inputs: dict[str, Tensor]
-    labels: Tensor
-    index: Tensor
-
-    def inputs_on(self, device: torch.device) -> dict[str, Tensor]:
-        """The inputs, on a device."""
-        return {key: value.to(device) for key, value in self.inputs.items()}
-
-
-class Prepared:
-    """A split whose texts are tokenised, once; images stay where they are, as all of them would not fit.
-
-    Attributes:
-        labels: (N,), int64.
-        sizes: (N,), int64, what each input costs, relative to the others.
-    """
+class Examples(Prepared):
+    """Inputs of an encoder, one row of features each."""
 
     def __init__(self, backbone: Backbone, split: Split, max_length: int | None = None) -> None:
-        self._backbone, self.labels = backbone, split.labels
+        self._backbone, self._labels = backbone, split.labels
         self._inputs = backbone.prepare(split.inputs, max_length)
         self.sizes = torch.tensor([backbone.size(prepared) for prepared in self._inputs], dtype=torch.int64)
+        self.rows = torch.ones_like(self.sizes)
 
-    def batch(self, places: Tensor) -> Batch:
-        """The examples at some places."""
-        inputs = self._backbone.stack([self._inputs[place] for place in places.tolist()])
-        return Batch(inputs, self.labels[places], places)
+    def inputs(self, places: Tensor) -> dict[str, Tensor]:
+        """Stacked by the backbone."""
+        return self._backbone.stack([self._inputs[place] for place in places.tolist()])
+
+    def targets(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels as the split has them."""
+        return self._labels[places], places
 
 
 class Batches(Sequence[Batch]):
@@ -58,8 +39,12 @@ class Batches(Sequence[Batch]):
 
     @property
     def labels(self) -> Tensor:
-        """Labels (N,), int64, in the order of the batches."""
-        return self._prepared.labels[torch.cat([torch.arange(0), *self._places])]
+        """Labels (R,) of all rows, in the order of the batches."""
+        return self.targets()[0]
+
+    def targets(self) -> tuple[Tensor, Tensor]:
+        """Labels and index (R,) of all rows, in the order of the batches; no input is stacked for them."""
+        return self._prepared.targets(torch.cat([torch.arange(0), *self._places]))
 
     def __len__(self) -> int:
         return len(self._places)
@@ -78,14 +63,18 @@ def batches(
     max_length: int | None = None,
     sort: bool = True,
 ) -> Batches:
-    """A split, tokenised once and cut into batches.
+    """The inputs of an encoder, tokenised once and cut into batches, see :func:`in_batches`."""
+    return in_batches(Examples(backbone, split, max_length), batch_size, sort=sort)
+
+
+def in_batches(prepared: Prepared, batch_size: int, *, sort: bool = True) -> Batches:
+    """A split, made ready once, cut into batches.
 
     Args:
-        sort: put texts of similar length together, so that little is padded; ``index`` tells where they were.
+        sort: put inputs of similar size together, so that little is padded; ``index`` tells where they were.
     """
-    prepared = Prepared(backbone, split, max_length)
-    order = prepared.sizes.argsort(stable=True) if sort else torch.arange(len(split))
-    return Batches(prepared, torch.split(order, batch_size) if len(split) else [])
+    order = prepared.sizes.argsort(stable=True) if sort else torch.arange(len(prepared.sizes))
+    return Batches(prepared, torch.split(order, batch_size) if len(order) else [])
 
 
 @torch.no_grad()
@@ -98,7 +87,34 @@ def features(backbone: Backbone, of: Sequence[Batch]) -> Tensor:
     return result
 
 
-def head_for(backbone: Backbone, task: Task, *, batch_size: int = 64) -> Head:
+class Headed(Protocol):
+    """A task that declares how its frozen head is made."""
+
+    @property
+    def head(self) -> str:
+        """``zero-shot`` or ``linear-probe``."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names."""
+
+    @property
+    def templates(self) -> Sequence[str]:
+        """Prompts."""
+
+    @property
+    def wordings(self) -> Mapping[str, Sequence[str]]:
+        """What stands in a prompt for a class."""
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that a text is cut to."""
+
+    def split(self, split: SplitName, limit: int | None = None) -> Split:
+        """Its examples."""
+
+
+def head_for(backbone: Backbone, task: Headed, *, batch_size: int = 64) -> Head:
     """The frozen head that a task declares, made with the pre-trained backbone.
 
     A linear probe is fitted on the whole training split, however little of it a fine-tuning sees: all vectors

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, SerializeAsAny, model_validator
 
 from taskvec.arguments import checked
 from taskvec.config import Config, read_yaml
@@ -27,7 +27,7 @@ class Suite(Config):
     """The model its heads and prompts were made for."""
     control: str | None = None
     """The task that negation must leave alone."""
-    tasks: dict[str, Task] = Field(min_length=1)
+    tasks: dict[str, SerializeAsAny[Task]] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _control_is_a_task(self) -> "Suite":

@@ -1,122 +1,81 @@
-"""A task: splits of labelled examples, the recipe of its frozen head, its metric."""
+"""A task: splits of examples and what it asks of a model; its kind says the rest."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
 import xxhash
 from pydantic import (
     Field,
+    ModelWrapValidatorHandler,
     PositiveInt,
     PrivateAttr,
     SerializeAsAny,
-    field_serializer,
     field_validator,
     model_validator,
 )
 
-from taskvec.arguments import checked
 from taskvec.config import Config
 from taskvec.errors import InputError
-from taskvec.reading import shown
 from taskvec.registry import nearest
-from taskvec.tasks.metrics import METRICS
+from taskvec.tasks.kinds import KINDS
 from taskvec.tasks.source import SOURCES, SPLITS, Rows, Source, SplitName
+from taskvec.tasks.split import Split, held_out_split
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from taskvec.models.backbone import Backbone, Outputs
+    from taskvec.tasks.objective import Objective
 
+__all__ = ["Split", "Task", "held_out_split"]
 
-Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+DEFAULT = "classification"
+"""The kind of a task that names none."""
 
 _WHERE = {"path", "files", "local"}
 """Options of a source that say where data lie and not what they are."""
 
 
-@checked
-@dataclass(frozen=True)
-class Split:
-    """Examples of one split.
+class Task(Config, ABC):
+    """One task, as a suite file declares it. Data are read when a split is asked for.
 
-    Args:
-        inputs: texts, pairs of texts, a uint8 tensor (N, H, W, 3), or images read on access.
-        labels: (N,), int64, places in the task's classes.
+    ``Task(kind=...)``, ``Task.parse`` and suites give a task of the class that ``KINDS`` has for its kind.
     """
 
-    inputs: Sequence[Any]
-    labels: "Tensor"
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, places: "Tensor") -> list[Any]:
-        """The inputs at some places, in the order given."""
-        return [self.inputs[place] for place in places.tolist()]
-
-    def first(self, limit: int | None) -> "Split":
-        """The first ``limit`` examples; all for none."""
-        if limit is None or limit >= len(self):
-            return self
-        return Split(self.inputs[:limit], self.labels[:limit])
-
-    def draw(self, count: int, seed: int) -> "Split":
-        """Some examples, drawn without replacement; all of them, shuffled, if there are fewer."""
-        import torch
-
-        places = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
-        return self.at(places)
-
-    def at(self, places: "Tensor") -> "Split":
-        """The examples at some places, in the order given."""
-        return Split(taken(self.inputs, places.tolist()), self.labels[places])
-
-
-class Task(Config):
-    """One classification task, as a suite file declares it. Data are read when a split is asked for."""
+    outputs: ClassVar["Outputs"]
+    """What it needs of a model: its features, or its tokens' logits."""
+    unkeyed: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are left out of the fingerprint, being younger than records that exist."""
 
     name: str = Field(pattern=r"^[\w-][\w.-]*$", max_length=100)
     """Also the name of files: letters, digits and ``_ . -``, not beginning with a dot."""
     version: PositiveInt = 1
     """Raised when data, classes, prompts or splits change: figures of two versions do not compare."""
     description: str = ""
+    kind: str
+    """A key of ``KINDS``."""
     modality: Literal["text", "image"] = "text"
     data: SerializeAsAny[Source]
-    names: Words | None = Field(alias="classes")
-    """Class names by label; ``from-data`` in a suite file, none here, where the data carry them."""
-    templates: Words = ("{}",)
-    """Prompts of a zero-shot head, ``{}`` standing for the class."""
-    wordings: dict[str, Words] = Field(default_factory=dict)
-    """What stands in a prompt for a class, where its name does not describe it well."""
-    labels: dict[int | str, str | None] | None = None
-    """Class of each label found in the data; none drops its rows. Needed when the two differ."""
-    keep: Words | None = None
-    """Classes whose rows make up the task; the head keeps all classes. None keeps every row."""
-    head: Literal["zero-shot", "linear-probe"] = "zero-shot"
-    metric: str = "accuracy"
-    """One of ``METRICS``; more is better."""
-    max_length: PositiveInt | None = None
-    """Tokens that a text is cut to."""
-    epochs: PositiveInt | None = None
-    """Epochs of the usual fine-tuning recipe, where one is established."""
 
     _loaded: dict[str, Split] = PrivateAttr(default_factory=dict)
 
-    @field_validator("metric")
-    @classmethod
-    def _known_metric(cls, name: str) -> str:
-        if name not in METRICS:
-            raise ValueError(f"no metric called {name!r}; {nearest(name, METRICS)}")
-        return name
+    def __new__(cls, **values: Any) -> "Task":
+        """Of the class of its kind."""
+        kind = values.get("kind", DEFAULT)
+        known = isinstance(kind, str) and kind in KINDS  # what is not, validation names
+        made: Task = super().__new__(KINDS[kind if known else DEFAULT] if cls is Task else cls)
+        return made
 
-    @field_validator("names", mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _names_from_data(cls, value: object) -> object:
-        return None if value == "from-data" else value
-
-    @field_serializer("names")
-    def _as_in_a_file(self, names: Words | None) -> Words | str:
-        return "from-data" if names is None else names
+    def _of_its_kind(cls, values: Any, handler: ModelWrapValidatorHandler["Task"]) -> "Task":
+        if cls is not Task or not isinstance(values, dict):
+            return handler(values)
+        kind = values.get("kind", DEFAULT)
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise ValueError(f"kind: no kind of task called {kind!r}; {nearest(str(kind), KINDS)}")
+        _check_keys(values, kind)
+        task: Task = KINDS[kind].model_validate(values)
+        return task
 
     @field_validator("data", mode="before")
     @classmethod
@@ -128,44 +87,46 @@ class Task(Config):
         name = str(value["source"])
         return SOURCES[name].parse(name, value)
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "Task":
-        for template in self.templates:
-            if "{}" not in template:
-                raise ValueError(f"template {template!r} has no '{{}}' for the name of the class")
-        if self.names is None:
-            return self
-        if len(set(self.names)) != len(self.names) or len(self.names) < 2:
-            raise ValueError(f"classes {list(self.names)}, expected two or more, each once")
-        for name in (*self.wordings, *(self.keep or ()), *filter(None, (self.labels or {}).values())):
-            if name not in self.names:
-                raise ValueError(f"no class called {name!r}; {nearest(name, self.names)}")
-        return self
-
     def __copy__(self) -> "Task":
         # A copy with other fields (``model_copy``) must not answer with rows read under the old ones.
         copied = super().__copy__()
         copied._loaded = {}
         return copied
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names; reads the data if they alone carry them."""
-        if self.names is not None:
-            return self.names
-        stated = self.data.class_names()
-        if stated is None:
-            raise InputError(f"{self.name}: the data carry no class names; list them under 'classes'")
-        if len(stated) < 2 or len(set(stated)) < len(stated):
-            raise InputError(
-                f"{self.name}: the classes in the data are {shown(stated)}, expected several, each once"
-            )
-        return stated
+    @classmethod
+    def known_keys(cls) -> list[str]:
+        """What a suite file may say of a task: of this kind, or of any for the base."""
+        if cls is not Task:
+            return super().known_keys()
+        return list(dict.fromkeys(key for kind in KINDS.values() for key in kind.known_keys()))
+
+    if TYPE_CHECKING:
+
+        @property
+        def metric(self) -> str:
+            """What protocols compare; a field of every kind."""
+
+        def __getattr__(self, name: str) -> Any:
+            """A field of the task's kind."""
+
+    @abstractmethod
+    def objective(self, backbone: "Backbone") -> "Objective":
+        """What the task asks of a model's outputs; a frozen head is made with this, the pre-trained one.
+
+        Raises: InputError if the model does not serve this kind of task.
+        """
+
+    @abstractmethod
+    def examples(self, split: SplitName, rows: Rows) -> Split:
+        """The rows of a split as examples; there is one row at least.
+
+        Raises: InputError naming the row at fault.
+        """
 
     @property
     def fingerprint(self) -> str:
         """Digest of everything that decides what a figure on this task means, data included."""
-        fields = self.model_dump_json(exclude={"description", "data", "epochs"})
+        fields = self.model_dump_json(exclude={"description", "data", "epochs", *self.unkeyed})
         options = self.data.model_dump_json(exclude=_WHERE)
         return xxhash.xxh3_128(f"{fields}{options}{self.data.digest()}".encode()).hexdigest()
 
@@ -186,11 +147,11 @@ class Task(Config):
 
     def _load(self, split: SplitName) -> dict[str, Split]:
         if split == "test":
-            return {"test": self._labelled("test", self.data.rows("test"))}
+            return {"test": self._examples("test", self.data.rows("test"))}
         held_out = self.data.rows("validation")
         if held_out is not None and split == "validation":
-            return {"validation": self._labelled("validation", held_out)}
-        train = self._labelled("train", self.data.rows("train"))
+            return {"validation": self._examples("validation", held_out)}
+        train = self._examples("train", self.data.rows("train"))
         if held_out is not None:
             return {"train": train}
         try:
@@ -198,59 +159,24 @@ class Task(Config):
         except InputError as error:
             raise InputError(f"{self.name}: {error}") from None
 
-    def _labelled(self, split: SplitName, rows: Rows | None) -> Split:
-        """Rows with their labels as places in the classes; dropped ones left out."""
-        import torch
-
+    def _examples(self, split: SplitName, rows: Rows | None) -> Split:
         if rows is None or not len(rows.inputs):
             raise InputError(f"{self.name}: the {split} split is empty")
-        classes = self.classes
-        places = {name: place for place, name in enumerate(classes)}
-        kept: list[int] = []
-        labels: list[int] = []
-        for row, label in enumerate(rows.labels):
-            name = self._class_of(label, classes, rows, row)
-            if name is not None and (self.keep is None or name in self.keep):
-                kept.append(row)
-                labels.append(places[name])
-        if not kept:
-            raise InputError(f"{self.name}: the {split} split is empty after dropping labels")
-        inputs = rows.inputs if len(kept) == len(rows.inputs) else taken(rows.inputs, kept)
-        examples: Any = torch.from_numpy(inputs) if isinstance(inputs, np.ndarray) else inputs
-        return Split(examples, torch.tensor(labels))
-
-    def _class_of(self, label: int | str, classes: Sequence[str], rows: Rows, row: int) -> str | None:
-        if self.labels is not None:
-            if label in self.labels:
-                return self.labels[label]
-            known = ", ".join(map(repr, self.labels))
-            raise InputError(f"{rows.where(row)}: label {shown(label)}, expected one of 'labels' ({known})")
-        if isinstance(label, int) and 0 <= label < len(classes):
-            return classes[label]
-        if label in classes:
-            return str(label)
-        raise InputError(
-            f"{rows.where(row)}: label {shown(label)} is outside the {len(classes)} classes of {self.name!r}"
-        )
+        return self.examples(split, rows)
 
 
-def held_out_split(train: Split, share: float = 0.1, most: int = 5000) -> tuple[Split, Split]:
-    """A training split cut into train and validation by a permutation of seed 0.
-
-    Source: the ``...Val`` data sets of the task-arithmetic code, arXiv:2212.04089.
-    """
-    import torch
-
-    count = min(int(share * len(train)), most)
-    if count == 0:
-        raise InputError(f"{len(train)} training rows are too few to hold out a validation split; give one")
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    return train.at(order[:-count]), train.at(order[-count:])
+def outputs_for(tasks: Iterable[Task]) -> "Outputs":
+    """What tasks need of their model. Raises: InputError if it is not the same for all."""
+    needed = {task.outputs: task for task in tasks}
+    if len(needed) > 1:
+        one, other = (f"{task.name!r} ({task.kind})" for task in list(needed.values())[:2])
+        raise InputError(f"tasks {one} and {other} need models of different outputs; take one kind at a time")
+    return next(iter(needed), "features")
 
 
-def taken(inputs: Sequence[Any], places: Sequence[int]) -> Sequence[Any]:
-    """Inputs at some places, of the same kind as given: a list of a list, an array of an array."""
-    if isinstance(inputs, list):
-        return [inputs[place] for place in places]
-    several: Any = inputs
-    return several[list(places)]  # type: ignore[no-any-return]
+def _check_keys(values: Mapping[str, Any], kind: str) -> None:
+    """Refuse a key that another kind of task has. Raises: ValueError."""
+    for key in values:
+        others = [name for name, of in KINDS.items() if key in of.known_keys()]
+        if others and kind not in others:
+            raise ValueError(f"{key}: a key of kind {others[0]!r}, and this task is of kind {kind!r}")

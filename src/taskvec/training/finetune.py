@@ -80,7 +80,7 @@ def as_vector(
         **settings.model_dump(),
         "examples": {part.name: len(part.split) for part in parts},
         "tasks": {part.name: part.fingerprint for part in parts},
-        "heads": {part.name: part.head.fingerprint() for part in parts},
+        "heads": {part.name: part.objective.fingerprint() for part in parts},
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **more,

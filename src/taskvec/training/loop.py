@@ -10,14 +10,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from taskvec.errors import TaskvecError
 from taskvec.models.backbone import Backbone
 from taskvec.models.functional import encode
-from taskvec.models.heads import Head
 from taskvec.progress import Watch, unwatched
-from taskvec.tasks.loaders import Prepared
+from taskvec.tasks.objective import Objective, Prepared
 from taskvec.training.checkpoint import Checkpoint
 from taskvec.training.parts import Part, check_parts
 from taskvec.training.regimes import Space
@@ -63,11 +61,11 @@ def train(
     Raises: InputError for an empty split or a label outside the head's classes; TaskvecError when the loss
         is no longer finite.
     """
-    check_parts(parts)
+    check_parts(backbone, parts)
     moved = _Moved(backbone, start, space)
     leaves = moved.leaves
     optimizer = _optimizer(settings, list(leaves.values()))
-    prepared = [Prepared(backbone, part.split, part.max_length) for part in parts]
+    prepared = [part.objective.prepare(backbone, part.split) for part in parts]
     sizes = [of_part.sizes for of_part in prepared]
     steps = total_steps(list(map(len, sizes)), settings)
     state = Checkpoint(checkpoint, leaves, optimizer, _signature(parts, settings, space, sign, start))
@@ -76,8 +74,8 @@ def train(
     for step, chunk in enumerate(islice(_stream(sizes, settings), done, None), start=done):
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * _schedule(step, steps, settings)
-        head = parts[chunk.part].head
-        loss = _accumulate(moved, head, prepared[chunk.part], chunk.places, settings, sign)
+        asked = parts[chunk.part].objective
+        loss = _accumulate(moved, asked, prepared[chunk.part], chunk.places, settings, sign)
         if not math.isfinite(loss):
             if sign < 0:
                 break  # ascent may diverge: the last finite weights are its result
@@ -113,8 +111,8 @@ class _Moved:
         else:
             self.leaves = {name: value.clone().requires_grad_() for name, value in self._start.items()}
 
-    def features(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """(n, d), differentiable in the leaves."""
+    def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(R, d), differentiable in the leaves."""
         if self.space == "tangent":
             return self._lin(self.leaves, batch)  # type: ignore[no-any-return]
         return encode(self.backbone, {**self._rest, **self.leaves}, batch)
@@ -176,15 +174,15 @@ def _shuffled(sizes: Tensor, batch: int, order: torch.Generator) -> Sequence[Ten
 
 
 def _accumulate(
-    moved: _Moved, head: Head, prepared: Prepared, places: Tensor, settings: TrainSettings, sign: float
+    moved: _Moved, asked: Objective, prepared: Prepared, places: Tensor, settings: TrainSettings, sign: float
 ) -> float:
     """Add the gradient of the mean loss at ``places`` to the parameters that want one; return that loss."""
-    total = 0.0
+    total, rows = 0.0, int(prepared.rows[places].sum())
     for micro in torch.split(places, math.ceil(len(places) / settings.accumulation)):
         batch = prepared.batch(micro)
         with autocast(settings.precision):
-            features = moved.features(batch.inputs)
-        loss = cross_entropy(head(features.float()), batch.labels) * (len(micro) / len(places))
+            outputs = moved.outputs(batch.inputs)
+        loss = asked.loss(outputs.float(), batch) * (len(batch.index) / rows)
         torch.autograd.backward(sign * loss)
         total += loss.item()
     return total
@@ -214,7 +212,7 @@ def _signature(
         {
             "settings": settings.model_dump(exclude={"validations"}),
             "parts": [
-                [part.name, part.fingerprint, len(part.split), part.head.fingerprint()] for part in parts
+                [part.name, part.fingerprint, len(part.split), part.objective.fingerprint()] for part in parts
             ],
             "space": space,
             "sign": sign,

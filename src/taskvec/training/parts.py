@@ -1,49 +1,84 @@
-"""What a task brings to training: examples and a frozen head."""
+"""What a task brings to training: examples, and what is asked of the model on them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.heads import Head
-from taskvec.tasks.loaders import head_for
-from taskvec.tasks.task import Split, Task
+from taskvec.tasks.kinds import KINDS
+from taskvec.tasks.kinds.classification import Classifying
+from taskvec.tasks.objective import Objective
+from taskvec.tasks.split import Split
+from taskvec.tasks.task import Task
 
 
 @checked
 @dataclass(frozen=True)
 class Part:
-    """One task's share of a training."""
+    """One task's share of a training.
+
+    Args:
+        head: the frozen head of a classification; or the objective of any kind of task.
+        max_length: tokens that a text is cut to; of a classification.
+    """
 
     name: str
     split: Split
-    head: Head
+    head: Head | Objective
     max_length: int | None = None
     fingerprint: str | None = None
     """Of the task, data included, where it is known."""
 
+    @cached_property
+    def objective(self) -> Objective:
+        """What is asked of the model."""
+        if isinstance(self.head, Objective):
+            return self.head
+        return Classifying(self.head, max_length=self.max_length)
+
 
 @checked
 def make_part(
-    backbone: Backbone, task: Task, limits: Mapping[str, int] | None = None, head: Head | None = None
+    backbone: Backbone,
+    task: Task,
+    limits: Mapping[str, int] | None = None,
+    head: Head | Objective | None = None,
 ) -> Part:
-    """The training split of a task, cut to ``limits["train"]``; its head is made unless given."""
+    """The training split of a task, cut to ``limits["train"]``; head or objective are made unless given."""
     limit = (limits or {}).get("train")
-    frozen = head or head_for(backbone, task)
-    return Part(task.name, task.split("train", limit), frozen, task.max_length, task.fingerprint)
+    asked = head or task.objective(backbone)
+    frozen = asked.head if isinstance(asked, Classifying) else asked
+    longest = getattr(task, "max_length", None)
+    return Part(task.name, task.split("train", limit), frozen, longest, task.fingerprint)
 
 
-def check_parts(parts: Sequence[Part]) -> None:
+def check_parts(backbone: Backbone, parts: Sequence[Part]) -> None:
     """Refuse what would fail, or train nonsense, in the middle of the loop.
 
-    Raises: InputError for an empty split or a label outside the head's classes.
+    Raises: InputError for a model of other outputs, an empty split, or one that its kind of task refuses,
+        such as a label outside the head's classes.
     """
     for part in parts:
+        check_outputs(backbone, part.name, part.objective)
         if len(part.split) == 0:
             raise InputError(f"{part.name}: the training split is empty")
-        classes = len(part.head.classes)
-        low, high = int(part.split.labels.min()), int(part.split.labels.max())
-        if low < 0 or high >= classes:
-            wrong = low if low < 0 else high
-            raise InputError(f"{part.name}: label {wrong} is outside the head's {classes} classes")
+        part.objective.check(part.name, part.split)
+
+
+def check_outputs(backbone: Backbone, name: str, asked: Objective | Task) -> None:
+    """Refuse a model whose outputs a task cannot use. Raises: InputError."""
+    if asked.outputs != backbone.outputs:
+        raise InputError(
+            f"{name}: needs {_OUTPUTS[asked.outputs]}, and {backbone.ref} gives "
+            f"{_OUTPUTS[backbone.outputs]}, which serve tasks of kind {_kinds_for(backbone.outputs)}"
+        )
+
+
+_OUTPUTS = {"features": "a feature of every input", "tokens": "the logits of tokens (a language model)"}
+
+
+def _kinds_for(outputs: str) -> str:
+    return " and ".join(name for name, kind in KINDS.items() if kind.outputs == outputs) or "none"

@@ -1,0 +1,89 @@
+"""Functions of the user's own, named as ``module:function`` or ``file.py:function``.
+
+What the command line or a caller names is their own word; what a *file* names runs only where it is allowed.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from taskvec.errors import InputError
+
+_allowed: ContextVar[bool] = ContextVar("allowed", default=False)
+
+
+@contextmanager
+def allowing_code(allowed: bool = True) -> Iterator[None]:
+    """Files that are read meanwhile may name code."""
+    token = _allowed.set(allowed)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def check_allowed(ref: str, where: str) -> None:
+    """Refuse code that a file names, unless it is allowed. Nothing is imported. Raises: InputError."""
+    if not _allowed.get():
+        raise InputError(
+            f"{where}: names code to run, {ref!r}; read it, and if you trust it give --allow-code "
+            "(in Python, load the file inside taskvec.code.allowing_code())"
+        )
+
+
+def names_code(value: str) -> bool:
+    """Whether a text has the form ``module:function``."""
+    module, colon, function = value.rpartition(":")
+    return bool(colon and module and function.isidentifier())
+
+
+def named_callable(ref: str, where: str, folder: Path | None = None) -> Callable[..., Any]:
+    """The function behind ``module:function`` or ``file.py:function``, imported now.
+
+    Args:
+        where: opens messages, such as a file and its field.
+        folder: what a relative file is relative to, and where modules are looked for first; default the working
+            directory.
+
+    Raises: InputError if there is no such module or function, or importing it fails.
+    """
+    module, _, name = ref.rpartition(":")
+    if not names_code(ref):
+        raise InputError(f"{where}: {ref!r} is not of the form module:function or file.py:function")
+    found = getattr(_module(module, where, folder or Path.cwd()), name, None)
+    if not callable(found):
+        raise InputError(f"{where}: {module} has no function {name!r}")
+    return found  # type: ignore[no-any-return]
+
+
+def _module(name: str, where: str, folder: Path) -> ModuleType:
+    try:
+        return _from_file(folder / name) if name.endswith(".py") else _imported(name, folder)
+    except Exception as error:  # whatever its own code raises
+        message = " ".join(str(error).split())
+        raise InputError(f"{where}: {name} cannot be imported ({type(error).__name__}: {message})") from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    label = f"taskvec_code_{path.stem}"
+    spec = spec_from_file_location(label, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    module = module_from_spec(spec)
+    sys.modules[label] = module  # so that what it defines can be pickled
+    spec.loader.exec_module(module)
+    return module
+
+
+def _imported(name: str, folder: Path) -> ModuleType:
+    sys.path.insert(0, str(folder))
+    try:
+        return import_module(name)
+    finally:
+        sys.path.remove(str(folder))

@@ -1,0 +1,98 @@
+"""What a task asks of a model: its batches, its loss, and what its figures are made of."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from taskvec.models.backbone import Backbone, Outputs
+    from taskvec.tasks.score import Score
+    from taskvec.tasks.split import Split
+
+Tally = Mapping[str, "Tensor"]
+"""What figures are made of, by name, an entry an example in the first dimension."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A collated piece of a split.
+
+    Args:
+        inputs: keyword arguments of the backbone.
+        labels: (R,), the target of each row of the backbone's outputs; encoders give a row an example.
+        index: (R,), int64, the example that each row belongs to, as its place in the split.
+    """
+
+    inputs: dict[str, "Tensor"]
+    labels: "Tensor"
+    index: "Tensor"
+
+    def inputs_on(self, device: "torch.device") -> dict[str, "Tensor"]:
+        """The inputs, on a device."""
+        return {key: value.to(device) for key, value in self.inputs.items()}
+
+
+class Prepared(ABC):
+    """A split made ready once: texts are tokenised; images stay where they are, as all would not fit.
+
+    Attributes:
+        sizes: (N,), int64, what each example costs, relative to the others.
+        rows: (N,), int64, rows of output that each example gives.
+    """
+
+    sizes: "Tensor"
+    rows: "Tensor"
+
+    @abstractmethod
+    def inputs(self, places: "Tensor") -> dict[str, "Tensor"]:
+        """The examples at some places as keyword arguments of the backbone."""
+
+    @abstractmethod
+    def targets(self, places: "Tensor") -> tuple["Tensor", "Tensor"]:
+        """Labels and index of the rows that these examples give, see :class:`Batch`."""
+
+    def batch(self, places: "Tensor") -> Batch:
+        """The examples at some places."""
+        return Batch(self.inputs(places), *self.targets(places))
+
+
+class Objective(ABC):
+    """What a task asks of a model's outputs; frozen, and made once, with the pre-trained model."""
+
+    outputs: ClassVar["Outputs"]
+    """What it reads: features, one row an example, or logits, one row a scored token."""
+    metric: str
+
+    @abstractmethod
+    def prepare(self, backbone: "Backbone", split: "Split") -> Prepared:
+        """A split as batches of this kind of task."""
+
+    def check(self, name: str, split: "Split") -> None:  # noqa: B027  most have nothing to refuse
+        """Refuse a training split that would train nonsense. Raises: InputError that opens with ``name``."""
+
+    @abstractmethod
+    def loss(self, outputs: "Tensor", batch: Batch) -> "Tensor":
+        """The mean over the batch's rows, of outputs (R, d) in float32 or more; differentiable."""
+
+    @abstractmethod
+    def tally(self, outputs: "Tensor", batch: Batch) -> Tally:
+        """What the figures of these examples are made of; outputs (R, d) as for the loss."""
+
+    @abstractmethod
+    def score(self, tally: Tally) -> "Score":
+        """All figures of the examples tallied.
+
+        Raises: InputError for no examples; TaskvecError for a metric that gives no finite number.
+        """
+
+    def value(self, tally: Tally) -> float:
+        """The task's own metric alone."""
+        return self.score(tally).value
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Digest of what it holds, such as a head's weights."""

@@ -1,0 +1,47 @@
+"""Code of the user's own: found by name, and never run for a file that may not name it."""
+
+from pathlib import Path
+
+import pytest
+
+from taskvec.code import allowing_code, check_allowed, named_callable, names_code
+from taskvec.errors import InputError
+
+
+def test_a_function_of_a_file_and_of_a_module(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def double(x):\n    return 2 * x\n", encoding="utf-8")
+    assert named_callable("mine.py:double", "score", tmp_path)(3) == 6
+    assert named_callable(f"{tmp_path}/mine.py:double", "score")(3) == 6
+    assert named_callable("mine:double", "score", tmp_path)(3) == 6
+    assert named_callable("math:sqrt", "score")(9) == 3
+
+
+@pytest.mark.parametrize(
+    ("ref", "complaint"),
+    [
+        ("math", "score: 'math' is not of the form module:function"),
+        ("math:root", "score: math has no function 'root'"),
+        ("math:pi", "score: math has no function 'pi'"),
+        ("no_such_module_here:f", r"score: no_such_module_here cannot be imported \(ModuleNotFoundError"),
+        ("missing.py:f", r"score: missing.py cannot be imported \(FileNotFoundError"),
+        ("broken.py:f", r"score: broken.py cannot be imported \(ZeroDivisionError: division by zero\)"),
+    ],
+)
+def test_what_is_not_there_is_named(tmp_path: Path, ref: str, complaint: str) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0\n", encoding="utf-8")
+    with pytest.raises(InputError, match=complaint):
+        named_callable(ref, "score", tmp_path)
+
+
+def test_a_file_may_name_code_only_where_it_is_allowed() -> None:
+    with pytest.raises(InputError, match=r"suite\.yaml: names code to run, 'a:b'.*--allow-code"):
+        check_allowed("a:b", "suite.yaml")
+    with allowing_code():
+        check_allowed("a:b", "suite.yaml")
+    with pytest.raises(InputError):
+        check_allowed("a:b", "suite.yaml")
+
+
+def test_what_has_the_form_of_code() -> None:
+    assert names_code("a.b:c") and names_code("dir/a.py:c")
+    assert not any(map(names_code, ("accuracy", "a:", ":b", "a:b-c", "")))
