@@ -17,9 +17,9 @@ from taskvec.rules import RULES
 from taskvec.runs.experiment import load_experiment
 from taskvec.studies import STUDIES
 from taskvec.studies.experiment import Experiment
+from taskvec.tasks.kinds import KINDS
 from taskvec.tasks.source import SOURCES
 from taskvec.tasks.suite import Suite
-from taskvec.tasks.task import Task
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -85,7 +85,7 @@ def test_the_suite_in_the_documentation_is_valid(tmp_path: Path) -> None:
 
 def test_every_key_of_a_suite_is_on_its_page() -> None:
     page = (ROOT / "docs" / "suites.md").read_text()
-    settings: list[type[Config]] = [Suite, Task, *(SOURCES[name] for name in SOURCES)]
+    settings: list[type[Config]] = [Suite, *KINDS.values(), *SOURCES.values()]
     # Set by ``load_suite``: a task's name is its key in the file, paths are relative to its folder.
     keys = {field.alias or name for model in settings for name, field in model.model_fields.items()} - {
         "name",

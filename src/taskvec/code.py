@@ -48,8 +48,8 @@ def named_callable(ref: str, where: str, folder: Path | None = None) -> Callable
 
     Args:
         where: opens messages, such as a file and its field.
-        folder: what a relative file is relative to, and where modules are looked for first; default the working
-            directory.
+        folder: what a relative file is relative to, and where modules are looked for first; the working
+            directory by default.
 
     Raises: InputError if there is no such module or function, or importing it fails.
     """
