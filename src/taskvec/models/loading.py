@@ -13,7 +13,8 @@ from taskvec.models.checkpoint import (
     reads_text,
     writes_text,
 )
-from taskvec.models.known import LOADERS, MODELS, path_or_id
+from taskvec.models.gguf import gguf_file
+from taskvec.models.known import LOADERS, MODELS, check_installed, path_or_id
 from taskvec.reading import exists, is_folder, local_path
 from taskvec.registry import nearest
 from taskvec.weights.hub import is_reference
@@ -21,7 +22,7 @@ from taskvec.weights.hub import is_reference
 
 @checked
 def load_backbone(ref: str | Path, outputs: Outputs = "features") -> Backbone:
-    """The model behind a checkpoint folder, a known name, or a hub id ``org/name[@revision]``.
+    """The model behind a checkpoint folder, a GGUF file, a known name, or a hub id ``org/name[@revision]``.
 
     What is on the disk wins over a known name and over a hub id of the same spelling. Weights are float32, in
     eval mode. Code inside a checkpoint is never run.
@@ -32,9 +33,10 @@ def load_backbone(ref: str | Path, outputs: Outputs = "features") -> Backbone:
     Raises: InputError, one line, for a reference that is none of these, with the nearest known model, and for
         files that do not make a model which can be trained and evaluated; MissingExtra without transformers.
     """
+    check_installed(str(ref))
     name = path_or_id(str(ref))
     place = local_path(name)
-    if is_folder(place):
+    if is_folder(place) or gguf_file(place) is not None:
         name = str(place)
     elif exists(place):
         raise InputError(f"{ref}: a file, expected the folder of a checkpoint, with its config.json")

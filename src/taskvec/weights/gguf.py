@@ -9,9 +9,10 @@ import math
 import os
 import struct
 import weakref
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from io import BufferedReader
 from pathlib import Path
@@ -52,6 +53,9 @@ class _Entry:
 class GgufWeights(Weights):
     """One GGUF file as the weights that transformers loads from it.
 
+    Attributes:
+        config: the model's config.json, as transformers makes it of the header.
+
     Raises: MissingExtra without ``gguf`` and ``transformers``; CorruptFile if the header does not describe
         the file; InputError for an architecture that transformers does not read.
     """
@@ -70,7 +74,9 @@ class GgufWeights(Weights):
                 f".from_pretrained({str(path.parent)!r}, gguf_file={path.name!r})"
                 ".save_pretrained(OUT)"
             )
-        config, model, self._processor, names = _network(path, architecture, layers, len(entries))
+        self.config, model, self._processor, names = _network(
+            path, architecture, layers, len(entries), file_identity(path)
+        )
         self._entries = {names[name]: (name, entry) for name, entry in entries.items() if name in names}
         state = model.state_dict()
         self._check_places(path, state)
@@ -85,7 +91,7 @@ class GgufWeights(Weights):
             files=(path.resolve(),),
         )
         if folder is None or not (folder / "config.json").is_file():
-            self.texts = {"config.json": config}
+            self.texts = {"config.json": self.config}
         self._handle = open_regular(path)
         self._close = weakref.finalize(self, os.close, self._handle)
         self._note(entries)
@@ -93,10 +99,10 @@ class GgufWeights(Weights):
     def _note(self, entries: Mapping[str, _Entry]) -> None:
         kinds = sorted({self._kind(entry) for _, entry in self._entries.values()} - _PLAIN.keys())
         how = f"dequantized from {', '.join(kinds)} to float32" if kinds else "as they are"
-        _log.warning("%s: tensors of GGUF are read under transformers' names, %s", self.ref, how)
+        _say("%s: tensors of GGUF are read under transformers' names, %s", self.ref, how)
         used = {name for name, _ in self._entries.values()}
         if left := [name for name in entries if name not in used and not name.startswith("rope_")]:
-            _log.warning("%s: %s is no tensor of the model, and left out", self.ref, shown(left[0]))
+            _say("%s: %s is no tensor of the model, and left out", self.ref, shown(left[0]))
 
     def _kind(self, entry: _Entry) -> str:
         return str(self._gguf.GGMLQuantizationType(entry.kind).name)
@@ -155,10 +161,21 @@ class GgufWeights(Weights):
         self._close()
 
 
+@lru_cache(maxsize=256)
+def _say(line: str, *words: str) -> None:
+    """Note something once: training opens its base several times."""
+    _log.warning(line, *words)
+
+
+@lru_cache(maxsize=4)
 def _network(
-    path: Path, architecture: str, layers: int, tensors: int
+    path: Path, architecture: str, layers: int, tensors: int, identity: Hashable
 ) -> tuple[str, Any, Any, dict[str, str]]:
-    """Of the model of a header: its config.json, itself on the meta device, and what names the tensors."""
+    """Of the model of a header: its config.json, itself on the meta device, and what names the tensors.
+
+    Kept, since transformers reads a large vocabulary for seconds; ``identity`` is the file's, so that another
+    of the same name is read anew.
+    """
     loading: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     transformers: Any = import_module("transformers")
     if layers > tensors:

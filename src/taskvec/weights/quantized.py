@@ -5,12 +5,14 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError, and_more
+from taskvec.reading import shown
 from taskvec.weights.blocks import TensorSpec, rows_of
 from taskvec.weights.configs import config_beside
 from taskvec.weights.dtypes import EDITABLE, short
@@ -29,6 +31,14 @@ _BNB = "from_pretrained(…).dequantize() and save_pretrained() it"
 _CONFIGURED = "from_pretrained(…, quantization_config={}(dequantize=True)) and save_pretrained() it"
 _COMPRESSED = _CONFIGURED.format("CompressedTensorsConfig")
 _MXFP4 = _CONFIGURED.format("Mxfp4Config")
+
+_REMEDIES = {
+    "bitsandbytes": _BNB,
+    "compressed-tensors": _COMPRESSED,
+    "fp8": _CONFIGURED.format("FineGrainedFP8Config"),
+    "mxfp4": _MXFP4,
+}
+"""What to do with the quantizations that transformers can undo, by their names in config.json."""
 
 _QUANTIZATIONS = ("quantization_config", "compression_config")
 """Settings in config.json by which loaders take weights for quantized ones."""
@@ -77,6 +87,34 @@ def check_plain(weights: Weights) -> None:
             f"{weights.ref}: quantized by MLX ({codes!r}), expected plain floating-point weights; "
             "mlx_lm.convert --dequantize writes such ones"
         )
+
+
+def check_whole(weights: Weights) -> None:
+    """Refuse weights that only a quantized network computes with: a plain one would take codes for numbers.
+
+    Raises: InputError.
+    """
+    check_plain(weights)
+    if isinstance(weights, Dequantized):
+        raise InputError(
+            f"{weights.ref}: quantized in 8 bits, expected plain floating-point weights to train or "
+            f"evaluate; {_REMEDIES['fp8']}"
+        )
+
+
+def check_config(path: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse the config.json of a quantized network: its weights could not be moved, or not by so little.
+
+    Raises: InputError.
+    """
+    stated = next((settings[key] for key in _QUANTIZATIONS if settings.get(key)), _quantization(settings))
+    if not stated and not (path.parent / _BESIDE).is_file():
+        return
+    method = str(stated.get("quant_method") or "") if isinstance(stated, Mapping) else ""
+    raise InputError(
+        f"{path}: quantized weights{f' ({shown(method)})' if method else ''}, expected plain floating-point "
+        f"ones to train or evaluate; {_REMEDIES.get(method, _ORIGINAL)}"
+    )
 
 
 def _has_codes(weights: Weights) -> bool:
