@@ -2,6 +2,9 @@
 
 from typing import Protocol
 
+DETAILS = frozenset({"lr", "gradient_norm", "examples_per_second", "tokens_per_second"})
+"""Facts of a training that are for a log, and too many for a line."""
+
 
 class Watch(Protocol):
     """Called as work advances. ``facts`` are figures worth showing, such as the loss."""

@@ -143,8 +143,9 @@ def test_a_training_killed_half_way_resumes_to_the_same_bits(
     options: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
-    given = [*options, "-t", "pets"]
+    given = [*options, "-t", "pets", "--log", tmp_path / "log.jsonl"]
     assert command("train", *given, "-o", whole) == 0
+    (tmp_path / "log.jsonl").rename(tmp_path / "whole.jsonl")
     script = (
         "import os, pathlib, signal, torch\n"
         "torch.set_num_threads(1)\n"
@@ -167,6 +168,9 @@ def test_a_training_killed_half_way_resumes_to_the_same_bits(
     a, b = tv.TaskVector.load(whole), tv.TaskVector.load(killed)
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not state.exists()
+    logs = [(tmp_path / name).read_text().splitlines() for name in ("whole.jsonl", "log.jsonl")]
+    series = [[(step["step"], step["loss"], step["lr"]) for step in map(json.loads, log)] for log in logs]
+    assert series[0] == series[1] and [step for step, _, _ in series[0]] == list(range(1, 13))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +191,11 @@ def test_a_training_killed_half_way_resumes_to_the_same_bits(
         (["train", "-t", "pets", "--regime", "asent", "-o", "OUT"], "did you mean 'ascent'?"),
         (["train", "-t", "pets", "--regime", "re:nowhere", "-o", "OUT"], "choose another: full, attention"),
         (["train", "-t", "pets", "-o", "EXISTING"], "--force"),
+        (
+            ["train", "-t", "pets", "-o", "OUT", "--log", "EXISTING"],
+            "exists already; --force replaces it, --resume",
+        ),
+        (["train", "-t", "pets", "-o", "OUT", "--log-to", "wandbb"], "did you mean 'wandb'?"),
         (["train", "-t", "-o", "OUT"], "--task: nothing given"),
         (["train", "-t", "pets", "--limit", "0", "-o", "OUT"], "--limit"),
         (["train", "-t", "pets", "--limit", "-3", "-o", "OUT"], "--limit"),

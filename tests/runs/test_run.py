@@ -71,6 +71,11 @@ def test_a_run_leaves_records_vectors_tables_and_figures(finished: Path) -> None
     trained = len(list(folder.glob("vectors/seed0/*/*.safetensors")))
     assert trained == 2 * (3 + 2) + 1  # tasks, joint, ascent; ATM of two rounds
     assert not list(folder.glob("partial/*"))
+    logs = {path.relative_to(folder / "logs").with_suffix("") for path in folder.glob("logs/*/*/*.jsonl")}
+    vectors = folder.glob("vectors/*/*/*.safetensors")
+    assert logs == {path.relative_to(folder / "vectors").with_suffix("") for path in vectors}
+    for log in folder.glob("logs/*/full/pets-*.jsonl"):
+        assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
     cells = [record["cell"] for record in records(folder)]
     assert cells.count("addition") == 2 * 4
     assert all({"inputs", "result", "seconds", "versions"} <= record.keys() for record in records(folder))

@@ -48,6 +48,8 @@ def train(
     settings: Annotated[TrainSettings, flattened("optimizer", "validations")] = TrainSettings(),  # noqa: B008
     limit: Count | None = None,
     like: Path | None = None,
+    log: Path | None = None,
+    log_to: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
     resume: Annotated[bool, Parameter(negative=())] = False,
     force: Force = False,
     json: Json = False,
@@ -62,6 +64,8 @@ def train(
         output: The task vector, a `.safetensors` file or a folder.
         limit: Only the first so many training examples.
         like: The task vector whose norms a random vector takes.
+        log: A file for the figures of every step, a JSON object a line.
+        log_to: Trackers that get these figures: `wandb`, `trackio`, `tensorboard`, each if it is installed.
         resume: Go on from the checkpoint that an interrupted training left beside the output.
     """
     from taskvec.errors import InputError
@@ -71,7 +75,9 @@ def train(
     from taskvec.tasks.suite import load_suite, suite_with
     from taskvec.tasks.task import outputs_for
     from taskvec.training.finetune import finetune
+    from taskvec.training.logs import check_log, recording
     from taskvec.training.regimes import regime_called
+    from taskvec.training.trackers import tracker
     from taskvec.vectors import TaskVector
     from taskvec.weights.staging import check_space, check_target
 
@@ -79,6 +85,12 @@ def train(
     trained = "full" if regime in _BASELINES else regime
     kind = regime_called(trained, *_BASELINES)
     check_target(output, force=force)
+    if log is not None:
+        check_log(log, output, keep=force or resume)
+    if (log or log_to) and regime == "random":
+        raise InputError("--log: a random vector is drawn, and there are no steps to log; leave it out")
+    for name in log_to:
+        tracker(name)
     if (like is not None) != (regime == "random"):
         raise InputError("--like and --regime random belong together: a random vector takes another's norms")
     chosen = load_suite(suite) if suite else suite_with(names[0])
@@ -95,10 +107,18 @@ def train(
         """The model that the vector makes, in the space it was trained in."""
         return evaluator.points({"vector": vector}, space=space).at({"vector": 1.0})
 
+    def validate(vector: TaskVector) -> dict[str, float]:
+        values = evaluator.values(at_one(vector), names, "validation")
+        return {f"validation/{name}": value for name, value in values.items()}
+
     checkpoint = output.with_name(f".{output.name}.training.pt")
     if not resume:
         checkpoint.unlink(missing_ok=True)
-    with watching(quiet) as watch:
+    described = {"model": model, "tasks": names, "regime": regime, **settings.model_dump()}
+    with (
+        watching(quiet) as watch,
+        recording(log, log_to, folder=output.parent, name=output.stem, config=described) as figures,
+    ):
         if twin is not None:
             vector = TaskVector.random_like(twin, seed=settings.seed)
         else:
@@ -109,8 +129,9 @@ def train(
                 settings=settings,
                 ascend=regime == "ascent",
                 checkpoint=checkpoint,
-                validate=lambda vector: evaluator.values(at_one(vector), names, "validation"),
+                validate=validate,
                 watch=watch,
+                log=figures,
             )
         scores = evaluator.scores(at_one(vector), names, "test")
     drawn: dict[str, Any] = {"task": "+".join(names), "regime": regime, "space": space} if twin else {}

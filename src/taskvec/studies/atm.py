@@ -26,6 +26,7 @@ from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.source import SplitName
 from taskvec.tasks.suite import Suite
 from taskvec.training.atm import atm
+from taskvec.training.logs import Log
 from taskvec.vectors import TaskVector, combine
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _displacement(trial: Trial, rounds: int, settings: AtmSettings) -> TaskVecto
     if rounds == 1:  # tuning apart and merging once: the vectors are there already
         return scale * combine(rule, list(trial.vectors.values()))
 
-    def compute(checkpoint: Path) -> TaskVector:
+    def compute(checkpoint: Path, log: Log | None) -> TaskVector:
         return atm(
             trial.evaluator.backbone,
             [trial.evaluator.part(task) for task in trial.tasks],
@@ -155,6 +156,7 @@ def _displacement(trial: Trial, rounds: int, settings: AtmSettings) -> TaskVecto
             scale=scale,
             checkpoint=checkpoint,
             watch=trial.lab.watch,
+            log=log,
         )
 
     return trial.train(f"atm{rounds}", compute, trial.tasks, rounds=rounds, rule=rule, scale=scale)

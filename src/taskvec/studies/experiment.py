@@ -10,6 +10,7 @@ from taskvec.evaluation.search import Grid
 from taskvec.tasks.suite import Suite
 from taskvec.training.regimes import Space, regime_called
 from taskvec.training.settings import TrainSettings
+from taskvec.training.trackers import tracker
 
 _POST_HOC = "post-hoc"
 """Opens the name of a regime that trains nothing: vectors of an ordinary one, evaluated in tangent space."""
@@ -39,7 +40,19 @@ class Experiment(Config):
     """Regime -> settings that differ from ``training``. A regime is evaluated in the space it trains in;
     ``post-hoc`` and ``post-hoc-attention`` evaluate those of ``full`` and ``attention`` in tangent space."""
     evaluation_batch: PositiveInt = 64
+    log_to: tuple[str, ...] = ()
+    """Trackers that get the figures of every training step, beside the files in ``logs``."""
     search: Grid = Grid()
+
+    @field_validator("log_to")
+    @classmethod
+    def _check_trackers(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            try:
+                tracker(name)
+            except InputError as error:
+                raise ValueError(str(error)) from None
+        return names
 
     @field_validator("seeds", "tasks")
     @classmethod

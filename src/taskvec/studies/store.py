@@ -27,6 +27,7 @@ _BEGIN = b'{"cell": "'
 MADE = (
     "partial",
     "vectors",
+    "logs",
     "untrained",
     "figures",
     "results.json",

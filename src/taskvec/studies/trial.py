@@ -18,6 +18,7 @@ from taskvec.studies.store import Store, key_of
 from taskvec.tasks.suite import Suite
 from taskvec.tasks.task import outputs_for
 from taskvec.training.finetune import finetune
+from taskvec.training.logs import Log, recording
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector
 from taskvec.weights.staging import check_space
@@ -167,7 +168,7 @@ class Trial:
             point = self.points_of({"tau": vector}).at({"tau": 1.0})
             return {"validation": absolute(self.evaluator.values(point, tasks, "validation"))}
 
-        def compute(checkpoint: Path) -> TaskVector:
+        def compute(checkpoint: Path, log: Log | None) -> TaskVector:
             return finetune(
                 self.evaluator.backbone,
                 [self.evaluator.part(task) for task in tasks],
@@ -177,15 +178,21 @@ class Trial:
                 checkpoint=checkpoint,
                 validate=validate,
                 watch=self.lab.watch,
+                log=log,
             )
 
         name, more = "+".join(tasks), {"ascend": True} if ascend else {}
         return self.train(f"ascent-{name}" if ascend else name, compute, tasks, **more)
 
     def train(
-        self, name: str, compute: Callable[[Path], TaskVector], tasks: Sequence[str], **inputs: object
+        self,
+        name: str,
+        compute: "Callable[[Path, Log | None], TaskVector]",
+        tasks: Sequence[str],
+        **inputs: object,
     ) -> TaskVector:
-        """The stored vector of these inputs, else what ``compute`` returns, given a path for checkpoints."""
+        """The stored vector of these inputs, else what ``compute`` makes, given a path for checkpoints and a
+        log."""
         store, decisive = (
             self.lab.store,
             {
@@ -199,13 +206,23 @@ class Trial:
         )
         key = key_of("vector", decisive)
         name = name if len(name.encode()) <= 200 else "many"  # the key tells them apart
-        home = store.folder / "vectors" / f"seed{self.seed}" / _folder(self.regime)
-        path = home / f"{name}-{key[:8]}.safetensors"
+        place = Path(f"seed{self.seed}", _folder(self.regime))
+        home, stem = store.folder / "vectors" / place, f"{name}-{key[:8]}"
+        path = home / f"{stem}.safetensors"
 
         def make() -> dict[str, str]:
             check_space(path, sum(value.nbytes for value in self.evaluator.pretrained.values()))
             home.mkdir(parents=True, exist_ok=True)
-            compute(store.folder / "partial" / f"{name}-{key[:8]}.pt").save(path, force=True)
+            with recording(
+                store.folder / "logs" / place / f"{stem}.jsonl",
+                self.experiment.log_to,
+                folder=store.folder / "logs",
+                project=self.experiment.name,
+                name=f"{place}/{name}",
+                config=decisive,
+            ) as log:
+                vector = compute(store.folder / "partial" / f"{stem}.pt", log)
+            vector.save(path, force=True)
             return {"file": str(path.relative_to(store.folder))}
 
         if store.has("vector", decisive) and not path.exists():

@@ -11,6 +11,7 @@ from taskvec.models.selection import selected
 from taskvec.progress import Watch, unwatched
 from taskvec.rules import RULES
 from taskvec.training.finetune import as_vector
+from taskvec.training.logs import Log, logged
 from taskvec.training.loop import total_steps, train
 from taskvec.training.parts import Part
 from taskvec.training.regimes import regime_called
@@ -30,6 +31,7 @@ def atm(
     scale: float = 1.0,
     checkpoint: Path | None = None,
     watch: Watch = unwatched,
+    log: Log | None = None,
     **params: Any,
 ) -> TaskVector:
     """Fine-tune every task from the current model, merge the vectors into it, repeat.
@@ -43,6 +45,7 @@ def atm(
         rule: any combination rule, with its parameters in ``params``; ``mean`` with ``scale=1`` is the
             method's default.
         checkpoint: kept while a task trains, one file a round and task beside this path.
+        log: as for :func:`taskvec.finetune`; the steps of all rounds and tasks are one series.
 
     Raises: InputError for no round, or more rounds than a task has steps.
 
@@ -66,6 +69,7 @@ def atm(
             f"regime {regime!r}: ATM moves the point that a tangent space is taken at; use one of ordinary "
             "space, such as full or attention"
         )
+    watch = logged(watch, log)
     start = theta = selected(backbone, kind.selection)
     for turn in range(rounds):
         moved = []

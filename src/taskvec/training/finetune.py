@@ -10,6 +10,7 @@ from taskvec.arguments import checked
 from taskvec.models.backbone import Backbone
 from taskvec.models.selection import selected
 from taskvec.progress import Watch, unwatched
+from taskvec.training.logs import Log, logged
 from taskvec.training.loop import train
 from taskvec.training.parts import Part
 from taskvec.training.regimes import regime_called
@@ -28,6 +29,7 @@ def finetune(
     checkpoint: Path | None = None,
     validate: Callable[[TaskVector], Mapping[str, float]] | None = None,
     watch: Watch = unwatched,
+    log: Log | None = None,
 ) -> TaskVector:
     """Fine-tune the backbone's encoder and return what changed, a vector on the backbone's own checkpoint.
 
@@ -38,6 +40,7 @@ def finetune(
         ascend: climb the loss instead (the gradient-ascent baseline of negation).
         validate: figures to report on the way, of the task vector as it is then.
         checkpoint, watch: see :func:`taskvec.training.loop.train`.
+        log: called with the number of every step and its figures, see :data:`taskvec.training.logs.Log`.
 
     Returns: float32 deltas under the checkpoint's names; unselected tensors read as zero and are not stored.
     Raises: InputError if the regime selects nothing, a split is empty or a label lies outside its head.
@@ -59,7 +62,7 @@ def finetune(
         sign=-1.0 if ascend else 1.0,
         checkpoint=checkpoint,
         validate=None if validate is None else lambda deltas: validate(vector(deltas)),
-        watch=watch,
+        watch=logged(watch, log),
         label=f"{'ascent' if ascend else regime} {joined(chosen)}",
     )
     return vector(deltas)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -56,6 +57,8 @@ def train(
         checkpoint: where the state is kept every 20 seconds or so, for resuming after a kill; the file is
             removed when training ends. Resuming gives the same bits as never having stopped.
         validate: figures to report on the way, called with the displacement ``settings.validations`` times.
+        watch: told after every step; its facts are the loss, the learning rate, the norm of the gradient
+            before clipping, how much a second is read, and the figures of ``validate``.
 
     Returns: the displacement from ``start``, float32, same names.
     Raises: InputError for an empty split or a label outside the head's classes; TaskvecError when the loss
@@ -72,8 +75,9 @@ def train(
     loss = math.nan
     done = state.restore()
     for step, chunk in enumerate(islice(_stream(sizes, settings), done, None), start=done):
+        began, lr = perf_counter(), settings.lr * _schedule(step, steps, settings)
         for group in optimizer.param_groups:
-            group["lr"] = settings.lr * _schedule(step, steps, settings)
+            group["lr"] = lr
         asked = parts[chunk.part].objective
         loss = _accumulate(moved, asked, prepared[chunk.part], chunk.places, settings, sign)
         if not math.isfinite(loss):
@@ -83,16 +87,16 @@ def train(
                 f"{label}: the loss is {loss} at step {step + 1} of {steps}; lower the learning rate "
                 f"(now {settings.lr:g}) or train in float32"
             )
-        if settings.clip is not None:
-            torch.nn.utils.clip_grad_norm_(leaves.values(), settings.clip)
+        norm = _clip(leaves, settings.clip, measure=watch is not unwatched)
         if settings.optimizer == "adamw":
-            moved.decay(settings, settings.lr * _schedule(step, steps, settings))
+            moved.decay(settings, lr)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        rates = _rates(sizes[chunk.part][chunk.places], perf_counter() - began)
         state.save_if_due(step + 1)
         due = (step + 1) * settings.validations // steps > step * settings.validations // steps
         facts = validate(moved.displacement()) if validate and due else {}
-        watch(label, step + 1, steps, loss=loss, **facts)
+        watch(label, step + 1, steps, loss=loss, lr=lr, gradient_norm=norm, **rates, **facts)
     state.remove()
     return moved.displacement()
 
@@ -186,6 +190,21 @@ def _accumulate(
         torch.autograd.backward(sign * loss)
         total += loss.item()
     return total
+
+
+def _clip(leaves: Params, most: float | None, *, measure: bool) -> float:
+    """Clip the gradients to a global norm, if there is one; the norm before, or NaN if nobody wants it."""
+    if most is not None:
+        norm = torch.nn.utils.clip_grad_norm_(leaves.values(), most)
+    elif measure:
+        norm = torch.nn.utils.get_total_norm([leaf.grad for leaf in leaves.values() if leaf.grad is not None])
+    return norm.item() if measure else math.nan
+
+
+def _rates(sizes: Tensor, seconds: float) -> dict[str, float]:
+    """What a step read a second: examples and, where inputs differ in size, tokens."""
+    rates = {"examples_per_second": len(sizes) / seconds}
+    return rates | ({"tokens_per_second": int(sizes.sum()) / seconds} if int(sizes.max()) > 1 else {})
 
 
 def _schedule(step: int, steps: int, settings: TrainSettings) -> float:
