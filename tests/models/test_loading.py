@@ -182,7 +182,6 @@ VIT = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
     ("config", "complaint"),
     [
         (VIT, "model_type 'vit', for .*image.*, is none that can be trained or evaluated; those are text"),
-        ({"model_type": "t5"}, "model_type 't5', for .*seq to seq"),
         ({"model_type": "whisper"}, "model_type 'whisper', for .*speech"),
         ({"model_type": "bertt"}, r"model_type 'bertt', unknown to transformers \d"),
         ({"model_type": "text"}, "model_type 'text', unknown to transformers"),

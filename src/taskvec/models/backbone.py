@@ -92,6 +92,10 @@ class Backbone(nn.Module, ABC):
         named = dict(self.network.named_parameters())
         return {checkpoint: named[name] for name, checkpoint in self.names.items()}
 
+    def head_parameters(self) -> dict[str, Tensor]:
+        """Of a trained head, by checkpoint name: training leaves them, an edit moves them."""
+        return {}
+
     @cached_property
     def names(self) -> Mapping[str, str]:
         """Name in the network -> name in the checkpoint, for every encoder parameter.
@@ -102,11 +106,7 @@ class Backbone(nn.Module, ABC):
         try:
             reached = _reached(self)
         except Exception as error:  # whatever a network can raise that does not fit its inputs
-            message = shortened(" ".join(str(error).split()), 160)
-            raise InputError(
-                f"{self.ref}: the model fails on its smallest input ({type(error).__name__}: {message}); do "
-                "configuration, weights and tokenizer belong together?"
-            ) from error
+            raise self.unfit(error) from error
         if self._checkpoint is None:
             return {name: name for name in reached}
         missing = [name for name in reached if name not in self._checkpoint]
@@ -117,6 +117,14 @@ class Backbone(nn.Module, ABC):
                 "loading, save it again with save_pretrained(FOLDER, save_original_format=False)"
             )
         return {name: self._checkpoint[name] for name in reached}
+
+    def unfit(self, error: Exception) -> InputError:
+        """What to say of a network that raises on the smallest input."""
+        message = shortened(" ".join(str(error).split()), 160)
+        return InputError(
+            f"{self.ref}: the model fails on its smallest input ({type(error).__name__}: {message}); do "
+            "configuration, weights and tokenizer belong together?"
+        )
 
     @property
     def source(self) -> Any:

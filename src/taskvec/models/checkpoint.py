@@ -120,6 +120,20 @@ def has_encoder(path: Path) -> bool:
     return bool(stated) and "SEQ_TO_SEQ_CAUSAL_LM" in _tables(model_type(path))
 
 
+def encodes_text(kind: str) -> bool:
+    """Whether transformers has this type among encoder-decoders of text whose encoder works by itself."""
+    tables = set(_tables(kind))
+    if "SEQ_TO_SEQ_CAUSAL_LM" not in tables or reads_text(kind) or kind not in _auto().MODEL_MAPPING_NAMES:
+        return False
+    parts = transformers().AutoConfig.for_model(kind).sub_configs
+    return not any(sense in table for table in tables for sense in _SENSES) and "audio_config" not in parts
+
+
+def classifies(kind: str, what: str) -> bool:
+    """Whether transformers has a classifier with this type of model, of ``SEQUENCE`` or ``IMAGE``."""
+    return f"{what}_CLASSIFICATION" in _tables(kind)
+
+
 def purpose_of(kind: str) -> str:
     """What transformers uses a type of model for, in words."""
     if kind not in _auto().CONFIG_MAPPING_NAMES:

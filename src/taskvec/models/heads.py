@@ -14,7 +14,7 @@ from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 
-HeadKind = Literal["zero-shot", "linear-probe"]
+HeadKind = Literal["zero-shot", "linear-probe", "own"]
 
 
 class Head(nn.Module):
@@ -24,6 +24,7 @@ class Head(nn.Module):
         weight: (C, d), float.
         bias: (C,) or none.
         classes: C names.
+        before: frozen layers of a deeper head, which the feature goes through first.
     """
 
     weight: Tensor
@@ -31,7 +32,14 @@ class Head(nn.Module):
 
     @checked
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, *, normalize: bool, classes: Sequence[str], kind: HeadKind
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        normalize: bool,
+        classes: Sequence[str],
+        kind: HeadKind,
+        before: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if len(classes) != len(weight):
@@ -41,15 +49,18 @@ class Head(nn.Module):
         self.normalize = normalize
         self.classes = tuple(classes)
         self.kind: HeadKind = kind
+        self.before = before
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (..., C) of features (..., d)."""
+        if self.before is not None:
+            features = self.before(features)
         return linear(normalize(features, dim=-1) if self.normalize else features, self.weight, self.bias)
 
     def fingerprint(self) -> str:
         """Digest of kind, classes and numbers."""
         digest = xxhash.xxh3_128(json.dumps([self.kind, self.normalize, self.classes]).encode())
-        for tensor in (self.weight, self.bias):
+        for tensor in (self.weight, self.bias, *(self.before.state_dict().values() if self.before else ())):
             if tensor is not None:
                 digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
         return digest.hexdigest()

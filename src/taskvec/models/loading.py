@@ -8,6 +8,7 @@ from taskvec.models.backbone import Backbone, Outputs
 from taskvec.models.checkpoint import (
     EDITING,
     config_file,
+    encodes_text,
     model_type,
     purpose_of,
     reads_text,
@@ -59,7 +60,7 @@ def _kind(ref: str) -> str:
     stated = model_type(path)
     if stated in LOADERS and stated not in _OF_TEXT:
         return stated
-    if reads_text(stated):
+    if reads_text(stated) or encodes_text(stated):
         return "text"
     others = " and ".join(kind for kind in LOADERS if kind not in _OF_TEXT)
     raise InputError(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,10 @@ from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone, evaluating, in_batches
 from taskvec.models.checkpoint import (
     config_file,
+    encodes_text,
     load_network,
     load_tokenizer,
+    model_type,
     rows_of,
     stored_names,
     transformers,
@@ -34,6 +36,7 @@ class TextBackbone(Backbone):
     """A transformer whose feature is the mean of its last hidden states over the tokens of the text."""
 
     modality = "text"
+    padding_side: Literal["left", "right"] = "right"
 
     def __init__(
         self, network: nn.Module, tokenizer: Any, *, ref: str, checkpoint: Mapping[str, str] | None = None
@@ -46,6 +49,7 @@ class TextBackbone(Backbone):
             checkpoint=checkpoint,
         )
         self.tokenizer = tokenizer
+        self.padding: int = tokenizer.pad_token_id
         self._rows = rows_of(network.get_input_embeddings())  # type: ignore[operator]
         longest = {
             "tokenizer_config.json: model_max_length": tokenizer.model_max_length,
@@ -59,16 +63,24 @@ class TextBackbone(Backbone):
         self._most = int(min(value for value in (LONGEST, *longest.values()) if value >= 1))
 
     def forward(self, **batch: Tensor) -> Tensor:
-        """Masked mean (N, d) of the last hidden states."""
+        """Features (N, d)."""
         try:
-            hidden: Tensor = self.network(**batch).last_hidden_state
+            return self.encode(batch)
         except IndexError as error:  # of a token, its place or its kind
             raise InputError(
                 f"{self.ref}: its tokenizer gives numbers that an embedding of the model lacks ({error}); "
                 "take the tokenizer that belongs to the weights"
             ) from None
+
+    def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Masked mean (N, d) of the last hidden states."""
+        hidden: Tensor = self.hidden(batch)
         mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Last hidden states (N, L, d)."""
+        return self.network(**batch).last_hidden_state  # type: ignore[no-any-return]
 
     def prepare(self, inputs: Sequence[Text], max_length: int | None = None) -> list[Tokens]:
         """Token ids of texts or of pairs of texts."""
@@ -79,7 +91,12 @@ class TextBackbone(Backbone):
         limit = min(max_length or LONGEST, self._most)
         table = self.tokenizer(*texts, truncation=True, max_length=limit)
         self._check_known(table["input_ids"])
-        return [{key: table[key][row] for key in table} for row in range(len(inputs))]
+        rows = [{key: table[key][row] for key in table} for row in range(len(inputs))]
+        return [tokens if tokens["input_ids"] else self._nothing(tokens) for tokens in rows]
+
+    def _nothing(self, tokens: Tokens) -> Tokens:
+        """An empty text, where the tokenizer puts nothing around it: the padding, read as a token."""
+        return {key: [{"input_ids": self.padding, "attention_mask": 1}.get(key, 0)] for key in tokens}
 
     def _check_known(self, numbers: Sequence[Sequence[int]]) -> None:
         """Refuse tokens that were added to the tokenizer and not to the model."""
@@ -92,12 +109,13 @@ class TextBackbone(Backbone):
             )
 
     def stack(self, prepared: Sequence[Tokens]) -> dict[str, Tensor]:
-        """Token ids and masks (N, longest), int64, padded on the right."""
+        """Token ids and masks (N, longest), int64, padded on the right, or on ``padding_side``."""
         return {
             key: pad_sequence(
                 [torch.tensor(tokens[key]) for tokens in prepared],
                 batch_first=True,
-                padding_value=self.tokenizer.pad_token_id if key == "input_ids" else 0,
+                padding_side=self.padding_side,
+                padding_value=self.padding if key == "input_ids" else 0,
             )
             for key in prepared[0]
         }
@@ -120,12 +138,24 @@ class TextBackbone(Backbone):
         return self.collate(["one two"])
 
 
+class SourceBackbone(TextBackbone):
+    """The encoder of an encoder-decoder such as T5: the mean of its last hidden states."""
+
+    def hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Last hidden states (N, L, d) of the encoder."""
+        network: Any = self.network
+        encoded = network.get_encoder()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return encoded.last_hidden_state  # type: ignore[no-any-return]
+
+
 def load(ref: str) -> TextBackbone:
     """The text encoder in a checkpoint folder or on the hub, in float32."""
     package = transformers()
-    folder = config_file(ref).parent
+    path = config_file(ref)
+    folder = path.parent
     network = load_network(package.AutoModel, ref)
     if not isinstance(getattr(network.config, "hidden_size", None), int):
         raise InputError(f"{ref}: config.json gives no 'hidden_size', the size of a feature")
     tokenizer = load_tokenizer(ref, folder, rows_of(network.get_input_embeddings()))
-    return TextBackbone(network, tokenizer, ref=ref, checkpoint=stored_names(folder, network))
+    made = SourceBackbone if encodes_text(model_type(path)) else TextBackbone
+    return made(network, tokenizer, ref=ref, checkpoint=stored_names(folder, network))
