@@ -14,9 +14,10 @@ from torch.nn.functional import normalize
 from torch.testing import assert_close
 
 from taskvec.errors import InputError
-from taskvec.models.clip import ClipBackbone, Preprocessing
+from taskvec.models.clip import ClipBackbone
 from taskvec.models.heads import zero_shot_head
 from taskvec.models.loading import load_backbone
+from taskvec.models.preprocessing import Preprocessing
 from taskvec.models.selection import select
 
 

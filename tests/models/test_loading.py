@@ -175,13 +175,16 @@ def test_a_revision_leads_nowhere_else_in_the_cache(revision: str) -> None:
         load_backbone(f"org/name@{revision}")
 
 
-VIT = {"model_type": "vit", "architectures": ["ViTForImageClassification"]}
+DETR = {"model_type": "detr", "architectures": ["DetrForObjectDetection"]}
 
 
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [
-        (VIT, "model_type 'vit', for .*image.*, is none that can be trained or evaluated; those are text"),
+        (
+            DETR,
+            "model_type 'detr', for .*object detection.*, is none that can be trained or evaluated; those",
+        ),
         ({"model_type": "whisper"}, "model_type 'whisper', for .*speech"),
         ({"model_type": "bertt"}, r"model_type 'bertt', unknown to transformers \d"),
         ({"model_type": "text"}, "model_type 'text', unknown to transformers"),

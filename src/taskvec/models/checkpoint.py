@@ -67,6 +67,20 @@ def config_file(ref: str) -> Path:
         raise InputError(f"{ref}: not a folder, and the hub did not give it ({line})") from None
 
 
+def fetch(ref: str, filename: str) -> None:
+    """Put one more file of a hub id beside its config.json, if the hub has it; of a folder, all are there."""
+    if is_folder(ref):
+        return
+    from transformers.utils.hub import cached_file
+
+    cached_file(
+        **located(ref),
+        filename=filename,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+
+
 def _instead(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         return (
@@ -98,7 +112,7 @@ def model_type(path: Path) -> str:
 
 def reads_text(kind: str) -> bool:
     """Whether transformers has this type among the models that turn a text into hidden states."""
-    tables = set(_tables(kind))
+    tables = set(tables_of(kind))
     known: Iterable[str] = _auto().MODEL_MAPPING_NAMES
     if kind not in known or any(sense in table for table in tables for sense in _SENSES):
         return False
@@ -109,7 +123,7 @@ def reads_text(kind: str) -> bool:
 
 def writes_text(path: Path) -> bool:
     """Whether a config.json is of a model that gives the logits of a next token."""
-    tables = set(_tables(model_type(path)))
+    tables = set(tables_of(model_type(path)))
     both_ways = "MASKED_LM" in tables and not read_config(path).get("is_decoder")
     return "SEQ_TO_SEQ_CAUSAL_LM" in tables or ("CAUSAL_LM" in tables and not both_ways)
 
@@ -117,7 +131,7 @@ def writes_text(path: Path) -> bool:
 def has_encoder(path: Path) -> bool:
     """Whether a config.json is of a language model with an encoder for its context."""
     stated = read_config(path).get("is_encoder_decoder", True)
-    return bool(stated) and "SEQ_TO_SEQ_CAUSAL_LM" in _tables(model_type(path))
+    return bool(stated) and "SEQ_TO_SEQ_CAUSAL_LM" in tables_of(model_type(path))
 
 
 def encodes_text(kind: str) -> bool:
@@ -138,12 +152,12 @@ def purpose_of(kind: str) -> str:
     """What transformers uses a type of model for, in words."""
     if kind not in _auto().CONFIG_MAPPING_NAMES:
         return f"unknown to transformers {transformers().__version__}"
-    tables = [table for table in _tables(kind) if "_" in table]  # not IMAGE, PRETRAINING, BACKBONE
+    tables = [table for table in tables_of(kind) if "_" in table]  # not IMAGE, PRETRAINING, BACKBONE
     words = [table.lower().replace("_", " ").replace(" lm", " language modeling") for table in tables]
     return f"for {', '.join(words[:3])}" if words else "for no task of its own"
 
 
-def _tables(kind: str) -> list[str]:
+def tables_of(kind: str) -> list[str]:
     """The tables of transformers that list a type of model, such as ``IMAGE_CLASSIFICATION``."""
     return [
         name[len(_PREFIX) : -len(_SUFFIX)]

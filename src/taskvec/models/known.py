@@ -113,12 +113,14 @@ LOADERS: Registry[Any] = Registry(
     {
         "text": "taskvec.models.text:load",
         "language": "taskvec.models.language:load",
+        "image": "taskvec.models.image:load",
         "clip": "taskvec.models.clip:load",
         "builtin": "taskvec.models.builtin.backbone:load",
     },
 )
-"""How to load a checkpoint, by the ``model_type`` of its config.json; ``text`` for all types that read text,
-``language`` for all that give logits of tokens. A loader takes a folder or hub id and returns a Backbone."""
+"""How to load a checkpoint, by the ``model_type`` of its config.json; ``text`` and ``image`` for all types
+that read them, ``language`` for all that give logits of tokens. A loader takes a folder or hub id and returns
+a Backbone."""
 
 
 def path_or_id(ref: str) -> str:

@@ -15,6 +15,7 @@ from taskvec.models.checkpoint import (
     writes_text,
 )
 from taskvec.models.gguf import gguf_file
+from taskvec.models.image import reads_images
 from taskvec.models.known import LOADERS, MODELS, check_installed, path_or_id
 from taskvec.reading import exists, is_folder, local_path
 from taskvec.registry import nearest
@@ -50,7 +51,7 @@ def load_backbone(ref: str | Path, outputs: Outputs = "features") -> Backbone:
     return backbone.eval()
 
 
-_OF_TEXT = ("text", "language")
+_GENERAL = ("text", "language", "image")
 """Loaders of many types of models."""
 
 
@@ -58,15 +59,17 @@ def _kind(ref: str) -> str:
     """The loader for a checkpoint, by the model type that its config.json states."""
     path = config_file(ref)
     stated = model_type(path)
-    if stated in LOADERS and stated not in _OF_TEXT:
+    if stated in LOADERS and stated not in _GENERAL:
         return stated
     if reads_text(stated) or encodes_text(stated):
         return "text"
-    others = " and ".join(kind for kind in LOADERS if kind not in _OF_TEXT)
+    if reads_images(stated):
+        return "image"
+    others = " and ".join(kind for kind in LOADERS if kind not in _GENERAL)
     raise InputError(
         f"{path}: model_type {stated!r}, {purpose_of(stated)}, is none that can be trained or evaluated; "
-        "those are text models of transformers (bert, roberta, mpnet, modernbert, gpt2 and their kin), "
-        f"{others} ({EDITING})"
+        "those are text models of transformers (bert, roberta, mpnet, modernbert, gpt2 and their kin), image "
+        f"encoders (vit, dinov2, convnext, swin, resnet, mobilenet_v2 and their kin), {others} ({EDITING})"
     )
 
 
