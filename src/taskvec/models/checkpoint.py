@@ -136,7 +136,7 @@ def has_encoder(path: Path) -> bool:
 
 def encodes_text(kind: str) -> bool:
     """Whether transformers has this type among encoder-decoders of text whose encoder works by itself."""
-    tables = set(_tables(kind))
+    tables = set(tables_of(kind))
     if "SEQ_TO_SEQ_CAUSAL_LM" not in tables or reads_text(kind) or kind not in _auto().MODEL_MAPPING_NAMES:
         return False
     parts = transformers().AutoConfig.for_model(kind).sub_configs
@@ -145,7 +145,7 @@ def encodes_text(kind: str) -> bool:
 
 def classifies(kind: str, what: str) -> bool:
     """Whether transformers has a classifier with this type of model, of ``SEQUENCE`` or ``IMAGE``."""
-    return f"{what}_CLASSIFICATION" in _tables(kind)
+    return f"{what}_CLASSIFICATION" in tables_of(kind)
 
 
 def purpose_of(kind: str) -> str:
