@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from taskvec.errors import InputError, and_more
@@ -49,6 +50,11 @@ class Config(BaseModel):
         """What a file may say."""
         return [field.alias or name for name, field in cls.model_fields.items()]
 
+    @classmethod
+    def field_called(cls, name: str) -> FieldInfo | None:
+        """The field of that name; none if there is no such."""
+        return cls.model_fields.get(name)
+
 
 def first_complaint(error: ValidationError, model: type[BaseModel] = Config) -> str:
     """What is wrong with the values of a model, in one line: ``field: what; hint``."""
@@ -87,7 +93,7 @@ def _lowered(message: str) -> str:
 def _fields(model: type[BaseModel], path: list[str]) -> list[str]:
     """The field names that are valid at ``path`` inside ``model``, as far as types tell."""
     for part in path:
-        field = model.model_fields.get(part)
+        field = model.field_called(part) if issubclass(model, Config) else model.model_fields.get(part)
         inner = _models(field.annotation) if field else []
         if not inner:
             # A key of a mapping, an index or a union tag: stay with the model that holds it.

@@ -6,21 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef
 
-from taskvec.tasks.intervals import macro_f1, matthews, of_function, of_mean, of_ratio, of_table
+from taskvec.tasks.intervals import FIGURES, macro_f1, matthews, of_classes, of_function, of_mean, of_ratio
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
-def test_figures_of_tables_are_those_of_labels_and_predictions(pairs: list[tuple[int, int]]) -> None:
+def test_figures_of_counts_are_those_of_labels_and_predictions(pairs: list[tuple[int, int]]) -> None:
     labels, predicted = map(np.array, zip(*pairs, strict=True))
     table = confusion_matrix(labels, predicted, labels=range(4))[None].astype(float)
+    counts = table.sum(2), table.sum(1), np.diagonal(table, axis1=1, axis2=2)
     expected = f1_score(labels, predicted, average="macro", zero_division=0.0)
-    assert macro_f1(table)[0] == pytest.approx(expected, abs=1e-12)
+    assert macro_f1(*counts)[0] == pytest.approx(expected, abs=1e-12)
     if len(set(labels) | set(predicted)) > 1:
-        assert matthews(table)[0] == pytest.approx(matthews_corrcoef(labels, predicted), abs=1e-12)
+        assert matthews(*counts)[0] == pytest.approx(matthews_corrcoef(labels, predicted), abs=1e-12)
 
 
 def test_an_undefined_correlation_is_zero() -> None:
-    assert matthews(np.array([[[5.0, 0.0], [0.0, 0.0]]]))[0] == 0.0
+    assert matthews(np.array([[5.0, 0.0]]), np.array([[5.0, 0.0]]), np.array([[5.0, 0.0]]))[0] == 0.0
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_law() -> None:
@@ -39,12 +40,13 @@ def test_drawing_counts_of_cells_is_drawing_examples() -> None:
     draw = np.random.default_rng(3)
     labels = draw.integers(3, size=400)
     predicted = np.where(draw.random(400) < 0.6, labels, draw.integers(3, size=400))
-    by_cells = of_table(confusion_matrix(labels, predicted), macro_f1)
-    of_examples = of_function(
-        400, lambda at: float(f1_score(labels[at], predicted[at], average="macro", zero_division=0.0))
-    )
-    assert of_examples is not None
-    assert by_cells == pytest.approx(of_examples, abs=0.015)
+    by_cells = of_classes(labels, predicted, 3, FIGURES)
+    scores = {
+        "macro_f1": lambda at: float(f1_score(labels[at], predicted[at], average="macro")),
+        "matthews": lambda at: float(matthews_corrcoef(labels[at], predicted[at])),
+    }
+    for name, score in scores.items():
+        assert by_cells[name] == pytest.approx(of_function(400, score) or (), abs=0.02)
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:

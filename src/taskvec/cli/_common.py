@@ -36,6 +36,14 @@ Suite = Annotated[
     ),
 ]
 Force = Annotated[bool, Parameter(name="--force", negative=(), help="Replace an output that exists.")]
+AllowCode = Annotated[
+    bool,
+    Parameter(
+        name="--allow-code",
+        negative=(),
+        help="Run the code that a suite or experiment file names, as `module:function`. Read it first.",
+    ),
+]
 Json = Annotated[bool, Parameter(name="--json", negative=(), help="Print results as JSON.")]
 Quiet = Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), help="Show no progress.")]
 

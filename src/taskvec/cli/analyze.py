@@ -9,9 +9,10 @@ from typing import Annotated, Any, get_args, get_origin
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from taskvec.cli._common import Force, Json, Quiet, print_json, watching
+from taskvec.cli._common import AllowCode, Force, Json, Quiet, print_json, watching
 from taskvec.cli._running import print_tables
 from taskvec.cli._standard import say_line
+from taskvec.code import allowing_code
 from taskvec.studies import ANALYSES
 from taskvec.studies.analysis import Analysis
 
@@ -29,6 +30,7 @@ def _command(analysis: type[Analysis]) -> Callable[..., None]:
         *first: object,
         output: Output,
         force: Force = False,
+        allow_code: AllowCode = False,
         json: Json = False,
         quiet: Quiet = False,
         **fields: object,
@@ -37,7 +39,7 @@ def _command(analysis: type[Analysis]) -> Callable[..., None]:
         from taskvec.studies.store import versions
 
         check_folder(output, force=force)
-        with watching(quiet) as watch:
+        with allowing_code(allow_code), watching(quiet) as watch:
             given = dict.fromkeys([_unnamed(analysis)], first[0]) if first else {}
             record = analysis(**given, **fields).measure(watch, say_line)
         plain = {**record.model_dump(), **record.given, "versions": versions()}

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from taskvec.arguments import distinct
-from taskvec.cli._common import Count, Json, Quiet, Tasks, print_json, print_table, watching
+from taskvec.cli._common import AllowCode, Count, Json, Quiet, Tasks, print_json, print_table, watching
 from taskvec.cli._editing import Expression, Vectors, load_vectors
+from taskvec.code import allowing_code
 from taskvec.errors import InputError
 from taskvec.training.regimes import Space
 
@@ -32,6 +33,7 @@ def eval(
     limit: Count | None = None,
     batch_size: Count = 64,
     precision: Literal["float32", "bf16"] = "float32",
+    allow_code: AllowCode = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -71,7 +73,8 @@ def eval(
         raise InputError("--space: without a --vector there is one model in both spaces; leave it out")
     loaded = load_vectors(vector) if vector else {}
     space = space or own_space(loaded)
-    measured = load_suite(suite)
+    with allowing_code(allow_code):
+        measured = load_suite(suite)
     names = distinct(task or list(measured.tasks), "--task")
     tasks = [measured.task(name) for name in names]
     outputs = outputs_for(tasks)

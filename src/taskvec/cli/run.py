@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from taskvec.cli._common import Json, Quiet, watching
+from taskvec.cli._common import AllowCode, Json, Quiet, watching
 from taskvec.cli._running import Fresh, Output, Seeds, show
+from taskvec.code import allowing_code
 
 
 def run(
@@ -12,6 +13,7 @@ def run(
     output: Output,
     seeds: Seeds = None,
     force: Fresh = False,
+    allow_code: AllowCode = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -33,7 +35,8 @@ def run(
     from taskvec.runs.runner import Runner
     from taskvec.studies.store import Store
 
-    loaded, suite = load_experiment(experiment, {"seeds": seeds} if seeds else {})
+    with allowing_code(allow_code):
+        loaded, suite = load_experiment(experiment, {"seeds": seeds} if seeds else {})
     store = Store(output)
     with watching(quiet) as watch:
         runner = Runner(loaded, suite, store, watch)

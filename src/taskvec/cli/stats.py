@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Count, Force, Json, Quiet, Suite, print_json, print_table, watching
+from taskvec.cli._common import AllowCode, Count, Force, Json, Quiet, Suite, print_json, print_table, watching
 from taskvec.cli._editing import Output, open_model
+from taskvec.code import allowing_code
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def stats(
     split: Literal["train", "validation", "test"] = "train",
     seed: int = 0,
     force: Force = False,
+    allow_code: AllowCode = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -71,7 +73,8 @@ def stats(
     places = _places(output, kind)
     for place in places.values():
         check_target(place, force=force)
-    chosen = (load_suite(suite) if suite else suite_with(task)).task(task)
+    with allowing_code(allow_code):
+        chosen = (load_suite(suite) if suite else suite_with(task)).task(task)
     direction = None if vector is None else load_vector_of(vector, task)
     backbone, head = _load(model, chosen, direction, heads_from)
     measured, base = _origin(model, direction, heads_from)

@@ -5,8 +5,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import Json
+from taskvec.cli._common import AllowCode, Json
 from taskvec.cli._listing import print_entries, print_entry
+from taskvec.code import allowing_code
 from taskvec.errors import InputError, UnknownName
 from taskvec.registry import nearest
 from taskvec.tasks.suite import load_suite, suite_names
@@ -18,6 +19,7 @@ def tasks(
     /,
     *,
     suite: Annotated[str | None, Parameter(name=["--suite", "-s"])] = None,
+    allow_code: AllowCode = False,
     json: Json = False,
 ) -> None:
     """List the tasks there are, or show one.
@@ -27,7 +29,9 @@ def tasks(
         suite: Only the tasks of this suite, or of this YAML file.
     """
     suites = suite_names() if suite is None else [suite]
-    by_place = {f"{each}/{task.name}": task for each in suites for task in load_suite(each).tasks.values()}
+    with allowing_code(allow_code):
+        loaded = [(each, load_suite(each)) for each in suites]
+    by_place = {f"{each}/{task.name}": task for each, held in loaded for task in held.tasks.values()}
     if name is not None:
         print_entry(_record(_choose(by_place, name)), json)
     else:

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from taskvec.arguments import distinct
 from taskvec.cli._common import (
+    AllowCode,
     Count,
     Force,
     Json,
@@ -19,7 +20,8 @@ from taskvec.cli._common import (
     print_table,
     watching,
 )
-from taskvec.training.regimes import REGIMES, RegimeSettings
+from taskvec.code import allowing_code
+from taskvec.training.regimes import REGIMES
 from taskvec.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -29,9 +31,9 @@ _BASELINES = {"ascent": "climbs the loss", "random": "draws a vector with the no
 """Regimes of the command alone."""
 
 _REGIME = (
-    "{}; in tangent space try twice the learning rate. Any other selection is a regime too, such as "
-    "`re:PATTERN` or `tangent-re:PATTERN`, a regular expression that whole names of parameters match; or say "
-    "what yours is with `--select` and `--space`, under any name. The baselines: {}."
+    "{}; in tangent space try twice the learning rate. Any other selection is a regime too, such as `mlp`, "
+    "`re:PATTERN` or `tangent-re:PATTERN`, a regular expression that whole names of parameters match. "
+    "The baselines: {}."
 ).format(
     "; ".join(f"`{name}`: {regime.about}" for name, regime in REGIMES.items()),
     ", ".join(f"`{name}` {what}" for name, what in _BASELINES.items()),
@@ -44,8 +46,7 @@ def train(
     task: Tasks,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     suite: Suite = None,
-    regime: Annotated[str | None, Parameter(help=_REGIME, show_default="full")] = None,
-    choice: Annotated[RegimeSettings, flattened()] = RegimeSettings(),  # noqa: B008
+    regime: Annotated[str, Parameter(help=_REGIME)] = "full",
     settings: Annotated[TrainSettings, flattened("optimizer", "validations")] = TrainSettings(),  # noqa: B008
     limit: Count | None = None,
     like: Path | None = None,
@@ -53,6 +54,7 @@ def train(
     log_to: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
     resume: Annotated[bool, Parameter(negative=())] = False,
     force: Force = False,
+    allow_code: AllowCode = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -77,12 +79,14 @@ def train(
     from taskvec.tasks.task import outputs_for
     from taskvec.training.finetune import finetune
     from taskvec.training.logs import check_log, recording
+    from taskvec.training.regimes import regime_called
     from taskvec.training.trackers import tracker
     from taskvec.vectors import TaskVector
     from taskvec.weights.staging import check_space, check_target
 
     names = distinct(task, "--task")
-    kind = choice.regime(None if regime in _BASELINES else regime, *_BASELINES)
+    trained = "full" if regime in _BASELINES else regime
+    kind = regime_called(trained, *_BASELINES)
     check_target(output, force=force)
     if log is not None:
         check_log(log, output, keep=force or resume)
@@ -92,7 +96,8 @@ def train(
         tracker(name)
     if (like is not None) != (regime == "random"):
         raise InputError("--like and --regime random belong together: a random vector takes another's norms")
-    chosen = load_suite(suite) if suite else suite_with(names[0])
+    with allowing_code(allow_code):
+        chosen = load_suite(suite) if suite else suite_with(names[0])
     limits = {"train": limit} if limit else {}
     tasks = [chosen.task(name) for name in names]
     backbone = load_backbone(model, outputs_for(tasks))
@@ -100,7 +105,7 @@ def train(
     check_space(output, sum(value.nbytes for value in evaluator.pretrained.values()))
 
     twin = TaskVector.load(like) if like is not None else None
-    space = (twin.info.space or "ordinary") if twin else kind.evaluated_in
+    space = (twin.info.space or "ordinary") if twin else kind.space
 
     def at_one(vector: TaskVector) -> "Point":
         """The model that the vector makes, in the space it was trained in."""
@@ -124,7 +129,7 @@ def train(
             vector = finetune(
                 backbone,
                 [evaluator.part(name) for name in names],
-                regime=kind,
+                regime=trained,
                 settings=settings,
                 ascend=regime == "ascent",
                 checkpoint=checkpoint,

@@ -11,7 +11,7 @@ from taskvec.arguments import checked
 from taskvec.errors import Diverged, InputError
 from taskvec.evaluation.points import OrdinaryPoints, Point, Points, TangentPoint, TangentPoints, dense_deltas
 from taskvec.models.backbone import Backbone
-from taskvec.models.functional import encode
+from taskvec.models.functional import encode, placed
 from taskvec.models.heads import Head
 from taskvec.registry import nearest
 from taskvec.tangent.linearization import Linearization
@@ -198,6 +198,8 @@ class Evaluator:
 
     def score(self, point: Point, name: str, split: SplitName) -> Score:
         """All figures of a model on one split of one task."""
+        if self.objective(name).writes:
+            return self._written(point, name, split)
         return self.objective(name).score(self.tally(point, name, split))
 
     def values(self, point: Point, names: Iterable[str], split: SplitName) -> dict[str, float]:
@@ -210,7 +212,20 @@ class Evaluator:
 
     def _utility(self, point: Point, name: str, split: SplitName) -> float:
         objective = self.objective(name)
+        if objective.writes:
+            return self._written(point, name, split).utility
         return utility(self.task(name).metric, objective.value(self.tally(point, name, split)))
+
+    @torch.no_grad()
+    def _written(self, point: Point, name: str, split: SplitName) -> Score:
+        """The figures of what a model writes."""
+        if isinstance(point, TangentPoint):
+            raise InputError(
+                f"{name}: {self.task(name).metric!r} is measured on texts that the model writes, and a model "
+                "in tangent space writes none; measure it in ordinary space, or take perplexity as the metric"
+            )
+        with autocast(self.precision), placed(self.backbone, point):
+            return self.objective(name).measure(self.backbone, self.split(name, split))
 
     def _prepared(self, name: str, split: SplitName) -> Batches:
         if (name, split) not in self._batches:

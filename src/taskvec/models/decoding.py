@@ -127,6 +127,12 @@ def _settings(network: Any, decoding: Decoding, end: Sequence[int], start: int |
         network.generation_config = own
 
 
+def ends_of(network: Any) -> list[int]:
+    """The tokens that end a text by the checkpoint's own settings."""
+    stated = getattr(network.generation_config, "eos_token_id", None)
+    return [] if stated is None else [stated] if isinstance(stated, int) else list(stated)
+
+
 class _Choice:
     """The next token: the likeliest, or where the distribution function passes a uniform number."""
 

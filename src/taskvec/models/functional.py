@@ -1,6 +1,7 @@
 """A backbone as a function of its parameters."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -16,6 +17,13 @@ def encode(backbone: Backbone, params: Mapping[str, Tensor], batch: Mapping[str,
             backbone's own. Gradients flow into them.
         batch: what ``backbone.collate`` gives.
     """
+    with placed(backbone, params):
+        return backbone(**batch)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def placed(backbone: Backbone, params: Mapping[str, Tensor]) -> Iterator[None]:
+    """The backbone at other values of some parameters, by checkpoint name, for a while."""
     place = {stored: name for name, stored in backbone.names.items()}
     with substituted(backbone.network, {place[name]: value for name, value in params.items()}):
-        return backbone(**batch)  # type: ignore[no-any-return]
+        yield

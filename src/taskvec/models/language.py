@@ -95,7 +95,7 @@ class LanguageModel(Backbone):
             first = [len(passage.context) - 1 for passage in prepared]
             batch = _padded([passage.context + passage.target for passage in prepared], "")
             return {**batch, "scored": _places(first, targets, batch["input_ids"].shape[1])}
-        read = _padded([[self._start, *passage.target[:-1]] for passage in prepared], "decoder_")
+        read = _padded([[self.start, *passage.target[:-1]] for passage in prepared], "decoder_")
         return {
             **_padded([passage.context for passage in prepared], ""),
             **read,
@@ -131,7 +131,7 @@ class LanguageModel(Backbone):
         return self.stack([Passage([last], [last - 1, last])])
 
     @property
-    def _start(self) -> int:
+    def start(self) -> int:
         """The token that the decoder begins with."""
         for name in ("decoder_start_token_id", "bos_token_id", "pad_token_id"):
             for settings in (self.network.config, getattr(self.network, "generation_config", None)):

@@ -1,17 +1,20 @@
 """95 % intervals by the bootstrap: the figure on examples drawn again, with replacement."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    Array = NDArray[Any]
+    Figure = Callable[[Array, Array, Array], Array]
+
 Interval = tuple[float, float]
 
 DRAWS = 1000
-"""Times that examples are drawn again, where a figure is a sum or comes from a table."""
+"""Times that examples are drawn again, where a figure is made of sums."""
 
 _FEW = 200
 """The same for a function of labels and predictions, which may take its time."""
@@ -19,7 +22,7 @@ _FEW = 200
 _SHARE = (2.5, 97.5)
 
 
-def of_ratio(above: "NDArray[np.float64]", below: "NDArray[np.float64]", seed: int = 0) -> Interval:
+def of_ratio(above: "Array", below: "Array", seed: int = 0) -> Interval:
     """Of ``sum(above) / sum(below)``, both (N,): a mean for ones below, a loss a token for counts of tokens.
 
     A draw that has nothing below counts as none.
@@ -32,33 +35,38 @@ def of_ratio(above: "NDArray[np.float64]", below: "NDArray[np.float64]", seed: i
     return percentiles(ratios)
 
 
-def of_mean(values: "Sequence[float] | NDArray[np.float64]", seed: int = 0) -> Interval:
+def of_mean(values: "Sequence[float] | Array", seed: int = 0) -> Interval:
     """Of the mean of values (N,)."""
     given = np.asarray(values, dtype=np.float64)
     return of_ratio(given, np.ones(len(given)), seed)
 
 
-def of_table(
-    table: "NDArray[np.int64]", figure: "Callable[[NDArray[np.float64]], NDArray[np.float64]]", seed: int = 0
-) -> Interval:
-    """Of a figure of the confusion matrix, (C, C) counts; ``figure`` maps (D, C, C) to (D,).
+def of_classes(
+    labels: "Array", predicted: "Array", classes: int, figures: "Mapping[str, Figure]", seed: int = 0
+) -> dict[str, Interval]:
+    """Of figures of a classification; labels and predictions are (N,), places in the classes.
 
-    Examples of one cell are alike, so drawing them again is drawing the cells' counts: one multinomial.
+    Examples of one label and prediction are alike, so drawing them again is drawing how many there are of
+    each: one multinomial.
     """
-    filled = table > 0
-    counts = table[filled]
-    total = int(counts.sum())
-    drawn = np.random.default_rng(seed).multinomial(total, counts / total, size=DRAWS)
-    figures = np.empty(DRAWS)
-    piece = max(1, (1 << 24) // table.size)  # of a large table, few at a time
-    for start in range(0, DRAWS, piece):
-        tables = np.zeros((len(drawn[start : start + piece]), *table.shape))
-        tables[:, filled] = drawn[start : start + piece]
-        figures[start : start + piece] = figure(tables)
-    return percentiles(figures)
+    from scipy.sparse import csr_array  # type: ignore[import-untyped]
+
+    cells, counts = np.unique(labels * classes + predicted, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(labels), counts / len(labels), size=DRAWS)
+    at, true, said = np.arange(len(cells)), cells // classes, cells % classes
+    shape = (len(cells), classes)
+    sums = [
+        drawn @ csr_array((weights, (at, columns)), shape=shape)
+        for weights, columns in (
+            (np.ones(len(cells)), true),
+            (np.ones(len(cells)), said),
+            (true == said, said),
+        )
+    ]
+    return {name: percentiles(figure(*sums)) for name, figure in figures.items()}
 
 
-def of_function(count: int, figure: "Callable[[NDArray[np.int64]], float]", seed: int = 0) -> Interval | None:
+def of_function(count: int, figure: "Callable[[Array], float]", seed: int = 0) -> Interval | None:
     """Of any figure of the examples at some places; none where it is no number on most of what is drawn.
 
     Args:
@@ -70,30 +78,32 @@ def of_function(count: int, figure: "Callable[[NDArray[np.int64]], float]", seed
     return percentiles(figures) if np.isfinite(figures).sum() > _FEW // 2 else None
 
 
-def percentiles(figures: "NDArray[np.float64]") -> Interval:
+def percentiles(figures: "Array") -> Interval:
     """The middle 95 % of the finite ones."""
     low, high = np.percentile(figures[np.isfinite(figures)], _SHARE)
     return float(low), float(high)
 
 
-def _number(figure: "Callable[[NDArray[np.int64]], float]", places: "NDArray[np.int64]") -> float:
+def _number(figure: "Callable[[Array], float]", places: "Array") -> float:
     try:
         return float(figure(places))
     except Exception:  # whatever a user's function meets in a draw that its data do not hold
         return float("nan")
 
 
-def macro_f1(tables: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """Mean F1 score (D,) over the classes that occur, of confusion matrices (D, C, C)."""
-    both = tables.sum(1) + tables.sum(2)
-    score = 2 * np.diagonal(tables, axis1=1, axis2=2) / np.where(both > 0, both, 1)
-    return np.asarray(score.sum(1) / (both > 0).sum(1))
+def macro_f1(true: "Array", predicted: "Array", right: "Array") -> "Array":
+    """Mean F1 score (D,) over the classes that occur, of numbers of examples (D, C) by class."""
+    both = true + predicted
+    return np.asarray((2 * right / np.where(both > 0, both, 1)).sum(1) / (both > 0).sum(1))
 
 
-def matthews(tables: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """Matthews' correlation coefficient (D,) of confusion matrices (D, C, C); 0 where it is undefined."""
-    true, predicted = tables.sum(2), tables.sum(1)
-    total, right = true.sum(1), np.trace(tables, axis1=1, axis2=2)
-    covariance = right * total - (true * predicted).sum(1)
+def matthews(true: "Array", predicted: "Array", right: "Array") -> "Array":
+    """Matthews' correlation coefficient (D,) of numbers of examples (D, C) by class; 0 where undefined."""
+    total = true.sum(1)
+    covariance = right.sum(1) * total - (true * predicted).sum(1)
     spread = (total**2 - (true**2).sum(1)) * (total**2 - (predicted**2).sum(1))
     return np.asarray(covariance / np.sqrt(np.where(spread > 0, spread, np.inf)))
+
+
+FIGURES: "Mapping[str, Figure]" = {"macro_f1": macro_f1, "matthews": matthews}
+"""By the name of the metric, of how many examples of each class there are, are predicted, and rightly so."""

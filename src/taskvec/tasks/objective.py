@@ -65,6 +65,8 @@ class Objective(ABC):
 
     outputs: ClassVar["Outputs"]
     """What it reads: features, one row an example, or logits, one row a scored token."""
+    writes: ClassVar[bool] = False
+    """Whether its figures are of texts that the model writes, see ``measure``, and no outputs hold them."""
     metric: str
 
     @abstractmethod
@@ -73,6 +75,10 @@ class Objective(ABC):
 
     def check(self, name: str, split: "Split") -> None:  # noqa: B027  most have nothing to refuse
         """Refuse a training split that would train nonsense. Raises: InputError that opens with ``name``."""
+
+    def training(self) -> "Objective":
+        """The same without what only its figures need."""
+        return self
 
     @abstractmethod
     def loss(self, outputs: "Tensor", batch: Batch) -> "Tensor":
@@ -92,6 +98,10 @@ class Objective(ABC):
     def value(self, tally: Tally) -> float:
         """The task's own metric alone."""
         return self.score(tally).value
+
+    def measure(self, backbone: "Backbone", split: "Split") -> "Score":
+        """All figures of what the backbone writes as it is, in place of ``tally`` and ``score``."""
+        raise NotImplementedError
 
     @abstractmethod
     def fingerprint(self) -> str:

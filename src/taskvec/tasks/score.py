@@ -25,6 +25,11 @@ class Score(ABC):
             """A figure of the task's kind."""
 
     @property
+    def value_interval(self) -> tuple[float, float] | None:
+        """95 % of the value, for scores whose ``interval`` is that of another figure."""
+        return self.interval
+
+    @property
     def utility(self) -> float:
         """The value as protocols compare it: more is better."""
         return utility(self.metric, self.value)

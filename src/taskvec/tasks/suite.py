@@ -8,11 +8,15 @@ from typing import Any
 from pydantic import Field, PositiveInt, SerializeAsAny, model_validator
 
 from taskvec.arguments import checked
+from taskvec.code import check_allowed, names_code
 from taskvec.config import Config, read_yaml
 from taskvec.errors import InputError, UnknownName
 from taskvec.reading import local_path
 from taskvec.registry import nearest
 from taskvec.tasks.task import Task
+
+_CODE = ("metric", "score")
+"""Keys of a task that may name a function of the user's."""
 
 _SHIPPED = Path(__file__).parent / "suites"
 
@@ -97,7 +101,19 @@ def _completed(values: Mapping[str, Any], folder: Path, where: str) -> dict[str,
         raise InputError(f"{where}: defaults: {type(defaults).__name__}, expected keys such as 'data'")
     if not isinstance(tasks, dict):
         return rest
-    return {**rest, "tasks": {name: _task(str(name), task, defaults, folder) for name, task in tasks.items()}}
+    named = {name: _task(str(name), task, defaults, folder) for name, task in tasks.items()}
+    for name, task in named.items():
+        _check_code(task, f"{where}: tasks.{name}")
+    return {**rest, "tasks": named}
+
+
+def _check_code(task: object, where: str) -> None:
+    """Refuse code that a task names, unless it is allowed; nothing is imported. Raises: InputError."""
+    values = task if isinstance(task, dict) else {}
+    for key in _CODE:
+        value = values.get(key)
+        if isinstance(value, str) and names_code(value):
+            check_allowed(value, f"{where}.{key}")
 
 
 def _task(name: str, task: object, defaults: Mapping[str, Any], folder: Path) -> object:

@@ -14,6 +14,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from taskvec.config import Config
 from taskvec.errors import InputError
@@ -99,6 +100,12 @@ class Task(Config, ABC):
         if cls is not Task:
             return super().known_keys()
         return list(dict.fromkeys(key for kind in KINDS.values() for key in kind.known_keys()))
+
+    @classmethod
+    def field_called(cls, name: str) -> FieldInfo | None:
+        """The field of that name, of any kind for the base."""
+        kinds = [cls] if cls is not Task else [Task, *KINDS.values()]
+        return next((kind.model_fields[name] for kind in kinds if name in kind.model_fields), None)
 
     if TYPE_CHECKING:
 

@@ -40,6 +40,19 @@ def plain(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
+def matches(text: str, answer: str) -> bool:
+    """Whether a written text is the answer, as ``plain`` has them.
+
+    Of a text that goes on behind the answer, as models do that were not trained to stop, as many lines are
+    read as the answer has.
+
+    >>> matches(" Paris\\nThe capital of", "paris")
+    True
+    """
+    lines = text.strip().splitlines()[: len(answer.strip().splitlines())]
+    return plain("\n".join(lines)) == plain(answer)
+
+
 def scored(function: Scoring, texts: Sequence[str], where: str) -> list[float]:
     """A number for each text.
 

@@ -36,7 +36,7 @@ class Part:
     def objective(self) -> Objective:
         """What is asked of the model."""
         if isinstance(self.head, Objective):
-            return self.head
+            return self.head.training()
         return Classifying(self.head, max_length=self.max_length)
 
 

@@ -8,6 +8,7 @@ KINDS: Registry[Any] = Registry(
     "kind of task",
     {
         "classification": "taskvec.tasks.kinds.classification:Classification",
+        "generation": "taskvec.tasks.kinds.generation:Generation",
     },
 )
 """Subclasses of ``Task`` by the name that stands under ``kind``."""

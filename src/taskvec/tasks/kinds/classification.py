@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, PositiveInt, field_serializer, field_validator, model_validator
 
-from taskvec.arguments import brief, checked
-from taskvec.errors import InputError, TaskvecError
+from taskvec.arguments import checked
+from taskvec.errors import InputError
 from taskvec.reading import shown
 from taskvec.registry import nearest
-from taskvec.tasks.metrics import METRICS
+from taskvec.tasks import intervals
+from taskvec.tasks.intervals import Interval
+from taskvec.tasks.metrics import OwnMetric, check_metric, figure_of, metric_called, own_interval
 from taskvec.tasks.objective import Batch, Objective, Tally
 from taskvec.tasks.score import Score, wilson
 from taskvec.tasks.source import Rows, SplitName
@@ -51,7 +53,7 @@ class Classification(Task):
     """Classes whose rows make up the task; the head keeps all classes. None keeps every row."""
     head: Literal["zero-shot", "linear-probe"] = "zero-shot"
     metric: str = "accuracy"
-    """One of ``METRICS``; more is better."""
+    """One of ``METRICS``, or ``module:function``; more is better."""
     max_length: PositiveInt | None = None
     """Tokens that a text is cut to."""
     epochs: PositiveInt | None = None
@@ -60,9 +62,7 @@ class Classification(Task):
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, name: str) -> str:
-        if name not in METRICS:
-            raise ValueError(f"no metric called {name!r}; {nearest(name, METRICS)}")
-        return name
+        return check_metric(name)
 
     @field_validator("names", mode="before")
     @classmethod
@@ -104,7 +104,8 @@ class Classification(Task):
     def objective(self, backbone: "Backbone") -> "Classifying":
         from taskvec.tasks.loaders import head_for
 
-        return Classifying(head_for(backbone, self), self.metric, self.max_length)
+        own = metric_called(self.metric, f"{self.name}: metric", self.data.folder)
+        return Classifying(head_for(backbone, self), self.metric, self.max_length, own)
 
     def examples(self, split: SplitName, rows: Rows) -> Split:
         """Rows with their labels as places in the classes; dropped ones left out."""
@@ -147,11 +148,13 @@ class Classifying(Objective):
     Args:
         metric: one of ``METRICS``.
         max_length: tokens that a text is cut to.
+        function: behind the metric's name; none for what ``METRICS`` has.
     """
 
     head: "Head"
     metric: str = "accuracy"
     max_length: int | None = None
+    function: OwnMetric | None = None
     outputs: ClassVar = "features"
 
     def prepare(self, backbone: "Backbone", split: Split) -> "Examples":
@@ -175,10 +178,10 @@ class Classifying(Objective):
         return {"logits": self.head(outputs), "labels": batch.labels}
 
     def score(self, tally: Tally) -> "ClassScore":
-        return score(tally["logits"], tally["labels"], self.metric)
+        return score(tally["logits"], tally["labels"], self.metric, self.function)
 
     def value(self, tally: Tally) -> float:
-        return value(tally["logits"], tally["labels"], self.metric)
+        return value(tally["logits"], tally["labels"], self.metric, self.function)
 
     def fingerprint(self) -> str:
         return self.head.fingerprint()
@@ -202,10 +205,22 @@ class ClassScore(Score):
     """Per class, in class order; none for a class without examples."""
     examples: int
 
+    intervals: dict[str, tuple[float, float] | None]
+    """95 % of the other metrics, by the bootstrap; none where it finds none."""
+
+    @property
+    def value_interval(self) -> tuple[float, float] | None:
+        return self.interval if self.metric == "accuracy" else self.intervals[self.metric]
+
 
 @checked
-def score(logits: "Tensor", labels: "Tensor", metric: str = "accuracy") -> ClassScore:
+def score(
+    logits: "Tensor", labels: "Tensor", metric: str = "accuracy", function: OwnMetric | None = None
+) -> ClassScore:
     """Compare ``logits`` (N, C), any float dtype, with ``labels`` (N,), int64.
+
+    Args:
+        function: the metric, where the name stands for one of the user's own.
 
     Raises: InputError for no examples, or a metric that is not one of ``METRICS``.
     """
@@ -213,42 +228,34 @@ def score(logits: "Tensor", labels: "Tensor", metric: str = "accuracy") -> Class
     from torch.nn.functional import cross_entropy
 
     figures = {name: value(logits, labels, name) for name in _STANDARD}
+    classes, predicted = logits.shape[1], logits.argmax(dim=1)
     recall = recall_score(
-        labels.numpy(),
-        logits.argmax(dim=1).numpy(),
-        labels=list(range(logits.shape[1])),
-        average=None,
-        zero_division=math.nan,
+        labels.numpy(), predicted.numpy(), labels=list(range(classes)), average=None, zero_division=math.nan
     )
     loss = cross_entropy(logits.float(), labels).item()
+    ranges: dict[str, Interval | None] = {
+        **intervals.of_classes(labels.numpy(), predicted.numpy(), classes, intervals.FIGURES)
+    }
+    if metric not in _STANDARD:
+        ranges[metric] = own_interval(function or metric_called(metric), labels, predicted)
     return ClassScore(
         metric=metric,
-        value=value(logits, labels, metric),
+        value=value(logits, labels, metric, function),
         interval=wilson(round(figures["accuracy"] * len(labels)), len(labels)),
         perplexity=math.exp(min(loss, 700.0)),
         recall=tuple(None if math.isnan(r) else float(r) for r in recall),
         examples=len(labels),
+        intervals=ranges,
         **figures,
     )
 
 
-def value(logits: "Tensor", labels: "Tensor", metric: str) -> float:
+def value(logits: "Tensor", labels: "Tensor", metric: str, function: OwnMetric | None = None) -> float:
     """One metric of ``logits`` (N, C) against ``labels`` (N,), int64.
 
-    Raises: InputError for no examples, or a metric that is not one of ``METRICS``; TaskvecError for one that
-        gives no finite number.
+    Raises: InputError for no examples, or a metric that is not one of ``METRICS`` or raises; TaskvecError for
+        one that gives no finite number.
     """
     if len(labels) == 0:
         raise InputError("nothing to score: the split is empty")
-    if metric not in METRICS:
-        raise InputError(f"no metric called {metric!r}; {nearest(metric, METRICS)}")
-    result = METRICS[metric](labels, logits.argmax(dim=1))
-    try:
-        figure = float(result)
-    except (TypeError, ValueError):
-        raise TaskvecError(f"metric {metric!r}: gave {brief(result)}, expected a number") from None
-    if not math.isfinite(figure):
-        raise TaskvecError(
-            f"metric {metric!r}: gave {figure} on {len(labels)} examples, expected a finite number"
-        )
-    return figure
+    return figure_of(metric, function or metric_called(metric), labels, logits.argmax(dim=1))
