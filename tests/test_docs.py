@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 import taskvec as tv
 from language_models import save_language_model
-from taskvec.cli import COMMANDS
+from taskvec.cli import COMMANDS, main
 from taskvec.config import Config
 from taskvec.rules import RULES
 from taskvec.runs.experiment import load_experiment
@@ -108,7 +109,14 @@ def test_the_snippets_on_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     np.savez("shades.npz", **arrays)
     names: dict[str, Any] = {"print": lambda *values: None}
     for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        if "tv.wrap" in snippet:
+            Path("net.py").write_text(snippet)
         exec(snippet, names)
+    Path("shades.safetensors").unlink()
+    for words in re.findall(r"^    taskvec (.*net\.py:small.*)", page, re.MULTILINE):
+        with pytest.raises(SystemExit) as ended:
+            main([*shlex.split(words), "--quiet"])
+        assert ended.value.code == 0, words
     assert names["evaluator"].values(names["points"].at({"shades": 1.0}), ["shades"], "test")["shades"] > 0.9
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from taskvec.models.backbone import Backbone
     from taskvec.models.heads import Head
     from taskvec.models.loading import load_backbone
+    from taskvec.models.own import wrap
     from taskvec.models.selection import select
     from taskvec.rules import RULES
     from taskvec.statistics.fisher import fisher
@@ -72,6 +73,7 @@ _HOME = {
     "Backbone": "models.backbone",
     "Head": "models.heads",
     "load_backbone": "models.loading",
+    "wrap": "models.own",
     "select": "models.selection",
     "METRICS": "tasks.metrics",
     "Suite": "tasks.suite",
@@ -161,6 +163,7 @@ __all__ = [
     "similarity",
     "single_task",
     "tall_masks",
+    "wrap",
 ]
 
 

@@ -98,10 +98,17 @@ def workers(weights: "Weights") -> int:
 
 
 def open_model(ref: str) -> "Weights":
-    """Weights by path, hub id, or a known name such as ``minilm``; what exists on the disk wins."""
+    """Weights by path, hub id, a known name such as ``minilm``, or a function that gives a model; what exists
+    on the disk wins."""
+    from taskvec.code import names_code
     from taskvec.models.known import check_installed, path_or_id
     from taskvec.weights import open_weights
 
+    if names_code(ref):
+        from taskvec.models.own import is_own, load
+
+        if is_own(ref):
+            return open_weights(load(ref).source)
     check_installed(ref)
     return open_weights(path_or_id(ref))
 

@@ -144,13 +144,14 @@ def in_batches(embed: Callable[[Sequence[str]], Tensor], texts: Sequence[str], s
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for a while: no dropout, and the mode it had afterwards."""
-    was_training = module.training
+    """Eval mode for a while: no dropout, and afterwards the mode that each part had."""
+    modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        module.train(was_training)
+        for part, mode in modes:
+            part.training = mode
 
 
 def _reached(backbone: Backbone) -> list[str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from taskvec.arguments import checked
 from taskvec.errors import InputError
+from taskvec.models import own
 from taskvec.models.backbone import Backbone, Outputs
 from taskvec.models.checkpoint import (
     EDITING,
@@ -24,7 +25,8 @@ from taskvec.weights.hub import is_reference
 
 @checked
 def load_backbone(ref: str | Path, outputs: Outputs = "features") -> Backbone:
-    """The model behind a checkpoint folder, a GGUF file, a known name, or a hub id ``org/name[@revision]``.
+    """The model behind a checkpoint folder, a GGUF file, a known name, a hub id ``org/name[@revision]``, or a
+    function of the user's own, ``module:function`` or ``file.py:function``, that gives a backbone.
 
     What is on the disk wins over a known name and over a hub id of the same spelling. Weights are float32, in
     eval mode. Code inside a checkpoint is never run.
@@ -35,6 +37,8 @@ def load_backbone(ref: str | Path, outputs: Outputs = "features") -> Backbone:
     Raises: InputError, one line, for a reference that is none of these, with the nearest known model, and for
         files that do not make a model which can be trained and evaluated; MissingExtra without transformers.
     """
+    if own.is_own(str(ref)):
+        return own.load(str(ref))
     check_installed(str(ref))
     name = path_or_id(str(ref))
     place = local_path(name)

@@ -6,8 +6,10 @@ from typing import Any
 
 from pydantic import create_model
 
+from taskvec.code import check_allowed
 from taskvec.config import read_yaml
 from taskvec.errors import InputError
+from taskvec.models.own import is_own
 from taskvec.reading import local_path, printable
 from taskvec.studies import STUDIES
 from taskvec.studies.experiment import Experiment
@@ -31,6 +33,8 @@ def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> 
     if not isinstance(values, dict):
         raise InputError(f"{path}: {type(values).__name__}, expected keys such as 'experiment' and 'model'")
     experiment = _model().parse(str(path), {**values, **(changes or {})})
+    if is_own(experiment.model):
+        check_allowed(experiment.model, f"{path}: model")
     named = experiment.suite
     suite = load_suite(path.parent / named if named.endswith((".yaml", ".yml")) else named)
     try:

@@ -8,6 +8,7 @@ from typing import Any
 from taskvec.errors import InputError
 from taskvec.models.known import path_or_id
 from taskvec.models.loading import load_backbone
+from taskvec.models.own import is_own
 from taskvec.progress import Watch, unwatched
 from taskvec.runs.experiment import active, involved_tasks
 from taskvec.studies.experiment import Experiment
@@ -76,6 +77,8 @@ def _finish(
 
 
 def _fingerprint(model: str) -> str:
+    if is_own(model):
+        return open_weights(load_backbone(model).source).fingerprint()
     try:
         return open_weights(path_or_id(model)).fingerprint()
     except InputError:

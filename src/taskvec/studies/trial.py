@@ -7,10 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import absolute
 from taskvec.evaluation.points import Points
 from taskvec.models.loading import load_backbone
+from taskvec.models.own import is_own
 from taskvec.progress import Watch
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.record import Plain, R, Record
@@ -21,6 +23,7 @@ from taskvec.training.finetune import finetune
 from taskvec.training.logs import Log, recording
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector
+from taskvec.weights import open_weights
 from taskvec.weights.staging import check_space
 
 R_co = TypeVar("R_co", bound=Record, covariant=True)
@@ -92,8 +95,14 @@ class Lab:
         """The experiment's model and tasks. Raises: InputError."""
         experiment = self.plan.experiment
         tasks = [self.plan.suite.task(name) for name in self.plan.digests]
+        backbone = load_backbone(experiment.model, outputs_for(tasks))
+        if is_own(experiment.model) and open_weights(backbone.source).fingerprint() != self.plan.model:
+            raise InputError(
+                f"{experiment.model}: gives other weights at every call, expected the same; call "
+                "torch.manual_seed before they are drawn, or load them from a file"
+            )
         return Evaluator(
-            load_backbone(experiment.model, outputs_for(tasks)),
+            backbone,
             tasks,
             limits=self.plan.evaluation["limits"],
             batch_size=experiment.evaluation_batch,

@@ -1,0 +1,211 @@
+"""A user's own network as a backbone."""
+
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from taskvec.arguments import checked
+from taskvec.code import named_callable, names_code
+from taskvec.errors import InputError
+from taskvec.models.backbone import Backbone, evaluating
+from taskvec.reading import exists, local_path, shortened
+from taskvec.substitution import substituted
+
+Collate = Callable[..., Any]
+Features = Callable[..., Tensor]
+EmbedText = Callable[[Sequence[str]], Tensor]
+
+
+@checked
+def wrap(
+    module: nn.Module,
+    *,
+    collate: Collate,
+    example: Any,
+    features: Features | None = None,
+    embed_text: EmbedText | None = None,
+    logit_scale: float = 100.0,
+    ref: Any = None,
+) -> "OwnBackbone":
+    """Your own network, to be trained, edited and measured like any other; used as it is, never changed.
+
+    Args:
+        module: holds the weights, float32; vectors are of its ``state_dict``.
+        collate: makes a batch of inputs as tasks give them: images (H, W, 3), uint8, texts, or pairs of
+            texts. It returns a tensor, a tuple of tensors or a mapping of them, which ``features`` is called
+            with. If it has a parameter ``max_length``, it gets that of the task.
+        example: one such input.
+        features: (N, d) of a batch; by default ``module`` itself.
+        embed_text: (P, d) of texts, for zero-shot heads; without it tasks take ``head: linear-probe``.
+        logit_scale: factor of zero-shot heads.
+        ref: where the same weights can be read, for the vectors to remember; by default the module.
+
+    Raises: InputError for weights that are not float32, or an example that the network does not take.
+    """
+    _check_weights(module)
+    parts = _Parts(module, collate, features or module, embed_text, example)
+    return OwnBackbone(parts, dim=_dim(parts), logit_scale=logit_scale, ref=module if ref is None else ref)
+
+
+class _Parts:
+    """What the user gave. A copy of a backbone keeps them: functions go on running the module they know."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        collate: Collate,
+        features: Features,
+        embed_text: EmbedText | None,
+        example: Any,
+    ) -> None:
+        self.module, self.collate, self.features = module, collate, features
+        self.embed_text, self.example = embed_text, example
+        self.cuts = "max_length" in signature(collate).parameters
+
+    def __deepcopy__(self, memo: object) -> "_Parts":
+        return self
+
+
+class _Cut(NamedTuple):
+    """An input, and the tokens that its task cuts it to."""
+
+    value: Any
+    max_length: int
+
+
+class OwnBackbone(Backbone):
+    """A module and the functions around it; see :func:`wrap`."""
+
+    def __init__(self, parts: _Parts, *, dim: int, logit_scale: float, ref: Any) -> None:
+        super().__init__(parts.module, ref=ref, dim=dim, logit_scale=logit_scale)
+        self._parts = parts
+        self.modality = "text" if _is_text(parts.example) else "image"
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        """Features (N, d), without dropout."""
+        with evaluating(self._parts.module):
+            if self.network is self._parts.module:
+                return _call(self._parts.features, batch)
+            # A copy: the functions know the module that it is a copy of.
+            held = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
+            with substituted(self._parts.module, held):
+                return _call(self._parts.features, batch)
+
+    def prepare(self, inputs: Sequence[Any], max_length: int | None = None) -> Sequence[Any]:
+        """The inputs as they are; with the bound of their task where ``collate`` wants to know it."""
+        if max_length is None or not self._parts.cuts:
+            return inputs
+        return [_Cut(value, max_length) for value in inputs]
+
+    def stack(self, prepared: Sequence[Any]) -> dict[str, Tensor]:
+        """What ``collate`` makes of them, by name; what has no name under its place."""
+        if prepared and isinstance(prepared[0], _Cut):
+            values = [cut.value for cut in prepared]
+            return _named(self._parts.collate(values, max_length=prepared[0].max_length))
+        return _named(self._parts.collate(list(prepared)))
+
+    @torch.no_grad()
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (P, d). Raises: InputError if the network has no text tower."""
+        if self._parts.embed_text is None:
+            raise InputError(
+                f"{self.ref}: has no embeddings of texts, which zero-shot heads are made of; give the task "
+                "'head: linear-probe', or wrap(…, embed_text=…)"
+            )
+        with evaluating(self._parts.module):
+            return self._parts.embed_text(texts)
+
+    def example(self) -> dict[str, Tensor]:
+        """The user's one."""
+        return self.stack([self._parts.example])
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, tuple) and all(isinstance(one, str) for one in value))
+
+
+def _check_weights(module: nn.Module) -> None:
+    """Refuse what training would get wrong."""
+    if isinstance(module, Backbone):
+        raise InputError(f"{module.ref}: is a backbone already; use it as it is")
+    for name, value in module.named_parameters():
+        if value.dtype != torch.float32:
+            quantized = "" if value.is_floating_point() else ", quantized or packed"
+            raise InputError(
+                f"{type(module).__name__}: {name!r} is {str(value.dtype).removeprefix('torch.')}{quantized}, "
+                "expected float32; take module.float() of weights that are not quantized"
+            )
+
+
+def _dim(parts: _Parts) -> int:
+    """The size of a feature, found on the example."""
+    name = type(parts.module).__name__
+    try:
+        batch = _named(parts.collate([parts.example]))
+    except Exception as error:
+        raise InputError(f"{name}: collate([example]) fails ({_said(error)})") from error
+    shapes = {key: tuple(value.shape) for key, value in batch.items()}
+    try:
+        with torch.no_grad(), evaluating(parts.module):
+            found = _call(parts.features, batch)
+    except Exception as error:
+        raise InputError(
+            f"{name}: the network fails on what collate gives, of shape {shapes} ({_said(error)})"
+        ) from error
+    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != 1:
+        shape = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"{name}: of one example the features are {shape}, expected a tensor (1, d); give "
+            "features=FUNCTION, such as the mean over tokens or places"
+        )
+    return found.shape[1]
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {shortened(' '.join(str(error).split()), 160)}"
+
+
+def _named(batch: Any) -> dict[str, Tensor]:
+    """What ``collate`` gave, by name."""
+    if isinstance(batch, Mapping):
+        named = {str(name): value for name, value in batch.items()}
+    else:
+        values = batch if isinstance(batch, tuple | list) else (batch,)
+        named = {f"_{place}": value for place, value in enumerate(values)}
+    for name, value in named.items():
+        if not isinstance(value, Tensor | np.ndarray):
+            raise InputError(f"collate: {name!r} is {type(value).__name__}, expected tensors")
+    return {name: torch.as_tensor(value) for name, value in named.items()}
+
+
+def _call(function: Features, batch: Mapping[str, Tensor]) -> Tensor:
+    unnamed = [value for name, value in batch.items() if name.startswith("_") and name[1:].isdigit()]
+    return function(*unnamed) if unnamed else function(**batch)
+
+
+def is_own(ref: str) -> bool:
+    """Whether a reference names a function that gives a model; what is on the disk wins."""
+    return names_code(ref) and not exists(local_path(ref))
+
+
+def load(ref: str) -> Backbone:
+    """What the function ``module:function`` or ``file.py:function`` gives, called without arguments.
+
+    Raises: InputError if there is none, it raises, or it gives no backbone.
+    """
+    make = named_callable(ref, "--model")
+    try:
+        made = make()
+    except Exception as error:  # whatever its own code raises
+        raise InputError(f"{ref}: raises {_said(error)}") from error
+    if not isinstance(made, Backbone):
+        raise InputError(
+            f"{ref}: gives {type(made).__name__}, expected a backbone; return taskvec.wrap(module, "
+            "collate=…, example=…)"
+        )
+    made.ref = ref
+    return made
