@@ -200,6 +200,12 @@ def select_names(names: Iterable[str], selection: str, where: str) -> list[str]:
     return selected
 
 
+def check_selection(selection: str) -> None:
+    """Refuse what is no selection. Raises: InputError."""
+    if selection not in SELECTIONS:
+        _pattern(selection)
+
+
 def _pattern(selection: str) -> Pattern:
     kind, colon, expression = selection.partition(":")
     if colon and kind == "re":

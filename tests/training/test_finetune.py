@@ -94,7 +94,10 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(
     ("precision", "regime"),
-    [("float32", "full"), ("bf16", "full"), ("float32", "tangent"), ("bf16", "tangent")],
+    [
+        *(("float32", "full"), ("bf16", "full"), ("float32", "tangent"), ("bf16", "tangent")),
+        *(("float32", "lora"), ("bf16", "tangent-lora")),
+    ],
 )
 def test_a_killed_training_resumes_to_the_same_bits(
     evaluator: tv.Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, regime: str

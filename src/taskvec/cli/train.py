@@ -21,7 +21,7 @@ from taskvec.cli._common import (
     watching,
 )
 from taskvec.code import allowing_code
-from taskvec.training.regimes import REGIMES
+from taskvec.training.regimes import REGIMES, RegimeSettings
 from taskvec.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ _BASELINES = {"ascent": "climbs the loss", "random": "draws a vector with the no
 """Regimes of the command alone."""
 
 _REGIME = (
-    "{}; in tangent space try twice the learning rate. Any other selection is a regime too, such as `mlp`, "
-    "`re:PATTERN` or `tangent-re:PATTERN`, a regular expression that whole names of parameters match. "
-    "The baselines: {}."
+    "{}; in tangent space try twice the learning rate. Any other selection is a regime too, such as "
+    "`re:PATTERN` or `tangent-re:PATTERN`, a regular expression that whole names of parameters match; or say "
+    "what yours is with `--select` and `--space`, under any name. The baselines: {}."
 ).format(
     "; ".join(f"`{name}`: {regime.about}" for name, regime in REGIMES.items()),
     ", ".join(f"`{name}` {what}" for name, what in _BASELINES.items()),
@@ -46,7 +46,8 @@ def train(
     task: Tasks,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     suite: Suite = None,
-    regime: Annotated[str, Parameter(help=_REGIME)] = "full",
+    regime: Annotated[str | None, Parameter(help=_REGIME, show_default="full")] = None,
+    choice: Annotated[RegimeSettings, flattened()] = RegimeSettings(),  # noqa: B008
     settings: Annotated[TrainSettings, flattened("optimizer", "validations")] = TrainSettings(),  # noqa: B008
     limit: Count | None = None,
     like: Path | None = None,
@@ -79,14 +80,12 @@ def train(
     from taskvec.tasks.task import outputs_for
     from taskvec.training.finetune import finetune
     from taskvec.training.logs import check_log, recording
-    from taskvec.training.regimes import regime_called
     from taskvec.training.trackers import tracker
     from taskvec.vectors import TaskVector
     from taskvec.weights.staging import check_space, check_target
 
     names = distinct(task, "--task")
-    trained = "full" if regime in _BASELINES else regime
-    kind = regime_called(trained, *_BASELINES)
+    kind = choice.regime(None if regime in _BASELINES else regime, *_BASELINES)
     check_target(output, force=force)
     if log is not None:
         check_log(log, output, keep=force or resume)
@@ -105,7 +104,7 @@ def train(
     check_space(output, sum(value.nbytes for value in evaluator.pretrained.values()))
 
     twin = TaskVector.load(like) if like is not None else None
-    space = (twin.info.space or "ordinary") if twin else kind.space
+    space = (twin.info.space or "ordinary") if twin else kind.evaluated_in
 
     def at_one(vector: TaskVector) -> "Point":
         """The model that the vector makes, in the space it was trained in."""
@@ -129,7 +128,7 @@ def train(
             vector = finetune(
                 backbone,
                 [evaluator.part(name) for name in names],
-                regime=trained,
+                regime=kind,
                 settings=settings,
                 ascend=regime == "ascent",
                 checkpoint=checkpoint,

@@ -19,6 +19,7 @@ from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial, recipe
 from taskvec.training.finetune import finetune
 from taskvec.training.parts import Part
+from taskvec.training.regimes import Regime
 from taskvec.training.settings import TrainSettings
 
 _TURNS = 3
@@ -55,7 +56,7 @@ class Costs(Study[bool]):
         settings = {regime: experiment.settings(regime, trial.seed) for regime in regimes}
         inputs = {
             **trial.plan.evaluation,
-            "training": {regime: recipe(of) for regime, of in settings.items()},
+            "training": {name: recipe(of, experiment.regime(name)) for name, of in settings.items()},
             "tasks": trial.plan.fingerprints([task]),
         }
         yield Cell(Measurement, "of training", inputs, partial(_measure, task=task, settings=settings))
@@ -87,13 +88,21 @@ class Costs(Study[bool]):
 
 def _measure(trial: Trial, task: str, settings: Mapping[str, TrainSettings]) -> Plain:
     evaluator = trial.evaluator
-    return {"task": task, "regimes": training_costs(evaluator.backbone, evaluator.part(task), settings)}
+    trained = {name: trial.experiment.regime(name) for name in settings}
+    costs = training_costs(evaluator.backbone, evaluator.part(task), settings, trained)
+    return {"task": task, "regimes": costs}
 
 
 def training_costs(
-    backbone: Backbone, part: Part, regimes: Mapping[str, TrainSettings]
+    backbone: Backbone,
+    part: Part,
+    regimes: Mapping[str, TrainSettings],
+    trained: Mapping[str, Regime] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Seconds and peak memory of one training step of every regime, all on the same batch of ``part``.
+
+    Args:
+        trained: what each regime trains, where its name does not tell.
 
     Returns: by regime ``seconds``, the median of a few steps, the regimes taking turns so that drift of the
         machine hits all alike; and ``peak_bytes``, the most allocated at once within a step, above weights,
@@ -106,7 +115,7 @@ def training_costs(
         finetune(
             backbone,
             replace(part, split=part.split.first(settings.batch_size)),
-            regime=regime,
+            regime=(trained or {}).get(regime, regime),
             settings=settings.model_copy(update={"steps": 2, "validations": 0}),
             watch=lambda *_, **__: times.append(clock()),
         )

@@ -8,12 +8,16 @@ from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.evaluation.search import Grid
 from taskvec.tasks.suite import Suite
-from taskvec.training.regimes import Space, regime_called
+from taskvec.training.regimes import Regime, RegimeSettings, Space
 from taskvec.training.settings import TrainSettings
 from taskvec.training.trackers import tracker
 
 _POST_HOC = "post-hoc"
 """Opens the name of a regime that trains nothing: vectors of an ordinary one, evaluated in tangent space."""
+
+
+class _Entry(TrainSettings, RegimeSettings):
+    """What an experiment may say of a regime: what it trains, and how."""
 
 
 def post_hoc_of(regime: str) -> str:
@@ -37,8 +41,9 @@ class Experiment(Config):
     training: dict[str, Any] = Field(default_factory=dict)
     """Settings shared by all regimes, see ``taskvec train --help``."""
     regimes: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Regime -> settings that differ from ``training``. A regime is evaluated in the space it trains in;
-    ``post-hoc`` and ``post-hoc-attention`` evaluate those of ``full`` and ``attention`` in tangent space."""
+    """Regime -> settings that differ from ``training``, and for one of your own what it trains (``select``,
+    ``space``, ``rank``, ``alpha``). A regime is evaluated in the space it trains in; ``post-hoc`` and
+    ``post-hoc-attention`` evaluate those of ``full`` and ``attention`` in tangent space."""
     evaluation_batch: PositiveInt = 64
     log_to: tuple[str, ...] = ()
     """Trackers that get the figures of every training step, beside the files in ``logs``."""
@@ -69,9 +74,9 @@ class Experiment(Config):
         for regime, given in self.regimes.items():
             trained = self.trained(regime)
             try:
-                space = regime_called(trained, _POST_HOC, post_hoc_of("attention")).space
+                space = self.regime(regime).evaluated_in
             except InputError as error:
-                raise ValueError(f"regimes: {error}") from None
+                raise ValueError(str(error)) from None
             if trained not in self.regimes:
                 raise ValueError(
                     f"regimes: {regime!r} evaluates the vectors of {trained!r}, which is not there"
@@ -86,10 +91,26 @@ class Experiment(Config):
         """The regime that trained the vectors which this one evaluates."""
         return "full" if regime == _POST_HOC else regime.removeprefix(f"{_POST_HOC}-")
 
+    def regime(self, name: str) -> Regime:
+        """What a regime trains; of a post-hoc one, what the regime does whose vectors it evaluates.
+
+        Raises: InputError.
+        """
+        trained = self.trained(name)
+        given = {
+            key: self.regimes[trained][key]
+            for key in RegimeSettings.model_fields
+            if key in self.regimes.get(trained, {})
+        }
+        where = f"regimes.{trained}" if given else "regimes"
+        try:
+            return RegimeSettings.parse("", given).regime(trained, _POST_HOC, post_hoc_of("attention"))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
     def space(self, regime: str) -> Space:
         """Where a regime's vectors are evaluated."""
-        trained = self.trained(regime)
-        return "tangent" if trained != regime else regime_called(regime).space
+        return "tangent" if self.trained(regime) != regime else self.regime(regime).evaluated_in
 
     def settings(self, regime: str, seed: int) -> TrainSettings:
         """The full recipe of one regime's vectors.
@@ -98,7 +119,8 @@ class Experiment(Config):
         """
         trained = self.trained(regime)
         given = {**self.training, **self.regimes[trained], "seed": seed}
-        return TrainSettings.parse(f"regimes.{trained}", given)
+        entry = _Entry.parse(f"regimes.{trained}", given)
+        return TrainSettings.model_validate(entry.model_dump(include=set(TrainSettings.model_fields)))
 
     def task_names(self, suite: Suite) -> list[str]:
         """The tasks whose vectors are studied, checked against the suite."""

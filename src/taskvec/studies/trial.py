@@ -21,6 +21,7 @@ from taskvec.tasks.suite import Suite
 from taskvec.tasks.task import outputs_for
 from taskvec.training.finetune import finetune
 from taskvec.training.logs import Log, recording
+from taskvec.training.regimes import Regime
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector
 from taskvec.weights import open_weights
@@ -117,6 +118,7 @@ class Trial:
         self.lab, self.regime, self.seed = lab, regime, seed
         self.plan, self.experiment, self.tasks = lab.plan, lab.plan.experiment, lab.plan.tasks
         self.space = self.experiment.space(regime)
+        self.trains = self.experiment.regime(regime)
 
     def cell(
         self, kind: type[R], compute: "Callable[[Trial], Plain]", tasks: Sequence[str], **inputs: object
@@ -129,11 +131,16 @@ class Trial:
         decisive = {
             **self.plan.evaluation,
             "regime": self.regime,
-            "training": recipe(self.experiment.settings(self.regime, self.seed)),
+            "training": recipe(self.settings, self.trains),
             "tasks": self.plan.fingerprints(tasks),
             **inputs,
         }
         return Cell(kind, f"{self.regime} {'+'.join(tasks)}", decisive, compute)
+
+    @property
+    def settings(self) -> TrainSettings:
+        """How the regime's vectors are trained."""
+        return self.experiment.settings(self.regime, self.seed)
 
     def stored(self, cell: Cell[R]) -> Plain:
         """The cell's result as stored, computed if it is not on record."""
@@ -181,8 +188,8 @@ class Trial:
             return finetune(
                 self.evaluator.backbone,
                 [self.evaluator.part(task) for task in tasks],
-                regime=self.regime,
-                settings=self.experiment.settings(self.regime, self.seed),
+                regime=self.trains,
+                settings=self.settings,
                 ascend=ascend,
                 checkpoint=checkpoint,
                 validate=validate,
@@ -209,7 +216,7 @@ class Trial:
                 "train_limit": self.experiment.limits.get("train"),
                 "tasks": self.plan.fingerprints(tasks),
                 "regime": self.regime,
-                "settings": recipe(self.experiment.settings(self.regime, self.seed)),
+                "settings": recipe(self.settings, self.trains),
                 **inputs,
             },
         )
@@ -240,13 +247,15 @@ class Trial:
         return TaskVector.load(path)
 
 
-def recipe(settings: TrainSettings) -> dict[str, Any]:
+def recipe(settings: TrainSettings, regime: Regime | None = None) -> dict[str, Any]:
     """What decides a training, for the key of a cell.
 
-    A setting younger than runs that are on record is left out at its default, so that they keep their keys.
+    A setting younger than runs that are on record is left out at its default, so that they keep their keys;
+    and so is what the name of a regime tells.
     """
     young = {"decay_towards"} if settings.decay_towards == "zero" else set[str]()
-    return settings.model_dump(exclude={"validations", *young})
+    details = {} if regime is None else regime.details()
+    return {**settings.model_dump(exclude={"validations", *young}), **details}
 
 
 def _folder(regime: str) -> str:

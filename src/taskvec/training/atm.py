@@ -14,7 +14,7 @@ from taskvec.training.finetune import as_vector
 from taskvec.training.logs import Log, logged
 from taskvec.training.loop import total_steps, train
 from taskvec.training.parts import Part
-from taskvec.training.regimes import regime_called
+from taskvec.training.regimes import Regime, regime_called
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector, apply, combine
 
@@ -25,7 +25,7 @@ def atm(
     parts: Sequence[Part],
     *,
     rounds: int,
-    regime: str = "full",
+    regime: str | Regime = "full",
     settings: TrainSettings | None = None,
     rule: str = "mean",
     scale: float = 1.0,
@@ -64,10 +64,10 @@ def atm(
                 f"rounds: {rounds} is more than the {steps} training steps of {part.name!r} to share"
             )
     kind = regime_called(regime)
-    if kind.space != "ordinary":
+    if kind.evaluated_in != "ordinary":
         raise InputError(
-            f"regime {regime!r}: ATM moves the point that a tangent space is taken at; use one of ordinary "
-            "space, such as full or attention"
+            f"regime {kind.name!r}: ATM moves the point that a tangent space is taken at; use one of "
+            "ordinary space, such as full or attention"
         )
     watch = logged(watch, log)
     start = theta = selected(backbone, kind.selection)
@@ -79,6 +79,7 @@ def atm(
                 theta,
                 [part],
                 _of_one_round(recipe, len(part.split), rounds, turn),
+                lora=kind.lora,
                 checkpoint=_beside(checkpoint, turn, part.name),
                 watch=watch,
                 label=f"atm round {turn + 1}/{rounds} {part.name}",
@@ -88,7 +89,7 @@ def atm(
     return as_vector(
         backbone,
         {name: value - start[name] for name, value in theta.items()},
-        regime=regime,
+        regime=kind,
         variant="atm",
         settings=recipe,
         parts=parts,

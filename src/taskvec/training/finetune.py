@@ -13,7 +13,7 @@ from taskvec.progress import Watch, unwatched
 from taskvec.training.logs import Log, logged
 from taskvec.training.loop import train
 from taskvec.training.parts import Part
-from taskvec.training.regimes import regime_called
+from taskvec.training.regimes import Regime, regime_called
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector
 
@@ -23,7 +23,7 @@ def finetune(
     backbone: Backbone,
     parts: Part | Sequence[Part],
     *,
-    regime: str = "full",
+    regime: str | Regime = "full",
     settings: TrainSettings | None = None,
     ascend: bool = False,
     checkpoint: Path | None = None,
@@ -35,14 +35,16 @@ def finetune(
 
     Args:
         parts: one task; or several, for the joint multi-task baseline (each step holds one task's examples).
-        regime: a key of :data:`taskvec.training.regimes.REGIMES`; or any selection of
-            :mod:`taskvec.names`, such as ``mlp`` or ``re:PATTERN``, in tangent space after ``tangent-``.
+        regime: a ``Regime``, or the name of one: a key of :data:`taskvec.training.regimes.REGIMES`, or any
+            selection of :mod:`taskvec.names`, such as ``mlp`` or ``re:PATTERN``, in ordinary space or in that
+            of which it has the prefix (``tangent-``, ``lora-``, ``tangent-lora-``).
         ascend: climb the loss instead (the gradient-ascent baseline of negation).
         validate: figures to report on the way, of the task vector as it is then.
         checkpoint, watch: see :func:`taskvec.training.loop.train`.
         log: called with the number of every step and its figures, see :data:`taskvec.training.logs.Log`.
 
-    Returns: float32 deltas under the checkpoint's names; unselected tensors read as zero and are not stored.
+    Returns: float32 deltas under the checkpoint's names, of LoRA as factors; unselected tensors read as zero
+        and are not stored.
     Raises: InputError if the regime selects nothing, a split is empty or a label lies outside its head.
     """
     chosen = [parts] if isinstance(parts, Part) else list(parts)
@@ -51,19 +53,20 @@ def finetune(
 
     def vector(deltas: Mapping[str, Tensor]) -> TaskVector:
         variant = "gradient ascent" if ascend else None
-        return as_vector(backbone, deltas, regime=regime, variant=variant, settings=recipe, parts=chosen)
+        return as_vector(backbone, deltas, regime=kind, variant=variant, settings=recipe, parts=chosen)
 
     deltas = train(
         backbone,
         selected(backbone, kind.selection),
         chosen,
         recipe,
-        space=kind.space,
+        space=kind.evaluated_in,
+        lora=kind.lora,
         sign=-1.0 if ascend else 1.0,
         checkpoint=checkpoint,
         validate=None if validate is None else lambda deltas: validate(vector(deltas)),
         watch=logged(watch, log),
-        label=f"{'ascent' if ascend else regime} {joined(chosen)}",
+        label=f"{'ascent' if ascend else kind.name} {joined(chosen)}",
     )
     return vector(deltas)
 
@@ -72,7 +75,7 @@ def as_vector(
     backbone: Backbone,
     deltas: Mapping[str, Tensor],
     *,
-    regime: str,
+    regime: Regime,
     settings: TrainSettings,
     parts: Sequence[Part],
     variant: str | None = None,
@@ -81,6 +84,7 @@ def as_vector(
     """Deltas as a task vector of the backbone's checkpoint, with the settings that made them."""
     training = {
         **settings.model_dump(),
+        **regime.details(),
         "examples": {part.name: len(part.split) for part in parts},
         "tasks": {part.name: part.fingerprint for part in parts},
         "heads": {part.name: part.objective.fingerprint() for part in parts},
@@ -89,11 +93,11 @@ def as_vector(
         **more,
     }
     return TaskVector.from_tensors(
-        dict(deltas),
+        deltas,
         base=backbone.source,
         task=joined(parts),
-        regime=f"{regime} ({variant})" if variant else regime,
-        space=regime_called(regime).space,
+        regime=f"{regime.name} ({variant})" if variant else regime.name,
+        space=regime.evaluated_in,
         training=training,
     )
 

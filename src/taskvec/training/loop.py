@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -14,14 +14,13 @@ from torch import Tensor
 
 from taskvec.errors import TaskvecError
 from taskvec.models.backbone import Backbone
-from taskvec.models.functional import encode
 from taskvec.progress import Watch, unwatched
 from taskvec.tasks.objective import Objective, Prepared
 from taskvec.training.checkpoint import Checkpoint
 from taskvec.training.parts import Part, check_parts
-from taskvec.training.regimes import Space
+from taskvec.training.regimes import Lora, Space
 from taskvec.training.settings import TrainSettings
-from taskvec.training.space import linearized
+from taskvec.training.space import Moved, move
 
 Params = Mapping[str, Tensor]
 
@@ -41,18 +40,20 @@ def train(
     settings: TrainSettings,
     *,
     space: Space = "ordinary",
+    lora: Lora | None = None,
     sign: float = 1.0,
     checkpoint: Path | None = None,
-    validate: Callable[[dict[str, Tensor]], Mapping[str, float]] | None = None,
+    validate: Callable[[Params], Mapping[str, float]] | None = None,
     watch: Watch = unwatched,
     label: str = "training",
-) -> dict[str, Tensor]:
+) -> Params:
     """Fine-tune ``start`` on the union of ``parts``; every step holds one task's examples only.
 
     Args:
         backbone: the network; weights outside ``start`` are its own, frozen. Not modified.
         start: the parameters to train, by checkpoint name; copied, never written.
         space: ``tangent`` trains tau in ``f(start) + J(start) tau``; start stays where it is.
+        lora: factors in the place of matrices; what else is in ``start`` stays where it is.
         sign: +1 descends the loss, -1 ascends it (the gradient-ascent baseline).
         checkpoint: where the state is kept every 20 seconds or so, for resuming after a kill; the file is
             removed when training ends. Resuming gives the same bits as never having stopped.
@@ -60,18 +61,19 @@ def train(
         watch: told after every step; its facts are the loss, the learning rate, the norm of the gradient
             before clipping, how much a second is read, and the figures of ``validate``.
 
-    Returns: the displacement from ``start``, float32, same names.
+    Returns: the displacement from ``start``, float32, same names; of factors their products, for matrices
+        alone, multiplied as they are read.
     Raises: InputError for an empty split or a label outside the head's classes; TaskvecError when the loss
         is no longer finite.
     """
     check_parts(backbone, parts)
-    moved = _Moved(backbone, start, space)
+    moved = move(backbone, start, space, lora, settings.seed)
     leaves = moved.leaves
     optimizer = _optimizer(settings, list(leaves.values()))
     prepared = [part.objective.prepare(backbone, part.split) for part in parts]
     sizes = [of_part.sizes for of_part in prepared]
     steps = total_steps(list(map(len, sizes)), settings)
-    state = Checkpoint(checkpoint, leaves, optimizer, _signature(parts, settings, space, sign, start))
+    state = Checkpoint(checkpoint, leaves, optimizer, _signature(parts, settings, space, lora, sign, start))
     loss = math.nan
     done = state.restore()
     for step, chunk in enumerate(islice(_stream(sizes, settings), done, None), start=done):
@@ -99,44 +101,6 @@ def train(
         watch(label, step + 1, steps, loss=loss, lr=lr, gradient_norm=norm, **rates, **facts)
     state.remove()
     return moved.displacement()
-
-
-class _Moved:
-    """An encoder at ``start`` plus what is being learned, in either space."""
-
-    def __init__(self, backbone: Backbone, start: Params, space: Space) -> None:
-        self.backbone, self.space = backbone, space
-        self._start = {name: value.detach().float() for name, value in start.items()}
-        # Detached: no gradient is computed for, or left in, the backbone's own.
-        self._rest = {name: value.detach() for name, value in backbone.encoder_parameters().items()}
-        if space == "tangent":
-            self._lin = linearized(backbone, self._start)
-            self.leaves = {name: torch.zeros_like(v).requires_grad_() for name, v in self._start.items()}
-        else:
-            self.leaves = {name: value.clone().requires_grad_() for name, value in self._start.items()}
-
-    def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """(R, d), differentiable in the leaves."""
-        if self.space == "tangent":
-            return self._lin(self.leaves, batch)  # type: ignore[no-any-return]
-        return encode(self.backbone, {**self._rest, **self.leaves}, batch)
-
-    def displacement(self) -> dict[str, Tensor]:
-        """How far the leaves are from ``start``; a copy."""
-        if self.space == "tangent":
-            return {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
-        return {name: leaf.detach() - self._start[name] for name, leaf in self.leaves.items()}
-
-    @torch.no_grad()
-    def decay(self, settings: TrainSettings, lr: float) -> None:
-        """Decoupled weight decay, before the optimizer's step as in AdamW."""
-        amount, leaves = lr * settings.weight_decay, list(self.leaves.values())
-        torch._foreach_mul_(leaves, 1 - amount)
-        sign = {("tangent", "zero"): -1, ("ordinary", "pretrained"): 1}.get(
-            (self.space, settings.decay_towards)
-        )
-        if sign is not None:
-            torch._foreach_add_(leaves, list(self._start.values()), alpha=sign * amount)
 
 
 def autocast(precision: str) -> AbstractContextManager[object]:
@@ -178,7 +142,7 @@ def _shuffled(sizes: Tensor, batch: int, order: torch.Generator) -> Sequence[Ten
 
 
 def _accumulate(
-    moved: _Moved, asked: Objective, prepared: Prepared, places: Tensor, settings: TrainSettings, sign: float
+    moved: Moved, asked: Objective, prepared: Prepared, places: Tensor, settings: TrainSettings, sign: float
 ) -> float:
     """Add the gradient of the mean loss at ``places`` to the parameters that want one; return that loss."""
     total, rows = 0.0, int(prepared.rows[places].sum())
@@ -220,11 +184,16 @@ def _schedule(step: int, steps: int, settings: TrainSettings) -> float:
 def _optimizer(settings: TrainSettings, leaves: list[Tensor]) -> torch.optim.Optimizer:
     if settings.optimizer == "sgd":
         return torch.optim.SGD(leaves, lr=settings.lr)
-    return torch.optim.AdamW(leaves, lr=settings.lr, weight_decay=0.0)  # the decay is _Moved's
+    return torch.optim.AdamW(leaves, lr=settings.lr, weight_decay=0.0)  # the decay is the space's
 
 
 def _signature(
-    parts: Sequence[Part], settings: TrainSettings, space: Space, sign: float, start: Params
+    parts: Sequence[Part],
+    settings: TrainSettings,
+    space: Space,
+    lora: Lora | None,
+    sign: float,
+    start: Params,
 ) -> str:
     """What a checkpoint must agree with to be resumed: every setting, the data, the start."""
     return json.dumps(
@@ -234,6 +203,7 @@ def _signature(
                 [part.name, part.fingerprint, len(part.split), part.objective.fingerprint()] for part in parts
             ],
             "space": space,
+            **({} if lora is None else {"lora": asdict(lora)}),
             "sign": sign,
             "start": {name: float(value.double().sum()) for name, value in start.items()},
         },

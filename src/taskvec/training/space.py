@@ -1,13 +1,25 @@
-"""An encoder in its tangent space."""
+"""Spaces: how what is learned displaces a model."""
 
-from collections.abc import Mapping
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import ClassVar
 
+import torch
+import xxhash
 from torch import Tensor
 
+from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.functional import encode
+from taskvec.models.selection import find_matrices
 from taskvec.tangent.linearization import Linearization
+from taskvec.training.regimes import Lora, Space
+from taskvec.training.settings import TrainSettings
+from taskvec.vectors.stored.factored import Pair, factored
+
+Params = Mapping[str, Tensor]
 
 
 def linearized(backbone: Backbone, start: Mapping[str, Tensor] | None = None) -> Linearization:
@@ -22,3 +34,175 @@ def linearized(backbone: Backbone, start: Mapping[str, Tensor] | None = None) ->
     return Linearization(
         partial(encode, backbone), {**theta0, **(start or {})}, example=(backbone.example(),)
     )
+
+
+class Moved(ABC):
+    """A model at ``start`` plus what is being learned.
+
+    Attributes:
+        leaves: what the optimizer moves.
+    """
+
+    leaves: dict[str, Tensor]
+    _pulls: ClassVar[Mapping[str, float]] = {}
+    """Where weight decay adds so many times ``start`` to the leaves, beside shrinking them."""
+
+    def __init__(self, backbone: Backbone, start: Params) -> None:
+        self.backbone = backbone
+        self._start = {name: _widened(value.detach()) for name, value in start.items()}
+
+    @abstractmethod
+    def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(R, d), differentiable in the leaves."""
+
+    @abstractmethod
+    def displacement(self) -> Params:
+        """How far ``start`` has been displaced; a copy."""
+
+    @torch.no_grad()
+    def decay(self, settings: TrainSettings, lr: float) -> None:
+        """Decoupled weight decay, before the optimizer's step as in AdamW."""
+        amount, leaves = lr * settings.weight_decay, list(self.leaves.values())
+        torch._foreach_mul_(leaves, 1 - amount)
+        pull = self._pulls.get(settings.decay_towards)
+        if pull is not None:
+            torch._foreach_add_(leaves, list(self._start.values()), alpha=pull * amount)
+
+
+class Ordinary(Moved):
+    """The leaves are the parameters themselves."""
+
+    _pulls: ClassVar[Mapping[str, float]] = {"pretrained": 1}
+
+    def __init__(self, backbone: Backbone, start: Params) -> None:
+        super().__init__(backbone, start)
+        self._rest = _detached(backbone)
+        self.leaves = {name: value.clone().requires_grad_() for name, value in self._start.items()}
+
+    def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return encode(self.backbone, {**self._rest, **self.leaves}, batch)
+
+    def displacement(self) -> Params:
+        return {name: leaf.detach() - self._start[name] for name, leaf in self.leaves.items()}
+
+
+class Tangent(Moved):
+    """The leaves are tau in ``f(start) + J(start) tau``."""
+
+    _pulls: ClassVar[Mapping[str, float]] = {"zero": -1}
+
+    def __init__(self, backbone: Backbone, start: Params) -> None:
+        super().__init__(backbone, start)
+        self._lin = linearized(backbone, self._start)
+        self.leaves = {name: torch.zeros_like(v).requires_grad_() for name, v in self._start.items()}
+
+    def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return self._lin(self.leaves, batch)  # type: ignore[no-any-return]
+
+    def displacement(self) -> Params:
+        return {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
+
+
+class Factors(Moved):
+    """LoRA: the leaves are the factors of displacements of matrices, ``alpha / rank * B A``.
+
+    A (rank, in) starts as PEFT draws it, uniform within ``1 / sqrt(in)``, and B (out, rank) at zero. The draw
+    depends on the seed and the name of the matrix alone, so that tasks start from the same A. What is
+    selected beside matrices stays where it is. Weight decay shrinks the factors, and so the displacement.
+
+    Raises: InputError where no matrix is selected, or the rank is larger than that of one.
+    Source: Hu et al. 2021, arXiv:2106.09685.
+    """
+
+    def __init__(self, backbone: Backbone, start: Params, lora: Lora, seed: int) -> None:
+        super().__init__(backbone, start)
+        self._turned = find_matrices(backbone, self._start)
+        self._start = {name: self._start[name] for name in self._turned}
+        self._rest, self._scaling = _detached(backbone), lora.scaling
+        self._downs = {name: self._drawn(name, lora.rank, seed) for name in self._turned}
+        self._ups = {name: self._zeros(name, lora.rank).requires_grad_() for name in self._turned}
+        self.leaves = dict(self._name_leaves())
+
+    def _name_leaves(self) -> Iterator[tuple[str, Tensor]]:
+        for name in self._turned:
+            yield f"{name}#A", self._downs[name].requires_grad_()
+            yield f"{name}#B", self._ups[name]
+
+    def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
+        moved = {name: self._start[name] + step for name, step in self._steps().items()}
+        return encode(self.backbone, {**self._rest, **moved}, batch)
+
+    def displacement(self) -> Params:
+        pairs = {name: Pair(*(half.detach().clone() for half in self._pair(name))) for name in self._turned}
+        return factored(pairs, {name: self._start[name].shape for name in pairs})
+
+    def _steps(self) -> dict[str, Tensor]:
+        """The displacement of each matrix, in its shape, differentiable in the leaves."""
+        device = next(iter(self._start.values())).device.type
+        with torch.autocast(device, enabled=False):
+            return {name: self._pair(name).product().view(value.shape) for name, value in self._start.items()}
+
+    def _pair(self, name: str) -> Pair:
+        """The factors of a displacement as it is stored, from the left and from the right."""
+        up, down = self._scaling * self._ups[name], self._downs[name]
+        return Pair(down.mT, up.mT) if self._turned[name] else Pair(up, down)
+
+    def _sides(self, name: str, rank: int) -> tuple[int, int]:
+        """Outputs and inputs of a matrix; those of a convolution are each place of its filter."""
+        value = self._start[name]
+        sides = len(value), math.prod(value.shape[1:])
+        if rank > min(sides):
+            raise InputError(
+                f"rank: {rank}, expected at most {min(sides)}, that of {name!r} ({sides[0]} x {sides[1]}); "
+                "lower it, or select other parameters"
+            )
+        return sides[::-1] if self._turned[name] else sides
+
+    def _drawn(self, name: str, rank: int, seed: int) -> Tensor:
+        """A as ``torch.nn.Linear`` draws weights, which is Kaiming-uniform with ``a = sqrt(5)``."""
+        inputs = self._sides(name, rank)[1]
+        generator = torch.Generator().manual_seed(xxhash.xxh3_64_intdigest(f"{seed}/{name}".encode()) >> 1)
+        drawn = torch.rand(rank, inputs, generator=generator).mul_(2).sub_(1).div_(math.sqrt(inputs))
+        return drawn.to(self._start[name])
+
+    def _zeros(self, name: str, rank: int) -> Tensor:
+        return self._start[name].new_zeros(self._sides(name, rank)[0], rank)
+
+
+class TangentFactors(Factors):
+    """L-LoRA: the model is linearized in its factors, where LoRA starts.
+
+    There B is zero, so that the derivative in A is zero too: A stays, and what is learned is a tau of low
+    rank, ``alpha / rank * B A``, in the tangent space of the weights.
+
+    Source: Tang et al. 2023, arXiv:2310.04742.
+    """
+
+    def __init__(self, backbone: Backbone, start: Params, lora: Lora, seed: int) -> None:
+        super().__init__(backbone, start, lora, seed)
+        self._lin = linearized(backbone, start)
+
+    def _name_leaves(self) -> Iterator[tuple[str, Tensor]]:
+        for name in self._turned:
+            yield f"{name}#B", self._ups[name]
+
+    def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return self._lin(self._steps(), batch)  # type: ignore[no-any-return]
+
+
+def move(backbone: Backbone, start: Params, space: Space, lora: Lora | None, seed: int) -> Moved:
+    """The model at ``start``, to be displaced in a space by whole tensors or by factors."""
+    if lora is None:
+        return Tangent(backbone, start) if space == "tangent" else Ordinary(backbone, start)
+    kind = TangentFactors if space == "tangent" else Factors
+    return kind(backbone, start, lora, seed)
+
+
+def _widened(value: Tensor) -> Tensor:
+    """In float32, or float64 as it is."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def _detached(backbone: Backbone) -> dict[str, Tensor]:
+    """The backbone's own parameters, without gradients computed for, or left in, them."""
+    return {name: value.detach() for name, value in backbone.encoder_parameters().items()}

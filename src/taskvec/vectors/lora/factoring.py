@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from taskvec.vectors.lora.contents import Product, Stacked
 from taskvec.vectors.lora.loaded import Reverted
 from taskvec.vectors.lora.lowrank import factoring_bytes, leading, leading_of_product, norm_of_product
 from taskvec.vectors.lora.targets import Target
+from taskvec.vectors.stored.compact.decoding import Decoded
+from taskvec.vectors.stored.factored import factors_in
 from taskvec.weights.dtypes import nonfinite_count
 from taskvec.weights.writer import nonfinite_message
 
@@ -21,12 +24,25 @@ _PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
-class Part:
-    """The factors that an adapter has of a tensor, with the coefficient that it has in a sum."""
+class AdapterPart:
+    """The factors that an adapter has of a tensor, with the coefficient that it has in a sum.
+
+    Attributes:
+        turned: whether the tensor is the product transposed.
+    """
 
     adapter: Adapter
     piece: Product | Stacked
     coefficient: float
+
+    @property
+    def turned(self) -> bool:
+        return self.piece.transposed
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the layer looks up the columns of the product."""
+        return self.piece.layer.embedding
 
     @property
     def experts(self) -> int:
@@ -45,6 +61,42 @@ class Part:
         """The size of a convolution's filter; nothing for other layers."""
         layer = self.piece.layer
         return () if layer.flipped else self.adapter.weights.spec(layer.a).shape[2:]
+
+    def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(experts, out, rank) and (experts, rank, in)."""
+        return self.adapter.factors(self.piece, dtype)
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """The factors that a tensor was trained by, with the coefficient that it has in a sum.
+
+    Attributes:
+        filters: the size of a convolution's filter; nothing for other layers.
+        turned: whether the tensor is the product transposed.
+    """
+
+    held: Decoded
+    name: str
+    coefficient: float
+    filters: tuple[int, ...]
+    turned: bool
+    embeds: ClassVar[bool] = False
+    experts: ClassVar[int] = 1
+
+    @property
+    def rank(self) -> int:
+        """Of the matrix."""
+        return len(self.held.pair(self.name)[1])
+
+    def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(1, out, rank) and (1, rank, in)."""
+        left, right = (half.to(dtype) for half in self.held.pair(self.name))
+        b, a = (right.mT, left.mT) if self.turned else (left, right)
+        return b[None], a[None]
+
+
+Part = AdapterPart | StoredPart
 
 
 @dataclass(frozen=True)
@@ -66,29 +118,38 @@ class Factors:
     @property
     def embeds(self) -> bool:
         """Whether the layer looks up the columns of the product."""
-        return self.parts[0].piece.layer.embedding
+        return self.parts[0].embeds
 
     def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(experts, out, rank) and (experts, rank, in), whose products are the sum."""
-        pairs = [part.adapter.factors(part.piece, dtype) for part in self.parts]
+        pairs = [part.read(dtype) for part in self.parts]
         lefts = [b * part.coefficient for part, (b, _) in zip(self.parts, pairs, strict=True)]
         return torch.cat(lefts, -1), torch.cat([a for _, a in pairs], -2)
 
 
 def factors_of(vector: Delta, target: Target) -> Factors | None:
-    """The factors that a tensor is the product of; ``None`` if it is not of plain adapters alone."""
+    """The factors that a tensor is the product of; ``None`` if it is of more than plain adapters and vectors
+    that were trained as factors."""
     first, *others = (vector.terms_at(name) for name in target.sources)
     if not first or any(dict(terms) != dict(first) for terms in others):
         return None
-    parts: list[Part] = []
-    for summand, coefficient in first:
-        adapter, name = _adapter_of(summand, target)
-        piece = None if adapter is None else adapter.plain(name)
-        if adapter is None or piece is None or (isinstance(piece, Stacked) != (target.experts > 1)):
-            return None
-        parts.append(Part(adapter, piece, coefficient))
-    alike = {(part.piece.layer.embedding, part.filters, part.experts) for part in parts}
-    return Factors(parts) if len(alike) == 1 else None
+    parts = [_part(summand, coefficient, target) for summand, coefficient in first]
+    found = [part for part in parts if part is not None]
+    alike = {(part.embeds, part.filters, part.experts) for part in found}
+    return Factors(found) if len(alike) == 1 and len(found) == len(parts) else None
+
+
+def _part(summand: Summand, coefficient: float, target: Target) -> Part | None:
+    """The factors that a term has of a tensor, if it has nothing else."""
+    held = factors_in(summand)
+    if held is not None and target.conversion is None and target.name in held.info.coded:
+        filters = held.info.coded[target.name][2:]
+        return StoredPart(held, target.name, coefficient, filters, target.turned)
+    adapter, name = _adapter_of(summand, target)
+    piece = None if adapter is None else adapter.plain(name)
+    if adapter is None or piece is None or (isinstance(piece, Stacked) != (target.experts > 1)):
+        return None
+    return AdapterPart(adapter, piece, coefficient)
 
 
 def _adapter_of(summand: Summand, target: Target) -> tuple[Adapter | None, str]:

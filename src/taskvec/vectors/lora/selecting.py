@@ -8,7 +8,7 @@ from taskvec.names import select_names
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.lora.adaptable import Adaptable, adaptable
 from taskvec.vectors.lora.adapter import Adapter
-from taskvec.vectors.lora.factoring import Factors, factors_of
+from taskvec.vectors.lora.factoring import AdapterPart, Factors, StoredPart, factors_of
 from taskvec.vectors.lora.fit import orientations
 from taskvec.vectors.lora.targets import Form, Target, orient, targets_by_name
 from taskvec.vectors.stored.files import is_changed
@@ -137,9 +137,13 @@ def _find(
     held = {name: factors_of(vector, found[name]) for name in found if network is not None}
     factors = {name: product for name, product in held.items() if product is not None}
     places = {} if network is None else network.layout.renamed
+    turns = orientations({name: spec.shape for name, spec in vector.specs.items()})
     for name in changed:
         target = Target(name, (name,), places.get(name, name), vector.specs[name])
         product = None if name in known else factors_of(vector, target)
+        if network is None and product is not None and isinstance(product.parts[0], StoredPart):
+            target = orient(vector, target, turns) if len(target.spec.shape) == 2 else target
+            product = factors_of(vector, target)
         if product is not None:
             factors[name] = product
             found[name] = _as_factors(target, product, is_placed=name in places)
@@ -148,10 +152,12 @@ def _find(
 
 def _as_factors(target: Target, factors: Factors, *, is_placed: bool) -> Target:
     """A layer in the form that factors of it have; without a network as the first adapter calls it."""
-    piece = factors.parts[0].piece
+    first = factors.parts[0]
     form: Form = "embedding" if factors.embeds else "convolution" if factors.filters else "linear"
-    place = target.place if is_placed else f"{piece.layer.module}.{target.leaf}"
-    return replace(target, place=place, form=form, turned=piece.transposed)
+    place = target.place
+    if isinstance(first, AdapterPart) and not is_placed:
+        place = f"{first.piece.layer.module}.{target.leaf}"
+    return replace(target, place=place, form=form, turned=first.turned)
 
 
 def _check_shaped(vector: Delta) -> None:

@@ -20,7 +20,7 @@ from taskvec.reading import local_path
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.geometry import norm_of
 from taskvec.vectors.info import BaseInfo, VectorInfo
-from taskvec.vectors.lora.factoring import Matrix
+from taskvec.vectors.lora.factoring import AdapterPart, Matrix
 from taskvec.vectors.lora.selecting import Selection, select
 from taskvec.vectors.lora.targets import Target
 from taskvec.vectors.vector import TaskVector
@@ -198,7 +198,7 @@ def _is_turned(selection: Selection) -> bool:
     """Whether the linear layers are stored as (in, out); PEFT sets it right for each as it meets them."""
     linear = [target for target in selection.targets if target.form == "linear"]
     parts = [part for factors in selection.factors.values() for part in factors.parts]
-    said = any(part.adapter.contents.settings.fan_in_fan_out for part in parts)
+    said = any(isinstance(p, AdapterPart) and p.adapter.contents.settings.fan_in_fan_out for p in parts)
     return bool(linear) and (said or all(target.turned for target in linear))
 
 

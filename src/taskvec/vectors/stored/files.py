@@ -19,6 +19,7 @@ from taskvec.vectors.stored.compact import FORMS, Form
 from taskvec.vectors.stored.compact.decoding import Decoded
 from taskvec.vectors.stored.compact.encoding import encode
 from taskvec.vectors.stored.compact.spool import Spool
+from taskvec.vectors.stored.factored import as_stored
 from taskvec.weights import TensorSpec, Weights, change, save_weights
 from taskvec.weights.blocks import row_blocks
 from taskvec.weights.change import Change
@@ -49,7 +50,7 @@ def save_vector(
     watch: Watch = unwatched,
     **options: Any,
 ) -> Saved:
-    """Write the deltas that are not zero, with the provenance in every header.
+    """Write the deltas that are not zero, with the provenance in every header; factors as they are.
 
     Args:
         form: one of ``FORMS``, whose parameters are then among the options.
@@ -67,6 +68,9 @@ def save_vector(
     check_target(target, force=force, inputs=vector.files)
     check_bound(vector.ref, vector.base)
     writing |= {"force": force, "memory": memory, "watch": watch}
+    kept = None if form else as_stored(vector, dtype)
+    if kept is not None:
+        return _write(vector, path, info, kept.stored, kept.info, {**writing, "processes": 1})
     if chosen is None:
         return _write(vector, path, info, Uncoded(vector, dtype), None, writing)
     with Spool(vector.ref, target, vector.files) as spool, within(memory / 2):

@@ -33,22 +33,28 @@ class Decoded(Weights):
             weights.identity,
             parts=[weights],
         )
-        self._weights, self._form, self._coded = weights, form, coded
+        self.stored, self._coded = weights, coded
+        self.form, self.info = form, info
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
         shape = self._specs[name].shape
         if rows is not None and rows.step not in (None, 1):
             return rows_of(self._read(name, None), rows)
         if name not in self._coded:
-            return self._weights.read(name, rows).to(self._specs[name].dtype)
+            return self.stored.read(name, rows).to(self._specs[name].dtype)
         try:
-            return self._form.decode(self._coded[name], shape, rows)
+            return self.form.decode(self._coded[name], shape, rows)
         except ContradictoryParts as error:
             raise CorruptFile(f"{self.ref}: {name!r}: {error}; {_AGAIN}") from None
 
+    def pair(self, name: str) -> tuple[Tensor, Tensor]:
+        """The two factors that a tensor of low rank is stored as."""
+        parts = self._coded[name]
+        return parts.read("left", None), parts.read("right", None)
+
     def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
         parts = self._coded[name].specs if name in self._coded else [PLAIN]
-        return [(self._weights, part_name(name, part)) for part in parts]
+        return [(self.stored, part_name(name, part)) for part in parts]
 
     def own_bytes(self, name: str) -> int:
         """Bytes that decoding a block takes, at most."""

@@ -17,7 +17,8 @@ from taskvec.weights.dtypes import compute_dtype
 class LowRank(Form):
     """The best approximation of rank ``rank`` of each matrix; tensors with other than two axes are kept.
 
-    Parts of a matrix (m, n): ``left`` (m, rank) and ``right`` (rank, n), whose product it is.
+    Parts of a matrix (m, n): ``left`` (m, rank) and ``right`` (rank, n), whose product it is. Factors that
+    training found may be of a tensor with more axes, all but the first in one.
     """
 
     name: ClassVar[str] = "low-rank"
@@ -64,11 +65,12 @@ class LowRank(Form):
         left = parts.read("left", slice(start, min(-(-last // TILE) * TILE, shape[0])))
         right = parts.read("right", None)
         dtype = compute_dtype(right.dtype)
-        return multiplied(left.to(dtype), right.to(dtype), slice(first - start, last - start))
+        product = multiplied(left.to(dtype), right.to(dtype), slice(first - start, last - start))
+        return product.view(-1, *shape[1:])
 
     def layout(self, shape: Shape, specs: Specs) -> Specs:
         rank = max(1, *specs["left"].shape[-1:])  # else no number at all would stand for a matrix of any size
-        rows, columns = (shape[0], shape[1]) if len(shape) == 2 else (-1, -1)
+        rows, columns = (shape[0], math.prod(shape[1:])) if len(shape) >= 2 else (-1, -1)
         return {
             "left": TensorSpec((rows, rank), floating(specs, "left")),
             "right": TensorSpec((rank, columns), floating(specs, "left")),
