@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, NoReturn
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from taskvec.errors import InputError
-from taskvec.models.backbone import Backbone, Outputs
+from taskvec.models.backbone import Backbone, Outputs, evaluating
 from taskvec.models.checkpoint import (
     config_file,
     has_encoder,
@@ -129,6 +130,15 @@ class LanguageModel(Backbone):
         """Three tokens, two of which are scored."""
         last = min(self.dim, 5) - 1
         return self.stack([Passage([last], [last - 1, last])])
+
+    @cached_property
+    def reads_ahead(self) -> bool:
+        """Whether the logits of a token depend on tokens behind it, as those of no causal model do."""
+        last = min(self.dim, 5) - 1
+        short, long = (Passage([last], [last] * count) for count in (1, 3))
+        with torch.no_grad(), evaluating(self):
+            rows = [self(**{k: v.to(self.device) for k, v in self.stack([p]).items()}) for p in (short, long)]
+        return bool((rows[0][0] - rows[1][0]).abs().max() > 1e-3 * (1 + rows[0].abs().max()))
 
     @property
     def start(self) -> int:

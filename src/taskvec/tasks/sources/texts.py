@@ -16,7 +16,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Text(Source):
-    """One text, or several with a separator between them; without labels."""
+    """One text, or several with a separator between them, without labels; whatever ends a line is ``\\n``."""
 
     source: Literal["text"] = "text"
     path: str | None = None
@@ -73,7 +73,7 @@ class Text(Source):
         return before, before + self.splits[split]
 
     def _texts(self, file: Path) -> list[str]:
-        whole = read_text(file).removeprefix("\ufeff")
+        whole = read_text(file).removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
         pieces = [whole] if self.separator is None else whole.split(self.separator)
         texts = [piece for piece in pieces if piece.strip()]
         if not texts:
