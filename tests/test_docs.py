@@ -131,6 +131,29 @@ def test_the_snippets_on_language_models_run(tmp_path: Path, monkeypatch: pytest
     assert names["logits"].shape == (len(names["text"]) - 2, names["model"].dim)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_the_snippets_on_generation_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_language_model(tmp_path / "gpt", kind)
+    rows = [
+        {"split": split, "text": f"the cat sat {place}.", "label": ("bad", "good")[place % 2]}
+        for split in ("train", "validation", "test")
+        for place in range(6)
+    ]
+    Path("reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = (ROOT / "docs" / "generation.md").read_text()
+    [suite] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    Path("talk.yaml").write_text(suite)
+    names: dict[str, Any] = {"print": lambda *values: None}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(snippet, names)
+    assert (names["mood"].examples, names["tone"].examples) == (6, 20)
+    for words in re.findall(r"^    taskvec (.*)", page, re.MULTILINE):
+        with pytest.raises(SystemExit) as ended:
+            main([*shlex.split(words), "--quiet"])
+        assert ended.value.code == 0, words
+
+
 def test_the_snippet_on_vocabularies_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, tokens in {"base": "abcd", "chat": "abcde"}.items():

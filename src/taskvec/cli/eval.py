@@ -154,6 +154,6 @@ def _figures(scores: "Mapping[str, Score]") -> "Iterator[list[object]]":
     from taskvec.tasks.score import shown
 
     for name, score in scores.items():
-        ends = score.interval or ()
+        ends = score.value_interval or ()
         interval = "–".join(shown(score.metric, end) for end in ends)
         yield [name, score.metric, shown(score.metric, score.value), interval, score.examples]

@@ -35,7 +35,7 @@ def tasks(
     if name is not None:
         print_entry(_record(_choose(by_place, name)), json)
     else:
-        columns = ["task", "modality", "classes", "metric", "what"]
+        columns = ["task", "kind", "modality", "classes", "metric", "what"]
         print_entries(by_place.items(), json, _record_with_suite, columns, _row)
 
 
@@ -63,6 +63,11 @@ def _record_with_suite(entry: tuple[str, Task]) -> dict[str, object]:
 
 def _row(entry: tuple[str, Task]) -> list[object]:
     place, task = entry
-    # Known without opening the data, which may have to be fetched first.
-    classes = "from-data" if task.names is None else len(task.keep or task.names)
-    return [place, task.modality, classes, task.metric, task.description]
+    return [place, task.kind, task.modality, _classes(task), task.metric, task.description]
+
+
+def _classes(task: Task) -> object:
+    """How many, as far as it is known without opening the data, which may have to be fetched first."""
+    if "names" not in type(task).model_fields:
+        return ""
+    return "from-data" if task.names is None else len(task.keep or task.names)

@@ -68,12 +68,14 @@ class Form:
             context, target = self._parted(prompt, answer)
         if not target:
             raise InputError(f"{self.name}: the answer {shown(answer)} has no token of its own")
-        return Passage(self._fitted(context, len(target + self.end), shown(answer)), target + self.end)
+        return Passage(
+            self._fitted(context, len(target + self.end), f"the answer {shown(answer)}"), target + self.end
+        )
 
     def context(self, prompt: str, room: int) -> list[int]:
         """The prompt alone, with room for so many tokens behind it."""
         tokens = self.model.tokenise(prompt).tokens if self.model.encodes else self._without_end(prompt)
-        return self._fitted(tokens, room, "what is written")
+        return self._fitted(tokens, room, "what is written (sampling: max_new_tokens)")
 
     def _parted(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
         """The tokens of prompt and answer as one text, parted where it leaves those of the prompt alone."""
@@ -92,9 +94,10 @@ class Form:
         model = self.model
         context = context or self._first()
         most = model.positions
-        if most is not None and room + (not model.encodes) > most:
+        prompt = "" if model.encodes else ", prompt included"
+        if most is not None and room + bool(prompt) > most:
             raise InputError(
-                f"{self.name}: {room} tokens for {what}, and {model.ref} reads {most} with its prompt; "
+                f"{self.name}: {what} takes {room} tokens, and {model.ref} reads {most}{prompt}; "
                 "shorten it, or take a model of a longer context"
             )
         bounds = [self.max_length, most if most is None or model.encodes else most - room]

@@ -164,6 +164,11 @@ class Generation(Task):
 
         if not isinstance(backbone, LanguageModel):
             raise InputError(f"{self.name}: {backbone.ref} is no language model, which kind generation needs")
+        if backbone.reads_ahead:
+            raise InputError(
+                f"{self.name}: {backbone.ref} predicts a token from those behind it too, and cannot write; "
+                "take a causal or encoder-decoder model, such as gpt2 or t5"
+            )
         form = Form(backbone, self.name, self.delimiter, self.max_length)
         if self.metric in _RANKED:
             return Answering(self.metric, form, max(1, len(self.candidates)), self.per_token)
