@@ -15,7 +15,7 @@ from measure_house import circles_of, import_graph
 SOURCE = Path(taskvec.__file__).parent
 GROUND = {
     *("_version", "arguments", "code", "compiled", "config", "errors", "memory", "patterns", "pickles"),
-    *("names", "progress", "reading", "registry", "substitution", "writing"),
+    *("names", "place", "progress", "reading", "registry", "substitution", "writing"),
 }
 EDITING = {"weights", "rules", "vectors", "edits"}
 LEARNING = {"models", "tangent", "tasks", "statistics", "training"}

@@ -10,11 +10,13 @@ from torch import Tensor
 from taskvec.arguments import checked
 from taskvec.errors import Diverged, InputError
 from taskvec.evaluation.points import OrdinaryPoints, Point, Points, TangentPoint, TangentPoints, dense_deltas
-from taskvec.models.backbone import Backbone
+from taskvec.models.backbone import Backbone, on_device
 from taskvec.models.functional import encode, placed
 from taskvec.models.heads import Head
+from taskvec.place import Precision, autocast, enough_memory
 from taskvec.registry import nearest
 from taskvec.tangent.linearization import Linearization
+from taskvec.tasks.ahead import ahead, for_device
 from taskvec.tasks.kinds.classification import Classifying
 from taskvec.tasks.loaders import Batches, in_batches
 from taskvec.tasks.objective import Batch, Objective, Tally
@@ -22,7 +24,7 @@ from taskvec.tasks.score import Score, utility
 from taskvec.tasks.source import SplitName
 from taskvec.tasks.split import Split
 from taskvec.tasks.task import Task
-from taskvec.training.loop import Params, autocast
+from taskvec.training.loop import Params
 from taskvec.training.parts import Part, check_outputs, make_part
 from taskvec.training.regimes import Space
 from taskvec.training.space import linearized
@@ -35,11 +37,11 @@ class Evaluator:
     A model is a *point*: parameters, or a place in the tangent space of the pre-trained ones.
 
     Args:
-        backbone: not modified.
+        backbone: not modified; its device computes. Features, logits and figures are on the CPU.
         tasks: distinct names.
         limits: at most so many first examples of a split, by split name.
         batch_size: examples a forward pass.
-        precision: "float32" or "bf16" (autocast).
+        precision: "float32", "bf16" or "fp16" (autocast).
 
     Raises: InputError for a task of another modality than the backbone's.
     """
@@ -52,7 +54,7 @@ class Evaluator:
         *,
         limits: Mapping[str, int] | None = None,
         batch_size: int = 64,
-        precision: str = "float32",
+        precision: Precision = "float32",
     ) -> None:
         for task in tasks:
             if task.modality != backbone.modality:
@@ -63,7 +65,7 @@ class Evaluator:
         self.backbone = backbone
         self.tasks = {task.name: task for task in tasks}
         self.limits = dict(limits or {})
-        self.precision = precision
+        self.precision: Precision = precision
         self._batch_size = batch_size
         self._objectives: dict[str, Objective] = {}
         self._batches: dict[tuple[str, SplitName], Batches] = {}
@@ -112,7 +114,8 @@ class Evaluator:
         if space == "tangent":
             lin = self.linearized if start is None else linearized(self.backbone, start)
             return TangentPoints(lin, deltas, precision=self.precision)
-        return OrdinaryPoints(start or self.pretrained, deltas)
+        base = self.pretrained if start is None else on_device(start, self.backbone.device)
+        return OrdinaryPoints(base, deltas)
 
     def limited(self, **limits: int) -> "Evaluator":
         """The same model, tasks and heads, on other numbers of first examples by split."""
@@ -137,9 +140,10 @@ class Evaluator:
         return self.task(name).split(split, limit=self.limits.get(split))
 
     def objective(self, name: str) -> Objective:
-        """What the task asks of a model; with a frozen head, made with the pre-trained model."""
+        """What the task asks of a model; with a frozen head, made with the pre-trained model, on the CPU."""
         if name not in self._objectives:
-            self._objectives[name] = self.task(name).objective(self.backbone)
+            made = self.task(name).objective(self.backbone)
+            self._objectives[name] = made.on(torch.device("cpu"))
         return self._objectives[name]
 
     def head(self, name: str) -> Head:
@@ -175,13 +179,18 @@ class Evaluator:
         return logits, labels
 
     def outputs(self, point: Point, name: str, split: SplitName) -> Iterator[tuple[Tensor, Batch]]:
-        """The model's outputs (R, d), float32, with what they are compared to; in one piece for features."""
+        """The model's outputs (R, d), float32, with what they are compared to, on one device.
+
+        Features come in one piece, on the CPU; logits of tokens a batch at a time, where they were computed.
+        """
         prepared = self._prepared(name, split)
         if self.backbone.outputs == "features":
             yield self._features(point, prepared), Batch({}, *prepared.targets())
-            return
-        for place in range(len(prepared)):
-            yield self._features(point, prepared[place : place + 1]), prepared[place]
+        elif isinstance(point, TangentPoint):
+            for place in range(len(prepared)):
+                yield point.features(prepared[place : place + 1]), prepared[place]
+        else:
+            yield from self._run(point, prepared)
 
     @torch.no_grad()
     def tally(self, point: Point, name: str, split: SplitName) -> Tally:
@@ -190,8 +199,11 @@ class Evaluator:
         Raises: Diverged when the model's outputs are no longer finite.
         """
         objective = self.objective(name)
-        pieces = [objective.tally(outputs, batch) for outputs, batch in self.outputs(point, name, split)]
-        tally = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
+        pieces = [
+            objective.on(outputs.device).tally(outputs, batch)
+            for outputs, batch in self.outputs(point, name, split)
+        ]
+        tally = {key: torch.cat([piece[key] for piece in pieces]).cpu() for key in pieces[0]}
         for values in tally.values():
             _check_finite(values, name, split)
         return tally
@@ -224,7 +236,8 @@ class Evaluator:
                 f"{name}: {self.task(name).metric!r} is measured on texts that the model writes, and a model "
                 "in tangent space writes none; measure it in ordinary space, or take perplexity as the metric"
             )
-        with autocast(self.precision), placed(self.backbone, point):
+        device = self.backbone.device
+        with autocast(self.precision, device), placed(self.backbone, on_device(point, device)):
             return self.objective(name).measure(self.backbone, self.split(name, split))
 
     def _prepared(self, name: str, split: SplitName) -> Batches:
@@ -236,8 +249,19 @@ class Evaluator:
     def _features(self, point: Point, prepared: Batches) -> Tensor:
         if isinstance(point, TangentPoint):
             return point.features(prepared)
-        with torch.no_grad(), autocast(self.precision):
-            return torch.cat([encode(self.backbone, point, batch.inputs).float() for batch in prepared])
+        return torch.cat([outputs for outputs, _ in self._run(point, prepared)]).cpu()
+
+    @torch.no_grad()
+    def _run(self, point: Params, prepared: Batches) -> Iterator[tuple[Tensor, Batch]]:
+        """Outputs (R, d), float32, of one batch after another, and the batch, on the backbone's device."""
+        device, remedy = self.backbone.device, f"lower the batch size of evaluation (now {self._batch_size})"
+        params = on_device(point, device)
+        for given in ahead(lambda place: for_device(prepared[place], device), range(len(prepared)), device):
+            batch = given.on(device)
+            at_once = f"a pass of {self._batch_size} examples"
+            with enough_memory(device, at_once, remedy), autocast(self.precision, device):
+                outputs = encode(self.backbone, params, batch.inputs)
+            yield outputs.float(), batch
 
 
 def _check_finite(values: Tensor, name: str, split: SplitName) -> None:

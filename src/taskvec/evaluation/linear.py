@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from taskvec.arguments import checked
+from taskvec.place import Precision, autocast
 from taskvec.tangent.linearization import Linearization
 from taskvec.tasks.objective import Batch
-from taskvec.training.loop import Params, autocast
+from taskvec.training.loop import Params, check_precision
 
 
 @checked
@@ -47,23 +48,29 @@ class LinearFeatures:
 
 @checked
 def linear_features(
-    lin: Linearization, taus: Mapping[Any, Params], loader: Iterable[Batch], *, precision: str = "float32"
+    lin: Linearization,
+    taus: Mapping[Any, Params],
+    loader: Iterable[Batch],
+    *,
+    precision: Precision = "float32",
 ) -> LinearFeatures:
     """One pass over ``loader`` for f0 and ``J tau_t`` of every direction.
 
     Args:
         lin: of a function ``(params, inputs of a batch) -> features (n, d)``.
         taus: one or more directions, each naming some tensors of theta0.
-        precision: "float32" or "bf16" (autocast); what is kept is float32 either way.
+        precision: "float32" or "bf16" (autocast); what is kept is float32 either way, and on the CPU.
 
     Cost: 1 + 2T forward passes, whatever the number of points taken from it afterwards.
     """
+    check_precision(precision, "tangent")
+    device = next(iter(lin.theta0.values())).device
     base: list[Tensor] = []
     steps: list[list[Tensor]] = []
     labels: list[Tensor] = []
     for batch in loader:
-        with autocast(precision):
-            value, slopes = lin.jvps(list(taus.values()), batch.inputs)
+        with autocast(precision, device):
+            value, slopes = lin.jvps(list(taus.values()), batch.on(device).inputs)
         base.append(_kept(value))
         steps.append([_kept(slope) for slope in slopes])
         labels.append(batch.labels)
@@ -72,4 +79,4 @@ def linear_features(
 
 
 def _kept(value: Tensor) -> Tensor:
-    return value.detach().to(torch.promote_types(value.dtype, torch.float32))
+    return value.detach().to(torch.promote_types(value.dtype, torch.float32)).cpu()

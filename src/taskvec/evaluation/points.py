@@ -13,6 +13,7 @@ from taskvec.arguments import checked
 from taskvec.errors import InputError, KeyMismatch, NonFinite
 from taskvec.evaluation.linear import LinearFeatures, linear_features
 from taskvec.models.backbone import Backbone
+from taskvec.place import Precision
 from taskvec.tangent.linearization import Linearization
 from taskvec.tasks.loaders import Batches
 from taskvec.training.loop import Params
@@ -105,11 +106,11 @@ class TangentPoints:
 
     @checked
     def __init__(
-        self, lin: Linearization, vectors: Mapping[str, Params], *, precision: str = "float32"
+        self, lin: Linearization, vectors: Mapping[str, Params], *, precision: Precision = "float32"
     ) -> None:
         self._lin = lin
         self._deltas = _fitting(lin.theta0, vectors)
-        self._precision = precision
+        self._precision: Precision = precision
         self._known: WeakKeyDictionary[Batches, LinearFeatures] = WeakKeyDictionary()
 
     def at(self, coefficients: Mapping[str, float]) -> TangentPoint:
@@ -206,7 +207,7 @@ def own_space(vectors: Mapping[str, TaskVector]) -> Space:
 
 
 def _fitting(base: Params, vectors: Mapping[str, Params]) -> dict[str, dict[str, Tensor]]:
-    """The vectors' deltas in float32, every one checked against the base."""
+    """The vectors' deltas in float32 on the base's device, every one checked against the base."""
     deltas: dict[str, dict[str, Tensor]] = {}
     for label, vector in vectors.items():
         for name, delta in vector.items():
@@ -224,7 +225,7 @@ def _fitting(base: Params, vectors: Mapping[str, Params]) -> dict[str, dict[str,
                 raise NonFinite(
                     f"vector {label!r}: {name!r} holds NaN or infinity; extract or train it again"
                 )
-        deltas[label] = {name: delta.detach().float() for name, delta in vector.items()}
+        deltas[label] = {name: delta.detach().to(base[name].device).float() for name, delta in vector.items()}
     return deltas
 
 

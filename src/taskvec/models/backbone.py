@@ -142,6 +142,11 @@ def in_batches(embed: Callable[[Sequence[str]], Tensor], texts: Sequence[str], s
     return torch.cat([embed(texts[start : start + size]) for start in range(0, len(texts), size)])
 
 
+def on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A collated batch on a device; what is in pinned memory is copied while the processor goes on."""
+    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode for a while: no dropout, and afterwards the mode that each part had."""
@@ -162,8 +167,7 @@ def _reached(backbone: Backbone) -> list[str]:
         p.requires_grad_(True)
     try:
         with torch.enable_grad(), evaluating(backbone):
-            batch = {key: value.to(backbone.device) for key, value in backbone.example().items()}
-            total = backbone(**batch).sum()
+            total = backbone(**on_device(backbone.example(), backbone.device)).sum()
         slopes = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     finally:
         for p in frozen:

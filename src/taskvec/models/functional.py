@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from taskvec.models.backbone import Backbone
+from taskvec.models.backbone import Backbone, on_device
 from taskvec.substitution import substituted
 
 
@@ -13,12 +13,13 @@ def encode(backbone: Backbone, params: Mapping[str, Tensor], batch: Mapping[str,
     """Features (N, d) of a batch at other values of some parameters.
 
     Args:
-        params: values by checkpoint name, of any of ``backbone.encoder_parameters()``; the others keep the
-            backbone's own. Gradients flow into them.
-        batch: what ``backbone.collate`` gives.
+        params: values by checkpoint name, of any of ``backbone.encoder_parameters()``, on its device; the
+            others keep the backbone's own. Gradients flow into them.
+        batch: what ``backbone.collate`` gives, on any device.
     """
+    inputs = on_device(batch, backbone.device)
     with placed(backbone, params):
-        return backbone(**batch)  # type: ignore[no-any-return]
+        return backbone(**inputs)  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from taskvec.tangent.ntk.gradients import SampleGradients
 from taskvec.tangent.ntk.samples import Samples, selected
 from taskvec.tangent.ntk.terms import Scatter, Term, matrix_shape
 from taskvec.tasks.loaders import batches, head_for
-from taskvec.tasks.objective import Batch
+from taskvec.tasks.objective import Batch, on_device
 from taskvec.tasks.source import SplitName
 from taskvec.tasks.task import Task
 
@@ -65,11 +65,11 @@ def fisher(
         labels: ``all`` takes the expectation over y exactly; ``sampled`` draws one y for each input.
         memory: bytes to work with beside the model and the result.
 
-    Returns: by checkpoint name, tensors of the parameters' shapes and dtype, 0 or more.
+    Returns: by checkpoint name, tensors of the parameters' shapes and dtype, 0 or more, on the CPU.
     Cost: a backward pass an example and class (``all``), in batches.
     Source: Matena & Raffel 2022, arXiv:2111.09832.
     """
-    scores = _Scores(model, head or head_for(model, task))
+    scores = _Scores(model, on_device(head or head_for(model, task), model.device))
     stored = {inside: name for name, inside in scores.names.items()}
     parameters = selected(scores, list(stored))
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
@@ -77,7 +77,7 @@ def fisher(
     generator = torch.Generator().manual_seed(seed)
 
     def samples(batch: Batch) -> Samples:
-        given = batch.inputs_on(model.device)
+        given = batch.on(model.device).inputs
         drawn = {"drawn": _draw_classes(scores, given, generator)} if labels == "sampled" else {}
         return Samples.of({**given, **drawn}, task.name)
 
@@ -92,7 +92,7 @@ def fisher(
                 _add_squares(sums, gradients, piece[start : start + step])
             done += len(piece)
             watch("fisher information", done, total)
-    return {stored[name]: value / total for name, value in sums.items()}
+    return {stored[name]: (value / total).cpu() for name, value in sums.items()}
 
 
 def _draw_classes(scores: _Scores, batch: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:

@@ -33,8 +33,8 @@ def gram(
     Args:
         model, task, examples, split, seed: as for :func:`taskvec.fisher`.
 
-    Returns: by checkpoint name of the layer's weight (out, in), tensors (in, in) of its dtype. Layers that
-        share their inputs share the tensor.
+    Returns: by checkpoint name of the layer's weight (out, in), tensors (in, in) of its dtype, on the CPU.
+        Layers that share their inputs share the tensor.
     Raises: InputError for an encoder without such layers.
     Cost: a forward pass; memory of twice the result.
     Source: Jin et al. 2023, arXiv:2212.09849.
@@ -49,7 +49,7 @@ def gram(
                 handle = layer.register_forward_pre_hook(moments.hook(stored[id(layer.weight)]))
                 hooks.callback(handle.remove)
         for batch in inputs:
-            given = batch.inputs_on(model.device)
+            given = batch.on(model.device).inputs
             moments.mask = given.get("attention_mask")
             model(**given)
             done += len(batch.labels)
@@ -92,6 +92,6 @@ class _Moments:
         means: dict[str, Tensor] = {}
         last = torch.empty(0)
         for name, total in self._sums.items():
-            mean = (total / self._rows[name]).to(dtype)
+            mean = (total / self._rows[name]).to(dtype).cpu()
             last = means[name] = last if torch.equal(mean, last) else mean
         return means

@@ -330,8 +330,10 @@ def _autocast(value: Any) -> Any:
     if value is None:
         return None
     device = value.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return value
     dtype = torch.get_autocast_dtype(device)
-    if not torch.is_autocast_enabled(device) or value.dtype in (dtype, torch.float64):
+    if value.dtype in (dtype, torch.float64):
         return value
     if not isinstance(value, Dual):
         return value.to(dtype)

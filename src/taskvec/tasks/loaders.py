@@ -81,7 +81,7 @@ def in_batches(prepared: Prepared, batch_size: int, *, sort: bool = True) -> Bat
 def features(backbone: Backbone, of: Sequence[Batch]) -> Tensor:
     """Features (N, d) of all batches, in the order of the split, on the CPU."""
     with evaluating(backbone):
-        parts = [backbone(**batch.inputs_on(backbone.device)).cpu() for batch in of]
+        parts = [backbone(**batch.on(backbone.device).inputs).cpu() for batch in of]
     result = torch.empty(sum(map(len, parts)), backbone.dim)
     result[torch.cat([batch.index for batch in of])] = torch.cat(parts).float()
     return result

@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import copy, deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +32,16 @@ class Batch:
     labels: "Tensor"
     index: "Tensor"
 
-    def inputs_on(self, device: "torch.device") -> dict[str, "Tensor"]:
-        """The inputs, on a device."""
-        return {key: value.to(device) for key, value in self.inputs.items()}
+    def on(self, device: "torch.device") -> "Batch":
+        """The same on a device; what is in pinned memory is copied while the processor goes on."""
+        inputs = {key: value.to(device, non_blocking=True) for key, value in self.inputs.items()}
+        labels, index = (value.to(device, non_blocking=True) for value in (self.labels, self.index))
+        return Batch(inputs, labels, index)
+
+    def pinned(self) -> "Batch":
+        """The same in memory that a CUDA device can read by itself."""
+        inputs = {key: value.pin_memory() for key, value in self.inputs.items()}
+        return Batch(inputs, self.labels.pin_memory(), self.index.pin_memory())
 
 
 class Prepared(ABC):
@@ -105,4 +113,25 @@ class Objective(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Digest of what it holds, such as a head's weights."""
+        """Digest of what it holds, such as a head's weights; the same on every device."""
+
+    def on(self, device: "torch.device") -> Self:
+        """The same for outputs on a device: a copy, if it holds modules or tensors elsewhere."""
+        moved = {name: on_device(value, device) for name, value in vars(self).items()}
+        if all(value is vars(self)[name] for name, value in moved.items()):
+            return self
+        other = copy(self)
+        vars(other).update(moved)
+        return other
+
+
+def on_device(held: Any, device: "torch.device") -> Any:
+    """A module or tensor on a device, the same if it is there or of any other type; modules are copied."""
+    import torch
+
+    if isinstance(held, torch.Tensor):
+        return held.to(device)
+    if not isinstance(held, torch.nn.Module):
+        return held
+    there = all(value.device == device for value in (*held.parameters(), *held.buffers()))
+    return held if there else deepcopy(held).to(device)

@@ -70,7 +70,7 @@ def atm(
             "ordinary space, such as full or attention"
         )
     watch = logged(watch, log)
-    start = theta = selected(backbone, kind.selection)
+    start = theta = {name: value.cpu() for name, value in selected(backbone, kind.selection).items()}
     for turn in range(rounds):
         moved = []
         for part in parts:

@@ -1,5 +1,6 @@
 """The state of a training on disk, so that a killed run goes on to the same bits."""
 
+import math
 import time
 import zipfile
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from taskvec.errors import InputError
 from taskvec.reading import open_file
+from taskvec.training.scaling import LossScale
 from taskvec.writing import replacing
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -29,7 +31,10 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 class Checkpoint:
-    """The loop's state on disk: leaves, optimizer, step. Nothing else varies, so nothing else is kept."""
+    """The loop's state on disk: leaves, optimizer, step, and the loss's factor where it varies.
+
+    It is read to any device, whatever device wrote it.
+    """
 
     every = 20.0  # seconds: writing the optimizer's moments takes about one
 
@@ -39,8 +44,10 @@ class Checkpoint:
         leaves: Mapping[str, Tensor],
         optimizer: torch.optim.Optimizer,
         signature: str,
+        scale: LossScale | None = None,
     ) -> None:
         self._path, self._leaves, self._optimizer, self._signature = path, leaves, optimizer, signature
+        self._scale = scale if scale and not scale.fixed else None
         self._last = time.monotonic()
 
     def restore(self) -> int:
@@ -82,6 +89,8 @@ class Checkpoint:
                 _check_fits(value, torch.Size() if name == "step" else leaves[place].shape)
         if not (type(step) is int and 0 <= step < 2**31):
             raise ValueError
+        if self._scale:
+            self._scale.factor, self._scale.calm = _scaling(*state["scaling"])
         with torch.no_grad():
             for leaf, value in zip(leaves, values, strict=True):
                 leaf.copy_(value)
@@ -100,6 +109,8 @@ class Checkpoint:
             "leaves": {name: leaf.detach() for name, leaf in self._leaves.items()},
             "optimizer": self._optimizer.state_dict(),
         }
+        if self._scale:
+            state["scaling"] = [self._scale.factor, self._scale.calm]
         with replacing(self._path) as file:
             torch.save(state, file)
         self._last = time.monotonic()
@@ -108,6 +119,12 @@ class Checkpoint:
         """Training is over: forget the state."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+def _scaling(factor: object, calm: object) -> tuple[float, int]:
+    if not (isinstance(factor, float) and 0 < factor < math.inf and type(calm) is int and calm >= 0):
+        raise ValueError
+    return factor, calm
 
 
 def _check_fits(value: Tensor, shape: torch.Size) -> None:

@@ -3,8 +3,8 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -12,13 +12,16 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from taskvec.errors import TaskvecError
+from taskvec.errors import InputError, TaskvecError
 from taskvec.models.backbone import Backbone
+from taskvec.place import autocast, enough_memory
 from taskvec.progress import Watch, unwatched
-from taskvec.tasks.objective import Objective, Prepared
+from taskvec.tasks.ahead import ahead, for_device
+from taskvec.tasks.objective import Batch, Objective, Prepared
 from taskvec.training.checkpoint import Checkpoint
 from taskvec.training.parts import Part, check_parts
 from taskvec.training.regimes import Lora, Space
+from taskvec.training.scaling import LossScale
 from taskvec.training.settings import TrainSettings
 from taskvec.training.space import Moved, move
 
@@ -31,6 +34,19 @@ class Chunk:
 
     part: int
     places: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """A chunk, collated in micro-batches.
+
+    Args:
+        rows: of output, of all micro-batches.
+    """
+
+    chunk: Chunk
+    micros: Sequence[Batch]
+    rows: int
 
 
 def train(
@@ -50,8 +66,9 @@ def train(
     """Fine-tune ``start`` on the union of ``parts``; every step holds one task's examples only.
 
     Args:
-        backbone: the network; weights outside ``start`` are its own, frozen. Not modified.
-        start: the parameters to train, by checkpoint name; copied, never written.
+        backbone: the network, on the device that computes; weights outside ``start`` are its own, frozen. Not
+            modified.
+        start: the parameters to train, by checkpoint name, on any device; copied, never written.
         space: ``tangent`` trains tau in ``f(start) + J(start) tau``; start stays where it is.
         lora: factors in the place of matrices; what else is in ``start`` stays where it is.
         sign: +1 descends the loss, -1 ascends it (the gradient-ascent baseline).
@@ -61,27 +78,34 @@ def train(
         watch: told after every step; its facts are the loss, the learning rate, the norm of the gradient
             before clipping, how much a second is read, and the figures of ``validate``.
 
-    Returns: the displacement from ``start``, float32, same names; of factors their products, for matrices
-        alone, multiplied as they are read.
+    Returns: the displacement from ``start``, float32, same names, on the CPU; of factors their products, for
+        matrices alone, multiplied as they are read.
     Raises: InputError for an empty split or a label outside the head's classes; TaskvecError when the loss
-        is no longer finite.
+        is no longer finite, or the device's memory is full.
     """
     check_parts(backbone, parts)
+    check_precision(settings.precision, space)
+    device, scale = backbone.device, LossScale.of(settings.precision)
     moved = move(backbone, start, space, lora, settings.seed)
     leaves = moved.leaves
     optimizer = _optimizer(settings, list(leaves.values()))
+    asked = [part.objective.on(device) for part in parts]
     prepared = [part.objective.prepare(backbone, part.split) for part in parts]
     sizes = [of_part.sizes for of_part in prepared]
     steps = total_steps(list(map(len, sizes)), settings)
-    state = Checkpoint(checkpoint, leaves, optimizer, _signature(parts, settings, space, lora, sign, start))
+    signature = _signature(parts, settings, space, lora, sign, start)
+    state = Checkpoint(checkpoint, leaves, optimizer, signature, scale)
     loss = math.nan
     done = state.restore()
-    for step, chunk in enumerate(islice(_stream(sizes, settings), done, None), start=done):
+    chunks = islice(_stream(sizes, settings), done, None)
+    collated = ahead(partial(_collate, prepared, settings.accumulation, device), chunks, device)
+    for step, given in enumerate(collated, start=done):
         began, lr = perf_counter(), settings.lr * _schedule(step, steps, settings)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        asked = parts[chunk.part].objective
-        loss = _accumulate(moved, asked, prepared[chunk.part], chunk.places, settings, sign)
+        part, places = given.chunk.part, given.chunk.places
+        with enough_memory(device, f"a training step of {len(places)} examples", _remedy(settings)):
+            loss = _accumulate(moved, asked[part], given, settings, sign * scale.factor)
         if not math.isfinite(loss):
             if sign < 0:
                 break  # ascent may diverge: the last finite weights are its result
@@ -89,23 +113,20 @@ def train(
                 f"{label}: the loss is {loss} at step {step + 1} of {steps}; lower the learning rate "
                 f"(now {settings.lr:g}) or train in float32"
             )
-        norm = _clip(leaves, settings.clip, measure=watch is not unwatched)
-        if settings.optimizer == "adamw":
-            moved.decay(settings, lr)
-        optimizer.step()
+        norm = math.nan
+        if scale.unscale(leaves.values()):
+            norm = _clip(leaves, settings.clip, measure=watch is not unwatched)
+            if settings.optimizer == "adamw":
+                moved.decay(settings, lr)
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        rates = _rates(sizes[chunk.part][chunk.places], perf_counter() - began)
+        rates = _rates(sizes[part][places], perf_counter() - began)
         state.save_if_due(step + 1)
         due = (step + 1) * settings.validations // steps > step * settings.validations // steps
         facts = validate(moved.displacement()) if validate and due else {}
         watch(label, step + 1, steps, loss=loss, lr=lr, gradient_norm=norm, **rates, **facts)
     state.remove()
     return moved.displacement()
-
-
-def autocast(precision: str) -> AbstractContextManager[object]:
-    """Matrix products in bfloat16 for ``"bf16"``, as they are for ``"float32"``."""
-    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def total_steps(sizes: Sequence[int], settings: TrainSettings) -> int:
@@ -141,19 +162,43 @@ def _shuffled(sizes: Tensor, batch: int, order: torch.Generator) -> Sequence[Ten
     return torch.split(torch.cat([window[sizes[window].argsort(stable=True)] for window in windows]), batch)
 
 
-def _accumulate(
-    moved: Moved, asked: Objective, prepared: Prepared, places: Tensor, settings: TrainSettings, sign: float
-) -> float:
-    """Add the gradient of the mean loss at ``places`` to the parameters that want one; return that loss."""
-    total, rows = 0.0, int(prepared.rows[places].sum())
-    for micro in torch.split(places, math.ceil(len(places) / settings.accumulation)):
-        batch = prepared.batch(micro)
-        with autocast(settings.precision):
+def _collate(prepared: Sequence[Prepared], accumulation: int, device: torch.device, chunk: Chunk) -> Step:
+    """A chunk in as many micro-batches as ``accumulation`` says."""
+    of_part, places = prepared[chunk.part], chunk.places
+    micros = torch.split(places, math.ceil(len(places) / accumulation))
+    batches = [for_device(of_part.batch(micro), device) for micro in micros]
+    return Step(chunk, batches, int(of_part.rows[places].sum()))
+
+
+def _accumulate(moved: Moved, asked: Objective, step: Step, settings: TrainSettings, factor: float) -> float:
+    """Add the gradient of ``factor`` times the mean loss to the leaves; return that loss."""
+    losses, device = [], moved.backbone.device
+    for micro in step.micros:
+        batch = micro.on(device)
+        with autocast(settings.precision, device):
             outputs = moved.outputs(batch.inputs)
-        loss = asked.loss(outputs.float(), batch) * (len(batch.index) / rows)
-        torch.autograd.backward(sign * loss)
-        total += loss.item()
-    return total
+        loss = asked.loss(outputs.float(), batch) * (len(batch.index) / step.rows)
+        torch.autograd.backward(factor * loss)
+        losses.append(loss.detach())
+    return sum(loss.item() for loss in losses)  # read when all are queued: a device stands still for it
+
+
+def check_precision(precision: str, space: Space) -> None:
+    """Refuse what would lose most of a displacement. Raises: InputError."""
+    if (precision, space) == ("fp16", "tangent"):
+        raise InputError(
+            "precision: fp16 in tangent space, where displacements are too small for its range; "
+            "take bf16 or float32"
+        )
+
+
+def _remedy(settings: TrainSettings) -> str:
+    """What takes less memory, the first of which leaves the result as it is."""
+    narrower = ", take precision bf16" if settings.precision == "float32" else ""
+    return (
+        f"raise accumulation (now {settings.accumulation}), which computes the same step in smaller pieces"
+        f"{narrower}, or lower batch_size (now {settings.batch_size})"
+    )
 
 
 def _clip(leaves: Params, most: float | None, *, measure: bool) -> float:
@@ -205,7 +250,7 @@ def _signature(
             "space": space,
             **({} if lora is None else {"lora": asdict(lora)}),
             "sign": sign,
-            "start": {name: float(value.double().sum()) for name, value in start.items()},
+            "start": {name: float(value.cpu().double().sum()) for name, value in start.items()},
         },
         sort_keys=True,
     )

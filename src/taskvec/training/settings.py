@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from taskvec.config import Config
+from taskvec.place import Precision
 
 
 class TrainSettings(Config, use_attribute_docstrings=True):
@@ -38,8 +39,9 @@ class TrainSettings(Config, use_attribute_docstrings=True):
     clip: Annotated[NonNegativeFloat | None, AfterValidator(lambda norm: norm or None)] = 1.0
     """Largest global gradient norm; 0 leaves gradients alone."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    precision: Literal["float32", "bf16"] = "float32"
-    """`bf16` computes matrix products in bfloat16; weights and optimizer stay in float32."""
+    precision: Precision = "float32"
+    """`bf16` and `fp16` compute matrix products in bfloat16 and float16; weights and optimizer stay in
+    float32. `fp16`, for devices without bfloat16, scales the loss and is not for tangent space."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Order of the examples, and whatever a regime draws."""
     validations: NonNegativeInt = 2

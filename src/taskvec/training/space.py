@@ -11,7 +11,7 @@ import xxhash
 from torch import Tensor
 
 from taskvec.errors import InputError
-from taskvec.models.backbone import Backbone
+from taskvec.models.backbone import Backbone, on_device
 from taskvec.models.functional import encode
 from taskvec.models.selection import find_matrices
 from taskvec.tangent.linearization import Linearization
@@ -31,9 +31,8 @@ def linearized(backbone: Backbone, start: Mapping[str, Tensor] | None = None) ->
         start: where the tangent space is taken, for parameters that are not as the backbone has them.
     """
     theta0 = {name: value.detach() for name, value in backbone.encoder_parameters().items()}
-    return Linearization(
-        partial(encode, backbone), {**theta0, **(start or {})}, example=(backbone.example(),)
-    )
+    moved, example = (on_device(given, backbone.device) for given in (start or {}, backbone.example()))
+    return Linearization(partial(encode, backbone), {**theta0, **moved}, example=(example,))
 
 
 class Moved(ABC):
@@ -49,7 +48,8 @@ class Moved(ABC):
 
     def __init__(self, backbone: Backbone, start: Params) -> None:
         self.backbone = backbone
-        self._start = {name: _widened(value.detach()) for name, value in start.items()}
+        there = on_device(start, backbone.device)
+        self._start = {name: _widened(value.detach()) for name, value in there.items()}
 
     @abstractmethod
     def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -57,7 +57,7 @@ class Moved(ABC):
 
     @abstractmethod
     def displacement(self) -> Params:
-        """How far ``start`` has been displaced; a copy."""
+        """How far ``start`` has been displaced; a copy, on the CPU."""
 
     @torch.no_grad()
     def decay(self, settings: TrainSettings, lr: float) -> None:
@@ -83,7 +83,7 @@ class Ordinary(Moved):
         return encode(self.backbone, {**self._rest, **self.leaves}, batch)
 
     def displacement(self) -> Params:
-        return {name: leaf.detach() - self._start[name] for name, leaf in self.leaves.items()}
+        return {name: (leaf.detach() - self._start[name]).cpu() for name, leaf in self.leaves.items()}
 
 
 class Tangent(Moved):
@@ -100,7 +100,7 @@ class Tangent(Moved):
         return self._lin(self.leaves, batch)  # type: ignore[no-any-return]
 
     def displacement(self) -> Params:
-        return {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
+        return {name: leaf.detach().clone().cpu() for name, leaf in self.leaves.items()}
 
 
 class Factors(Moved):
@@ -133,7 +133,9 @@ class Factors(Moved):
         return encode(self.backbone, {**self._rest, **moved}, batch)
 
     def displacement(self) -> Params:
-        pairs = {name: Pair(*(half.detach().clone() for half in self._pair(name))) for name in self._turned}
+        pairs = {
+            name: Pair(*(half.detach().clone().cpu() for half in self._pair(name))) for name in self._turned
+        }
         return factored(pairs, {name: self._start[name].shape for name in pairs})
 
     def _steps(self) -> dict[str, Tensor]:
