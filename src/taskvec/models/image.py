@@ -126,6 +126,13 @@ class ImageBackbone(PixelBackbone):
             options["noise"] = torch.arange(patches, device=pixels.device).expand(len(pixels), -1)
         return call(pixel_values=self.normalized(pixels), **options)
 
+    def example(self) -> dict[str, Tensor]:
+        """Two images of noise: one alone, or one that is the same everywhere, would show too little."""
+        [black] = super().example().values()
+        draw = torch.Generator().manual_seed(0)
+        shape = (2, *black.shape[1:])
+        return {"pixel_values": torch.randint(256, shape, generator=draw, dtype=torch.uint8)}
+
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Raises: InputError: zero-shot heads are made of texts, which this encoder does not read."""
         raise InputError(
@@ -221,7 +228,7 @@ def _measure(backbone: ImageBackbone, where: str) -> bool:
     """
     [pixels] = backbone.example().values()
     try:
-        features = backbone.feature(backbone.run(pixels.repeat(2, 1, 1, 1)))
+        features = backbone.feature(backbone.run(pixels))
     except Exception as error:  # whatever a network can raise that wants other inputs
         height, width = pixels.shape[-2:]
         raise InputError(

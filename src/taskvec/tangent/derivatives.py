@@ -173,12 +173,15 @@ def _tiles(x: Any, w: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
 
 
 def _multiply_patches(x: Any, w: Any, b: Any) -> Any:
-    """A convolution over tiles as one linear layer, whose backward pass needs no workspace."""
+    """A convolution over tiles as one linear layer, whose backward pass needs no workspace.
+
+    Contiguous: a batch norm of torch 2.13 gives a wrong gradient for one image that is laid out otherwise.
+    """
     (n, channels), (high, wide) = x.shape[:2], w.shape[2:]
     tall, broad = x.shape[2] // high, x.shape[3] // wide
     tiles = x[:, :, : tall * high, : broad * wide].reshape(n, channels, tall, high, broad, wide)
     tiles = tiles.permute(0, 2, 4, 1, 3, 5).reshape(n, tall * broad, channels * high * wide)
-    return F.linear(tiles, w.flatten(1), b).transpose(1, 2).reshape(n, len(w), tall, broad)
+    return F.linear(tiles, w.flatten(1), b).transpose(1, 2).contiguous().view(n, len(w), tall, broad)
 
 
 @derivative_of("embedding")
