@@ -148,17 +148,19 @@ _ATTENTION = r"(self_attn|encoder_attn|cross_attn|attn|attention|SelfAttention|E
 _PROJECTION = "|".join(
     (
         rf"{_ATTENTION}\.(q|k|v|o|out|in|qkv|c)_?(proj|attn|lin)?",  # q_proj, c_attn, q_lin, out_proj
-        rf"{_ATTENTION}\.(self\.|attention\.)?(query|key|value|output)",  # BERT, RoBERTa, ViT
+        rf"{_ATTENTION}\.(self\.|attention\.)?(projection_)?(query|key|value|output)",  # BERT, RoBERTa, CvT
         r"attention\.output\.dense",
         rf"{_ATTENTION}\.proj",  # beside a fused qkv
+        r"attn\.(to_query|to_key|final)",  # SwiftFormer
     )
 )
-_WEIGHT = rf"(.*\.)?(({_PROJECTION})\.weight|\w*attn\.in_proj_weight)"
-_BIAS = rf"(.*\.)?(({_PROJECTION})\.bias|\w*attn\.in_proj_bias)"
+_WEIGHT = rf"(.*\.)?(({_PROJECTION})\.weight|(\w*attn|attention)\.in_proj_weight)"
+_BIAS = rf"(.*\.)?(({_PROJECTION})\.bias|(\w*attn|attention)\.in_proj_bias)"
 _MLP = "|".join(
     (
-        r"(intermediate|layer\.\d+\.output)\.dense",  # BERT, RoBERTa
+        r"(intermediate|(layers?|blocks)\.\d+\.output)\.dense",  # BERT, RoBERTa, Swin v2
         r"mlp\.\w+",  # CLIP, ViT, Llama, GPT-2, open_clip
+        r"ffn\.(gate|up|down)_proj",  # AIMv2
         r"DenseReluDense\.\w+",  # T5
         r"ffn\.lin\d",  # DistilBERT
         r"layers\.\d+\.(fc|linear)\d",  # BART, torch

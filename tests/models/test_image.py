@@ -16,6 +16,7 @@ from taskvec.models.functional import encode
 from taskvec.models.heads import zero_shot_head
 from taskvec.models.image import ImageBackbone
 from taskvec.models.loading import load_backbone
+from taskvec.names import select_names
 from taskvec.weights import open_weights
 
 SMALL = {"size": {"height": 64, "width": 64}, "image_processor_type": "ViTImageProcessor"}
@@ -182,3 +183,39 @@ def test_a_processor_of_a_size_that_the_model_does_not_take_is_named(tmp_path: P
     save("levit", tmp_path, SMALL | {"size": {"height": 40, "width": 40}})
     with pytest.raises(InputError, match="gives no features of an image of 40 x 40 pixels"):
         load_backbone(tmp_path)
+
+
+BLOCKS = {
+    **dict.fromkeys(("vit", "deit", "dinov2", "dinov3_vit", "beit", "data2vec-vision", "ijepa"), (8, 8)),
+    **dict.fromkeys(
+        ("vit_mae", "vit_msn", "dpt", "clip_vision_model", "mlcd", "dinov2_with_registers"), (8, 8)
+    ),
+    **dict.fromkeys(("swin", "swinv2", "pvt", "pvt_v2", "segformer"), (16, 16)),
+    "aimv2_vision_model": (8, 6),  # its MLP has no biases
+    "cvt": (24, 24),
+    "hiera": (8, 16),  # query, key and value in one
+    "mobilevit": (36, 36),
+    "siglip": (10, 12),  # with the attention that pools the patches
+    "siglip_vision_model": (10, 12),
+    "swiftformer": (16, 0),
+    "vitdet": (4, 8),
+}
+"""Weights of attention projections, and parameters of MLPs; in other families none go by such names."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_selections_hold_all_projections_of_a_family_or_say_that_there_are_none(
+    family: str, folders: dict[str, Path]
+) -> None:
+    inside = [name for name, _ in build(family).named_parameters() if not name.startswith("text_model")]
+    stored = [name for name in open_weights(folders[family]) if not name.startswith("text_model")]
+    attention, mlp = BLOCKS.get(family, (0, 16 if family == "focalnet" else 0))
+    for names in (inside, stored):
+        for selection, count in (("attention", attention), ("mlp", mlp)):
+            if count:
+                found = select_names(names, selection, family)
+                assert len(found) == count
+                assert not any(part in name for name in found for part in ("position_bias", "norm", "scale"))
+            else:
+                with pytest.raises(InputError, match=f"selection '{selection}' leaves nothing to train"):
+                    select_names(names, selection, family)

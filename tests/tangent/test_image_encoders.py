@@ -102,7 +102,7 @@ def test_a_small_convolution_before_a_batch_norm_keeps_its_gradient(images_of_a_
     gradients = []
     for route in ("rules", "func"):
         tau = {name: torch.full_like(value, 0.1).requires_grad_() for name, value in theta0.items()}
-        total = Linearization(run, theta0, route=route)(tau, x).square().sum()  # type: ignore[arg-type]
+        total = Linearization(run, theta0, route=route)(tau, x).square().sum()
         gradients.append(torch.autograd.grad(total, list(tau.values())))
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -145,7 +145,7 @@ def test_the_kernel_is_that_of_the_jacobian(family: str, selection: str, tmp_pat
     kernel = ntk(model, batch, params=selection)
     params = {name: dict(model.named_parameters())[name].detach() for name in selected(model, selection)}
     with sdpa_kernel(SDPBackend.MATH):
-        rows = jacrev(lambda at: functional_call(model, at, (), batch))(params)  # type: ignore[no-untyped-call]
+        rows = jacrev(lambda at: functional_call(model, at, (), batch))(params)
     flat = torch.cat([each.reshape(9, -1) for each in rows.values()], dim=1)
     expected = (flat @ flat.T).view(3, 3, 3, 3)
     assert (kernel - expected).norm() <= 1e-10 * expected.norm()
