@@ -26,6 +26,7 @@ from taskvec.studies.measured import (
     both,
     coefficients,
     measured,
+    reciprocal_note,
     search_inputs,
     search_note,
     tally_note,
@@ -33,7 +34,7 @@ from taskvec.studies.measured import (
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.single import OwnModels, baselines, own_models
 from taskvec.studies.study import Results, Study
-from taskvec.studies.trial import Cell, Trial
+from taskvec.studies.trial import Cell, Plan, Trial
 from taskvec.tasks.suite import Suite
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Sum(Edit):
 
     def gain(self, task: str, on: str) -> float:
         """What a task's vector adds to the value of the sum on a task."""
-        return self.test[on].value - self.without[task].values[on]
+        return self.values[on] - self.without[task].values[on]
 
 
 class Addition(Study[AdditionSettings]):
@@ -109,7 +110,8 @@ class Addition(Study[AdditionSettings]):
             yield _table_of_pretraining(results, results.untrained)
         count = len(next(iter(sums.values()), []))
         if 2 <= count <= 40:  # beyond that the figure says it better
-            yield _table_of_subsets({regime: of for regime, of in sums.items() if len(of) == count})
+            same = {regime: of for regime, of in sums.items() if len(of) == count}
+            yield _table_of_subsets(same, results.plan.metrics)
 
     def drawings(self, results: Results) -> Iterator[Drawing]:
         if sums := results.by_regime(Sum):
@@ -128,17 +130,18 @@ class Coefficients(Study[None]):
         yield Table(
             "A coefficient for every task",
             ("α of", *tasks, "an α each", "one α"),
-            [_coefficients_of_each(regime, of, tasks) for regime, of in wholes.items()],
+            [_coefficients_of_each(regime, of, results.plan) for regime, of in wholes.items()],
             "Addition of all tasks in tangent space. α of each task: coordinate ascent on the mean "
             "normalized validation metric from the shared α, to where no single α can be changed for the "
-            "better; absolute / normalized on test, per cent.",
+            "better; absolute / normalized on test, per cent."
+            f"{reciprocal_note(results.plan.metrics.values())}",
         )
         yield Table(
             "What each vector contributes",
             ("", *(column for regime in wholes for column in (f"{regime}: own", f"{regime}: others"))),
             [(task, *_contributions(task, wholes.values(), tasks)) for task in tasks],
             "Points of the test metric that the task's vector adds to the sum at the shared α: to its own "
-            "task, and on average to the others.",
+            f"task, and on average to the others.{reciprocal_note(results.plan.metrics.values())}",
         )
 
 
@@ -178,7 +181,7 @@ def addition(
         lambda alpha: evaluator.values(shared(alpha), tasks, "validation"), single["validation"], grid
     )
     scores = evaluator.scores(shared(search.coefficient), tasks, "test")
-    values = {task: score.value for task, score in scores.items()}
+    values = {task: score.utility for task, score in scores.items()}
     best = dict.fromkeys(tasks, search.coefficient)
     return {
         "tasks": list(tasks),
@@ -250,23 +253,26 @@ def _wholes(results: Results) -> dict[str, list[Sum]]:
 
 
 def _table_of_wholes(results: Results) -> Table:
-    tasks, sums, joint = results.plan.tasks, results.by_regime(Sum), results.by_regime(Joined)
+    tasks, metrics = results.plan.tasks, results.plan.metrics
+    sums, joint = results.by_regime(Sum), results.by_regime(Joined)
     wholes, rows = _wholes(results), []
     for regime, of in wholes.items():
         pairs = zip(*(seeds for seeds in sums[regime] if len(seeds[0].tasks) == 2), strict=True)
         row = [
             regime,
             coefficients(of),
-            both(of),
-            both([whole.fixed["1"] for whole in of]),
-            both([whole.fixed["1/T"] for whole in of]),
+            both(of, metrics),
+            both([whole.fixed["1"] for whole in of], metrics),
+            both([whole.fixed["1/T"] for whole in of], metrics),
             percent([fmean(edit.normalized for edit in of_seed) for of_seed in pairs]),
         ]
-        rows.append([*row, *([both(joint[regime][0]) if regime in joint else ""] if joint else [])])
+        rows.append([*row, *([both(joint[regime][0], metrics) if regime in joint else ""] if joint else [])])
     columns = ["", "best α", "at best α", "α = 1", "α = 1/T", "pairs, normalized"]
+    reciprocals = reciprocal_note(metrics.values())
     note = (
         "Absolute / normalized, per cent: mean over tasks of the metric / of its ratio to the single-task "
-        f"model of the same regime. α is chosen on validation data: {search_note(wholes)}."
+        f"model of the same regime.{reciprocals} α is chosen on validation data: "
+        f"{search_note(wholes)}."
     )
     more = ["joint training"] if joint else []
     return Table(f"Addition of all {len(tasks)} tasks", [*columns, *more], rows, note)
@@ -277,11 +283,11 @@ def _table_of_pretraining(results: Results, untrained: Results) -> Table:
     tasks, [regime] = results.plan.tasks, untrained.plan.experiment.regimes
     rows, edits = [], {}
     for name, models in {"pre-trained": results, "random": untrained}.items():
-        zero = fmean(baselines(models)[task].test.value for task in tasks)
+        zero = fmean(baselines(models)[task].test.utility for task in tasks)
         [seeds] = models.by_regime(OwnModels)[regime]
         single = [fmean(own.test[task] for task in tasks) for own in seeds]
         edits[name] = wholes = _wholes(models)[regime]
-        cells = (percent([zero]), percent(single), coefficients(wholes), both(wholes))
+        cells = (percent([zero]), percent(single), coefficients(wholes), both(wholes, results.plan.metrics))
         rows.append((f"{name}, {regime}", *cells))
     columns = ("", "zero-shot", "single tasks", "α", f"all {len(tasks)} added")
     note = (
@@ -291,11 +297,11 @@ def _table_of_pretraining(results: Results, untrained: Results) -> Table:
     return Table("What pre-training is for", columns, rows, note)
 
 
-def _table_of_subsets(sums: Mapping[str, Sequence[Sequence[Sum]]]) -> Table:
+def _table_of_subsets(sums: Mapping[str, Sequence[Sequence[Sum]]], metrics: Mapping[str, str]) -> Table:
     """Of regimes that added the same subsets."""
     rows = []
     for of_regimes in zip(*sums.values(), strict=True):
-        cells = [cell for edits in of_regimes for cell in (coefficients(edits), both(edits))]
+        cells = [cell for edits in of_regimes for cell in (coefficients(edits), both(edits, metrics))]
         rows.append((" + ".join(of_regimes[0][0].tasks), *cells))
     columns = [column for regime in sums for column in (f"{regime}: α", f"{regime}: absolute / normalized")]
     searches = [edit for of_regime in sums.values() for edits in of_regime for edit in edits]
@@ -303,13 +309,13 @@ def _table_of_subsets(sums: Mapping[str, Sequence[Sequence[Sum]]]) -> Table:
     return Table("Addition, every subset", ("tasks added", *columns), rows, note)
 
 
-def _coefficients_of_each(regime: str, wholes: Sequence[Sum], tasks: Sequence[str]) -> list[object]:
+def _coefficients_of_each(regime: str, wholes: Sequence[Sum], plan: Plan) -> list[object]:
     each = [whole.each for whole in wholes if whole.each]
     return [
         regime,
-        *(Range([edit.coefficients[task] for edit in each]) for task in tasks),
-        both(each),
-        both(wholes),
+        *(Range([edit.coefficients[task] for edit in each]) for task in plan.tasks),
+        both(each, plan.metrics),
+        both(wholes, plan.metrics),
     ]
 
 

@@ -13,7 +13,8 @@ from taskvec.studies.linearity import nonlinear_advantage
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.single import OwnModels
 from taskvec.studies.study import Results, Study
-from taskvec.studies.trial import Cell, Trial
+from taskvec.studies.trial import Cell, Plan, Trial
+from taskvec.tasks.kinds.classification import Classification
 from taskvec.training.regimes import linear_of
 
 
@@ -27,19 +28,20 @@ class Advantage(Study[None]):
     """Of experiments with regimes in tangent space, over the same parameters in ordinary space."""
 
     def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
-        others = [task for task in trial.tasks if trial.plan.suite.task(task).metric != "accuracy"]
+        tasks = _classified(trial.plan)
+        others = [name for name, task in tasks.items() if task.metric != "accuracy"]
         if others and self._compares(trial.experiment):
             yield trial.cell(Accuracies, partial(_measure_accuracies, tasks=others), others)
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
-        if not self._compares(results.plan.experiment):
+        if not self._compares(results.plan.experiment) or not _classified(results.plan):
             return {}
         facts = {"accuracy": self._accuracies(results, regime, seed)}
         advantages = self._advantages(results, regime, seed)
         return {**facts, "nonlinear_advantage": advantages} if advantages else facts
 
     def tables(self, results: Results) -> Iterator[Table]:
-        tasks, experiment, rows = results.plan.tasks, results.plan.experiment, []
+        tasks, experiment, rows = _classified(results.plan), results.plan.experiment, []
         for regime in experiment.regimes:
             advantages = [self._advantages(results, regime, seed) for seed in experiment.seeds]
             if all(advantages):
@@ -59,22 +61,28 @@ class Advantage(Study[None]):
     def _accuracies(self, results: Results, regime: str, seed: int) -> dict[str, float]:
         """By task, whatever its metric is."""
         [single] = results.of(OwnModels, regime, seed)
-        accuracies = dict(single.test)
+        accuracies = {task: single.test[task] for task in _classified(results.plan)}
         for other in results.of(Accuracies, regime, seed):
             accuracies |= other.root
         return accuracies
 
     def _advantages(self, results: Results, regime: str, seed: int) -> dict[str, float]:
         """By task, of the ordinary regime with the same parameters over this one; empty if there is none."""
-        regimes, suite = results.plan.experiment.regimes, results.plan.suite
+        regimes, tasks = results.plan.experiment.regimes, _classified(results.plan)
         ordinary = next((name for name in regimes if regime in (linear_of(name), post_hoc_of(name))), None)
         if ordinary is None:
             return {}
         above, below = (self._accuracies(results, name, seed) for name in (ordinary, regime))
         return {
-            task: nonlinear_advantage(above[task], below[task], len(suite.task(task).classes))
-            for task in results.plan.tasks
+            name: nonlinear_advantage(above[name], below[name], len(task.classes))
+            for name, task in tasks.items()
         }
+
+
+def _classified(plan: Plan) -> dict[str, Classification]:
+    """The tasks that have an accuracy over classes."""
+    tasks = {name: plan.suite.task(name) for name in plan.tasks}
+    return {name: task for name, task in tasks.items() if isinstance(task, Classification)}
 
 
 def _measure_accuracies(trial: Trial, tasks: Sequence[str]) -> Plain:

@@ -11,13 +11,13 @@ from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import Grid, Search, maximize
-from taskvec.reports.numbers import percent
 from taskvec.reports.tables import Table
 from taskvec.studies.experiment import Experiment
-from taskvec.studies.measured import Searched, search_inputs, tally_note
+from taskvec.studies.measured import Searched, in_unit, mean_in_unit, search_inputs, tally_note, unit_note
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
+from taskvec.tasks.score import utility
 from taskvec.tasks.suite import Suite
 
 Validation = Callable[[Mapping[str, float]], dict[str, float]]
@@ -40,6 +40,7 @@ class Model(Record):
     """One model on the target, and the searches that it comes from."""
 
     value: float
+    """In the metric's own unit."""
     searches: tuple[Searched, ...] = ()
 
 
@@ -84,7 +85,8 @@ class Analogies(Study[Sequence[AnalogySettings]]):
 
     def tables(self, results: Results) -> Iterator[Table]:
         for regime, analogies in results.by_regime(Solved).items():
-            yield _table(regime, analogies)
+            metrics = [results.plan.suite.task(runs[0].target).metric for runs in analogies]
+            yield _table(regime, analogies, metrics)
 
 
 @checked
@@ -182,27 +184,37 @@ def _solve(trial: Trial, terms: AnalogySettings) -> Plain:
     )
 
 
-def _table(regime: str, analogies: Sequence[Sequence[Solved]]) -> Table:
-    """Of one regime: a row an analogy, each over seeds."""
-    values = [[[row.value for row in run.rows.values()] for run in runs] for runs in analogies]
+def _table(regime: str, analogies: Sequence[Sequence[Solved]], metrics: Sequence[str]) -> Table:
+    """Of one regime: a row an analogy, each over seeds.
+
+    Args:
+        metrics: of each analogy's target.
+    """
+    values = [
+        [[utility(metric, row.value) for row in run.rows.values()] for run in runs]
+        for runs, metric in zip(analogies, metrics, strict=True)
+    ]
     columns = range(min(len(of_seed) for runs in values for of_seed in runs))
     rows: list[tuple[object, ...]] = [
         (
             f"{runs[0].a} : {runs[0].b} :: {runs[0].c} : {runs[0].target}",
-            *(percent([of_seed[place] for of_seed in of]) for place in columns),
+            *(in_unit(metric, [of_seed[place] for of_seed in of]) for place in columns),
         )
-        for runs, of in zip(analogies, values, strict=True)
+        for runs, of, metric in zip(analogies, values, metrics, strict=True)
     ]
     if len(rows) > 1:
         seeds = list(zip(*values, strict=True))
-        means = (percent([fmean(of[place] for of in of_seed) for of_seed in seeds]) for place in columns)
+        means = (
+            mean_in_unit(metrics, [fmean(of[place] for of in of_seed) for of_seed in seeds])
+            for place in columns
+        )
         rows.append(("mean", *means))
     searches = [
         search for runs in analogies for run in runs for row in run.rows.values() for search in row.searches
     ]
     note = (
-        "Per cent on the test split of the fourth task. Every coefficient is chosen on its validation "
-        f"rows; only the last column was trained on it. {tally_note(searches)}."
+        f"{unit_note(metrics)} on the test split of the fourth task. Every coefficient is chosen on its "
+        f"validation rows; only the last column was trained on it. {tally_note(searches)}."
     )
     head = ("a : b :: c : target", *(_ROLES[place] for place in columns))
     return Table(f"Analogies, {regime}", head, rows, note)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from taskvec.evaluation.evaluator import Evaluator
+    from taskvec.tasks.task import Task
     from taskvec.vectors import TaskVector
 
     Regimes = Mapping[str, Mapping[str, TaskVector]]
@@ -80,6 +81,7 @@ class AnalysisOfModel(Analysis):
 
         suite = load_suite(self.suite)
         chosen = [suite.task(name) for name in tasks]
+        check_classes(chosen)
         return Evaluator(load_backbone(self.model), chosen, **options), suite.name
 
 
@@ -110,6 +112,18 @@ class AnalysisOfVectors(AnalysisOfModel):
         chosen = {regime: {task: vectors[task] for task in tasks} for regime, vectors in regimes.items()}
         files = {regime: {task: vectors[task].ref for task in tasks} for regime, vectors in regimes.items()}
         return evaluator, chosen, {"suite": suite, "vectors": files}
+
+
+def check_classes(tasks: "Iterable[Task]") -> None:
+    """Refuse tasks without classes, for what compares predictions of heads. Raises: InputError."""
+    from taskvec.tasks.kinds.classification import Classification
+
+    for task in tasks:
+        if not isinstance(task, Classification):
+            raise InputError(
+                f"{task.name}: a task of kind {task.kind!r}, and this analysis compares predictions among "
+                "classes; name tasks of kind 'classification'"
+            )
 
 
 def describe(evaluator: "Evaluator", tasks: Sequence[str], split: SplitName) -> dict[str, Any]:

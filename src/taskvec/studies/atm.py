@@ -18,7 +18,16 @@ from taskvec.reports.tables import Table
 from taskvec.rules import RULES
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.joint import Joined
-from taskvec.studies.measured import Edit, Measured, both, coefficients, measured, search_inputs, search_note
+from taskvec.studies.measured import (
+    Edit,
+    Measured,
+    both,
+    coefficients,
+    measured,
+    reciprocal_note,
+    search_inputs,
+    search_note,
+)
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.single import own_models
 from taskvec.studies.study import Results, Study
@@ -91,17 +100,25 @@ class Atm(Study[AtmSettings]):
         return {"atm": runs} if runs else {}
 
     def tables(self, results: Results) -> Iterator[Table]:
-        rows, searches = [], {}
+        rows, searches, metrics = [], {}, results.plan.metrics
         for regime, of_regime in results.by_regime(Alternated).items():
             for runs in of_regime:
                 rounds = runs[0].rounds
                 name = f"{regime}, {rounds} round{'s' if rounds > 1 else ''}"
                 searches[name] = tuned = [run.tuned for run in runs]
-                rows.append((name, both([run.plain for run in runs]), coefficients(tuned), both(tuned)))
+                rows.append(
+                    (
+                        name,
+                        both([run.plain for run in runs], metrics),
+                        coefficients(tuned),
+                        both(tuned, metrics),
+                    )
+                )
         if rows:
             note = (
-                "Absolute / normalized, per cent. All rows spend the same training steps; the last columns "
-                "scale the whole displacement by a factor chosen on validation data: "
+                f"Absolute / normalized, per cent.{reciprocal_note(metrics.values())} All rows spend the "
+                "same training steps; the last columns scale the whole displacement by a factor chosen on "
+                "validation data: "
                 f"{search_note(searches)}."
             )
             yield Table("ATM", ("", "as it is", "best factor", "at best factor"), rows, note)

@@ -16,7 +16,14 @@ from taskvec.progress import Watch, unwatched
 from taskvec.reports.drawing import Drawing, draw_heat_map, grid_of_axes, name_ticks, number_cells
 from taskvec.reports.numbers import Mean, percent
 from taskvec.reports.tables import Table
-from taskvec.studies.analysis import AnalysisOfVectors, AnalysisRecord, Say, describe, sizes
+from taskvec.studies.analysis import (
+    AnalysisOfVectors,
+    AnalysisRecord,
+    Say,
+    check_classes,
+    describe,
+    sizes,
+)
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.study import Results, Study
 from taskvec.tasks.source import SplitName
@@ -242,6 +249,7 @@ class Disentanglement(Study[DisentanglementSettings]):
                 raise InputError(
                     f"disentanglement.pairs: {' '.join(pair)}, expected two of the tasks {', '.join(names)}"
                 )
+            check_classes(map(suite.task, pair))
 
     def cells(self, trial: "Trial") -> "Iterator[Cell[Record]]":
         block = self.block

@@ -1,11 +1,16 @@
-"""What protocols share: figures of an edit, the search of its coefficient, and how tables show them."""
+"""What protocols share: figures of an edit, the search of its coefficient, and how tables show them.
 
-from collections.abc import Mapping, Sequence
+Protocols compare values of which more is better, as ``tasks/score.py`` has them: those of metrics of which
+less is better are reciprocals. Tables show every metric in its own unit.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from taskvec.evaluation.metrics import absolute, normalized
 from taskvec.evaluation.search import METHOD, Grid
-from taskvec.reports.numbers import Range, Several, percent
+from taskvec.reports.numbers import NOTHING, Mean, Range, Several, percent
 from taskvec.studies.record import Record
+from taskvec.tasks.score import LOWER_IS_BETTER, utility
 
 
 class Scored(Record):
@@ -15,9 +20,14 @@ class Scored(Record):
     value: float
     examples: int
 
+    @property
+    def utility(self) -> float:
+        """The value as protocols compare it: more is better."""
+        return utility(self.metric, self.value)
+
 
 class Measured(Record):
-    """An edit on several tasks, in fractions."""
+    """An edit on several tasks, in values of which more is better."""
 
     absolute: float
     normalized: float
@@ -51,9 +61,65 @@ def search_inputs(grid: Grid) -> dict[str, object]:
     return {"grid": grid.model_dump(), "search": METHOD}
 
 
-def both(edits: Sequence[Measured]) -> Several:
-    """Absolute / normalized, over seeds."""
-    return Several([percent([edit.absolute for edit in edits]), percent([edit.normalized for edit in edits])])
+def in_unit(metric: str, values: Sequence[float]) -> Mean:
+    """Values as protocols compare them, one a seed, in the metric's own unit."""
+    return own([utility(metric, value) for value in values]) if metric in LOWER_IS_BETTER else percent(values)
+
+
+def own(values: Sequence[float]) -> Mean:
+    """Values of a metric that is no share, such as perplexities."""
+    return Mean(values, ".4g")
+
+
+def mean_in_unit(metrics: Iterable[str], means: Sequence[float]) -> Mean | str:
+    """Means over tasks of these metrics, one a seed; nothing for metrics of several units.
+
+    Where less is better it is the harmonic mean.
+    """
+    units = units_of(metrics)
+    return in_unit(units[0], means) if len(units) == 1 else NOTHING
+
+
+def units_of(metrics: Iterable[str]) -> list[str]:
+    """The metrics that have a unit of their own, and one for all that are shares."""
+    of = {metric: metric if metric in LOWER_IS_BETTER else "" for metric in metrics}
+    return list(dict.fromkeys(of.values()))
+
+
+def unit_note(metrics: Collection[str]) -> str:
+    """What opens a note: in which units the figures are."""
+    less = [unit.replace("_", " ") for unit in units_of(metrics) if unit]
+    if not less:
+        return "Per cent"
+    words = f"{', '.join(less)} as it is" if len(less) == 1 else f"{', '.join(less)} as they are"
+    return f"{words[0].upper()}{words[1:]} (less is better)" + (
+        ", others per cent" if "" in units_of(metrics) else ""
+    )
+
+
+def reciprocal_note(metrics: Iterable[str]) -> str:
+    """What a note says of metrics of which less is better; empty without any."""
+    less = [unit.replace("_", " ") for unit in units_of(metrics) if unit]
+    if not less:
+        return ""
+    named = ", ".join(f"1 / {name}" for name in less)
+    return f" Ratios, and means over tasks, are of {named}, so that more is better."
+
+
+def titled(task: str, metric: str) -> str:
+    """A task as the head of a column."""
+    return f"{task} ↓" if metric in LOWER_IS_BETTER else task
+
+
+def both(edits: Sequence[Measured], metrics: Mapping[str, str]) -> Several:
+    """Absolute / normalized, over seeds.
+
+    Args:
+        metrics: by task.
+    """
+    measured_with = [metrics[task] for task in edits[0].values]
+    absolutes = mean_in_unit(measured_with, [edit.absolute for edit in edits])
+    return Several([absolutes, percent([edit.normalized for edit in edits])])
 
 
 def coefficients(searches: Sequence[Searched]) -> Range:

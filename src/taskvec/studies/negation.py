@@ -14,15 +14,27 @@ from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import absolute
 from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import Grid, search_negation
+from taskvec.registry import nearest
 from taskvec.reports.drawing import Drawing, axes_in_a_row
 from taskvec.reports.numbers import NOTHING, Mean, Several, percent
 from taskvec.reports.tables import Table
 from taskvec.studies.experiment import Experiment
-from taskvec.studies.measured import Searched, coefficients, search_inputs, search_note
+from taskvec.studies.measured import (
+    Searched,
+    coefficients,
+    in_unit,
+    mean_in_unit,
+    reciprocal_note,
+    search_inputs,
+    search_note,
+    titled,
+    unit_note,
+    units_of,
+)
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.study import Results, Study
-from taskvec.studies.trial import Cell, Trial
-from taskvec.tasks.score import Score
+from taskvec.studies.trial import Cell, Plan, Trial
+from taskvec.tasks.score import LOWER_IS_BETTER, Score, utility
 from taskvec.tasks.suite import Suite
 from taskvec.vectors import TaskVector
 
@@ -39,16 +51,34 @@ class NegationSettings(Config):
     keep: float = Field(default=0.95, gt=0, le=1)
     """Share of the controls' mean validation value that must remain."""
     baselines: tuple[Literal["random", "ascent"], ...] = ("random", "ascent")
+    complement: dict[str, str] = Field(default_factory=dict)
+    """Target -> task of what the target is not, such as posts that are not offensive: a third baseline,
+    fine-tuned on that."""
     regimes: tuple[str, ...] | None = None
     """Default: all of the experiment."""
+
+
+class Written(Record):
+    """What is told of texts that a model wrote, beside their score."""
+
+    metric: str
+    share: float | None = None
+    cut: float | None = None
+    distinct_2: float | None = None
 
 
 class Model(Record):
     """One model on the target and on the controls."""
 
     target: float
+    """In the unit of the target's metric."""
     control: float
-    target_recall: list[float | None]
+    """Mean over the controls, more is better."""
+    target_recall: list[float | None] = Field(default_factory=list)
+    """Of a classification."""
+    target_score: Written | None = None
+    trained_on: str | None = None
+    """The task of the complement, for the model that is trained on that."""
 
 
 class SearchedModel(Model, Searched):
@@ -72,11 +102,25 @@ class Negation(Study[NegationSettings]):
 
     def check(self, experiment: Experiment, suite: Suite) -> None:
         experiment.check_regimes("negation", self.block.regimes)
+        self._check_complements(suite)
         for target in self.block.targets:
             if not self._controls(experiment, suite, target):
                 raise InputError(f"negation: no control task is left for the target {target!r}")
 
+    def _check_complements(self, suite: Suite) -> None:
+        for target, other in self.block.complement.items():
+            if target not in self.block.targets:
+                raise InputError(
+                    f"negation.complement: {target!r} is no target; {nearest(target, self.block.targets)}"
+                )
+            if suite.task(other).name == target:
+                raise InputError(f"negation.complement: {target!r} is no complement of itself")
+
     def tasks(self, experiment: Experiment, suite: Suite) -> Iterator[str]:
+        yield from self.compared(experiment, suite)
+        yield from self.block.complement.values()
+
+    def compared(self, experiment: Experiment, suite: Suite) -> Iterator[str]:
         for target in self.block.targets:
             yield from (target, *self._controls(experiment, suite, target))
 
@@ -95,7 +139,9 @@ class Negation(Study[NegationSettings]):
             controls = self._controls(experiment, trial.plan.suite, target)
             job = partial(_negate, target=target, controls=controls, settings=block)
             inputs = {**search_inputs(experiment.search), "controls": controls, **chosen}
-            yield trial.cell(Negated, job, [target, *controls], **inputs)
+            others = [block.complement[target]] if target in block.complement else []
+            more = {"complement": others[0]} if others else {}
+            yield trial.cell(Negated, job, [target, *controls, *others], **inputs, **more)
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         targets = results.stored(Negated, regime, seed)
@@ -105,6 +151,7 @@ class Negation(Study[NegationSettings]):
         for place, target in enumerate(_targets(results)):
             rows: list[tuple[object, ...]] = []
             searches: dict[str, Sequence[Searched]] = {}
+            view = _View(results.plan, target)
             for regime, label, models in _models(results, place):
                 name = f"{regime}: {label}"
                 if label == "pretrained":
@@ -113,14 +160,8 @@ class Negation(Study[NegationSettings]):
                 searched = [model for model in models if isinstance(model, SearchedModel)]
                 if searched:
                     searches[name] = searched
-                rows.append((name, coefficients(searched) if searched else "", *_figures(models)))
-            note = (
-                f"Per cent, test. Control: mean of {', '.join(target.controls)}. α is the one of lowest "
-                f"target value on validation data that keeps {100 * target.keep:.0f} % of the control: "
-                f"{search_note(searches)}."
-            )
-            columns = ("", "α", f"{target.target} ↓", "control", "recall by class")
-            yield Table(f"Negation of {target.target}", columns, rows, note)
+                rows.append((name, coefficients(searched) if searched else "", *view.figures(models)))
+            yield Table(f"Negation of {target.target}", ("", "α", *view.heads), rows, view.note(searches))
 
     def drawings(self, results: Results) -> Iterator[Drawing]:
         if _targets(results):
@@ -182,12 +223,13 @@ def negation(
 
 
 def _row(scores: Mapping[str, Score], target: str) -> dict[str, object]:
-    kept = {task: score.value for task, score in scores.items() if task != target}
+    kept = {task: score for task, score in scores.items() if task != target}
+    recall = getattr(scores[target], "recall", None)
     return {
         "target": scores[target].value,
-        "control": absolute(kept),
-        "controls": kept,
-        "target_recall": scores[target].recall,
+        "control": absolute({task: score.utility for task, score in kept.items()}),
+        "controls": {task: score.value for task, score in kept.items()},
+        **({} if recall is None else {"target_recall": recall}),
         "target_score": scores[target].record(),
     }
 
@@ -198,16 +240,28 @@ def _negate(trial: Trial, target: str, controls: Sequence[str], settings: Negati
         vectors["random"] = TaskVector.random_like(vectors["fine-tuned"], seed=trial.seed)
     if "ascent" in settings.baselines:
         vectors["ascent"] = trial.vector(target, ascend=True)
-    return negation(
+    other = settings.complement.get(target)
+    if other is not None:
+        vectors["complement"] = trial.vector(other)
+    record = negation(
         trial.evaluator,
         trial.points_of(vectors),
         target,
         controls,
         subtract=[label for label in ("fine-tuned", "random") if label in vectors],
-        measure=[label for label in ("fine-tuned", "ascent") if label in vectors],
+        measure=[label for label in ("fine-tuned", "ascent", "complement") if label in vectors],
         grid=trial.experiment.search,
         keep=settings.keep,
     )
+    if other is None:
+        return record
+    rows: dict[str, dict[str, object]] = record["rows"]  # type: ignore[assignment]
+    trained = {"complement": {**rows["complement"], "trained_on": other, "consumed": _CONSUMED.format(other)}}
+    return {**record, "rows": {**rows, **trained}}
+
+
+_CONSUMED = "the training split of {}"
+"""What the baseline of the complement consumed, beside the target's and the controls' figures."""
 
 
 def _targets(results: Results) -> list[Negated]:
@@ -229,31 +283,79 @@ def _models(results: Results, place: int) -> Iterator[tuple[str, str, list[Model
         spaces.add(space)
 
 
-def _figures(models: Sequence[Model]) -> tuple[object, object, object]:
-    """Target, control and recall by class of one model, over seeds."""
+class _View:
+    """How the figures of one target are shown: each metric in its own unit, and what else its kind tells."""
+
+    def __init__(self, plan: Plan, negated: Negated) -> None:
+        self.negated = negated
+        self.metric = plan.suite.task(negated.target).metric
+        self.controls = [plan.suite.task(name).metric for name in negated.controls]
+        first = negated.rows["pretrained"]
+        self.classes = len(first.target_recall)
+        self.written = first.target_score if self.metric == "score" else None
+        self.complement = next((row.trained_on for row in negated.rows.values() if row.trained_on), None)
+
+    @property
+    def heads(self) -> list[str]:
+        """Heads of the columns that :meth:`figures` fills."""
+        control = titled("control", self.controls[0] if len(units_of(self.controls)) == 1 else "")
+        forget = f"{self.negated.target} {'↑' if self.metric in LOWER_IS_BETTER else '↓'}"
+        more = [f"at {self.written.cut:g} or above ↓", "distinct-2"] if self.written else []
+        return [forget, *more, control, *(["recall by class"] if self.classes else [])]
+
+    def figures(self, models: Sequence[Model]) -> list[object]:
+        """Target, control, and recall by class or what is told of texts, of one model over seeds."""
+        target = [utility(self.metric, model.target) for model in models]
+        told = [model.target_score for model in models if model.target_score is not None]
+        more = [percent([of.share for of in told]), Mean([of.distinct_2 for of in told], ".3f")]
+        return [
+            in_unit(self.metric, target),
+            *(more if self.written else []),
+            mean_in_unit(self.controls, [model.control for model in models]),
+            *([_recalls(models)] if self.classes else []),
+        ]
+
+    def utility(self, model: Model, kind: str) -> float:
+        """``target`` or ``control`` of a model, more is better."""
+        return utility(self.metric, model.target) if kind == "target" else model.control
+
+    def note(self, searches: Mapping[str, Sequence[Searched]]) -> str:
+        """How to read the table."""
+        best = "highest" if self.metric in LOWER_IS_BETTER else "lowest"
+        more = f" Complement: fine-tuned on {self.complement}." if self.complement else ""
+        names = ", ".join(self.negated.controls)
+        return (
+            f"{unit_note([self.metric, *self.controls])}, test. Control: mean of {names}."
+            f"{reciprocal_note(self.controls)}{more} α is the one of {best} target value on validation data "
+            f"that keeps {100 * self.negated.keep:.0f} % of the control: {search_note(searches)}."
+        )
+
+
+def _recalls(models: Sequence[Model]) -> object:
     recalls = zip(*(model.target_recall for model in models), strict=True)
     classes = [Mean(recall, ".0f", scale=100, spread=False) for recall in recalls]
-    return (
-        percent([model.target for model in models]),
-        percent([model.control for model in models]),
-        Several(classes, " ") if len(classes) <= 6 else NOTHING,
-    )
+    return Several(classes, " ") if len(classes) <= 6 else NOTHING
 
 
 def _draw(results: Results) -> "Figure":
     targets = _targets(results)[:4]
+    views = [_View(results.plan, target) for target in targets]
+    relative = any(units_of([view.metric, *view.controls]) != [""] for view in views)
     bars = [dict(_bars(results, place)) for place in range(len(targets))]
     wide = len(bars[0])
     upright = wide > 5
     figure, axes = axes_in_a_row(len(targets), max(3.6, 0.7 + 0.4 * wide), 4.6 if upright else 3.2)
-    for ax, target, models in zip(axes, targets, bars, strict=True):
+    for ax, target, view, models in zip(axes, targets, views, bars, strict=True):
         for shift, kind in ((-0.2, "target"), (0.2, "control")):
-            heights = [100 * fmean(getattr(model, kind) for model in seeds) for seeds in models.values()]
+            values = [fmean(view.utility(model, kind) for model in seeds) for seeds in models.values()]
+            unit = values[0] if relative else 1.0
+            heights = [100 * value / unit if unit else 0.0 for value in values]
             ax.bar([i + shift for i in range(wide)], heights, 0.4, label=kind)
         ax.set_xticks(range(wide), list(models), fontsize="small", rotation=90 if upright else 0)
         ax.set_title(f"forget {target.target}", fontsize="medium")
-        ax.set_ylim(0, 118)  # room for the legend
-    axes[0].set_ylabel("test metric, %")
+        if not relative:
+            ax.set_ylim(0, 118)  # room for the legend
+    axes[0].set_ylabel("test metric, % of pre-trained" if relative else "test metric, %")
     axes[0].legend(frameon=False, ncols=2, loc="upper left")
     return figure
 

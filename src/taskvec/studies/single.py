@@ -1,7 +1,7 @@
 """Every task by itself: the model before training, each task's own model, and the geometry of the vectors."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -11,12 +11,13 @@ from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import majority
 from taskvec.evaluation.points import Points
 from taskvec.reports.drawing import Drawing, axes_in_a_row, name_ticks, number_cells
-from taskvec.reports.numbers import Mean, Range, percent
+from taskvec.reports.numbers import NOTHING, Mean, Range, percent
 from taskvec.reports.tables import Table
-from taskvec.studies.measured import Scored
+from taskvec.studies.measured import Scored, in_unit, mean_in_unit, titled, unit_note, units_of
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
+from taskvec.tasks.kinds.classification import Classification
 from taskvec.tasks.source import SplitName
 from taskvec.vectors import similarity
 
@@ -28,12 +29,13 @@ class Baseline(Record):
     """One task before any training."""
 
     cell = "zero_shot"
-    majority: float
+    majority: float | None = None
+    """Of a classification."""
     test: Scored
 
 
 class OwnModels(Record):
-    """The value of each task's own model on its task: what edits are divided by."""
+    """The value of each task's own model on its task, more is better: what edits are divided by."""
 
     cell = "single"
     validation: dict[str, float]
@@ -52,6 +54,8 @@ class Geometry(Record):
 def single_task(evaluator: Evaluator, points: Points, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
     """Value of each task's own vector at coefficient 1, on validation and test: ``{split: {task: value}}``.
 
+    More is better: a perplexity counts by its reciprocal.
+
     These are the denominators of normalized accuracy for every edit of the same regime. The points' vectors
     carry the names of the tasks.
     """
@@ -59,7 +63,7 @@ def single_task(evaluator: Evaluator, points: Points, tasks: Sequence[str]) -> d
     for task in tasks:
         params = points.at({task: 1.0})
         for split, by_task in values.items():
-            by_task[task] = evaluator.score(params, task, split).value
+            by_task[task] = evaluator.score(params, task, split).utility
     return {str(split): by_task for split, by_task in values.items()}
 
 
@@ -105,24 +109,26 @@ class Single(Study[None]):
 
     def tables(self, results: Results) -> Iterator[Table]:
         tasks, before = results.plan.tasks, baselines(results)
+        units = results.plan.metrics
         rows: list[tuple[object, ...]] = [
-            ("zero-shot", *_by_task([[before[task].test.value for task in tasks]]), ""),
-            ("majority class", *_by_task([[before[task].majority for task in tasks]]), ""),
+            ("zero-shot", *_by_task([[before[task].test.utility for task in tasks]], units), ""),
+            *_row_of_majority([before[task].majority for task in tasks]),
         ]
         geometries = results.by_regime(Geometry)
         for regime, [seeds] in results.by_regime(OwnModels).items():
             norms = [norm for geometry in geometries[regime][0] for norm in geometry.norms.values()]
             values = [[models.test[task] for task in tasks] for models in seeds]
-            rows.append((regime, *_by_task(values), Range(norms, ".1f")))
-        metrics = {task: before[task].test.metric for task in tasks if before[task].test.metric != "accuracy"}
+            rows.append((regime, *_by_task(values, units), Range(norms, ".1f")))
+        metrics = {task: metric for task, metric in units.items() if metric != "accuracy"}
         named = (
             f" Metrics: {', '.join(f'{task} {name}' for task, name in metrics.items())}." if metrics else ""
         )
         sizes = Range([before[task].test.examples for task in tasks], "d")
         count = len(results.plan.experiment.seeds)
         over = f"; mean ± standard deviation over {count} seeds" if count > 1 else ""
-        note = f"Per cent on {sizes} test examples a task{over}.{named}"
-        yield Table("Single tasks", ("", *tasks, "mean", "‖τ‖"), rows, note)
+        note = f"{unit_note(units.values())} on {sizes} test examples a task{over}.{named}"
+        heads = [titled(task, metric) for task, metric in units.items()]
+        yield Table("Single tasks", ("", *heads, "mean", "‖τ‖"), rows, note)
 
     def drawings(self, results: Results) -> Iterator[Drawing]:
         yield Drawing(
@@ -171,8 +177,9 @@ class Cosine(Study[None]):
 
 def _score_pretrained(trial: Trial, task: str) -> Plain:
     evaluator, point = trial.evaluator, trial.evaluator.pretrained
+    classified = isinstance(evaluator.task(task), Classification)
     return {
-        "majority": majority(evaluator.split(task, "test").labels),
+        **({"majority": majority(evaluator.split(task, "test").labels)} if classified else {}),
         "validation": evaluator.score(point, task, "validation").record(),
         "test": evaluator.score(point, task, "test").record(),
     }
@@ -190,25 +197,41 @@ def _measure_vectors(trial: Trial) -> Plain:
     }
 
 
-def _by_task(seeds: Sequence[Sequence[float]]) -> list[Mean]:
+def _by_task(seeds: Sequence[Sequence[float]], metrics: Mapping[str, str]) -> list[object]:
     """One number a task and one for their mean, each over seeds."""
-    return [percent(column) for column in zip(*seeds, strict=True)] + [percent([fmean(s) for s in seeds])]
+    columns = zip(metrics.values(), zip(*seeds, strict=True), strict=True)
+    means = mean_in_unit(metrics.values(), list(map(fmean, seeds)))
+    return [*(in_unit(metric, column) for metric, column in columns), means]
+
+
+def _row_of_majority(shares: Sequence[float | None]) -> Iterator[tuple[object, ...]]:
+    """What the most frequent class reaches; of tasks with classes."""
+    known = [share for share in shares if share is not None]
+    if known:
+        mean = percent([fmean(known)]) if len(known) == len(shares) else NOTHING
+        yield ("majority class", *(percent([share]) for share in shares), mean, "")
 
 
 def _draw_bars(results: Results) -> "Figure":
     tasks, before = results.plan.tasks, baselines(results)
-    bars = {"zero-shot": [100 * before[task].test.value for task in tasks]}
+    relative = units_of(results.plan.metrics.values()) != [""]
+    units = [before[task].test.utility if relative else 1.0 for task in tasks]
+    values = {"zero-shot": [before[task].test.utility for task in tasks]}
     for regime, [seeds] in results.by_regime(OwnModels).items():
-        bars[regime] = [100 * fmean(models.test[task] for models in seeds) for task in tasks]
+        values[regime] = [fmean(models.test[task] for models in seeds) for task in tasks]
+    bars = {
+        label: [100 * value / unit for value, unit in zip(of, units, strict=True)]
+        for label, of in values.items()
+    }
     width = 1.2 + 1.1 * len(tasks)
     columns = min(len(bars), max(2, int(width / 1.7)))
     figure, [ax] = axes_in_a_row(1, width, 2.8 + 0.25 * math.ceil(len(bars) / columns))
     wide = 0.8 / len(bars)
-    for place, (label, values) in enumerate(bars.items()):
+    for place, (label, heights) in enumerate(bars.items()):
         shift = (place - (len(bars) - 1) / 2) * wide
-        ax.bar([i + shift for i in range(len(tasks))], values, wide, label=label)
+        ax.bar([i + shift for i in range(len(tasks))], heights, wide, label=label)
     ax.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
-    ax.set_ylabel("test metric, %")
+    ax.set_ylabel("test metric, % of zero-shot (more is better)" if relative else "test metric, %")
     ax.legend(frameon=False, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
 

@@ -70,6 +70,11 @@ class Plan:
         return self.experiment.task_names(self.suite)
 
     @cached_property
+    def metrics(self) -> dict[str, str]:
+        """The metric of each task whose vector is studied."""
+        return {name: self.suite.task(name).metric for name in self.tasks}
+
+    @cached_property
     def evaluation(self) -> dict[str, Any]:
         """The inputs of every cell."""
         return {
