@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from taskvec.training.atm import atm
     from taskvec.training.finetune import finetune
     from taskvec.training.parts import Part, make_part
+    from taskvec.training.regimes import Regime
     from taskvec.training.settings import TrainSettings
     from taskvec.vectors import TaskVector, apply, combine, save_adapter, similarity
     from taskvec.vectors.stored.masked import MaskedVectors, emr, tall_masks
@@ -82,6 +83,7 @@ _HOME = {
     "Task": "tasks.task",
     "Part": "training.parts",
     "make_part": "training.parts",
+    "Regime": "training.regimes",
     "TrainSettings": "training.settings",
     "finetune": "training.finetune",
     "atm": "training.atm",
@@ -120,6 +122,7 @@ __all__ = [
     "OrdinaryPoints",
     "Part",
     "Points",
+    "Regime",
     "Split",
     "Suite",
     "TangentModel",

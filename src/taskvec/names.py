@@ -144,28 +144,45 @@ def comes_before_blocks(name: str) -> bool:
 
 # Selections
 
-_ATTENTION = r"(self_attn|encoder_attn|cross_attn|attn|attention|SelfAttention|EncDecAttention)"
+_ATTENTION = r"\w*(attn|attention|SelfAttention|EncDecAttention)(_text|_(token|image)_to_(token|image))?"
 _PROJECTION = "|".join(
     (
-        rf"{_ATTENTION}\.(q|k|v|o|out|in|qkv|c)_?(proj|attn|lin)?",  # q_proj, c_attn, q_lin, out_proj
-        rf"{_ATTENTION}\.(self\.|attention\.)?(projection_)?(query|key|value|output)",  # BERT, RoBERTa, CvT
-        r"attention\.output\.dense",
-        rf"{_ATTENTION}\.proj",  # beside a fused qkv
-        r"attn\.(to_query|to_key|final)",  # SwiftFormer
+        rf"{_ATTENTION}\.(q|k|v|o|out|in|qkv|kv|c)_?(proj|attn|lin)?(\.linear)?",  # q_proj, c_attn, q_lin
+        rf"{_ATTENTION}\.(q|kv|o)_[ab]_proj(_with_mqa)?",  # of low rank: DeepSeek
+        rf"{_ATTENTION}\.in_proj_(qkvz?|z|a|b|ba)",  # linear attention: Qwen3-Next
+        rf"{_ATTENTION}\.(to_|w|W)(q|k|v|o|kv|qkv|out|query|key)",
+        rf"{_ATTENTION}\.(self\.|attention\.|attn\.)?(query|key|value|output|in)(_proj)?",  # BERT, DeBERTa
+        rf"{_ATTENTION}\.multihead_attn\.out_proj",
+        r"\w*attention\.output(_query)?\.dense",
+        rf"{_ATTENTION}\.(proj|projection|projection_layer|dense|post(\.linear)?)",  # beside a fused qkv
+        rf"{_ATTENTION}\.query_key_value",  # Falcon, Bloom, GPT-NeoX
     )
 )
-_WEIGHT = rf"(.*\.)?(({_PROJECTION})\.weight|(\w*attn|attention)\.in_proj_weight)"
-_BIAS = rf"(.*\.)?(({_PROJECTION})\.bias|(\w*attn|attention)\.in_proj_bias)"
+_WEIGHT = rf"(.*\.)?(({_PROJECTION})\.weight|\w*(attn|attention)\.in_proj_weight|rel_attn\.[qkvo])"
+_BIAS = rf"(.*\.)?(({_PROJECTION})\.bias|\w*(attn|attention)\.in_proj_bias)"
+_INSIDE = r"(\.(?!\w*([nN]orm|_ln\b))\w+)+"
 _MLP = "|".join(
     (
-        r"(intermediate|(layers?|blocks)\.\d+\.output)\.dense",  # BERT, RoBERTa, Swin v2
+        r"(intermediate|layer\.\d+\.output)(_query)?\.dense",  # BERT, RoBERTa
         r"mlp\.\w+",  # CLIP, ViT, Llama, GPT-2, open_clip
-        r"ffn\.(gate|up|down)_proj",  # AIMv2
+        rf"\w*(mlp|mlp_block|ffn|feed_forward\d?|moe){_INSIDE}",  # DistilBERT, wav2vec 2, experts
         r"DenseReluDense\.\w+",  # T5
-        r"ffn\.lin\d",  # DistilBERT
         r"layers\.\d+\.(fc|linear)\d",  # BART, torch
+        r"albert_layers\.\d+\.ffn(_output)?",
+        r"layers\.\d+\.(intermediate|output)\.conv1d",  # SqueezeBERT
+        r"mixer\.(shared_experts\.)?(up|down)_proj",  # Nemotron-H
+        r"ff\.layer_\d",  # XLNet
     )
 )
+_EXPERTS = r"(mlp|feed_forward|\w*moe|mixer)\.(shared_)?experts\.(gate_up|gate|up|down)_proj(_bias)?"
+"""Of many experts in one tensor."""
+_TABLES = (
+    rf"({_EMBEDDINGS}|wpe|embed_positions|positions_embed|position_embeddings?|token_type_embeddings?)\.weight"
+    r"|position_embeddings?|positional_embedding"
+)
+_OUTPUT = rf"({_HEADS})\.(weight|bias)|final_logits_bias"
+_EMBED = rf"(.*\.)?({_TABLES})"
+_TOP = rf"(.*\.)?({_OUTPUT})|(head|output)\.(weight|bias)"
 
 SELECTIONS = {
     "all": r".*",
@@ -173,7 +190,10 @@ SELECTIONS = {
     "attention": _WEIGHT,
     "attention-with-biases": rf"{_WEIGHT}|{_BIAS}",
     "attention-biases": _BIAS,
-    "mlp": rf"(.*\.)?({_MLP})\.(weight|bias)",
+    "mlp": rf"(.*\.)?(({_MLP})\.(weight|bias)|{_EXPERTS})",
+    "embeddings": _EMBED,
+    "head": _TOP,
+    "body": rf"(?!({_EMBED}|{_TOP})$).*",
 }
 """Patterns that whole parameter names must match."""
 
@@ -183,8 +203,9 @@ def select_names(names: Iterable[str], selection: str, where: str) -> list[str]:
 
     Args:
         selection: ``all`` (also called ``full``), ``attention`` (the weights of the query, key, value and
-            output projections), ``attention-with-biases``, ``attention-biases``, ``mlp``, or ``re:PATTERN``,
-            a regular expression that whole names match.
+            output projections), ``attention-with-biases``, ``attention-biases``, ``mlp``, ``embeddings`` (of
+            tokens, their places and types), ``head`` (the output layer over the tokens), ``body`` (all but
+            these two), or ``re:PATTERN``, a regular expression that whole names match.
         where: what the model is called in messages.
 
     Raises: InputError when nothing is selected, or the selection is unknown.
@@ -194,12 +215,18 @@ def select_names(names: Iterable[str], selection: str, where: str) -> list[str]:
     selected = [name for name in known if pattern.fullmatch(name)]
     if not selected:
         examples = ", ".join(known[-3:]) or "none"
-        others = ", ".join(name for name in SELECTIONS if name not in ("all", selection))
+        others = ", ".join(name for name in SELECTIONS if name != "all" and _holds_any(name, known))
+        tied = ", as an output layer that shares the embeddings goes by their name" * (selection == "head")
         raise InputError(
             f"{where}: selection {selection!r} leaves nothing to train of {len(known)} parameters "
-            f"(such as {examples}); choose another: {others} or re:PATTERN"
+            f"(such as {examples}){tied}; choose another: {others} or re:PATTERN"
         )
     return selected
+
+
+def _holds_any(selection: str, names: Iterable[str]) -> bool:
+    pattern = _pattern(selection)
+    return any(pattern.fullmatch(name) for name in names)
 
 
 def check_selection(selection: str) -> None:

@@ -1,9 +1,11 @@
 """What each selection means on real architectures."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from transformers import (
     BertConfig,
@@ -26,6 +28,7 @@ from transformers import (
 )
 
 import taskvec as tv
+from architectures.families import LARGEST, count_parameters, families
 from taskvec.errors import InputError
 from taskvec.models.selection import select
 from taskvec.names import select_names
@@ -67,6 +70,89 @@ def test_selections_take_what_they_say_from_every_block(name: str) -> None:
     both = select_names(names, "attention-with-biases", name)
     assert len(both) == 2 * (weights + biases)
     assert set(select_names(names, "attention", name)) <= set(both)
+
+
+# What two blocks of each family have (of Swin four, of ALBERT one): weights and biases of attention, tensors
+# of the MLP; and what the whole model has of embeddings and of a head.
+FAMILIES: dict[str, tuple[int, int, int, int, int]] = {
+    "albert": (4, 4, 4, 3, 3),
+    "bart": (24, 24, 16, 3, 0),
+    "bloom": (4, 4, 8, 1, 0),
+    "clip": (16, 16, 16, 3, 0),
+    "deberta-v2": (8, 8, 8, 3, 1),
+    "deepseek_v3": (10, 0, 6, 1, 1),
+    "dinov2": (8, 8, 8, 1, 0),
+    "falcon": (4, 0, 4, 1, 0),
+    "gemma3_text": (8, 0, 6, 1, 0),
+    "gpt2": (4, 4, 8, 2, 0),
+    "gpt_neox": (4, 4, 8, 1, 1),
+    "llama": (8, 0, 6, 1, 1),
+    "mixtral": (8, 0, 6, 1, 1),
+    "modernbert": (4, 0, 4, 1, 0),
+    "mpt": (4, 0, 4, 1, 0),
+    "opt": (8, 8, 8, 2, 0),
+    "phi3": (4, 0, 4, 1, 1),
+    "qwen2": (8, 6, 6, 1, 1),
+    "qwen3_next": (6, 0, 14, 1, 1),
+    "siglip": (18, 18, 20, 3, 0),
+    "swin": (16, 16, 16, 0, 0),
+    "t5": (24, 0, 8, 1, 0),
+    "vit": (8, 8, 8, 1, 0),
+    "wav2vec2": (8, 8, 8, 0, 2),
+    "xlnet": (8, 0, 8, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_selections_of_a_family_are_complete(name: str) -> None:
+    with torch.device("meta"):
+        family = families()[name]
+        names = [parameter for parameter, _ in family.model_class(family.config()).named_parameters()]
+    chosen = ("attention", "attention-biases", "mlp", "embeddings", "head")
+    found = {
+        selection: select_names(names, selection, name) if count else []
+        for selection, count in zip(chosen, FAMILIES[name], strict=True)
+    }
+    assert tuple(map(len, found.values())) == FAMILIES[name]
+    rest = {*names} - {*found["embeddings"], *found["head"]}
+    assert set(select_names(names, "body", name)) == rest
+    assert len({one for held in found.values() for one in held}) == sum(FAMILIES[name])  # none is in two
+    assert not any("norm" in one.lower() for held in found.values() for one in held)
+
+
+NO_ATTENTION = {
+    *("bamba", "convnext", "convnextv2", "dinov3_convnext", "falcon_mamba", "fnet", "focalnet"),
+    *("glm_image_vqmodel", "granitemoehybrid", "levit", "lfm3", "lfm3_vl", "lfm3_vl_vision", "mamba"),
+    *("mamba2", "nemotron_h", "patchtsmixer", "poolformer", "pp_lcnet", "recurrent_gemma", "regnet"),
+    *("resnet", "sam3_lite_text_text_model", "textnet", "xlstm"),
+}
+"""Families without attention, with none in the blocks that a tiny model has, or with one of other names."""
+
+
+@pytest.mark.skipif("TASKVEC_ARCHITECTURES" not in os.environ, reason="all families: make architectures")
+@pytest.mark.parametrize("name", families() if "TASKVEC_ARCHITECTURES" in os.environ else [])
+def test_attention_is_found_wherever_it_is(name: str) -> None:
+    try:
+        small = count_parameters(families()[name]) <= LARGEST
+        with torch.device("meta"):
+            network = families()[name].model_class(families()[name].config()) if small else None
+    except Exception as error:
+        pytest.skip(f"cannot be built tiny ({type(error).__name__})")
+    if network is None:
+        pytest.skip("not tiny")
+    names = [parameter for parameter, _ in network.named_parameters()]
+    if name in NO_ATTENTION:
+        with pytest.raises(InputError, match="leaves nothing to train"):
+            select_names(names, "attention", name)
+    else:
+        assert select_names(names, "attention", name)
+
+
+def test_an_output_layer_that_shares_the_embeddings_goes_by_their_name() -> None:
+    with pytest.raises(
+        InputError, match=r"'head' leaves nothing .* goes by their name; choose another: full, emb"
+    ):
+        select_names(["transformer.wte.weight", "transformer.ln_f.weight"], "head", "gpt2")
 
 
 def test_t5_has_cross_attention_too() -> None:

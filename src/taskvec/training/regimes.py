@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import PositiveFloat, PositiveInt
 
+from taskvec.arguments import checked
 from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.names import SELECTIONS, check_selection
@@ -41,6 +42,7 @@ class Lora:
         return self.alpha / self.rank
 
 
+@checked
 @dataclass(frozen=True)
 class Regime:
     """Which parameters are trained, and in which space.
