@@ -5,7 +5,7 @@ from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 from taskvec.errors import InputError
-from taskvec.patterns import Pattern
+from taskvec.patterns import Pattern, Stopwatch
 from taskvec.reading import shown
 from taskvec.registry import nearest
 
@@ -144,22 +144,22 @@ def comes_before_blocks(name: str) -> bool:
 
 # Selections
 
-_ATTENTION = r"\w*(attn|attention|SelfAttention|EncDecAttention)(_text|_(token|image)_to_(token|image))?"
 _PROJECTION = "|".join(
     (
-        rf"{_ATTENTION}\.(q|k|v|o|out|in|qkv|kv|c)_?(proj|attn|lin)?(\.linear)?",  # q_proj, c_attn, q_lin
-        rf"{_ATTENTION}\.(q|kv|o)_[ab]_proj(_with_mqa)?",  # of low rank: DeepSeek
-        rf"{_ATTENTION}\.in_proj_(qkvz?|z|a|b|ba)",  # linear attention: Qwen3-Next
-        rf"{_ATTENTION}\.(to_|w|W)(q|k|v|o|kv|qkv|out|query|key)",
-        rf"{_ATTENTION}\.(self\.|attention\.|attn\.)?(query|key|value|output|in)(_proj)?",  # BERT, DeBERTa
-        rf"{_ATTENTION}\.multihead_attn\.out_proj",
-        r"\w*attention\.output(_query)?\.dense",
-        rf"{_ATTENTION}\.(proj|projection|projection_layer|dense|post(\.linear)?)",  # beside a fused qkv
-        rf"{_ATTENTION}\.query_key_value",  # Falcon, Bloom, GPT-NeoX
+        r"(q|k|v|o|out|in|qkv|kv|c)_?(proj|attn|lin)?(\.linear)?",  # q_proj, c_attn, q_lin
+        r"(q|kv|o)_[ab]_proj(_with_mqa)?",  # of low rank: DeepSeek
+        r"in_proj_(qkvz?|z|a|b|ba)",  # linear attention: Qwen3-Next
+        r"(to_|w|W)(q|k|v|o|kv|qkv|out|query|key)",  # ModernBERT, MPT
+        r"((self|attention|attn)\.)?(query|key|value|output|in)(_proj)?",  # BERT, ViT, DeBERTa
+        r"multihead_attn\.out_proj|output(_query)?\.dense",
+        r"proj|projection|projection_layer|dense|post(\.linear)?|query_key_value",  # beside a fused qkv; Falcon
     )
 )
-_WEIGHT = rf"(.*\.)?(({_PROJECTION})\.weight|\w*(attn|attention)\.in_proj_weight|rel_attn\.[qkvo])"
-_BIAS = rf"(.*\.)?(({_PROJECTION})\.bias|\w*(attn|attention)\.in_proj_bias)"
+_INSIDE_ATTENTION = (
+    r"(?=.*[aA]tt(n|ention))(.*\.)?\w*[aA]tt(n|ention)(_text|_(token|image)_to_(token|image))?\."
+)
+_WEIGHT = rf"{_INSIDE_ATTENTION}(({_PROJECTION})\.weight|in_proj_weight)|(.*\.)?rel_attn\.[qkvo]"
+_BIAS = rf"{_INSIDE_ATTENTION}(({_PROJECTION})\.bias|in_proj_bias)"
 _INSIDE = r"(\.(?!\w*([nN]orm|_ln\b))\w+)+"
 _MLP = "|".join(
     (
@@ -196,6 +196,9 @@ SELECTIONS = {
     "body": rf"(?!({_EMBED}|{_TOP})$).*",
 }
 """Patterns that whole parameter names must match."""
+
+_PATIENCE = 60.0
+"""Seconds that one of these may take: a mixture can have a hundred thousand tensors."""
 
 
 def select_names(names: Iterable[str], selection: str, where: str) -> list[str]:
@@ -243,4 +246,4 @@ def _pattern(selection: str) -> Pattern:
         raise InputError(
             f"no selection called {selection!r}; {nearest(selection, SELECTIONS)}, or re:PATTERN"
         )
-    return Pattern(SELECTIONS[selection], "selection")
+    return Pattern(SELECTIONS[selection], "selection", Stopwatch(_PATIENCE))

@@ -32,8 +32,8 @@ class Match(Protocol):
 class Stopwatch:
     """How many seconds are left, for all patterns that share it."""
 
-    def __init__(self) -> None:
-        self.left = SECONDS
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self.left = seconds
 
 
 class Pattern:
