@@ -149,10 +149,10 @@ _PROJECTION = "|".join(
         r"(q|k|v|o|out|in|qkv|kv|c)_?(proj|attn|lin)?(\.linear)?",  # q_proj, c_attn, q_lin
         r"(q|kv|o)_[ab]_proj(_with_mqa)?",  # of low rank: DeepSeek
         r"in_proj_(qkvz?|z|a|b|ba)",  # linear attention: Qwen3-Next
-        r"(to_|w|W)(q|k|v|o|kv|qkv|out|query|key)",  # ModernBERT, MPT
-        r"((self|attention|attn)\.)?(query|key|value|output|in)(_proj)?",  # BERT, ViT, DeBERTa
+        r"(to_|w|W)(q|k|v|o|kv|qkv|out|query|key)|final",  # ModernBERT, MPT, SwiftFormer
+        r"((self|attention|attn)\.)?(projection_)?(query|key|value|output|in)(_proj)?",  # BERT
         r"multihead_attn\.out_proj|output(_query)?\.dense",
-        r"proj|projection|projection_layer|dense|post(\.linear)?|query_key_value",  # beside a fused qkv; Falcon
+        r"proj|projection|projection_layer|dense|post(\.linear)?|query_key_value",  # beside a fused qkv
     )
 )
 _INSIDE_ATTENTION = (
@@ -163,7 +163,7 @@ _BIAS = rf"{_INSIDE_ATTENTION}(({_PROJECTION})\.bias|in_proj_bias)"
 _INSIDE = r"(\.(?!\w*([nN]orm|_ln\b))\w+)+"
 _MLP = "|".join(
     (
-        r"(intermediate|layer\.\d+\.output)(_query)?\.dense",  # BERT, RoBERTa
+        r"(intermediate|(layers?|blocks)\.\d+\.output)(_query)?\.dense",  # BERT, RoBERTa, Swin v2
         r"mlp\.\w+",  # CLIP, ViT, Llama, GPT-2, open_clip
         rf"\w*(mlp|mlp_block|ffn|feed_forward\d?|moe){_INSIDE}",  # DistilBERT, wav2vec 2, experts
         r"DenseReluDense\.\w+",  # T5
