@@ -9,7 +9,15 @@ from torch import Tensor
 
 from taskvec.arguments import checked
 from taskvec.errors import Diverged, InputError
-from taskvec.evaluation.points import OrdinaryPoints, Point, Points, TangentPoint, TangentPoints, dense_deltas
+from taskvec.evaluation.points import (
+    OrdinaryPoints,
+    Point,
+    Points,
+    TangentPoint,
+    TangentPoints,
+    can_keep,
+    dense_deltas,
+)
 from taskvec.models.backbone import Backbone, on_device
 from taskvec.models.functional import encode, placed
 from taskvec.models.heads import Head
@@ -179,16 +187,18 @@ class Evaluator:
         return logits, labels
 
     def outputs(self, point: Point, name: str, split: SplitName) -> Iterator[tuple[Tensor, Batch]]:
-        """The model's outputs (R, d), float32, with what they are compared to, on one device.
+        """The model's outputs (R, d), float32 or more, with what they are compared to, on one device.
 
-        Features come in one piece, on the CPU; logits of tokens a batch at a time, where they were computed.
+        Features come in one piece, on the CPU, and so do logits of a tangent space that can be kept; others a
+        batch at a time, where they were computed.
         """
         prepared = self._prepared(name, split)
-        if self.backbone.outputs == "features":
+        if self.backbone.outputs == "features" or can_keep(point, prepared, self.backbone.dim):
             yield self._features(point, prepared), Batch({}, *prepared.targets())
         elif isinstance(point, TangentPoint):
             for place in range(len(prepared)):
-                yield point.features(prepared[place : place + 1]), prepared[place]
+                piece = prepared[place : place + 1]
+                yield point.features(piece), Batch({}, *piece.targets())
         else:
             yield from self._run(point, prepared)
 
@@ -253,7 +263,7 @@ class Evaluator:
 
     @torch.no_grad()
     def _run(self, point: Params, prepared: Batches) -> Iterator[tuple[Tensor, Batch]]:
-        """Outputs (R, d), float32, of one batch after another, and the batch, on the backbone's device."""
+        """Outputs (R, d), float32 or more, batch by batch, and the batch, on the backbone's device."""
         device, remedy = self.backbone.device, f"lower the batch size of evaluation (now {self._batch_size})"
         params = on_device(point, device)
         for given in ahead(lambda place: for_device(prepared[place], device), range(len(prepared)), device):
@@ -261,7 +271,7 @@ class Evaluator:
             at_once = f"a pass of {self._batch_size} examples"
             with enough_memory(device, at_once, remedy), autocast(self.precision, device):
                 outputs = encode(self.backbone, params, batch.inputs)
-            yield outputs.float(), batch
+            yield outputs.to(torch.promote_types(outputs.dtype, torch.float32)), batch
 
 
 def _check_finite(values: Tensor, name: str, split: SplitName) -> None:

@@ -41,6 +41,11 @@ class LinearFeatures:
                 features.add_(self.slopes[direction], alpha=coefficient)
         return features
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return self.base.nbytes + sum(slope.nbytes for slope in self.slopes.values())
+
     def joined(self, other: "LinearFeatures") -> "LinearFeatures":
         """The directions of both; base and labels are this one's."""
         return LinearFeatures(self.base, {**self.slopes, **other.slopes}, self.labels)

@@ -25,6 +25,10 @@ Direction = frozenset[str]
 """Labels of vectors that are added up: one for a vector by itself."""
 
 
+KEPT = 1 << 30
+"""Bytes of outputs and slopes that a tangent space keeps for its next points; others are computed again."""
+
+
 @dataclass(frozen=True)
 class TangentPoint:
     """``theta_0 + sum_t a_t tau_t`` in tangent space: a model that is never built. Any number may coexist."""
@@ -39,6 +43,11 @@ class TangentPoint:
 
 Point = Params | TangentPoint
 """A model that can be evaluated: parameters, or a place in tangent space."""
+
+
+def can_keep(point: Point, prepared: Batches, dim: int) -> bool:
+    """Whether outputs (R, dim) of prepared batches are of a tangent space, and may stay in memory with it."""
+    return isinstance(point, TangentPoint) and point.points.can_keep(prepared, dim, point.coefficients)
 
 
 class Points(Protocol):
@@ -149,6 +158,13 @@ class TangentPoints:
             known = known.joined(linear_features(self._lin, taus, prepared, precision=self._precision))
         self._known[prepared] = known
         return known
+
+    def can_keep(self, prepared: Batches, dim: int, directions: Iterable[Direction]) -> bool:
+        """Whether what is not known yet of outputs (R, dim) and slopes may stay in memory too."""
+        known = self._known.get(prepared)
+        missing = len(set(directions) - known.slopes.keys()) if known else 2 + len(set(directions))
+        held = sum(features.nbytes for features in self._known.values())
+        return held + 4 * prepared.rows * dim * missing <= KEPT
 
     def _tau(self, direction: Direction) -> Params:
         tau: dict[str, Tensor] = {}

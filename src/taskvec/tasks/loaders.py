@@ -44,7 +44,16 @@ class Batches(Sequence[Batch]):
 
     def targets(self) -> tuple[Tensor, Tensor]:
         """Labels and index (R,) of all rows, in the order of the batches; no input is stacked for them."""
-        return self._prepared.targets(torch.cat([torch.arange(0), *self._places]))
+        return self._prepared.targets(self._order)
+
+    @property
+    def rows(self) -> int:
+        """R, rows of output of all batches."""
+        return int(self._prepared.rows[self._order].sum())
+
+    @property
+    def _order(self) -> Tensor:
+        return torch.cat([torch.arange(0), *self._places])
 
     def __len__(self) -> int:
         return len(self._places)
@@ -74,7 +83,8 @@ def in_batches(prepared: Prepared, batch_size: int, *, sort: bool = True) -> Bat
         sort: put inputs of similar size together, so that little is padded; ``index`` tells where they were.
     """
     order = prepared.sizes.argsort(stable=True) if sort else torch.arange(len(prepared.sizes))
-    return Batches(prepared, torch.split(order, batch_size) if len(order) else [])
+    size = min(batch_size, prepared.together or batch_size)
+    return Batches(prepared, torch.split(order, size) if len(order) else [])
 
 
 @torch.no_grad()

@@ -54,6 +54,8 @@ class Prepared(ABC):
 
     sizes: "Tensor"
     rows: "Tensor"
+    together: int | None = None
+    """Most examples that go through a model at once, for the memory of their outputs; none for no bound."""
 
     @abstractmethod
     def inputs(self, places: "Tensor") -> dict[str, "Tensor"]:

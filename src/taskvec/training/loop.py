@@ -163,9 +163,10 @@ def _shuffled(sizes: Tensor, batch: int, order: torch.Generator) -> Sequence[Ten
 
 
 def _collate(prepared: Sequence[Prepared], accumulation: int, device: torch.device, chunk: Chunk) -> Step:
-    """A chunk in as many micro-batches as ``accumulation`` says."""
+    """A chunk in as many micro-batches as ``accumulation`` says, or more if memory is short of outputs."""
     of_part, places = prepared[chunk.part], chunk.places
-    micros = torch.split(places, math.ceil(len(places) / accumulation))
+    size = math.ceil(len(places) / accumulation)
+    micros = torch.split(places, min(size, of_part.together or size))
     batches = [for_device(of_part.batch(micro), device) for micro in micros]
     return Step(chunk, batches, int(of_part.rows[places].sum()))
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from taskvec.models.backbone import Backbone
     from taskvec.models.language import LanguageModel, Passage, Tokenised
 
+_LOGITS = 1 << 26
+"""Numbers that the outputs of one pass may hold; a vocabulary of 50,000 has as many for 1300 tokens."""
+
 _HIGHEST = 700.0
 """Of a loss whose exponential is a number."""
 
@@ -127,6 +130,8 @@ class Windows(Prepared):
         self._backbone, self._windows = backbone, made
         self.rows = torch.tensor([len(window.sizes) for window in made], dtype=torch.int64)
         self.sizes = self.rows + torch.tensor([len(w.passage.context) for w in made], dtype=torch.int64)
+        longest = max((len(window.sizes) for window in made), default=1)
+        self.together = max(1, _LOGITS // (longest * backbone.dim))
 
     def inputs(self, places: "Tensor") -> dict[str, "Tensor"]:
         return self._backbone.stack([self._windows[place].passage for place in places.tolist()])
