@@ -1,6 +1,6 @@
 """``taskvec eval``."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -127,33 +127,21 @@ def _edited(
 def _print_scores(title: str, scores: "Mapping[str, Score]") -> None:
     from taskvec.evaluation.metrics import absolute
     from taskvec.tasks.kinds.classification import ClassScore
+    from taskvec.tasks.score import shown
 
-    if not all(isinstance(score, ClassScore) for score in scores.values()):
-        print_table(title, ["task", "metric", "value", "95 % interval", "examples"], list(_figures(scores)))
-        return
+    more = list(dict.fromkeys(name for score in scores.values() for name in score.beside))
     rows = [
         [
             name,
             score.metric,
-            f"{100 * score.value:.1f}",
-            f"{100 * score.accuracy:.1f}",
-            f"{100 * score.interval[0]:.1f}–{100 * score.interval[1]:.1f}",
-            f"{100 * score.macro_f1:.1f}",
+            shown(score.metric, score.value),
+            "–".join(shown(score.metric, end) for end in score.value_interval or ()),
+            *(score.beside.get(figure, "") for figure in more),
             score.examples,
         ]
         for name, score in scores.items()
-        if score.interval
     ]
-    mean = f"{100 * absolute({name: score.value for name, score in scores.items()}):.1f}"
-    columns = ["task", "metric", "value", "accuracy", "95 % interval", "macro-F1", "examples"]
-    print_table(title, columns, [*rows, ["mean", "", mean, "", "", "", ""]])
-
-
-def _figures(scores: "Mapping[str, Score]") -> "Iterator[list[object]]":
-    """A row a task, whatever its kind."""
-    from taskvec.tasks.score import shown
-
-    for name, score in scores.items():
-        ends = score.value_interval or ()
-        interval = "–".join(shown(score.metric, end) for end in ends)
-        yield [name, score.metric, shown(score.metric, score.value), interval, score.examples]
+    if all(isinstance(score, ClassScore) for score in scores.values()):
+        mean = f"{100 * absolute({name: score.value for name, score in scores.items()}):.1f}"
+        rows.append(["mean", "", mean, "", *("" for _ in more), ""])
+    print_table(title, ["task", "metric", "value", "95 % interval", *more, "examples"], rows)

@@ -41,6 +41,12 @@ class AnswerScore(Score):
     tokens: int
     examples: int
 
+    @property
+    def beside(self) -> dict[str, str]:
+        """The perplexity, and of how many tokens."""
+        figures = {} if self.metric == "perplexity" else {"perplexity": f"{self.perplexity:.4g}"}
+        return {**figures, "tokens": str(self.tokens)}
+
 
 @dataclass(frozen=True)
 class MatchScore(Score):
@@ -54,6 +60,11 @@ class MatchScore(Score):
     empty: int
     """Texts of white space at most."""
     examples: int
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """How many texts are empty."""
+        return {"exact match": f"{100 * self.exact_match:.1f}", "empty": str(self.empty)}
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,12 @@ class TextScore(Score):
     empty: int
     """Texts of white space at most."""
     examples: int
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """The share of high scores, and what shows that texts degenerate."""
+        pairs = "" if self.distinct_2 is None else f"{self.distinct_2:.2f}"
+        return {f"≥ {self.cut:g}": f"{100 * self.share:.1f}", "distinct-2": pairs, "empty": str(self.empty)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,11 @@ class Score(ABC):
         return self.interval
 
     @property
+    def beside(self) -> dict[str, str]:
+        """What tables show besides, by name."""
+        return {}
+
+    @property
     def utility(self) -> float:
         """The value as protocols compare it: more is better."""
         return utility(self.metric, self.value)

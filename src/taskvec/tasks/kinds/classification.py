@@ -212,6 +212,10 @@ class ClassScore(Score):
     def value_interval(self) -> tuple[float, float] | None:
         return self.interval if self.metric == "accuracy" else self.intervals[self.metric]
 
+    @property
+    def beside(self) -> dict[str, str]:
+        return {"accuracy": f"{100 * self.accuracy:.1f}", "macro-F1": f"{100 * self.macro_f1:.1f}"}
+
 
 @checked
 def score(

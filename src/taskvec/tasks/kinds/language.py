@@ -278,6 +278,12 @@ class LanguageScore(Score):
     examples: int
     """Windows."""
 
+    @property
+    def beside(self) -> dict[str, str]:
+        figures = {"perplexity": self.perplexity, "bits per byte": self.bits_per_byte}
+        others = {name: f"{value:.4g}" for name, value in figures.items() if value != self.value}
+        return {**others, "tokens": str(self.tokens)}
+
 
 def _nats(logits: "Tensor", tokens: "Tensor") -> "Tensor":
     """Loss (R,) of tokens (R,) by logits (R, V), in float64 after the sum over the vocabulary.
