@@ -120,6 +120,49 @@ def test_the_snippets_on_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert names["evaluator"].values(names["points"].at({"shades": 1.0}), ["shades"], "test")["shades"] > 0.9
 
 
+def test_the_regimes_on_the_page_on_training_run(
+    evaluator: tv.Evaluator,
+    tiny_model: Path,
+    tiny_suite: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "training.md").read_text().replace("[345]", "1")
+    names: dict[str, Any] = {"tv": tv, "model": evaluator.backbone, "part": evaluator.part("pets")}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        if "tv.Regime" in snippet:
+            exec(snippet, names)
+    assert (names["upper"].info.regime, names["small"].info.regime) == ("upper", "lora-mlp")
+    here = f"-m {tiny_model} -s {tiny_suite} -t pets"
+    shown = re.findall(r"^    taskvec (train .*--space.*)", page, re.MULTILINE)
+    for words in shown:
+        with pytest.raises(SystemExit) as ended:
+            main([*shlex.split(words.replace("-m minilm -s text8 -t sst2", here)), "--quiet"])
+        assert ended.value.code == 0, words
+    assert len(shown) == 2
+
+
+def test_the_snippets_on_trained_adapters_run(
+    tiny_model: Path, tiny_suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("base-model").symlink_to(tiny_model)
+    page = (ROOT / "docs" / "lora.md").read_text()
+    section = page[page.index("## How do I train one?") : page.index("## Does PEFT find the layers?")]
+    for words in re.findall(r"^    taskvec (.*)", section, re.MULTILINE):
+        with pytest.raises(SystemExit) as ended:
+            main([*shlex.split(words.replace("-s text8 -t sst2", f"-s {tiny_suite} -t pets")), "--quiet"])
+        assert ended.value.code == 0, words
+    for snippet in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(snippet, {"tv": tv})
+    first, other = (tv.TaskVector.load(name).with_base("base-model") for name in ("ADAPTER", "trained"))
+    trained = tv.TaskVector.load("sst2.safetensors")
+    for name in trained:
+        torch.testing.assert_close(first[name], trained[name])
+        torch.testing.assert_close(other[name], trained[name])
+
+
 def test_the_snippets_on_language_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_language_model(tmp_path / "gpt", "gpt2")

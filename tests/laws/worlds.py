@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from taskvec.vectors import TaskVector, apply, combine
+from taskvec.vectors.stored.factored import Pair, factored
 from taskvec.vectors.stored.masked import emr
 from taskvec.weights import Weights, open_weights, save_weights
 
@@ -99,6 +100,26 @@ def quantized(world: World, seed: int) -> TaskVector:
     return TaskVector.load(between(world, seed).save(path(), form="int8", group=8, max_shard_size=20))
 
 
+def of_factors(world: World, seed: int) -> TaskVector:
+    """Of a matrix and an embedding, as LoRA trains them."""
+    return TaskVector.from_tensors(drawn_factors(seed, world.dtype), world.base)
+
+
+def of_stored_factors(world: World, seed: int) -> TaskVector:
+    return TaskVector.load(of_factors(world, seed).save(path(".safetensors")))
+
+
+def drawn_factors(seed: int, dtype: torch.dtype) -> Weights:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: FLOATS[name] for name in ("embeddings.weight", "layer.0.weight")}
+    halves = {name: ((shape[0], 2), (2, shape[1])) for name, shape in shapes.items()}
+    pairs = {
+        name: Pair(*(torch.randn(half, generator=generator).to(dtype) for half in both))
+        for name, both in halves.items()
+    }
+    return factored(pairs, shapes)
+
+
 def masked(world: World, seed: int) -> TaskVector:
     place = emr({"a": between(world, seed), "b": stored(world, seed + 100)}).save(path(".safetensors"))
     return TaskVector.load(f"{place}#a")
@@ -172,6 +193,8 @@ KINDS: dict[str, Callable[[World, int], TaskVector]] = {
     "sparse": sparse,
     "low-rank": low_rank,
     "quantized": quantized,
+    "factors": of_factors,
+    "stored factors": of_stored_factors,
     "masked": masked,
     "adapter": adapter,
     "adapter, DoRA": dora,
