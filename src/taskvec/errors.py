@@ -34,6 +34,10 @@ class Diverged(TaskvecError):
     """The outputs of an edited model are NaN or infinite: a coefficient is too large."""
 
 
+class OutOfMemory(TaskvecError):
+    """The memory of a device is full."""
+
+
 class InputError(TaskvecError, ValueError):
     """The request itself is wrong: a path, a key, a shape, a parameter. Nothing was written."""
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator
 
-from taskvec.errors import InputError, TaskvecError
+from taskvec.errors import InputError, OutOfMemory
+from taskvec.reading import shown
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ def device_name(name: str) -> str:
     Raises: InputError.
     """
     if not _NAME.fullmatch(name):
-        raise InputError(f"device {name}: expected auto, cpu, cuda, cuda:N (a number from 0) or mps")
+        raise InputError(f"device {shown(name)}: expected auto, cpu, cuda, cuda:N (a number from 0) or mps")
     return name
 
 
@@ -86,14 +87,14 @@ def enough_memory(device: "torch.device", at_once: str, remedy: str) -> Iterator
         at_once: how much was computed, such as ``training steps of 128 examples``.
         remedy: what to try.
 
-    Raises: TaskvecError in place of what torch raises.
+    Raises: OutOfMemory in place of what torch raises.
     """
     try:
         yield
     except RuntimeError as error:
         if not _memory_is_full(error):
             raise
-        raise TaskvecError(f"device {device}: out of memory in {at_once}; {remedy}") from None
+        raise OutOfMemory(f"device {device}: out of memory in {at_once}; {remedy}") from None
 
 
 def _memory_is_full(error: RuntimeError) -> bool:

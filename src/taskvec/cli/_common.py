@@ -35,6 +35,14 @@ Suite = Annotated[
         "the task.",
     ),
 ]
+Device = Annotated[
+    str,
+    Parameter(
+        name="--device",
+        help="Where the model computes: `cpu`, `cuda`, `cuda:N`, `mps`, or `auto`: a CUDA device if there is "
+        "one, else the CPU.",
+    ),
+]
 Force = Annotated[bool, Parameter(name="--force", negative=(), help="Replace an output that exists.")]
 AllowCode = Annotated[
     bool,

@@ -17,6 +17,28 @@ Fresh = Annotated[bool, Parameter(name="--force", negative=())]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 Seeds = Annotated[tuple[int, ...] | None, Parameter(consume_multiple=True, negative=())]
 
+Place = Annotated[
+    str | None,
+    Parameter(
+        name="--device",
+        help="Where the model computes, in place of what the file says: `cpu`, `cuda`, `cuda:N`, `mps`, or "
+        "`auto`: a CUDA device if there is one, else the CPU.",
+    ),
+]
+
+
+def changes(seeds: tuple[int, ...] | None, device: str | None) -> dict[str, object]:
+    """What the command line says in place of the experiment file.
+
+    Raises: InputError for a device that is not there.
+    """
+    from taskvec.place import find_device
+
+    if device is not None:
+        find_device(device)
+    given = {"seeds": seeds or None, "device": device}
+    return {key: value for key, value in given.items() if value is not None}
+
 
 def show(results: "Results", folder: Path, *, json: bool) -> None:
     """Write the report of a run into its folder, and print its tables, or all results for ``json``."""

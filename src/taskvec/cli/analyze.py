@@ -41,8 +41,9 @@ def _command(analysis: type[Analysis]) -> Callable[..., None]:
         check_folder(output, force=force)
         with allowing_code(allow_code), watching(quiet) as watch:
             given = dict.fromkeys([_unnamed(analysis)], first[0]) if first else {}
-            record = analysis(**given, **fields).measure(watch, say_line)
-        plain = {**record.model_dump(), **record.given, "versions": versions()}
+            asked = analysis(**given, **fields)
+            record = asked.measure(watch, say_line)
+        plain = {**record.model_dump(), **record.given, "versions": versions(), **_place(asked)}
         tables = list(record.tables())
         written = write_analysis(plain, tables, record.figures, output, force=force)
         if json:
@@ -54,6 +55,14 @@ def _command(analysis: type[Analysis]) -> Callable[..., None]:
     command.__doc__ = analysis.__doc__
     command.__signature__ = Signature([*_arguments(analysis), *shared])  # type: ignore[attr-defined]
     return command
+
+
+def _place(asked: Analysis) -> dict[str, str]:
+    """What computed, where a model was run."""
+    from taskvec.place import describe_device, find_device
+
+    device = getattr(asked, "device", None)
+    return {} if device is None else {"device": describe_device(find_device(device))}
 
 
 def _arguments(analysis: type[Analysis]) -> list[Argument]:

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from taskvec.cli._common import Json, Quiet, watching
-from taskvec.cli._running import Fresh, Output, Seeds, show
+from taskvec.cli._running import Fresh, Output, Place, Seeds, changes, show
 
 
 def demo(
     *,
     output: Output = Path("taskvec-demo"),
     seeds: Seeds = None,
+    device: Place = None,
     force: Fresh = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -27,6 +28,6 @@ def demo(
     from taskvec.runs.demo import run_demo
     from taskvec.studies.store import Store
 
-    store = Store(output)
+    given, store = changes(seeds, device), Store(output)
     with watching(quiet) as watch, store.locked(fresh=force):
-        show(run_demo(store, seeds, watch), output, json=json)
+        show(run_demo(store, given, watch), output, json=json)

@@ -6,10 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from taskvec.arguments import distinct
-from taskvec.cli._common import AllowCode, Count, Json, Quiet, Tasks, print_json, print_table, watching
+from taskvec.cli._common import (
+    AllowCode,
+    Count,
+    Device,
+    Json,
+    Quiet,
+    Tasks,
+    print_json,
+    print_table,
+    watching,
+)
 from taskvec.cli._editing import Expression, Vectors, load_vectors
 from taskvec.code import allowing_code
 from taskvec.errors import InputError
+from taskvec.place import Precision
 from taskvec.training.regimes import Space
 
 if TYPE_CHECKING:
@@ -32,7 +43,8 @@ def eval(
     split: Literal["train", "validation", "test"] = "test",
     limit: Count | None = None,
     batch_size: Count = 64,
-    precision: Literal["float32", "bf16"] = "float32",
+    precision: Precision = "float32",
+    device: Device = "auto",
     allow_code: AllowCode = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -57,7 +69,7 @@ def eval(
         split: Which split to measure on. Choose coefficients on validation, report test.
         limit: Only the first so many examples.
         batch_size: Examples a forward pass.
-        precision: `bf16` computes matrix products in bfloat16.
+        precision: `bf16` and `fp16` compute matrix products in bfloat16 and float16.
     """
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.points import own_space
@@ -78,15 +90,14 @@ def eval(
     names = distinct(task or list(measured.tasks), "--task")
     tasks = [measured.task(name) for name in names]
     outputs = outputs_for(tasks)
-    backbone = load_backbone(heads_from or model, outputs)
+    backbone = load_backbone(heads_from or model, outputs, device=device)
     evaluator = Evaluator(
         backbone, tasks, limits={split: limit} if limit else {}, batch_size=batch_size, precision=precision
     )
     start = evaluator.pretrained
     if heads_from is not None:
-        start = {
-            name: value.detach() for name, value in load_backbone(model, outputs).encoder_parameters().items()
-        }
+        edited = load_backbone(model, outputs, device=device)
+        start = {name: value.detach() for name, value in edited.encoder_parameters().items()}
         if start.keys() != evaluator.pretrained.keys():
             raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")
     point = _edited(evaluator, loaded, expression, start, space) if loaded else start
@@ -97,7 +108,8 @@ def eval(
             watch("evaluating", done, len(names))
     if json:
         records = {name: score.record() for name, score in scores.items()}
-        print_json({"split": split, **({"space": space} if loaded else {}), "scores": records})
+        where = {"split": split, **({"space": space} if loaded else {}), "device": str(backbone.device)}
+        print_json({**where, "scores": records})
     else:
         _print_scores(f"{model}, {split}{f', edited in {space} space' if loaded else ''}", scores)
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from taskvec.cli._common import AllowCode, Json, Quiet, watching
-from taskvec.cli._running import Fresh, Output, Seeds, show
+from taskvec.cli._running import Fresh, Output, Place, Seeds, changes, show
 from taskvec.code import allowing_code
 
 
@@ -12,6 +12,7 @@ def run(
     *,
     output: Output,
     seeds: Seeds = None,
+    device: Place = None,
     force: Fresh = False,
     allow_code: AllowCode = False,
     json: Json = False,
@@ -36,7 +37,7 @@ def run(
     from taskvec.studies.store import Store
 
     with allowing_code(allow_code):
-        loaded, suite = load_experiment(experiment, {"seeds": seeds} if seeds else {})
+        loaded, suite = load_experiment(experiment, changes(seeds, device))
     store = Store(output)
     with watching(quiet) as watch:
         runner = Runner(loaded, suite, store, watch)

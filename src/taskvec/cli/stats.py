@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from taskvec.cli._common import AllowCode, Count, Force, Json, Quiet, Suite, print_json, print_table, watching
+from taskvec.cli._common import (
+    AllowCode,
+    Count,
+    Device,
+    Force,
+    Json,
+    Quiet,
+    Suite,
+    print_json,
+    print_table,
+    watching,
+)
 from taskvec.cli._editing import Output, open_model
 from taskvec.code import allowing_code
 from taskvec.errors import InputError
@@ -33,6 +44,7 @@ def stats(
     labels: Literal["all", "sampled"] = "all",
     split: Literal["train", "validation", "test"] = "train",
     seed: int = 0,
+    device: Device = "auto",
     force: Force = False,
     allow_code: AllowCode = False,
     json: Json = False,
@@ -76,7 +88,7 @@ def stats(
     with allowing_code(allow_code):
         chosen = (load_suite(suite) if suite else suite_with(task)).task(task)
     direction = None if vector is None else load_vector_of(vector, task)
-    backbone, head = _load(model, chosen, direction, heads_from)
+    backbone, head = _load(model, chosen, direction, heads_from, device)
     measured, base = _origin(model, direction, heads_from)
     rows = []
     for name, place in places.items():
@@ -120,15 +132,15 @@ def _places(output: Path, kind: "Kind | Literal['both']") -> "dict[Kind, Path]":
 
 
 def _load(
-    model: str, task: "Task", vector: "TaskVector | None", heads_from: str | None
+    model: str, task: "Task", vector: "TaskVector | None", heads_from: str | None, device: str
 ) -> "tuple[Backbone, Head]":
     """The model that is measured, and the head of the pre-trained one."""
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.points import add_vector
     from taskvec.models.loading import load_backbone
 
-    backbone = load_backbone(model)
-    pretrained = load_backbone(heads_from) if heads_from else backbone
+    backbone = load_backbone(model, device=device)
+    pretrained = load_backbone(heads_from, device=device) if heads_from else backbone
     head = Evaluator(pretrained, [task]).head(task.name)
     if _shapes(pretrained) != _shapes(backbone):
         raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")

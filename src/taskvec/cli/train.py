@@ -9,6 +9,7 @@ from taskvec.arguments import distinct
 from taskvec.cli._common import (
     AllowCode,
     Count,
+    Device,
     Force,
     Json,
     Model,
@@ -54,6 +55,7 @@ def train(
     log: Path | None = None,
     log_to: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
     resume: Annotated[bool, Parameter(negative=())] = False,
+    device: Device = "auto",
     force: Force = False,
     allow_code: AllowCode = False,
     json: Json = False,
@@ -99,7 +101,7 @@ def train(
         chosen = load_suite(suite) if suite else suite_with(names[0])
     limits = {"train": limit} if limit else {}
     tasks = [chosen.task(name) for name in names]
-    backbone = load_backbone(model, outputs_for(tasks))
+    backbone = load_backbone(model, outputs_for(tasks), device=device)
     evaluator = Evaluator(backbone, tasks, limits=limits, precision=settings.precision)
     check_space(output, sum(value.nbytes for value in evaluator.pretrained.values()))
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from taskvec.arguments import label
-from taskvec.errors import InputError, and_more
+from taskvec.errors import InputError, OutOfMemory, and_more
+from taskvec.place import enough_memory
 from taskvec.reading import shortened
 
 Modality = Literal["text", "image"]
@@ -103,8 +104,12 @@ class Backbone(nn.Module, ABC):
         Raises: InputError if the checkpoint lacks one of them, and the features would be random; or if the
             model does not run.
         """
+        remedy = "take a smaller model, or a device with more memory"
         try:
-            reached = _reached(self)
+            with enough_memory(self.device, "a pass over the smallest input", remedy):
+                reached = _reached(self)
+        except OutOfMemory:
+            raise
         except Exception as error:  # whatever a network can raise that does not fit its inputs
             raise self.unfit(error) from error
         if self._checkpoint is None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.models import own
@@ -18,13 +20,16 @@ from taskvec.models.checkpoint import (
 from taskvec.models.gguf import gguf_file
 from taskvec.models.image import reads_images
 from taskvec.models.known import LOADERS, MODELS, check_installed, path_or_id
+from taskvec.place import enough_memory, find_device
 from taskvec.reading import exists, is_folder, local_path
 from taskvec.registry import nearest
 from taskvec.weights.hub import is_reference
 
 
 @checked
-def load_backbone(ref: str | Path, outputs: Outputs = "features") -> Backbone:
+def load_backbone(
+    ref: str | Path, outputs: Outputs = "features", *, device: str | torch.device = "cpu"
+) -> Backbone:
     """The model behind a checkpoint folder, a GGUF file, a known name, a hub id ``org/name[@revision]``, or a
     function of the user's own, ``module:function`` or ``file.py:function``, that gives a backbone.
 
@@ -33,10 +38,21 @@ def load_backbone(ref: str | Path, outputs: Outputs = "features") -> Backbone:
 
     Args:
         outputs: ``features`` of an encoder, or the logits of ``tokens`` of a language model.
+        device: where it computes: ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or ``auto`` for a CUDA device if
+            there is one.
 
-    Raises: InputError, one line, for a reference that is none of these, with the nearest known model, and for
-        files that do not make a model which can be trained and evaluated; MissingExtra without transformers.
+    Raises: InputError, one line, for a reference that is none of these, with the nearest known model, for
+        files that do not make a model which can be trained and evaluated, and for a device that is not there;
+        MissingExtra without transformers; OutOfMemory for a model that the device has no memory for.
     """
+    place = find_device(device)
+    backbone = _load(ref, outputs)
+    with enough_memory(place, "moving the model there", "take a smaller model, or device cpu"):
+        backbone.to(place)
+    return backbone
+
+
+def _load(ref: str | Path, outputs: Outputs) -> Backbone:
     if own.is_own(str(ref)):
         return own.load(str(ref))
     check_installed(str(ref))

@@ -1,6 +1,7 @@
 """The built-in experiment, its analogies, and its counter-example: the same model without pre-training."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from taskvec.models.builtin.backbone import configuration, random_initialised
@@ -28,9 +29,13 @@ _ANALOGIES = tuple(
 )
 
 
-def run_demo(store: Store, seeds: tuple[int, ...] | None = None, watch: Watch = unwatched) -> Results:
-    """All results of the demo; ``untrained`` holds those of the randomly initialised model."""
-    experiment, suite = load_experiment(FILE, {"seeds": seeds} if seeds else {})
+def run_demo(store: Store, changes: Mapping[str, object] | None = None, watch: Watch = unwatched) -> Results:
+    """All results of the demo; ``untrained`` holds those of the randomly initialised model.
+
+    Args:
+        changes: keys of its experiment file to override, such as ``seeds`` and ``device``.
+    """
+    experiment, suite = load_experiment(FILE, changes)
     results = Runner(experiment, suite, store, watch).run()
 
     terms = dict.fromkeys(task for of in _ANALOGIES for task in (of.a, of.b, of.c, of.target))

@@ -10,13 +10,14 @@ with tensors is in ``numerics/``.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from taskvec.arguments import distinct
 from taskvec.config import Config
 from taskvec.errors import InputError
+from taskvec.place import Precision
 from taskvec.progress import Watch
 from taskvec.reports.tables import Table
 from taskvec.studies.record import Record
@@ -66,6 +67,9 @@ class AnalysisOfModel(Analysis):
     """The pre-trained model: a known name (`taskvec models`), a folder, or a hub id."""
     suite: str
     """A shipped suite (`taskvec suites`) or a suite file."""
+    device: str = "auto"
+    """Where the model computes: `cpu`, `cuda`, `cuda:N`, `mps`, or `auto`: a CUDA device if there is one,
+    else the CPU."""
 
     def load_evaluator(self, tasks: Iterable[str], **options: Any) -> "tuple[Evaluator, str]":
         """The model with the tasks, and the name of the suite.
@@ -82,7 +86,7 @@ class AnalysisOfModel(Analysis):
         suite = load_suite(self.suite)
         chosen = [suite.task(name) for name in tasks]
         check_classes(chosen)
-        return Evaluator(load_backbone(self.model), chosen, **options), suite.name
+        return Evaluator(load_backbone(self.model, device=self.device), chosen, **options), suite.name
 
 
 class AnalysisOfVectors(AnalysisOfModel):
@@ -96,7 +100,7 @@ class AnalysisOfVectors(AnalysisOfModel):
     """Examples of each task, the first ones."""
     batch_size: int = Field(default=64, ge=1)
     """Examples a forward pass."""
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     """`bf16` computes matrix products in bfloat16."""
 
     def open(self, say: Say, only: Sequence[str] = ()) -> "tuple[Evaluator, Regimes, dict[str, object]]":

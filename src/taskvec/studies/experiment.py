@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.evaluation.search import Grid
+from taskvec.place import DeviceName
 from taskvec.tasks.suite import Suite
 from taskvec.training.regimes import Regime, RegimeSettings, Space
 from taskvec.training.settings import TrainSettings
@@ -45,6 +46,9 @@ class Experiment(Config):
     ``space``, ``rank``, ``alpha``). A regime is evaluated in the space it trains in; ``post-hoc`` and
     ``post-hoc-attention`` evaluate those of ``full`` and ``attention`` in tangent space."""
     evaluation_batch: PositiveInt = 64
+    device: DeviceName = "auto"
+    """Where the model computes, see ``taskvec run --help``. Results do not depend on it but by rounding, so
+    that a run begun on one device is gone on with on another; every record says which."""
     log_to: tuple[str, ...] = ()
     """Trackers that get the figures of every training step, beside the files in ``logs``."""
     search: Grid = Grid()

@@ -53,6 +53,8 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.device = "cpu"
+        """What computes, for the records."""
         self._path = folder / "records.jsonl"
         if folder.exists() and not folder.is_dir():
             raise OutputExists(f"{folder}: is a file, expected a run folder; choose another name")
@@ -143,6 +145,7 @@ class Store:
                 "seconds": round(time.monotonic() - started, 2),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "versions": versions(),
+                "device": self.device,
             }
             record["digest"] = _digest(record)
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from taskvec.evaluation.metrics import absolute
 from taskvec.evaluation.points import Points
 from taskvec.models.loading import load_backbone
 from taskvec.models.own import is_own
+from taskvec.place import describe_device
 from taskvec.progress import Watch
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.record import Plain, R, Record
@@ -101,7 +102,8 @@ class Lab:
         """The experiment's model and tasks. Raises: InputError."""
         experiment = self.plan.experiment
         tasks = [self.plan.suite.task(name) for name in self.plan.digests]
-        backbone = load_backbone(experiment.model, outputs_for(tasks))
+        backbone = load_backbone(experiment.model, outputs_for(tasks), device=experiment.device)
+        self.store.device = describe_device(backbone.device)
         if is_own(experiment.model) and open_weights(backbone.source).fingerprint() != self.plan.model:
             raise InputError(
                 f"{experiment.model}: gives other weights at every call, expected the same; call "

@@ -9,6 +9,7 @@ from torch import Tensor
 from taskvec.arguments import checked
 from taskvec.models.backbone import Backbone
 from taskvec.models.selection import selected
+from taskvec.place import describe_device
 from taskvec.progress import Watch, unwatched
 from taskvec.training.logs import Log, logged
 from taskvec.training.loop import train
@@ -90,6 +91,7 @@ def as_vector(
         "heads": {part.name: part.objective.fingerprint() for part in parts},
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "device": describe_device(backbone.device),
         **more,
     }
     return TaskVector.from_tensors(

@@ -81,7 +81,7 @@ def train(
     Returns: the displacement from ``start``, float32, same names, on the CPU; of factors their products, for
         matrices alone, multiplied as they are read.
     Raises: InputError for an empty split or a label outside the head's classes; TaskvecError when the loss
-        is no longer finite, or the device's memory is full.
+        is no longer finite; OutOfMemory.
     """
     check_parts(backbone, parts)
     check_precision(settings.precision, space)
