@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = {
     "text": "a type that transformers has a text model for",
     "language": "a type that transformers has a language model for",
+    "classifier": "a type that transformers has a classifier for",
 }
 
 

@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
+from transformers import AutoModelForImageClassification
 
-from classifiers import save_text
+import image_families
+from classifiers import nudge, save_text
 from taskvec.errors import InputError
-from taskvec.models.classifier import TextClassifier, load
+from taskvec.models.classifier import ImageClassifier, TextClassifier, load
 from taskvec.models.functional import encode
 from taskvec.training.space import linearized
 
@@ -206,3 +208,54 @@ def test_an_empty_text_is_one_token(tmp_path: Path) -> None:
     _, backbone = loaded(tmp_path, "gpt2")
     assert backbone(**backbone.collate(["", "one two"])).isfinite().all()
     assert backbone(**backbone.collate([""])).shape == (1, 32)
+
+
+IMAGES = [
+    "vit",
+    "dinov2",
+    "deit",
+    "beit",
+    "convnext",
+    "resnet",
+    "regnet",
+    "swin",
+    "mobilenet_v2",
+    "levit",
+    "cvt",
+]
+
+
+def save_image(folder: Path, family: str, labels: int = 3) -> Any:
+    config = image_families.build(family, num_labels=labels).config
+    single = {"deit": "DeiT", "levit": "Levit"}  # not the variant with a teacher, which has two heads
+    config.architectures = [f"{single[family]}ForImageClassification"] if family in single else None
+    torch.manual_seed(0)
+    auto: Any = AutoModelForImageClassification
+    network = nudge(auto.from_config(config).eval(), 1)
+    network.save_pretrained(folder)
+    return network
+
+
+def pictures(count: int) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 256, (20, 30, 3), generator=draw, dtype=torch.uint8) for _ in range(count)]
+
+
+@pytest.mark.parametrize("family", IMAGES)
+def test_image_classifiers_give_the_logits_of_transformers(family: str, tmp_path: Path) -> None:
+    network, backbone = save_image(tmp_path, family), load(str(tmp_path)).eval()
+    assert isinstance(backbone, ImageClassifier)
+    batch = backbone.collate(pictures(3))
+    with torch.no_grad():
+        expected = network(pixel_values=backbone.normalized(batch["pixel_values"])).logits
+        assert_close(backbone.trained.head(CLASSES)(backbone(**batch)), expected, rtol=1e-4, atol=1e-5)
+    assert not backbone.encoder_parameters().keys() & backbone.head_parameters().keys()
+    assert all("classifier" in name for name in backbone.head_parameters())
+
+
+def test_two_heads_that_are_averaged_are_refused(tmp_path: Path) -> None:
+    save_image(tmp_path, "swiftformer")
+    with pytest.raises(
+        InputError, match="the head of SwiftFormerForImageClassification is no chain of layers"
+    ):
+        load(str(tmp_path))

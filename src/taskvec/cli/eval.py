@@ -1,6 +1,6 @@
 """``taskvec eval``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.points import Point
     from taskvec.tasks.score import Score
+    from taskvec.tasks.task import Task
     from taskvec.training.loop import Params
     from taskvec.vectors import TaskVector
 
@@ -65,7 +66,8 @@ def eval(
             vector of one space may be looked at in the other. By default the space that the vectors were
             trained in.
         heads_from: The model whose text tower makes the frozen heads: the pre-trained one, when MODEL is an
-            edited copy of it. By default the heads are MODEL's own.
+            edited copy of it. By default the heads are MODEL's own. For tasks with `head: own`, the
+            classifier that lends its trained head.
         split: Which split to measure on. Choose coefficients on validation, report test.
         limit: Only the first so many examples.
         batch_size: Examples a forward pass.
@@ -90,6 +92,8 @@ def eval(
     names = distinct(task or list(measured.tasks), "--task")
     tasks = [measured.task(name) for name in names]
     outputs = outputs_for(tasks)
+    if heads_from is not None and outputs == "classifier":
+        tasks, heads_from = _borrowing(tasks, heads_from), None
     backbone = load_backbone(heads_from or model, outputs, device=device)
     evaluator = Evaluator(
         backbone, tasks, limits={split: limit} if limit else {}, batch_size=batch_size, precision=precision
@@ -112,6 +116,21 @@ def eval(
         print_json({**where, "scores": records})
     else:
         _print_scores(f"{model}, {split}{f', edited in {space} space' if loaded else ''}", scores)
+
+
+def _borrowing(tasks: "Sequence[Task]", lender: str) -> "list[Task]":
+    """Tasks with ``head: own``, whose head another model lends. Raises: InputError for other heads."""
+    from taskvec.reading import exists, local_path
+
+    place = local_path(lender)
+    name = str(place.absolute()) if exists(place) else lender
+    for task in tasks:
+        if task.needs != "classifier":
+            raise InputError(
+                f"--heads-from: {lender} lends its trained head to tasks with head: own, and {task.name!r} "
+                f"has head: {task.head}; leave it out with --task"
+            )
+    return [task.borrowing(name) for task in tasks]
 
 
 def _edited(

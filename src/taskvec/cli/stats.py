@@ -138,9 +138,11 @@ def _load(
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.points import add_vector
     from taskvec.models.loading import load_backbone
+    from taskvec.tasks.task import outputs_for
 
-    backbone = load_backbone(model, device=device)
-    pretrained = load_backbone(heads_from, device=device) if heads_from else backbone
+    outputs = outputs_for([task])
+    backbone = load_backbone(model, outputs, device=device)
+    pretrained = load_backbone(heads_from, outputs, device=device) if heads_from else backbone
     head = Evaluator(pretrained, [task]).head(task.name)
     if _shapes(pretrained) != _shapes(backbone):
         raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")

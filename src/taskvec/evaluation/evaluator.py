@@ -118,12 +118,14 @@ class Evaluator:
 
         Tensors that no feature depends on are left out. Raises: BaseMismatch if a vector is of another model.
         """
-        deltas = dict(zip(vectors, dense_deltas(self.backbone, vectors.values()), strict=True))
+        head = {} if space == "tangent" else self.backbone.head_parameters()
+        found = dense_deltas(self.backbone, vectors.values(), head)
+        deltas = dict(zip(vectors, found, strict=True))
         if space == "tangent":
             lin = self.linearized if start is None else linearized(self.backbone, start)
             return TangentPoints(lin, deltas, precision=self.precision)
         base = self.pretrained if start is None else on_device(start, self.backbone.device)
-        return OrdinaryPoints(base, deltas)
+        return OrdinaryPoints({**head, **base}, deltas)
 
     def limited(self, **limits: int) -> "Evaluator":
         """The same model, tasks and heads, on other numbers of first examples by split."""
@@ -179,7 +181,7 @@ class Evaluator:
         Raises: Diverged when the model's outputs are no longer finite; InputError for a task that is no
             classification.
         """
-        head = self.head(name)
+        head = self.head(name).at({} if isinstance(point, TangentPoint) else point)
         features, labels = self.features(point, name, split)
         with torch.no_grad():
             logits: Tensor = head(features)
@@ -193,7 +195,7 @@ class Evaluator:
         batch at a time, where they were computed.
         """
         prepared = self._prepared(name, split)
-        if self.backbone.outputs == "features" or can_keep(point, prepared, self.backbone.dim):
+        if self.backbone.outputs != "tokens" or can_keep(point, prepared, self.backbone.dim):
             yield self._features(point, prepared), Batch({}, *prepared.targets())
         elif isinstance(point, TangentPoint):
             for place in range(len(prepared)):
@@ -208,7 +210,7 @@ class Evaluator:
 
         Raises: Diverged when the model's outputs are no longer finite.
         """
-        objective = self.objective(name)
+        objective = self.objective(name).at({} if isinstance(point, TangentPoint) else point)
         pieces = [
             objective.on(outputs.device).tally(outputs, batch)
             for outputs, batch in self.outputs(point, name, split)

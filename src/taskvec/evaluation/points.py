@@ -179,13 +179,18 @@ class TangentPoints:
         return {frozenset(): {name: torch.zeros_like(value)}}
 
 
-def dense_deltas(backbone: Backbone, vectors: Iterable[TaskVector]) -> Iterator[dict[str, Tensor]]:
+def dense_deltas(
+    backbone: Backbone, vectors: Iterable[TaskVector], head: Iterable[str] = ()
+) -> Iterator[dict[str, Tensor]]:
     """By parameter of a backbone's encoder, how far each task vector moves those that it moves.
+
+    Args:
+        head: parameters of a trained head that are looked at too.
 
     Raises: BaseMismatch if a vector is of another model.
     """
     base = open_weights(backbone.source)  # once: its fingerprint may take a read of everything
-    names = backbone.encoder_parameters().keys()
+    names = {*backbone.encoder_parameters(), *head}
     for vector in vectors:
         apply(base, vector)  # lazy: only refuses a vector of another base
         yield {name: vector[name] for name in vector if name in names and vector.terms_at(name)}
@@ -196,9 +201,10 @@ def add_vector(backbone: Backbone, vector: TaskVector) -> Backbone:
 
     Raises: BaseMismatch if the vector is of another model.
     """
-    [deltas] = dense_deltas(backbone, [vector])
     copied = deepcopy(backbone)
-    parameters = copied.encoder_parameters()
+    head = copied.head_parameters()
+    [deltas] = dense_deltas(backbone, [vector], head)
+    parameters = {**copied.encoder_parameters(), **head}
     with torch.no_grad():
         for name, delta in deltas.items():
             parameters[name].add_(delta.to(parameters[name]))

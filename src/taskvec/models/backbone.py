@@ -16,8 +16,9 @@ from taskvec.reading import shortened
 
 Modality = Literal["text", "image"]
 
-Outputs = Literal["features", "tokens"]
-"""What a model gives: features, a row an example; or the logits of tokens, a row a token that is scored."""
+Outputs = Literal["features", "tokens", "classifier"]
+"""What a model gives: features, a row an example; the logits of tokens, a row a token that is scored; or the
+features that a classifier's trained head reads, with that head."""
 
 
 class Backbone(nn.Module, ABC):

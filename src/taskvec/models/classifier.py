@@ -1,7 +1,7 @@
 """Classifiers of transformers with their own trained head."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from taskvec.errors import InputError, and_more
-from taskvec.models.backbone import Backbone
+from taskvec.models.backbone import Backbone, Outputs
 from taskvec.models.checkpoint import (
     classifies,
     config_file,
@@ -24,9 +24,13 @@ from taskvec.models.checkpoint import (
     transformers,
 )
 from taskvec.models.heads import Head
+from taskvec.models.image import ImageBackbone, prepare
+from taskvec.models.loading import locate_model
+from taskvec.models.preprocessing import Preprocessing
 from taskvec.models.text import Text, TextBackbone, Tokens
 from taskvec.models.trained import cut
 from taskvec.reading import shown
+from taskvec.weights import open_weights
 
 _MEANINGLESS = re.compile(r"(label|class)?[ _-]*\d+")
 """Labels that a config gives where nobody named the classes."""
@@ -69,6 +73,19 @@ class TrainedHead:
         self.check()
         return OwnHead(self, _places(self, classes, wordings or {}), classes)
 
+    def number(self) -> "OwnHead":
+        """The head of a regression, which gives one number.
+
+        Raises: InputError if the checkpoint has no trained head, or one over classes.
+        """
+        self.check()
+        if len(self.labels) != 1:
+            raise InputError(
+                f"{self.ref}: its head has {_listed(self.labels)}, expected one number; take head: "
+                "linear-probe, or kind: classification"
+            )
+        return OwnHead(self, [0], ["number"])
+
     def check(self) -> None:
         """Refuse a head that was never trained. Raises: InputError."""
         if self.missing:
@@ -108,11 +125,9 @@ class OwnHead(Head):
     def at(self, params: Mapping[str, Tensor]) -> "Head":
         """The head of an edited model: an edit moves it like any other weight."""
         trained, order = self._made_of
-        return (
-            self
-            if params.keys().isdisjoint(trained.names)
-            else OwnHead(trained.at(params), order, self.classes)
-        )
+        if params.keys().isdisjoint(trained.names):
+            return self
+        return OwnHead(trained.at(params), order, self.classes).to(self.weight.device)
 
 
 def _places(trained: TrainedHead, classes: Sequence[str], wordings: Mapping[str, Sequence[str]]) -> list[int]:
@@ -158,7 +173,33 @@ def _listed(names: Sequence[str]) -> str:
     return f"the {words} {shown(list(names))}" if len(names) <= 8 else f"{len(names)} {words}"
 
 
-class Classifier(Backbone):
+def trained_head(backbone: Backbone, lender: str | None = None) -> TrainedHead:
+    """The trained head of a classifier, or of another checkpoint of the same architecture, for its features.
+
+    Args:
+        lender: what ``load_backbone`` takes.
+
+    Raises: InputError if the model was not loaded as a classifier, or the lender's head does not fit it.
+    """
+    if not isinstance(backbone, ClassifierBackbone):
+        raise InputError(
+            f"{backbone.ref}: head: own needs a classifier of transformers; load it with "
+            "load_backbone(ref, 'classifier')"
+        )
+    if lender is None:
+        return backbone.trained
+    other = load(locate_model(lender), backbone.trained.fresh)
+    other.trained.check()
+    if type(other.network) is not type(backbone.network) or not other.shares_cut(backbone):
+        raise InputError(
+            f"{other.ref}: a {type(other.network).__name__} with features of {other.dim}, and its head "
+            f"cannot read those of {backbone.ref}, a {type(backbone.network).__name__} with {backbone.dim}; "
+            "take the head of a model that was tuned from it"
+        )
+    return replace(other.trained, names={})  # no edit of the backbone reaches it
+
+
+class ClassifierBackbone(Backbone):
     """A classifier up to its head, whose features are what the head is given.
 
     Attributes:
@@ -166,12 +207,18 @@ class Classifier(Backbone):
     """
 
     trained: TrainedHead
+    outputs: Outputs = "classifier"
 
-    def take_apart(self, example: Mapping[str, Tensor], fresh: Collection[str]) -> None:
+    def shares_cut(self, other: "ClassifierBackbone") -> bool:
+        """Whether the head begins at the same layer, with as many features."""
+        names = [list(backbone._trunk.names.values()) for backbone in (self, other)]
+        return names[0] == names[1] and self.dim == other.dim
+
+    def take_apart(self, run: Callable[[], Any], fresh: Collection[str]) -> None:
         """Separate the network from its head.
 
         Args:
-            example: a batch of two inputs.
+            run: what the network returns for two inputs.
             fresh: further parameters that belong to the head.
 
         Raises: InputError for a head that is no chain of layers.
@@ -181,7 +228,7 @@ class Classifier(Backbone):
             lacking = {name for name, _ in network.named_parameters() if name not in stored}
             fresh = {*lacking, *fresh}
         try:
-            trunk = cut(network, example, fresh)
+            trunk = cut(network, run, fresh)
         except Exception as error:  # whatever a network can raise that does not fit its inputs
             raise self.unfit(error) from error
         if trunk is None:
@@ -190,6 +237,7 @@ class Classifier(Backbone):
                 "linear one; take its encoder with head: linear-probe"
             )
         self._trunk, self.dim = trunk, trunk.width
+        self.head_layers = trunk.head  # a part of this module, to go where it goes
         places = stored or {place: place for place in trunk.names.values()}
         self.trained = TrainedHead(
             self.ref,
@@ -207,7 +255,7 @@ class Classifier(Backbone):
         return {stored: own[inside].detach() for stored, inside in self.trained.names.items()}
 
 
-class TextClassifier(Classifier, TextBackbone):
+class TextClassifier(ClassifierBackbone, TextBackbone):
     """A sequence classifier up to its head.
 
     The feature is the pooled state of BERT, the first token's state of RoBERTa, the last token's of GPT-2,
@@ -229,11 +277,12 @@ class TextClassifier(Classifier, TextBackbone):
         if getattr(network.config, "summary_type", None) == "last":
             self.padding_side = "left"  # XLNet's head reads the last place, whatever is there
         self._end = network.config.eos_token_id if network.config.is_encoder_decoder else None
-        self.take_apart(self.collate(["one two", "one"]), fresh)
+        example = self.collate(["one two", "one"])
+        self.take_apart(lambda: network(**example), fresh)
 
-    def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def pool(self, batch: Mapping[str, Tensor]) -> Tensor:
         """What the head is given (N, d)."""
-        return self._trunk.features(**batch)
+        return self._trunk.features(self.network(**batch))
 
     def prepare(self, inputs: Sequence[Text], max_length: int | None = None) -> list[Tokens]:
         """Token ids; those of an encoder-decoder end as its head expects."""
@@ -257,6 +306,32 @@ class TextClassifier(Classifier, TextBackbone):
         return {key: [*row[: self._most - 1], last[key]] for key, row in tokens.items()}
 
 
+class ImageClassifier(ClassifierBackbone, ImageBackbone):
+    """An image classifier up to its head; the feature is the pooled state, the class token, or a mean."""
+
+    def __init__(
+        self,
+        network: Any,
+        preprocessing: Preprocessing,
+        *,
+        ref: str,
+        checkpoint: Mapping[str, str] | None = None,
+        fresh: Collection[str] = (),
+    ) -> None:
+        super().__init__(network, preprocessing, self._features, ref=ref, checkpoint=checkpoint)
+        [black] = self.example().values()
+        pixels = torch.cat([black, 255 - black])
+        self.take_apart(lambda: self.run(pixels), fresh)
+
+    def _features(self, out: Any) -> Tensor:
+        return self._trunk.features(out)
+
+
+def fingerprint_of(lender: str) -> str:
+    """Digest of the weights of a checkpoint that lends its head."""
+    return open_weights(locate_model(lender)).fingerprint()
+
+
 def _padding_of(config: Any, usual: int) -> int:
     """The number of the padding token, which is stated in the configuration if it was not."""
     if not isinstance(config.pad_token_id, int) or config.pad_token_id < 0:
@@ -272,7 +347,7 @@ def labels_of(config: Any, count: int) -> tuple[str, ...]:
     return tuple(str(stated.get(place, f"LABEL_{place}")) for place in range(count))
 
 
-def load(ref: str, fresh: Collection[str] = ()) -> Classifier:
+def load(ref: str, fresh: Collection[str] = ()) -> ClassifierBackbone:
     """The classifier in a checkpoint folder or on the hub, in float32.
 
     Args:
@@ -284,6 +359,8 @@ def load(ref: str, fresh: Collection[str] = ()) -> Classifier:
     kind = model_type(path)
     if classifies(kind, "SEQUENCE"):
         return _load_text(ref, path.parent, fresh)
+    if classifies(kind, "IMAGE"):
+        return _load_image(ref, path.parent, fresh)
     raise InputError(
         f"{path}: model_type {kind!r}, {purpose_of(kind)}, has no classifier with a head of its own in "
         "transformers; take head: linear-probe"
@@ -295,3 +372,9 @@ def _load_text(ref: str, folder: Path, fresh: Collection[str]) -> TextClassifier
     tokenizer = load_tokenizer(ref, folder, rows_of(network.get_input_embeddings()))
     stored = stored_names(folder, network)
     return TextClassifier(network, tokenizer, ref=ref, checkpoint=stored, fresh=fresh)
+
+
+def _load_image(ref: str, folder: Path, fresh: Collection[str]) -> ImageClassifier:
+    network = load_network(transformers().AutoModelForImageClassification, ref)
+    preprocessing, stored = prepare(ref, network), stored_names(folder, network)
+    return ImageClassifier(network, preprocessing, ref=ref, checkpoint=stored, fresh=fresh)

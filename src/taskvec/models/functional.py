@@ -14,7 +14,7 @@ def encode(backbone: Backbone, params: Mapping[str, Tensor], batch: Mapping[str,
 
     Args:
         params: values by checkpoint name, of any of ``backbone.encoder_parameters()``, on its device; the
-            others keep the backbone's own. Gradients flow into them.
+            others keep the backbone's own. Gradients flow into them. Those of a trained head change nothing.
         batch: what ``backbone.collate`` gives, on any device.
     """
     inputs = on_device(batch, backbone.device)
@@ -25,6 +25,7 @@ def encode(backbone: Backbone, params: Mapping[str, Tensor], batch: Mapping[str,
 @contextmanager
 def placed(backbone: Backbone, params: Mapping[str, Tensor]) -> Iterator[None]:
     """The backbone at other values of some parameters, by checkpoint name, for a while."""
-    place = {stored: name for name, stored in backbone.names.items()}
-    with substituted(backbone.network, {place[name]: value for name, value in params.items()}):
+    place, head = {stored: name for name, stored in backbone.names.items()}, backbone.head_parameters()
+    values = {place[name]: value for name, value in params.items() if name not in head}
+    with substituted(backbone.network, values):
         yield

@@ -57,6 +57,10 @@ class Head(nn.Module):
             features = self.before(features)
         return linear(normalize(features, dim=-1) if self.normalize else features, self.weight, self.bias)
 
+    def at(self, params: Mapping[str, Tensor]) -> "Head":
+        """The head of a model with these parameters: itself, unless it is the model's own."""
+        return self
+
     def fingerprint(self) -> str:
         """Digest of kind, classes and numbers."""
         digest = xxhash.xxh3_128(json.dumps([self.kind, self.normalize, self.classes]).encode())
@@ -147,3 +151,23 @@ def linear_probe(features: Tensor, labels: Tensor, classes: Sequence[str], *, st
     seen = torch.from_numpy(fitted.classes_)
     weight[seen], bias[seen] = coef, intercept
     return Head(weight.float(), bias.float(), normalize=True, classes=classes, kind="linear-probe")
+
+
+def ridge_probe(features: Tensor, labels: Tensor, name: str = "ridge probe") -> Head:
+    """A ridge regression on L2-normalised features, fitted once and then frozen; its strength by
+    generalised cross-validation.
+
+    Args:
+        features: (N, d). labels: (N,), float.
+        name: what the labels are of, for messages.
+
+    Raises: InputError when all labels are the same.
+    """
+    from sklearn.linear_model import RidgeCV
+
+    x, y = normalize(features.detach().double(), dim=-1).cpu().numpy(), labels.double().cpu().numpy()
+    if np.ptp(y) == 0:
+        raise InputError(f"{name}: all {len(y)} training labels are {y[0]:g}, expected different numbers")
+    fitted = RidgeCV(alphas=np.logspace(-4, 4, 17)).fit(x, y)
+    weight, bias = torch.from_numpy(fitted.coef_)[None], torch.tensor([float(fitted.intercept_)])
+    return Head(weight.float(), bias, normalize=True, classes=["number"], kind="linear-probe")

@@ -196,17 +196,9 @@ def load(ref: str) -> ImageBackbone:
     path = config_file(ref)
     kind = model_type(path)
     network = load_network(transformers().AutoModel, ref)
-    config: Any = network.config
     if kind == "vit_mae":
-        config.mask_ratio = 0.0  # in pre-training the encoder sees a quarter of the image
-    for module in network.modules():
-        if hasattr(module, "attention_bias_cache"):
-            module.attention_bias_cache = _Forgetful()
-    channels = getattr(getattr(config, "vision_config", config), "num_channels", 3)
-    if channels not in (1, 3):
-        raise InputError(f"{path}: num_channels is {channels}, expected 3, or 1 for grey images")
-    fetch(ref, "preprocessor_config.json")
-    preprocessing = Preprocessing.of(path.parent, kind, _image_size(config), channels)
+        network.config.mask_ratio = 0.0  # in pre-training the encoder sees a quarter of the image
+    preprocessing = prepare(ref, network)
     checkpoint = stored_names(path.parent, network)
     where = f"{path}: model_type {kind!r}, {purpose_of(kind)}"
     made = (
@@ -218,6 +210,22 @@ def load(ref: str) -> ImageBackbone:
         raise InputError(f"{where}, gives no features of an image")
     complete = {name for name, _ in network.named_parameters()} <= checkpoint.keys()
     return usable[0] if complete else next(filter(_is_stored, usable), usable[-1])
+
+
+def prepare(ref: str, network: Any) -> Preprocessing:
+    """What happens to an image before it; and the network's caches, which know old parameters, are dropped.
+
+    Raises: InputError for a processor, or a number of channels, that is not known.
+    """
+    path, config = config_file(ref), network.config
+    for module in network.modules():
+        if hasattr(module, "attention_bias_cache"):
+            module.attention_bias_cache = _Forgetful()
+    channels = getattr(getattr(config, "vision_config", config), "num_channels", 3)
+    if channels not in (1, 3):
+        raise InputError(f"{path}: num_channels is {channels}, expected 3, or 1 for grey images")
+    fetch(ref, "preprocessor_config.json")
+    return Preprocessing.of(path.parent, model_type(path), _image_size(config), channels)
 
 
 @torch.no_grad()

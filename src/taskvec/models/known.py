@@ -85,6 +85,20 @@ MODELS: dict[str, KnownModel] = {
             hub="FacebookAI/roberta-base",
         ),
         KnownModel(
+            name="distilbert-sst2",
+            modality="text",
+            about="DistilBERT (6 layers, width 768) with its head for the sentiment of film reviews",
+            parameters=66_362_880,
+            hub="distilbert/distilbert-base-uncased-finetuned-sst-2-english",
+        ),
+        KnownModel(
+            name="t5-v1.1-base",
+            modality="text",
+            about="T5 v1.1, whose encoder (12 layers, width 768) gives the features",
+            parameters=109_628_544,
+            hub="google/t5-v1_1-base",
+        ),
+        KnownModel(
             name="clip-vit-b-32",
             modality="image",
             about="OpenAI CLIP, image encoder ViT-B/32",
@@ -112,6 +126,7 @@ LOADERS: Registry[Any] = Registry(
     "kind of model",
     {
         "text": "taskvec.models.text:load",
+        "classifier": "taskvec.models.classifier:load",
         "language": "taskvec.models.language:load",
         "image": "taskvec.models.image:load",
         "clip": "taskvec.models.clip:load",

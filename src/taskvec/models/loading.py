@@ -37,7 +37,8 @@ def load_backbone(
     eval mode. Code inside a checkpoint is never run.
 
     Args:
-        outputs: ``features`` of an encoder, or the logits of ``tokens`` of a language model.
+        outputs: ``features`` of an encoder; the logits of ``tokens`` of a language model; or, of a
+            ``classifier``, the features that its trained head reads, with that head.
         device: where it computes: ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or ``auto`` for a CUDA device if
             there is one.
 
@@ -55,6 +56,14 @@ def load_backbone(
 def _load(ref: str | Path, outputs: Outputs) -> Backbone:
     if own.is_own(str(ref)):
         return own.load(str(ref))
+    name = locate_model(ref)
+    kind = {"features": _kind, "tokens": _language}[outputs](name) if outputs != "classifier" else outputs
+    backbone: Backbone = LOADERS[kind](name)
+    return backbone.eval()
+
+
+def locate_model(ref: str | Path) -> str:
+    """The folder, GGUF file or hub id that a reference stands for. Raises: as :func:`load_backbone`."""
     check_installed(str(ref))
     name = path_or_id(str(ref))
     place = local_path(name)
@@ -66,12 +75,10 @@ def _load(ref: str | Path, outputs: Outputs) -> Backbone:
     # path in the cache of the hub, so it has no steps upward.
     elif not is_reference(name) or exists(place.parts[0]) or ".." in name.replace("@", "/").split("/"):
         raise InputError(f"{ref}: no folder, hub id or known model of this name; {nearest(name, MODELS)}")
-    kind = _kind(name) if outputs == "features" else _language(name)
-    backbone: Backbone = LOADERS[kind](name)
-    return backbone.eval()
+    return name
 
 
-_GENERAL = ("text", "language", "image")
+_GENERAL = ("text", "language", "image", "classifier")
 """Loaders of many types of models."""
 
 

@@ -65,14 +65,14 @@ class TextBackbone(Backbone):
     def forward(self, **batch: Tensor) -> Tensor:
         """Features (N, d)."""
         try:
-            return self.encode(batch)
+            return self.pool(batch)
         except IndexError as error:  # of a token, its place or its kind
             raise InputError(
                 f"{self.ref}: its tokenizer gives numbers that an embedding of the model lacks ({error}); "
                 "take the tokenizer that belongs to the weights"
             ) from None
 
-    def encode(self, batch: Mapping[str, Tensor]) -> Tensor:
+    def pool(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Masked mean (N, d) of the last hidden states."""
         hidden: Tensor = self.hidden(batch)
         mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)

@@ -71,13 +71,13 @@ class Trunk:
     classes: int
     _tap: Tap | None
 
-    def features(self, **batch: Tensor) -> Tensor:
-        """What the head is given (N, width)."""
-        out: Tensor = self.network(**batch).logits
-        return out if self._tap is None else self._tap.take()
+    def features(self, out: Any) -> Tensor:
+        """What the head is given (N, width), of what the network has just returned."""
+        logits: Tensor = out.logits
+        return logits if self._tap is None else self._tap.take()
 
 
-def cut(network: nn.Module, example: Mapping[str, Tensor], fresh: Container[str] = ()) -> Trunk | None:
+def cut(network: nn.Module, run: Callable[[], Any], fresh: Container[str] = ()) -> Trunk | None:
     """Take a classifier of transformers apart, in place, behind its base model.
 
     The head is what transformers puts on top of a pre-trained model: the last linear layer, and the layers
@@ -85,18 +85,18 @@ def cut(network: nn.Module, example: Mapping[str, Tensor], fresh: Container[str]
     chosen or averaged between two layers, what comes before belongs to the encoder.
 
     Args:
-        example: two inputs or more.
+        run: what the network returns for two inputs or more.
         fresh: parameters of the base model that belong to the head, since pre-trained models lack them.
 
     Returns: ``None`` if no linear layer gives the logits.
     """
-    calls, logits = _run(network, example, fresh)
+    calls, logits = _watch(network, run, fresh)
     if not calls or not isinstance(calls[-1].module, nn.Linear):
         return None
     trunk = _without(network, *_chain(calls))
     try:
         with torch.no_grad(), evaluating(network):
-            found = trunk.head(trunk.features(**example))
+            found = trunk.head(trunk.features(run()))
     except RuntimeError:  # of shapes: two heads, the mean of which is the answer
         return None
     close = found.shape == logits.shape and torch.allclose(found, logits, rtol=1e-4, atol=1e-5)
@@ -141,9 +141,7 @@ def _without(network: nn.Module, layers: Sequence[Layer], between: Sequence[nn.M
 
 
 @torch.no_grad()
-def _run(
-    network: nn.Module, example: Mapping[str, Tensor], fresh: Container[str]
-) -> tuple[list[Layer], Tensor]:
+def _watch(network: nn.Module, run: Callable[[], Any], fresh: Container[str]) -> tuple[list[Layer], Tensor]:
     """The calls of layers outside the base model, in their order, and the logits (N, C)."""
     calls: list[Layer] = []
     with evaluating(network), ExitStack() as hooks:
@@ -153,7 +151,7 @@ def _run(
                 calls.append(Layer(name, module, given[0], out))
 
             hooks.callback(module.register_forward_hook(keep).remove)
-        logits: Tensor = network(**example).logits
+        logits: Tensor = run().logits
     return calls, logits
 
 

@@ -40,7 +40,8 @@ def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> 
     try:
         involved_tasks(experiment, suite)
         for regime in experiment.regimes:
-            experiment.settings(regime, experiment.seeds[0])
+            for tasks in ((), *((task,) for task in experiment.per_task)):
+                experiment.settings(regime, experiment.seeds[0], *tasks)
         for study in active(experiment):
             study.check(experiment, suite)
     except InputError as error:

@@ -82,11 +82,13 @@ class AnalysisOfModel(Analysis):
         from taskvec.evaluation.evaluator import Evaluator
         from taskvec.models.loading import load_backbone
         from taskvec.tasks.suite import load_suite
+        from taskvec.tasks.task import outputs_for
 
         suite = load_suite(self.suite)
         chosen = [suite.task(name) for name in tasks]
         check_classes(chosen)
-        return Evaluator(load_backbone(self.model, device=self.device), chosen, **options), suite.name
+        backbone = load_backbone(self.model, outputs_for(chosen), device=self.device)
+        return Evaluator(backbone, chosen, **options), suite.name
 
 
 class AnalysisOfVectors(AnalysisOfModel):

@@ -45,6 +45,9 @@ class Experiment(Config):
     """Regime -> settings that differ from ``training``, and for one of your own what it trains (``select``,
     ``space``, ``rank``, ``alpha``). A regime is evaluated in the space it trains in; ``post-hoc`` and
     ``post-hoc-attention`` evaluate those of ``full`` and ``attention`` in tangent space."""
+    per_task: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Task -> settings that differ for its own vector, such as its epochs. Tasks trained together take the
+    common ones."""
     evaluation_batch: PositiveInt = 64
     device: DeviceName = "auto"
     """Where the model computes, see ``taskvec run --help``. Results do not depend on it but by rounding, so
@@ -72,7 +75,7 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _check_regimes(self) -> Self:
-        for where, given in {"training": self.training, **self.regimes}.items():
+        for where, given in {"training": self.training, **self.regimes, **self.per_task}.items():
             if "seed" in given:
                 raise ValueError(f"{where}: a seed is given under 'seeds', not here")
         for regime, given in self.regimes.items():
@@ -116,11 +119,15 @@ class Experiment(Config):
         """Where a regime's vectors are evaluated."""
         return "tangent" if self.trained(regime) != regime else self.regime(regime).evaluated_in
 
-    def settings(self, regime: str, seed: int) -> TrainSettings:
-        """The full recipe of one regime's vectors.
+    def settings(self, regime: str, seed: int, *tasks: str) -> TrainSettings:
+        """The full recipe of one regime's vectors; of a single task, the one of its own.
 
         Raises: InputError naming the setting at fault.
         """
+        if len(tasks) == 1 and tasks[0] in self.per_task:
+            own = TrainSettings.parse(f"per_task.{tasks[0]}", self.per_task[tasks[0]])
+            common = self.settings(regime, seed)
+            return common.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
         trained = self.trained(regime)
         given = {**self.training, **self.regimes[trained], "seed": seed}
         entry = _Entry.parse(f"regimes.{trained}", given)
@@ -129,7 +136,7 @@ class Experiment(Config):
     def task_names(self, suite: Suite) -> list[str]:
         """The tasks whose vectors are studied, checked against the suite."""
         names = list(self.tasks or (name for name in suite.tasks if name != suite.control))
-        for name in names:
+        for name in (*names, *self.per_task):
             suite.task(name)
         return names
 

@@ -140,14 +140,21 @@ class Trial:
             "regime": self.regime,
             "training": recipe(self.settings, self.trains),
             "tasks": self.plan.fingerprints(tasks),
+            **self._own_settings(tasks),
             **inputs,
         }
         return Cell(kind, f"{self.regime} {'+'.join(tasks)}", decisive, compute)
 
     @property
     def settings(self) -> TrainSettings:
-        """How the regime's vectors are trained."""
+        """How the regime's vectors are trained, but for tasks with settings of their own."""
         return self.experiment.settings(self.regime, self.seed)
+
+    def _own_settings(self, tasks: Sequence[str]) -> dict[str, object]:
+        """For the key of a cell on these tasks, what their vectors are trained with besides."""
+        given = self.experiment.per_task
+        own = {task: given[task] for task in tasks if task in given}
+        return {"per_task": own} if own else {}
 
     def stored(self, cell: Cell[R]) -> Plain:
         """The cell's result as stored, computed if it is not on record."""
@@ -196,7 +203,7 @@ class Trial:
                 self.evaluator.backbone,
                 [self.evaluator.part(task) for task in tasks],
                 regime=self.trains,
-                settings=self.settings,
+                settings=self.experiment.settings(self.regime, self.seed, *tasks),
                 ascend=ascend,
                 checkpoint=checkpoint,
                 validate=validate,
@@ -204,7 +211,10 @@ class Trial:
                 log=log,
             )
 
-        name, more = "+".join(tasks), {"ascend": True} if ascend else {}
+        name = "+".join(tasks)
+        more: dict[str, object] = self._own_settings(tasks) if len(tasks) == 1 else {}
+        if ascend:
+            more["ascend"] = True
         return self.train(f"ascent-{name}" if ascend else name, compute, tasks, **more)
 
     def train(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from taskvec.models.backbone import Backbone, evaluating
+from taskvec.models.classifier import trained_head
 from taskvec.models.heads import Head, linear_probe, zero_shot_head
 from taskvec.tasks.objective import Batch, Prepared
 from taskvec.tasks.source import SplitName
@@ -98,11 +99,15 @@ def features(backbone: Backbone, of: Sequence[Batch]) -> Tensor:
 
 
 class Headed(Protocol):
-    """A task that declares how its frozen head is made."""
+    """A classification that declares how its frozen head is made."""
 
     @property
     def head(self) -> str:
-        """``zero-shot`` or ``linear-probe``."""
+        """``zero-shot``, ``linear-probe`` or ``own``."""
+
+    @property
+    def lender(self) -> str | None:
+        """The checkpoint that lends its own."""
 
     @property
     def classes(self) -> Sequence[str]:
@@ -124,6 +129,24 @@ class Headed(Protocol):
         """Its examples."""
 
 
+class Trained(Protocol):
+    """A task with a training split."""
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens that a text is cut to."""
+
+    def split(self, split: SplitName, limit: int | None = None) -> Split:
+        """Its examples."""
+
+
+def training_features(backbone: Backbone, task: Trained, batch_size: int = 64) -> tuple[Tensor, Tensor]:
+    """Features (N, d) and labels (N,) of the whole training split, which a probe is fitted on."""
+    train = task.split("train")
+    prepared = batches(backbone, train, batch_size, max_length=task.max_length)
+    return features(backbone, prepared), train.labels
+
+
 def head_for(backbone: Backbone, task: Headed, *, batch_size: int = 64) -> Head:
     """The frozen head that a task declares, made with the pre-trained backbone.
 
@@ -132,6 +155,6 @@ def head_for(backbone: Backbone, task: Headed, *, batch_size: int = 64) -> Head:
     """
     if task.head == "zero-shot":
         return zero_shot_head(backbone, task.classes, task.templates, task.wordings)
-    train = task.split("train")
-    rows = features(backbone, batches(backbone, train, batch_size, max_length=task.max_length))
-    return linear_probe(rows, train.labels, task.classes)
+    if task.head == "own":
+        return trained_head(backbone, task.lender).head(task.classes, task.wordings)
+    return linear_probe(*training_features(backbone, task, batch_size), task.classes)

@@ -113,6 +113,10 @@ class Objective(ABC):
         """All figures of what the backbone writes as it is, in place of ``tally`` and ``score``."""
         raise NotImplementedError
 
+    def at(self, params: Mapping[str, "Tensor"]) -> "Objective":
+        """What is asked of a model with these parameters: a trained head is part of the model."""
+        return self
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Digest of what it holds, such as a head's weights; the same on every device."""

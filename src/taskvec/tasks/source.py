@@ -40,7 +40,7 @@ class Rows:
     """
 
     inputs: Any
-    labels: Sequence[int | str]
+    labels: Sequence[int | float | str]
     where: Callable[[int], str]
 
 
@@ -176,13 +176,13 @@ def text_of(value: object, where: str, field: str) -> str:
 _WHOLE = re.compile(r"\s*-?[0-9]{1,18}\s*")
 
 
-def label_of(value: object, where: str, field: str) -> int | str:
-    """Labels are whole numbers or names; a number in text (CSV) is a number.
+def label_of(value: object, where: str, field: str) -> int | float | str:
+    """Labels are numbers or names; a whole number in text (CSV) is a number.
 
     Raises: InputError for anything else.
     """
     if isinstance(value, str):
         return int(value) if _WHOLE.fullmatch(value) else value
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     raise InputError(f"{where}: {field} {shown(value)}, expected a whole number or a class name")

@@ -45,7 +45,7 @@ class Task(Config, ABC):
     outputs: ClassVar["Outputs"]
     """What it needs of a model: its features, or its tokens' logits."""
     unkeyed: ClassVar[frozenset[str]] = frozenset()
-    """Fields that are left out of the fingerprint, being younger than records that exist."""
+    """Fields left out of the fingerprint at their defaults, being younger than records that exist."""
 
     name: str = Field(pattern=r"^[\w-][\w.-]*$", max_length=100)
     """Also the name of files: letters, digits and ``_ . -``, not beginning with a dot."""
@@ -58,6 +58,11 @@ class Task(Config, ABC):
     data: SerializeAsAny[Source]
 
     _loaded: dict[str, Split] = PrivateAttr(default_factory=dict)
+
+    @property
+    def needs(self) -> "Outputs":
+        """What this task needs of a model."""
+        return self.outputs
 
     def __new__(cls, **values: Any) -> "Task":
         """Of the class of its kind."""
@@ -133,9 +138,16 @@ class Task(Config, ABC):
     @property
     def fingerprint(self) -> str:
         """Digest of everything that decides what a figure on this task means, data included."""
-        fields = self.model_dump_json(exclude={"description", "data", "epochs", *self.unkeyed})
+        young = {
+            name for name in self.unkeyed if getattr(self, name) == type(self).model_fields[name].default
+        }
+        fields = self.model_dump_json(exclude={"description", "data", "epochs", "checkpoint", *young})
         options = self.data.model_dump_json(exclude=_WHERE)
-        return xxhash.xxh3_128(f"{fields}{options}{self.data.digest()}".encode()).hexdigest()
+        return xxhash.xxh3_128(f"{fields}{options}{self.data.digest()}{self.digest()}".encode()).hexdigest()
+
+    def digest(self) -> str:
+        """Of what else a task reads, besides its data."""
+        return ""
 
     def split(self, split: SplitName, limit: int | None = None) -> Split:
         """Examples of ``train``, ``validation`` or ``test``; the first ``limit`` of them.
@@ -173,8 +185,13 @@ class Task(Config, ABC):
 
 
 def outputs_for(tasks: Iterable[Task]) -> "Outputs":
-    """What tasks need of their model. Raises: InputError if it is not the same for all."""
-    needed = {task.outputs: task for task in tasks}
+    """What tasks need of their model. Raises: InputError if it is not the same for all.
+
+    The features that a classifier's own head reads serve other heads too.
+    """
+    needed = {task.needs: task for task in tasks}
+    if "classifier" in needed:
+        needed.pop("features", None)
     if len(needed) > 1:
         one, other = (f"{task.name!r} ({task.kind})" for task in list(needed.values())[:2])
         raise InputError(f"tasks {one} and {other} need models of different outputs; take one kind at a time")

@@ -70,14 +70,19 @@ def check_parts(backbone: Backbone, parts: Sequence[Part]) -> None:
 
 def check_outputs(backbone: Backbone, name: str, asked: Objective | Task) -> None:
     """Refuse a model whose outputs a task cannot use. Raises: InputError."""
-    if asked.outputs != backbone.outputs:
+    needed = asked.needs if isinstance(asked, Task) else asked.outputs
+    if needed != backbone.outputs and (needed, backbone.outputs) != ("features", "classifier"):
         raise InputError(
-            f"{name}: needs {_OUTPUTS[asked.outputs]}, and {backbone.ref} gives "
+            f"{name}: needs {_OUTPUTS[needed]}, and {backbone.ref} gives "
             f"{_OUTPUTS[backbone.outputs]}, which serve tasks of kind {_kinds_for(backbone.outputs)}"
         )
 
 
-_OUTPUTS = {"features": "a feature of every input", "tokens": "the logits of tokens (a language model)"}
+_OUTPUTS = {
+    "features": "a feature of every input",
+    "tokens": "the logits of tokens (a language model)",
+    "classifier": "the features of a trained head (load_backbone(ref, 'classifier'))",
+}
 
 
 def _kinds_for(outputs: str) -> str:

@@ -10,6 +10,7 @@ KINDS: Registry[Any] = Registry(
         "classification": "taskvec.tasks.kinds.classification:Classification",
         "generation": "taskvec.tasks.kinds.generation:Generation",
         "language": "taskvec.tasks.kinds.language:Language",
+        "regression": "taskvec.tasks.kinds.regression:Regression",
     },
 )
 """Subclasses of ``Task`` by the name that stands under ``kind``."""

@@ -1,8 +1,8 @@
 """Classification: a frozen head over classes, cross entropy, accuracy and its kin."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -13,13 +13,13 @@ from taskvec.errors import InputError
 from taskvec.reading import shown
 from taskvec.registry import nearest
 from taskvec.tasks import intervals
+from taskvec.tasks.headed import HeadedTask
 from taskvec.tasks.intervals import Interval
 from taskvec.tasks.metrics import OwnMetric, check_metric, figure_of, metric_called, own_interval
 from taskvec.tasks.objective import Batch, Objective, Tally
 from taskvec.tasks.score import Score, wilson
 from taskvec.tasks.source import Rows, SplitName
 from taskvec.tasks.split import Split, taken
-from taskvec.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,10 +34,9 @@ _STANDARD = ("accuracy", "macro_f1", "matthews")
 """The metrics that every score holds, whatever the task's own is."""
 
 
-class Classification(Task):
+class Classification(HeadedTask):
     """Examples with one class each, behind a frozen head."""
 
-    outputs = "features"
     unkeyed = frozenset({"kind"})
 
     kind: Literal["classification"] = "classification"
@@ -46,12 +45,13 @@ class Classification(Task):
     templates: Words = ("{}",)
     """Prompts of a zero-shot head, ``{}`` standing for the class."""
     wordings: dict[str, Words] = Field(default_factory=dict)
-    """What stands in a prompt for a class, where its name does not describe it well."""
+    """What stands in a prompt for a class, where its name does not describe it well; with ``head: own``, what
+    the checkpoint calls it."""
     labels: dict[int | str, str | None] | None = None
     """Class of each label found in the data; none drops its rows. Needed when the two differ."""
     keep: Words | None = None
     """Classes whose rows make up the task; the head keeps all classes. None keeps every row."""
-    head: Literal["zero-shot", "linear-probe"] = "zero-shot"
+    head: Literal["own", "zero-shot", "linear-probe"] = "zero-shot"
     metric: str = "accuracy"
     """One of ``METRICS``, or ``module:function``; more is better."""
     max_length: PositiveInt | None = None
@@ -126,7 +126,12 @@ class Classification(Task):
         examples: Any = torch.from_numpy(inputs) if isinstance(inputs, np.ndarray) else inputs
         return Split(examples, torch.tensor(labels))
 
-    def _class_of(self, label: int | str, classes: Sequence[str], rows: Rows, row: int) -> str | None:
+    def _class_of(self, label: int | float | str, classes: Sequence[str], rows: Rows, row: int) -> str | None:
+        if isinstance(label, float):
+            field = getattr(self.data, "label", "label")
+            raise InputError(
+                f"{rows.where(row)}: {field} {shown(label)}, expected a whole number or a class name"
+            )
         if self.labels is not None:
             if label in self.labels:
                 return self.labels[label]
@@ -182,6 +187,9 @@ class Classifying(Objective):
 
     def value(self, tally: Tally) -> float:
         return value(tally["logits"], tally["labels"], self.metric, self.function)
+
+    def at(self, params: Mapping[str, "Tensor"]) -> "Classifying":
+        return replace(self, head=self.head.at(params))
 
     def fingerprint(self) -> str:
         return self.head.fingerprint()

@@ -51,7 +51,7 @@ class Hub(Source):
             return None
         return Rows(self._inputs(split), self._labels(split), partial(self._where, split))
 
-    def _labels(self, split: SplitName) -> list[int | str]:
+    def _labels(self, split: SplitName) -> list[int | float | str]:
         if self.label is None:
             return [0] * len(self._table(split))
         return [label_of(*cell, self.label) for cell in self._column(split, self.label)]

@@ -98,7 +98,7 @@ class Npz(Source):
     images: str = "x_{split}"
     """Key of the images (N, H, W) or (N, H, W, 3), uint8; grey ones become RGB."""
     labels: str = "y_{split}"
-    """Key of the labels (N,), places in the classes."""
+    """Key of the labels (N,), places in the classes, or numbers for a regression."""
     names: str = "classes"
     """Key of the class names, where the archive has them."""
     splits: dict[SplitName, str] = Field(default_factory=_usual_splits)
@@ -124,7 +124,7 @@ class Npz(Source):
                 f"{path}: {keys[0]!r} is {pixels.dtype} {pixels.shape}, "
                 "expected uint8 (N, H, W) or (N, H, W, 3)"
             )
-        if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) != len(pixels):
+        if labels.ndim != 1 or labels.dtype.kind not in "iuf" or len(labels) != len(pixels):
             raise InputError(
                 f"{path}: {keys[1]!r} is {labels.dtype} {labels.shape}, expected {len(pixels)} whole numbers"
             )

@@ -49,7 +49,8 @@ class Table(Source):
     text2: str | None = None
     """Field of the second text, for tasks on pairs."""
     label: str | None = "label"
-    """Field of the label: an index into the classes, or a class name; none for texts without labels."""
+    """Field of the label: an index into the classes, a class name, or the number of a regression; none for
+    texts without labels."""
     split: str = "split"
     """Field that tells the split, when all are in one file."""
     splits: dict[SplitName, str] = Field(default_factory=dict)
@@ -81,7 +82,7 @@ class Table(Source):
     def _examples(self, path: Path, split: str | None) -> Rows:
         """Rows of ``path`` whose split field says ``split``; all of them for none."""
         inputs: list[str | tuple[str, str]] = []
-        labels: list[int | str] = []
+        labels: list[int | float | str] = []
         numbers: list[int] = []
         for number, row in self._numbered(path):
             where = f"{path}, row {number}"
