@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import taskvec as tv
-from language_models import save_language_model
+from language_models import TEXT, save_language_model
 from taskvec.cli import COMMANDS, main
 from taskvec.config import Config
 from taskvec.rules import RULES
@@ -165,11 +165,25 @@ def test_the_snippets_on_trained_adapters_run(
 
 def test_the_snippets_on_language_models_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    save_language_model(tmp_path / "gpt", "gpt2")
-    names: dict[str, Any] = {}
-    for snippet in re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "language-models.md").read_text(), re.DOTALL
-    ):
+    for folder, kind in {"gpt": "gpt2", "t5": "t5"}.items():
+        save_language_model(tmp_path / folder, kind)
+    Path("plays.txt").write_text(TEXT * 4)
+    Path("stories.txt").write_text("the dog ate\nthe cat sat on the mat\n" * 4)
+    rows = [
+        {"split": split, "text": "the cat sat", "hypothesis": "the cat", "label": place % 3}
+        for split in ("train", "validation", "test")
+        for place in range(6)
+    ]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = (ROOT / "docs" / "language-models.md").read_text()
+    for suite in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL):
+        Path(suite.split()[1]).write_text(suite)
+    for words in re.findall(r"^    taskvec (.*)", page, re.MULTILINE):
+        with pytest.raises(SystemExit) as ended:
+            main([*shlex.split(words), "--quiet"])
+        assert ended.value.code == 0, words
+    names: dict[str, Any] = {"print": lambda *values: None}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(snippet, names)
     assert names["logits"].shape == (len(names["text"]) - 2, names["model"].dim)
 

@@ -19,6 +19,7 @@ from taskvec.cli._common import (
     flattened,
     print_json,
     print_table,
+    say,
     watching,
 )
 from taskvec.code import allowing_code
@@ -101,6 +102,7 @@ def train(
         chosen = load_suite(suite) if suite else suite_with(names[0])
     limits = {"train": limit} if limit else {}
     tasks = [chosen.task(name) for name in names]
+    say(note for task in tasks for note in task.notes)
     backbone = load_backbone(model, outputs_for(tasks), device=device)
     evaluator = Evaluator(backbone, tasks, limits=limits, precision=settings.precision)
     check_space(output, sum(value.nbytes for value in evaluator.pretrained.values()))

@@ -83,6 +83,10 @@ class Objective(ABC):
     def prepare(self, backbone: "Backbone", split: "Split") -> Prepared:
         """A split as batches of this kind of task."""
 
+    def examples(self, backbone: "Backbone", split: "Split") -> "Split":
+        """The split with an entry for each example; of texts these may be windows, cut when tokenised."""
+        return split
+
     def check(self, name: str, split: "Split") -> None:  # noqa: B027  most have nothing to refuse
         """Refuse a training split that would train nonsense. Raises: InputError that opens with ``name``."""
 

@@ -121,6 +121,11 @@ class Task(Config, ABC):
         def __getattr__(self, name: str) -> Any:
             """A field of the task's kind."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What somebody who trains on it should know, a line each."""
+        return ()
+
     @abstractmethod
     def objective(self, backbone: "Backbone") -> "Objective":
         """What the task asks of a model's outputs; a frozen head is made with this, the pre-trained one.

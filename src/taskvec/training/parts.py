@@ -49,10 +49,13 @@ def make_part(
 ) -> Part:
     """The training split of a task, cut to ``limits["train"]``; head or objective are made unless given."""
     limit = (limits or {}).get("train")
-    asked = head or task.objective(backbone)
+    check_outputs(backbone, task.name, task)
+    asked, split = head or task.objective(backbone), task.split("train", limit)
+    if isinstance(asked, Objective):
+        split = asked.examples(backbone, split)
     frozen = asked.head if isinstance(asked, Classifying) else asked
     longest = getattr(task, "max_length", None)
-    return Part(task.name, task.split("train", limit), frozen, longest, task.fingerprint)
+    return Part(task.name, split, frozen, longest, task.fingerprint)
 
 
 def check_parts(backbone: Backbone, parts: Sequence[Part]) -> None:

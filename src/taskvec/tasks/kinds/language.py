@@ -13,6 +13,7 @@ from taskvec.tasks.intervals import of_ratio
 from taskvec.tasks.objective import Batch, Objective, Prepared, Tally
 from taskvec.tasks.score import Score
 from taskvec.tasks.source import Rows, SplitName
+from taskvec.tasks.sources.texts import Text
 from taskvec.tasks.split import Split
 from taskvec.tasks.task import Task
 
@@ -60,6 +61,15 @@ class Language(Task):
                 "windows would never be scored"
             )
         return self
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if not isinstance(self.data, Text) or self.data.files or self.data.splits:
+            return ()
+        return (
+            f"{self.name}: the test split is the whole file, training text included; divide it by 'splits' "
+            "or 'files' to measure on other text",
+        )
 
     def objective(self, backbone: "Backbone") -> "Modelling":
         return Modelling(self.name, self.context, self.stride or self.context, self.packed, self.metric)
@@ -165,16 +175,24 @@ class Modelling(Objective):
     outputs: ClassVar = "tokens"
 
     def prepare(self, backbone: "Backbone", split: Split) -> Windows:
-        """Tokenised, and cut into windows.
+        """Its windows."""
+        return Windows(backbone, self.examples(backbone, split).inputs)
+
+    def examples(self, backbone: "Backbone", split: Split) -> Split:
+        """The windows of a split of texts; one of windows as it is.
 
         Raises: InputError for a model that cannot read so much, or reads in another direction; for a text of
             which no token is scored.
         """
+        import torch
+
+        if len(split) and isinstance(split.inputs[0], Window):
+            return split
         model = self._fitting(backbone)
-        most = split.most if isinstance(split, Corpus) else None
         texts = self._tokenised(model, split.inputs)
         made = (window for text in texts for window in windows(text, self.context, self.stride))
-        return Windows(backbone, list(islice(made, most)))
+        cut = list(islice(made, split.most if isinstance(split, Corpus) else None))
+        return Split(cut, torch.zeros(len(cut), dtype=torch.int64))
 
     def _fitting(self, backbone: "Backbone") -> "LanguageModel":
         model: LanguageModel = backbone  # type: ignore[assignment]  # see ``outputs``
