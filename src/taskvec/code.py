@@ -7,13 +7,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import xxhash
+
 from taskvec.errors import InputError
+from taskvec.reading import printable, shortened
 
 _allowed: ContextVar[bool] = ContextVar("allowed", default=False)
 
@@ -56,34 +60,58 @@ def named_callable(ref: str, where: str, folder: Path | None = None) -> Callable
     module, _, name = ref.rpartition(":")
     if not names_code(ref):
         raise InputError(f"{where}: {ref!r} is not of the form module:function or file.py:function")
-    found = getattr(_module(module, where, folder or Path.cwd()), name, None)
+    held = _module(module, where, folder or Path.cwd())
+    found = getattr(held, name, None)
     if not callable(found):
-        raise InputError(f"{where}: {module} has no function {name!r}")
+        near = get_close_matches(name, [each for each, value in vars(held).items() if callable(value)], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"{where}: {module} has no function {name!r}{hint}")
     return found  # type: ignore[no-any-return]
 
 
 def _module(name: str, where: str, folder: Path) -> ModuleType:
     try:
-        return _from_file(folder / name) if name.endswith(".py") else _imported(name, folder)
-    except Exception as error:  # whatever its own code raises
-        message = " ".join(str(error).split())
+        with _looking_in((folder / name).parent if name.endswith(".py") else folder):
+            return _from_file(folder / name) if name.endswith(".py") else import_module(name)
+    except (Exception, SystemExit) as error:  # whatever its own code raises, a script's end among it
+        message = printable(shortened(" ".join(str(error).split()), 160))
         raise InputError(f"{where}: {name} cannot be imported ({type(error).__name__}: {message})") from error
 
 
 def _from_file(path: Path) -> ModuleType:
-    label = f"taskvec_code_{path.stem}"
-    spec = spec_from_file_location(label, path)
-    if spec is None or spec.loader is None or not path.is_file():
+    """The module that a file is; the one that it was, where it has not changed since."""
+    if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
-    module = module_from_spec(spec)
-    sys.modules[label] = module  # so that what it defines can be pickled
-    spec.loader.exec_module(module)
+    place = path.resolve()
+    label = f"taskvec_code_{path.stem}_{xxhash.xxh3_64(str(place).encode()).hexdigest()}"
+    changed = place.stat().st_mtime_ns
+    known = sys.modules.get(label)
+    if known is not None and getattr(known, "__changed__", None) == changed:
+        return known
+    module = _made(label, place)
+    module.__dict__["__changed__"] = changed
     return module
 
 
-def _imported(name: str, folder: Path) -> ModuleType:
+def _made(label: str, path: Path) -> ModuleType:
+    spec = spec_from_file_location(label, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no Python file: {path}")
+    module = module_from_spec(spec)
+    sys.modules[label] = module  # so that what it defines can be pickled
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[label]
+        raise
+    return module
+
+
+@contextmanager
+def _looking_in(folder: Path) -> Iterator[None]:
+    """Modules are looked for in a folder first, as for a script in it."""
     sys.path.insert(0, str(folder))
     try:
-        return import_module(name)
+        yield
     finally:
         sys.path.remove(str(folder))

@@ -249,7 +249,10 @@ class Evaluator:
                 "in tangent space writes none; measure it in ordinary space, or take perplexity as the metric"
             )
         device = self.backbone.device
-        with autocast(self.precision, device), placed(self.backbone, on_device(point, device)):
+        room = enough_memory(
+            device, "writing texts", "lower sampling: max_new_tokens, or take shorter prompts"
+        )
+        with room, autocast(self.precision, device), placed(self.backbone, on_device(point, device)):
             return self.objective(name).measure(self.backbone, self.split(name, split))
 
     def _prepared(self, name: str, split: SplitName) -> Batches:

@@ -127,9 +127,9 @@ class Answering(Objective):
 
     def tally(self, outputs: Tensor, batch: Batch) -> Tally:
         """Loss and tokens of each right answer; where they are ranked, what each answer costs."""
-        token, answer, right, ranked = batch.labels.unbind(1)
-        costs = cross_entropy(outputs, token, reduction="none").double()
-        _, example = torch.unique_consecutive(batch.index, return_inverse=True)
+        costs = cross_entropy(outputs, batch.labels[:, 0], reduction="none").cpu().double()
+        _, answer, right, ranked = batch.labels.cpu().unbind(1)
+        _, example = torch.unique_consecutive(batch.index.cpu(), return_inverse=True)
         count = int(example.max()) + 1
 
         def summed(values: Tensor, width: int, column: Tensor) -> Tensor:
