@@ -54,6 +54,30 @@ def table(path: Path) -> Path:
     ("name", "source"),
     [("d.jsonl", "jsonl"), ("d.jsonl.gz", "jsonl"), ("d.csv", "csv"), ("d.parquet", "parquet")],
 )
+@pytest.mark.parametrize(("only", "left"), [(1, [1, 3, 5]), ([0, 1], [0, 1, 2, 3, 4, 5]), ("0", [0, 2, 4])])
+def test_only_some_rows_are_read_whatever_the_format(
+    tmp_path: Path, name: str, source: str, only: object, left: list[int]
+) -> None:
+    demo = task(source=source, path=str(table(tmp_path / name)), splits=SPLITS, only={"label": only})
+    assert demo.split("test").inputs == [f"test {n}" for n in left]
+
+
+def test_rows_that_are_left_out_are_part_of_the_fingerprint(tmp_path: Path) -> None:
+    data = {"source": "jsonl", "path": str(table(tmp_path / "d.jsonl")), "splits": SPLITS}
+    assert task(**data, only={"label": 1}).fingerprint != task(**data).fingerprint
+    assert "only" not in task(**data).data.model_dump()
+
+
+def test_an_unknown_field_of_only_is_named(tmp_path: Path) -> None:
+    demo = task(source="jsonl", path=str(table(tmp_path / "d.jsonl")), splits=SPLITS, only={"lable": 1})
+    with pytest.raises(InputError, match="no field 'lable'; did you mean 'label'"):
+        demo.split("test")
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [("d.jsonl", "jsonl"), ("d.jsonl.gz", "jsonl"), ("d.csv", "csv"), ("d.parquet", "parquet")],
+)
 def test_tables_give_the_same_task_in_every_format(tmp_path: Path, name: str, source: str) -> None:
     demo = task(source=source, path=str(table(tmp_path / name)), splits=SPLITS, text2="other")
     test = demo.split("test")

@@ -34,7 +34,7 @@ class Runner:
         for study in self._studies:
             compared += study.compared(experiment, suite)
         digests = {task: suite.task(task).fingerprint for task in involved_tasks(experiment, suite)}
-        model = _fingerprint(experiment.model)
+        model = _fingerprint(experiment.checkpoint)
         self._lab = Lab(Plan(experiment, suite, model, digests, list(dict.fromkeys(compared))), store, watch)
         if not store.begun:
             self.load()

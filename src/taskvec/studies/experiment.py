@@ -8,6 +8,7 @@ from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.evaluation.search import Grid
 from taskvec.place import DeviceName
+from taskvec.tasks.source import expanded
 from taskvec.tasks.suite import Suite
 from taskvec.training.regimes import Regime, RegimeSettings, Space
 from taskvec.training.settings import TrainSettings
@@ -93,6 +94,14 @@ class Experiment(Config):
             if trained != regime and given:
                 raise ValueError(f"regimes.{regime}: trains nothing, so it has no settings; write {{}}")
         return self
+
+    @property
+    def checkpoint(self) -> str:
+        """The model with ``${VARIABLE}`` filled in, as in paths of suites.
+
+        Raises: InputError if one is not set.
+        """
+        return str(expanded(self.model)) if "${" in self.model else self.model
 
     def trained(self, regime: str) -> str:
         """The regime that trained the vectors which this one evaluates."""

@@ -102,7 +102,7 @@ class Lab:
         """The experiment's model and tasks. Raises: InputError."""
         experiment = self.plan.experiment
         tasks = [self.plan.suite.task(name) for name in self.plan.digests]
-        backbone = load_backbone(experiment.model, outputs_for(tasks), device=experiment.device)
+        backbone = load_backbone(experiment.checkpoint, outputs_for(tasks), device=experiment.device)
         self.store.device = describe_device(backbone.device)
         if is_own(experiment.model) and open_weights(backbone.source).fingerprint() != self.plan.model:
             raise InputError(

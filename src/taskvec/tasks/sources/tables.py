@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from taskvec.errors import InputError, optional
 from taskvec.reading import open_file, parse_json, shown
@@ -29,6 +29,19 @@ from taskvec.tasks.source import (
 )
 
 Row = Mapping[str, Any]
+
+
+def _words(value: object) -> object:
+    """A value, or several, as the texts that rows of any kind of table are compared with."""
+    listed = value if isinstance(value, list | tuple) else [value]
+    return (
+        [str(word) for word in listed]
+        if all(isinstance(word, str | int | float) for word in listed)
+        else value
+    )
+
+
+Words = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_words)]
 
 _LINE = 10_000_000
 """Characters of the longest line of a table."""
@@ -57,6 +70,14 @@ class Table(Source):
     """What that field holds for each split, where it is not the split's own name."""
     skip: int = Field(default=0, ge=0, lt=2**31)
     """Leading rows that hold no example."""
+    only: dict[str, Words] = Field(default_factory=dict)
+    """Field -> value, or list of values: rows that hold another are left out."""
+
+    @model_serializer(mode="wrap")
+    def _without_young(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The fingerprint of a task that leaves nothing out is that of before there was ``only``."""
+        fields: dict[str, Any] = serialize(self)
+        return fields if self.only else {key: value for key, value in fields.items() if key != "only"}
 
     @model_validator(mode="after")
     def _one_way_to_files(self) -> "Table":
@@ -88,6 +109,8 @@ class Table(Source):
             where = f"{path}, row {number}"
             if split is not None and self._split_of(row, where) != split:
                 continue
+            if any(str(_field(row, name, where)) not in words for name, words in self.only.items()):
+                continue
             text = _text(row, self.text, where)
             inputs.append((text, _text(row, self.text2, where)) if self.text2 else text)
             label = 0 if self.label is None else label_of(_field(row, self.label, where), where, self.label)
@@ -110,7 +133,8 @@ class Table(Source):
 
     def _fields(self) -> list[str]:
         """The fields that make an example."""
-        names = [self.text, self.text2, self.label, self.split if self.path is not None else None]
+        split = self.split if self.path is not None else None
+        names = [self.text, self.text2, self.label, split, *self.only]
         return [name for name in dict.fromkeys(names) if name is not None]
 
     def _check_columns(self, columns: Sequence[str], path: Path) -> None:
