@@ -15,6 +15,7 @@ from taskvec._version import __version__
 if TYPE_CHECKING:
     from taskvec.edits.opening import open_recipe, save_merge
     from taskvec.evaluation.evaluator import Evaluator
+    from taskvec.evaluation.harness import HarnessSettings, harness
     from taskvec.evaluation.linear import LinearFeatures, linear_features
     from taskvec.evaluation.metrics import score
     from taskvec.evaluation.points import OrdinaryPoints, Points, TangentPoints
@@ -92,6 +93,8 @@ _HOME = {
     "Points": "evaluation.points",
     "TangentPoints": "evaluation.points",
     "Grid": "evaluation.search",
+    "HarnessSettings": "evaluation.harness",
+    "harness": "evaluation.harness",
     "LinearFeatures": "evaluation.linear",
     "linear_features": "evaluation.linear",
     "search_addition": "evaluation.search",
@@ -115,6 +118,7 @@ __all__ = [
     "Backbone",
     "Evaluator",
     "Grid",
+    "HarnessSettings",
     "Head",
     "LinearFeatures",
     "Linearization",
@@ -143,6 +147,7 @@ __all__ = [
     "fisher",
     "gradient_equivalence",
     "gram",
+    "harness",
     "linear_features",
     "linearity_gap",
     "linearize",

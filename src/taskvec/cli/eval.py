@@ -1,9 +1,11 @@
 """``taskvec eval``."""
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from taskvec.arguments import distinct
 from taskvec.cli._common import (
@@ -18,6 +20,7 @@ from taskvec.cli._common import (
     watching,
 )
 from taskvec.cli._editing import Expression, Vectors, load_vectors
+from taskvec.cli._harness import asked_of_harness, print_harnessed
 from taskvec.code import allowing_code
 from taskvec.errors import InputError
 from taskvec.place import Precision
@@ -31,11 +34,13 @@ if TYPE_CHECKING:
     from taskvec.training.loop import Params
     from taskvec.vectors import TaskVector
 
+Names = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())]
+
 
 def eval(
     model: str,
     *,
-    suite: Annotated[str, Parameter(name=["--suite", "-s"])],
+    suite: Annotated[str | None, Parameter(name=["--suite", "-s"])] = None,
     task: Tasks = (),
     vector: Vectors = (),
     expression: Expression = None,
@@ -43,18 +48,22 @@ def eval(
     heads_from: str | None = None,
     split: Literal["train", "validation", "test"] = "test",
     limit: Count | None = None,
-    batch_size: Count = 64,
+    batch_size: Count | None = None,
+    lm_eval: Names = (),
+    lm_eval_include: str | None = None,
+    lm_eval_fewshot: Annotated[int | None, Parameter(validator=Number(gte=0))] = None,
     precision: Precision = "float32",
     device: Device = "auto",
     allow_code: AllowCode = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a model, edited or not, on the tasks of a suite.
+    """Measure a model, edited or not, on the tasks of a suite or of lm-evaluation-harness.
 
     Examples: `taskvec eval minilm -s text8 -t sst2 trec6`, an edit without writing it
     `taskvec eval minilm -s text8 -v a=sst2.safetensors -e "0.8*a"`, and a written one
-    `taskvec eval ./edited -s text8 --heads-from minilm`.
+    `taskvec eval ./edited -s text8 --heads-from minilm`. A language model on tasks of the harness:
+    `taskvec eval ./llama -v a=chat.safetensors --lm-eval arc_easy,hellaswag --limit 200`.
 
     Args:
         model: A known name (`taskvec models`), a folder, or a hub id.
@@ -70,15 +79,22 @@ def eval(
             classifier that lends its trained head.
         split: Which split to measure on. Choose coefficients on validation, report test.
         limit: Only the first so many examples.
-        batch_size: Examples a forward pass.
+        batch_size: Examples a forward pass; 64 by default, 8 for `--lm-eval`.
+        lm_eval: Tasks, groups or patterns of lm-evaluation-harness, with commas or spaces between them; needs
+            `pip install 'taskvec[lm-eval]'`.
+        lm_eval_include: A folder with task files of your own for `--lm-eval`. They may name code, which runs.
+        lm_eval_fewshot: Solved examples in front of each question; by default as the task says.
         precision: `bf16` and `fp16` compute matrix products in bfloat16 and float16.
     """
     from taskvec.evaluation.evaluator import Evaluator
+    from taskvec.evaluation.harness import harness
     from taskvec.evaluation.points import own_space
     from taskvec.models.loading import load_backbone
-    from taskvec.tasks.suite import load_suite
     from taskvec.tasks.task import outputs_for
 
+    asked = asked_of_harness(lm_eval, lm_eval_include, lm_eval_fewshot, limit, batch_size)
+    if suite is None and asked is None:
+        raise InputError("nothing to measure; give a suite (-s SUITE), tasks of lm-eval (--lm-eval), or both")
     if expression is None and len(vector) > 1:
         raise InputError('several vectors need an expression, such as -e "0.5*a + 0.5*b"')
     if expression is not None and not vector:
@@ -87,16 +103,23 @@ def eval(
         raise InputError("--space: without a --vector there is one model in both spaces; leave it out")
     loaded = load_vectors(vector) if vector else {}
     space = space or own_space(loaded)
+    if asked is not None and loaded and space == "tangent":
+        raise InputError(
+            "--lm-eval: runs a model with its weights, and in tangent space there is none; give "
+            "--space ordinary"
+        )
     with allowing_code(allow_code):
-        measured = load_suite(suite)
-    names = distinct(task or list(measured.tasks), "--task")
-    tasks = [measured.task(name) for name in names]
-    outputs = outputs_for(tasks)
+        tasks = _chosen(suite, task)
+    outputs = "tokens" if asked is not None else outputs_for(tasks)
     if heads_from is not None and outputs == "classifier":
         tasks, heads_from = _borrowing(tasks, heads_from), None
     backbone = load_backbone(heads_from or model, outputs, device=device)
     evaluator = Evaluator(
-        backbone, tasks, limits={split: limit} if limit else {}, batch_size=batch_size, precision=precision
+        backbone,
+        tasks,
+        limits={split: limit} if limit else {},
+        batch_size=batch_size or 64,
+        precision=precision,
     )
     start = evaluator.pretrained
     if heads_from is not None:
@@ -107,15 +130,42 @@ def eval(
     point = _edited(evaluator, loaded, expression, start, space) if loaded else start
     scores = {}
     with watching(quiet) as watch:
-        for done, name in enumerate(names, start=1):
+        for done, name in enumerate(evaluator.tasks, start=1):
             scores[name] = evaluator.score(point, name, split)
-            watch("evaluating", done, len(names))
+            watch("evaluating", done, len(tasks))
+    harnessed = {}
+    if asked is not None:
+        show = sys.stderr.isatty() and not quiet
+        harnessed = harness(backbone, asked, cast("Params", point), precision=precision, show=show)
     if json:
-        records = {name: score.record() for name, score in scores.items()}
-        where = {"split": split, **({"space": space} if loaded else {}), "device": str(backbone.device)}
-        print_json({**where, "scores": records})
-    else:
-        _print_scores(f"{model}, {split}{f', edited in {space} space' if loaded else ''}", scores)
+        where = {**({"space": space} if loaded else {}), "device": str(backbone.device)}
+        found = {name: score.record() for name, score in scores.items()}
+        print_json(
+            {
+                **({"split": split} if tasks else {}),
+                **where,
+                **({"scores": found} if tasks else {}),
+                **({"lm_eval": {name: score.record() for name, score in harnessed.items()}} if asked else {}),
+            }
+        )
+        return
+    manner = f", edited in {space} space" if loaded else ""
+    if tasks:
+        _print_scores(f"{model}, {split}{manner}", scores)
+    if asked:
+        print_harnessed(f"{model}, lm-eval{manner}", harnessed)
+
+
+def _chosen(suite: str | None, task: Sequence[str]) -> "list[Task]":
+    """The tasks of a suite that are measured."""
+    from taskvec.tasks.suite import load_suite
+
+    if suite is None:
+        if task:
+            raise InputError("--task: names tasks of a suite, and none is given; add -s SUITE")
+        return []
+    measured = load_suite(suite)
+    return [measured.task(name) for name in distinct(task or list(measured.tasks), "--task")]
 
 
 def _borrowing(tasks: "Sequence[Task]", lender: str) -> "list[Task]":
