@@ -77,6 +77,8 @@ class Moved(Storages):
     def __init__(self) -> None:
         super().__init__()
         self.unstated = Storages()
+        self.attending = False
+        """Whether attention there is computed in its parts, for which torch makes masks itself."""
 
 
 class NoMixture(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -101,7 +103,7 @@ class NoMixture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = func(*args, **(kwargs or {}))
             if name in _MADE_UP and out.ndim == 0:
                 self.moved.unstated.add(out)
-            return out
+            return self.moved.add(out) if self.moved.attending and not given else out
         # A number on the CPU may go with tensors of a device.
         left = [tuple(t.shape) for t, away in zip(given, far, strict=True) if not away and t.ndim]
         if left:
@@ -199,6 +201,16 @@ def _know_device(patch: pytest.MonkeyPatch, moved: Moved) -> None:
         patch.setattr(torch, name, _placing(getattr(torch, name), moved))
     for name in ["new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"]:
         patch.setattr(Tensor, name, _placing(getattr(Tensor, name), moved), raising=False)
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def attended(query: Tensor, *args: Any, **options: Any) -> Tensor:
+        moved.attending = query in moved
+        try:
+            return attend(query, *args, **options)
+        finally:
+            moved.attending = False
+
+    patch.setattr(torch.nn.functional, "scaled_dot_product_attention", attended)
     wrapper = Tensor._make_wrapper_subclass
     patch.setattr(Tensor, "_make_wrapper_subclass", lambda *a, **k: wrapper(*a, **_on_cpu(k)), raising=False)
     for name in ("autocast", "is_autocast_enabled", "get_autocast_dtype"):
