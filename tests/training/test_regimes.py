@@ -1,6 +1,7 @@
 """Regimes as data: what there is, how users make their own, and which mistakes are found."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_the_linear_partner_of_every_ordinary_regime_is_a_regime() -> None:
         if regime.evaluated_in == "ordinary":
             partner = regime_called(linear_of(regime.name))
             assert (partner.selection, partner.evaluated_in) == (regime.selection, "tangent")
-            assert (partner.lora is None) == (regime.lora is None)
+            assert partner.is_tangent_of(regime) and not regime.is_tangent_of(partner)
 
 
 def test_names_that_runs_on_record_have_keep_their_keys() -> None:
@@ -176,6 +177,9 @@ def test_regimes_of_ones_own_go_through_a_whole_run(
     factors = [info for info in infos if "lora" in str(info.regime)]
     assert all(info.compact is not None and info.training and info.training["rank"] == 2 for info in factors)
     assert "atm" in found["lora"] and "atm" not in found["flat"]
+    report = (run / "report.md").read_text()
+    [advantage] = re.findall(r"Non-linear advantage.*?\n\n(.*?)\n\n", report, re.DOTALL)
+    assert re.findall(r"over ([\w-]+)", advantage) == ["tangent-lora", "flat", "post-hoc-lora"]
     before = (run / "records.jsonl").read_text()
     assert command("run", path, "-o", run, "--quiet") == 0
     assert (run / "records.jsonl").read_text() == before

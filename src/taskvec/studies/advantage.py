@@ -15,7 +15,6 @@ from taskvec.studies.single import OwnModels
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Plan, Trial
 from taskvec.tasks.kinds.classification import Classification
-from taskvec.training.regimes import linear_of
 
 
 class Accuracies(Record, RootModel[dict[str, float]]):
@@ -68,8 +67,8 @@ class Advantage(Study[None]):
 
     def _advantages(self, results: Results, regime: str, seed: int) -> dict[str, float]:
         """By task, of the ordinary regime with the same parameters over this one; empty if there is none."""
-        regimes, tasks = results.plan.experiment.regimes, _classified(results.plan)
-        ordinary = next((name for name in regimes if regime in (linear_of(name), post_hoc_of(name))), None)
+        experiment, tasks = results.plan.experiment, _classified(results.plan)
+        ordinary = next((name for name in experiment.regimes if _is_linear(experiment, regime, name)), None)
         if ordinary is None:
             return {}
         above, below = (self._accuracies(results, name, seed) for name in (ordinary, regime))
@@ -83,6 +82,15 @@ def _classified(plan: Plan) -> dict[str, Classification]:
     """The tasks that have an accuracy over classes."""
     tasks = {name: plan.suite.task(name) for name in plan.tasks}
     return {name: task for name, task in tasks.items() if isinstance(task, Classification)}
+
+
+def _is_linear(experiment: Experiment, regime: str, ordinary: str) -> bool:
+    """Whether a regime trains what an ordinary one does in tangent space, or evaluates its vectors there."""
+    if experiment.trained(ordinary) != ordinary:
+        return False
+    if experiment.trained(regime) != regime:
+        return regime == post_hoc_of(ordinary)
+    return experiment.regime(regime).is_tangent_of(experiment.regime(ordinary))
 
 
 def _measure_accuracies(trial: Trial, tasks: Sequence[str]) -> Plain:

@@ -97,6 +97,11 @@ class Regime:
         """The space that its vectors displace a model in."""
         return "tangent" if self.space.startswith("tangent") else "ordinary"
 
+    def is_tangent_of(self, other: "Regime") -> bool:
+        """Whether it trains what another one does, in the tangent space of that."""
+        apart = (self.evaluated_in, other.evaluated_in) == ("tangent", "ordinary")
+        return apart and (self.selection, self.lora) == (other.selection, other.lora)
+
     def details(self) -> dict[str, object]:
         """What keys and provenance say beside the name; nothing where that tells all."""
         lora = self.lora
