@@ -133,6 +133,7 @@ def test_a_pooler_that_the_base_lacks_belongs_to_the_head(tmp_path: Path) -> Non
     [
         (["LABEL_0", "LABEL_1", "LABEL_2"], ["no", "maybe", "yes"], {}, [0, 1, 2]),
         (["0", "1", "2"], ["no", "maybe", "yes"], {}, [0, 1, 2]),
+        (["2", "0", "1"], ["0", "1", "2"], {}, [1, 2, 0]),
         (
             ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"],
             ["entailment", "neutral", "contradiction"],
@@ -202,6 +203,12 @@ def test_a_text_that_holds_the_end_is_refused_where_the_head_looks_for_it(tmp_pa
     _, backbone = loaded(tmp_path, "t5")
     with pytest.raises(InputError, match="hold the token '</s>'"):
         backbone.prepare(["one two", "a </s> film </s>"])
+
+
+def test_a_text_is_cut_before_its_end_is_added(tmp_path: Path) -> None:
+    _, backbone = loaded(tmp_path, "t5")
+    [tokens] = backbone.prepare(["one two three four"], 3)
+    assert tokens["input_ids"] == [4, 5, 2]
 
 
 def test_an_empty_text_is_one_token(tmp_path: Path) -> None:

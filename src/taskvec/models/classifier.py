@@ -148,13 +148,13 @@ def _places(trained: TrainedHead, classes: Sequence[str], wordings: Mapping[str,
             f"{trained.ref}: its head has {_listed(trained.labels)}, and the task {_listed(classes)}; list "
             "the classes as the head has them, and those that make up the task under 'keep'"
         )
-    if all(_MEANINGLESS.fullmatch(label) for label in labels):
-        return list(range(len(classes)))
     places: list[int] = []
     for name in classes:
         known = {_plain(word) for word in (name, *wordings.get(name, ()))}
         found = [place for place, label in enumerate(labels) if label in known]
         if len(found) != 1 or found[0] in places:
+            if all(_MEANINGLESS.fullmatch(label) for label in labels):
+                return list(range(len(classes)))
             raise InputError(
                 f"{trained.ref}: its head has {_listed(trained.labels)}, expected {_listed(classes)} as in "
                 f"the task; give the head's name of {name!r} under 'wordings'"
@@ -289,7 +289,8 @@ class TextClassifier(ClassifierBackbone, TextBackbone):
         prepared = super().prepare(inputs, max_length)
         if self._end is None:
             return prepared
-        ended = [self._ended(tokens) for tokens in prepared]
+        most = min(max_length or self._most, self._most)
+        ended = [self._ended(tokens, most) for tokens in prepared]
         if len({tokens["input_ids"].count(self._end) for tokens in ended}) > 1:
             raise InputError(
                 f"{self.ref}: some texts hold the token {self.tokenizer.convert_ids_to_tokens(self._end)!r}, "
@@ -297,13 +298,13 @@ class TextClassifier(ClassifierBackbone, TextBackbone):
             )
         return ended
 
-    def _ended(self, tokens: Tokens) -> Tokens:
+    def _ended(self, tokens: Tokens, most: int) -> Tokens:
         """With the end of the text, whose state the head reads, where the tokenizer gives none."""
         end = self._end
         if end is None or end in tokens["input_ids"]:
             return tokens
         last = {key: end if key == "input_ids" else row[-1] for key, row in tokens.items()}
-        return {key: [*row[: self._most - 1], last[key]] for key, row in tokens.items()}
+        return {key: [*row[: most - 1], last[key]] for key, row in tokens.items()}
 
 
 class ImageClassifier(ClassifierBackbone, ImageBackbone):
