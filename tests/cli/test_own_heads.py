@@ -9,6 +9,8 @@ from random import Random
 from typing import Any
 
 import pytest
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForSequenceClassification
 
 import taskvec as tv
 from classifiers import WORDS, build, nudge, save_text, save_tokenizer
@@ -208,10 +210,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "classifiers.md"
 REVIEWS = {"a good film": "positive", "a bad film": "negative", "good cat": "positive", "bad dog": "negative"}
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_the_lines_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     network = save_text(Path("tuned"), "roberta", labels=2)
     save(nudge(deepcopy(network.base_model), 1), Path("base"))
+    settings = LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["query", "value"])
+    get_peft_model(deepcopy(network), settings).save_pretrained("adapter")
     rows = [f"{split},{text},{label}" for split in ("train", "test") for text, label in REVIEWS.items()]
     Path("reviews.csv").write_text("\n".join(["split,text,label", *rows]))
     page = PAGE.read_text()
@@ -227,3 +232,38 @@ def test_the_lines_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     expected = whole.score(whole.pretrained, "reviews", "test").perplexity
     edited = names["evaluator"].score(names["points"].at({"change": 1.0}), "reviews", "test")
     assert edited.perplexity == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("family", ["roberta", "gpt2"])
+def test_an_adapter_lends_the_head_that_was_trained_with_it(
+    family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save(build(family, "SEQUENCE").base_model, tmp_path / "base")
+    network = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    network.config.pad_token_id = 0
+    targets = ["query", "value"] if family == "roberta" else ["c_attn"]
+    settings = LoraConfig(r=2, lora_alpha=4, task_type="SEQ_CLS", target_modules=targets)
+    if family == "gpt2":
+        settings.fan_in_fan_out = True
+    tuned: Any = nudge(get_peft_model(network, settings), 1)
+    tuned.save_pretrained(tmp_path / "adapter")
+    # Weights that are not of the adapter were moved too, and are not saved: those of the base count.
+    again = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    again.config.pad_token_id = 0
+    whole = PeftModel.from_pretrained(again, tmp_path / "adapter").merge_and_unload()
+    save(whole, tmp_path / "whole")
+    suite = write(tmp_path, {"nli": {"head": "own"}})
+    vector = tmp_path / "v.safetensors"
+    assert command("diff", base, tmp_path / "adapter", "-o", vector, "--on-extra", "drop") == 0
+    expected = scores(capsys, tmp_path / "whole", "-s", suite)["nli"]["perplexity"]
+    lent = scores(capsys, base, "-v", f"v={vector}", "-s", suite, "--heads-from", tmp_path / "adapter")
+    assert lent["nli"]["perplexity"] == pytest.approx(expected, rel=1e-4)
+    other = write(tmp_path / "other", {"nli": {"head": "own", "classes": ["a", "b"], "keep": ["a", "b"]}})
+    assert command("eval", base, "-s", other, "--heads-from", tmp_path / "adapter") == 2
+    assert f"{tmp_path}/adapter: its head has the classes" in capsys.readouterr().err
+    plain = LoraConfig(r=2, target_modules=targets, fan_in_fan_out=family == "gpt2")
+    get_peft_model(again, plain).save_pretrained(str(tmp_path / "plain"))
+    capsys.readouterr()
+    assert command("eval", base, "-s", suite, "--heads-from", tmp_path / "plain") == 2
+    assert f"{tmp_path}/plain: the adapter has no trained head" in capsys.readouterr().err

@@ -1,16 +1,13 @@
 """Classifiers of transformers with their own trained head."""
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from taskvec.errors import InputError, and_more
+from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone, Outputs
 from taskvec.models.checkpoint import (
     classifies,
@@ -23,180 +20,11 @@ from taskvec.models.checkpoint import (
     stored_names,
     transformers,
 )
-from taskvec.models.heads import Head
 from taskvec.models.image import ImageBackbone, prepare
-from taskvec.models.loading import locate_model
+from taskvec.models.own_head import TrainedHead
 from taskvec.models.preprocessing import Preprocessing
 from taskvec.models.text import Text, TextBackbone, Tokens
 from taskvec.models.trained import cut
-from taskvec.reading import shown
-from taskvec.weights import open_weights
-
-_MEANINGLESS = re.compile(r"(label|class)?[ _-]*\d+")
-"""Labels that a config gives where nobody named the classes."""
-
-INSTEAD = (
-    "name a checkpoint that has one ('checkpoint' of the task, or --heads-from), or take head: linear-probe"
-)
-
-
-@dataclass(frozen=True)
-class TrainedHead:
-    """The head that a classifier was trained with, frozen.
-
-    Attributes:
-        ref: the checkpoint, for messages.
-        layers: features (N, d) to logits (N, C).
-        names: checkpoint name -> name in ``layers``, for each of its parameters.
-        labels: what the configuration calls the classes; C names.
-        missing: parameters that the checkpoint lacks, so that the head would be random.
-    """
-
-    ref: str
-    layers: nn.Sequential
-    names: Mapping[str, str]
-    labels: tuple[str, ...]
-    missing: tuple[str, ...] = ()
-    fresh: frozenset[str] = frozenset()
-    """Parameters in the network that belong to the head, since the base checkpoint lacks them."""
-    several: bool = False
-    """Whether an input may have several labels at once."""
-
-    def head(self, classes: Sequence[str], wordings: Mapping[str, Sequence[str]] | None = None) -> "OwnHead":
-        """The head over the classes of a task, in their order.
-
-        Args:
-            wordings: other names of a class, one of which may be the checkpoint's.
-
-        Raises: InputError if the checkpoint has no trained head, or one over other classes.
-        """
-        self.check()
-        return OwnHead(self, _places(self, classes, wordings or {}), classes)
-
-    def number(self) -> "OwnHead":
-        """The head of a regression, which gives one number.
-
-        Raises: InputError if the checkpoint has no trained head, or one over classes.
-        """
-        self.check()
-        if len(self.labels) != 1:
-            raise InputError(
-                f"{self.ref}: its head has {_listed(self.labels)}, expected one number; take head: "
-                "linear-probe, or kind: classification"
-            )
-        return OwnHead(self, [0], ["number"])
-
-    def check(self) -> None:
-        """Refuse a head that was never trained. Raises: InputError."""
-        if self.missing:
-            raise InputError(
-                f"{self.ref}: has no trained head (the checkpoint lacks {self.missing[0]!r}"
-                f"{and_more(self.missing)}); {INSTEAD}"
-            )
-
-    def at(self, params: Mapping[str, Tensor]) -> "TrainedHead":
-        """The same with other values of some parameters, by checkpoint name."""
-        layers = deepcopy(self.layers)
-        own = dict(layers.named_parameters())
-        with torch.no_grad():
-            for stored, inside in self.names.items():
-                if stored in params:
-                    own[inside].copy_(params[stored])
-        return replace(self, layers=layers)
-
-
-class OwnHead(Head):
-    """A trained head with its classes in the order of a task's."""
-
-    def __init__(self, trained: TrainedHead, places: Sequence[int], classes: Sequence[str]) -> None:
-        before = deepcopy(trained.layers)
-        last: Any = before.pop(-1)
-        order = list(places)
-        super().__init__(
-            last.weight[order],
-            None if last.bias is None else last.bias[order],
-            normalize=False,
-            classes=classes,
-            kind="own",
-            before=before if len(before) else None,
-        )
-        self._made_of = (trained, order)
-
-    def at(self, params: Mapping[str, Tensor]) -> "Head":
-        """The head of an edited model: an edit moves it like any other weight."""
-        trained, order = self._made_of
-        if params.keys().isdisjoint(trained.names):
-            return self
-        return OwnHead(trained.at(params), order, self.classes).to(self.weight.device)
-
-
-def _places(trained: TrainedHead, classes: Sequence[str], wordings: Mapping[str, Sequence[str]]) -> list[int]:
-    """The row of the head for each class: by name, or in order where the labels say nothing.
-
-    Raises: InputError.
-    """
-    labels = [_plain(label) for label in trained.labels]
-    if len(labels) == 1 or trained.several:
-        gives = "several labels at once" if trained.several else "one number"
-        other = "" if trained.several else ", or kind: regression for a number"
-        raise InputError(
-            f"{trained.ref}: its head gives {gives}, expected one of {_listed(classes)}; take head: "
-            f"linear-probe{other}"
-        )
-    if len(labels) != len(classes):
-        raise InputError(
-            f"{trained.ref}: its head has {_listed(trained.labels)}, and the task {_listed(classes)}; list "
-            "the classes as the head has them, and those that make up the task under 'keep'"
-        )
-    places: list[int] = []
-    for name in classes:
-        known = {_plain(word) for word in (name, *wordings.get(name, ()))}
-        found = [place for place, label in enumerate(labels) if label in known]
-        if len(found) != 1 or found[0] in places:
-            if all(_MEANINGLESS.fullmatch(label) for label in labels):
-                return list(range(len(classes)))
-            raise InputError(
-                f"{trained.ref}: its head has {_listed(trained.labels)}, expected {_listed(classes)} as in "
-                f"the task; give the head's name of {name!r} under 'wordings'"
-            )
-        places += found
-    return places
-
-
-def _plain(label: str) -> str:
-    """A label as it is compared: ``Not_Entailment`` and ``not entailment`` are the same."""
-    return re.sub(r"[\s_-]+", " ", label).strip().casefold()
-
-
-def _listed(names: Sequence[str]) -> str:
-    words = "class" if len(names) == 1 else "classes"
-    return f"the {words} {shown(list(names))}" if len(names) <= 8 else f"{len(names)} {words}"
-
-
-def trained_head(backbone: Backbone, lender: str | None = None) -> TrainedHead:
-    """The trained head of a classifier, or of another checkpoint of the same architecture, for its features.
-
-    Args:
-        lender: what ``load_backbone`` takes.
-
-    Raises: InputError if the model was not loaded as a classifier, or the lender's head does not fit it.
-    """
-    if not isinstance(backbone, ClassifierBackbone):
-        raise InputError(
-            f"{backbone.ref}: head: own needs a classifier of transformers; load it with "
-            "load_backbone(ref, 'classifier')"
-        )
-    if lender is None:
-        return backbone.trained
-    other = load(locate_model(lender), backbone.trained.fresh)
-    other.trained.check()
-    if type(other.network) is not type(backbone.network) or not other.shares_cut(backbone):
-        raise InputError(
-            f"{other.ref}: a {type(other.network).__name__} with features of {other.dim}, and its head "
-            f"cannot read those of {backbone.ref}, a {type(backbone.network).__name__} with {backbone.dim}; "
-            "take the head of a model that was tuned from it"
-        )
-    return replace(other.trained, names={})  # no edit of the backbone reaches it
 
 
 class ClassifierBackbone(Backbone):
@@ -211,8 +39,7 @@ class ClassifierBackbone(Backbone):
 
     def shares_cut(self, other: "ClassifierBackbone") -> bool:
         """Whether the head begins at the same layer, with as many features."""
-        names = [list(backbone._trunk.names.values()) for backbone in (self, other)]
-        return names[0] == names[1] and self.dim == other.dim
+        return self.head_places == other.head_places and self.dim == other.dim
 
     def take_apart(self, run: Callable[[], Any], fresh: Collection[str]) -> None:
         """Separate the network from its head.
@@ -248,6 +75,11 @@ class ClassifierBackbone(Backbone):
             frozenset(trunk.names.values()) & frozenset(fresh),
             getattr(network.config, "problem_type", None) == "multi_label_classification",
         )
+
+    @property
+    def head_places(self) -> list[str]:
+        """Names in the network of the head's parameters, in the order of its layers."""
+        return list(self._trunk.names.values())
 
     def head_parameters(self) -> dict[str, Tensor]:
         """Of the trained head, by checkpoint name."""
@@ -326,11 +158,6 @@ class ImageClassifier(ClassifierBackbone, ImageBackbone):
 
     def _features(self, out: Any) -> Tensor:
         return self._trunk.features(out)
-
-
-def fingerprint_of(lender: str) -> str:
-    """Digest of the weights of a checkpoint that lends its head."""
-    return open_weights(locate_model(lender)).fingerprint()
 
 
 def _padding_of(config: Any, usual: int) -> int:

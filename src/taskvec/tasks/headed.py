@@ -47,7 +47,7 @@ class HeadedTask(Task, ABC):
         """Of the weights of that checkpoint."""
         if self.lender is None:
             return ""
-        from taskvec.models.classifier import fingerprint_of
+        from taskvec.models.lending import fingerprint_of
 
         return fingerprint_of(self.lender)
 

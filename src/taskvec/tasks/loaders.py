@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from taskvec.models.backbone import Backbone, evaluating
-from taskvec.models.classifier import trained_head
 from taskvec.models.heads import Head, linear_probe, zero_shot_head
+from taskvec.models.lending import trained_head
 from taskvec.tasks.objective import Batch, Prepared
 from taskvec.tasks.source import SplitName
 from taskvec.tasks.split import Split

@@ -50,8 +50,8 @@ class Regression(HeadedTask):
         return self
 
     def objective(self, backbone: "Backbone") -> "Regressing":
-        from taskvec.models.classifier import trained_head
         from taskvec.models.heads import ridge_probe
+        from taskvec.models.lending import trained_head
         from taskvec.tasks.loaders import training_features
 
         if self.head == "own":
