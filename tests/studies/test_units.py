@@ -23,7 +23,7 @@ from taskvec.studies.measured import (
         ("accuracy", [0.5], "50.0"),
         ("matthews", [0.25, 0.35], "30.0 ± 7.1"),
         ("perplexity", [1 / 16], "16"),
-        ("perplexity", [1 / 20, 1 / 30], "25 ± 7.071"),
+        ("perplexity", [1 / 20, 1 / 30], "25 ± 7.1"),
         ("mse", [2.0], "0.5"),
     ],
 )

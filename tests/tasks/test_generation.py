@@ -16,6 +16,7 @@ from language_models import save_language_model
 from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.models.loading import load_backbone
+from taskvec.tasks.source import SPLITS
 from taskvec.tasks.task import Task
 from taskvec.training.parts import make_part
 
@@ -193,6 +194,23 @@ def test_written_texts_are_scored_and_described(model: Any, data: Path, tmp_path
     assert found == score(model("gpt2"), task(data, **fields), batch_size=3)
     other = {**fields, "sampling": {**fields["sampling"], "seed": 4}}
     assert found != score(model("gpt2"), task(data, **other))
+
+
+def test_what_is_drawn_for_validation_is_not_drawn_for_test(
+    model: Any, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def texts(self: Any, model: Any, prompts: list[str], seed: int = 0) -> list[str]:
+        seeds.append(seed)
+        return prompts
+
+    monkeypatch.setattr("taskvec.tasks.answering.Writing.texts", texts)
+    fields = {"score": f"{__file__}:length", "sampling": {"prompts": ["a"], "seed": 3}}
+    made = evaluator(model("gpt2"), task(data, **fields))
+    for split in SPLITS:
+        made.score(made.pretrained, "talk", split)
+    assert len(set(seeds)) == 3 and seeds[SPLITS.index("test")] == 3
 
 
 def test_prompts_of_the_settings_take_turns(model: Any, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,7 +253,7 @@ class Evaluator:
             device, "writing texts", "lower sampling: max_new_tokens, or take shorter prompts"
         )
         with room, autocast(self.precision, device), placed(self.backbone, on_device(point, device)):
-            return self.objective(name).measure(self.backbone, self.split(name, split))
+            return self.objective(name).measure(self.backbone, self.split(name, split), split)
 
     def _prepared(self, name: str, split: SplitName) -> Batches:
         if (name, split) not in self._batches:

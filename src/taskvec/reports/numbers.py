@@ -35,7 +35,8 @@ class Mean:
             mean = mean.replace("-", "−")
         if len(values) < 2 or not self.spread:
             return mean
-        return f"{mean} ± {self.scale * stdev(values):{self.form.removeprefix('+')}}"
+        form = ".2g" if self.form.endswith("g") else self.form.removeprefix("+")
+        return f"{mean} ± {self.scale * stdev(values):{form}}"
 
 
 @dataclass(frozen=True)

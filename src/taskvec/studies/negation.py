@@ -141,7 +141,8 @@ class Negation(Study[NegationSettings]):
             inputs = {**search_inputs(experiment.search), "controls": controls, **chosen}
             others = [block.complement[target]] if target in block.complement else []
             more = {"complement": others[0]} if others else {}
-            yield trial.cell(Negated, job, [target, *controls, *others], **inputs, **more)
+            tasks = list(dict.fromkeys([target, *controls, *others]))
+            yield trial.cell(Negated, job, tasks, **inputs, **more)
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         targets = results.stored(Negated, regime, seed)

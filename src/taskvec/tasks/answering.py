@@ -20,6 +20,7 @@ from taskvec.tasks.exchanges import Exchanges, Form, check_answered
 from taskvec.tasks.metrics import OwnMetric, figure_of, own_interval
 from taskvec.tasks.objective import Batch, Objective, Tally
 from taskvec.tasks.score import Score, wilson
+from taskvec.tasks.source import SplitName
 from taskvec.tasks.split import Split
 from taskvec.tasks.written import distinct_2, is_empty, matches, scored
 
@@ -220,7 +221,7 @@ class Matching(Writing):
 
     own: OwnMetric | None = None
 
-    def measure(self, backbone: Any, split: Split) -> MatchScore:
+    def measure(self, backbone: Any, split: Split, name: SplitName = "test") -> MatchScore:
         """Write to every prompt, and compare."""
         asked = list(zip(split.inputs, split.labels.tolist(), strict=True))
         check_answered(self.form.name, split.inputs[0])
@@ -254,10 +255,12 @@ class Scoring(Writing):
     seed: int = 0
     cut: float = 0.8
 
-    def measure(self, backbone: Any, split: Split) -> TextScore:
+    def measure(self, backbone: Any, split: Split, name: SplitName = "test") -> TextScore:
         """Write the texts, and have them scored."""
         prompts = self.prompts or [exchange.prompt for exchange in split.inputs]
-        texts = self.texts(backbone, list(islice(cycle(prompts), self.count)), self.seed)
+        # Not the texts on which a coefficient was chosen.
+        seed = self.seed ^ (("test", "validation", "train").index(name) << 60)
+        texts = self.texts(backbone, list(islice(cycle(prompts), self.count)), seed)
         scores = scored(self.function, texts, self.where)
         above = sum(score >= self.cut for score in scores)
         return TextScore(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from taskvec.models.backbone import Backbone, Outputs
     from taskvec.tasks.score import Score
+    from taskvec.tasks.source import SplitName
     from taskvec.tasks.split import Split
 
 Tally = Mapping[str, "Tensor"]
@@ -113,8 +114,12 @@ class Objective(ABC):
         """The task's own metric alone."""
         return self.score(tally).value
 
-    def measure(self, backbone: "Backbone", split: "Split") -> "Score":
-        """All figures of what the backbone writes as it is, in place of ``tally`` and ``score``."""
+    def measure(self, backbone: "Backbone", split: "Split", name: "SplitName" = "test") -> "Score":
+        """All figures of what the backbone writes as it is, in place of ``tally`` and ``score``.
+
+        Args:
+            name: of the split; what is drawn for one is not drawn for another.
+        """
         raise NotImplementedError
 
     def at(self, params: Mapping[str, "Tensor"]) -> "Objective":
