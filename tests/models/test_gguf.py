@@ -60,6 +60,9 @@ def test_what_is_trained_is_what_is_edited(file: Path, backbone: Backbone, tmp_p
         name = next(iter(moved))
         assert_close(edited[name], weights[name] + 0.5)
         tv.save_weights(edited, tmp_path / "edited")
+    written, batch = load_backbone(tmp_path / "edited"), backbone.collate(["a word"])
+    assert torch.equal(written.collate(["a word"])["input_ids"], batch["input_ids"])
+    assert not torch.equal(written(**batch), backbone(**batch))
 
 
 def test_a_tokenizer_beside_the_file_wins(file: Path, bert_folder: Path, tmp_path: Path) -> None:

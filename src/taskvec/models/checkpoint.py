@@ -290,7 +290,7 @@ def _tokenizer_of_files(ref: str, folder: Path) -> Any:
         _blame_tokenizer(folder, error)
     # Without a vocabulary some are made all the same, and know no word.
     files = set(tokenizer.vocab_files_names.values())
-    if files and not any((folder / name).is_file() for name in files):
+    if files and not any((folder / name).is_file() for name in {*files, "tokenizer.json"}):
         raise InputError(_no_tokenizer(folder, files))
     return tokenizer
 

@@ -103,7 +103,7 @@ def reciprocal_note(metrics: Iterable[str]) -> str:
     if not less:
         return ""
     named = ", ".join(f"1 / {name}" for name in less)
-    return f" Ratios, and means over tasks, are of {named}, so that more is better."
+    return f" Ratios, differences and means over tasks are of {named}, so that more is better."
 
 
 def titled(task: str, metric: str) -> str:

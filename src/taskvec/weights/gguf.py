@@ -12,10 +12,11 @@ import weakref
 from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from io import BufferedReader
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class GgufWeights(Weights):
         how = f"{path}: a GGUF file; for those: pip install 'taskvec[gguf]'"
         self._gguf = optional("gguf", how)
         optional("transformers", how)
-        entries, architecture, layers = _read_header(path)
+        entries, architecture, layers, speaks = _read_header(path)
         if architecture in _MIXTURES:
             raise InputError(
                 f"{path}: a mixture of experts ({architecture}) in GGUF; have transformers write it as "
@@ -92,6 +93,8 @@ class GgufWeights(Weights):
         )
         if folder is None or not (folder / "config.json").is_file():
             self.texts = {"config.json": self.config}
+        if speaks and (folder is None or not any(folder.glob("tokenizer*"))):
+            self.makes = {name: partial(_vocabulary_file, path, name) for name in _VOCABULARY}
         self._handle = open_regular(path)
         self._close = weakref.finalize(self, os.close, self._handle)
         self._note(entries)
@@ -207,8 +210,31 @@ def _model(transformers: Any, settings: Mapping[str, Any]) -> Any:
     return maker.from_config(config)
 
 
-def _read_header(path: Path) -> tuple[dict[str, _Entry], str, int]:
-    """Tensors by name, the architecture, and the number of layers.
+_VOCABULARY = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def _vocabulary_file(path: Path, name: str) -> str:
+    """A file of the tokenizer that transformers makes of the header; empty where it makes none."""
+    return _vocabulary(path).get(name, "")
+
+
+@lru_cache(maxsize=1)
+def _vocabulary(path: Path) -> dict[str, str]:
+    transformers: Any = import_module("transformers")
+    try:
+        with quiet(), TemporaryDirectory() as folder:
+            transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(
+                folder
+            )
+            return {file.name: file.read_text("utf-8") for file in Path(folder).iterdir() if file.is_file()}
+    except Exception as error:  # of transformers and tokenizers, whatever the vocabulary lacks
+        what = shown(" ".join(str(error).split()[:12]))
+        _log.warning("%s: no tokenizer is written, as its vocabulary makes none (%s)", path, what)
+        return {}
+
+
+def _read_header(path: Path) -> tuple[dict[str, _Entry], str, int, bool]:
+    """Tensors by name, the architecture, the number of layers, and whether there is a vocabulary.
 
     Raises: CorruptFile if it claims more than the file holds.
     """
@@ -234,7 +260,7 @@ def _read_header(path: Path) -> tuple[dict[str, _Entry], str, int]:
     layers = values.get(f"{architecture}.block_count", 0)
     if not isinstance(architecture, str) or type(layers) is not int:
         raise CorruptFile(f"{path}: no architecture in its header; {_AGAIN}")
-    return entries, architecture, layers
+    return entries, architecture, layers, "tokenizer.ggml.model" in values
 
 
 _MAGIC = struct.unpack("<I", b"GGUF")[0]

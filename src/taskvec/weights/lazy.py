@@ -1,7 +1,7 @@
 """What is read lazily, tensor by tensor; weights, the mapping that every kind of checkpoint is opened as."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -126,6 +126,8 @@ class Weights(Lazy, Mapping[str, Tensor]):
         sites: where they lie in their folder; by default as those of the first part.
         texts: name -> text of files of the folder that do not describe these weights as they lie there; by
             default those of the first part.
+        makes: name -> what gives the text of a file that the folder lacks and a model needs; nothing is
+            written for an empty one. By default those of the first part.
     """
 
     adapter: Path | None = None
@@ -158,6 +160,7 @@ class Weights(Lazy, Mapping[str, Tensor]):
         self.changes: Mapping[str, Change] | None = None
         self.sites: tuple[Site, ...] = () if like is None else like.sites
         self.texts: Mapping[str, str] = {} if like is None else like.texts
+        self.makes: Mapping[str, Callable[[], str]] = {} if like is None else like.makes
 
     @abstractmethod
     def _read(self, name: str, rows: slice | None) -> Tensor:

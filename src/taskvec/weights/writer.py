@@ -83,7 +83,7 @@ def save_weights(
     target = local_path(path)
     single = target.suffix == ".safetensors"
     shards = plan_files(source, like, None if single else max_shard_size, metadata or {})
-    texts: dict[str, Text] = {} if single else {**like.texts, **(extra_files or {})}
+    texts: dict[str, Text] = {} if single else {**like.makes, **like.texts, **(extra_files or {})}
     beside = _beside(None if single else like.folder, texts, shards)
     needed = sum(shard.size for shard in shards) + beside.size
     inputs = (*source.files, *like.files)
@@ -194,8 +194,8 @@ def _write_beside(work: Path, beside: Beside, texts: Mapping[str, Text]) -> None
         copy_regular(file, work / place)
         flush(work / place)
     for name, text in texts.items():
-        if text != "":
-            _write(work / name, text() if callable(text) else text)
+        if (content := text() if callable(text) else text) != "":
+            _write(work / name, content)
 
 
 def folders_of(shards: Sequence[Shard]) -> set[str]:
