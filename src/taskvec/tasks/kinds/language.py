@@ -101,10 +101,24 @@ class Corpus(Split):
 
 
 class Window(NamedTuple):
-    """What a model reads at once, and the UTF-8 bytes that each token of the target stands for."""
+    """Tokens ``start`` to ``stop`` of a text, read at once; those from ``first`` are scored."""
 
-    passage: "Passage"
-    sizes: list[int]
+    text: "Tokenised"
+    start: int
+    first: int
+    stop: int
+
+    @property
+    def passage(self) -> "Passage":
+        """What the model is given."""
+        from taskvec.models.language import Passage
+
+        return Passage(self.text.tokens[self.start : self.first], self.text.tokens[self.first : self.stop])
+
+    @property
+    def sizes(self) -> list[int]:
+        """UTF-8 bytes that each scored token stands for."""
+        return self.text.sizes[self.first : self.stop]
 
 
 def windows(text: "Tokenised", context: int, stride: int) -> Iterator[Window]:
@@ -118,14 +132,11 @@ def windows(text: "Tokenised", context: int, stride: int) -> Iterator[Window]:
     >>> [window.passage for window in windows(Tokenised([5, 6, 7, 8, 9], [1] * 5), 4, 2)]
     [Passage(context=[5], target=[6, 7, 8]), Passage(context=[7, 8], target=[9])]
     """
-    from taskvec.models.language import Passage
-
     scored, length = 0, len(text.tokens)
     for start in range(0, length, stride):
         first, stop = max(scored, start + 1), min(start + context, length)
         if first < stop:
-            passage = Passage(text.tokens[start:first], text.tokens[first:stop])
-            yield Window(passage, text.sizes[first:stop])
+            yield Window(text, start, first, stop)
         scored = stop
         if stop == length:
             return
@@ -138,9 +149,9 @@ class Windows(Prepared):
         import torch
 
         self._backbone, self._windows = backbone, made
-        self.rows = torch.tensor([len(window.sizes) for window in made], dtype=torch.int64)
-        self.sizes = self.rows + torch.tensor([len(w.passage.context) for w in made], dtype=torch.int64)
-        longest = max((len(window.sizes) for window in made), default=1)
+        self.rows = torch.tensor([window.stop - window.first for window in made], dtype=torch.int64)
+        self.sizes = torch.tensor([window.stop - window.start for window in made], dtype=torch.int64)
+        longest = int(self.rows.max()) if made else 1
         self.together = max(1, _LOGITS // (longest * backbone.dim))
 
     def inputs(self, places: "Tensor") -> dict[str, "Tensor"]:
@@ -150,7 +161,7 @@ class Windows(Prepared):
         import torch
 
         chosen = [self._windows[place] for place in places.tolist()]
-        tokens = [token for window in chosen for token in window.passage.target]
+        tokens = [token for of in chosen for token in of.text.tokens[of.first : of.stop]]
         sizes = [size for window in chosen for size in window.sizes]
         labels = torch.tensor([tokens, sizes], dtype=torch.int64).T
         return labels, places.repeat_interleave(self.rows[places])
