@@ -107,7 +107,6 @@ def _language(ref: str) -> str:
         return "language"
     stated = model_type(path)
     raise InputError(
-        f"{path}: model_type {stated!r}, {purpose_of(stated)}, is no language model that predicts the next "
-        "token (such as gpt2, llama, qwen2, t5, bart); it serves tasks of the kind 'classification' "
-        "at most"
+        f"{path}: model_type {stated!r} is no language model, which predicts a token from those before it "
+        "(gpt2, llama, qwen2, t5, bart and their kin); other models serve tasks of kind 'classification'"
     )
