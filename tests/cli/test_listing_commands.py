@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from taskvec.cli import main
-from taskvec.models.known import MODELS
+from taskvec.models.known import LOADERS, MODELS
 from taskvec.tasks.suite import load_suite, suite_names
 
 
@@ -36,6 +36,12 @@ def test_lists_are_one_line_each(capsys: pytest.CaptureFixture[str], command: st
 def test_lists_as_json_hold_the_same_entries(capsys: pytest.CaptureFixture[str], command: str) -> None:
     lines = run(capsys, command)[1].splitlines()
     assert len(json.loads(run(capsys, command, "--json")[1])) == len(lines) - 1
+
+
+def test_kinds_of_model_are_those_that_load_and_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = [entry["kind"] for entry in json.loads(run(capsys, "models", "--kinds", "--json")[1])]
+    assert kinds == [*LOADERS, "your own"]
+    assert len(run(capsys, "models", "--kinds")[1].splitlines()) == 1 + len(kinds)
 
 
 def test_one_task_is_shown_as_a_piece_of_a_suite_file(

@@ -142,3 +142,20 @@ def reader() -> Backbone:
 
 
 OWN = {"vit": vit, "two towers": two_towers, "conv": conv, "reader": reader}
+
+
+class Causal(nn.Module):
+    """A language model in the manner of nanoGPT: tied, with a mask of its own."""
+
+    def __init__(self, vocabulary: int, width: int = 16, length: int = 32) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        layer = nn.TransformerEncoderLayer(width, 2, 32, dropout=0.1, batch_first=True, norm_first=True)
+        self.h = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.lm_head = nn.Linear(width, vocabulary, bias=False)
+        self.lm_head.weight = self.wte.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        places = torch.arange(ids.shape[1], device=ids.device)
+        later = places[None] > places[:, None]
+        return self.lm_head(self.h(self.wte(ids) + self.wpe(places), mask=later))  # type: ignore[no-any-return]

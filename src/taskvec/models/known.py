@@ -138,6 +138,18 @@ that read them, ``language`` for all that give logits of tokens. A loader takes 
 a Backbone."""
 
 
+GIVES = {
+    "text": "mean of the last hidden states: bert, roberta, mpnet, gpt2, llama, encoders of t5 and kin",
+    "classifier": "logits of the trained head, apart from the features: …ForSequenceClassification and kin",
+    "language": "logits of tokens: gpt2, llama, qwen, t5, bart and kin; GGUF files too",
+    "image": "pooled features: vit, dinov2, convnext, swin, resnet, mobilenet and kin",
+    "clip": "the projected image embedding; prompts go through the text tower",
+    "builtin": "the projected image embedding of the network in the package",
+    "your own": "what your function gives: -m module:function or file.py:function, see taskvec.wrap",
+}
+"""What each kind of model gives to tasks, by the keys of ``LOADERS``, and a network of one's own."""
+
+
 def path_or_id(ref: str) -> str:
     """A path, hub id or known name as the path or hub id that it stands for.
 

@@ -1,4 +1,4 @@
-"""A user's own network as a backbone."""
+"""A user's own network as a backbone: an encoder, or a language model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
@@ -12,6 +12,7 @@ from taskvec.arguments import checked
 from taskvec.code import named_callable, names_code
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone, evaluating
+from taskvec.models.language import LanguageModel
 from taskvec.reading import exists, local_path, shortened
 from taskvec.substitution import substituted
 
@@ -24,13 +25,15 @@ EmbedText = Callable[[Sequence[str]], Tensor]
 def wrap(
     module: nn.Module,
     *,
-    collate: Collate,
-    example: Any,
+    collate: Collate | None = None,
+    example: Any = None,
     features: Features | None = None,
     embed_text: EmbedText | None = None,
     logit_scale: float = 100.0,
+    tokenizer: Any = None,
+    positions: int | None = None,
     ref: Any = None,
-) -> "OwnBackbone":
+) -> "OwnBackbone | OwnLanguageModel":
     """Your own network, to be trained, edited and measured like any other; used as it is, never changed.
 
     Args:
@@ -42,13 +45,29 @@ def wrap(
         features: (N, d) of a batch; by default ``module`` itself.
         embed_text: (P, d) of texts, for zero-shot heads; without it tasks take ``head: linear-probe``.
         logit_scale: factor of zero-shot heads.
+        tokenizer: of transformers, in place of ``collate`` and ``example``: ``module``, or ``features``, is a
+            causal language model, token ids (N, L) to logits (N, L, V), for tasks of kind ``language``.
+        positions: most tokens of a sequence of such a model; none for no bound.
         ref: where the same weights can be read, for the vectors to remember; by default the module.
 
     Raises: InputError for weights that are not float32, or an example that the network does not take.
     """
     _check_weights(module)
+    where = module if ref is None else ref
+    if tokenizer is not None:
+        if collate is not None or example is not None or embed_text is not None:
+            raise InputError(
+                "wrap: a language model takes a tokenizer alone, without collate, example, embed_text"
+            )
+        own = _Parts(module, list, features or module, None, None)
+        return OwnLanguageModel(own, tokenizer, vocabulary=_vocabulary(own), positions=positions, ref=where)
+    if collate is None or example is None:
+        raise InputError(
+            "wrap: expected collate=FUNCTION, which makes a batch, and example=INPUT; or tokenizer=… "
+            "of a language model"
+        )
     parts = _Parts(module, collate, features or module, embed_text, example)
-    return OwnBackbone(parts, dim=_dim(parts), logit_scale=logit_scale, ref=module if ref is None else ref)
+    return OwnBackbone(parts, dim=_dim(parts), logit_scale=logit_scale, ref=where)
 
 
 class _Parts:
@@ -69,6 +88,15 @@ class _Parts:
     def __deepcopy__(self, memo: object) -> "_Parts":
         return self
 
+    def run(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the functions give of a batch at the weights of a network, a copy of theirs or that itself."""
+        with evaluating(self.module):
+            if network is self.module:
+                return _call(self.features, batch)
+            held = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+            with substituted(self.module, held):
+                return _call(self.features, batch)
+
 
 class _Cut(NamedTuple):
     """An input, and the tokens that its task cuts it to."""
@@ -87,13 +115,7 @@ class OwnBackbone(Backbone):
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Features (N, d), without dropout."""
-        with evaluating(self._parts.module):
-            if self.network is self._parts.module:
-                return _call(self._parts.features, batch)
-            # A copy: the functions know the module that it is a copy of.
-            held = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
-            with substituted(self._parts.module, held):
-                return _call(self._parts.features, batch)
+        return self._parts.run(self.network, batch)
 
     def prepare(self, inputs: Sequence[Any], max_length: int | None = None) -> Sequence[Any]:
         """The inputs as they are; with the bound of their task where ``collate`` wants to know it."""
@@ -122,6 +144,27 @@ class OwnBackbone(Backbone):
     def example(self) -> dict[str, Tensor]:
         """The user's one."""
         return self.stack([self._parts.example])
+
+
+class OwnLanguageModel(LanguageModel):
+    """A causal language model of the user's own, and a tokenizer; see :func:`wrap`."""
+
+    def __init__(
+        self, parts: _Parts, tokenizer: Any, *, vocabulary: int, positions: int | None, ref: Any
+    ) -> None:
+        Backbone.__init__(self, parts.module, ref=ref, dim=vocabulary, logit_scale=1.0)
+        self._parts = parts
+        self.tokenizer, self.encodes, self.positions = tokenizer, False, positions
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        """Logits (R, V) at ``scored``. Padding is on the right, where no causal model sees it."""
+        logits = _logits(self._parts.run(self.network, {"_0": batch["input_ids"]}))
+        return logits.flatten(0, -2)[batch["scored"]]
+
+
+def _logits(found: Any) -> Tensor:
+    logits: Tensor = getattr(found, "logits", found)
+    return logits
 
 
 def _is_text(value: Any) -> bool:
@@ -163,6 +206,23 @@ def _dim(parts: _Parts) -> int:
             "features=FUNCTION, such as the mean over tokens or places"
         )
     return found.shape[1]
+
+
+def _vocabulary(parts: _Parts) -> int:
+    """The number of logits, found on three tokens."""
+    name = type(parts.module).__name__
+    try:
+        with torch.no_grad():
+            found = _logits(parts.run(parts.module, {"_0": torch.tensor([[0, 1, 2]])}))
+    except Exception as error:
+        raise InputError(f"{name}: the network fails on token ids (1, 3) ({_said(error)})") from error
+    if not isinstance(found, Tensor) or found.dim() != 3 or found.shape[:2] != (1, 3):
+        shape = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"{name}: of token ids (1, 3) the network gives {shape}, expected logits (1, 3, V); give "
+            "features=FUNCTION"
+        )
+    return found.shape[2]
 
 
 def _said(error: Exception) -> str:

@@ -13,6 +13,7 @@ import xxhash
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from taskvec.errors import InputError
 from taskvec.models.decoding import Decoding, continuations, ends_of
 from taskvec.models.language import LanguageModel
 from taskvec.tasks import intervals
@@ -198,7 +199,15 @@ class Writing(Answering, ABC):
     writes: ClassVar = True
 
     def texts(self, model: LanguageModel, prompts: Sequence[str], seed: int = 0) -> list[str]:
-        """What the model writes behind each prompt, without the prompt."""
+        """What the model writes behind each prompt, without the prompt.
+
+        Raises: InputError for a network that is not of transformers.
+        """
+        if not hasattr(model.network, "generate"):
+            raise InputError(
+                f"{model.ref}: a network of one's own, which predicts tokens and does not write; take "
+                "metric: accuracy, which ranks answers, or a model of transformers"
+            )
         form = replace(self.form, model=model)
         written = continuations(
             model.network,
