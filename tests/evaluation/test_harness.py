@@ -16,12 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import taskvec as tv
-from language_models import CAUSAL, WITH_ENCODER, save_language_model
+from language_models import CAUSAL, TEXT, WITH_ENCODER, save_language_model
 from taskvec.cli import main
+from taskvec.code import allowing_code
 from taskvec.errors import InputError, MissingExtra, TaskvecError, UnknownName
 from taskvec.evaluation.harness import HarnessSettings, harness
 from taskvec.models.backbone import Backbone
 from taskvec.models.loading import load_backbone
+from taskvec.runs.experiment import load_experiment
+from taskvec.runs.report import tables_of
+from taskvec.runs.runner import Runner
+from taskvec.studies.lm_eval import Harnessed
+from taskvec.studies.store import Store
 
 QUESTIONS = [
     {"question": "the cat sat on the", "choices": ["mat", "cake"], "gold": 0},
@@ -225,6 +231,60 @@ def test_requests_that_make_no_sense_are_one_line(
     assert command(gpt, *words) == 2
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1
+
+
+EXPERIMENT = """
+experiment: talk
+model: {model}
+suite: {suite}
+training: {{lr: 1e-2, steps: 3, batch_size: 4, validations: 0}}
+regimes: {{full: {{}}, tangent: {{}}}}
+search: {{step: 0.5, limit: 1}}
+addition: {{subsets: whole}}
+lm_eval: {{tasks: [own], include: {include}}}
+"""
+
+
+@pytest.fixture
+def experiment(gpt: Path, tasks: Path, tmp_path: Path) -> Path:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(TEXT)
+    blocks = [
+        f"  {name}: {{kind: language, data: {{source: text, path: {name}.txt}}, context: 16}}"
+        for name in "ab"
+    ]
+    (tmp_path / "talk.yaml").write_text("suite: talk\ntasks:\n" + "\n".join(blocks))
+    path = tmp_path / "experiment.yaml"
+    path.write_text(EXPERIMENT.format(model=gpt, suite="talk.yaml", include=tasks))
+    return path
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_an_experiment_measures_the_model_those_of_tasks_and_their_sum(
+    experiment: Path, tmp_path: Path
+) -> None:
+    with allowing_code():
+        loaded, suite = load_experiment(experiment)
+    store = Store(tmp_path / "out")
+    with store.locked():
+        results = Runner(loaded, suite, store).run()
+    found = results.of(Harnessed, "full", 0)
+    assert [model.model for model in (*results.of(Harnessed), *found)] == ["pre-trained", "a", "b", "sum"]
+    assert results.of(Harnessed, "tangent", 0) == []
+    [table] = [table for table in tables_of(results) if table.title == "lm-evaluation-harness"]
+    assert table.columns == ("", "own acc", "own f1,strict") and len(table.rows) == 4
+    # The stand-in sums all weights, so the sum's figure follows from those of its parts.
+    start, one, two, both = (model.values()["own", "acc"] for model in (*results.of(Harnessed), *found))
+    coefficient = found[-1].coefficient
+    assert coefficient is not None
+    assert both - start == pytest.approx(coefficient * (one + two - 2 * start), abs=1e-3)
+
+
+def test_an_experiment_that_names_a_folder_with_code_says_so(experiment: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"experiment.yaml: lm_eval.include: names code to run.*--allow-code"
+    ):
+        load_experiment(experiment)
 
 
 needs_harness = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")

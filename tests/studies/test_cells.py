@@ -26,6 +26,7 @@ negation: {targets: [gabor]}
 analogies: [{a: display, b: gabor, c: greek, target: gabor}]
 disentanglement: {pairs: [[display, gabor]]}
 costs: true
+lm_eval: {tasks: [own], limit: 10}
 """
 
 
@@ -56,7 +57,7 @@ def test_every_study_of_experiment_files_is_asked_for(tmp_path: Path) -> None:
 
 def test_every_kind_of_cell_is_there(cells: list[Cell[Record]]) -> None:
     kinds = {"zero_shot", "single", "geometry", "addition", "joint", "atm", "negation", "analogy"}
-    assert {cell.kind.cell for cell in cells} == {*kinds, "disentanglement", "costs"}
+    assert {cell.kind.cell for cell in cells} == {*kinds, "disentanglement", "costs", "lm_eval"}
 
 
 @pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if study.settings is not None])

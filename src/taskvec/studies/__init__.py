@@ -16,8 +16,10 @@ STUDIES: "Registry[type[Study[Any]]]" = Registry(
     "study",
     {
         "zero_shot": "taskvec.studies.single:ZeroShot",
+        "lm_eval_base": "taskvec.studies.lm_eval:LmEvalBase",
         "single": "taskvec.studies.single:Single",
         "addition": "taskvec.studies.addition:Addition",
+        "lm_eval": "taskvec.studies.lm_eval:LmEval",
         "joint": "taskvec.studies.joint:Joint",
         "atm": "taskvec.studies.atm:Atm",
         "negation": "taskvec.studies.negation:Negation",
