@@ -4,35 +4,37 @@ Run as ``python benchmarks/bench_training.py OUT.json``. The plain loop is what 
 the model in eval mode, its loss, ``backward``, ``clip_grad_norm_`` and ``AdamW``; for evaluation the forward
 pass alone. It is given collated batches, where ours are stacked on the way. Trainings of a few steps take
 turns, so that drift of the machine hits both alike; a step is the CPU time of one thread from the end of a
-step to the end of the next.
+step to the end of the next. Outputs of both ways are compared.
 """
 
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from time import process_time
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel
+from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, LlamaConfig, LlamaForCausalLM
 
-from measure import compare, machine, write
+from measure import compare, write
 from taskvec.models.backbone import Backbone
 from taskvec.models.clip import ClipBackbone, Preprocessing
 from taskvec.models.functional import encode
 from taskvec.models.heads import Head
+from taskvec.models.language import LanguageModel
 from taskvec.models.text import TextBackbone
-from taskvec.tasks.loaders import Batches, batches
+from taskvec.tasks.kinds.language import Modelling
+from taskvec.tasks.loaders import in_batches
 from taskvec.tasks.objective import Batch
-from taskvec.tasks.task import Split
+from taskvec.tasks.split import Split
 from taskvec.training.loop import train
 from taskvec.training.parts import Part
 from taskvec.training.settings import TrainSettings
@@ -49,40 +51,81 @@ SETTINGS = TrainSettings(
 class Numbers:
     """A tokenizer of texts that are token numbers already; any other word is number 1."""
 
-    model_max_length, pad_token_id = 512, 0
+    model_max_length, pad_token_id, is_fast = 512, 0, False
 
-    def __call__(self, texts: list[str], **_: object) -> dict[str, list[list[int]]]:
+    def __call__(self, texts: str | list[str], **_: object) -> dict[str, Any]:
         """Numbers and masks."""
+        if isinstance(texts, str):
+            return {name: rows[0] for name, rows in self([texts]).items()}
         rows = [[int(word) if word.isdigit() else 1 for word in text.split()] for text in texts]
         return {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
 
 
-@dataclass
-class Case:
-    """A model and as many examples as a training takes."""
+class Case(ABC):
+    """A model, as many examples as a training takes, and the plain loop's code for them."""
 
-    backbone: Backbone
-    inputs: list[object]
-    head: Head = field(init=False)
+    def __init__(self, backbone: Backbone, part: Part, size: int) -> None:
+        self.backbone, self.part, self.size = backbone.eval(), part, size
+        self.start = {n: p.detach() for n, p in backbone.encoder_parameters().items()}
+        self.batches = in_batches(part.objective.prepare(backbone, part.split), size)
 
-    def __post_init__(self) -> None:
-        weight = torch.randn(CLASSES, self.backbone.dim) / self.backbone.dim**0.5
+    @abstractmethod
+    def outputs(self, model: Any, batch: Batch) -> Tensor:
+        """What the model gives."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Of these outputs."""
+
+
+class Classifying(Case):
+    """An encoder behind a linear head."""
+
+    def __init__(self, backbone: Backbone, inputs: list[object], size: int) -> None:
+        weight = torch.randn(CLASSES, backbone.dim) / backbone.dim**0.5
         classes = [str(number) for number in range(CLASSES)]
         self.head = Head(weight, None, normalize=False, classes=classes, kind="linear-probe")
-        self.split = Split(self.inputs, torch.arange(len(self.inputs)) % CLASSES)
-        self.start = {n: p.detach() for n, p in self.backbone.encoder_parameters().items()}
+        split = Split(inputs, torch.arange(len(inputs)) % CLASSES)
+        super().__init__(backbone, Part("task", split, self.head), size)
+
+    def outputs(self, model: Any, batch: Batch) -> Tensor:
+        """Features."""
+        features: Tensor = model(**batch.inputs)
+        return features
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """The plain loop's."""
+        """Of the class."""
         return cross_entropy(self.head(outputs), batch.labels)
+
+
+class Predicting(Case):
+    """A language model on texts of one length."""
+
+    def __init__(self, backbone: LanguageModel, texts: list[str], length: int, size: int) -> None:
+        split = Split(texts, torch.zeros(len(texts), dtype=torch.int64))
+        asked = Modelling("text", context=length, stride=length)
+        super().__init__(backbone, Part("text", split, asked), size)
+
+    def outputs(self, model: Any, batch: Batch) -> Tensor:
+        """Logits of all tokens but the first."""
+        logits: Tensor = model.network(input_ids=batch.inputs["input_ids"], use_cache=False).logits
+        return logits[:, :-1].flatten(0, 1)
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Of the next token."""
+        return cross_entropy(outputs, batch.inputs["input_ids"][:, 1:].flatten())
+
+
+def texts(count: int, length: int, most: int) -> list[str]:
+    """Of random numbers."""
+    return [" ".join(map(str, row)) for row in torch.randint(5, most, (count, length)).tolist()]
 
 
 def minilm() -> Case:
     """The shape of all-MiniLM-L6-v2, 16 texts of 32 tokens a step."""
     shape = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
     body = TextBackbone(BertModel(shape, add_pooling_layer=False), Numbers(), ref="MiniLM's shape")
-    texts = torch.randint(1000, 30000, (16 * STEPS, 32)).tolist()
-    return Case(body.eval(), [" ".join(map(str, text)) for text in texts])
+    return Classifying(body, list(texts(16 * STEPS, 32, 30000)), 16)
 
 
 def vit() -> Case:
@@ -90,31 +133,45 @@ def vit() -> Case:
     wide = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
     shape = CLIPConfig(vision_config={**wide, "patch_size": 32}, text_config={"num_hidden_layers": 1})
     body = ClipBackbone(CLIPModel(shape), None, Preprocessing(224, 224), ref="ViT-B/32")
-    return Case(body.eval(), [torch.randint(256, (224, 224, 3), dtype=torch.uint8) for _ in range(8 * STEPS)])
+    images = [torch.randint(256, (224, 224, 3), dtype=torch.uint8) for _ in range(8 * STEPS)]
+    return Classifying(body, list(images), 8)
 
 
-CASES: dict[str, tuple[Callable[[], Case], int]] = {"MiniLM": (minilm, 16), "ViT-B/32": (vit, 8)}
+def llama() -> Case:
+    """A Llama of 9 million parameters, 8 texts of 64 tokens a step."""
+    shape = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        intermediate_size=704,
+    )
+    body = LanguageModel(LlamaForCausalLM(shape), Numbers(), ref="a small Llama")
+    return Predicting(body, texts(8 * STEPS, 64, 8192), 64, 8)
 
 
-def ours(case: Case, size: int) -> Moved:
-    """Seconds of the steps after the first, and how far the weights moved."""
+CASES: dict[str, Callable[[], Case]] = {"MiniLM": minilm, "ViT-B/32": vit, "Llama, 9 M": llama}
+
+
+def ours(case: Case) -> Moved:
+    """A training."""
     ends: list[float] = []
-    part = Part("task", case.split, case.head)
-    settings = SETTINGS.model_copy(update={"batch_size": size})
+    settings = SETTINGS.model_copy(update={"batch_size": case.size})
     moved = train(
-        case.backbone, case.start, [part], settings, watch=lambda *_, **__: ends.append(process_time())
+        case.backbone, case.start, [case.part], settings, watch=lambda *_, **__: ends.append(process_time())
     )
     return [end - begin for begin, end in pairwise(ends)], moved
 
 
-def plain(case: Case, rows: list[Batch]) -> Moved:
+def plain(case: Case) -> Moved:
     """The same by hand."""
+    rows = list(case.batches)
     model = deepcopy(case.backbone)
     leaves = model.encoder_parameters()
     optimizer = torch.optim.AdamW(leaves.values(), lr=SETTINGS.lr, weight_decay=0.0)
     ends = []
     for batch in rows:
-        loss = case.loss(model(**batch.inputs), batch)
+        loss = case.loss(case.outputs(model, batch), batch)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(leaves.values(), 1.0)
         optimizer.step()
@@ -125,36 +182,26 @@ def plain(case: Case, rows: list[Batch]) -> Moved:
     return [end - begin for begin, end in pairwise(ends)], moved
 
 
-def in_order(case: Case, size: int) -> Batches:
-    """The examples in batches; the loop shuffles batches, whose sum of losses is what counts here."""
-    return batches(case.backbone, case.split, size)
-
-
-def measure(case: Case, size: int) -> dict[str, float]:
+def measure(case: Case) -> dict[str, float]:
     """CPU seconds of a step and of a forward pass over all batches, both ways."""
-    prepared = in_order(case, size)
-    rows = list(prepared)
-    runs: dict[str, Callable[[], Moved]] = {
-        "ours": partial(ours, case, size),
-        "plain": partial(plain, case, rows),
-    }
+    runs: dict[str, Callable[[Case], Moved]] = {"ours": ours, "plain": plain}
     steps: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(ROUNDS):
         for name, run in runs.items():
-            seconds, moved = run()
+            seconds, moved = run(case)
             steps[name] += seconds if turn else []
             assert all(bool(value.isfinite().all()) for value in moved.values()), name
-    model: Callable[..., Tensor] = case.backbone
+    rows = list(case.batches)
 
+    @torch.no_grad()
     def by_hand() -> Tensor:
-        with torch.no_grad():
-            return torch.cat([model(**batch.inputs) for batch in rows])
+        return torch.cat([case.outputs(case.backbone, batch) for batch in rows])
 
+    @torch.no_grad()
     def by_points() -> Tensor:
-        with torch.no_grad():
-            return torch.cat([encode(case.backbone, case.start, batch.inputs) for batch in prepared])
+        return torch.cat([encode(case.backbone, case.start, batch.inputs) for batch in case.batches])
 
-    assert torch.equal(by_hand(), by_points())
+    torch.testing.assert_close(by_hand(), by_points())
     passes = compare({"ours": by_points, "plain": by_hand}, ROUNDS, clock=process_time)
     return {
         **{f"step, {name}": median(seconds) for name, seconds in steps.items()},
@@ -162,26 +209,22 @@ def measure(case: Case, size: int) -> dict[str, float]:
     }
 
 
-def main(out: Path) -> None:
-    """Time every case."""
+def main(out: Path, only: str = "") -> None:
+    """Time every case, or those whose name begins with ``only``."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     found = {}
     table = Table("model", "step, CPU ms", "x plain loop", "pass, CPU ms", "x plain loop")
-    for name, (make, size) in CASES.items():
-        cost = found[name] = measure(make(), size)
-        cells = [
-            cell
-            for kind in ("step", "pass")
-            for cell in (
-                f"{1e3 * cost[f'{kind}, ours']:.0f}",
-                f"{cost[f'{kind}, ours'] / cost[f'{kind}, plain']:.3f}",
-            )
-        ]
-        table.add_row(name, *cells)
+    for name, make in CASES.items():
+        if not name.startswith(only):
+            continue
+        cost = found[name] = measure(make())
+        pairs = [(cost[f"{kind}, ours"], cost[f"{kind}, plain"]) for kind in ("step", "pass")]
+        shown = [text for own, floor in pairs for text in (f"{1e3 * own:.0f}", f"{own / floor:.3f}")]
+        table.add_row(name, *shown)
     Console().print(table)
-    write(out, rounds=ROUNDS, steps=STEPS, machine=machine(), seconds=found)
+    write(out, rounds=ROUNDS, steps=STEPS, seconds=found)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "bench_training.json"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "bench_training.json"), *sys.argv[2:3])

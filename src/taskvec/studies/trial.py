@@ -272,7 +272,7 @@ def recipe(settings: TrainSettings, regime: Regime | None = None) -> dict[str, A
     """
     young = {"decay_towards"} if settings.decay_towards == "zero" else set[str]()
     details = {} if regime is None else regime.details()
-    return {**settings.model_dump(exclude={"validations", *young}), **details}
+    return {**settings.model_dump(exclude={"validations", "checkpoint_activations", *young}), **details}
 
 
 def _folder(regime: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError, TaskvecError
+from taskvec.models.activations import recomputed
 from taskvec.models.backbone import Backbone
 from taskvec.place import autocast, enough_memory
 from taskvec.progress import Watch, unwatched
@@ -104,7 +106,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr
         part, places = given.chunk.part, given.chunk.places
-        with enough_memory(device, f"a training step of {len(places)} examples", _remedy(settings)):
+        at_once = f"a training step of {len(places)} examples"
+        with enough_memory(device, at_once, _remedy(settings)), activations(backbone, settings):
             loss = _accumulate(moved, asked[part], given, settings, sign * scale.factor)
         if not math.isfinite(loss):
             if sign < 0:
@@ -195,11 +198,17 @@ def check_precision(precision: str, space: Space) -> None:
 
 def _remedy(settings: TrainSettings) -> str:
     """What takes less memory, the first of which leaves the result as it is."""
+    twice = "" if settings.checkpoint_activations else ", set checkpoint_activations"
     narrower = ", take precision bf16" if settings.precision == "float32" else ""
     return (
         f"raise accumulation (now {settings.accumulation}), which computes the same step in smaller pieces"
-        f"{narrower}, or lower batch_size (now {settings.batch_size})"
+        f"{twice}{narrower}, or lower batch_size (now {settings.batch_size})"
     )
+
+
+def activations(backbone: Backbone, settings: TrainSettings) -> AbstractContextManager[None]:
+    """Activations kept or computed twice, as the settings say."""
+    return recomputed(backbone.network, backbone.ref) if settings.checkpoint_activations else nullcontext()
 
 
 def _clip(leaves: Params, most: float | None, *, measure: bool) -> float:
@@ -244,7 +253,7 @@ def _signature(
     """What a checkpoint must agree with to be resumed: every setting, the data, the start."""
     return json.dumps(
         {
-            "settings": settings.model_dump(exclude={"validations"}),
+            "settings": settings.model_dump(exclude={"validations", "checkpoint_activations"}),
             "parts": [
                 [part.name, part.fingerprint, len(part.split), part.objective.fingerprint()] for part in parts
             ],
