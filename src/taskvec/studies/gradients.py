@@ -197,11 +197,12 @@ def model_losses(
     model = deepcopy(evaluator.backbone).double()
 
     def loss_of(task: str) -> "Loss":
-        rows, head = evaluator.split(task, split), deepcopy(evaluator.head(task)).double()
+        rows, head = evaluator.split(task, split), deepcopy(evaluator.head(task)).double().to(model.device)
+        labels = rows.labels.to(model.device)
         batch = evaluator.backbone.collate(list(rows.inputs), evaluator.task(task).max_length)
         exact = {
             name: value.double() if value.is_floating_point() else value for name, value in batch.items()
         }
-        return lambda at: cross_entropy(head(encode(model, at, exact)), rows.labels)
+        return lambda at: cross_entropy(head(encode(model, at, exact)), labels)
 
     return theta0, [loss_of(task) for task in tasks]

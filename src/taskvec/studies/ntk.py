@@ -93,12 +93,13 @@ class KernelAnalysis(AnalysisOfModel):
         from taskvec.models.heads import Classifier
         from taskvec.models.selection import select
         from taskvec.studies.numerics import ntk as numerics
+        from taskvec.tasks.objective import on_device
 
         if self.task == self.control:
             raise InputError(f"{self.task}: is task and control; take another control")
         head, backbone = evaluator.head(self.task), evaluator.backbone
         evaluator.task(self.control)
-        model = Classifier(backbone, head).eval()
+        model = Classifier(backbone, on_device(head, backbone.device)).eval()
         selected = select(backbone, self.params)
         train, inside, outside = (
             evaluator.split(name, split).draw(self.samples, self.seed)
@@ -109,9 +110,9 @@ class KernelAnalysis(AnalysisOfModel):
             "held out": self._collate(evaluator, inside, outside),
         }
         with torch.no_grad():
-            start = {name: model(**inputs).double() for name, inputs in data.items()}
+            start = {name: model(**inputs).cpu().double() for name, inputs in data.items()}
         kernels = self._kernels(model, data, [model.names[stored] for stored in selected], watch)
-        targets = numerics.regression_targets(train.labels.to(backbone.device), start["train"])
+        targets = numerics.regression_targets(train.labels, start["train"])
         solution = numerics.Solution.of(kernels["train"], targets - start["train"], self.mode, self.ridge)
         moved = {name: solution.moved(kernel) for name, kernel in kernels.items()}
         numbers: dict[Kind, Tensor] = {
@@ -155,7 +156,8 @@ class KernelAnalysis(AnalysisOfModel):
         kernels = {}
         for done, (name, inputs) in enumerate(data.items(), start=1):
             other, memory = None if name == "train" else data["train"], 1e9 * self.memory
-            kernels[name] = ntk(model, inputs, other, params=params, mode=self.mode, memory=memory)
+            kernel = ntk(model, inputs, other, params=params, mode=self.mode, memory=memory)
+            kernels[name] = kernel.cpu()
             watch("kernel", done, len(data))
         return kernels
 
@@ -293,7 +295,7 @@ class KernelRecord(AnalysisRecord):
 
 def _score(logits: "Mapping[str, Tensor]", train: "Split", inside: "Split") -> Accuracy:
     pairs = (logits["train"], train.labels), (logits["held out"][: len(inside)], inside.labels)
-    shares = ((outputs.argmax(-1) == labels.to(outputs.device)).double().mean() for outputs, labels in pairs)
+    shares = ((outputs.argmax(-1) == labels).double().mean() for outputs, labels in pairs)
     on_train, on_test = map(float, shares)
     return Accuracy(train=on_train, test=on_test)
 
@@ -315,4 +317,4 @@ def _tangents(
     [deltas] = dense_deltas(evaluator.backbone, [vector])
     tau = {name: delta.float() for name, delta in deltas.items()}
     pairs = {name: evaluator.linearized.jvps([tau], inputs) for name, inputs in data.items()}
-    return {name: (value, slope) for name, (value, [slope]) in pairs.items()}
+    return {name: (value.cpu(), slope.cpu()) for name, (value, [slope]) in pairs.items()}

@@ -66,7 +66,7 @@ def jvp(function: Callable[[Params], Any], theta0: Params, tau: Params) -> tuple
         return tuple(leaf for leaf in leaves if differentiable(leaf))
 
     at = {name: theta0[name].detach() for name in tau}
-    step = {name: tau[name].to(value.dtype) for name, value in at.items()}
+    step = {name: tau[name].to(value) for name, value in at.items()}
     try:
         with forward_mode():
             values, slopes = torch.func.jvp(flat, (at,), (step,))  # type: ignore[misc]

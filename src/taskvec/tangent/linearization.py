@@ -89,6 +89,8 @@ class Linearization:
     def jvps(self, taus: Sequence[Params], *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         """``f(theta0)`` and ``J tau_t`` for every t, without a graph; in one run by ``rules``.
 
+        A tau may be on another device than theta0.
+
         Returns: f0, and for each tau the same structure; what is no floating-point tensor is as in f0.
         Cost: 1 + 2T forward passes; 3T by the other routes.
         """
@@ -109,7 +111,7 @@ class Linearization:
 
         def at(value: Tensor) -> Dual:
             anchored = value if steps[0] is None else _anchor(steps[0], value)
-            return Dual(anchored, [None if step is None else step.detach().to(value.dtype) for step in steps])
+            return Dual(anchored, [None if step is None else step.detach().to(value) for step in steps])
 
         dual = at(self.theta0[name])
         dual.shortcut = lambda dtype: at(self._narrow_theta0(name, dtype))
