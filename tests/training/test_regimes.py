@@ -129,6 +129,7 @@ MISTAKES = [
     ),
     ("mine: {selct: mlp}", "no regime called 'mine'"),
     ("lora: {rnk: 4}", "regimes.lora: unknown key 'rnk'; did you mean 'rank'?"),
+    ("lora: {}}, training: {rank: 4", "training: 'rank' is said of a single regime; give it under 'regimes'"),
     ("mine: {select: 're:('}", "regimes.mine: selection: '(' is not a regular expression"),
 ]
 
@@ -138,7 +139,7 @@ def test_a_mistake_in_an_experiment_is_one_line(
     entry: str, complaint: str, tiny_model: Path, tiny_suite: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "e.yaml"
-    path.write_text(f"experiment: e\nmodel: {tiny_model}\nsuite: {tiny_suite}\nregimes: {{{entry}}}\n")
+    path.write_text(f"{{experiment: e, model: {tiny_model}, suite: {tiny_suite}, regimes: {{{entry}}}}}\n")
     with pytest.raises(InputError) as refused:
         load_experiment(path)
     assert complaint in str(refused.value) and "\n" not in str(refused.value)

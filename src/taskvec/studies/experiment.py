@@ -79,6 +79,8 @@ class Experiment(Config):
         for where, given in {"training": self.training, **self.regimes, **self.per_task}.items():
             if "seed" in given:
                 raise ValueError(f"{where}: a seed is given under 'seeds', not here")
+        for key in RegimeSettings.model_fields.keys() & self.training.keys():
+            raise ValueError(f"training: {key!r} is said of a single regime; give it under 'regimes'")
         for regime, given in self.regimes.items():
             trained = self.trained(regime)
             try:
