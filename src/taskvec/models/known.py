@@ -119,6 +119,55 @@ MODELS: dict[str, KnownModel] = {
             parameters=303_966_208,
             hub="openai/clip-vit-large-patch14",
         ),
+        KnownModel(
+            name="vit-base",
+            modality="image",
+            about="ViT-B/16, ImageNet-21k (12 layers, width 768)",
+            parameters=86_389_248,
+            hub="google/vit-base-patch16-224-in21k",
+        ),
+        KnownModel(
+            name="dinov2-small",
+            modality="image",
+            about="DINOv2, ViT-S/14 (12 layers, width 384)",
+            parameters=22_056_192,
+            hub="facebook/dinov2-small",
+        ),
+        KnownModel(
+            name="dinov2-base",
+            modality="image",
+            about="DINOv2, ViT-B/14 (12 layers, width 768)",
+            parameters=86_579_712,
+            hub="facebook/dinov2-base",
+        ),
+        KnownModel(
+            name="swin-tiny",
+            modality="image",
+            about="Swin (2, 2, 6, 2 layers, windows of 7), ImageNet",
+            parameters=27_519_354,
+            hub="microsoft/swin-tiny-patch4-window7-224",
+        ),
+        KnownModel(
+            name="convnext-tiny",
+            modality="image",
+            about="ConvNeXt (3, 3, 9, 3 layers), ImageNet",
+            parameters=27_820_128,
+            hub="facebook/convnext-tiny-224",
+        ),
+        KnownModel(
+            name="resnet-50",
+            modality="image",
+            about="ResNet-50, ImageNet",
+            parameters=23_508_032,
+            hub="microsoft/resnet-50",
+        ),
+        KnownModel(
+            name="mobilenet-v2",
+            modality="image",
+            about="MobileNetV2, width 1.0, ImageNet",
+            parameters=2_223_872,
+            hub="google/mobilenet_v2_1.0_224",
+        ),
     )
 }
 

@@ -21,6 +21,7 @@ from taskvec.tangent.dual import (
     map_tangents,
     primal,
     primals,
+    sum_tangents,
 )
 from taskvec.tangent.forward import NoRoute
 
@@ -34,6 +35,7 @@ _LINEAR_MAPS = (
     "type_as", "__getitem__", "split", "chunk", "unbind", "select", "narrow", "index_select", "gather",
     "mean", "sum", "neg", "__neg__", "repeat", "repeat_interleave", "roll", "flip", "swapaxes",
     "swapdims", "movedim", "tile", "diagonal", "triu", "tril", "broadcast_to", "t", "cumsum", "unfold",
+    "avg_pool2d", "adaptive_avg_pool2d",
 )
 _QUOTIENTS = ("div", "divide", "true_divide", "__truediv__")
 _ELEMENTWISE = ("mul", "multiply", "__mul__", "__rmul__")
@@ -102,7 +104,7 @@ def _multiply(func: Operation, a: Any, b: Any, **options: Any) -> Any:
             return func(a0, db, **options)  # type: ignore[no-any-return]
         if first.dtype == a0.dtype == db.dtype and (batched or elementwise):
             return (first.baddbmm_ if batched else first.addcmul_)(a0.detach(), db)  # type: ignore[no-any-return]
-        return _total(first, func(a0, db, **options))
+        return sum_tangents(first, func(a0, db, **options))
 
     return join(func(a0, b0, **options), map_tangents(slope, a, b))
 
@@ -140,50 +142,6 @@ def _addmm(func: Operation, bias: Any, *factors: Any, **options: Any) -> Any:
     return _linear(F.linear, x, weight.t(), bias)
 
 
-@derivative_of("conv1d", "conv2d", "conv3d")
-def _convolve(func: Operation, input: Any, weight: Any, bias: Any = None, *rest: Any, **options: Any) -> Any:
-    x0, w0, b0 = primal(input), primal(weight), primal(bias)
-    if func.__name__ == "conv2d" and _tiles(input, weight, *rest, **options):
-        return _multiply_patches(input, weight, bias)
-
-    def slope(dx: Tangent, dw: Tangent, db: Tangent) -> Tangent:
-        moved = None if dx is None else func(dx, w0, None, *rest, **options)
-        turned = None if dw is None else func(x0, dw, db, *rest, **options)
-        if dw is None and db is not None:
-            turned = db.view(-1, *[1] * (out.ndim - 2)).expand(out.shape)
-        return _total(moved, turned)
-
-    out = func(x0, w0, b0, *rest, **options)
-    return join(out, map_tangents(slope, input, weight, bias))
-
-
-def _tiles(x: Any, w: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> bool:
-    """Whether the kernel's places tile the image, as in the first layer of a vision transformer."""
-
-    def pair(value: Any) -> tuple[int, ...]:
-        return (value, value) if isinstance(value, int) else tuple(value)
-
-    return (
-        x.ndim == 4
-        and groups == 1
-        and pair(stride) == tuple(w.shape[2:])
-        and padding in (0, (0, 0), [0, 0], "valid")
-        and pair(dilation) == (1, 1)
-    )
-
-
-def _multiply_patches(x: Any, w: Any, b: Any) -> Any:
-    """A convolution over tiles as one linear layer, whose backward pass needs no workspace.
-
-    Contiguous: a batch norm of torch 2.13 gives a wrong gradient for one image that is laid out otherwise.
-    """
-    (n, channels), (high, wide) = x.shape[:2], w.shape[2:]
-    tall, broad = x.shape[2] // high, x.shape[3] // wide
-    tiles = x[:, :, : tall * high, : broad * wide].reshape(n, channels, tall, high, broad, wide)
-    tiles = tiles.permute(0, 2, 4, 1, 3, 5).reshape(n, tall * broad, channels * high * wide)
-    return F.linear(tiles, w.flatten(1), b).transpose(1, 2).contiguous().view(n, len(w), tall, broad)
-
-
 @derivative_of("embedding")
 def _look_up(func: Operation, input: Tensor, weight: Any, *rest: Any, **options: Any) -> Any:
     if options.get("max_norm") is not None or rest[1:2] not in ((), (None,)):
@@ -212,7 +170,7 @@ def _layer_norm(
             )[0]
             total = total if w0 is None else total * w0
         if dw is not None:
-            total = _total(total, (x0 - mean) * rstd * dw)
+            total = sum_tangents(total, (x0 - mean) * rstd * dw)
         if db is not None:
             total = db.expand(out.shape) if total is None else total + db
         return total
@@ -322,10 +280,6 @@ _elementwise("silu", lambda step, x, out: aten.silu_backward(step, x))
 _elementwise("tanh", lambda step, x, out: aten.tanh_backward(step, out))
 _elementwise("sigmoid", lambda step, x, out: aten.sigmoid_backward(step, out))
 _elementwise("relu", lambda step, x, out: aten.threshold_backward(step, x, 0))
-
-
-def _total(a: Tangent, b: Tangent) -> Tangent:
-    return b if a is None else a if b is None else a + b
 
 
 def _autocast(value: Any) -> Any:

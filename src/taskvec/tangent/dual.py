@@ -124,6 +124,11 @@ def map_tangents(derivative: Callable[..., Tangent], *values: Any) -> list[Tange
     return slopes
 
 
+def sum_tangents(a: Tangent, b: Tangent) -> Tangent:
+    """The sum; None is zero."""
+    return b if a is None else a if b is None else a + b
+
+
 def join(out: Any, tangents: Sequence[Any]) -> Any:
     """A dual of ``out``, a tensor or a sequence of them; a plain value where there is no tangent."""
     if isinstance(out, Tensor):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
 
-import taskvec.tangent.derivatives  # noqa: F401  registers its rules
+import taskvec.tangent.convolutions
+import taskvec.tangent.derivatives  # noqa: F401  they register their rules
 from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.tangent.dual import Dual, primals
