@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import taskvec as tv
+from image_families import save as save_image_encoder
 from language_models import TEXT, save_language_model
 from taskvec.cli import COMMANDS, main
 from taskvec.code import allowing_code
@@ -187,6 +189,44 @@ def test_the_snippets_on_language_models_run(tmp_path: Path, monkeypatch: pytest
     for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(snippet, names)
     assert names["logits"].shape == (len(names["text"]) - 2, names["model"].dim)
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "mobilenet_v2"])
+def test_the_snippets_on_image_encoders_run(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    processor = {"size": {"height": 32, "width": 32}, "image_processor_type": "ViTImageProcessor"}
+    save_image_encoder(kind, tmp_path / "vit", processor)
+    save_image_encoder("resnet", tmp_path / "resnet", processor)
+    page = (ROOT / "docs" / "images.md").read_text()
+    [suite] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    Path("pictures.yaml").write_text(suite)
+    arrays: dict[str, Any] = {"classes": np.array(["stop", "go"])}
+    for split in ("train", "val", "test"):
+        arrays |= {f"x_{split}": shades(12, 20), f"y_{split}": np.arange(12) % 2}
+        for place, image in enumerate(shades(12, 24)):
+            file = Path("pets", split, ("cat", "dog")[place % 2], f"{place}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(file)
+    np.savez("signs.npz", **arrays)
+    commands = re.findall(r"^    taskvec (.*)", page, re.MULTILINE)
+    assert len(commands) == 4
+    for words in commands:
+        with pytest.raises(SystemExit) as ended:
+            main([*shlex.split(words), "--quiet"])
+        assert ended.value.code == 0, words
+    [snippet] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    shown: list[Any] = []
+    exec(snippet, {"print": shown.append})
+    assert set(shown[0]) == {"pets", "signs"}
+
+
+def shades(count: int, side: int) -> Any:
+    """Dark and light pictures in turn."""
+    draw = np.random.default_rng(side)
+    bright = 100 * (np.arange(count) % 2)[:, None, None, None]
+    return (draw.integers(0, 100, (count, side, side, 3)) + bright).astype(np.uint8)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "t5"])
