@@ -124,7 +124,8 @@ class ImageBackbone(PixelBackbone):
         if network.config.model_type == "vit_mae":  # it sorts patches by noise: they keep their order
             patches = network.embeddings.patch_embeddings.num_patches
             options["noise"] = torch.arange(patches, device=pixels.device).expand(len(pixels), -1)
-        return call(pixel_values=self.normalized(pixels), **options)
+        # Channels last, as images come, torch 2.13 corrupts memory in the backward pass of small ResNets.
+        return call(pixel_values=self.normalized(pixels).contiguous(), **options)
 
     def example(self) -> dict[str, Tensor]:
         """Two images of noise: one alone, or one that is the same everywhere, would show too little."""
