@@ -1,5 +1,6 @@
 """Classifiers with their own trained head."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from transformers import AutoModelForImageClassification
+from transformers.models.auto import modeling_auto
 
 import image_families
-from classifiers import nudge, save_text
+from classifiers import build, nudge, save_text, save_tokenizer
+from effort import EFFORT
 from taskvec.errors import InputError
 from taskvec.models.classifier import ImageClassifier, TextClassifier, load
 from taskvec.models.functional import encode
@@ -266,3 +269,41 @@ def test_two_heads_that_are_averaged_are_refused(tmp_path: Path) -> None:
         InputError, match="the head of SwiftFormerForImageClassification is no chain of layers"
     ):
         load(str(tmp_path))
+
+
+EVERY = {
+    what: sorted(getattr(modeling_auto, f"MODEL_FOR_{what}_CLASSIFICATION_MAPPING_NAMES"))
+    for what in ("SEQUENCE", "IMAGE")
+}
+
+
+@pytest.mark.skipif(EFFORT == 1, reason="every family of transformers, with TASKVEC_EFFORT")
+@pytest.mark.parametrize(
+    ("what", "family"), [(what, name) for what, names in EVERY.items() for name in names]
+)
+def test_every_family_that_can_be_built_is_taken_apart(what: str, family: str, tmp_path: Path) -> None:
+    try:
+        network = build(family, what)
+        if sum(weight.numel() for weight in network.parameters()) > 20_000_000:
+            pytest.skip("large")
+        network.save_pretrained(tmp_path)
+    except Exception as error:  # whatever a family raises that wants another configuration
+        pytest.skip(f"not built: {type(error).__name__}")
+    save_tokenizer(tmp_path)
+    try:
+        backbone = load(str(tmp_path)).eval()
+    except InputError as error:
+        known = "smallest input|is no chain of layers|num_channels|preprocess"
+        assert re.search(known, str(error)), error
+        pytest.skip(str(error))
+    batch = backbone.collate(TEXTS if what == "SEQUENCE" else pictures(2))
+    if isinstance(backbone, ImageClassifier):
+        read = {"pixel_values": backbone.normalized(batch["pixel_values"]).contiguous()}
+    else:
+        network.config.get_text_config().pad_token_id = backbone.padding
+        if family == "t5":
+            network.config.decoder_start_token_id = backbone.padding
+        read = inputs(batch)
+    with torch.no_grad():
+        expected = network(**read).logits
+        assert_close(backbone.trained.head(CLASSES)(backbone(**batch)), expected, rtol=1e-4, atol=1e-5)

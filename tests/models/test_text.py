@@ -9,7 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity
 from torch.testing import assert_close
+from transformers import AutoModel
 
+from architectures.families import AUTO, shrink
+from classifiers import save_tokenizer
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.functional import encode
@@ -156,3 +159,22 @@ def test_minilm_knows_what_a_sentence_means() -> None:
     assert len(select(backbone, "attention")) == 24
     film, praise, rain = backbone.embed_text(["a wonderful film", "what a great movie", "it rains in Bergen"])
     assert cosine_similarity(film, praise, dim=0) > 0.6 > 0.3 > cosine_similarity(film, rain, dim=0)
+
+
+@pytest.mark.parametrize("family", ["t5", "mt5", "m2m_100", "switch_transformers"])
+def test_an_encoder_decoder_gives_the_mean_of_its_encoder_s_states(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    auto: Any = AutoModel
+    network = auto.from_config(shrink(AUTO.CONFIG_MAPPING[family], {})).eval()
+    network.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    encoder = load_backbone(tmp_path)
+    batch = encoder.collate(["one two three", "a film"])
+    hidden = network.get_encoder()(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+    ).last_hidden_state
+    assert_close(
+        encoder(**batch), torch.stack([hidden[0].mean(0), hidden[1, :2].mean(0)]), rtol=1e-5, atol=1e-6
+    )
+    assert not any("decoder." in name for name in encoder.encoder_parameters())
+    assert select(encoder, "attention")

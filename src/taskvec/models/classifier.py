@@ -16,14 +16,13 @@ from taskvec.models.checkpoint import (
     load_tokenizer,
     model_type,
     purpose_of,
-    rows_of,
     stored_names,
     transformers,
 )
 from taskvec.models.image import ImageBackbone, prepare
 from taskvec.models.own_head import TrainedHead
 from taskvec.models.preprocessing import Preprocessing
-from taskvec.models.text import Text, TextBackbone, Tokens
+from taskvec.models.text import Text, TextBackbone, Tokens, vocabulary_rows
 from taskvec.models.trained import cut
 
 
@@ -197,7 +196,7 @@ def load(ref: str, fresh: Collection[str] = ()) -> ClassifierBackbone:
 
 def _load_text(ref: str, folder: Path, fresh: Collection[str]) -> TextClassifier:
     network = load_network(transformers().AutoModelForSequenceClassification, ref)
-    tokenizer = load_tokenizer(ref, folder, rows_of(network.get_input_embeddings()))
+    tokenizer = load_tokenizer(ref, folder, vocabulary_rows(network))
     stored = stored_names(folder, network)
     return TextClassifier(network, tokenizer, ref=ref, checkpoint=stored, fresh=fresh)
 

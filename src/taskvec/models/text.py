@@ -44,13 +44,13 @@ class TextBackbone(Backbone):
         super().__init__(
             network,
             ref=ref,
-            dim=int(network.config.hidden_size),  # type: ignore[union-attr, arg-type]
+            dim=width_of(network),
             logit_scale=_LOGIT_SCALE,
             checkpoint=checkpoint,
         )
         self.tokenizer = tokenizer
         self.padding: int = tokenizer.pad_token_id
-        self._rows = rows_of(network.get_input_embeddings())  # type: ignore[operator]
+        self._rows = vocabulary_rows(network)
         longest = {
             "tokenizer_config.json: model_max_length": tokenizer.model_max_length,
             "config.json: max_position_embeddings": getattr(
@@ -148,14 +148,29 @@ class SourceBackbone(TextBackbone):
         return encoded.last_hidden_state  # type: ignore[no-any-return]
 
 
+def width_of(network: Any) -> int:
+    """The size of a hidden state, which a model of several parts states in that of texts; 0 if none does."""
+    config = network.config
+    width = getattr(config, "hidden_size", None) or getattr(config.get_text_config(), "hidden_size", 0)
+    return width if isinstance(width, int) else 0
+
+
+def vocabulary_rows(network: Any) -> int:
+    """Tokens that the network has embeddings of; no bound for one that reads characters."""
+    try:
+        return rows_of(network.get_input_embeddings())
+    except NotImplementedError:
+        return rows_of(None)
+
+
 def load(ref: str) -> TextBackbone:
     """The text encoder in a checkpoint folder or on the hub, in float32."""
     package = transformers()
     path = config_file(ref)
     folder = path.parent
     network = load_network(package.AutoModel, ref)
-    if not isinstance(getattr(network.config, "hidden_size", None), int):
+    if not width_of(network):
         raise InputError(f"{ref}: config.json gives no 'hidden_size', the size of a feature")
-    tokenizer = load_tokenizer(ref, folder, rows_of(network.get_input_embeddings()))
+    tokenizer = load_tokenizer(ref, folder, vocabulary_rows(network))
     made = SourceBackbone if encodes_text(model_type(path)) else TextBackbone
     return made(network, tokenizer, ref=ref, checkpoint=stored_names(folder, network))
