@@ -78,7 +78,7 @@ def train(
     from taskvec.errors import InputError
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.models.loading import load_backbone
-    from taskvec.tasks.score import shown
+    from taskvec.tasks.score import shown, utility
     from taskvec.tasks.suite import load_suite, suite_with
     from taskvec.tasks.task import outputs_for
     from taskvec.training.finetune import finetune
@@ -116,7 +116,7 @@ def train(
 
     def validate(vector: TaskVector) -> dict[str, float]:
         values = evaluator.values(at_one(vector), names, "validation")
-        return {f"validation/{name}": value for name, value in values.items()}
+        return {f"validation/{of.name}": utility(of.metric, values[of.name]) for of in tasks}
 
     checkpoint = output.with_name(f".{output.name}.training.pt")
     if not resume:
@@ -154,4 +154,5 @@ def train(
         for name, score in scores.items()
     ]
     title = f"{output}, in tangent space" if space == "tangent" else str(output)
-    print_table(title, ["task", "metric", "zero-shot", "fine-tuned", "‖τ‖"], rows)
+    start = "zero-shot" if backbone.outputs == "features" else "pre-trained"
+    print_table(title, ["task", "metric", start, "fine-tuned", "‖τ‖"], rows)
