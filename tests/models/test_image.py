@@ -12,6 +12,7 @@ from transformers import AutoModelForImageClassification, ViTForImageClassificat
 
 from image_families import FAMILIES, build, save
 from taskvec.errors import InputError
+from taskvec.models.checkpoint import fetch
 from taskvec.models.functional import encode
 from taskvec.models.heads import zero_shot_head
 from taskvec.models.image import ImageBackbone
@@ -126,6 +127,22 @@ def test_images_of_another_size_than_the_model_was_made_for(family: str, tmp_pat
     backbone = loaded(save(family, tmp_path, processor))
     assert backbone.collate(images(2))["pixel_values"].shape == (2, 3, 48, 64)
     assert backbone(**backbone.collate(images(2))).shape == (2, backbone.dim)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_of_the_hub_the_processor_s_file_is_fetched_too(
+    missing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(path_or_repo_id: str, filename: str, **options: object) -> str | None:
+        asked.append(f"{path_or_repo_id}@{options.get('revision')}/{filename}")
+        return None if missing else str(tmp_path / filename)
+
+    monkeypatch.setattr("transformers.utils.hub.cached_file", answer)
+    fetch("org/name@v1", "preprocessor_config.json")
+    fetch(str(tmp_path), "preprocessor_config.json")
+    assert asked == ["org/name@v1/preprocessor_config.json"]
 
 
 def test_an_encoder_of_grey_images(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from taskvec.models.backbone import evaluating, in_batches
 from taskvec.models.checkpoint import (
     config_file,
+    fetch,
     load_network,
     load_tokenizer,
     rows_of,
@@ -70,5 +71,6 @@ def load(ref: str) -> ClipBackbone:
     folder = config_file(ref).parent
     network = load_network(package.CLIPModel, ref)
     tokenizer = load_tokenizer(ref, folder, rows_of(network.text_model.get_input_embeddings()))
+    fetch(ref, "preprocessor_config.json")
     preprocessing = Preprocessing.read(folder, int(network.config.vision_config.image_size))
     return ClipBackbone(network, tokenizer, preprocessing, ref=ref, checkpoint=stored_names(folder, network))
