@@ -92,7 +92,7 @@ class OwnHead(Head):
     def __init__(self, trained: TrainedHead, places: Sequence[int], classes: Sequence[str]) -> None:
         before = deepcopy(trained.layers)
         last: Any = before.pop(-1)
-        order = list(places)
+        order = torch.tensor(list(places), device=last.weight.device)
         super().__init__(
             last.weight[order],
             None if last.bias is None else last.bias[order],
@@ -101,7 +101,7 @@ class OwnHead(Head):
             kind="own",
             before=before if len(before) else None,
         )
-        self._made_of = (trained, order)
+        self._made_of = (trained, places)
 
     def at(self, params: Mapping[str, Tensor]) -> "Head":
         """The head of an edited model: an edit moves it like any other weight."""
