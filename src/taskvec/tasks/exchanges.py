@@ -10,7 +10,7 @@ from torch import Tensor
 from taskvec.errors import InputError
 from taskvec.models.language import LanguageModel, Passage
 from taskvec.reading import shown
-from taskvec.tasks.objective import Prepared
+from taskvec.tasks.objective import LOGITS, Prepared
 
 
 class Exchange(NamedTuple):
@@ -136,6 +136,8 @@ class Exchanges(Prepared):
             self._rows.append(torch.tensor(rows))
         self.sizes = torch.tensor([sum(map(form.model.size, passages)) for passages in self._passages])
         self.rows = torch.tensor([len(rows) for rows in self._rows])
+        longest = max(map(len, self._rows), default=1)
+        self.together = max(1, LOGITS // (longest * form.model.dim))
 
     def inputs(self, places: Tensor) -> dict[str, Tensor]:
         """All passages of the examples at some places."""

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from taskvec.tasks.source import SplitName
     from taskvec.tasks.split import Split
 
+LOGITS = 1 << 26
+"""Numbers that the outputs of one pass may hold; a vocabulary of 50,000 has as many for 1300 tokens."""
+
 Tally = Mapping[str, "Tensor"]
 """What figures are made of, by name, an entry an example in the first dimension."""
 

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from taskvec.errors import InputError
 from taskvec.tasks.intervals import of_ratio
-from taskvec.tasks.objective import Batch, Objective, Prepared, Tally
+from taskvec.tasks.objective import LOGITS, Batch, Objective, Prepared, Tally
 from taskvec.tasks.score import Score
 from taskvec.tasks.source import Rows, SplitName
 from taskvec.tasks.sources.texts import Text
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from taskvec.models.backbone import Backbone
     from taskvec.models.language import LanguageModel, Passage, Tokenised
-
-_LOGITS = 1 << 26
-"""Numbers that the outputs of one pass may hold; a vocabulary of 50,000 has as many for 1300 tokens."""
 
 _HIGHEST = 700.0
 """Of a loss whose exponential is a number."""
@@ -152,7 +149,7 @@ class Windows(Prepared):
         self.rows = torch.tensor([window.stop - window.first for window in made], dtype=torch.int64)
         self.sizes = torch.tensor([window.stop - window.start for window in made], dtype=torch.int64)
         longest = int(self.rows.max()) if made else 1
-        self.together = max(1, _LOGITS // (longest * backbone.dim))
+        self.together = max(1, LOGITS // (longest * backbone.dim))
 
     def inputs(self, places: "Tensor") -> dict[str, "Tensor"]:
         return self._backbone.stack([self._windows[place].passage for place in places.tolist()])
