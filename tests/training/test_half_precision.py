@@ -110,3 +110,32 @@ def test_a_damaged_factor_is_refused(
     torch.save({**torch.load(path), "scaling": scaling}, path)
     with pytest.raises(InputError, match=r"damaged training checkpoint \(\w+\); remove it to start anew"):
         tv.finetune(evaluator.backbone, part, settings=SETTINGS, checkpoint=path)
+
+
+@pytest.mark.parametrize(("device", "goes_on"), [("cuda:0", True), ("cpu", False)])
+def test_heads_of_another_device_may_differ_by_rounding(
+    evaluator: tv.Evaluator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    goes_on: bool,
+) -> None:
+    monkeypatch.setattr(Checkpoint, "every", 0.0)
+    path, part = tmp_path / "state.pt", evaluator.part("pets")
+
+    def stop(label: str, done: int, total: int, **facts: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tv.finetune(evaluator.backbone, part, settings=SETTINGS, checkpoint=path, watch=stop)
+    state = torch.load(path)
+    other = state["signature"].replace(part.objective.fingerprint(), "of a head that was rounded elsewhere")
+    torch.save({**state, "signature": other, "device": device}, path)
+    if goes_on:
+        assert tv.finetune(evaluator.backbone, part, settings=SETTINGS, checkpoint=path).norm() > 0
+    else:
+        with pytest.raises(InputError, match="the checkpoint is of another training"):
+            tv.finetune(evaluator.backbone, part, settings=SETTINGS, checkpoint=path)
+    torch.save({**state, "signature": other.replace('"sign": 1.0', '"sign": -1.0'), "device": device}, path)
+    with pytest.raises(InputError, match="the checkpoint is of another training"):
+        tv.finetune(evaluator.backbone, part, settings=SETTINGS, checkpoint=path)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError
-from taskvec.reading import open_file
+from taskvec.reading import open_file, parse_json
 from taskvec.training.scaling import LossScale
 from taskvec.writing import replacing
 
@@ -48,6 +48,7 @@ class Checkpoint:
     ) -> None:
         self._path, self._leaves, self._optimizer, self._signature = path, leaves, optimizer, signature
         self._scale = scale if scale and not scale.fixed else None
+        self._device = str(next(iter(leaves.values())).device)
         self._last = time.monotonic()
 
     def restore(self) -> int:
@@ -56,7 +57,7 @@ class Checkpoint:
             return 0
         try:
             state = _load(self._path)
-            if state["signature"] != self._signature:
+            if not self._agrees(state["signature"], state.get("device", "cpu")):
                 raise InputError(
                     f"{self._path}: the checkpoint is of another training (settings, data or start differ); "
                     "remove it to start anew"
@@ -68,6 +69,16 @@ class Checkpoint:
             raise InputError(
                 f"{self._path}: damaged training checkpoint ({type(error).__name__}); remove it to start anew"
             ) from None
+
+    def _agrees(self, signature: str, device: str) -> bool:
+        """Whether a state is of this training; heads that two devices made differ by rounding."""
+        if signature == self._signature or device == self._device:
+            return signature == self._signature
+        return self._without_heads(signature) == self._without_heads(self._signature)
+
+    def _without_heads(self, signature: str) -> dict[str, Any]:
+        said: dict[str, Any] = parse_json(signature.encode(), str(self._path))
+        return {**said, "parts": [part[:3] for part in said["parts"]]}
 
     def _take_over(self, state: Mapping[str, Any]) -> int:
         """Put the state into leaves and optimizer; nothing is changed if it does not fit.
@@ -109,6 +120,8 @@ class Checkpoint:
             "leaves": {name: leaf.detach() for name, leaf in self._leaves.items()},
             "optimizer": self._optimizer.state_dict(),
         }
+        if self._device != "cpu":
+            state["device"] = self._device
         if self._scale:
             state["scaling"] = [self._scale.factor, self._scale.calm]
         with replacing(self._path) as file:
