@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import classifiers
 import image_families
 import taskvec as tv
+from checkpoints import save_bert
 from elsewhere import ELSEWHERE, elsewhere
 from language_models import TEXT, save_language_model
 from taskvec.evaluation.evaluator import Evaluator
@@ -108,3 +110,48 @@ def test_image_encoders(tmp_path: Path, family: str) -> None:
         found.append((vectors[0], vectors[1], features(backbone, batches(backbone, split, 4))))
     assert same(found[0][0], found[1][0]) and same(found[0][1], found[1][1])
     assert torch.equal(found[0][2], found[1][2])
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_classifiers_with_their_own_head(tmp_path: Path, family: str) -> None:
+    network = classifiers.save_text(tmp_path / "model", family)
+    here = load_backbone(tmp_path / "model", outputs="classifier")
+    with torch.no_grad():
+        for value in network.parameters():
+            value += 0.1
+    vector = tv.TaskVector.from_tensors(
+        {name: torch.full_like(p, 0.1) for name, p in network.named_parameters()}, base=tmp_path / "model"
+    )
+    rows = [
+        {"split": "test", "text": text, "label": place % 3}
+        for place, text in enumerate(["one two", "a film", "cat"])
+    ]
+    (tmp_path / "data").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"source": "jsonl", "path": str(tmp_path / "data")}
+    task = Task.parse("", {"name": "own", "data": data, "classes": ["a", "b", "c"], "head": "own"})
+    found = []
+    for backbone in both(here):
+        evaluator = Evaluator(backbone, [task])
+        point = evaluator.points({"tau": vector}).at({"tau": 1.0})
+        logits, _ = evaluator.logits(point, "own", "test")
+        found.append((logits, evaluator.score(point, "own", "test")))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+
+
+def test_regression(tmp_path: Path) -> None:
+    here = load_backbone(save_bert(tmp_path / "model"))
+    rows = [
+        {"split": split, "text": text, "label": place / 2}
+        for split in ("train", "validation", "test")
+        for place, text in enumerate(["one two", "a film", "cat", "good dog", "bad"])
+    ]
+    (tmp_path / "data").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"source": "jsonl", "path": str(tmp_path / "data")}
+    task = Task.parse("", {"name": "number", "kind": "regression", "data": data})
+    found = []
+    for backbone in both(here):
+        evaluator = Evaluator(backbone, [task])
+        vector = tv.finetune(backbone, evaluator.part("number"), settings=SETTINGS)
+        point = evaluator.points({"tau": vector}).at({"tau": 1.0})
+        found.append((vector, evaluator.score(point, "number", "test")))
+    assert same(found[0][0], found[1][0]) and found[0][1] == found[1][1]

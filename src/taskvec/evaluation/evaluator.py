@@ -181,10 +181,10 @@ class Evaluator:
         Raises: Diverged when the model's outputs are no longer finite; InputError for a task that is no
             classification.
         """
-        head = self.head(name).at({} if isinstance(point, TangentPoint) else point)
+        objective = Classifying(self.head(name)).at({} if isinstance(point, TangentPoint) else point)
         features, labels = self.features(point, name, split)
         with torch.no_grad():
-            logits: Tensor = head(features)
+            logits: Tensor = objective.on(features.device).head(features)
         _check_finite(logits, name, split)
         return logits, labels
 
