@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from taskvec.models.known import LOADERS
+from taskvec.tasks.kinds import KINDS
 from taskvec.tasks.metrics import METRICS
 from taskvec.tasks.source import SOURCES
 from taskvec.tasks.suite import suite_names
@@ -18,6 +19,7 @@ TEXT = {
     "text": "a type that transformers has a text model for",
     "language": "a type that transformers has a language model for",
     "classifier": "a type that transformers has a classifier for",
+    "image": "a type that transformers has an image encoder for",
 }
 
 
@@ -27,6 +29,8 @@ TEXT = {
         ("regime", REGIMES, "docs/training.md", r"^\| `{}` \|"),
         ("regime", REGIMES, "README.md", r"^\| regimes \|.*`{}`"),
         ("metric", METRICS, "docs/suites.md", r"^\| `metric` \|.*`{}`"),
+        ("kind of task", KINDS, "docs/suites.md", r"kind \*\*`{}`\*\*"),
+        ("kind of task", KINDS, "README.md", r"^\| kinds of task \|.*`{}`"),
         ("data source", SOURCES, "docs/suites.md", r"^`[\w`, ]*\b{}`[\w`, ]*:"),
         ("kind of model", [TEXT.get(name, name) for name in LOADERS], "docs/models.md", r"^\| `?{}`? \|"),
         ("suite", suite_names(), "README.md", r"^\| suites \|.*`{}`"),
