@@ -134,8 +134,8 @@ class LanguageModel(Backbone):
     @cached_property
     def reads_ahead(self) -> bool:
         """Whether the logits of a token depend on tokens behind it, as those of no causal model do."""
-        last = min(self.dim, 5) - 1
-        short, long = (Passage([last], [last] * count) for count in (1, 3))
+        first, *others = range(min(self.dim, 5))  # different ones: attention over equal ones sees no number
+        short, long = (Passage([first], others[:count]) for count in (1, 3))
         with torch.no_grad(), evaluating(self):
             rows = [self(**{k: v.to(self.device) for k, v in self.stack([p]).items()}) for p in (short, long)]
         return bool((rows[0][0] - rows[1][0]).abs().max() > 1e-3 * (1 + rows[0].abs().max()))
