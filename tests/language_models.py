@@ -42,6 +42,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "MambaForCausalLM",
         {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
     ),
+    "xlnet": (
+        "XLNetLMHeadModel",
+        {"vocab_size": VOCABULARY, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24},
+    ),
     "t5": (
         "T5ForConditionalGeneration",
         {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}

@@ -1,9 +1,13 @@
 """How long work tells a watcher where it stands; the library itself prints nothing."""
 
+from time import perf_counter
 from typing import Protocol
 
 DETAILS = frozenset({"lr", "gradient_norm", "examples_per_second", "tokens_per_second"})
 """Facts of a training that are for a log, and too many for a line."""
+
+PATIENCE = 5.0
+"""Seconds of silence that nobody minds."""
 
 
 class Watch(Protocol):
@@ -11,6 +15,17 @@ class Watch(Protocol):
 
     def __call__(self, label: str, done: int, total: int, **facts: float) -> None:
         """``done`` of ``total`` units of ``label`` are finished; ``done == total`` comes exactly once."""
+
+
+def patient(watch: Watch) -> Watch:
+    """A watcher that is told nothing of work which is done within some seconds from now."""
+    begun = perf_counter()
+
+    def told(label: str, done: int, total: int, **facts: float) -> None:
+        if perf_counter() - begun >= PATIENCE:
+            watch(label, done, total, **facts)
+
+    return told
 
 
 def unwatched(label: str, done: int, total: int, **facts: float) -> None:

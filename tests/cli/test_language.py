@@ -65,3 +65,20 @@ def test_a_model_with_an_encoder_is_one_line(
     done = run(capsys, f"eval {kind} -s s.yaml -q")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "cats: kind 'language' is for causal models" in done.err
+
+
+def test_a_model_that_reads_both_ways_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_language_model(place / "xlnet", "xlnet")
+    done = run(capsys, "eval xlnet -s s.yaml -q")
+    assert done.code == 2 and "predicts a token from those behind it too" in done.err
+
+
+def test_measurements_that_take_long_are_watched(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = "train -m gpt -s s.yaml -t cats --steps 1 --batch-size 4 -o v.safetensors --force"
+    assert "measuring" not in run(capsys, train).err
+    monkeypatch.setattr("taskvec.progress.PATIENCE", 0.0)
+    told = run(capsys, train).err
+    assert "measuring cats, validation: 1/1" in told and "measuring cats, test: 1/1" in told
+    assert "measuring" not in run(capsys, f"{train} -q").err

@@ -98,3 +98,8 @@ def test_bad_texts_and_options_are_one_line(
     with pytest.raises(InputError, match=words) as caught:
         source(tmp_path, text, **options).rows("test")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "\r\n\r\n", "\r\r"])
+def test_lines_of_the_separator_end_as_those_of_the_text(separator: str, tmp_path: Path) -> None:
+    assert texts(source(tmp_path, b"a\r\n\r\nb\r\nc", separator=separator), "test") == ["a", "b\nc"]

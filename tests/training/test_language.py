@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import taskvec as tv
 from language_models import TEXT, save_language_model
-from taskvec.errors import InputError
+from taskvec.errors import InputError, TaskvecError
 from taskvec.models.loading import load_backbone
 from taskvec.tasks.kinds.language import Windows
 from taskvec.tasks.task import Task
@@ -90,3 +90,14 @@ def test_two_trainings_give_the_same_bits(world: Any) -> None:
 def test_an_encoder_is_refused(world: Any, tiny_model: Path) -> None:
     with pytest.raises(InputError, match="cats: needs the logits of tokens"):
         make_part(load_backbone(tiny_model), world[1])
+
+
+@pytest.mark.parametrize("clip", [1.0, None])
+def test_an_ascent_that_diverges_keeps_its_last_finite_weights(world: Any, clip: float | None) -> None:
+    backbone, task = world
+    part = make_part(backbone, task)
+    wild = tv.TrainSettings(lr=1e30, steps=4, batch_size=4, validations=0, clip=clip)
+    vector = tv.finetune(backbone, part, settings=wild, ascend=True)
+    assert all(bool(vector[name].isfinite().all()) for name in vector)
+    with pytest.raises(TaskvecError, match="at step 2 of 4; lower the learning rate"):
+        tv.finetune(backbone, part, settings=wild)

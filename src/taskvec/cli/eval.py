@@ -130,6 +130,7 @@ def eval(
     point = _edited(evaluator, loaded, expression, start, space) if loaded else start
     scores = {}
     with watching(quiet) as watch:
+        evaluator.watch = watch
         for done, name in enumerate(evaluator.tasks, start=1):
             scores[name] = evaluator.score(point, name, split)
             watch("evaluating", done, len(tasks))

@@ -126,6 +126,7 @@ def train(
         watching(quiet) as watch,
         recording(log, log_to, folder=output.parent, name=output.stem, config=described) as figures,
     ):
+        evaluator.watch = watch
         if twin is not None:
             vector = TaskVector.random_like(twin, seed=settings.seed)
         else:
@@ -141,13 +142,13 @@ def train(
                 log=figures,
             )
         scores = evaluator.scores(at_one(vector), names, "test")
-    drawn: dict[str, Any] = {"task": "+".join(names), "regime": regime, "space": space} if twin else {}
-    metrics = {name: score.record() for name, score in scores.items()}
-    vector.save(output, force=force, metrics=metrics, **drawn)
+        drawn: dict[str, Any] = {"task": "+".join(names), "regime": regime, "space": space} if twin else {}
+        metrics = {name: score.record() for name, score in scores.items()}
+        vector.save(output, force=force, metrics=metrics, **drawn)
+        before = {} if json else evaluator.scores(evaluator.pretrained, names, "test")
     if json:
         print_json({"output": str(output), "norm": vector.norm(), "test": metrics})
         return
-    before = evaluator.scores(evaluator.pretrained, names, "test")
     norm = f"{vector.norm():.3f}"
     rows = [
         [name, score.metric, shown(score.metric, before[name].value), shown(score.metric, score.value), norm]

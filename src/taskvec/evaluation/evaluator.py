@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Literal, overload
+from typing import Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from taskvec.models.backbone import Backbone, on_device
 from taskvec.models.functional import encode, placed
 from taskvec.models.heads import Head
 from taskvec.place import Precision, autocast, enough_memory
+from taskvec.progress import Watch, patient, unwatched
 from taskvec.registry import nearest
 from taskvec.tangent.linearization import Linearization
 from taskvec.tasks.ahead import ahead, for_device
@@ -38,6 +39,8 @@ from taskvec.training.regimes import Space
 from taskvec.training.space import linearized
 from taskvec.vectors import TaskVector
 
+T = TypeVar("T")
+
 
 class Evaluator:
     """Scores edited models on tasks. Data is prepared once, heads are made once from the pre-trained model.
@@ -50,6 +53,7 @@ class Evaluator:
         limits: at most so many first examples of a split, by split name.
         batch_size: examples a forward pass.
         precision: "float32", "bf16" or "fp16" (autocast).
+        watch: told of measurements that take longer than some seconds.
 
     Raises: InputError for a task of another modality than the backbone's.
     """
@@ -63,6 +67,7 @@ class Evaluator:
         limits: Mapping[str, int] | None = None,
         batch_size: int = 64,
         precision: Precision = "float32",
+        watch: Watch = unwatched,
     ) -> None:
         for task in tasks:
             if task.modality != backbone.modality:
@@ -74,6 +79,7 @@ class Evaluator:
         self.tasks = {task.name: task for task in tasks}
         self.limits = dict(limits or {})
         self.precision: Precision = precision
+        self.watch = watch
         self._batch_size = batch_size
         self._objectives: dict[str, Objective] = {}
         self._batches: dict[tuple[str, SplitName], Batches] = {}
@@ -135,6 +141,7 @@ class Evaluator:
             limits={**self.limits, **limits},
             batch_size=self._batch_size,
             precision=self.precision,
+            watch=self.watch,
         )
         other._objectives = self._objectives
         return other
@@ -173,7 +180,7 @@ class Evaluator:
     def features(self, point: Point, name: str, split: SplitName) -> tuple[Tensor, Tensor]:
         """Features (N, d) float32 and labels (N,) of a split, in an order of this evaluator's own."""
         prepared = self._prepared(name, split)
-        return self._features(point, prepared), prepared.labels
+        return self._features(point, name, split), prepared.labels
 
     def logits(self, point: Point, name: str, split: SplitName) -> tuple[Tensor, Tensor]:
         """Logits (N, C) float32 and labels (N,), in the order of :meth:`features`.
@@ -196,13 +203,13 @@ class Evaluator:
         """
         prepared = self._prepared(name, split)
         if self.backbone.outputs != "tokens" or can_keep(point, prepared, self.backbone.dim):
-            yield self._features(point, prepared), Batch({}, *prepared.targets())
+            yield self._features(point, name, split), Batch({}, *prepared.targets())
         elif isinstance(point, TangentPoint):
-            for place in range(len(prepared)):
-                piece = prepared[place : place + 1]
+            pieces = (prepared[place : place + 1] for place in range(len(prepared)))
+            for piece in self._told(pieces, name, split):
                 yield point.features(piece), Batch({}, *piece.targets())
         else:
-            yield from self._run(point, prepared)
+            yield from self._run(point, name, split)
 
     @torch.no_grad()
     def tally(self, point: Point, name: str, split: SplitName) -> Tally:
@@ -261,17 +268,25 @@ class Evaluator:
             self._batches[name, split] = in_batches(prepared, self._batch_size)
         return self._batches[name, split]
 
-    def _features(self, point: Point, prepared: Batches) -> Tensor:
+    def _told(self, batches: Iterable[T], name: str, split: SplitName) -> Iterator[T]:
+        """The batches of a split, or what is made of them, one after the other, before a watcher's eyes."""
+        watch, total = patient(self.watch), len(self._prepared(name, split))
+        for done, batch in enumerate(batches, start=1):
+            yield batch
+            watch(f"measuring {name}, {split}", done, total)
+
+    def _features(self, point: Point, name: str, split: SplitName) -> Tensor:
         if isinstance(point, TangentPoint):
-            return point.features(prepared)
-        return torch.cat([outputs for outputs, _ in self._run(point, prepared)]).cpu()
+            return point.features(self._prepared(name, split))
+        return torch.cat([outputs for outputs, _ in self._run(point, name, split)]).cpu()
 
     @torch.no_grad()
-    def _run(self, point: Params, prepared: Batches) -> Iterator[tuple[Tensor, Batch]]:
+    def _run(self, point: Params, name: str, split: SplitName) -> Iterator[tuple[Tensor, Batch]]:
         """Outputs (R, d), float32 or more, batch by batch, and the batch, on the backbone's device."""
         device, remedy = self.backbone.device, f"lower the batch size of evaluation (now {self._batch_size})"
-        params = on_device(point, device)
-        for given in ahead(lambda place: for_device(prepared[place], device), range(len(prepared)), device):
+        params, prepared = on_device(point, device), self._prepared(name, split)
+        stacked = ahead(lambda place: for_device(prepared[place], device), range(len(prepared)), device)
+        for given in self._told(stacked, name, split):
             batch = given.on(device)
             at_once = f"a pass of {self._batch_size} examples"
             with enough_memory(device, at_once, remedy), autocast(self.precision, device):

@@ -22,7 +22,6 @@ from taskvec.models.checkpoint import (
     transformers,
 )
 from taskvec.reading import shown
-from taskvec.weights.network import quiet
 
 
 class Passage(NamedTuple):
@@ -112,8 +111,7 @@ class LanguageModel(Backbone):
 
         Raises: InputError for a token that the model has no embedding of.
         """
-        with quiet():
-            encoded = self.tokenizer(text, return_offsets_mapping=self.tokenizer.is_fast)
+        encoded = self.tokenizer(text, return_offsets_mapping=self.tokenizer.is_fast, verbose=False)
         tokens = list(encoded["input_ids"])
         if tokens and max(tokens) >= self.dim:
             self._refuse_token(max(tokens))

@@ -115,6 +115,7 @@ class Lab:
             limits=self.plan.evaluation["limits"],
             batch_size=experiment.evaluation_batch,
             precision=self.plan.evaluation["precision"],
+            watch=self.watch,
         )
 
 

@@ -109,16 +109,17 @@ def train(
         at_once = f"a training step of {len(places)} examples"
         with enough_memory(device, at_once, _remedy(settings)), activations(backbone, settings):
             loss = _accumulate(moved, asked[part], given, settings, sign * scale.factor)
-        if not math.isfinite(loss):
+        taken = math.isfinite(loss) and scale.unscale(leaves.values())
+        norm = _clip(leaves, settings.clip) if taken else math.nan
+        if not math.isfinite(norm if taken else loss):
             if sign < 0:
                 break  # ascent may diverge: the last finite weights are its result
+            found = f"the gradient's norm is {norm}" if taken else f"the loss is {loss}"
             raise TaskvecError(
-                f"{label}: the loss is {loss} at step {step + 1} of {steps}; lower the learning rate "
+                f"{label}: {found} at step {step + 1} of {steps}; lower the learning rate "
                 f"(now {settings.lr:g}) or train in float32"
             )
-        norm = math.nan
-        if scale.unscale(leaves.values()):
-            norm = _clip(leaves, settings.clip, measure=watch is not unwatched)
+        if taken:
             if settings.optimizer == "adamw":
                 moved.decay(settings, lr)
             optimizer.step()
@@ -211,13 +212,13 @@ def activations(backbone: Backbone, settings: TrainSettings) -> AbstractContextM
     return recomputed(backbone.network, backbone.ref) if settings.checkpoint_activations else nullcontext()
 
 
-def _clip(leaves: Params, most: float | None, *, measure: bool) -> float:
-    """Clip the gradients to a global norm, if there is one; the norm before, or NaN if nobody wants it."""
+def _clip(leaves: Params, most: float | None) -> float:
+    """Clip the gradients to a global norm, if there is one; the norm before."""
     if most is not None:
-        norm = torch.nn.utils.clip_grad_norm_(leaves.values(), most)
-    elif measure:
-        norm = torch.nn.utils.get_total_norm([leaf.grad for leaf in leaves.values() if leaf.grad is not None])
-    return norm.item() if measure else math.nan
+        return torch.nn.utils.clip_grad_norm_(leaves.values(), most).item()
+    return torch.nn.utils.get_total_norm(
+        [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
+    ).item()
 
 
 def _rates(sizes: Tensor, seconds: float) -> dict[str, float]:

@@ -73,12 +73,17 @@ class Text(Source):
         return before, before + self.splits[split]
 
     def _texts(self, file: Path) -> list[str]:
-        whole = read_text(file).removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-        pieces = [whole] if self.separator is None else whole.split(self.separator)
+        whole = _lines(read_text(file).removeprefix("\ufeff"))
+        pieces = [whole] if self.separator is None else whole.split(_lines(self.separator))
         texts = [piece for piece in pieces if piece.strip()]
         if not texts:
             raise InputError(f"{file}: holds no text, expected some")
         return texts
+
+
+def _lines(text: str) -> str:
+    """A text whose lines end as those of Unix do."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _between(texts: list[str], start: float, stop: float) -> list[str]:
