@@ -371,3 +371,14 @@ def test_models_as_transformers_saves_them_contradict_nothing_until_a_number_is_
             path.write_text(json.dumps({**before, key: before[key] + 1}))
             [said] = contradictions.compare_models([model], like=None)
             assert f"config.json says {key} " in said or "layers" in said
+
+
+def test_an_efficientnet_has_the_blocks_that_it_says(tmp_path: Path) -> None:
+    import transformers
+
+    make: Any = transformers.EfficientNetModel
+    network = make(
+        transformers.EfficientNetConfig(width_coefficient=0.25, depth_coefficient=0.25, hidden_dim=320)
+    )
+    network.save_pretrained(tmp_path)
+    assert contradictions.compare_models([open_weights(tmp_path)], None) == []

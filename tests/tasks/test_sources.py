@@ -392,3 +392,38 @@ def test_values_of_the_wrong_kind_are_named(tmp_path: Path, row: str, message: s
     path.write_text(row + "\n", encoding="utf-8")
     with pytest.raises(InputError, match="row 1: .*" + message):
         task(source="jsonl", path=str(path)).split("test")
+
+
+@pytest.mark.parametrize(
+    ("splits", "sizes"),
+    [
+        ({"validation": "val"}, {"train": 20, "validation": 4, "test": 6}),
+        ({"test": "val"}, {"train": 18, "validation": 2, "test": 4}),  # what is tested is not validated on
+        ({"train": "test", "validation": "val"}, {"train": 6, "validation": 4, "test": None}),
+    ],
+)
+@pytest.mark.parametrize("name", ["d.jsonl", "d.csv"])
+def test_splits_that_are_not_named_keep_their_own_names(
+    tmp_path: Path, name: str, splits: dict[str, str], sizes: dict[str, int | None]
+) -> None:
+    demo = task(source=name[2:], path=str(table(tmp_path / name)), splits=splits)
+    for split, size in sizes.items():
+        if size is None:
+            with pytest.raises(InputError, match="the test split is empty"):
+                demo.split("test")
+        else:
+            assert len(demo.split(split)) == size  # type: ignore[arg-type]
+
+
+def test_splits_of_images_that_are_not_named_keep_theirs(tmp_path: Path) -> None:
+    held = images(archive(tmp_path / "d.npz"), source="npz", splits={"validation": "val"})
+    same = images(archive(tmp_path / "d.npz"), source="npz")
+    assert [len(held.split(part)) for part in SPLITS] == [len(same.split(part)) for part in SPLITS]  # type: ignore[arg-type]
+    root = folder(tmp_path, ["a", "b"], count=20)
+    partly = images(root, source="images", splits={"validation": "none"})
+    assert partly.classes == ("a", "b") and len(partly.split("test")) == len(
+        images(root, source="images").split("test")
+    )
+    before = partly.fingerprint
+    Path(root / "test" / "a" / "more.png").write_bytes(next((root / "test" / "a").glob("*.png")).read_bytes())
+    assert images(root, source="images", splits={"validation": "none"}).fingerprint != before

@@ -127,6 +127,7 @@ def eval(
         start = {name: value.detach() for name, value in edited.encoder_parameters().items()}
         if start.keys() != evaluator.pretrained.keys():
             raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")
+        start |= edited.statistics()
     point = _edited(evaluator, loaded, expression, start, space) if loaded else start
     scores = {}
     with watching(quiet) as watch:

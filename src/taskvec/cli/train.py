@@ -155,5 +155,5 @@ def train(
         for name, score in scores.items()
     ]
     title = f"{output}, in tangent space" if space == "tangent" else str(output)
-    start = "zero-shot" if backbone.outputs == "features" else "pre-trained"
+    start = "zero-shot" if all(getattr(of, "head", None) == "zero-shot" for of in tasks) else "pre-trained"
     print_table(title, ["task", "metric", start, "fine-tuned", "‖τ‖"], rows)

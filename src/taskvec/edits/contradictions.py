@@ -106,8 +106,14 @@ def _depth(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
     """
     depths = sorted(count_blocks(model).values(), reverse=True)
     stacks = Counter(depths if len(depths) <= 2 else depths[:1])
-    stated = Counter(value for key, value in flatten(config) if _last(key) in DEPTHS and type(value) is int)
-    further = [value for key, value in flatten(config) if _last(key) == PREDICTING and type(value) is int]
+    settings = dict(flatten(config))
+    stated = Counter(
+        value
+        for key, value in settings.items()
+        # EfficientNet calls four times its blocks its layers.
+        if _last(key) in DEPTHS and type(value) is int and f"{_before(key)}num_block_repeats" not in settings
+    )
+    further = [value for key, value in settings.items() if _last(key) == PREDICTING and type(value) is int]
     if stacks & Counter(depth + more for depth in stated for more in further):
         return
     unstated, idle = stacks - stated, stated - stacks
@@ -257,6 +263,10 @@ def _text(value: object) -> str:
 
 def _last(key: str) -> str:
     return key.rpartition(".")[2]
+
+
+def _before(key: str) -> str:
+    return key.removesuffix(_last(key))
 
 
 def _is_file(model: Weights) -> bool:

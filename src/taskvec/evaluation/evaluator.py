@@ -15,6 +15,7 @@ from taskvec.evaluation.points import (
     Points,
     TangentPoint,
     TangentPoints,
+    beside_encoder,
     can_keep,
     dense_deltas,
 )
@@ -122,16 +123,17 @@ class Evaluator:
             space: ``ordinary`` adds vectors to the weights, ``tangent`` evaluates the linearized model there.
                 Any vector goes into either: one trained in ordinary space is *post hoc* in tangent space.
 
-        Tensors that no feature depends on are left out. Raises: BaseMismatch if a vector is of another model.
+        Tensors that no feature depends on are left out, in tangent space also heads and running statistics.
+        Raises: BaseMismatch if a vector is of another model.
         """
-        head = {} if space == "tangent" else self.backbone.head_parameters()
-        found = dense_deltas(self.backbone, vectors.values(), head)
+        beside = {} if space == "tangent" else beside_encoder(self.backbone)
+        found = dense_deltas(self.backbone, vectors.values(), beside)
         deltas = dict(zip(vectors, found, strict=True))
         if space == "tangent":
             lin = self.linearized if start is None else linearized(self.backbone, start)
             return TangentPoints(lin, deltas, precision=self.precision)
         base = self.pretrained if start is None else on_device(start, self.backbone.device)
-        return OrdinaryPoints({**head, **base}, deltas)
+        return OrdinaryPoints({**beside, **base}, deltas)
 
     def limited(self, **limits: int) -> "Evaluator":
         """The same model, tasks and heads, on other numbers of first examples by split."""

@@ -166,10 +166,8 @@ def _moved(backbone: Backbone, point: Params) -> Iterator[None]:
 
     Afterwards the module has its own again, and the same ones apart.
     """
-    own, every = (
-        backbone.encoder_parameters(),
-        dict(backbone.network.named_parameters(remove_duplicate=False)),
-    )
+    own = {**backbone.encoder_parameters(), **backbone.statistics()}
+    every = dict(backbone.network.named_parameters(remove_duplicate=False))
     before = {name: own[name].detach().clone() for name in point}
     try:
         with substituted(backbone.network, every):
@@ -180,7 +178,7 @@ def _moved(backbone: Backbone, point: Params) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _put(parameters: Mapping[str, nn.Parameter], values: Params) -> None:
+def _put(parameters: Mapping[str, Tensor], values: Params) -> None:
     for name, value in values.items():
         parameters[name].copy_(value)
 

@@ -180,20 +180,25 @@ class TangentPoints:
 
 
 def dense_deltas(
-    backbone: Backbone, vectors: Iterable[TaskVector], head: Iterable[str] = ()
+    backbone: Backbone, vectors: Iterable[TaskVector], beside: Iterable[str] = ()
 ) -> Iterator[dict[str, Tensor]]:
     """By parameter of a backbone's encoder, how far each task vector moves those that it moves.
 
     Args:
-        head: parameters of a trained head that are looked at too.
+        beside: further tensors that are looked at, see :func:`beside_encoder`.
 
     Raises: BaseMismatch if a vector is of another model.
     """
     base = open_weights(backbone.source)  # once: its fingerprint may take a read of everything
-    names = {*backbone.encoder_parameters(), *head}
+    names = {*backbone.encoder_parameters(), *beside}
     for vector in vectors:
         apply(base, vector)  # lazy: only refuses a vector of another base
         yield {name: vector[name] for name in vector if name in names and vector.terms_at(name)}
+
+
+def beside_encoder(backbone: Backbone) -> dict[str, Tensor]:
+    """What no training moves and an edit does: a trained head, and running statistics of batch norms."""
+    return {**backbone.head_parameters(), **backbone.statistics()}
 
 
 def add_vector(backbone: Backbone, vector: TaskVector) -> Backbone:
@@ -202,9 +207,9 @@ def add_vector(backbone: Backbone, vector: TaskVector) -> Backbone:
     Raises: BaseMismatch if the vector is of another model.
     """
     copied = deepcopy(backbone)
-    head = copied.head_parameters()
-    [deltas] = dense_deltas(backbone, [vector], head)
-    parameters = {**copied.encoder_parameters(), **head}
+    beside = beside_encoder(copied)
+    [deltas] = dense_deltas(backbone, [vector], beside)
+    parameters = {**copied.encoder_parameters(), **beside}
     with torch.no_grad():
         for name, delta in deltas.items():
             parameters[name].add_(delta.to(parameters[name]))

@@ -98,6 +98,28 @@ class Backbone(nn.Module, ABC):
         """Of a trained head, by checkpoint name: training leaves them, an edit moves them."""
         return {}
 
+    def statistics(self) -> dict[str, Tensor]:
+        """Running statistics of batch norms and their like, by checkpoint name: training leaves them, an edit
+        moves them."""
+        buffers = dict(self.network.named_buffers())
+        return {stored: buffers[name] for name, stored in self._statistics.items()}
+
+    @cached_property
+    def _statistics(self) -> Mapping[str, str]:
+        """Name in the network -> name in the checkpoint, for every buffer of floats that is stored."""
+        kept = self.network.state_dict().keys()
+        held = {
+            name: name if self._checkpoint is None else self._checkpoint.get(name)
+            for name, value in self.network.named_buffers()
+            if name in kept and value.is_floating_point()
+        }
+        return {name: stored for name, stored in held.items() if stored is not None}
+
+    @cached_property
+    def places(self) -> Mapping[str, str]:
+        """Name in the checkpoint -> name in the network, for all that an edit of the encoder moves."""
+        return {stored: name for name, stored in (*self._statistics.items(), *self.names.items())}
+
     @cached_property
     def names(self) -> Mapping[str, str]:
         """Name in the network -> name in the checkpoint, for every encoder parameter.

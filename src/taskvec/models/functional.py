@@ -13,8 +13,9 @@ def encode(backbone: Backbone, params: Mapping[str, Tensor], batch: Mapping[str,
     """Features (N, d) of a batch at other values of some parameters.
 
     Args:
-        params: values by checkpoint name, of any of ``backbone.encoder_parameters()``, on its device; the
-            others keep the backbone's own. Gradients flow into them. Those of a trained head change nothing.
+        params: values by checkpoint name, of any of ``backbone.encoder_parameters()`` and ``statistics()``,
+            on its device; the others keep the backbone's own. Gradients flow into them. Those of a trained
+            head change nothing.
         batch: what ``backbone.collate`` gives, on any device.
     """
     inputs = on_device(batch, backbone.device)
@@ -24,8 +25,8 @@ def encode(backbone: Backbone, params: Mapping[str, Tensor], batch: Mapping[str,
 
 @contextmanager
 def placed(backbone: Backbone, params: Mapping[str, Tensor]) -> Iterator[None]:
-    """The backbone at other values of some parameters, by checkpoint name, for a while."""
-    place, head = {stored: name for name, stored in backbone.names.items()}, backbone.head_parameters()
-    values = {place[name]: value for name, value in params.items() if name not in head}
+    """The backbone at other values of some parameters and statistics, by checkpoint name, for a while."""
+    head = backbone.head_parameters()
+    values = {backbone.places[name]: value for name, value in params.items() if name not in head}
     with substituted(backbone.network, values):
         yield

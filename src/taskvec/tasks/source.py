@@ -3,7 +3,7 @@
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,17 @@ from taskvec.registry import Registry
 SplitName = Literal["train", "validation", "test"]
 
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+def called(split: SplitName, splits: Mapping[SplitName, str]) -> str | None:
+    """What the data call a split, by those of ``splits``; none for one that they do not have.
+
+    Where it names others alone, train and test go by their own names, unless these stand for another split.
+    """
+    if split in splits or split == "validation" or split in splits.values():
+        return splits.get(split)
+    return split
+
 
 UNPACKED = 1 << 26
 """Bytes that any compressed file may hold."""

@@ -28,11 +28,18 @@ def linearized(backbone: Backbone, start: Mapping[str, Tensor] | None = None) ->
     Only the encoder is linear; a head that normalises the feature comes after it.
 
     Args:
-        start: where the tangent space is taken, for parameters that are not as the backbone has them.
+        start: where the tangent space is taken, for parameters and running statistics that are not as the
+            backbone has them.
     """
     theta0 = {name: value.detach() for name, value in backbone.encoder_parameters().items()}
     moved, example = (on_device(given, backbone.device) for given in (start or {}, backbone.example()))
-    return Linearization(partial(encode, backbone), {**theta0, **moved}, example=(example,))
+    fixed = {name: moved[name] for name in backbone.statistics() if name in moved}
+    start = {name: moved.get(name, value) for name, value in theta0.items()}
+    return Linearization(partial(_encode, backbone, fixed), start, example=(example,))
+
+
+def _encode(backbone: Backbone, fixed: Params, params: Params, batch: Mapping[str, Tensor]) -> Tensor:
+    return encode(backbone, {**fixed, **params}, batch)
 
 
 class Moved(ABC):

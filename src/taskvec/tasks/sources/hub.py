@@ -13,7 +13,7 @@ from pydantic import Field
 from taskvec.errors import InputError, optional
 from taskvec.reading import check_inside, is_folder, open_file
 from taskvec.registry import nearest
-from taskvec.tasks.source import Rows, Source, SplitName, expanded, label_of, one_sentence, text_of
+from taskvec.tasks.source import Rows, Source, SplitName, called, expanded, label_of, one_sentence, text_of
 from taskvec.tasks.sources.images import ImageFolder, LazyImages, Pixels, decode, readable
 
 
@@ -47,7 +47,7 @@ class Hub(Source):
         """Rows of a split; images are decoded when they are looked at."""
         if self._folder is not None:
             return self._folder.rows(split)
-        if split not in self.splits:
+        if called(split, self.splits) is None:
             return None
         return Rows(self._inputs(split), self._labels(split), partial(self._where, split))
 
@@ -60,7 +60,7 @@ class Hub(Source):
         """Names that the label column declares."""
         if self._folder is not None:
             return self._folder.class_names()
-        if "train" not in self.splits:
+        if called("train", self.splits) is None:
             raise InputError(
                 f"{self.id}: 'splits' names no 'train', whose column of labels names the classes"
             )
@@ -104,9 +104,10 @@ class Hub(Source):
         remedy = (
             f"; or put the images into {self.local}/train/<class>/ and /test/<class>/" if self.local else ""
         )
-        with one_sentence(f"{self.id}: split {self.splits[split]!r} cannot be loaded", remedy):
+        name = called(split, self.splits)
+        with one_sentence(f"{self.id}: split {name!r} cannot be loaded", remedy):
             return datasets.load_dataset(
-                str(self._home or self.id), self.config, split=self.splits[split], revision=self.revision
+                str(self._home or self.id), self.config, split=name, revision=self.revision
             )
 
     @cached_property

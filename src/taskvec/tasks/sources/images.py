@@ -19,7 +19,16 @@ from pydantic import Field
 
 from taskvec.errors import InputError, optional
 from taskvec.reading import is_folder, open_file, shortened
-from taskvec.tasks.source import Rows, Source, SplitName, digest_of, most_unpacked, one_sentence
+from taskvec.tasks.source import (
+    SPLITS,
+    Rows,
+    Source,
+    SplitName,
+    called,
+    digest_of,
+    most_unpacked,
+    one_sentence,
+)
 
 Pixels = NDArray[np.uint8]
 
@@ -107,9 +116,10 @@ class Npz(Source):
     def rows(self, split: SplitName) -> Rows | None:
         """Images (N, H, W, 3) and labels of a split."""
         path = self.existing_file(self.path)
-        if split not in self.splits:
+        name = called(split, self.splits)
+        if name is None:
             return None
-        keys = [key.replace("{split}", self.splits[split]) for key in (self.images, self.labels)]
+        keys = [key.replace("{split}", name) for key in (self.images, self.labels)]
         with _archive(path) as archive:
             if keys[0] not in archive.members and split == "validation":
                 return None
@@ -165,7 +175,7 @@ class ImageFolder(Source):
         Hidden files and folders are left out; links are followed, but in folders below that of a class.
         """
         root = self.existing(self.path)
-        place = self.splits.get(split)
+        place = called(split, self.splits)
         if place is None or (split == "validation" and not is_folder(root / place)):
             return None
         listed = {folder: _files(folder) for folder in _folders(root / place)}
@@ -177,9 +187,10 @@ class ImageFolder(Source):
     def class_names(self) -> tuple[str, ...]:
         """The training folders' names, in their order."""
         root = self.existing(self.path)
-        if "train" not in self.splits:
+        place = called("train", self.splits)
+        if place is None:
             raise InputError(f"{root}: 'splits' names no folder for 'train', whose folders are the classes")
-        labels = {_label(folder.name) for folder in _folders(root / self.splits["train"])}
+        labels = {_label(folder.name) for folder in _folders(root / place)}
         numbers = sorted(label for label in labels if isinstance(label, int))
         if numbers == list(range(len(labels))):
             return tuple(map(str, numbers))
@@ -190,7 +201,8 @@ class ImageFolder(Source):
         root = self.existing(self.path)
         digest = xxhash.xxh3_128()
         with one_sentence(f"{root}: cannot be looked through"):
-            for place in self.splits.values():
+            unnamed = (called(split, self.splits) for split in SPLITS if split not in self.splits)
+            for place in (*self.splits.values(), *filter(None, unnamed)):
                 for folder in _folders(root / place) if is_folder(root / place) else ():
                     for file in _files(folder):
                         digest.update(os.fsencode(f"{file.relative_to(root)}\0{file.stat().st_size}\0"))

@@ -20,6 +20,7 @@ from taskvec.tasks.source import (
     Rows,
     Source,
     SplitName,
+    called,
     digest_of,
     label_of,
     most_unpacked,
@@ -90,9 +91,10 @@ class Table(Source):
         if self.path is None:
             path = self.files.get(split)
             return None if path is None else self._examples(self.existing_file(path), None)
-        if self.splits and split not in self.splits:
+        name = called(split, self.splits) if self.splits else split
+        if name is None:
             return None
-        rows = self._examples(self.existing_file(self.path), self.splits.get(split, split))
+        rows = self._examples(self.existing_file(self.path), name)
         return rows if len(rows.inputs) or split != "validation" else None
 
     def digest(self) -> str:
