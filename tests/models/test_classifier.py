@@ -137,6 +137,8 @@ def test_a_pooler_that_the_base_lacks_belongs_to_the_head(tmp_path: Path) -> Non
         (["LABEL_0", "LABEL_1", "LABEL_2"], ["no", "maybe", "yes"], {}, [0, 1, 2]),
         (["0", "1", "2"], ["no", "maybe", "yes"], {}, [0, 1, 2]),
         (["2", "0", "1"], ["0", "1", "2"], {}, [1, 2, 0]),
+        (["LABEL_2", "LABEL_0", "LABEL_1"], ["no", "maybe", "yes"], {}, [1, 2, 0]),
+        (["class 3", "class 1", "class 2"], ["no", "maybe", "yes"], {}, [1, 2, 0]),
         (
             ["CONTRADICTION", "NEUTRAL", "ENTAILMENT"],
             ["entailment", "neutral", "contradiction"],
@@ -172,7 +174,16 @@ def test_the_rows_of_the_head_follow_the_classes_of_the_task(
             r"has the classes \['LABEL_0', .*\], and the task the classes \['no', 'yes'\]; list",
         ),
         ({"id2label": {0: "x", 1: "y", 2: "z"}}, CLASSES, "give the head's name of 'a' under 'wordings'"),
-        ({"id2label": {0: "a", 1: "b", 2: "b"}}, CLASSES, "the head's name of 'b'"),
+        (
+            {"id2label": {0: "a", 1: "b", 2: "b"}},
+            CLASSES,
+            "the head's name of 'b' once; correct .*'id2label'",
+        ),
+        (
+            {"labels": 9, "id2label": {**dict(enumerate("abcdefg")), 7: "LABEL_7", 8: "x"}},
+            list("abcdefghi"),
+            r"has 9 classes, 'LABEL_7' \(1 more\) among them, expected 9 classes .* name of 'h' under",
+        ),
         ({"labels": 1}, CLASSES, "gives one number, expected one of .* kind: regression"),
         ({"problem_type": "multi_label_classification"}, CLASSES, "several labels at once"),
     ],

@@ -13,8 +13,11 @@ from taskvec.errors import InputError, and_more
 from taskvec.models.heads import Head
 from taskvec.reading import shown
 
-_MEANINGLESS = re.compile(r"(label|class)?[ _-]*\d+")
+_MEANINGLESS = re.compile(r"(label|class)?[ _-]*\d{1,9}")
 """Labels that a config gives where nobody named the classes."""
+
+_FEW = 8
+"""Classes that a message lists."""
 
 INSTEAD = (
     "name a checkpoint that has one ('checkpoint' of the task, or --heads-from), or take head: linear-probe"
@@ -135,13 +138,33 @@ def _places(trained: TrainedHead, classes: Sequence[str], wordings: Mapping[str,
         found = [place for place, label in enumerate(labels) if label in known]
         if len(found) != 1 or found[0] in places:
             if all(_MEANINGLESS.fullmatch(label) for label in labels):
-                return list(range(len(classes)))
-            raise InputError(
-                f"{trained.ref}: its head has {_listed(trained.labels)}, expected {_listed(classes)} as in "
-                f"the task; give the head's name of {name!r} under 'wordings'"
-            )
+                return sorted(range(len(labels)), key=lambda place: _number(labels[place]))
+            raise InputError(_unknown(trained, classes, wordings, name))
         places += found
     return places
+
+
+def _unknown(
+    trained: TrainedHead, classes: Sequence[str], wordings: Mapping[str, Sequence[str]], name: str
+) -> str:
+    """What to say of a class that is among the labels not once; of many labels it names those of no class."""
+    names = [{_plain(word) for word in (each, *wordings.get(each, ()))} for each in classes]
+    free = [label for label in trained.labels if not any(_plain(label) in known for known in names)]
+    same = [label for label in trained.labels if _plain(label) in names[classes.index(name)]]
+    if len(same) > 1:
+        return (
+            f"{trained.ref}: its head has {shown(same)}, expected the head's name of {name!r} once; correct "
+            "'wordings', or 'id2label' in its config.json"
+        )
+    which = f", {shown(free[0])}{and_more(free)} among them" if free and len(classes) > _FEW else ""
+    return (
+        f"{trained.ref}: its head has {_listed(trained.labels)}{which}, expected {_listed(classes)} as in "
+        f"the task; give the head's name of {name!r} under 'wordings'"
+    )
+
+
+def _number(label: str) -> int:
+    return int(re.findall(r"\d+", label)[-1])
 
 
 def _plain(label: str) -> str:
@@ -151,4 +174,4 @@ def _plain(label: str) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     words = "class" if len(names) == 1 else "classes"
-    return f"the {words} {shown(list(names))}" if len(names) <= 8 else f"{len(names)} {words}"
+    return f"the {words} {shown(list(names))}" if len(names) <= _FEW else f"{len(names)} {words}"
