@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -278,6 +279,31 @@ def test_an_experiment_measures_the_model_those_of_tasks_and_their_sum(
     coefficient = found[-1].coefficient
     assert coefficient is not None
     assert both - start == pytest.approx(coefficient * (one + two - 2 * start), abs=1e-3)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_cells_know_what_task_files_say_and_not_where_they_are(
+    experiment: Path, tasks: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(tasks, folder)
+    text = experiment.read_text()
+    store = Store(folder / "out")  # a run inside the folder is no task file
+
+    def measured(include: Path) -> int:
+        experiment.write_text(text.replace(str(tasks), str(include)))
+        with allowing_code():
+            loaded, suite = load_experiment(experiment)
+        with store.locked():
+            Runner(loaded, suite, store).run()
+        lines = (store.folder / "records.jsonl").read_text().splitlines()
+        return sum(json.loads(line)["cell"] == "lm_eval" for line in lines)
+
+    assert [measured(tasks), measured(folder)] == [4, 4]
+    (folder / "data.jsonl").write_text(json.dumps(QUESTIONS[0]))
+    assert measured(folder) == 8
+    (folder / "own.yaml").write_text((folder / "own.yaml").read_text() + "\n# anew")
+    assert measured(folder) == 12
 
 
 def test_an_experiment_that_names_a_folder_with_code_says_so(experiment: Path) -> None:

@@ -141,7 +141,24 @@ def reader() -> Backbone:
     return tv.wrap(Reader(), collate=collate, example="one film")
 
 
-OWN = {"vit": vit, "two towers": two_towers, "conv": conv, "reader": reader}
+class Recurrent(nn.Module):
+    """Texts by an LSTM in both directions, with dropout between its layers."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(len(WORDS), width)
+        self.lstm = nn.LSTM(width, 8, 2, batch_first=True, bidirectional=True, dropout=0.2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.lstm(self.embed(tokens))[0].mean(1)  # type: ignore[no-any-return]
+
+
+def recurrent() -> Backbone:
+    torch.manual_seed(4)
+    return tv.wrap(Recurrent(), collate=tokens, example="one film")
+
+
+OWN = {"vit": vit, "two towers": two_towers, "conv": conv, "reader": reader, "recurrent": recurrent}
 
 
 class Causal(nn.Module):

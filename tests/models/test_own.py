@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 import taskvec as tv
-from models.own_networks import BLANK, OWN, WORDS, Reader, Vit, pixels
+from models.own_networks import BLANK, OWN, WORDS, Reader, Vit, convnet, pixels
+from taskvec.cli import main
 from taskvec.errors import BaseMismatch, InputError
 from taskvec.evaluation.points import add_vector
 from taskvec.models.backbone import Backbone
@@ -228,6 +230,27 @@ def test_what_does_not_fit_together_is_said_when_it_is_wrapped(case: str) -> Non
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("kind", ["compiled", "parallel", "both"])
+def test_of_a_compiled_or_parallel_network_the_one_inside_is_taken(kind: str) -> None:
+    torch.manual_seed(0)
+    inside = convnet()
+    outside: Any = nn.DataParallel(inside) if kind != "compiled" else inside
+    if kind != "parallel":
+        outside = torch.compile(outside, backend="eager")
+    backbone = tv.wrap(outside, collate=pixels, example=BLANK)
+    assert backbone.network is inside
+    assert set(backbone.encoder_parameters()) == set(dict(inside.named_parameters()))
+
+
+def test_recurrent_layers_run_on_kernels_that_can_be_trained_in_eval_mode() -> None:
+    seen = []
+    backbone = OWN["recurrent"]()
+    backbone.network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.enabled))
+    before = torch.backends.cudnn.enabled
+    backbone(**backbone.collate(["one film"]))
+    assert not any(seen) and torch.backends.cudnn.enabled == before
+
+
 def test_weights_that_training_would_get_wrong_are_refused() -> None:
     for change, complaint in ((Vit().bfloat16(), "bfloat16, expected float32"), (Vit().double(), "float64")):
         with pytest.raises(InputError, match=f"'cls_token' is {complaint}"):
@@ -258,3 +281,29 @@ def test_a_function_is_named_in_a_file_or_a_module(tmp_path: Path, monkeypatch: 
     }.items():
         with pytest.raises(InputError, match=complaint):
             load_backbone(ref)
+
+
+def test_an_edit_of_what_a_function_gives_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(
+        "from pathlib import Path\nfrom models.own_networks import recurrent\n\n"
+        "def net():\n    Path('ran').touch()\n    return recurrent()\n"
+    )
+    base = OWN["recurrent"]().network
+    steps = {name: torch.randn_like(value) for name, value in base.named_parameters()}
+    tv.TaskVector.from_tensors(steps, base=base).save("v.safetensors")
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            ["apply", "net.py:net", "-v", "a=v.safetensors", "-e", "0.5*a", "-o", "edited.safetensors", "-q"]
+        )
+    assert stopped.value.code == 0
+    base.load_state_dict({name: value + 0.5 * steps[name] for name, value in base.state_dict().items()})
+    assert_close(load_file("edited.safetensors"), base.state_dict())
+    (tmp_path / "ran").unlink()
+    (tmp_path / "recipe.yaml").write_text("base: net.py:net\nvectors: {a: v.safetensors}\nexpression: a\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["merge", "recipe.yaml", "-o", "merged"])
+    assert stopped.value.code == 2 and not (tmp_path / "ran").exists()
+    assert "base: net.py:net: no such file or folder" in capsys.readouterr().err

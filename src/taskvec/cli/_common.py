@@ -24,7 +24,12 @@ _WIDE = 140
 
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Model = Annotated[
-    str, Parameter(name=["--model", "-m"], help="A known name (`taskvec models`), a folder, or a hub id.")
+    str,
+    Parameter(
+        name=["--model", "-m"],
+        help="A known name (`taskvec models`), a folder, a hub id, or `file.py:function`, which gives a "
+        "model of your own.",
+    ),
 ]
 Tasks = Annotated[tuple[str, ...], Parameter(name=["--task", "-t"], consume_multiple=True, negative=())]
 Suite = Annotated[

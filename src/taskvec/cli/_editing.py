@@ -100,15 +100,11 @@ def workers(weights: "Weights") -> int:
 def open_model(ref: str) -> "Weights":
     """Weights by path, hub id, a known name such as ``minilm``, or a function that gives a model; what exists
     on the disk wins."""
-    from taskvec.code import names_code
     from taskvec.models.known import check_installed, path_or_id
     from taskvec.weights import open_weights
 
-    if names_code(ref):
-        from taskvec.models.own import is_own, load
-
-        if is_own(ref):
-            return open_weights(load(ref).source)
+    if (own := _own_weights(ref)) is not None:
+        return own
     check_installed(ref)
     return open_weights(path_or_id(ref))
 
@@ -118,6 +114,22 @@ def known_ref(name: str) -> str | None:
     from taskvec.models.known import MODELS
 
     return MODELS[name].ref() if name in MODELS else None
+
+
+def known_model(name: str) -> "str | Weights | None":
+    """The same, or the weights of a function that gives a model: for what the command line itself names."""
+    return known_ref(name) or _own_weights(name)
+
+
+def _own_weights(ref: str) -> "Weights | None":
+    from taskvec.code import names_code
+    from taskvec.weights import open_weights
+
+    if not names_code(ref):
+        return None
+    from taskvec.models.own import is_own, load
+
+    return open_weights(load(ref).source) if is_own(ref) else None
 
 
 def check_vectors(vectors: "Mapping[str, TaskVector]", output: Path) -> list[str]:

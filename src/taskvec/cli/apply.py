@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from taskvec.cli._adapters import AS_MODEL, AsAdapter, write_edit
 from taskvec.cli._common import assignments, flattened
-from taskvec.cli._editing import AllowOther, Expression, Patterns, Vectors, known_ref, load_vectors
+from taskvec.cli._editing import AllowOther, Expression, Patterns, Vectors, known_model, load_vectors
 from taskvec.cli._merging import DryRun, Resume, check_output, write
 from taskvec.cli._writing import Writing
 from taskvec.errors import InputError
@@ -50,7 +50,8 @@ def apply(
     what lies beside the weights of BASE, such as config and tokenizer.
 
     Args:
-        base: The weights that the vectors were taken from: a folder, a file, a hub id, a known name.
+        base: The weights that the vectors were taken from: a folder, a file, a hub id, a known
+            name, or `file.py:function` that gives a model of your own.
         vector: `name=PATH` of a task vector or a LoRA adapter, once for each.
         expression: A linear expression over the names, with + - * / and parentheses. One vector needs none.
         rule: A combination rule instead of an expression (`taskvec rules`), over all vectors; or a chain of
@@ -91,7 +92,7 @@ def apply(
         "allow_nonfinite": allow_nonfinite,
     }
     check = partial(check_output, writing, resume=resume)
-    made = build(Recipe.parse("", fields), known=known_ref, check=check)
+    made = build(Recipe.parse("", fields), known=known_model, check=check)
     if adapter.as_adapter:
         from taskvec.edits.adapters import edit_of
 

@@ -10,7 +10,7 @@ from taskvec.vectors.opening import with_task
 from taskvec.weights import Weights, hub, open_weights
 from taskvec.weights.opening import with_part
 
-Known = Callable[[str], str | None]
+Known = Callable[[str], str | Weights | None]
 
 Held = tuple[Weights, str | None]
 """The file of a vector; of masked vectors also the task."""
@@ -26,7 +26,7 @@ class Named:
     Args:
         where: the file of the recipe; none for one that was made of options.
         folder: that paths are relative to.
-        known: the path or hub id that a short name stands for, where no file has that name.
+        known: the path or hub id that a short name stands for, or its weights, where no file has that name.
     """
 
     def __init__(self, where: str, folder: Path, known: Known) -> None:

@@ -1,6 +1,7 @@
 """A user's own network as a backbone: an encoder, or a language model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -37,7 +38,8 @@ def wrap(
     """Your own network, to be trained, edited and measured like any other; used as it is, never changed.
 
     Args:
-        module: holds the weights, float32; vectors are of its ``state_dict``.
+        module: holds the weights, float32; vectors are of its ``state_dict``. Of one that ``torch.compile``
+            or ``DataParallel`` gave, the network inside is taken.
         collate: makes a batch of inputs as tasks give them: images (H, W, 3), uint8, texts, or pairs of
             texts. It returns a tensor, a tuple of tensors or a mapping of them, which ``features`` is called
             with. If it has a parameter ``max_length``, it gets that of the task.
@@ -52,6 +54,7 @@ def wrap(
 
     Raises: InputError for weights that are not float32, or an example that the network does not take.
     """
+    module = _inside(module)
     _check_weights(module)
     where = module if ref is None else ref
     if tokenizer is not None:
@@ -90,12 +93,18 @@ class _Parts:
 
     def run(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
         """What the functions give of a batch at the weights of a network, a copy of theirs or that itself."""
-        with evaluating(self.module):
+        with evaluating(self.module), _recurrent_kernels(self.module):
             if network is self.module:
                 return _call(self.features, batch)
             held = {**dict(network.named_parameters()), **dict(network.named_buffers())}
             with substituted(self.module, held):
                 return _call(self.features, batch)
+
+
+def _recurrent_kernels(module: nn.Module) -> AbstractContextManager[None]:
+    """No cuDNN where there are recurrent layers: in eval mode its kernels of them have no backward pass."""
+    recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
+    return torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
 
 
 class _Cut(NamedTuple):
@@ -160,6 +169,18 @@ class OwnLanguageModel(LanguageModel):
         """Logits (R, V) at ``scored``. Padding is on the right, where no causal model sees it."""
         logits = _logits(self._parts.run(self.network, {"_0": batch["input_ids"]}))
         return logits.flatten(0, -2)[batch["scored"]]
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    """The network that a compiled or parallel one runs: names of its parameters are the user's own."""
+    while isinstance(inner := getattr(module, "_orig_mod", None) or _parallel(module), nn.Module):
+        module = inner
+    return module
+
+
+def _parallel(module: nn.Module) -> nn.Module | None:
+    kinds = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    return module.module if isinstance(module, kinds) else None
 
 
 def _logits(found: Any) -> Tensor:

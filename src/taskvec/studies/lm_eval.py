@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
+
+import xxhash
 
 from taskvec.code import check_allowed
 from taskvec.evaluation.harness import HarnessSettings, harness
+from taskvec.reading import local_path
 from taskvec.reports.numbers import Mean
 from taskvec.reports.tables import Table
 from taskvec.studies.addition import Addition, Sum
@@ -14,8 +18,12 @@ from taskvec.studies.measured import search_inputs
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
+from taskvec.tasks.source import digest_of
 from taskvec.tasks.suite import Suite
 from taskvec.training.loop import Params
+
+_READ = frozenset({".yaml", ".yml", ".py", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".gz"})
+"""Endings of task files, and of data beside them."""
 
 Metrics = Mapping[str, Mapping[str, float | None]]
 
@@ -49,7 +57,7 @@ class LmEvalBase(Study[None]):
             inputs = {
                 "model": trial.plan.model,
                 "precision": trial.plan.evaluation["precision"],
-                **_key(settings),
+                **_key(settings, trial.lab.store.folder),
             }
             yield Cell(
                 Harnessed, "pre-trained", inputs, partial(_measure, settings=settings, model="pre-trained")
@@ -68,13 +76,14 @@ class LmEval(Study[HarnessSettings]):
     def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
         if trial.space == "tangent":
             return
+        key = _key(self.block, trial.lab.store.folder)
         for task in trial.tasks:
             job = partial(_measure, settings=self.block, model=task)
-            yield trial.cell(Harnessed, job, [task], **_key(self.block))
+            yield trial.cell(Harnessed, job, [task], **key)
         if getattr(trial.experiment, "addition", None) and len(trial.tasks) > 1:
             job = partial(_measure, settings=self.block, model="sum")
             more = search_inputs(trial.experiment.search)
-            yield trial.cell(Harnessed, job, trial.tasks, **more, **_key(self.block))
+            yield trial.cell(Harnessed, job, trial.tasks, **more, **key)
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         found = results.stored(Harnessed, regime, seed)
@@ -106,9 +115,22 @@ def _settings(experiment: Experiment) -> HarnessSettings | None:
     return getattr(experiment, "lm_eval", None)
 
 
-def _key(settings: HarnessSettings) -> dict[str, object]:
-    """What decides figures; the size of a batch does not."""
-    return {"harness": settings.model_dump(mode="json", exclude={"batch"})}
+def _key(settings: HarnessSettings, run: Path) -> dict[str, object]:
+    """What decides figures: of a folder of task files what it holds, but for the run in it, and not its
+    place; and not the size of a batch."""
+    asked = settings.model_dump(mode="json", exclude={"batch", "include"})
+    return {"harness": {**asked, "include": settings.include and _digest(local_path(settings.include), run)}}
+
+
+def _digest(folder: Path, run: Path) -> str:
+    """Of the files from which lm-eval makes tasks: names and contents; none of a folder that is not there."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix in _READ and path.is_file() and not path.absolute().is_relative_to(run.absolute())
+    )
+    names = "\0".join(str(path.relative_to(folder)) for path in files)
+    return xxhash.xxh3_128_hexdigest((names + digest_of(*files)).encode())
 
 
 def _measure(trial: Trial, settings: HarnessSettings, model: str) -> Plain:

@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-from taskvec.tangent.forward import NoRoute, NoTangent, differentiable, forward_mode, missing
+from taskvec.tangent.forward import (
+    NoRoute,
+    NoTangent,
+    differentiable,
+    forward_mode,
+    missing,
+    on_plain_kernels,
+)
 
 Tangent = Tensor | None
 Rule = Callable[..., Any]
@@ -180,7 +187,7 @@ def _push(
             if step is not None:
                 moved[at] = forward_ad.make_dual(moved[at], step.to(moved[at].dtype))  # type: ignore[no-untyped-call]
         try:
-            outs = run(moved)
+            outs = on_plain_kernels(lambda: run(moved))
         except (NotImplementedError, RuntimeError) as error:
             raise missing(error, repr(name)) from None
         slopes = [_tangent(out) for out in outs]

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from taskvec.errors import InputError
 
 Params = Mapping[str, Tensor]
+
+_Out = TypeVar("_Out")
 
 with warnings.catch_warnings(), forward_ad.dual_level():
     # The first dual number of a process makes torch compile its decompositions, which warns of its own doing.
@@ -38,6 +40,22 @@ def forward_mode() -> Iterator[None]:
     """
     with without_fast_path(), sdpa_kernel(SDPBackend.MATH):
         yield
+
+
+def on_plain_kernels(run: Callable[[], _Out]) -> _Out:
+    """What ``run`` gives; where fused recurrent layers lack a forward-mode rule, by plain kernels."""
+    try:
+        return run()
+    except (NotImplementedError, RuntimeError) as error:
+        if not any(sign in str(error) for sign in ("mkldnn_rnn", "cudnn_rnn")):
+            raise
+    fused = torch._C._get_mkldnn_enabled()  # its public setting warns of devices that are not there
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            return run()
+    finally:
+        torch._C._set_mkldnn_enabled(fused)
 
 
 @contextmanager
@@ -69,7 +87,7 @@ def jvp(function: Callable[[Params], Any], theta0: Params, tau: Params) -> tuple
     step = {name: tau[name].to(value) for name, value in at.items()}
     try:
         with forward_mode():
-            values, slopes = torch.func.jvp(flat, (at,), (step,))  # type: ignore[misc]
+            values, slopes = on_plain_kernels(lambda: torch.func.jvp(flat, (at,), (step,)))
     except NoTangent:
         raise
     except (NotImplementedError, RuntimeError) as error:
