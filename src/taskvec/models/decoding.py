@@ -1,6 +1,6 @@
 """Texts that a language model writes: the likeliest tokens, or drawn ones that a seed fixes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from taskvec.errors import Diverged
+
+NextLogits = Callable[[Tensor], Tensor]
+"""Token ids (n, length) to the logits (n, V) of the token that follows, both on the CPU."""
 
 TOGETHER = 32
 """Texts that are written at once. Always, and not what memory allows, so that no text depends on it."""
@@ -37,7 +40,7 @@ class Decoding:
 
 @torch.no_grad()
 def continuations(
-    network: nn.Module,
+    network: nn.Module | NextLogits,
     contexts: Sequence[Sequence[int]],
     decoding: Decoding,
     *,
@@ -48,7 +51,8 @@ def continuations(
     """The tokens that follow each context, up to the first of the ``end`` tokens and without it.
 
     Args:
-        network: a causal or encoder-decoder model of transformers, at whatever values it holds; in eval mode.
+        network: a causal or encoder-decoder model of transformers, at whatever values it holds, in eval mode;
+            or a function that gives the logits of the next token.
         contexts: token ids, one or more each; of an encoder-decoder model what the encoder reads.
         start: the token that the decoder of an encoder-decoder model begins with.
         seed: decides what is drawn. Text i takes the i-th row of uniform numbers, a number a token, so it
@@ -65,7 +69,11 @@ def continuations(
     written: list[list[int]] = [[] for _ in contexts]
     for places in _together(contexts):
         ids = torch.tensor([contexts[place] for place in places])
-        rows = _written(network, ids, decoding, end, start, draws[places] if drawn else None)
+        uniform = draws[places] if drawn else None
+        if isinstance(network, nn.Module):
+            rows = _written(network, ids, decoding, end, start, uniform)
+        else:
+            rows = _step_by_step(network, ids, decoding, end, uniform)
         for place, row in zip(places, rows, strict=True):
             written[place] = row
     return written
@@ -96,6 +104,22 @@ def _written(
             logits_processor=LogitsProcessorList([_Choice(decoding, draws, before)]),
         )
     return [_until(row, end) for row in full[:, before:].tolist()]
+
+
+def _step_by_step(
+    logits: NextLogits, ids: Tensor, decoding: Decoding, end: Sequence[int], draws: Tensor | None
+) -> list[list[int]]:
+    """The same by a function that reads the whole text for every token."""
+    from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+
+    before, ends, going = ids.shape[1], torch.tensor(list(end)), torch.ones(len(ids), dtype=torch.bool)
+    penalty: list[Any] = [RepetitionPenaltyLogitsProcessor(float(decoding.repetition_penalty))]
+    steps: Any = LogitsProcessorList([*penalty, _Choice(decoding, draws, before)])
+    while ids.shape[1] < before + decoding.tokens and going.any():
+        chosen = steps(ids, logits(ids)).argmax(-1)
+        ids = torch.cat([ids, chosen[:, None]], 1)
+        going &= ~torch.isin(chosen, ends)
+    return [_until(row, end) for row in ids[:, before:].tolist()]
 
 
 def _until(row: Sequence[int], end: Sequence[int]) -> list[int]:
@@ -129,7 +153,7 @@ def _settings(network: Any, decoding: Decoding, end: Sequence[int], start: int |
 
 def ends_of(network: Any) -> list[int]:
     """The tokens that end a text by the checkpoint's own settings."""
-    stated = getattr(network.generation_config, "eos_token_id", None)
+    stated = getattr(getattr(network, "generation_config", None), "eos_token_id", None)
     return [] if stated is None else [stated] if isinstance(stated, int) else list(stated)
 
 

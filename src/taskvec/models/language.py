@@ -21,6 +21,7 @@ from taskvec.models.checkpoint import (
     stored_names,
     transformers,
 )
+from taskvec.models.decoding import NextLogits
 from taskvec.reading import shown
 
 
@@ -137,6 +138,11 @@ class LanguageModel(Backbone):
         with torch.no_grad(), evaluating(self):
             rows = [self(**{k: v.to(self.device) for k, v in self.stack([p]).items()}) for p in (short, long)]
         return bool((rows[0][0] - rows[1][0]).abs().max() > 1e-3 * (1 + rows[0].abs().max()))
+
+    @property
+    def writer(self) -> nn.Module | NextLogits:
+        """What ``continuations`` takes to write texts."""
+        return self.network
 
     @property
     def start(self) -> int:

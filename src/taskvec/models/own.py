@@ -13,6 +13,7 @@ from taskvec.arguments import checked
 from taskvec.code import named_callable, names_code
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone, evaluating
+from taskvec.models.decoding import NextLogits
 from taskvec.models.language import LanguageModel
 from taskvec.reading import exists, local_path, shortened
 from taskvec.substitution import substituted
@@ -169,6 +170,11 @@ class OwnLanguageModel(LanguageModel):
         """Logits (R, V) at ``scored``. Padding is on the right, where no causal model sees it."""
         logits = _logits(self._parts.run(self.network, {"_0": batch["input_ids"]}))
         return logits.flatten(0, -2)[batch["scored"]]
+
+    @property
+    def writer(self) -> NextLogits:
+        """The whole text is read for every token."""
+        return lambda ids: _logits(self._parts.run(self.network, {"_0": ids.to(self.device)}))[:, -1].cpu()
 
 
 def _inside(module: nn.Module) -> nn.Module:

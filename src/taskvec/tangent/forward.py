@@ -87,11 +87,12 @@ def jvp(function: Callable[[Params], Any], theta0: Params, tau: Params) -> tuple
     step = {name: tau[name].to(value) for name, value in at.items()}
     try:
         with forward_mode():
-            values, slopes = on_plain_kernels(lambda: torch.func.jvp(flat, (at,), (step,)))
+            pair: Any = on_plain_kernels(lambda: torch.func.jvp(flat, (at,), (step,)))
     except NoTangent:
         raise
     except (NotImplementedError, RuntimeError) as error:
         raise missing(error) from None
+    values, slopes = pair
     leaves, spec = structure
     out, tangent = list(leaves), list(leaves)
     places = [place for place, leaf in enumerate(leaves) if differentiable(leaf)]

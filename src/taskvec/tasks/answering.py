@@ -13,7 +13,6 @@ import xxhash
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from taskvec.errors import InputError
 from taskvec.models.decoding import Decoding, continuations, ends_of
 from taskvec.models.language import LanguageModel
 from taskvec.tasks import intervals
@@ -199,18 +198,10 @@ class Writing(Answering, ABC):
     writes: ClassVar = True
 
     def texts(self, model: LanguageModel, prompts: Sequence[str], seed: int = 0) -> list[str]:
-        """What the model writes behind each prompt, without the prompt.
-
-        Raises: InputError for a network that is not of transformers.
-        """
-        if not hasattr(model.network, "generate"):
-            raise InputError(
-                f"{model.ref}: a network of one's own, which predicts tokens and does not write; take "
-                "metric: accuracy, which ranks answers, or a model of transformers"
-            )
+        """What the model writes behind each prompt, without the prompt."""
         form = replace(self.form, model=model)
         written = continuations(
-            model.network,
+            model.writer,
             [form.context(prompt, self.decoding.tokens) for prompt in prompts],
             self.decoding,
             end=[*form.end, *ends_of(model.network)],
