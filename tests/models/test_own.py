@@ -251,6 +251,39 @@ def test_recurrent_layers_run_on_kernels_that_can_be_trained_in_eval_mode() -> N
     assert not any(seen) and torch.backends.cudnn.enabled == before
 
 
+def random_in_eval_mode(module: nn.Module) -> Any:
+    return lambda x: nn.functional.dropout(module(x), 0.5)
+
+
+def without_gradient(module: nn.Module) -> Any:
+    return torch.no_grad()(module.forward)
+
+
+def of_another_module(module: nn.Module) -> Any:
+    return convnet().eval()
+
+
+@pytest.mark.parametrize(
+    ("around", "complaint"),
+    [
+        (random_in_eval_mode, "two passes over the example give different features.*training=self.training"),
+        (without_gradient, "no gradient of the outputs can be had.*without no_grad"),
+        (of_another_module, "depend on none of its parameters; do features run the module that is given"),
+    ],
+)
+def test_features_that_cannot_be_trained_are_said(around: Any, complaint: str) -> None:
+    torch.manual_seed(0)
+    net = convnet()
+    with pytest.raises(InputError, match=f"Sequential: .*{complaint}"):
+        tv.wrap(net, collate=pixels, example=BLANK + 9, features=around(net)).encoder_parameters()
+
+
+def test_frozen_weights_are_trained_all_the_same() -> None:
+    net = convnet().requires_grad_(False)
+    assert len(tv.wrap(net, collate=pixels, example=BLANK).encoder_parameters()) == 4
+    assert not any(value.requires_grad for value in net.parameters())
+
+
 def test_weights_that_training_would_get_wrong_are_refused() -> None:
     for change, complaint in ((Vit().bfloat16(), "bfloat16, expected float32"), (Vit().double(), "float64")):
         with pytest.raises(InputError, match=f"'cls_token' is {complaint}"):
@@ -269,6 +302,7 @@ def test_a_function_is_named_in_a_file_or_a_module(tmp_path: Path, monkeypatch: 
         "from models.own_networks import vit as good\n"
         "def bare():\n    return good().network\n"
         "def bad():\n    raise KeyError('weights')\n"
+        "def quits():\n    raise SystemExit(3)\n"
     )
     backbone = load_backbone("net.py:good")
     assert (backbone.ref, backbone.dim) == ("net.py:good", 16)
@@ -278,6 +312,9 @@ def test_a_function_is_named_in_a_file_or_a_module(tmp_path: Path, monkeypatch: 
         "net.py:bad": "net.py:bad: raises KeyError: 'weights'",
         "net.py:none": "--model: net.py has no function 'none'",
         "nets.py:good": "--model: nets.py cannot be imported",
+        "net.py:quits": "net.py:quits: raises SystemExit: 3",
+        "net.py": r"net.py: names no function of a Python file, expected FILE\.py:FUNCTION",
+        "net.py:good.net": r"net.py:good.net: names no function of a Python file",
     }.items():
         with pytest.raises(InputError, match=complaint):
             load_backbone(ref)

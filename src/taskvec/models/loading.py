@@ -67,6 +67,10 @@ def locate_model(ref: str | Path) -> str:
     check_installed(str(ref))
     name = path_or_id(str(ref))
     place = local_path(name)
+    if place.suffix == ".py" or ".py:" in name:
+        raise InputError(
+            f"{ref}: names no function of a Python file, expected FILE.py:FUNCTION, which gives the model"
+        )
     if is_folder(place) or gguf_file(place) is not None:
         name = str(place)
     elif exists(place):

@@ -1,7 +1,9 @@
 """A user's own network as a backbone: an encoder, or a language model."""
 
+from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -21,6 +23,8 @@ from taskvec.substitution import substituted
 Collate = Callable[..., Any]
 Features = Callable[..., Tensor]
 EmbedText = Callable[[Sequence[str]], Tensor]
+
+_ADVICE = "do features run the module that is given, without no_grad or detach?"
 
 
 @checked
@@ -53,7 +57,8 @@ def wrap(
         positions: most tokens of a sequence of such a model; none for no bound.
         ref: where the same weights can be read, for the vectors to remember; by default the module.
 
-    Raises: InputError for weights that are not float32, or an example that the network does not take.
+    Raises: InputError for weights that are not float32, an example that the network does not take, and
+        features that are random in eval mode.
     """
     module = _inside(module)
     _check_weights(module)
@@ -115,7 +120,23 @@ class _Cut(NamedTuple):
     max_length: int
 
 
-class OwnBackbone(Backbone):
+class _Own(Backbone, ABC):
+    """What is said of a network that cannot be trained."""
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """As of any model. Raises: InputError if the outputs depend on no parameter."""
+        reached = super().names
+        if not reached:
+            raise InputError(f"{self.ref}: the outputs depend on none of its parameters; {_ADVICE}")
+        return reached
+
+    def unfit(self, error: Exception) -> InputError:
+        """What to say of a network through which no gradient goes."""
+        return InputError(f"{self.ref}: no gradient of the outputs can be had ({_said(error)}); {_ADVICE}")
+
+
+class OwnBackbone(_Own):
     """A module and the functions around it; see :func:`wrap`."""
 
     def __init__(self, parts: _Parts, *, dim: int, logit_scale: float, ref: Any) -> None:
@@ -156,7 +177,7 @@ class OwnBackbone(Backbone):
         return self.stack([self._parts.example])
 
 
-class OwnLanguageModel(LanguageModel):
+class OwnLanguageModel(_Own, LanguageModel):
     """A causal language model of the user's own, and a tokenizer; see :func:`wrap`."""
 
     def __init__(
@@ -221,7 +242,7 @@ def _dim(parts: _Parts) -> int:
     shapes = {key: tuple(value.shape) for key, value in batch.items()}
     try:
         with torch.no_grad(), evaluating(parts.module):
-            found = _call(parts.features, batch)
+            found, again = _call(parts.features, batch), _call(parts.features, batch)
     except Exception as error:
         raise InputError(
             f"{name}: the network fails on what collate gives, of shape {shapes} ({_said(error)})"
@@ -231,6 +252,11 @@ def _dim(parts: _Parts) -> int:
         raise InputError(
             f"{name}: of one example the features are {shape}, expected a tensor (1, d); give "
             "features=FUNCTION, such as the mean over tokens or places"
+        )
+    if not torch.allclose(found, again, rtol=1e-3, atol=1e-6, equal_nan=True):
+        raise InputError(
+            f"{name}: two passes over the example give different features, expected the same; a dropout "
+            "that is called as a function needs training=self.training, a network beside the module eval()"
         )
     return found.shape[1]
 
@@ -287,7 +313,7 @@ def load(ref: str) -> Backbone:
     make = named_callable(ref, "--model")
     try:
         made = make()
-    except Exception as error:  # whatever its own code raises
+    except (Exception, SystemExit) as error:  # whatever its own code raises
         raise InputError(f"{ref}: raises {_said(error)}") from error
     if not isinstance(made, Backbone):
         raise InputError(
