@@ -109,6 +109,18 @@ def test_a_metric_of_a_file_measures_where_it_is_allowed(
     assert "mine.py:chance" in capsys.readouterr().out
 
 
+def test_a_variable_in_an_experiment_names_no_code_either(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NETWORK", str(folder / "mine.py:chance"))
+    (folder / "run.yaml").write_text(
+        "experiment: own\nmodel: '${NETWORK}'\nsuite: own.yaml\nregimes: {full: {}}\n"
+    )
+    assert command("run", folder / "run.yaml", "-o", folder / "out") == 2
+    assert "run.yaml: model: names code to run" in capsys.readouterr().err
+    assert not (folder / "mine.ran").exists()
+
+
 def test_listing_runs_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("tasks", "pets", "-s", folder / "own.yaml", "--allow-code", "--json") == 0
     assert json.loads(capsys.readouterr().out)["metric"] == "mine.py:chance"

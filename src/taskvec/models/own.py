@@ -278,7 +278,7 @@ def _vocabulary(parts: _Parts) -> int:
     return found.shape[2]
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     return f"{type(error).__name__}: {shortened(' '.join(str(error).split()), 160)}"
 
 

@@ -1,6 +1,7 @@
 """Experiment files: what every experiment says, and a block for each study of the registry."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,7 @@ def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> 
     if not isinstance(values, dict):
         raise InputError(f"{path}: {type(values).__name__}, expected keys such as 'experiment' and 'model'")
     experiment = _model().parse(str(path), {**values, **(changes or {})})
-    if is_own(experiment.model):
-        check_allowed(experiment.model, f"{path}: model")
+    _check_code(experiment, f"{path}: model")
     named = experiment.suite
     suite = load_suite(path.parent / named if named.endswith((".yaml", ".yml")) else named)
     try:
@@ -47,6 +47,16 @@ def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> 
     except InputError as error:
         raise type(error)(f"{path}: {printable(' '.join(str(error).split()))}") from None
     return experiment, suite
+
+
+def _check_code(experiment: Experiment, where: str) -> None:
+    """Refuse a model that is a function, unless it is allowed, also behind a variable. Raises: InputError."""
+    models = [experiment.model]
+    with suppress(InputError):  # of a variable that is not set, which running says
+        models.append(experiment.checkpoint)
+    for model in models:
+        if is_own(model):
+            check_allowed(model, where)
 
 
 def active(experiment: Experiment) -> list[Study[Any]]:
