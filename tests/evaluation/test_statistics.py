@@ -112,3 +112,17 @@ def test_an_own_network_moves_its_statistics_too() -> None:
 
     found = add_vector(backbone, vector)(**backbone.collate(["a"]))
     torch.testing.assert_close(found, other.eval()(torch.ones(1, 3)))
+
+
+def test_heads_of_a_base_that_names_its_tensors_otherwise(pair: tuple[Path, Any, Any]) -> None:
+    from taskvec.evaluation.points import values_of
+
+    folder, base, _ = pair
+    base.base_model.save_pretrained(folder / "bare")  # without the prefix that a classifier puts before it
+    bare, tuned = tv.load_backbone(folder / "bare"), tv.load_backbone(folder / "tuned")
+    found = values_of(tuned, bare)
+    assert found.keys() == {*bare.encoder_parameters(), *bare.statistics()}
+    from taskvec.models.functional import encode
+
+    batch = tuned.example()
+    torch.testing.assert_close(encode(bare, found, batch), tuned(**batch))

@@ -318,3 +318,11 @@ def test_every_family_that_can_be_built_is_taken_apart(what: str, family: str, t
     with torch.no_grad():
         expected = network(**read).logits
         assert_close(backbone.trained.head(CLASSES)(backbone(**batch)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifier_of_nan_is_called_what_it_is(tmp_path: Path) -> None:
+    network, _ = loaded(tmp_path, "bert")
+    network.classifier.weight.data[0, 0] = torch.nan
+    network.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"'classifier\.weight' holds NaN or infinity"):
+        load(str(tmp_path))

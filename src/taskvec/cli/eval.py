@@ -88,7 +88,7 @@ def eval(
     """
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.harness import harness
-    from taskvec.evaluation.points import own_space
+    from taskvec.evaluation.points import own_space, values_of
     from taskvec.models.loading import load_backbone
     from taskvec.tasks.task import outputs_for
 
@@ -124,10 +124,9 @@ def eval(
     start = evaluator.pretrained
     if heads_from is not None:
         edited = load_backbone(model, outputs, device=device)
-        start = {name: value.detach() for name, value in edited.encoder_parameters().items()}
-        if start.keys() != evaluator.pretrained.keys():
+        if edited.names.keys() != backbone.names.keys():
             raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")
-        start |= edited.statistics()
+        start = values_of(edited, backbone)
     point = _edited(evaluator, loaded, expression, start, space) if loaded else start
     scores = {}
     with watching(quiet) as watch:

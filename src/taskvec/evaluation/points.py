@@ -201,6 +201,13 @@ def beside_encoder(backbone: Backbone) -> dict[str, Tensor]:
     return {**backbone.head_parameters(), **backbone.statistics()}
 
 
+def values_of(other: Backbone, backbone: Backbone) -> dict[str, Tensor]:
+    """Encoder parameters and running statistics of a checkpoint, by another's names of the same network."""
+    held = {**other.encoder_parameters(), **other.statistics()}
+    names = {place: stored for stored, place in backbone.places.items()}
+    return {names[place]: held[stored].detach() for stored, place in other.places.items() if place in names}
+
+
 def add_vector(backbone: Backbone, vector: TaskVector) -> Backbone:
     """A copy of a backbone, moved by a task vector of it.
 

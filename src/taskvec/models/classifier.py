@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskvec.errors import InputError
+from taskvec.errors import InputError, NonFinite, and_more
 from taskvec.models.backbone import Backbone, Outputs
 from taskvec.models.checkpoint import (
     classifies,
@@ -53,15 +53,13 @@ class ClassifierBackbone(Backbone):
         if stored is not None:
             lacking = {name for name, _ in network.named_parameters() if name not in stored}
             fresh = {*lacking, *fresh}
+        held = dict(network.named_parameters())
         try:
             trunk = cut(network, run, fresh)
         except Exception as error:  # whatever a network can raise that does not fit its inputs
             raise self.unfit(error) from error
         if trunk is None:
-            raise InputError(
-                f"{self.ref}: the head of {type(network).__name__} is no chain of layers that ends with a "
-                "linear one; take its encoder with head: linear-probe"
-            )
+            raise self._uncut(held)
         self._trunk, self.dim = trunk, trunk.width
         self.head_layers = trunk.head  # a part of this module, to go where it goes
         places = stored or {place: place for place in trunk.names.values()}
@@ -73,6 +71,19 @@ class ClassifierBackbone(Backbone):
             tuple(place for place in trunk.names.values() if place not in places),
             frozenset(trunk.names.values()) & frozenset(fresh),
             getattr(network.config, "problem_type", None) == "multi_label_classification",
+        )
+
+    def _uncut(self, held: Mapping[str, Tensor]) -> InputError:
+        """What to say of a network whose head is not found, with these parameters."""
+        broken = [name for name, value in held.items() if not bool(value.isfinite().all())]
+        if broken:
+            return NonFinite(
+                f"{self.ref}: {broken[0]!r}{and_more(broken)} holds NaN or infinity; take another checkpoint "
+                "of the training"
+            )
+        return InputError(
+            f"{self.ref}: the head of {type(self.network).__name__} is no chain of layers that ends with a "
+            "linear one; take its encoder with head: linear-probe"
         )
 
     @property
