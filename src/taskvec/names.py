@@ -219,7 +219,7 @@ def select_names(names: Iterable[str], selection: str, where: str) -> list[str]:
     if not selected:
         examples = ", ".join(known[-3:]) or "none"
         others = ", ".join(name for name in SELECTIONS if name != "all" and _holds_any(name, known))
-        tied = ", as an output layer that shares the embeddings goes by their name" * (selection == "head")
+        tied = "; an output layer that shares the embeddings goes by their name" * (selection == "head")
         raise InputError(
             f"{where}: selection {selection!r} leaves nothing to train of {len(known)} parameters "
             f"(such as {examples}){tied}; choose another: {others} or re:PATTERN"

@@ -90,6 +90,29 @@ def test_the_record_compares_with_the_linearization_and_with_tangent_training(
     assert record["pretrained"]["pets"] == before
 
 
+def test_regimes_of_ones_own_are_compared_by_what_they_train(evaluator: tv.Evaluator) -> None:
+    def points(name: str, regime: tv.Regime) -> RegimePoints:
+        own = vectors(evaluator)
+        in_both = evaluator.points(own), evaluator.points(own, space="tangent")
+        return RegimePoints(name, regime.evaluated_in, *in_both, trains=regime)
+
+    regimes = [
+        points("mine", tv.Regime("mlp", name="mine")),
+        points("tangent-mine", tv.Regime("attention", "tangent", name="tangent-mine")),
+        points("its tangent", tv.Regime("mlp", "tangent", name="its tangent")),
+        points("small", tv.Regime("mlp", "lora", rank=2)),
+        points("smaller, linear", tv.Regime("mlp", "tangent-lora", rank=1)),
+        points("small, linear", tv.Regime("mlp", "tangent-lora", rank=2)),
+    ]
+    record = linearity_gap(evaluator, regimes, TASKS, coefficients=[0.5])
+    assert list(record["advantage"]) == [
+        "mine over its linearization",
+        "mine over its tangent",
+        "small over its linearization",
+        "small over small, linear",
+    ]
+
+
 @pytest.mark.parametrize(("tasks", "coefficients"), [([], [1.0]), (["pets"], []), (["pets"], [0.0])])
 def test_coefficients_are_positive_and_there_is_a_task(
     evaluator: tv.Evaluator, tasks: list[str], coefficients: list[float]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from taskvec.config import read_yaml
 from taskvec.errors import InputError
 from taskvec.runs.experiment import load_experiment
 from taskvec.studies.trial import recipe
-from taskvec.training.regimes import REGIMES, Lora, Regime, RegimeSettings, linear_of, regime_called
+from taskvec.training.regimes import REGIMES, Lora, Regime, RegimeSettings, regime_called, regime_of
 
 
 def command(*arguments: object) -> object:
@@ -48,12 +49,34 @@ def test_a_name_tells_selection_and_space(name: str, selection: str, space: str)
     assert regime.lora == (Lora(8, 16.0) if "lora" in space else None)
 
 
-def test_the_linear_partner_of_every_ordinary_regime_is_a_regime() -> None:
-    for regime in REGIMES.values():
-        if regime.evaluated_in == "ordinary":
-            partner = regime_called(linear_of(regime.name))
-            assert (partner.selection, partner.evaluated_in) == (regime.selection, "tangent")
-            assert partner.is_tangent_of(regime) and not regime.is_tangent_of(partner)
+@pytest.mark.parametrize("name", ["full", "attention", "mlp", "lora", "lora-mlp", "re:.*bias"])
+def test_a_regime_has_its_linear_partner(name: str) -> None:
+    regime, partner = regime_called(name), regime_called("tangent" if name == "full" else f"tangent-{name}")
+    assert (partner.selection, partner.evaluated_in) == (regime.selection, "tangent")
+    assert partner.is_tangent_of(regime) and not regime.is_tangent_of(partner)
+
+
+@pytest.mark.parametrize(
+    "regime",
+    [
+        *REGIMES.values(),
+        regime_called("tangent-re:.*bias"),
+        Regime("mlp", "tangent-lora", rank=2, alpha=3.0),
+        Regime("re:.*[0-3].*", "tangent", name="upper layers"),
+        Regime("attention", "lora", rank=3, name="lora"),
+    ],
+)
+def test_provenance_tells_the_regime(regime: Regime) -> None:
+    found = regime_of(regime.name, {"lr": 1e-3, **regime.details()})
+    assert found and replace(found, about="", rank=None, alpha=None) == replace(
+        regime, about="", rank=None, alpha=None
+    )
+    assert found.lora == regime.lora
+
+
+@pytest.mark.parametrize("training", [None, {"select": "re:(", "space": "lora"}, {"select": 3}])
+def test_other_provenance_tells_none(training: dict[str, object] | None) -> None:
+    assert regime_of("of another tool", training) is None
 
 
 def test_names_that_runs_on_record_have_keep_their_keys() -> None:

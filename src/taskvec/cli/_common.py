@@ -119,7 +119,7 @@ def print_facts(
 
 
 def _numeric(cell: object) -> bool:
-    text = str(cell)
+    text = str(cell).replace("−", "-")
     try:
         [float(part) for part in text.rstrip("%").replace(",", "").split("/") if text]
     except ValueError:

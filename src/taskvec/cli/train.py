@@ -98,6 +98,10 @@ def train(
         tracker(name)
     if (like is not None) != (regime == "random"):
         raise InputError("--like and --regime random belong together: a random vector takes another's norms")
+    if regime == "random" and choice != RegimeSettings():
+        raise InputError(
+            "--regime random: draws every tensor of the vector in --like; leave out what selects"
+        )
     with allowing_code(allow_code):
         chosen = load_suite(suite) if suite else suite_with(names[0])
     limits = {"train": limit} if limit else {}

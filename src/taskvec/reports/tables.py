@@ -1,5 +1,6 @@
 """Tables: the same content for a terminal, Markdown and HTML."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,9 +19,13 @@ class Table:
         head, *body = map(_row, (self.columns, *self.rows))
         rule = "|" + " --- |" + " ---: |" * (len(self.columns) - 1)
         note = [f"\n{self.note}"] if self.note else []
-        return "\n".join([f"**{self.title}**\n", head, rule, *body, *note]) + "\n"
+        return "\n".join([f"**{_literal(self.title)}**\n", head, rule, *body, *note]) + "\n"
 
 
 def _row(cells: Sequence[object]) -> str:
-    """A line of a GitHub table; a regime may be a pattern with alternatives, which would end its cell."""
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_literal(str(cell)) for cell in cells) + " |"
+
+
+def _literal(text: str) -> str:
+    """Text in which the characters of a pattern, which a regime may be, stand for themselves."""
+    return re.sub(r"[\\|*`<]", r"\\\g<0>", text)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.points import Points
-    from taskvec.training.regimes import Space
+    from taskvec.training.regimes import Regime, Space
 
 _TENTHS = tuple(i / 10 for i in range(1, 11))
 
@@ -42,12 +42,16 @@ class LinearityAnalysis(AnalysisOfVectors):
     def measure(self, watch: Watch, say: Say) -> "LinearityRecord":
         """Every vector in both spaces."""
         from taskvec.evaluation.points import own_space
+        from taskvec.training.regimes import regime_of
 
         evaluator, by_regime, given = self.open(say)
-        spaces: tuple[Space, ...] = ("ordinary", "tangent")
         regimes = (
             RegimePoints(
-                name, own_space(vectors), *(evaluator.points(vectors, space=space) for space in spaces)
+                name,
+                own_space(vectors),
+                evaluator.points(vectors, space="ordinary"),
+                evaluator.points(vectors, space="tangent"),
+                regime_of(name, next(iter(vectors.values())).info.training),
             )
             for name, vectors in by_regime.items()
         )
@@ -219,12 +223,14 @@ class RegimePoints:
 
     Args:
         space: the one they were trained in.
+        trains: what it trains, where its name does not tell.
     """
 
     name: str
     space: "Space"
     ordinary: "Points"
     tangent: "Points"
+    trains: "Regime | None" = None
 
 
 @checked
@@ -254,6 +260,8 @@ def linearity_gap(
             f"linearity: tasks {list(tasks)}, coefficients {list(coefficients)}; expected one task or more, "
             "and finite, positive coefficients"
         )
+    from taskvec.training.regimes import regime_of
+
     values = sorted({*map(float, coefficients), 1.0})
 
     def courses(regime: RegimePoints) -> dict[str, Course]:
@@ -263,7 +271,10 @@ def linearity_gap(
             for task in tasks
         }
 
-    measured = {regime.name: RegimeCourses(space=regime.space, tasks=courses(regime)) for regime in regimes}
+    measured, trains = {}, {}
+    for regime in regimes:
+        measured[regime.name] = RegimeCourses(space=regime.space, tasks=courses(regime))
+        trains[regime.name] = regime.trains or regime_of(regime.name)
     classes = {task: len(evaluator.head(task).classes) for task in tasks}
     start = {task: evaluator.score(evaluator.pretrained, task, split).accuracy for task in tasks}
     return LinearityRecord(
@@ -273,22 +284,29 @@ def linearity_gap(
         coefficients=values,
         pretrained=start,
         regimes=measured,
-        advantage=dict(_advantages(measured, classes, values.index(1.0))),
+        advantage=dict(_advantages(measured, trains, classes, values.index(1.0))),
     ).model_dump()
 
 
 def _advantages(
-    regimes: Mapping[str, RegimeCourses], classes: Mapping[str, int], at_one: int
+    regimes: Mapping[str, RegimeCourses],
+    trains: "Mapping[str, Regime | None]",
+    classes: Mapping[str, int],
+    at_one: int,
 ) -> Iterator[tuple[str, Advantage]]:
     """Of every regime in ordinary space, over what there is to compare it with."""
-    from taskvec.training.regimes import linear_of
-
     for name, regime in regimes.items():
-        others = {"its linearization": regime, linear_of(name): regimes.get(linear_of(name))}
+        others = {"its linearization": name, **{other: other for other in _linear(name, trains)}}
         for label, other in others.items():
-            if other is not None and regime.space == "ordinary":
+            if regime.space == "ordinary":
                 gains = {}
                 for task, course in regime.tasks.items():
-                    pair = course.accuracy[at_one], other.tasks[task].accuracy_linear[at_one]
+                    pair = course.accuracy[at_one], regimes[other].tasks[task].accuracy_linear[at_one]
                     gains[task] = nonlinear_advantage(*pair, classes[task])
                 yield f"{name} over {label}", Advantage(tasks=gains, mean=fmean(gains.values()))
+
+
+def _linear(name: str, trains: "Mapping[str, Regime | None]") -> list[str]:
+    """The regimes that train the same parameters in tangent space."""
+    own = trains[name]
+    return [other for other, its in trains.items() if own and its and its.is_tangent_of(own)]

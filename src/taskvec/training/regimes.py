@@ -1,6 +1,7 @@
 """What fine-tuning trains and in which space; reading this list imports nothing heavy."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -18,9 +19,6 @@ Space = Literal["ordinary", "tangent"]
 
 TrainingSpace = Literal["ordinary", "tangent", "lora", "tangent-lora"]
 """In which fine-tuning moves parameters: themselves or as factors, in the model or in its tangent space."""
-
-TANGENT = "tangent-"
-"""What opens the name of a selection that is trained in tangent space."""
 
 _NAMED: tuple[TrainingSpace, ...] = ("tangent-lora", "lora", "tangent")
 """Spaces that open the name of a regime, as in ``tangent-mlp``; the longest first."""
@@ -213,6 +211,15 @@ def _is_known(name: str) -> bool:
     return True
 
 
-def linear_of(regime: str) -> str:
-    """The regime that trains the same parameters in tangent space."""
-    return "tangent" if regime == "full" else f"{TANGENT}{regime}"
+def regime_of(name: str, training: Mapping[str, object] | None = None) -> Regime | None:
+    """The regime that made a vector; ``None`` where its provenance does not tell.
+
+    Args:
+        name: what the provenance calls it.
+        training: the settings there.
+    """
+    given = {key: value for key, value in (training or {}).items() if key in RegimeSettings.model_fields}
+    try:
+        return RegimeSettings.parse("training", given).regime(name)
+    except InputError:
+        return None
