@@ -16,6 +16,7 @@ from language_models import save_language_model
 from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.models.loading import load_backbone
+from taskvec.tasks.score import shown
 from taskvec.tasks.source import SPLITS
 from taskvec.tasks.task import Task
 from taskvec.training.parts import make_part
@@ -355,3 +356,7 @@ def test_prompts_without_answers_can_only_be_written_to(model: Any, data: Path) 
 def test_an_encoder_is_no_language_model(tiny_model: Path, data: Path) -> None:
     with pytest.raises(InputError, match=r"talk: needs the logits of tokens .*kind classification"):
         Evaluator(load_backbone(tiny_model), [task(data)])
+
+
+def test_scores_are_shown_as_they_are() -> None:
+    assert (shown("score", 49.775), shown("accuracy", 0.5)) == ("49.77", "50.0")

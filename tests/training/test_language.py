@@ -101,3 +101,16 @@ def test_an_ascent_that_diverges_keeps_its_last_finite_weights(world: Any, clip:
     assert all(bool(vector[name].isfinite().all()) for name in vector)
     with pytest.raises(TaskvecError, match="at step 2 of 4; lower the learning rate"):
         tv.finetune(backbone, part, settings=wild)
+
+
+def test_bloom_trains_in_tangent_space(tmp_path: Path) -> None:
+    """Its activation has an autograd function of its own, without a second derivative."""
+    (tmp_path / "a.txt").write_text(TEXT)
+    data = {"source": "text", "path": str(tmp_path / "a.txt")}
+    task = Task.parse("task", {"name": "cats", "kind": "language", "data": data, "context": 16})
+    backbone = load_backbone(save_language_model(tmp_path / "model", "bloom"), outputs="tokens")
+    evaluator = tv.Evaluator(backbone, [task])
+    vector = tv.finetune(backbone, evaluator.part("cats"), regime="tangent", settings=settings(steps=4))
+    points = evaluator.points({"v": vector}, space="tangent")
+    before, after = (evaluator.score(points.at({"v": c}), "cats", "test").value for c in (0.0, 1.0))
+    assert after < before

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -212,7 +213,15 @@ def load_network(kind: Any, ref: str) -> Any:
             f"{ref}: {name!r} has shape {tuple(stored)} in the weights and {tuple(expected)} by config.json; "
             "take the config.json that belongs to the weights"
         )
+    _in_plain_operations(network)
     return network
+
+
+def _in_plain_operations(network: nn.Module) -> None:
+    """BLOOM's activation without its own autograd function, which cuts derivatives in a direction."""
+    for module in network.modules():
+        if type(module).__name__ == "BloomGelu":
+            module.forward = import_module(type(module).__module__).bloom_gelu_forward
 
 
 def _check_layers(path: Path, config: Mapping[str, Any], tensors: int) -> None:

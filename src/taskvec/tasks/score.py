@@ -56,8 +56,9 @@ def utility(metric: str, value: float) -> float:
 
 
 def shown(metric: str, value: float) -> str:
-    """A value as tables show it: per cent, and a plain number where less is better."""
-    return f"{value:.4g}" if metric in LOWER_IS_BETTER else f"{100 * value:.1f}"
+    """A value as tables show it: per cent, and a plain number where less is better or of scores."""
+    plain = metric in LOWER_IS_BETTER or metric == "score"
+    return f"{value:.4g}" if plain else f"{100 * value:.1f}"
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
