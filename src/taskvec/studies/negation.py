@@ -354,8 +354,8 @@ def _draw(results: Results) -> "Figure":
             ax.bar([i + shift for i in range(wide)], heights, 0.4, label=kind)
         ax.set_xticks(range(wide), list(models), fontsize="small", rotation=90 if upright else 0)
         ax.set_title(f"forget {target.target}", fontsize="medium")
-        if not relative:
-            ax.set_ylim(0, 118)  # room for the legend
+        # Room for the legend.
+        ax.set_ylim(0, 1.18 * ax.get_ylim()[1] if relative else 118)
     axes[0].set_ylabel("test metric, % of pre-trained" if relative else "test metric, %")
     axes[0].legend(frameon=False, ncols=2, loc="upper left")
     return figure

@@ -159,8 +159,9 @@ class Cosine(Study[None]):
             regime: [list(map(fmean, row)) for row in cosines]
             for regime, cosines in self._cosines(results).items()
         }
-        draw = partial(_draw_cosines, results.plan.tasks, means)
-        yield Drawing("cosine", "Cosines between task vectors.", draw)
+        if means:
+            draw = partial(_draw_cosines, results.plan.tasks, means)
+            yield Drawing("cosine", "Cosines between task vectors.", draw)
 
     def _cosines(self, results: Results) -> dict[str, list[list[list[float]]]]:
         """By regime a matrix, whose elements have a value a seed."""
@@ -168,7 +169,7 @@ class Cosine(Study[None]):
         return {
             regime: [[[geometry.cosine[i][j] for geometry in seeds] for j in count] for i in count]
             for regime, [seeds] in results.by_regime(Geometry).items()
-            if self._trains(results, regime)
+            if self._trains(results, regime) and len(count) > 1
         }
 
     def _trains(self, results: Results, regime: str) -> bool:
