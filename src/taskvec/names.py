@@ -165,7 +165,7 @@ _MLP = "|".join(
     (
         r"(intermediate|(layers?|blocks)\.\d+\.output)(_query)?\.dense",  # BERT, RoBERTa, Swin v2
         r"mlp\.\w+",  # CLIP, ViT, Llama, GPT-2, open_clip
-        rf"\w*(mlp|mlp_block|ffn|feed_forward\d?|moe){_INSIDE}",  # DistilBERT, wav2vec 2, experts
+        rf"(?!\w*position_bias)\w*(mlp|mlp_block|ffn|feed_forward\d?|moe){_INSIDE}",  # DistilBERT, experts
         r"DenseReluDense\.\w+",  # T5
         r"layers\.\d+\.(fc|linear)\d",  # BART, torch
         r"albert_layers\.\d+\.ffn(_output)?",

@@ -207,11 +207,13 @@ BLOCKS = {
     **dict.fromkeys(
         ("vit_mae", "vit_msn", "dpt", "clip_vision_model", "mlcd", "dinov2_with_registers"), (8, 8)
     ),
-    **dict.fromkeys(("swin", "swinv2", "pvt", "pvt_v2", "segformer"), (16, 16)),
+    **dict.fromkeys(("swin", "swinv2", "pvt"), (16, 16)),
+    **dict.fromkeys(("pvt_v2", "segformer"), (16, 24)),  # with the depthwise convolution inside the MLP
     "aimv2_vision_model": (8, 6),  # its MLP has no biases
     "cvt": (24, 24),
     "hiera": (8, 16),  # query, key and value in one
     "mobilevit": (36, 36),
+    "mobilevitv2": (0, 36),
     "siglip": (10, 12),  # with the attention that pools the patches
     "siglip_vision_model": (10, 12),
     "swiftformer": (16, 0),
