@@ -85,7 +85,7 @@ class NoMixture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Results are where their arguments are, and arguments are all in one place.
 
     Attributes:
-        waits: how often a number was taken out of a tensor elsewhere, for which a real device stands still.
+        waits: how often numbers were taken out of a tensor elsewhere, for which a real device stands still.
     """
 
     def __init__(self, moved: Moved) -> None:
@@ -139,9 +139,17 @@ class _Transfer(torch.autograd.Function):
 def elsewhere() -> Iterator[NoMixture]:
     """``ELSEWHERE`` is a device, for a while; raises Mixture where tensors of two devices meet."""
     moved = Moved()
+    watched = NoMixture(moved)
+    listed: Any = Tensor.tolist
+
+    def taken_out(tensor: Tensor) -> Any:
+        watched.waits += tensor in moved
+        return listed(tensor)
+
     with pytest.MonkeyPatch.context() as patch:
         _know_device(patch, moved)
-        with NoMixture(moved) as watched:
+        patch.setattr(Tensor, "tolist", taken_out)
+        with watched:
             yield watched
 
 

@@ -13,7 +13,15 @@ from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import Grid, Search, maximize
 from taskvec.reports.tables import Table
 from taskvec.studies.experiment import Experiment
-from taskvec.studies.measured import Searched, in_unit, mean_in_unit, search_inputs, tally_note, unit_note
+from taskvec.studies.measured import (
+    Scored,
+    Searched,
+    in_unit,
+    mean_in_unit,
+    search_inputs,
+    tally_note,
+    unit_note,
+)
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
@@ -41,6 +49,7 @@ class Model(Record):
 
     value: float
     """In the metric's own unit."""
+    score: Scored
     searches: tuple[Searched, ...] = ()
 
 
@@ -85,7 +94,8 @@ class Analogies(Study[Sequence[AnalogySettings]]):
 
     def tables(self, results: Results) -> Iterator[Table]:
         for regime, analogies in results.by_regime(Solved).items():
-            metrics = [results.plan.suite.task(runs[0].target).metric for runs in analogies]
+            # From the records: results may be taken over from an experiment on another suite.
+            metrics = [next(iter(runs[0].rows.values())).score.metric for runs in analogies]
             yield _table(regime, analogies, metrics)
 
 

@@ -108,13 +108,13 @@ def train(
         part, places = given.chunk.part, given.chunk.places
         at_once = f"a training step of {len(places)} examples"
         with enough_memory(device, at_once, _remedy(settings)), activations(backbone, settings):
-            loss = _accumulate(moved, asked[part], given, settings, sign * scale.factor)
-        taken = math.isfinite(loss) and scale.unscale(leaves.values())
-        norm = _clip(leaves, settings.clip) if taken else math.nan
-        if not math.isfinite(norm if taken else loss):
+            losses = _accumulate(moved, asked[part], given, settings, sign * scale.factor)
+        taken = scale.unscale(leaves.values())
+        loss, norm = _read(losses, _clip(leaves, settings.clip))
+        if not math.isfinite(loss) or (taken and not math.isfinite(norm)):
             if sign < 0:
                 break  # ascent may diverge: the last finite weights are its result
-            found = f"the gradient's norm is {norm}" if taken else f"the loss is {loss}"
+            found = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
             raise TaskvecError(
                 f"{label}: {found} at step {step + 1} of {steps}; lower the learning rate "
                 f"(now {settings.lr:g}) or train in float32"
@@ -175,8 +175,10 @@ def _collate(prepared: Sequence[Prepared], accumulation: int, device: torch.devi
     return Step(chunk, batches, int(of_part.rows[places].sum()))
 
 
-def _accumulate(moved: Moved, asked: Objective, step: Step, settings: TrainSettings, factor: float) -> float:
-    """Add the gradient of ``factor`` times the mean loss to the leaves; return that loss."""
+def _accumulate(
+    moved: Moved, asked: Objective, step: Step, settings: TrainSettings, factor: float
+) -> list[Tensor]:
+    """Add the gradient of ``factor`` times the mean loss to the leaves; return the terms of that loss."""
     losses, device = [], moved.backbone.device
     for micro in step.micros:
         batch = micro.on(device)
@@ -185,7 +187,13 @@ def _accumulate(moved: Moved, asked: Objective, step: Step, settings: TrainSetti
         loss = asked.loss(outputs.float(), batch) * (len(batch.index) / step.rows)
         torch.autograd.backward(factor * loss)
         losses.append(loss.detach())
-    return sum(loss.item() for loss in losses)  # read when all are queued: a device stands still for it
+    return losses
+
+
+def _read(losses: Sequence[Tensor], norm: Tensor) -> tuple[float, float]:
+    """Loss and norm of the gradient, read together when all is queued: a device stands still for it."""
+    *terms, size = torch.stack([loss.to(norm.dtype) for loss in losses] + [norm]).tolist()
+    return sum(terms), size
 
 
 def check_precision(precision: str, space: Space) -> None:
@@ -212,13 +220,11 @@ def activations(backbone: Backbone, settings: TrainSettings) -> AbstractContextM
     return recomputed(backbone.network, backbone.ref) if settings.checkpoint_activations else nullcontext()
 
 
-def _clip(leaves: Params, most: float | None) -> float:
+def _clip(leaves: Params, most: float | None) -> Tensor:
     """Clip the gradients to a global norm, if there is one; the norm before."""
     if most is not None:
-        return torch.nn.utils.clip_grad_norm_(leaves.values(), most).item()
-    return torch.nn.utils.get_total_norm(
-        [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
-    ).item()
+        return torch.nn.utils.clip_grad_norm_(leaves.values(), most)
+    return torch.nn.utils.get_total_norm([leaf.grad for leaf in leaves.values() if leaf.grad is not None])
 
 
 def _rates(sizes: Tensor, seconds: float) -> dict[str, float]:

@@ -60,11 +60,16 @@ class Hub(Source):
         """Names that the label column declares."""
         if self._folder is not None:
             return self._folder.class_names()
+        unnamed = f"{self.id}: 'splits' names no 'train', whose column of labels names the classes"
         if called("train", self.splits) is None:
-            raise InputError(
-                f"{self.id}: 'splits' names no 'train', whose column of labels names the classes"
-            )
-        names = getattr(self._table("train").features.get(self.label or ""), "names", None)
+            raise InputError(unnamed)
+        try:
+            table = self._table("train")
+        except InputError as error:
+            if "train" in self.splits:
+                raise
+            raise InputError(f"{unnamed} ({error})") from None
+        names = getattr(table.features.get(self.label or ""), "names", None)
         return tuple(map(readable, names)) if names else None
 
     def digest(self) -> str:

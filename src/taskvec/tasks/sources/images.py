@@ -188,7 +188,7 @@ class ImageFolder(Source):
         """The training folders' names, in their order."""
         root = self.existing(self.path)
         place = called("train", self.splits)
-        if place is None:
+        if place is None or ("train" not in self.splits and not is_folder(root / place)):
             raise InputError(f"{root}: 'splits' names no folder for 'train', whose folders are the classes")
         labels = {_label(folder.name) for folder in _folders(root / place)}
         numbers = sorted(label for label in labels if isinstance(label, int))
