@@ -28,8 +28,8 @@ class TrainSettings(Config, use_attribute_docstrings=True):
     accumulation: PositiveInt = 1
     """Micro-batches that a step is cut into, to save memory; the step is the same."""
     checkpoint_activations: bool = False
-    """Keep the inputs of layers alone and run each again in the backward pass, to save memory for a third
-    more time; gradients are the same."""
+    """Keep the inputs of layers alone and run each again in the backward pass, to save memory for time;
+    gradients are the same."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay of AdamW."""
     decay_towards: Literal["zero", "pretrained"] = "zero"
