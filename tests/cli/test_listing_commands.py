@@ -44,6 +44,11 @@ def test_kinds_of_model_are_those_that_load_and_ones_own(capsys: pytest.CaptureF
     assert len(run(capsys, "models", "--kinds")[1].splitlines()) == 1 + len(kinds)
 
 
+def test_a_rule_is_shown_with_its_usual_scale(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "search: 0.5\n" in run(capsys, "rules", "dare+ties")[1]
+    assert json.loads(run(capsys, "rules", "pcb", "--json")[1])["coefficient"] == 1.2
+
+
 def test_one_task_is_shown_as_a_piece_of_a_suite_file(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -340,3 +341,34 @@ def test_a_rule_on_weights_asks_for_those_of_the_base(name: str) -> None:
         combine(name, loose, **params)["embed.weight"]
     held = combine(name, [vector.with_base(open_weights(base)) for vector in loose], **params)
     assert_near(held["embed.weight"], combine(name, vectors, **params)["embed.weight"], 1e-5)
+
+
+@every_rule
+def test_a_rule_has_a_usual_scale_and_nothing_is_scaled_by_it_unasked(name: str) -> None:
+    rule = RULES[name]
+    assert 0 < rule.coefficient < 10
+    assert "coefficient" not in rule.parameters()
+    stack = torch.ones(tasks_of(rule, 3), 4, 4)
+    own = replace(rule, coefficient=7.0)
+    context = {"_base": torch.ones(4, 4), "_stats": [torch.eye(4)] * len(stack)}
+    values = {**defaults(rule), **rule.accepted_parameters(context)}
+    assert torch.equal(own(stack, **values), rule(stack, **values))
+
+
+USUAL = {
+    "sum": 0.3,
+    "mean": 1,
+    "ties": 1,
+    "dare": 0.3,
+    "dare+ties": 0.5,
+    "dare+tsv": 1,
+    "pcb": 1.2,
+    "wudi": 1,
+}
+USUAL |= {"breadcrumbs": 0.3, "breadcrumbs+ties": 1, "magmax": 0.5, "iso_c": 1, "lines": 1, "magmax+lines": 1}
+USUAL |= {"dare+ties+lines": 1, "dare+magmax": 0.5}
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_the_usual_scale_is_that_of_the_source(name: str) -> None:
+    assert RULES[name].coefficient == USUAL[name]

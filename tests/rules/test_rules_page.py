@@ -50,6 +50,15 @@ def test_the_page_says_which_rules_do_not_obey_a_law(law: Law) -> None:
     assert set(re.findall(r"`(\w+)`", exceptions)) == registered, f"docs/rules.md: exceptions of {law!r}"
 
 
+def test_the_page_lists_the_usual_scales() -> None:
+    rows = re.findall(r"^\| ([\d.]+) \| (.*?) \|$", PAGE, re.MULTILINE)
+    listed = {name: float(value) for value, names in rows for name in re.findall(r"`([\w+]+)`", names)}
+    for name in RULES:
+        assert RULES[name].coefficient == listed.get(name, 1.0), name
+    assert listed["dare+ties"] == RULES["dare+ties"].coefficient
+    assert all(RULES[name].coefficient == value for name, value in listed.items())
+
+
 def section_of(name: str) -> str:
     assert name in SECTIONS, (
         f"docs/rules.md has no section '## `{name}`': say there what the rule does, its equation (indented), "

@@ -30,6 +30,7 @@ def rules(name: str | None = None, /, *, json: Json = False) -> None:
         return
     defaults = "".join(f"  {key} = {value}\n" for key, value in rule.parameters().items()) or "  none"
     sys.stdout.write(f"{rule.name}: {rule.description}\n\nparameters and defaults:\n{defaults}\n")
+    sys.stdout.write(f"usual scale for several tasks, without a search: {rule.coefficient:g}\n")
 
 
 def _row(rule: "Rule") -> list[str]:
@@ -38,4 +39,8 @@ def _row(rule: "Rule") -> list[str]:
 
 def _record(rule: "Rule") -> dict[str, object]:
     keys = ("rule", "stage", "scope", "consumes", "about")
-    return {**dict(zip(keys, _row(rule), strict=True)), "parameters": rule.parameters()}
+    return {
+        **dict(zip(keys, _row(rule), strict=True)),
+        "coefficient": rule.coefficient,
+        "parameters": rule.parameters(),
+    }

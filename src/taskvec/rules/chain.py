@@ -13,6 +13,9 @@ from taskvec.registry import Registry
 from taskvec.rules.pairs import Deltas, stacked
 from taskvec.rules.rule import Consumes, Piece, Rule, Scope, Stacks, Stage
 
+_STATED: Mapping[tuple[str, ...], float] = {("dare", "ties"): 0.5}
+"""The coefficients of chains whose source has another than that of their last rule."""
+
 
 class Rules(Registry[Rule]):
     """Rules by name, and chains of rules: ``dare+ties``, ``breadcrumbs+ties+lines``, ``tsv+lines``.
@@ -122,6 +125,7 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
         takes_pairs=parts[0].takes_pairs,
         square=any(part.square for part in parts),
         breaks=tuple(law for part in parts for law in part.breaks),
+        coefficient=_STATED.get(tuple(part.name for part in parts), parts[-1].coefficient),
         copies=(max(part.copies[0] for part in parts), max(part.copies[1] for part in parts)),
     )
 

@@ -45,4 +45,4 @@ def _check(tasks: int | None, *, k: int, **_: object) -> str | None:
     return None
 
 
-CONSENSUS = Rule("consensus", consensus, "element", check=_check)
+CONSENSUS = Rule("consensus", consensus, "element", check=_check, coefficient=0.3)

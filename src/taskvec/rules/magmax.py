@@ -22,4 +22,4 @@ def magmax(deltas: Tensor) -> Tensor:
     return winner
 
 
-MAGMAX = Rule("magmax", magmax, "element")
+MAGMAX = Rule("magmax", magmax, "element", coefficient=0.5)

@@ -120,5 +120,6 @@ PCB = Rule(
     measure_model=measure_model,
     measure_tensor=measure_tensor,
     copies=(5, 12),
+    coefficient=1.2,
     breaks=("scale",),
 )

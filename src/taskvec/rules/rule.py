@@ -150,6 +150,8 @@ class Rule:
         copies: how many times the deltas of one task the function and its first passes hold at most, those
             given to them included: so many for each task, and so many besides.
         square: whether a matrix (m, n) counts there as (n, n) if that is larger.
+        coefficient: what to scale the result by without a search, for several tasks: what the rule's source
+            does, and 1 where it says nothing. Nothing is scaled by it unasked.
         breaks: laws of every rule that this one does not obey: it matters which task comes first (``order``),
             or sizes are not those of the vectors (``scale``).
     """
@@ -169,6 +171,7 @@ class Rule:
     takes_pairs: bool = False
     copies: tuple[float, float] = (3, 9)
     square: bool = False
+    coefficient: float = 1.0
     breaks: tuple[Law, ...] = ()
 
     def __call__(self, deltas: Deltas, **params: Any) -> Tensor:

@@ -42,4 +42,4 @@ def weighted(deltas: Tensor, weights: Sequence[float]) -> Tensor:
     return total
 
 
-SUM = Rule("sum", sum_, "linear", coefficients=coefficients)
+SUM = Rule("sum", sum_, "linear", coefficients=coefficients, coefficient=0.3)
