@@ -19,7 +19,7 @@ GROUND = {
 }
 EDITING = {"weights", "rules", "vectors", "edits"}
 LEARNING = {"models", "tangent", "tasks", "statistics", "training"}
-ABOVE = {"evaluation", "studies", "runs"}
+ABOVE = {"evaluation", "coefficients", "merging", "studies", "runs", "searching"}
 
 # What each part of the house may import, beside the ground and itself.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -33,8 +33,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "statistics": {"models", "tangent", "tasks"},
     "training": {"models", "tangent", "tasks", "statistics", "vectors", "rules"},
     "evaluation": EDITING | LEARNING,
-    "studies": EDITING | LEARNING | {"evaluation", "reports"},
-    "runs": EDITING | LEARNING | {"evaluation", "reports", "studies"},
+    "coefficients": EDITING | LEARNING | {"evaluation", "reports"},
+    "merging": EDITING | LEARNING | {"evaluation", "coefficients"},
+    "studies": EDITING | LEARNING | {"evaluation", "coefficients", "merging", "reports"},
+    "runs": EDITING | LEARNING | {"evaluation", "coefficients", "merging", "reports", "studies"},
+    "searching": EDITING | LEARNING | {"evaluation", "coefficients", "reports", "studies"},
     "reports": set(),
     "cli": EDITING | LEARNING | ABOVE | {"reports"},
     "__init__": EDITING | LEARNING | ABOVE | {"reports"},
