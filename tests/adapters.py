@@ -59,13 +59,18 @@ def save_base(make: Callable[[], Network], folder: Path, dtype: torch.dtype = to
 def save_adapter_of(
     base: Path, make: Callable[[], Network], folder: Path, seed: int = 1, **config: Any
 ) -> Path:
-    """An adapter whose every trained parameter has been moved at random."""
+    """A LoRA adapter whose every trained parameter has been moved at random."""
+    return save_trained(make, base, folder, LoraConfig(**{"r": 4, "lora_alpha": 8, **config}), seed)
+
+
+def save_trained(make: Callable[[], Network], base: Path, folder: Path, config: Any, seed: int = 1) -> Path:
+    """An adapter of any kind whose trained parameters have been moved at random."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = loaded(make, base)
         torch.manual_seed(seed)
-        tuned = get_peft_model(network, LoraConfig(**{"r": 4, "lora_alpha": 8, **config}))
-        for parameter in tuned.parameters():
+        tuned = get_peft_model(network, config)
+        for parameter in dict.fromkeys(tuned.parameters()):
             if parameter.requires_grad:
                 parameter.data += 0.1 * torch.randn_like(parameter)
         tuned.save_pretrained(str(folder))

@@ -54,7 +54,7 @@ VECTOR_FLOORS: tuple[set[str], ...] = (
     {"opening"},
     {"vector"},
     {"combining", "expression", "lora.writing"},
-    {"stored.masked"},
+    {"stored.masked", "library"},
     {"__init__"},
 )
 

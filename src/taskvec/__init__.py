@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from taskvec.training.regimes import Regime
     from taskvec.training.settings import TrainSettings
     from taskvec.vectors import TaskVector, apply, combine, save_adapter, similarity
+    from taskvec.vectors.library import Library
     from taskvec.vectors.stored.masked import MaskedVectors, emr, tall_masks
     from taskvec.weights import Weights, open_weights, save_weights
 
@@ -60,6 +61,7 @@ _HOME = {
     "combine": "vectors",
     "save_adapter": "vectors",
     "similarity": "vectors",
+    "Library": "vectors.library",
     "MaskedVectors": "vectors.stored.masked",
     "emr": "vectors.stored.masked",
     "tall_masks": "vectors.stored.masked",
@@ -120,6 +122,7 @@ __all__ = [
     "Grid",
     "HarnessSettings",
     "Head",
+    "Library",
     "LinearFeatures",
     "Linearization",
     "MaskedVectors",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, LNTuningConfig, LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft import IA3Config, LNTuningConfig, LoraConfig, PeftModel, TrainableTokensConfig
 from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma2Config,
@@ -24,7 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from adapters import bert, convnext, gpt2, llama, merged, save_adapter_of, save_base
+from adapters import bert, convnext, gpt2, llama, merged, save_adapter_of, save_base, save_trained
 from checkpoints import SHAPE
 from taskvec.errors import InputError, KeyMismatch
 from taskvec.vectors import TaskVector, apply, combine
@@ -77,20 +77,6 @@ def save_noisy(make: Callable[[], Network], folder: Path) -> Path:
         return network
 
     return save_base(moved, folder)
-
-
-def save_trained(make: Callable[[], Network], base: Path, folder: Path, config: Any) -> Path:
-    """An adapter of any kind whose trained parameters have been moved at random."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network = type(make()).from_pretrained(base, dtype="auto")
-        torch.manual_seed(1)
-        tuned = get_peft_model(network, config)
-        for parameter in dict.fromkeys(tuned.parameters()):
-            if parameter.requires_grad:
-                parameter.data += 0.1 * torch.randn_like(parameter)
-        tuned.save_pretrained(str(folder))
-    return folder
 
 
 def assert_merges_alike(make: Callable[[], Network], base: Path, folder: Path) -> int:
