@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from taskvec._version import __version__
 
 if TYPE_CHECKING:
+    from taskvec.coefficients.learning import learn_coefficients
+    from taskvec.coefficients.settings import CoefficientSettings
     from taskvec.edits.opening import open_recipe, save_merge
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.harness import HarnessSettings, harness
@@ -94,6 +96,8 @@ _HOME = {
     "OrdinaryPoints": "evaluation.points",
     "Points": "evaluation.points",
     "TangentPoints": "evaluation.points",
+    "CoefficientSettings": "coefficients.settings",
+    "learn_coefficients": "coefficients.learning",
     "Grid": "evaluation.search",
     "HarnessSettings": "evaluation.harness",
     "harness": "evaluation.harness",
@@ -118,6 +122,7 @@ __all__ = [
     "METRICS",
     "RULES",
     "Backbone",
+    "CoefficientSettings",
     "Evaluator",
     "Grid",
     "HarnessSettings",
@@ -151,6 +156,7 @@ __all__ = [
     "gradient_equivalence",
     "gram",
     "harness",
+    "learn_coefficients",
     "linear_features",
     "linearity_gap",
     "linearize",

@@ -61,6 +61,10 @@ class Head(nn.Module):
         """The head of a model with these parameters: itself, unless it is the model's own."""
         return self
 
+    def moving(self, params: Mapping[str, Tensor]) -> "Head":
+        """The same, and gradients flow into the parameters."""
+        return self
+
     def fingerprint(self) -> str:
         """Digest of kind, classes and numbers."""
         digest = xxhash.xxh3_128(json.dumps([self.kind, self.normalize, self.classes]).encode())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from taskvec.errors import InputError, and_more
 from taskvec.models.heads import Head
 from taskvec.reading import shown
+from taskvec.substitution import substituted
 
 _MEANINGLESS = re.compile(r"(label|class)?[ _-]*\d{1,9}")
 """Labels that a config gives where nobody named the classes."""
@@ -112,6 +113,38 @@ class OwnHead(Head):
         if params.keys().isdisjoint(trained.names):
             return self
         return OwnHead(trained.at(params), order, self.classes).to(self.weight.device)
+
+    def moving(self, params: Mapping[str, Tensor]) -> "Head":
+        """The same, and gradients flow into the parameters."""
+        trained, order = self._made_of
+        values = {inside: params[name] for name, inside in trained.names.items() if name in params}
+        return MovingHead(trained, order, self.classes, values) if values else self
+
+
+class MovingHead(OwnHead):
+    """A trained head at parameters that others hold.
+
+    Args:
+        values: by name in the head's layers; all on one device.
+    """
+
+    def __init__(
+        self,
+        trained: TrainedHead,
+        places: Sequence[int],
+        classes: Sequence[str],
+        values: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__(trained, places, classes)
+        device = next(iter(values.values())).device
+        self._layers, self._values = (deepcopy(trained.layers).to(device),), dict(values)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (N, C) of features (N, d)."""
+        _, order = self._made_of
+        with substituted(self._layers[0], self._values):
+            logits: Tensor = self._layers[0](features)
+        return logits[..., list(order)]
 
 
 def _places(trained: TrainedHead, classes: Sequence[str], wordings: Mapping[str, Sequence[str]]) -> list[int]:

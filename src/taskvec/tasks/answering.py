@@ -126,6 +126,10 @@ class Answering(Objective):
         wanted = right.bool()
         return cross_entropy(outputs[wanted], token[wanted])
 
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Over the vocabulary, at each token of an answer."""
+        return outputs
+
     def tally(self, outputs: Tensor, batch: Batch) -> Tally:
         """Loss and tokens of each right answer; where they are ranked, what each answer costs."""
         costs = cross_entropy(outputs, batch.labels[:, 0], reduction="none").cpu().double()

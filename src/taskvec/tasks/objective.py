@@ -6,6 +6,8 @@ from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from taskvec.errors import InputError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -128,6 +130,20 @@ class Objective(ABC):
     def at(self, params: Mapping[str, "Tensor"]) -> "Objective":
         """What is asked of a model with these parameters: a trained head is part of the model."""
         return self
+
+    def moving(self, params: Mapping[str, "Tensor"]) -> "Objective":
+        """The same as ``at``, and gradients flow into the parameters of a trained head."""
+        return self
+
+    def logits(self, outputs: "Tensor") -> "Tensor":
+        """Logits (R, C) that are a distribution over classes or tokens, of outputs (R, d); differentiable.
+
+        Raises: InputError for a kind of task that predicts none.
+        """
+        raise InputError(
+            f"a task with the metric {self.metric} predicts no distribution, so it has no entropy; take "
+            "signal: labels"
+        )
 
     @abstractmethod
     def fingerprint(self) -> str:

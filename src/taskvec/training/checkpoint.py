@@ -16,7 +16,7 @@ from taskvec.training.scaling import LossScale
 from taskvec.writing import replacing
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of a parameter."""
+"""What Adam and AdamW keep of a parameter."""
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Checkpoint:
         Raises: any of a dozen types for a state that does not fit.
         """
         step, leaves, saved = state["step"], list(self._leaves.values()), state["optimizer"]
-        names = MOMENTS if isinstance(self._optimizer, torch.optim.AdamW) else ()
+        names = MOMENTS if isinstance(self._optimizer, torch.optim.Adam) else ()
         # Anything may stand where mappings belong; a tensor would even take their keys.
         for part in (state["leaves"], saved, *saved["state"].values()):
             if not isinstance(part, dict):

@@ -188,8 +188,15 @@ class Classifying(Objective):
     def value(self, tally: Tally) -> float:
         return value(tally["logits"], tally["labels"], self.metric, self.function)
 
+    def logits(self, outputs: "Tensor") -> "Tensor":
+        logits: Tensor = self.head(outputs)
+        return logits
+
     def at(self, params: Mapping[str, "Tensor"]) -> "Classifying":
         return replace(self, head=self.head.at(params))
+
+    def moving(self, params: Mapping[str, "Tensor"]) -> "Classifying":
+        return replace(self, head=self.head.moving(params))
 
     def fingerprint(self) -> str:
         return self.head.fingerprint()

@@ -239,6 +239,9 @@ class Modelling(Objective):
 
         return cross_entropy(outputs, batch.labels[:, 0])
 
+    def logits(self, outputs: "Tensor") -> "Tensor":
+        return outputs
+
     def tally(self, outputs: "Tensor", batch: Batch) -> Tally:
         """Of each window: the loss of its tokens, in nats; how many they are; their bytes."""
         import torch

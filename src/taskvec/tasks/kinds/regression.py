@@ -118,6 +118,9 @@ class Regressing(Objective):
     def at(self, params: Mapping[str, "Tensor"]) -> "Regressing":
         return replace(self, head=self.head.at(params))
 
+    def moving(self, params: Mapping[str, "Tensor"]) -> "Regressing":
+        return replace(self, head=self.head.moving(params))
+
     def fingerprint(self) -> str:
         return self.head.fingerprint()
 

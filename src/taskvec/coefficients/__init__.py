@@ -1,0 +1,1 @@
+"""Coefficients learned by gradient: one engine for every scope, box and signal."""

@@ -1,0 +1,108 @@
+"""The network's side of a step: each task's batches, and the gradient of its objective."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+
+import torch
+import xxhash
+from torch import Tensor
+
+from taskvec.coefficients.settings import CoefficientSettings
+from taskvec.coefficients.signals import Signal
+from taskvec.evaluation.evaluator import Evaluator
+from taskvec.models.backbone import Backbone, evaluating
+from taskvec.models.functional import encode
+from taskvec.place import autocast, enough_memory
+from taskvec.tasks.objective import Batch, Objective, Prepared
+from taskvec.tasks.split import Split
+
+
+class Passes:
+    """Passes over batches of several tasks, drawn by a seed.
+
+    Every example of a split comes once before any comes again, in an order of its own that depends on the
+    seed and the name of the task.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        splits: Mapping[str, Split],
+        settings: CoefficientSettings,
+        signal: Signal,
+        seed: int,
+    ) -> None:
+        self._backbone, self._settings, self._signal, self._seed = evaluator.backbone, settings, signal, seed
+        self._precision = evaluator.precision
+        self._asked: dict[str, tuple[Objective, Prepared]] = {}
+        for task, split in splits.items():
+            objective = evaluator.objective(task).training().on(evaluator.backbone.device)
+            self._asked[task] = objective, objective.prepare(evaluator.backbone, split)
+
+    def backward(self, model: Mapping[str, Tensor], step: int) -> dict[str, float]:
+        """Add the gradient of all tasks' objectives to that of the model's tensors; the objectives."""
+        leaves = [value for value in model.values() if value.requires_grad]
+        values: dict[str, list[Tensor]] = {}
+        model = {**_detached(self._backbone), **model}
+        with evaluating(self._backbone):
+            for task, (objective, prepared) in self._asked.items():
+                asked = objective.moving(model)
+                for batch, share in self._batches(task, prepared, step):
+                    loss = self._loss(model, task, asked, batch) * share
+                    torch.autograd.backward(loss, inputs=leaves)
+                    values.setdefault(task, []).append(loss.detach())
+        return {task: torch.stack(losses).sum().item() for task, losses in values.items()}
+
+    def fingerprints(self) -> list[list[object]]:
+        """What is asked, and of how many examples."""
+        return [[task, asked.fingerprint(), len(of.sizes)] for task, (asked, of) in self._asked.items()]
+
+    def _loss(self, model: Mapping[str, Tensor], task: str, asked: Objective, batch: Batch) -> Tensor:
+        device, settings = self._backbone.device, self._settings
+        at_once = f"a step of {len(batch.index)} rows of outputs"
+        with enough_memory(device, at_once, f"lower batch (now {settings.batch}) and raise batches"):
+            with autocast(self._precision, device):
+                outputs = encode(self._backbone, model, batch.inputs)
+            wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+            return self._signal(task, asked, wide, batch)
+
+    def _batches(self, task: str, prepared: Prepared, step: int) -> Iterator[tuple[Batch, float]]:
+        """Each batch of a step, in as many pieces as memory wants, with the share of its rows."""
+        for number in range(self._settings.batches):
+            places = self._places(task, len(prepared.sizes), step * self._settings.batches + number)
+            rows = int(prepared.rows[places].sum())
+            for piece in torch.split(places, prepared.together or len(places)):
+                batch = prepared.batch(piece).on(self._backbone.device)
+                yield batch, len(batch.index) / rows
+
+    def _places(self, task: str, examples: int, number: int) -> Tensor:
+        """The examples of a batch: a stretch of all epochs' orders behind one another."""
+        size = min(self._settings.batch, examples)
+        begin, found = number * size, list[Tensor]()
+        while size:
+            epoch, skipped = divmod(begin, examples)
+            found.append(_order(self._seed, task, epoch, examples)[skipped : skipped + size])
+            begin, size = begin + len(found[-1]), size - len(found[-1])
+        return torch.cat(found)
+
+
+@lru_cache(maxsize=64)
+def _order(seed: int, task: str, epoch: int, examples: int) -> Tensor:
+    key = xxhash.xxh3_64_intdigest(f"{seed} {epoch} {task}".encode())
+    return torch.randperm(examples, generator=torch.Generator().manual_seed(key >> 1))
+
+
+def splits_of(evaluator: Evaluator, tasks: Sequence[str], settings: CoefficientSettings) -> dict[str, Split]:
+    """The split of each task that is learned from. Raises: InputError for one that would teach nonsense."""
+    splits = {}
+    for task in tasks:
+        objective = evaluator.objective(task)
+        splits[task] = objective.examples(evaluator.backbone, evaluator.split(task, settings.split))
+        if settings.signal == "labels":
+            objective.check(task, splits[task])
+    return splits
+
+
+def _detached(backbone: Backbone) -> dict[str, Tensor]:
+    """The encoder's parameters without a gradient of their own."""
+    return {name: value.detach() for name, value in backbone.encoder_parameters().items()}
