@@ -17,6 +17,7 @@ from taskvec.coefficients.scopes import Groups, groups_of
 from taskvec.coefficients.settings import CoefficientSettings
 from taskvec.coefficients.signals import SIGNALS
 from taskvec.coefficients.streaming import Stream, add_scaled
+from taskvec.coefficients.trimming import trimmed
 from taskvec.coefficients.weighted import Weighted
 from taskvec.errors import InputError, TaskvecError
 from taskvec.evaluation.evaluator import Evaluator
@@ -61,6 +62,7 @@ def learn_coefficients(
     """
     chosen = preset(settings) if isinstance(settings, str) else settings
     base = _base(evaluator, vectors, tasks)
+    vectors = vectors if chosen.trim is None else trimmed(vectors, chosen.trim)
     stream = Stream(vectors, base)
     if not stream.changed:
         raise InputError(f"{', '.join(vectors)}: change nothing in the model's encoder; take other vectors")
