@@ -108,11 +108,16 @@ def make_plan(merge: Merge, target: Path, *, memory: float, force: bool = False)
 
 def count_edited(weights: Weights) -> int:
     """How many tensors are computed; all, for weights that do not know."""
+    return len(list_edited(weights))
+
+
+def list_edited(weights: Weights) -> frozenset[str]:
+    """The tensors that are computed; all, for weights that do not know."""
     if not isinstance(weights, EditedWeights):
-        return len(weights)
+        return frozenset(weights)
     base, vector = weights.base, weights.vector
     changed = {base.tied.get(name, name) for name in vector if vector.terms_at(name)}
-    return sum(name in changed or weights.spec(name) != base.spec(name) for name in weights)
+    return frozenset(name for name in weights if name in changed or weights.spec(name) != base.spec(name))
 
 
 def _seconds(merge: Merge, passes: Passes, threads: int) -> float:

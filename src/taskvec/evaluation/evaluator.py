@@ -84,6 +84,7 @@ class Evaluator:
         self._batch_size = batch_size
         self._objectives: dict[str, Objective] = {}
         self._batches: dict[tuple[str, SplitName], Batches] = {}
+        self._examples: dict[tuple[str, SplitName], Split] = {}
 
     @cached_property
     def pretrained(self) -> dict[str, Tensor]:
@@ -137,10 +138,25 @@ class Evaluator:
 
     def limited(self, **limits: int) -> "Evaluator":
         """The same model, tasks and heads, on other numbers of first examples by split."""
+        return self._copied(self.backbone, {**self.limits, **limits})
+
+    def on_examples(self, split: SplitName, examples: Mapping[str, Split]) -> "Evaluator":
+        """The same model, tasks and heads, on other examples of a split, by task."""
+        other = self._copied(self.backbone, self.limits)
+        other._examples = {(name, split): held for name, held in examples.items()}
+        return other
+
+    def on_model(self, backbone: Backbone) -> "Evaluator":
+        """The same tasks, examples and heads, on another model that gives features of the same size."""
+        other = self._copied(backbone, self.limits)
+        other._examples = self._examples
+        return other
+
+    def _copied(self, backbone: Backbone, limits: Mapping[str, int]) -> "Evaluator":
         other = Evaluator(
-            self.backbone,
+            backbone,
             list(self.tasks.values()),
-            limits={**self.limits, **limits},
+            limits=limits,
             batch_size=self._batch_size,
             precision=self.precision,
             watch=self.watch,
@@ -155,7 +171,9 @@ class Evaluator:
         return self.tasks[name]
 
     def split(self, name: str, split: SplitName) -> Split:
-        """A split of a task, cut to this evaluator's limit."""
+        """A split of a task, cut to this evaluator's limit, or the examples given in its place."""
+        if (name, split) in self._examples:
+            return self._examples[name, split]
         return self.task(name).split(split, limit=self.limits.get(split))
 
     def objective(self, name: str) -> Objective:

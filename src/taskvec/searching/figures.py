@@ -1,0 +1,85 @@
+"""Figures of candidates, as programs and functions give them."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from taskvec.errors import TaskvecError
+from taskvec.tasks.score import LOWER_IS_BETTER
+
+_NUMBER = re.compile(
+    r"(?<![\w.])[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|inf(?:inity)?)(?!\.?\w)", re.IGNORECASE
+)
+_WORDS = re.compile(r"[./:\s-]")
+"""What may stand before the name of a metric, beside ``_``."""
+
+
+def less_is_better(name: str) -> bool:
+    """Whether less of a figure of this name is better: perplexity, loss and their like.
+
+    >>> less_is_better("val_loss"), less_is_better("wiki.perplexity"), less_is_better("accuracy")
+    (True, True, False)
+    """
+    plain = "_" + _WORDS.sub("_", name.lower())
+    return plain.endswith(tuple(f"_{metric}" for metric in LOWER_IS_BETTER))
+
+
+def printed_figures(text: str, where: str) -> dict[str, float]:
+    """What a program printed last: a JSON object of figures, or a number, which is called ``score``.
+
+    >>> printed_figures("loaded\\nacc: 0.5 of 1", "x"), printed_figures('{"acc": 0.5, "by": {"a": 1}}', "x")
+    ({'score': 1.0}, {'acc': 0.5, 'by.a': 1.0})
+
+    Raises: TaskvecError, which opens with ``where``, if there is neither.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    starts = [place for place, line in enumerate(lines) if line.lstrip().startswith("{")]
+    found = _json_figures("\n".join(lines[starts[-1] :])) if starts else {}
+    if found:
+        return found
+    numbers = _NUMBER.findall(text)
+    if not numbers:
+        last = f"and last {lines[-1].strip()[:80]!r}" if lines else "nothing at all"
+        raise TaskvecError(
+            f"{where}: printed no number, {last}; expected the score, or a JSON object of figures, on "
+            "standard output"
+        )
+    return {"score": float(numbers[-1])}
+
+
+def _json_figures(text: str) -> dict[str, float]:
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return dict(_flat(content)) if isinstance(content, dict) else {}
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """The numbers in nested objects, under their names with dots between."""
+    found: list[tuple[str, float]] = []
+    for name, value in content.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found.append((f"{prefix}{name}", float(value)))
+    return found
+
+
+def returned_figures(result: object, where: str) -> dict[str, float]:
+    """What a function returned: named numbers, or one, which is called ``score``.
+
+    Raises: TaskvecError, which opens with ``where``, for anything else.
+    """
+    named = result if isinstance(result, Mapping) else {"score": result}
+    if not named:
+        raise TaskvecError(f"{where}: returned no figures, expected a number or a mapping of them")
+    return {str(name): _number(value, f"{where}: {name}") for name, value in named.items()}
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TaskvecError(f"{where}: {type(value).__name__}, expected a number") from None
