@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from taskvec.studies.analogy import analogy
     from taskvec.studies.disentanglement import disentanglement
     from taskvec.studies.linearity import linearity_gap
+    from taskvec.studies.methods import methods
     from taskvec.studies.negation import negation
     from taskvec.studies.numerics.gradients import gradient_equivalence
     from taskvec.studies.single import single_task
@@ -109,6 +110,7 @@ _HOME = {
     "score": "evaluation.metrics",
     "single_task": "studies.single",
     "addition": "studies.addition",
+    "methods": "studies.methods",
     "negation": "studies.negation",
     "analogy": "studies.analogy",
     "disentanglement": "studies.disentanglement",
@@ -163,6 +165,7 @@ __all__ = [
     "load_backbone",
     "load_suite",
     "make_part",
+    "methods",
     "negation",
     "ntk",
     "ntk_operator",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import groupby, takewhile
 from typing import Self
 
@@ -171,6 +171,19 @@ def search_addition(measure: Measure, single: Values, grid: Grid | None = None) 
         single: validation value of each task's own model, the denominators.
     """
     return maximize(lambda values: normalized(values, single), measure, grid or Grid())
+
+
+@checked
+def search_scale(measure: Measure, single: Values, grid: Grid | None = None) -> Search:
+    """As :func:`search_addition`, for vectors of any length: while the best coefficient is the grid's last,
+    the grid is doubled, three times at most."""
+    known = cache(measure)
+    search = search_addition(known, single, grid)
+    for _ in range(3):
+        if not search.at_limit:
+            break
+        search = search_addition(known, single, search.grid.widened(2))
+    return search
 
 
 @dataclass(frozen=True)

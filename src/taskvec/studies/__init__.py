@@ -20,6 +20,7 @@ STUDIES: "Registry[type[Study[Any]]]" = Registry(
         "single": "taskvec.studies.single:Single",
         "addition": "taskvec.studies.addition:Addition",
         "lm_eval": "taskvec.studies.lm_eval:LmEval",
+        "methods": "taskvec.studies.methods:Methods",
         "joint": "taskvec.studies.joint:Joint",
         "atm": "taskvec.studies.atm:Atm",
         "negation": "taskvec.studies.negation:Negation",

@@ -66,7 +66,7 @@ def check_statistics(rule: Rule, vectors: Sequence[Delta], stats: Sequence[Weigh
         return
     if len(stats) != len(vectors):
         raise InputError(f"statistics: {len(stats)} files, expected {len(vectors)}, one for each task vector")
-    kind = next((_USED[step.name] for step in (rule, *rule.stages) if step.name in _USED), None)
+    kind = kind_used(rule)
     infos = [vector.info for vector in vectors] if any(KEY in given.metadata for given in stats) else []
     for place, (given, vector) in enumerate(zip(stats, vectors, strict=True)):
         _check_kind(given, kind)
@@ -82,6 +82,11 @@ def check_statistics(rule: Rule, vectors: Sequence[Delta], stats: Sequence[Weigh
                     f"{lacking.ref}: lacks {missing[0]!r}{and_more(missing)}, which {having.ref} has; make "
                     "all statistics in the same way"
                 )
+
+
+def kind_used(rule: Rule) -> Kind | None:
+    """The kind of statistics that a rule or one of its steps uses; none for rules that are not ours."""
+    return next((_USED[step.name] for step in (rule, *rule.stages) if step.name in _USED), None)
 
 
 def _check_kind(stats: Weights, kind: Kind | None) -> None:

@@ -1,0 +1,50 @@
+"""Methods: ways to make one model of several task vectors, or one for each task, so that they are compared.
+
+A rule is a method by itself (``RULES``); the others are a file beside this one and a line here. See
+``method.py`` for what a method is, and ``studies/methods.py`` for the table.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from taskvec.errors import InputError
+from taskvec.reading import shown
+from taskvec.registry import Registry, nearest
+from taskvec.rules import RULES
+
+if TYPE_CHECKING:
+    from taskvec.merging.method import Method
+
+METHODS: "Registry[Callable[[Mapping[str, object]], Method]]" = Registry("method", {})
+"""Name -> what makes the method of the settings beside its name."""
+
+ALL_CHAINS = ("dare+ties",)
+"""Chains that stand in tables beside the single rules."""
+
+
+def method_of(entry: object) -> "Method":
+    """The method that an entry of a list names: a name, or ``{rule: NAME}`` with settings beside it.
+
+    Raises: UnknownName; InputError for settings that do not fit.
+    """
+    match entry:
+        case str():
+            return _method(entry, {})
+        case {"rule": str(name), **given}:
+            return _method(name, {str(key): value for key, value in given.items()})
+    raise InputError(f"{shown(entry)}, expected a name, or 'rule' with a name and settings beside it")
+
+
+def _method(name: str, given: Mapping[str, object]) -> "Method":
+    from taskvec.merging.rules import RuleMethod
+
+    if name in METHODS:
+        return METHODS[name](given)
+    if all(part in RULES for part in name.split("+")):
+        return RuleMethod(name, given)
+    raise InputError(f"no rule or method called {name!r}; {nearest(name, [*RULES, *METHODS])}")
+
+
+def every_method() -> "Iterator[Method]":
+    """Every rule by itself, the usual chains, and every other method, with their own settings."""
+    yield from (method_of(name) for name in (*RULES, *ALL_CHAINS, *METHODS))
