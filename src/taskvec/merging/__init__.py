@@ -1,12 +1,14 @@
 """Methods: ways to make one model of several task vectors, or one for each task, so that they are compared.
 
-A rule is a method by itself (``RULES``); the others are a file beside this one and a line here. See
+A rule (``RULES``) is a method by itself, and so is a preset of learned coefficients (``PRESETS``); the others
+are a file beside this one and a line here. See
 ``method.py`` for what a method is, and ``studies/methods.py`` for the table.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from taskvec.coefficients.presets import PRESETS
 from taskvec.errors import InputError
 from taskvec.reading import shown
 from taskvec.registry import Registry, nearest
@@ -36,15 +38,18 @@ def method_of(entry: object) -> "Method":
 
 
 def _method(name: str, given: Mapping[str, object]) -> "Method":
+    from taskvec.merging.learned import LearnedMethod
     from taskvec.merging.rules import RuleMethod
 
     if name in METHODS:
         return METHODS[name](given)
+    if name in PRESETS:
+        return LearnedMethod(name, given)
     if all(part in RULES for part in name.split("+")):
         return RuleMethod(name, given)
-    raise InputError(f"no rule or method called {name!r}; {nearest(name, [*RULES, *METHODS])}")
+    raise InputError(f"no rule or method called {name!r}; {nearest(name, [*RULES, *PRESETS, *METHODS])}")
 
 
 def every_method() -> "Iterator[Method]":
     """Every rule by itself, the usual chains, and every other method, with their own settings."""
-    yield from (method_of(name) for name in (*RULES, *ALL_CHAINS, *METHODS))
+    yield from (method_of(name) for name in (*RULES, *ALL_CHAINS, *PRESETS, *METHODS))

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from taskvec.evaluation.points import add_vector
 from taskvec.merging.method import Bench, Consumed, Method, Plain, VectorModel, unlabelled
@@ -30,7 +32,7 @@ class RuleMethod(Method):
     """
 
     rule: str
-    parameters: Mapping[str, object] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
     family: ClassVar[str] = "rule"
 
     def __post_init__(self) -> None:
@@ -47,7 +49,7 @@ class RuleMethod(Method):
 
     @property
     def coefficient(self) -> float:  # type: ignore[override]
-        return getattr(self._known, "coefficient", 1.0)
+        return self._known.coefficient
 
     def consumes(self, split: SplitName) -> tuple[Consumed, ...]:
         return (unlabelled(split),) if "_stats" in self._known.keywords else ()
@@ -78,7 +80,7 @@ class RuleMethod(Method):
             for task, vector in bench.vectors.items()
         ]
 
-    def _measure(self, bench: Bench, task: str, model: Backbone) -> Mapping[str, object]:
+    def _measure(self, bench: Bench, task: str, model: Backbone) -> Mapping[str, Tensor]:
         evaluator = bench.evaluator
         kind = kind_used(self._known)
         measure = partial(fisher, head=evaluator.head(task)) if kind == "fisher" else gram

@@ -406,10 +406,10 @@ def _table_of_methods(
     }
     left = {of[0].name: of[0].left_out for of in compared if of[0].left_out}
     note = (
-        f"Per cent, mean over tasks; methods that consumed the same are ranked among themselves.{reciprocal_note(metrics.values())} "
-        "− sum: points over plain addition on the same test examples (paired, 95 %; * p < 0.05), whose α "
-        "was found in the same way. Learned: numbers fitted to data. Seconds and memory of making the "
-        "model once, α and measuring not counted."
+        "Per cent, mean over tasks; methods that consumed the same are ranked among themselves."
+        f"{reciprocal_note(metrics.values())} − sum: points over plain addition on the same test examples "
+        "(paired, 95 %; * p < 0.05), whose α was found in the same way. Learned: numbers fitted to data. "
+        "Seconds and memory of making the model once, α and measuring not counted."
         + (f" α searched: {search_note(searches)}." if searches else "")
         + (f" Left out: {', '.join(f'{name} ({why})' for name, why in left.items())}." if left else "")
     )

@@ -25,7 +25,7 @@ class Difference:
 def paired_difference(differences: Sequence[NDArray[np.float64]]) -> Difference:
     """The difference of two models, from their examples' differences.
 
-        mean  = 1/T sum_t mean_i d_ti,        variance = 1/T^2 sum_t var_i(d_ti) / n_t,        z = mean / deviation
+        mean = 1/T sum_t mean_i d_ti,    variance = 1/T^2 sum_t var_i(d_ti) / n_t,    z = mean / deviation
 
     Args:
         differences: of each task (seeds, n): +1 where the first model alone is right, -1 where the second is.

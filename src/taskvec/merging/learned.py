@@ -1,0 +1,56 @@
+"""Learned coefficients as methods: a weighted sum of the vectors, found by gradient."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, get_args
+
+from taskvec.coefficients.learning import learn_coefficients
+from taskvec.coefficients.presets import preset
+from taskvec.coefficients.settings import CoefficientSettings
+from taskvec.merging.method import Bench, Consumed, Method, Plain, VectorModel
+from taskvec.tasks.source import SplitName
+
+
+@dataclass(frozen=True)
+class LearnedMethod(Method):
+    """A preset of learned coefficients, see :func:`taskvec.learn_coefficients`.
+
+    Args:
+        preset: such as ``adamerging``.
+        changes: settings that differ from the preset's.
+
+    Raises: UnknownName; InputError for settings that do not fit.
+    """
+
+    preset: str
+    changes: Mapping[str, object] = field(default_factory=dict)
+    coefficient: ClassVar[float | None] = None  # type: ignore[misc]  # what was learned is not scaled
+    family: ClassVar[str] = "learned"
+
+    def __post_init__(self) -> None:
+        self.settings_on("validation")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # it follows from the fields
+        given = ", ".join(f"{name} {value}" for name, value in self.changes.items())
+        return f"{self.preset} ({given})" if given else self.preset
+
+    def settings_on(self, split: SplitName) -> CoefficientSettings:
+        """All settings, for a split that is allowed if the changes name no other."""
+        given = {"split": split, "allow_test_inputs": split == "test", **self.changes}
+        return preset(self.preset, given)
+
+    def consumes(self, split: SplitName) -> tuple[Consumed, ...]:
+        return tuple(each for each in get_args(Consumed) if each in self.settings_on(split).consumes)
+
+    def settings(self) -> Plain:
+        return self.settings_on("validation").model_dump(exclude={"split", "allow_test_inputs"})
+
+    def make(self, bench: Bench) -> VectorModel:
+        """The learned sum."""
+        settings = self.settings_on(bench.split)
+        learned = learn_coefficients(
+            bench.evaluator, bench.vectors, bench.tasks, settings, seed=bench.seed, watch=bench.watch
+        )
+        facts = {"coefficients": learned.coefficients, "trace": list(learned.trace)}
+        return VectorModel(bench, learned.vector, learned.count, facts)

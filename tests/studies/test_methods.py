@@ -1,0 +1,150 @@
+"""Methods side by side: the same models as by hand, and what each of them consumed."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import taskvec as tv
+from taskvec.errors import InputError, UnknownName
+from taskvec.merging import every_method, method_of
+from taskvec.merging.method import Bench
+from taskvec.studies.numerics.paired import paired_difference
+
+RECIPE = tv.TrainSettings(lr=2e-3, steps=15, batch_size=16, weight_decay=0.01, validations=0)
+TASKS = ["pets", "taste", "number"]
+
+Vectors = dict[str, tv.TaskVector]
+Singles = dict[str, dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def vectors(evaluator: tv.Evaluator) -> Vectors:
+    return {task: tv.finetune(evaluator.backbone, evaluator.part(task), settings=RECIPE) for task in TASKS}
+
+
+@pytest.fixture(scope="module")
+def single(evaluator: tv.Evaluator, vectors: Vectors) -> Singles:
+    return tv.single_task(evaluator, evaluator.points(vectors), TASKS)
+
+
+def compared(evaluator: tv.Evaluator, vectors: Vectors, single: Singles, **more: Any) -> dict[str, Any]:
+    records = tv.methods(evaluator, vectors, single=single, **more)
+    return {str(record["name"]): record for record in records}
+
+
+def test_a_rule_gives_what_its_vector_gives_by_hand(
+    evaluator: tv.Evaluator, vectors: Vectors, single: Singles
+) -> None:
+    found = compared(evaluator, vectors, single, rules=["ties", {"rule": "ties", "keep": 0.5}])
+    for name, params in {"ties": {}, "ties (keep 0.5)": {"keep": 0.5}}.items():
+        merged = tv.combine("ties", list(vectors.values()), **params)
+        points = evaluator.points({"merged": merged})
+        for outcome in found[name]["outcomes"]:
+            at = points.at({"merged": outcome["coefficient"]})
+            assert outcome["values"] == evaluator.values(at, TASKS, "test")
+
+
+def test_baselines_stand_first_and_say_what_they_consumed(
+    evaluator: tv.Evaluator, vectors: Vectors, single: Singles
+) -> None:
+    found = compared(evaluator, vectors, single, rules=["sum", "mean", "adamerging"])
+    assert list(found) == ["zero-shot", "single models", "mean", "sum", "adamerging"]
+    assert [of["how"] for of in found["sum"]["outcomes"]] == ["default", "searched"]
+    assert found["sum"]["outcomes"][0]["coefficient"] == 0.3
+    consumed = {name: [of["consumed"] for of in record["outcomes"]] for name, record in found.items()}
+    assert consumed["sum"] == [[], ["validation labels"]]
+    assert consumed["zero-shot"] == [[]] and consumed["single models"] == [["task id"]]
+    assert consumed["adamerging"] == [["unlabelled validation inputs"]]
+    assert found["single models"]["outcomes"][0]["normalized"] == pytest.approx(1)
+
+
+def test_a_searched_sum_is_that_of_addition(
+    evaluator: tv.Evaluator, vectors: Vectors, single: Singles
+) -> None:
+    record = compared(evaluator, vectors, single, rules=["sum"], coefficient="searched")["sum"]
+    added: dict[str, Any] = tv.addition(evaluator, evaluator.points(vectors), TASKS, single)
+    [outcome] = record["outcomes"]
+    assert outcome["coefficient"] == added["coefficient"]
+    assert outcome["values"] == pytest.approx(added["values"])
+
+
+def test_a_method_that_does_not_fit_says_why(
+    evaluator: tv.Evaluator, vectors: Vectors, single: Singles
+) -> None:
+    found = compared(evaluator, vectors, single, rules=["slerp"])
+    assert found["slerp"] == {"name": "slerp", "tasks": TASKS, "left_out": "takes 2"}
+
+
+def test_statistics_are_of_the_split_that_is_named(
+    evaluator: tv.Evaluator, vectors: Vectors, single: Singles
+) -> None:
+    found = compared(evaluator, vectors, single, rules=["fisher"], split="test", allow_test_inputs=True)
+    assert found["fisher"]["outcomes"][0]["consumed"] == ["unlabelled test inputs"]
+
+
+@pytest.mark.parametrize("rule", ["fisher", "adamerging", {"rule": "regmean", "ridge": 1e-3}])
+def test_test_inputs_are_refused_unless_allowed(
+    evaluator: tv.Evaluator, vectors: Vectors, single: Singles, rule: Any
+) -> None:
+    with pytest.raises(InputError, match="allow_test_inputs"):
+        compared(evaluator, vectors, single, rules=[rule], split="test")
+
+
+def test_labels_of_the_test_split_are_never_read(
+    evaluator: tv.Evaluator, vectors: Vectors, single: Singles
+) -> None:
+    with pytest.raises(InputError, match="labels"):
+        compared(evaluator, vectors, single, rules=["supervised"], split="test", allow_test_inputs=True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind", "words"),
+    [
+        ("tise", InputError, "ties"),
+        ({"rule": "ties", "kep": 0.2}, InputError, "keep"),
+        ({"rule": "adamerging", "stepps": 3}, InputError, "steps"),
+        ({"density": 0.2}, InputError, "rule"),
+        (3, InputError, "rule"),
+        ("ties+tise", (InputError, UnknownName), "ties"),
+    ],
+)
+def test_entries_that_name_no_method(entry: object, kind: Any, words: str) -> None:
+    with pytest.raises(kind, match=words):
+        method_of(entry)
+
+
+def test_all_methods_have_distinct_names_and_settings() -> None:
+    methods = list(every_method())
+    assert len({method.name for method in methods}) == len(methods)
+    assert len({f"{method.family} {method.settings()}" for method in methods}) == len(methods)
+
+
+def test_methods_leave_the_vectors_and_the_model_alone(evaluator: tv.Evaluator, vectors: Vectors) -> None:
+    before = {name: value.clone() for name, value in evaluator.pretrained.items()}
+    for method in every_method():
+        bench = Bench(evaluator, vectors)
+        if method.family == "rule" and not method.unfit(bench):
+            model = method.make(bench)
+            model.value("pets", "validation", 0.7)
+    assert all(bool((value == before[name]).all()) for name, value in evaluator.pretrained.items())
+
+
+def test_a_paired_difference_is_that_of_a_long_simulation() -> None:
+    generator = np.random.default_rng(0)
+    first = [generator.random((1, n)) < 0.7 for n in (300, 500)]
+    second = [generator.random((1, n)) < 0.6 for n in (300, 500)]
+    pairs = [mine.astype(float) - other for mine, other in zip(first, second, strict=True)]
+    found = paired_difference(pairs)
+    draws = [
+        np.mean([of[0][generator.integers(0, of.shape[1], of.shape[1])].mean() for of in pairs])
+        for _ in range(4000)
+    ]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    assert found.interval == pytest.approx((low, high), abs=0.004)
+    assert found.p < 0.05
+
+
+def test_equal_models_differ_by_nothing() -> None:
+    found = paired_difference([np.zeros((3, 10)), np.zeros((3, 7))])
+    assert (found.mean, found.p) == (0, 1)
