@@ -37,7 +37,8 @@ def test_a_rule_gives_what_its_vector_gives_by_hand(
     evaluator: tv.Evaluator, vectors: Vectors, single: Singles
 ) -> None:
     found = compared(evaluator, vectors, single, rules=["ties", {"rule": "ties", "keep": 0.5}])
-    for name, params in {"ties": {}, "ties (keep 0.5)": {"keep": 0.5}}.items():
+    asked: dict[str, dict[str, Any]] = {"ties": {}, "ties (keep 0.5)": {"keep": 0.5}}
+    for name, params in asked.items():
         merged = tv.combine("ties", list(vectors.values()), **params)
         points = evaluator.points({"merged": merged})
         for outcome in found[name]["outcomes"]:
