@@ -1,7 +1,7 @@
 """What learning coefficients gives."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from taskvec.coefficients.settings import CoefficientSettings
@@ -9,6 +9,9 @@ from taskvec.vectors import TaskVector
 
 Coefficients = Mapping[str, Mapping[str, float]]
 """Vector -> group -> coefficient."""
+
+Kept = Mapping[str, Mapping[str, tuple[int, int]]]
+"""Vector -> matrix -> how many of how many."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Learned:
         trace: the objective before each step.
         count: how many numbers were learned.
         tasks: whose examples were read.
+        kept: by vector and matrix, how many singular directions are kept and of how many; where they were
+            chosen.
     """
 
     vector: TaskVector
@@ -29,6 +34,7 @@ class Learned:
     count: int
     tasks: tuple[str, ...]
     settings: CoefficientSettings
+    kept: Kept = field(default_factory=dict)
 
     @property
     def consumed(self) -> tuple[str, ...]:
@@ -44,4 +50,5 @@ class Learned:
             "count": self.count,
             "tasks": list(self.tasks),
             "settings": self.settings.model_dump(),
+            **({"kept": {label: dict(of) for label, of in self.kept.items()}} if self.kept else {}),
         }

@@ -2,20 +2,24 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
 from taskvec.arguments import checked, distinct
+from taskvec.coefficients.adarank import Ranked
+from taskvec.coefficients.agreement import agreement_signal
 from taskvec.coefficients.learned import Learned
 from taskvec.coefficients.merge import Merge
 from taskvec.coefficients.passes import Passes, splits_of
 from taskvec.coefficients.presets import preset
 from taskvec.coefficients.scopes import Groups, groups_of
 from taskvec.coefficients.settings import CoefficientSettings
-from taskvec.coefficients.signals import SIGNALS
+from taskvec.coefficients.signals import SIGNALS, Signal
 from taskvec.coefficients.streaming import Stream, add_scaled
 from taskvec.coefficients.trimming import trimmed
 from taskvec.coefficients.weighted import Weighted
@@ -26,7 +30,7 @@ from taskvec.progress import Watch, unwatched
 from taskvec.training.checkpoint import Checkpoint
 from taskvec.training.logs import Log, logged
 from taskvec.vectors import TaskVector, apply
-from taskvec.weights import open_weights
+from taskvec.weights import Weights, open_weights
 
 
 @checked
@@ -67,14 +71,16 @@ def learn_coefficients(
     if not stream.changed:
         raise InputError(f"{', '.join(vectors)}: change nothing in the model's encoder; take other vectors")
     groups = groups_of(_changed(vectors, base), chosen, seed)
-    merge = Weighted(base, stream, groups, chosen, evaluator.backbone.statistics())
-    splits = splits_of(evaluator, tasks, chosen)
-    passes = Passes(evaluator, splits, chosen, SIGNALS[chosen.signal], seed)
-    signature = _signature(merge, passes, chosen, seed) if checkpoint else ""
-    trace = descend(merge, passes, chosen, checkpoint, signature, logged(watch, log))
+    signal = _signal(evaluator, vectors, tasks, chosen)
+    passes = Passes(evaluator, splits_of(evaluator, tasks, chosen), chosen, signal, seed)
+    with ExitStack() as held:
+        merge = _merge(base, stream, groups, chosen, evaluator.backbone.statistics(), held)
+        signature = _signature(merge, passes, chosen, seed) if checkpoint else ""
+        trace = descend(merge, passes, chosen, checkpoint, signature, logged(watch, log))
+        vector = _vector(merge, vectors, groups, open_weights(evaluator.backbone.source))
     found = merge.coefficients().detach()
     return Learned(
-        merged(vectors, stream, groups, found),
+        vector,
         {
             label: dict(zip(groups.names, row, strict=True))
             for label, row in zip(stream.labels, found.tolist(), strict=True)
@@ -83,6 +89,7 @@ def learn_coefficients(
         sum(leaf.numel() for leaf in merge.leaves.values()),
         tuple(tasks),
         chosen,
+        merge.kept() if isinstance(merge, Ranked) else {},
     )
 
 
@@ -127,11 +134,44 @@ def descend(
     return trace.tolist()
 
 
-def merged(vectors: Mapping[str, TaskVector], stream: Stream, groups: Groups, found: Tensor) -> TaskVector:
+def _signal(
+    evaluator: Evaluator,
+    vectors: Mapping[str, TaskVector],
+    tasks: Sequence[str],
+    settings: CoefficientSettings,
+) -> Signal:
+    if settings.signal == "agreement":
+        return agreement_signal(evaluator, vectors, tasks, settings.split)
+    return SIGNALS[settings.signal]
+
+
+def _merge(
+    base: Mapping[str, Tensor],
+    stream: Stream,
+    groups: Groups,
+    settings: CoefficientSettings,
+    fixed: Iterable[str],
+    held: ExitStack,
+) -> Weighted:
+    """The merge that the scope asks for; what it keeps in files stays as long as ``held``."""
+    if settings.scope != "rank":
+        return Weighted(base, stream, groups, settings, fixed)
+    scratch = Path(held.enter_context(TemporaryDirectory(prefix="taskvec-")))
+    return Ranked(base, stream, groups, settings, fixed, scratch)
+
+
+def _vector(merge: Weighted, vectors: Mapping[str, TaskVector], groups: Groups, base: Weights) -> TaskVector:
+    found = merge.coefficients().detach()
+    if isinstance(merge, Ranked):
+        return merged(vectors, groups, merge.besides(found)) + merge.matrices(base)
+    return merged(vectors, groups, found)
+
+
+def merged(vectors: Mapping[str, TaskVector], groups: Groups, found: Tensor) -> TaskVector:
     """The sum of vectors with these coefficients (vector, group): a linear form of theirs."""
     if groups.parts > 1:
         return _in_parts(vectors, groups, found)
-    scaled = (_scaled(vectors[label], groups, row) for label, row in zip(stream.labels, found, strict=True))
+    scaled = (_scaled(vectors[label], groups, row) for label, row in zip(sorted(vectors), found, strict=True))
     first = next(scaled)
     return sum(scaled, start=first)
 

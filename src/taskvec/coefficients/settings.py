@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from taskvec.config import Config
 from taskvec.tasks.source import SplitName
 
-Scope = Literal["task", "layer", "tensor", "partition"]
+Scope = Literal["task", "layer", "tensor", "partition", "rank"]
 
 SignalName = Literal["entropy", "labels", "agreement"]
 
@@ -17,9 +17,12 @@ class CoefficientSettings(Config, use_attribute_docstrings=True):
 
     scope: Scope = "task"
     """What has a coefficient of its own in each vector: the whole `task`, a `layer` (block), a `tensor`, or a
-    random `partition` of the entries of each tensor."""
+    random `partition` of the entries of each tensor. With `rank` a tensor has, and singular directions of
+    matrices are kept or left out besides."""
     partitions: PositiveInt = 2
     """With scope `partition`, into how many parts each tensor is split."""
+    ratio: float = Field(default=1.0, ge=0, le=1)
+    """With scope `rank`, the share of each matrix's directions that is kept at first, the largest."""
     start: float = 0.3
     """All coefficients, before the first step."""
     box: Literal["none", "clamp", "projected"] = "none"
@@ -79,6 +82,8 @@ class CoefficientSettings(Config, use_attribute_docstrings=True):
             raise ValueError(f"normalise: does not go with {given}, as coefficients sum to 1; leave one out")
         if self.scope != "partition" and "partitions" in self.model_fields_set:
             raise ValueError(f"partitions: belongs to scope partition, and the scope is {self.scope}")
+        if self.scope != "rank" and "ratio" in self.model_fields_set:
+            raise ValueError(f"ratio: belongs to scope rank, and the scope is {self.scope}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas: expected two numbers from 0 up to, and without, 1")
         return self
