@@ -20,7 +20,7 @@ from taskvec.weights import Weights, blocks, open_weights
 
 # Every rule, and a chain of each kind.
 NAMES = [*RULES, "dare+ties", "breadcrumbs+tsv", "tsv+lines", "dare+consensus+lines", "nearswap+karcher"]
-NAMES += ["dare+fisher", "regmean+lines"]
+NAMES += ["dare+fisher", "regmean+lines", "tsv+svc", "ties+svc", "dare+sum+lines+svc", "magmax+svc+lines"]
 # Depth needs blocks, and the other laws are laws at any depth.
 # The inner rule of knots decides by sizes, and which of two equal singular vectors is larger, rounding says.
 PLAIN: dict[str, Any] = {"alpha": 0.7, "beta": 0.0, "inner": "mean"}
@@ -33,12 +33,15 @@ IDENTITY: dict[str, dict[str, Any]] = {
     **{"breadcrumbs": {"density": 1, "gamma": 0}, "consensus": {"k": 1}, "nearswap": {"t": 100}},
     **{"lines": {"alpha": 1, "beta": 0}, "dare+ties": {"density": 1, "keep": 1}, "fisher": {}, "regmean": {}},
     "knots": {"inner": "ties", "options": {"keep": 1}},
+    **{"actmat": {}, "dc_merge": {"entries": 1}, "cart": {}, "tatr": {}, "localize_stitch": {"keep": 1}},
+    **{"svc": {}, "tsv+svc": {}},
 }
 # Parameters with which copies of one vector give that vector.
 IDEMPOTENT: dict[str, dict[str, Any]] = {
     **{key: {} for key in ("mean", "wudi", "magmax", "metagpt", "model_stock", "slerp", "nuslerp")},
     **{"multislerp": {}, "karcher": {}, "sce": {}, "emr": {}, "ties": {"keep": 1}},
     **{"fisher": {}, "regmean": {}, "knots": {"inner": "ties", "options": {"keep": 1}}},
+    **{"actmat": {}, "cart": {}, "localize_stitch": {"keep": 1}},
 }
 
 every_rule = pytest.mark.parametrize("name", NAMES)
@@ -366,7 +369,7 @@ USUAL = {
     "wudi": 1,
 }
 USUAL |= {"breadcrumbs": 0.3, "breadcrumbs+ties": 1, "magmax": 0.5, "iso_c": 1, "lines": 1, "magmax+lines": 1}
-USUAL |= {"dare+ties+lines": 1, "dare+magmax": 0.5}
+USUAL |= {"dare+ties+lines": 1, "dare+magmax": 0.5, "tatr": 0.3, "svc": 1, "tsv+svc": 1, "cart": 1}
 
 
 @pytest.mark.parametrize("name", USUAL)

@@ -18,11 +18,11 @@ _STATED: Mapping[tuple[str, ...], float] = {("dare", "ties"): 0.5}
 
 
 class Rules(Registry[Rule]):
-    """Rules by name, and chains of rules: ``dare+ties``, ``breadcrumbs+ties+lines``, ``tsv+lines``.
+    """Rules by name, and chains of rules: ``dare+ties``, ``breadcrumbs+ties+lines``, ``tsv+svc``.
 
-    A chain has at most one rule that changes each vector, one that merges and one that comes after, in this
-    order; where none merges, ``sum`` does. Its parameters are those of its rules, no two of which have
-    a name in common.
+    A chain has at most one rule that changes each vector, one that merges and any that come after, in this
+    order; where none merges, ``sum`` does. Its parameters are those of its rules: two that have a name in
+    common have to be the same, like ``exclude``.
 
     Raises: UnknownName, with the nearest name; InputError for a chain in another order.
     """
@@ -46,11 +46,13 @@ class Rules(Registry[Rule]):
     def completed(self, name: str, parts: Sequence[Rule]) -> Rule:
         """The rule that ``parts`` make, one after the other; a single one that merges as it is."""
         stages = [part.stage for part in parts]
-        order = [stage for stage in get_args(Stage) if stage in stages]
-        if stages != order:
+        in_order = stages == sorted(stages, key=get_args(Stage).index)
+        repeated = len({part.name if part.stage == "after" else part.stage for part in parts}) < len(parts)
+        if repeated or not in_order:
             listed = ", ".join(f"{part.name} ({part.stage})" for part in parts)
             raise InputError(
-                f"rule {name!r}: {listed}, expected at most one rule each, merge and after, in this order"
+                f"rule {name!r}: {listed}, expected at most one rule each, merge and after, in this order; "
+                "of after, several different ones"
             )
         if "merge" not in stages:
             parts = sorted(
@@ -64,21 +66,26 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
 
     Raises: InputError if two of them have a parameter of the same name.
     """
+    # What it measures by the vectors magnifies the rounding of what was merged.
+    looks_back = any("_given" in part.keywords for part in parts)
     keywords: dict[str, inspect.Parameter] = {}
     for part in parts:
-        twice = sorted(part.parameters().keys() & keywords.keys())
+        twice = sorted(
+            key for key in part.parameters() if part.keywords[key] != keywords.get(key, part.keywords[key])
+        )
         if twice:
             raise InputError(f"rule {name!r}: two of its rules have the parameter {twice[0]!r}; chain others")
-        keywords.update(part.keywords)
+        keywords.update({key: value for key, value in part.keywords.items() if key != "_given"})
 
     def function(deltas: Deltas, **values: Any) -> Tensor:
+        made = stacked(deltas).double() if looks_back else deltas
         for part in parts:
-            deltas = part.function(deltas, **part.accepted_parameters(values))
-        return stacked(deltas)
+            made = part.function(made, **part.accepted_parameters({**values, "_given": deltas}))
+        return stacked(made).to(deltas.dtype)
 
     def measure_model(stacks: Stacks, **settings: Any) -> Mapping[str, Mapping[str, Any]] | None:
         measured: dict[str, dict[str, Any]] = {tensor: {} for tensor in stacks.changed}
-        seen = stacks
+        seen = _remembering(stacks)
         for part in parts:
             if part.measure_model is not None:
                 asked = part.accepted_parameters(settings)
@@ -90,7 +97,7 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
 
     def measure_tensor(stacks: Stacks, tensor: str, **settings: Any) -> Mapping[str, Any]:
         measured: dict[str, Any] = {}
-        seen = stacks
+        seen = _remembering(stacks)
         for part in parts:
             measured |= _measured(part, seen, tensor, settings)
             seen = _after(part, seen, {tensor: {**settings, **measured}}.__getitem__)
@@ -126,8 +133,21 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
         square=any(part.square for part in parts),
         breaks=tuple(law for part in parts for law in part.breaks),
         coefficient=_STATED.get(tuple(part.name for part in parts), parts[-1].coefficient),
-        copies=(max(part.copies[0] for part in parts), max(part.copies[1] for part in parts)),
+        copies=(
+            looks_back + (1 + looks_back) * max(part.copies[0] for part in parts),
+            (1 + looks_back) * max(part.copies[1] for part in parts),
+        ),
     )
+
+
+def _remembering(stacks: Stacks) -> Stacks:
+    """The stacks, with what the chain was given at hand for rules that come after."""
+
+    def pieces(name: str, rows: slice | None) -> Iterator[Piece]:
+        for stack, context in stacks.pieces(name, rows):
+            yield stack, {**context, "_given": stack}
+
+    return replace(stacks, pieces=pieces)
 
 
 def _after(part: Rule, seen: Stacks, values: Callable[[str], Mapping[str, Any]]) -> Stacks:

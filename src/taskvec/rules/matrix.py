@@ -53,17 +53,20 @@ def _pattern(exclude: str) -> Pattern:
     return Pattern(exclude, "exclude")
 
 
-def svd(matrix: Tensor, like: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def svd(
+    matrix: Tensor, like: Tensor | None = None, given: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """U (m, r), S (r,), V (r, n) with ``matrix = U diag(S) V``, without the components that are rounding.
 
     Singular vectors of the value zero are arbitrary, so a rule that used them would not be one.
 
     Args:
         like: the matrix whose size decides what is rounding, if ``matrix`` is what is left of it.
+        given: the dtype in which the matrix was given, if not its own.
     """
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     largest = float(s[0] if like is None else torch.linalg.vector_norm(like))
-    kept = int((s > largest * max(matrix.shape) * torch.finfo(s.dtype).eps).sum())
+    kept = int((s > largest * max(matrix.shape) * torch.finfo(given or s.dtype).eps).sum())
     return u[:, :kept], s[:kept], v[:kept]
 
 
