@@ -13,9 +13,10 @@ from torch import Tensor
 from taskvec.arguments import checked, distinct
 from taskvec.coefficients.adarank import Ranked
 from taskvec.coefficients.agreement import agreement_signal
+from taskvec.coefficients.best import Best
 from taskvec.coefficients.learned import Learned
 from taskvec.coefficients.merge import Merge
-from taskvec.coefficients.passes import Passes, splits_of
+from taskvec.coefficients.passes import Passes, held_out, splits_of
 from taskvec.coefficients.presets import preset
 from taskvec.coefficients.scopes import Groups, groups_of
 from taskvec.coefficients.settings import CoefficientSettings
@@ -66,17 +67,21 @@ def learn_coefficients(
     """
     chosen = preset(settings) if isinstance(settings, str) else settings
     base = _base(evaluator, vectors, tasks)
+    signal = _signal(evaluator, vectors, tasks, chosen)
     vectors = vectors if chosen.trim is None else trimmed(vectors, chosen.trim)
     stream = Stream(vectors, base)
     if not stream.changed:
         raise InputError(f"{', '.join(vectors)}: change nothing in the model's encoder; take other vectors")
     groups = groups_of(_changed(vectors, base), chosen, seed)
-    signal = _signal(evaluator, vectors, tasks, chosen)
-    passes = Passes(evaluator, splits_of(evaluator, tasks, chosen), chosen, signal, seed)
-    with ExitStack() as held:
-        merge = _merge(base, stream, groups, chosen, evaluator.backbone.statistics(), held)
+    splits, held = splits_of(evaluator, tasks, chosen), None
+    if chosen.keep == "best":
+        splits, rest = held_out(splits)
+        held = Passes(evaluator, rest, chosen, signal, seed)
+    passes = Passes(evaluator, splits, chosen, signal, seed)
+    with ExitStack() as scratch:
+        merge = _merge(base, stream, groups, chosen, evaluator.backbone.statistics(), scratch)
         signature = _signature(merge, passes, chosen, seed) if checkpoint else ""
-        trace = descend(merge, passes, chosen, checkpoint, signature, logged(watch, log))
+        trace = descend(merge, passes, chosen, checkpoint, signature, logged(watch, log), held=held)
         vector = _vector(merge, vectors, groups, open_weights(evaluator.backbone.source))
     found = merge.coefficients().detach()
     return Learned(
@@ -90,6 +95,7 @@ def learn_coefficients(
         tuple(tasks),
         chosen,
         merge.kept() if isinstance(merge, Ranked) else {},
+        passes.guided,
     )
 
 
@@ -101,21 +107,26 @@ def descend(
     signature: str = "",
     watch: Watch = unwatched,
     label: str = "learning coefficients",
+    held: Passes | None = None,
 ) -> list[float]:
     """Move the numbers of a merge, step by step, to where the objective is smaller; it, before each step.
 
     Args:
         checkpoint: where the state is kept, for the same ``signature`` to go on.
+        held: of examples that are held out; at the end the numbers are those that were best there.
 
     Raises: TaskvecError when the objective or its gradient is no longer finite.
     """
     leaves, steps = list(merge.leaves.values()), settings.steps
     optimizer = _optimizer(settings, leaves)
     trace = torch.zeros(steps, dtype=torch.float64)
-    state = Checkpoint(checkpoint, {**merge.leaves, "trace": trace}, optimizer, signature)
+    best = Best(merge, held, steps)
+    kept = {**merge.leaves, "trace": trace, **best.state}
+    state = Checkpoint(checkpoint, kept, optimizer, signature)
     for step in range(state.restore(), steps):
         optimizer.zero_grad()
         merge.write()
+        best.look(step)
         values = passes.backward(merge.model, step)
         merge.pull()
         objective = sum(values.values()) + merge.penalty()
@@ -130,6 +141,7 @@ def descend(
         trace[step] = objective
         state.save_if_due(step + 1)
         watch(label, step + 1, steps, objective=objective, gradient_norm=norm)
+    best.settle()
     state.remove()
     return trace.tolist()
 

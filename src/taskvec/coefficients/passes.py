@@ -9,12 +9,17 @@ from torch import Tensor
 
 from taskvec.coefficients.settings import CoefficientSettings
 from taskvec.coefficients.signals import Signal
+from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.models.backbone import Backbone, evaluating
 from taskvec.models.functional import encode
 from taskvec.place import autocast, enough_memory
+from taskvec.tasks.loaders import in_batches
 from taskvec.tasks.objective import Batch, Objective, Prepared
-from taskvec.tasks.split import Split
+from taskvec.tasks.split import Split, held_out_split
+
+_AT_ONCE = 64
+"""Examples of a pass that only measures."""
 
 
 class Passes:
@@ -52,6 +57,24 @@ class Passes:
                     torch.autograd.backward(loss, inputs=leaves)
                     values.setdefault(task, []).append(loss.detach())
         return {task: torch.stack(losses).sum().item() for task, losses in values.items()}
+
+    @property
+    def guided(self) -> bool:
+        """Whether labels are read, whatever the signal."""
+        return any(objective.guided for objective, _ in self._asked.values())
+
+    @torch.no_grad()
+    def measure(self, model: Mapping[str, Tensor]) -> float:
+        """The sum of all tasks' objectives, each over its whole split."""
+        model, total = {**_detached(self._backbone), **model}, 0.0
+        with evaluating(self._backbone):
+            for task, (objective, prepared) in self._asked.items():
+                asked, rows = objective.moving(model), int(prepared.rows.sum())
+                for batch in in_batches(prepared, _AT_ONCE):
+                    there = batch.on(self._backbone.device)
+                    share = len(batch.index) / rows
+                    total += share * self._loss(model, task, asked, there).item()
+        return total
 
     def fingerprints(self) -> list[list[object]]:
         """What is asked, and of how many examples."""
@@ -97,10 +120,23 @@ def splits_of(evaluator: Evaluator, tasks: Sequence[str], settings: CoefficientS
     splits = {}
     for task in tasks:
         objective = evaluator.objective(task)
+        if objective.guided and settings.split == "test":
+            raise InputError(
+                f"{task}: the model would read the answers of the test split, which are labels; take split: "
+                "validation"
+            )
         splits[task] = objective.examples(evaluator.backbone, evaluator.split(task, settings.split))
         if settings.signal == "labels":
             objective.check(task, splits[task])
     return splits
+
+
+def held_out(splits: Mapping[str, Split]) -> tuple[dict[str, Split], dict[str, Split]]:
+    """Each split without a fifth of it, and that fifth. Raises: InputError for fewer than 5 examples."""
+    parted = {task: held_out_split(split, share=0.2) for task, split in splits.items()}
+    return {task: rest for task, (rest, _) in parted.items()}, {
+        task: held for task, (_, held) in parted.items()
+    }
 
 
 def _detached(backbone: Backbone) -> dict[str, Tensor]:

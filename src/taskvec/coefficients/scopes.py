@@ -35,6 +35,13 @@ class Groups:
         """The places of a tensor's groups."""
         return slice(self.places[name], self.places[name] + self.parts)
 
+    def members(self) -> dict[str, list[str]]:
+        """Group -> its tensors, of groups that are not parts of tensors."""
+        members: dict[str, list[str]] = {group: [] for group in self.names}
+        for name, place in self.places.items():
+            members[self.names[place]].append(name)
+        return members
+
     def partition(self, shape: Sequence[int]) -> Tensor | None:
         """The part (0 to K - 1) of each entry, the same for every tensor of that shape; none for K = 1."""
         if self.parts == 1:
@@ -45,7 +52,7 @@ class Groups:
         return self._drawn[shape]
 
 
-def groups_of(names: Iterable[str], settings: CoefficientSettings, seed: int) -> Groups:
+def groups_of(names: Iterable[str], settings: CoefficientSettings, seed: int = 0) -> Groups:
     """The groups of tensors of these names that the scope asks for."""
     group = {"task": lambda name: WHOLE, "layer": _layer}.get(settings.scope, str)
     grouped = {name: group(name) for name in names}

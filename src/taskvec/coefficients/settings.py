@@ -60,6 +60,9 @@ class CoefficientSettings(Config, use_attribute_docstrings=True):
     weight_decay: NonNegativeFloat = 0.0
     clip: PositiveFloat | None = None
     """Largest norm of the gradient over all coefficients."""
+    keep: Literal["last", "best"] = "last"
+    """The coefficients of the `last` step; or the `best` of some twenty steps, by the loss on a fifth of the
+    split that is held out for that."""
 
     @model_validator(mode="after")
     def _honest(self) -> Self:
@@ -80,10 +83,12 @@ class CoefficientSettings(Config, use_attribute_docstrings=True):
         if self.normalise and (self.tie or self.start == 0):
             given = "tie" if self.tie else "start: 0"
             raise ValueError(f"normalise: does not go with {given}, as coefficients sum to 1; leave one out")
-        if self.scope != "partition" and "partitions" in self.model_fields_set:
+        if self.scope != "partition" and self.partitions != 2:
             raise ValueError(f"partitions: belongs to scope partition, and the scope is {self.scope}")
-        if self.scope != "rank" and "ratio" in self.model_fields_set:
+        if self.scope != "rank" and self.ratio != 1:
             raise ValueError(f"ratio: belongs to scope rank, and the scope is {self.scope}")
+        if self.keep == "best" and self.signal != "labels":
+            raise ValueError(f"keep: best goes by the loss of labels, and the signal is {self.signal}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("betas: expected two numbers from 0 up to, and without, 1")
         return self

@@ -110,6 +110,7 @@ class Answering(Objective):
     answers: int = 1
     per_token: bool = False
     outputs: ClassVar = "tokens"
+    guided: ClassVar = True
 
     def prepare(self, backbone: Any, split: Split) -> Exchanges:
         """Prompts and answers as tokens."""

@@ -83,6 +83,8 @@ class Objective(ABC):
     """What it reads: features, one row an example, or logits, one row a scored token."""
     writes: ClassVar[bool] = False
     """Whether its figures are of texts that the model writes, see ``measure``, and no outputs hold them."""
+    guided: ClassVar[bool] = False
+    """Whether the model reads the labels, as it does answers that it is asked the likelihood of."""
     metric: str
 
     @abstractmethod
