@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,20 +17,23 @@ from taskvec.coefficients.agreement import agreement_signal
 from taskvec.coefficients.best import Best
 from taskvec.coefficients.learned import Learned
 from taskvec.coefficients.merge import Merge
+from taskvec.coefficients.numbers import Numbers
 from taskvec.coefficients.passes import Passes, held_out, splits_of
 from taskvec.coefficients.presets import preset
 from taskvec.coefficients.scopes import Groups, groups_of
 from taskvec.coefficients.settings import CoefficientSettings
 from taskvec.coefficients.signals import SIGNALS, Signal
 from taskvec.coefficients.streaming import Stream, add_scaled
+from taskvec.coefficients.tangent import InTangent, Kept
 from taskvec.coefficients.trimming import trimmed
 from taskvec.coefficients.weighted import Weighted
 from taskvec.errors import InputError, TaskvecError
 from taskvec.evaluation.evaluator import Evaluator
-from taskvec.evaluation.points import beside_encoder
+from taskvec.evaluation.points import beside_encoder, own_space
 from taskvec.progress import Watch, unwatched
 from taskvec.training.checkpoint import Checkpoint
 from taskvec.training.logs import Log, logged
+from taskvec.training.regimes import Space
 from taskvec.vectors import TaskVector, apply
 from taskvec.weights import Weights, open_weights
 
@@ -41,6 +45,7 @@ def learn_coefficients(
     tasks: Sequence[str],
     settings: CoefficientSettings | str = "adamerging",
     *,
+    space: Space | None = None,
     seed: int = 0,
     checkpoint: Path | None = None,
     watch: Watch = unwatched,
@@ -57,6 +62,9 @@ def learn_coefficients(
         vectors: under any labels; of the evaluator's model, and trained on any tasks.
         tasks: of the evaluator, whose examples are learned from.
         settings: or the name of a preset.
+        space: where vectors are added; by default that in which they were trained. In ``tangent`` space
+            outputs are computed once, and no step needs the network; the loss of labels behind a head that
+            does not normalise is convex, and its global minimum is found by L-BFGS on all examples.
         seed: of the batches, and of a random partition.
         checkpoint: where the state is kept every 20 seconds or so; a killed call goes on to the same bits.
         watch: told of the objective after each step.
@@ -66,22 +74,29 @@ def learn_coefficients(
     Source: Yang et al. 2024 (arXiv:2310.02575); Zhang et al. 2024 (arXiv:2407.02880).
     """
     chosen = preset(settings) if isinstance(settings, str) else settings
-    base = _base(evaluator, vectors, tasks)
-    signal = _signal(evaluator, vectors, tasks, chosen)
+    space = own_space(vectors) if space is None else space
+    if space == "tangent" and chosen.scope == "rank":
+        raise InputError("scope: rank goes with ordinary space, and these vectors are added in tangent space")
+    base = _base(evaluator, vectors, tasks, space)
+    signal = _signal(evaluator, vectors, tasks, chosen, space)
     vectors = vectors if chosen.trim is None else trimmed(vectors, chosen.trim)
     stream = Stream(vectors, base)
     if not stream.changed:
         raise InputError(f"{', '.join(vectors)}: change nothing in the model's encoder; take other vectors")
     groups = groups_of(_changed(vectors, base), chosen, seed)
+    kind = partial(Kept, vectors=vectors, groups=groups) if space == "tangent" else Passes
     splits, held = splits_of(evaluator, tasks, chosen), None
     if chosen.keep == "best":
         splits, rest = held_out(splits)
-        held = Passes(evaluator, rest, chosen, signal, seed)
-    passes = Passes(evaluator, splits, chosen, signal, seed)
+        held = kind(evaluator, rest, chosen, signal, seed)
+    passes = kind(evaluator, splits, chosen, signal, seed)
     with ExitStack() as scratch:
-        merge = _merge(base, stream, groups, chosen, evaluator.backbone.statistics(), scratch)
-        signature = _signature(merge, passes, chosen, seed) if checkpoint else ""
-        trace = descend(merge, passes, chosen, checkpoint, signature, logged(watch, log), held=held)
+        merge = _merge(base, stream, groups, chosen, evaluator.backbone.statistics(), scratch, space)
+        if isinstance(passes, Kept) and passes.is_convex():
+            trace = passes.minimum(merge)
+        else:
+            signature = _signature(merge, passes, chosen, seed) if checkpoint else ""
+            trace = descend(merge, passes, chosen, checkpoint, signature, logged(watch, log), held=held)
         vector = _vector(merge, vectors, groups, open_weights(evaluator.backbone.source))
     found = merge.coefficients().detach()
     return Learned(
@@ -151,9 +166,10 @@ def _signal(
     vectors: Mapping[str, TaskVector],
     tasks: Sequence[str],
     settings: CoefficientSettings,
+    space: Space,
 ) -> Signal:
     if settings.signal == "agreement":
-        return agreement_signal(evaluator, vectors, tasks, settings.split)
+        return agreement_signal(evaluator, vectors, tasks, settings.split, space)
     return SIGNALS[settings.signal]
 
 
@@ -164,15 +180,18 @@ def _merge(
     settings: CoefficientSettings,
     fixed: Iterable[str],
     held: ExitStack,
-) -> Weighted:
-    """The merge that the scope asks for; what it keeps in files stays as long as ``held``."""
+    space: Space,
+) -> Numbers:
+    """The merge that scope and space ask for; what it keeps in files stays as long as ``held``."""
+    if space == "tangent":
+        return InTangent(stream.labels, groups, settings)
     if settings.scope != "rank":
         return Weighted(base, stream, groups, settings, fixed)
     scratch = Path(held.enter_context(TemporaryDirectory(prefix="taskvec-")))
     return Ranked(base, stream, groups, settings, fixed, scratch)
 
 
-def _vector(merge: Weighted, vectors: Mapping[str, TaskVector], groups: Groups, base: Weights) -> TaskVector:
+def _vector(merge: Numbers, vectors: Mapping[str, TaskVector], groups: Groups, base: Weights) -> TaskVector:
     found = merge.coefficients().detach()
     if isinstance(merge, Ranked):
         return merged(vectors, groups, merge.besides(found)) + merge.matrices(base)
@@ -219,7 +238,9 @@ def _clip(leaves: Sequence[Tensor], most: float | None) -> float:
     return float(torch.nn.utils.clip_grad_norm_(leaves, most or math.inf))
 
 
-def _base(evaluator: Evaluator, vectors: Mapping[str, TaskVector], tasks: Sequence[str]) -> dict[str, Tensor]:
+def _base(
+    evaluator: Evaluator, vectors: Mapping[str, TaskVector], tasks: Sequence[str], space: Space
+) -> dict[str, Tensor]:
     """The tensors that vectors may move, in float32 or more.
 
     Raises: InputError for no vector or task; BaseMismatch if a vector is of another model.
@@ -229,7 +250,8 @@ def _base(evaluator: Evaluator, vectors: Mapping[str, TaskVector], tasks: Sequen
     weights = open_weights(evaluator.backbone.source)
     for vector in vectors.values():
         apply(weights, vector)  # lazy: only refuses a vector of another base
-    held = {**beside_encoder(evaluator.backbone), **evaluator.pretrained}
+    beside = {} if space == "tangent" else beside_encoder(evaluator.backbone)
+    held = {**beside, **evaluator.pretrained}
     return {
         name: value.detach().to(torch.promote_types(value.dtype, torch.float32))
         for name, value in held.items()

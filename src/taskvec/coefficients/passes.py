@@ -81,13 +81,16 @@ class Passes:
         return [[task, asked.fingerprint(), len(of.sizes)] for task, (asked, of) in self._asked.items()]
 
     def _loss(self, model: Mapping[str, Tensor], task: str, asked: Objective, batch: Batch) -> Tensor:
-        device, settings = self._backbone.device, self._settings
         at_once = f"a step of {len(batch.index)} rows of outputs"
-        with enough_memory(device, at_once, f"lower batch (now {settings.batch}) and raise batches"):
-            with autocast(self._precision, device):
-                outputs = encode(self._backbone, model, batch.inputs)
-            wide = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-            return self._signal(task, asked, wide, batch)
+        remedy = f"lower batch (now {self._settings.batch}) and raise batches"
+        with enough_memory(self._backbone.device, at_once, remedy):
+            return self._signal(task, asked, self._outputs(model, task, batch), batch)
+
+    def _outputs(self, model: Mapping[str, Tensor], task: str, batch: Batch) -> Tensor:
+        """(R, d), float32 or more, differentiable in the model's tensors."""
+        with autocast(self._precision, self._backbone.device):
+            outputs = encode(self._backbone, model, batch.inputs)
+        return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
     def _batches(self, task: str, prepared: Prepared, step: int) -> Iterator[tuple[Batch, float]]:
         """Each batch of a step, in as many pieces as memory wants, with the share of its rows."""
@@ -95,8 +98,11 @@ class Passes:
             places = self._places(task, len(prepared.sizes), step * self._settings.batches + number)
             rows = int(prepared.rows[places].sum())
             for piece in torch.split(places, prepared.together or len(places)):
-                batch = prepared.batch(piece).on(self._backbone.device)
+                batch = self._batch(prepared, piece)
                 yield batch, len(batch.index) / rows
+
+    def _batch(self, prepared: Prepared, places: Tensor) -> Batch:
+        return prepared.batch(places).on(self._backbone.device)
 
     def _places(self, task: str, examples: int, number: int) -> Tensor:
         """The examples of a batch: a stretch of all epochs' orders behind one another."""

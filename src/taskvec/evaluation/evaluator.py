@@ -81,7 +81,7 @@ class Evaluator:
         self.limits = dict(limits or {})
         self.precision: Precision = precision
         self.watch = watch
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._objectives: dict[str, Objective] = {}
         self._batches: dict[tuple[str, SplitName], Batches] = {}
         self._examples: dict[tuple[str, SplitName], Split] = {}
@@ -157,7 +157,7 @@ class Evaluator:
             backbone,
             list(self.tasks.values()),
             limits=limits,
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             precision=self.precision,
             watch=self.watch,
         )
@@ -285,7 +285,7 @@ class Evaluator:
     def _prepared(self, name: str, split: SplitName) -> Batches:
         if (name, split) not in self._batches:
             prepared = self.objective(name).prepare(self.backbone, self.split(name, split))
-            self._batches[name, split] = in_batches(prepared, self._batch_size)
+            self._batches[name, split] = in_batches(prepared, self.batch_size)
         return self._batches[name, split]
 
     def _told(self, batches: Iterable[T], name: str, split: SplitName) -> Iterator[T]:
@@ -303,12 +303,12 @@ class Evaluator:
     @torch.no_grad()
     def _run(self, point: Params, name: str, split: SplitName) -> Iterator[tuple[Tensor, Batch]]:
         """Outputs (R, d), float32 or more, batch by batch, and the batch, on the backbone's device."""
-        device, remedy = self.backbone.device, f"lower the batch size of evaluation (now {self._batch_size})"
+        device, remedy = self.backbone.device, f"lower the batch size of evaluation (now {self.batch_size})"
         params, prepared = on_device(point, device), self._prepared(name, split)
         stacked = ahead(lambda place: for_device(prepared[place], device), range(len(prepared)), device)
         for given in self._told(stacked, name, split):
             batch = given.on(device)
-            at_once = f"a pass of {self._batch_size} examples"
+            at_once = f"a pass of {self.batch_size} examples"
             with enough_memory(device, at_once, remedy), autocast(self.precision, device):
                 outputs = encode(self.backbone, params, batch.inputs)
             yield outputs.to(torch.promote_types(outputs.dtype, torch.float32)), batch
