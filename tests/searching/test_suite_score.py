@@ -67,7 +67,7 @@ def test_the_first_figure_is_the_mean_that_protocols_compare(world: World, tmp_p
     lower = score.lower_is_better("small")
     mean = 1 / figures["small"] if lower else figures["small"]
     assert mean == pytest.approx(sum(utilities) / len(utilities))
-    assert lower == (len(metrics) == 1 and metrics <= LOWER_IS_BETTER)
+    assert lower == (metrics <= LOWER_IS_BETTER)
     for name, task in tasks.items():
         assert score.lower_is_better(name) == (task.metric in LOWER_IS_BETTER)
 

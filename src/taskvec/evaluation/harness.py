@@ -3,12 +3,12 @@
 import os
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,6 +83,8 @@ def harness(
     *,
     precision: Precision = "float32",
     show: bool = False,
+    manager: Any = None,
+    samples: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, HarnessScore]:
     """Run tasks of lm-evaluation-harness on a language model at other values of its parameters.
 
@@ -91,6 +93,8 @@ def harness(
     Args:
         point: values by checkpoint name, as ``Evaluator.points(…).at(…)`` gives them; by default its own.
         show: let the harness show its progress on standard error.
+        manager: of what ``find_tasks`` gave, to find them once for several models.
+        samples: which examples of each task count, by their places, in place of ``settings.limit``.
 
     Raises: MissingExtra; InputError for a model or a task that cannot be had; TaskvecError if the harness
         changes the weights, or fails.
@@ -99,9 +103,9 @@ def harness(
     if not isinstance(backbone, LanguageModel) or not hasattr(backbone.network, "tie_weights"):
         raise InputError(f"{backbone.ref}: lm-eval runs language models of transformers; this is none")
     with _apart(show), _moved(backbone, point or {}):
-        manager = _manager(settings)
+        manager = manager or _manager(settings)
         before = _digests(backbone.network)
-        try:
+        with _failing(settings):
             model = _as_harness_model(backbone, settings.batch)
             _check_same(backbone, before)
             with autocast(precision, backbone.device):
@@ -110,7 +114,8 @@ def harness(
                     tasks=list(settings.tasks),
                     task_manager=manager,
                     num_fewshot=settings.fewshot,
-                    limit=settings.limit,
+                    limit=settings.limit if samples is None else None,
+                    **({} if samples is None else {"samples": samples}),
                     log_samples=False,
                     bootstrap_iters=_RESAMPLED,
                     random_seed=settings.seed,
@@ -118,15 +123,47 @@ def harness(
                     torch_random_seed=settings.seed,
                     fewshot_random_seed=settings.seed,
                 )
-        except TaskvecError:
-            raise
-        except Exception as error:  # of data that cannot be had, of a task's own code
-            message = shortened(" ".join(str(error).split()))
-            raise TaskvecError(
-                f"lm-eval: {', '.join(settings.tasks)}: {type(error).__name__}: {message}"
-            ) from error
         _check_same(backbone, before)
     return _scores(results)
+
+
+class HarnessTasks(NamedTuple):
+    """Tasks of the harness: its index of them; how many examples each has; whether more of its metrics is
+    better."""
+
+    manager: Any
+    counts: Mapping[str, int]
+    higher: Mapping[str, Mapping[str, bool]]
+
+
+def find_tasks(settings: HarnessSettings, *, show: bool = False) -> HarnessTasks:
+    """What the harness knows of the tasks asked for, the members of groups one by one.
+
+    Raises: MissingExtra; InputError for a folder that is not there; UnknownName; TaskvecError for data that
+        cannot be had.
+    """
+    harness_package()
+    with _apart(show):
+        manager = _manager(settings)
+        with _failing(settings):
+            tasks: Mapping[str, Any] = manager.load(list(settings.tasks))["tasks"]
+            counts = {name: len(task.eval_docs) for name, task in tasks.items()}
+            higher = {name: dict(task.higher_is_better()) for name, task in tasks.items()}
+    return HarnessTasks(manager, counts, higher)
+
+
+@contextmanager
+def _failing(settings: HarnessSettings) -> Iterator[None]:
+    """One line for whatever the harness raises. Raises: TaskvecError."""
+    try:
+        yield
+    except TaskvecError:
+        raise
+    except Exception as error:  # of data that cannot be had, of a task's own code
+        message = shortened(" ".join(str(error).split()))
+        raise TaskvecError(
+            f"lm-eval: {', '.join(settings.tasks)}: {type(error).__name__}: {message}"
+        ) from error
 
 
 def _manager(settings: HarnessSettings) -> Any:

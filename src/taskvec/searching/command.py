@@ -36,6 +36,9 @@ class CommandScore:
     Raises: InputError for a command without ``{model}``.
     """
 
+    label = "command"
+    headline = "score"
+
     def __init__(self, command: str, *, timeout: float | None = None, minimise: bool = False) -> None:
         if "{model}" not in command:
             raise InputError(

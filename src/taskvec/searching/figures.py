@@ -1,8 +1,10 @@
 """Figures of candidates, as programs and functions give them."""
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from statistics import fmean
 from typing import Any
 
 from taskvec.errors import TaskvecError
@@ -23,6 +25,23 @@ def less_is_better(name: str) -> bool:
     """
     plain = "_" + _WORDS.sub("_", name.lower())
     return plain.endswith(tuple(f"_{metric}" for metric in LOWER_IS_BETTER))
+
+
+def mean_of(values: Mapping[str, float], lower: Container[str]) -> float:
+    """The mean of figures, of which those in ``lower`` count by their reciprocals, as protocols compare them.
+
+    Where all are, in their own unit again.
+
+    >>> mean_of({"a": 0.5, "b": 1.0}, ()), mean_of({"a": 2.0, "b": 4.0}, ("a", "b"))
+    (0.75, 2.6666666666666665)
+    """
+    signed = [_reciprocal(value) if name in lower else value for name, value in values.items()]
+    mean = fmean(signed)
+    return _reciprocal(mean) if all(name in lower for name in values) else mean
+
+
+def _reciprocal(value: float) -> float:
+    return 1 / value if value else math.inf
 
 
 def printed_figures(text: str, where: str) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from taskvec.evaluation.evaluator import Evaluator
 from taskvec.models.backbone import Backbone
 from taskvec.place import Precision
 from taskvec.progress import Watch, unwatched
+from taskvec.searching.figures import mean_of
 from taskvec.searching.objective import Figures, Portion
 from taskvec.searching.resident import Residents
 from taskvec.tasks.score import LOWER_IS_BETTER, utility
@@ -55,9 +55,9 @@ def halve(examples: Split, where: str) -> Halves:
 class SuiteScore:
     """Each task's own metric on its validation split: one half for the search, the other held out.
 
-    Figures: under ``label`` the mean over tasks, then that of every metric, then the tasks by name. Means
-    where less is better are of reciprocals, as protocols compare them; of tasks of several metrics, the first
-    figure is the mean of what protocols compare.
+    Figures: under ``label`` the mean over tasks, then that of every metric, then the tasks by name. Where
+    less is better, means are of reciprocals, as protocols compare them, and in their own unit again where it
+    is so for all.
 
     Args:
         tasks: of a suite; their frozen heads are made with the base.
@@ -78,7 +78,8 @@ class SuiteScore:
         precision: Precision = "float32",
         watch: Watch = unwatched,
     ) -> None:
-        self.label, self.outputs = label, outputs_for(tasks)
+        self.label = self.headline = label
+        self.outputs = outputs_for(tasks)
         self.tasks = {task.name: task for task in tasks}
         self._residents, self._watch = residents, watch
         self._limit, self._batch_size, self._precision = limit, batch_size, precision
@@ -106,9 +107,8 @@ class SuiteScore:
 
     def lower_is_better(self, figure: str) -> bool:
         """Whether less of a figure is better."""
-        metrics = self.metrics
         if figure == self.label:
-            return len(metrics) == 1 and not LOWER_IS_BETTER.isdisjoint(metrics)
+            return LOWER_IS_BETTER.issuperset(self.metrics)
         return (self.tasks[figure].metric if figure in self.tasks else figure) in LOWER_IS_BETTER
 
     def evaluate(self, merge: Merge, part: Portion, scratch: Path) -> Figures:
@@ -150,10 +150,11 @@ class SuiteScore:
         return whole.objective(name).examples(whole.backbone, whole.split(name, "validation"))
 
     def _figures(self, utilities: Mapping[str, float]) -> Figures:
+        tasks = {name: utility(self.tasks[name].metric, value) for name, value in utilities.items()}
+        lower = {name for name in tasks if self.tasks[name].metric in LOWER_IS_BETTER}
         means = {
-            metric: utility(metric, fmean(utilities[name] for name in names))
+            metric: mean_of({name: tasks[name] for name in names}, lower)
             for metric, names in self.metrics.items()
         }
-        first = next(iter(means.values())) if len(means) == 1 else fmean(utilities.values())
-        tasks = {name: utility(self.tasks[name].metric, value) for name, value in utilities.items()}
-        return {self.label: first, **means, **tasks, self.label: first}
+        first = {self.label: mean_of(tasks, lower)}
+        return {**first, **means, **tasks, **first}
