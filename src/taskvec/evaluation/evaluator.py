@@ -1,6 +1,6 @@
 """A backbone, its frozen heads and prepared data: what scores a set of parameters."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Literal, TypeVar, overload
 
@@ -237,11 +237,34 @@ class Evaluator:
 
         Raises: Diverged when the model's outputs are no longer finite.
         """
+        return self._tallied(point, name, split, self.outputs(point, name, split))
+
+    @torch.no_grad()
+    def tally_chosen(self, at: Callable[[int], Params], chosen: Tensor, name: str, split: SplitName) -> Tally:
+        """As ``tally``, each example by a model of its own; of an encoder, in ordinary space.
+
+        Args:
+            at: the model of a number, valid until the next call.
+            chosen: (N,), int64, the model's number for each example, in the order of :meth:`features`.
+
+        Raises: Diverged when a model's outputs are no longer finite.
+        Cost: one pass over the examples, and a call of ``at`` for every model that is chosen.
+        """
+        groups = [(chosen == number).nonzero().flatten() for number in range(int(chosen.max()) + 1)]
+        groups = [rows for rows in groups if len(rows)]
+        prepared, tallies = self._prepared(name, split), list[Tally]()
+        for rows in groups:
+            point = at(int(chosen[rows[0]]))
+            outputs = self._run(point, name, split, prepared.picked(rows))
+            tallies.append(self._tallied(point, name, split, outputs))
+        order = torch.cat(groups).argsort()
+        return {key: torch.cat([tally[key] for tally in tallies])[order] for key in tallies[0]}
+
+    def _tallied(
+        self, point: Point, name: str, split: SplitName, outputs: Iterable[tuple[Tensor, Batch]]
+    ) -> Tally:
         objective = self.objective(name).at({} if isinstance(point, TangentPoint) else point)
-        pieces = [
-            objective.on(outputs.device).tally(outputs, batch)
-            for outputs, batch in self.outputs(point, name, split)
-        ]
+        pieces = [objective.on(given.device).tally(given, batch) for given, batch in outputs]
         tally = {key: torch.cat([piece[key] for piece in pieces]).cpu() for key in pieces[0]}
         for values in tally.values():
             _check_finite(values, name, split)
@@ -301,10 +324,17 @@ class Evaluator:
         return torch.cat([outputs for outputs, _ in self._run(point, name, split)]).cpu()
 
     @torch.no_grad()
-    def _run(self, point: Params, name: str, split: SplitName) -> Iterator[tuple[Tensor, Batch]]:
-        """Outputs (R, d), float32 or more, batch by batch, and the batch, on the backbone's device."""
+    def _run(
+        self, point: Params, name: str, split: SplitName, some: Batches | None = None
+    ) -> Iterator[tuple[Tensor, Batch]]:
+        """Outputs (R, d), float32 or more, batch by batch, and the batch, on the backbone's device.
+
+        Args:
+            some: of the split's batches; all by default.
+        """
         device, remedy = self.backbone.device, f"lower the batch size of evaluation (now {self.batch_size})"
-        params, prepared = on_device(point, device), self._prepared(name, split)
+        params = on_device(point, device)
+        prepared = self._prepared(name, split) if some is None else some
         stacked = ahead(lambda place: for_device(prepared[place], device), range(len(prepared)), device)
         for given in self._told(stacked, name, split):
             batch = given.on(device)

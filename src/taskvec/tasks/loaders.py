@@ -52,6 +52,11 @@ class Batches(Sequence[Batch]):
         """R, rows of output of all batches."""
         return int(self._prepared.rows[self._order].sum())
 
+    def picked(self, rows: Tensor) -> "Batches":
+        """Batches of fewer examples, which give one row each, by their places (M,) in the order of these."""
+        size = max(1, *(len(batch) for batch in self._places)) if self._places else 1
+        return Batches(self._prepared, torch.split(self._order[rows], size) if len(rows) else [])
+
     @property
     def _order(self) -> Tensor:
         return torch.cat([torch.arange(0), *self._places])
