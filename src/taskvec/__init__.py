@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from taskvec.evaluation.metrics import score
     from taskvec.evaluation.points import OrdinaryPoints, Points, TangentPoints
     from taskvec.evaluation.search import Grid, search_addition, search_each, search_negation
+    from taskvec.merging.keys import learn_keys, make_library
     from taskvec.models.backbone import Backbone
     from taskvec.models.heads import Head
     from taskvec.models.loading import load_backbone
@@ -66,6 +67,8 @@ _HOME = {
     "similarity": "vectors",
     "Library": "vectors.library",
     "MaskedVectors": "vectors.stored.masked",
+    "learn_keys": "merging.keys",
+    "make_library": "merging.keys",
     "emr": "vectors.stored.masked",
     "tall_masks": "vectors.stored.masked",
     "open_recipe": "edits.opening",
@@ -159,11 +162,13 @@ __all__ = [
     "gram",
     "harness",
     "learn_coefficients",
+    "learn_keys",
     "linear_features",
     "linearity_gap",
     "linearize",
     "load_backbone",
     "load_suite",
+    "make_library",
     "make_part",
     "methods",
     "negation",

@@ -149,3 +149,19 @@ def test_a_paired_difference_is_that_of_a_long_simulation() -> None:
 def test_equal_models_differ_by_nothing() -> None:
     found = paired_difference([np.zeros((3, 10)), np.zeros((3, 7))])
     assert (found.mean, found.p) == (0, 1)
+
+
+def test_models_of_a_task_or_of_an_input_stand_beside_rules(
+    evaluator: tv.Evaluator, vectors: Vectors, single: Singles
+) -> None:
+    rules = ["library", "emr (task id)", "tall", "tsv-compress", {"rule": "tall", "lam": "validation"}]
+    found = compared(evaluator, vectors, single, rules=rules)
+    consumed = {name: record["outcomes"][0]["consumed"] for name, record in found.items()}
+    assert consumed["library"] == ["unlabelled validation inputs"]
+    assert consumed["tsv-compress"] == consumed["tall"] == consumed["emr (task id)"] == ["task id"]
+    assert consumed["tall (lam validation)"] == ["validation labels", "task id"]
+    assert found["tsv-compress"]["outcomes"][0]["normalized"] > 0.9
+    routing = found["library"]["facts"]["routing"]
+    assert {task: sum(shares.values()) for task, shares in routing.items()} == pytest.approx(
+        dict.fromkeys(TASKS, 1.0)
+    )

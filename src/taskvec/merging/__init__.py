@@ -17,7 +17,15 @@ from taskvec.rules import RULES
 if TYPE_CHECKING:
     from taskvec.merging.method import Method
 
-METHODS: "Registry[Callable[[Mapping[str, object]], Method]]" = Registry("method", {})
+METHODS: "Registry[Callable[[Mapping[str, object]], Method]]" = Registry(
+    "method",
+    {
+        "library": "taskvec.merging.library:library_method",
+        "emr (task id)": "taskvec.merging.served:emr_method",
+        "tall": "taskvec.merging.served:tall_method",
+        "tsv-compress": "taskvec.merging.served:tsv_method",
+    },
+)
 """Name -> what makes the method of the settings beside its name."""
 
 ALL_CHAINS = ("dare+ties",)
