@@ -1,11 +1,15 @@
 """Methods side by side: the same models as by hand, and what each of them consumed."""
 
+import json
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import taskvec as tv
+from language_models import save_language_model
 from taskvec.errors import InputError, UnknownName
 from taskvec.merging import every_method, method_of
 from taskvec.merging.method import Bench
@@ -68,6 +72,43 @@ def test_a_searched_sum_is_that_of_addition(
     [outcome] = record["outcomes"]
     assert outcome["coefficient"] == added["coefficient"]
     assert outcome["values"] == pytest.approx(added["values"])
+
+
+def test_each_outcome_costs_one_pass_over_the_test_examples(
+    evaluator: tv.Evaluator, vectors: Vectors, single: Singles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = Counter[str]()
+    tally = tv.Evaluator.tally
+
+    def counted(self: tv.Evaluator, point: Any, name: str, split: Any) -> Any:
+        passes[f"{name} {split}"] += 1
+        return tally(self, point, name, split)
+
+    monkeypatch.setattr(tv.Evaluator, "tally", counted)
+    found = compared(evaluator, vectors, single, rules=["sum"], coefficient="default")
+    assert passes == {f"{task} test": len(found) for task in TASKS}
+
+
+def test_answers_that_a_language_model_ranks_are_compared_too(tmp_path: Path) -> None:
+    rows = [
+        {"split": split, "text": f"the {word}", "label": word}
+        for split in ("train", "validation", "test")
+        for word in ("cat", "ox")
+    ]
+    (tmp_path / "words.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        "suite: s\ntasks:\n  words: {kind: generation, answers: [cat, ox], "
+        "data: {source: jsonl, path: words.jsonl}}\n"
+    )
+    backbone = tv.load_backbone(save_language_model(tmp_path / "llama", "llama"), outputs="tokens")
+    evaluator = tv.Evaluator(backbone, list(tv.load_suite(suite).tasks.values()))
+    vector = tv.finetune(backbone, evaluator.part("words"), settings=RECIPE)
+    single = {"validation": {"words": 1.0}, "test": {"words": 1.0}}
+    found = compared(evaluator, {"words": vector}, single, rules=["sum"], coefficient="default")
+    [outcome] = found["sum"]["outcomes"]
+    assert outcome["values"]["words"] in (0, 0.5, 1)
+    assert outcome["hits"] == {}
 
 
 def test_a_method_that_does_not_fit_says_why(

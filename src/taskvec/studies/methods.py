@@ -45,6 +45,7 @@ from taskvec.studies.record import Plain, Record
 from taskvec.studies.single import own_models
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
+from taskvec.tasks.kinds.classification import Classifying
 from taskvec.tasks.objective import Tally
 from taskvec.tasks.source import SplitName
 from taskvec.tasks.suite import Suite
@@ -330,9 +331,12 @@ def _measure(
 ) -> dict[str, object]:
     values, hits = {}, {}
     for task in bench.tasks:
-        values[task] = model.value(task, "test", alpha)
-        if bench.evaluator.task(task).metric == "accuracy":
-            hits[task] = _hits(model.tally(task, "test", alpha))
+        objective, metric = bench.evaluator.objective(task), bench.evaluator.task(task).metric
+        if metric == "accuracy" and isinstance(objective, Classifying):
+            tally = model.tally(task, "test", alpha)
+            values[task], hits[task] = objective.value(tally), _hits(tally)
+        else:
+            values[task] = model.value(task, "test", alpha)
     return {"consumed": in_order(consumed), **measured(values, single), "hits": hits}
 
 
