@@ -19,6 +19,7 @@ def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values["training"] |= {"steps": 4, "batch_size": 4}
     values["regimes"] = {regime: values["regimes"][regime] for regime in ("full", "tangent", "post-hoc")}
     values["search"] = {"step": 0.5, "coarse": 1, "limit": 1.5}
+    values["methods"]["rules"] = ["ties", {"rule": "adamerging", "steps": 1}]
     values["negation"]["targets"] = ["gabor"]
     values["disentanglement"] = {"pairs": [["display", "gabor"]], "grid": {"points": 3}, "samples": 5}
     path = tmp_path / "short.yaml"
@@ -39,6 +40,8 @@ def test_the_demo_shows_the_whole_life_and_the_counter_example(
         "Single tasks",
         "Addition of all 2 tasks",
         "What pre-training is for",
+        "Methods side by side",
+        "Learned coefficients",
         "Negation of gabor",
         "Non-linear advantage",
         "Weight disentanglement error",
