@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from taskvec.models.own import wrap
     from taskvec.models.selection import select
     from taskvec.rules import RULES
+    from taskvec.searching.search import search
     from taskvec.statistics.fisher import fisher
     from taskvec.statistics.gram import gram
     from taskvec.studies.addition import addition
@@ -111,6 +112,7 @@ _HOME = {
     "search_each": "evaluation.search",
     "search_negation": "evaluation.search",
     "score": "evaluation.metrics",
+    "search": "searching.search",
     "single_task": "studies.single",
     "addition": "studies.addition",
     "methods": "studies.methods",
@@ -181,6 +183,7 @@ __all__ = [
     "save_merge",
     "save_weights",
     "score",
+    "search",
     "search_addition",
     "search_each",
     "search_negation",

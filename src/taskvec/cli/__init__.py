@@ -26,6 +26,7 @@ COMMANDS = {
     "diff": "Extract a task vector: what fine-tuning changed.",
     "apply": "Write the model that a base and task vectors make.",
     "merge": "Write the model that a recipe describes: rules, filters, gradients over depth; mergekit's too.",
+    "search": "Search the numbers of a recipe that score best: on a suite, a command, a function.",
     "compress": "Store a task vector in fewer bytes, and say what is lost.",
     "mask": "Store the vectors of many tasks as one, with a mask for each.",
     "inspect": "Show what checkpoints and task vectors hold.",

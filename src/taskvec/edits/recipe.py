@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from functools import partial
+from copy import copy
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -142,7 +143,7 @@ def build(
     """
     with errors_at(where):
         check_fields(recipe)
-        building = _Building(recipe, where, folder, known)
+        building = Building(recipe, where, folder, known)
         if check is not None:
             check(list(building.inputs.values()))
         return building.merge()
@@ -186,11 +187,11 @@ def check_fields(recipe: Recipe) -> None:
             raise InputError(f"{unused[0]!r} is not in the expression; leave it out")
 
 
-class _Building:
+class Building:
     """A recipe on its way to a model: its inputs, opened."""
 
     def __init__(self, recipe: Recipe, where: str, folder: Path, known: Known) -> None:
-        self.recipe, self.named = recipe, Named(where, folder, known)
+        self.recipe, self.named, self.again = recipe, Named(where, folder, known), False
         self.rule: Rule | None = RULES[recipe.rule] if recipe.rule is not None else None
         self.held = {name: self.named.open_vector(name, ref) for name, ref in recipe.vectors.items()}
         self.models = {name: self.named.open(f"models: {name}", ref) for name, ref in recipe.models.items()}
@@ -208,10 +209,7 @@ class _Building:
 
     def merge(self) -> Merge:
         """The edited model, lazily, with notes and a record."""
-        recipe = self.recipe
-        seen, notes = self._see()
-        inputs = [*(weights for weights, _ in self.held.values()), *self.models.values()]
-        seen = grow(seen, (weights for weights in inputs if weights.adapter is not None))
+        recipe, (seen, notes) = self.recipe, self.seen
         base, vectors = seen.base, self._vectors(seen)
         vector, rule = self._edit(base, vectors)
         dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
@@ -223,7 +221,9 @@ class _Building:
             apply(base, vector, allow_other_base=other, dtype=dtype, precision=precision),
             self._record(seen, rule),
             like=seen.like or base,
-            notes=(*self.naming.notes, *seen.notes, *notes, *self._notes(seen, vectors)),
+            notes=()
+            if self.again
+            else (*self.naming.notes, *seen.notes, *notes, *self._notes(seen, vectors)),
             max_shard_size=recipe.max_shard_gb * 1e9,
             inputs=self.inputs,
             vectors={name: vectors[name] for name in self.held},
@@ -238,6 +238,23 @@ class _Building:
         further = {"vocabulary": seen.record, "rule": rule}
         used = {key: value for key, value in further.items() if value}
         return {"kind": "edited model", "recipe": dumped, **used}
+
+    def with_numbers_of(self, recipe: Recipe) -> "Building":
+        """Of a recipe that differs in its rule, parameters, expression or scale only; without notes.
+
+        What was opened and compared is not looked at again.
+        """
+        variant = copy(self)
+        variant.recipe, variant.again = recipe, True
+        variant.rule = RULES[recipe.rule] if recipe.rule is not None else None
+        return variant
+
+    @cached_property
+    def seen(self) -> tuple[Aligned, list[str]]:
+        """Base and models with the same rows, and what is odd about them."""
+        seen, notes = self._see()
+        inputs = [*(weights for weights, _ in self.held.values()), *self.models.values()]
+        return grow(seen, (weights for weights in inputs if weights.adapter is not None)), notes
 
     def _see(self) -> tuple[Aligned, list[str]]:
         """Base and models in one vocabulary, and what is odd about them."""
