@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    import torch
 
 _ROOM: ContextVar[float] = ContextVar("room", default=math.inf)
 
@@ -33,7 +36,8 @@ def give_back() -> None:
 
 
 class Peak:
-    """The most memory that the process held at once inside a ``with``, above what it held before.
+    """The most memory that was held at once inside a ``with``, above what was held before it: of the process,
+    or on a CUDA device by its allocator.
 
     Attributes:
         bytes: filled in at the end; none where the system does not say (elsewhere than on Linux).
@@ -41,17 +45,33 @@ class Peak:
 
     bytes: int | None = None
 
+    def __init__(self, device: "torch.device | None" = None) -> None:
+        self._cuda = device if device is not None and device.type == "cuda" else None
+
     def __enter__(self) -> Self:
         give_back()
+        if self._cuda is not None:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self._cuda)
+            self._before: int | None = torch.cuda.memory_allocated(self._cuda)
+            return self
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak so far is forgotten
         self._before = _held("VmRSS")
         return self
 
     def __exit__(self, *_: object) -> None:
-        peak = _held("VmHWM")
+        peak = self._peak()
         if self._before is not None and peak is not None:
             self.bytes = max(0, peak - self._before)
+
+    def _peak(self) -> int | None:
+        if self._cuda is None:
+            return _held("VmHWM")
+        import torch
+
+        return torch.cuda.max_memory_allocated(self._cuda)
 
 
 def _held(field: str) -> int | None:

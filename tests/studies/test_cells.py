@@ -21,6 +21,7 @@ tasks: [display, gabor, greek]
 regimes: {full: {}, tangent: {}, post-hoc: {}}
 joint: true
 addition: {subsets: all}
+methods: {rules: [ties, fisher, adamerging], subsets: pairs}
 atm: {rounds: [1, 2], regimes: [full]}
 negation: {targets: [gabor]}
 analogies: [{a: display, b: gabor, c: greek, target: gabor}]
@@ -57,7 +58,7 @@ def test_every_study_of_experiment_files_is_asked_for(tmp_path: Path) -> None:
 
 def test_every_kind_of_cell_is_there(cells: list[Cell[Record]]) -> None:
     kinds = {"zero_shot", "single", "geometry", "addition", "joint", "atm", "negation", "analogy"}
-    assert {cell.kind.cell for cell in cells} == {*kinds, "disentanglement", "costs", "lm_eval"}
+    assert {cell.kind.cell for cell in cells} == {*kinds, "method", "disentanglement", "costs", "lm_eval"}
 
 
 @pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if study.settings is not None])

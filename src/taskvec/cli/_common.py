@@ -83,14 +83,25 @@ def print_json(payload: object) -> None:
 
 
 def print_table(
-    title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], note: str = ""
+    title: str | None,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    note: str = "",
+    heads: Mapping[int, str] | None = None,
 ) -> None:
-    """A table on standard output; every column but the first is aligned right if it holds numbers."""
+    """A table on standard output; every column but the first is aligned right if it holds numbers.
+
+    Args:
+        heads: of groups of rows, by the place of a group's first row.
+    """
     table = Table(title=title and printable(title), title_justify="left", header_style="bold")
     for place, column in enumerate(columns):
         numeric = place > 0 and all(_numeric(row[place]) for row in rows)
         table.add_column(printable(column), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
+    for place, row in enumerate(rows):
+        if heads and place in heads:
+            table.add_section()
+            table.add_row(printable(heads[place]), style="bold")
         table.add_row(*(printable(str(cell)) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, emoji=False)
     console.print(table)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from taskvec.cli._common import print_json, print_table
+from taskvec.errors import TaskvecError, and_more
 
 if TYPE_CHECKING:
     from taskvec.reports.tables import Table
@@ -41,18 +42,25 @@ def changes(seeds: tuple[int, ...] | None, device: str | None) -> dict[str, obje
 
 
 def show(results: "Results", folder: Path, *, json: bool) -> None:
-    """Write the report of a run into its folder, and print its tables, or all results for ``json``."""
+    """Write the report of a run into its folder, and print its tables, or all results for ``json``.
+
+    Raises: TaskvecError at the end, for cells that failed.
+    """
     from taskvec.runs.report import facts_of, write_report
 
     tables = write_report(results, folder)
     if json:
         print_json(facts_of(results))
-        return
-    print_tables(tables, f"{folder / 'report.html'}, report.md, results.json, records.jsonl")
+    else:
+        print_tables(tables, f"{folder / 'report.html'}, report.md, results.json, records.jsonl")
+    if failed := results.failed:
+        raise TaskvecError(
+            f"{failed[0]}{and_more(failed)}; the rest is done: run it again to try what failed"
+        )
 
 
 def print_tables(tables: "Iterable[Table]", written: str) -> None:
     """The tables of results, and which files hold them."""
     for table in tables:
-        print_table(table.title, table.columns, table.rows, note=table.note)
+        print_table(table.title, table.columns, table.rows, note=table.note, heads=table.heads)
     sys.stdout.write(f"Written: {written}\n")

@@ -50,7 +50,13 @@ class LearnedMethod(Method):
         """The learned sum."""
         settings = self.settings_on(bench.split)
         learned = learn_coefficients(
-            bench.evaluator, bench.vectors, bench.tasks, settings, seed=bench.seed, watch=bench.watch
+            bench.evaluator,
+            bench.vectors,
+            bench.tasks,
+            settings,
+            seed=bench.seed,
+            checkpoint=bench.checkpoint(self),
+            watch=bench.watch,
         )
         facts = {"coefficients": learned.coefficients, "trace": list(learned.trace)}
         return VectorModel(bench, learned.vector, learned.count, facts)

@@ -4,11 +4,14 @@ Every method is made once, from vectors and what it consumes, and scaled as ofte
 is a file beside this one and a line in the registry (``merging/__init__.py``); a rule is a method by itself.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
+
+from xxhash import xxh3_128_hexdigest
 
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.points import Point
@@ -60,6 +63,14 @@ class Bench:
         """In the order of the vectors."""
         return list(self.vectors)
 
+    def checkpoint(self, method: "Method") -> Path | None:
+        """Where a method keeps its state while it is being made, so that a killed run goes on with it."""
+        if self.scratch is None:
+            return None
+        decisive = json.dumps([method.settings(), self.tasks, self.space, self.split, self.seed], default=str)
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        return self.scratch / f"method-{xxh3_128_hexdigest(decisive.encode())[:16]}.pt"
+
 
 class Model(ABC):
     """What a method made: a model, or one for each task."""
@@ -81,10 +92,14 @@ class Model(ABC):
     def value(self, task: str, split: SplitName, alpha: float) -> float:
         """The task's own metric, as protocols compare it: more is better."""
         evaluator = self.bench.evaluator
-        objective = evaluator.objective(task)
-        if objective.writes:
+        if evaluator.objective(task).writes:
             return evaluator.score(self.point(task, alpha), task, split).utility
-        return utility(evaluator.task(task).metric, objective.value(self.tally(task, split, alpha)))
+        return self.worth(task, self.tally(task, split, alpha))
+
+    def worth(self, task: str, tally: Tally) -> float:
+        """The same, of a tally."""
+        evaluator = self.bench.evaluator
+        return utility(evaluator.task(task).metric, evaluator.objective(task).value(tally))
 
     def facts(self) -> Plain:
         """What else a reader may want to know, such as learned coefficients; plain data."""

@@ -59,8 +59,13 @@ class RuleMethod(Method):
         number = len(bench.vectors)
         if number < least or (most is not None and number > most):
             return f"takes {least}" if most == least else f"takes at least {least}"
-        kinds = {bench.evaluator.task(task).kind for task in bench.tasks}
-        if "_stats" in self._known.keywords and kinds != {"classification"}:
+        return self._unmeasured(bench) if "_stats" in self._known.keywords else None
+
+    def _unmeasured(self, bench: Bench) -> str | None:
+        """Why there are no statistics of these tasks' models."""
+        if bench.space == "tangent":
+            return "its statistics are of models in ordinary space, not in tangent space"
+        if any(bench.evaluator.task(task).kind != "classification" for task in bench.tasks):
             return "its statistics are of classifications alone"
         return None
 

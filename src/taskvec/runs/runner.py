@@ -5,16 +5,17 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
-from taskvec.errors import InputError
+from taskvec.errors import InputError, TaskvecError
 from taskvec.models.known import path_or_id
 from taskvec.models.loading import load_backbone
 from taskvec.models.own import is_own
 from taskvec.progress import Watch, unwatched
 from taskvec.runs.experiment import active, involved_tasks
 from taskvec.studies.experiment import Experiment
+from taskvec.studies.record import Plain, Record
 from taskvec.studies.store import Store
 from taskvec.studies.study import Results, Study
-from taskvec.studies.trial import Lab, Plan, Trial
+from taskvec.studies.trial import Cell, Lab, Plan, Trial
 from taskvec.tasks.suite import Suite
 from taskvec.weights import open_weights
 
@@ -57,7 +58,8 @@ class Runner:
             for trial in self._trials():
                 _ = trial.vectors
                 _finish(studies, trial, results, trial.regime, trial.seed)
-        shutil.rmtree(self._lab.store.folder / "partial", ignore_errors=True)
+        if not results.failed:
+            shutil.rmtree(self._lab.store.folder / "partial", ignore_errors=True)
         return results
 
     def _trials(self) -> Iterator[Trial]:
@@ -73,7 +75,18 @@ def _finish(
 ) -> None:
     for study in studies:
         for cell in study.cells(trial):
-            results.add(cell, trial.stored(cell), regime, seed)
+            results.add(cell, _finished(cell, trial, results), regime, seed)
+
+
+def _finished(cell: Cell[Record], trial: Trial, results: Results) -> Plain:
+    """A cell's result, or what stands in for it where it fails and the run can do without it."""
+    try:
+        return trial.stored(cell)
+    except TaskvecError as error:
+        if cell.instead is None:
+            raise
+        results.failed.append(str(error))
+        return cell.instead(error)
 
 
 def _fingerprint(model: str) -> str:

@@ -35,6 +35,8 @@ class Results:
     """Those that are on, and those whose results were taken over."""
     cells: dict[tuple[str, str, int], list[Plain]] = field(default_factory=dict)
     """What is stored, by kind of cell, regime and seed."""
+    failed: list[str] = field(default_factory=list)
+    """What went wrong with cells that others do not need; the next run tries them again."""
     untrained: "Results | None" = None
     """The same experiment on the model before pre-training, if it was made for comparison."""
 

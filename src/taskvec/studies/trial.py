@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from taskvec.errors import InputError
+from taskvec.errors import InputError, TaskvecError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import absolute
 from taskvec.evaluation.points import Points
@@ -41,12 +41,14 @@ class Cell(Generic[R_co]):
         inputs: everything that decides the result, every argument of the job included; with ``kind.cell`` the
             key, so that two cells with equal inputs are taken for one.
         compute: the job; it may be pickled, so a function of a module, or a ``partial`` of one.
+        instead: what stands in for its result if the job fails, and is not stored; without it the run ends.
     """
 
     kind: type[R_co]
     label: str
     inputs: Plain
     compute: "Callable[[Trial], Plain]"
+    instead: "Callable[[TaskvecError], Plain] | None" = None
 
 
 @dataclass(frozen=True)

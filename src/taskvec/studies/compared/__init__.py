@@ -1,0 +1,1 @@
+"""What the study ``methods`` is made of: records, what computes them, tables and figures."""
