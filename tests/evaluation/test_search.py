@@ -19,6 +19,7 @@ from taskvec.evaluation.search import (
     search_addition,
     search_each,
     search_negation,
+    search_scale,
 )
 
 
@@ -67,6 +68,25 @@ def test_a_best_point_on_the_edge_extends_the_grid_and_says_so() -> None:
     rising = search_addition(curve(lambda alpha: alpha), ONE, Grid(limit=1.2))
     assert (rising.coefficient, rising.at_limit) == (1.2, True)
     assert rising.remark == "at the limit of the grid"
+
+
+@pytest.mark.parametrize(
+    ("f", "best"),
+    [
+        (lambda alpha: -abs(alpha - 6.5), 6.5),
+        (lambda alpha: min(alpha, 1.5) if alpha < 3 else 2 - abs(alpha - 3.5), 3.5),  # a step at the limit
+        (lambda alpha: min(alpha, 1.5), 1.5),
+        (lambda alpha: alpha, 16.0),
+        (lambda _: 0.5, 0.0),
+        (lambda alpha: -alpha, 0.0),
+    ],
+)
+def test_a_grid_is_doubled_until_it_holds_the_best_scale(f: Callable[[float], float], best: float) -> None:
+    assert search_scale(curve(f), ONE, Grid(step=0.1)).coefficient == best
+
+
+def test_an_edit_that_changes_nothing_costs_one_grid() -> None:
+    assert search_scale(curve(lambda _: 0.5), ONE, Grid(step=0.1)).grid.limit == 2
 
 
 def test_addition_maximises_the_mean_of_ratios() -> None:

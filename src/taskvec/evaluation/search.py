@@ -106,6 +106,12 @@ class Search:
         return self.coefficient == self.grid.point(self.grid.last)
 
     @property
+    def open_ended(self) -> bool:
+        """It, or the end of its plateau, is the last of the grid, and zero is worse."""
+        end = self.plateau[1] if self.plateau else self.coefficient
+        return end == self.grid.point(self.grid.last) and self.coefficient != 0
+
+    @property
     def measured(self) -> int:
         """Points of the grid that were measured; where others are left, one of them may be better."""
         return len(self.trace)
@@ -175,12 +181,12 @@ def search_addition(measure: Measure, single: Values, grid: Grid | None = None) 
 
 @checked
 def search_scale(measure: Measure, single: Values, grid: Grid | None = None) -> Search:
-    """As :func:`search_addition`, for vectors of any length: while the best coefficient is the grid's last,
-    the grid is doubled, three times at most."""
+    """As :func:`search_addition`, for vectors of any length: while the best coefficient, or the end of its
+    plateau, is the grid's last, the grid is doubled, three times at most."""
     known = cache(measure)
     search = search_addition(known, single, grid)
     for _ in range(3):
-        if not search.at_limit:
+        if not search.open_ended:
             break
         search = search_addition(known, single, search.grid.widened(2))
     return search
