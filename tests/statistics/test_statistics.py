@@ -169,6 +169,12 @@ def test_moments_are_those_of_all_tokens_without_padding(exact: Backbone, task: 
     assert all(value.shape == (exact.encoder_parameters()[n].shape[1],) * 2 for n, value in found.items())
 
 
+def test_a_limit_leaves_later_examples_out(exact: Backbone, head: Head, task: tv.Task) -> None:
+    first = list(task.split("train").take(torch.arange(3)))
+    assert_same(gram(exact, task, limit=3), inputs_of_layers(exact, first))
+    assert_same(fisher(exact, task, head=head, limit=3), naive(exact, head, first))
+
+
 def test_layers_that_are_given_the_same_share_a_tensor(exact: Backbone, task: tv.Task) -> None:
     found = gram(exact, task, EXAMPLES)
     same = [found[f"encoder.layer.0.attention.self.{part}.weight"] for part in ("query", "key", "value")]

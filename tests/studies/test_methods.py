@@ -125,6 +125,20 @@ def test_statistics_are_of_the_split_that_is_named(
     assert found["fisher"]["outcomes"][0]["consumed"] == ["unlabelled test inputs"]
 
 
+@pytest.mark.parametrize("rule", ["fisher", "regmean"])
+def test_statistics_keep_to_the_limits(evaluator: tv.Evaluator, vectors: Vectors, rule: str) -> None:
+    def merged(of: tv.Evaluator) -> Any:
+        return method_of(rule).make(Bench(of, vectors)).point("pets", 1.0)
+
+    few, name = merged(evaluator.limited(validation=3)), "encoder.layer.0.output.dense.weight"
+    assert not (few[name] == merged(evaluator)[name]).all()
+    rows = {task: evaluator.task(task).split("validation", limit=3) for task in TASKS}
+    alone = [evaluator.task(task).model_copy() for task in TASKS]
+    for task in alone:
+        task._loaded["validation"] = rows[task.name]
+    assert (merged(tv.Evaluator(evaluator.backbone, alone))[name] == few[name]).all()
+
+
 @pytest.mark.parametrize("rule", ["fisher", "adamerging", {"rule": "regmean", "ridge": 1e-3}])
 def test_test_inputs_are_refused_unless_allowed(
     evaluator: tv.Evaluator, vectors: Vectors, single: Singles, rule: Any

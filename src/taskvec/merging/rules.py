@@ -89,7 +89,14 @@ class RuleMethod(Method):
         evaluator = bench.evaluator
         kind = kind_used(self._known)
         measure = partial(fisher, head=evaluator.head(task)) if kind == "fisher" else gram
-        return measure(model, evaluator.task(task), split=bench.split, seed=bench.seed, watch=bench.watch)
+        return measure(
+            model,
+            evaluator.task(task),
+            split=bench.split,
+            limit=evaluator.limits.get(bench.split),
+            seed=bench.seed,
+            watch=bench.watch,
+        )
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ def fisher(
     head: Head | None = None,
     labels: Labels = "all",
     split: SplitName = "train",
+    limit: int | None = None,
     seed: int = 0,
     memory: float = 1e9,
     watch: Watch = unwatched,
@@ -63,6 +64,7 @@ def fisher(
         head: the frozen head, by default the model's own for the task. That of a fine-tuned model comes
             from the pre-trained one.
         labels: ``all`` takes the expectation over y exactly; ``sampled`` draws one y for each input.
+        limit: only the first so many examples of the split are drawn from.
         memory: bytes to work with beside the model and the result.
 
     Returns: by checkpoint name, tensors of the parameters' shapes and dtype, 0 or more, on the CPU.
@@ -73,7 +75,7 @@ def fisher(
     stored = {inside: name for name, inside in scores.names.items()}
     parameters = selected(scores, list(stored))
     sums = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
-    inputs = batches(model, task.split(split).draw(examples, seed), max_length=task.max_length)
+    inputs = batches(model, task.split(split, limit=limit).draw(examples, seed), max_length=task.max_length)
     generator = torch.Generator().manual_seed(seed)
 
     def samples(batch: Batch) -> Samples:

@@ -23,6 +23,7 @@ def gram(
     examples: int = 256,
     *,
     split: SplitName = "train",
+    limit: int | None = None,
     seed: int = 0,
     watch: Watch = unwatched,
 ) -> dict[str, Tensor]:
@@ -31,7 +32,7 @@ def gram(
         G = X^T X / rows,      rows of X: one a token, padding left out
 
     Args:
-        model, task, examples, split, seed: as for :func:`taskvec.fisher`.
+        model, task, examples, split, limit, seed: as for :func:`taskvec.fisher`.
 
     Returns: by checkpoint name of the layer's weight (out, in), tensors (in, in) of its dtype, on the CPU.
         Layers that share their inputs share the tensor.
@@ -41,7 +42,7 @@ def gram(
     """
     stored = {id(parameter): name for name, parameter in model.encoder_parameters().items()}
     moments = _Moments()
-    inputs = batches(model, task.split(split).draw(examples, seed), max_length=task.max_length)
+    inputs = batches(model, task.split(split, limit=limit).draw(examples, seed), max_length=task.max_length)
     total, done = len(inputs.labels), 0
     with ExitStack() as hooks, torch.no_grad(), evaluating(model):
         for layer in model.network.modules():
