@@ -1,6 +1,8 @@
 """A library as a method: what serves an input is what its key says, and nothing knows its task."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,3 +200,21 @@ def test_usage_permutes_ties_only(seed: int, used: int) -> None:
     tied = torch.full((1, 7), 0.3, dtype=torch.float64)
     counts = torch.randperm(7, generator=draw)
     assert torch.equal(balanced(tied, counts).argsort(dim=1, descending=True)[0], counts.argsort())
+
+
+def test_the_snippets_on_the_page_run(
+    tiny_model: Path, tiny_suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("base-model").symlink_to(tiny_model)
+    page = (
+        (Path(__file__).parents[2] / "docs" / "library.md").read_text().replace("mine.yaml", str(tiny_suite))
+    )
+    backbone = tv.load_backbone("base-model")
+    for name, vector in vectors_for(tv.Evaluator(backbone, []), ("pets", "taste")).items():
+        vector.save(f"{name}.safetensors")
+    names: dict[str, Any] = {}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(snippet, names)
+    assert names["weights"].tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert names["made"].names == names["learned"].names == ("pets", "taste")

@@ -27,6 +27,7 @@ regimes: {{full: {{}}, tangent: {{}}, post-hoc: {{}}}}
 search: {{step: 0.5, coarse: 1, limit: 1}}
 addition: {{subsets: pairs, each: [tangent]}}
 joint: true
+library: {{k: 2}}
 atm: {{rounds: [1], regimes: [full]}}
 negation: {{targets: [pets], keep: 0.5, baselines: [random]}}
 analogies:

@@ -27,6 +27,7 @@ negation: {targets: [gabor]}
 analogies: [{a: display, b: gabor, c: greek, target: gabor}]
 disentanglement: {pairs: [[display, gabor]]}
 costs: true
+library: {k: 2}
 lm_eval: {tasks: [own], limit: 10}
 """
 
@@ -58,7 +59,8 @@ def test_every_study_of_experiment_files_is_asked_for(tmp_path: Path) -> None:
 
 def test_every_kind_of_cell_is_there(cells: list[Cell[Record]]) -> None:
     kinds = {"zero_shot", "single", "geometry", "addition", "joint", "atm", "negation", "analogy"}
-    assert {cell.kind.cell for cell in cells} == {*kinds, "method", "disentanglement", "costs", "lm_eval"}
+    also = {"method", "disentanglement", "costs", "lm_eval", "library"}
+    assert {cell.kind.cell for cell in cells} == {*kinds, *also}
 
 
 @pytest.mark.parametrize("name", [name for name, study in STUDIES.items() if study.settings is not None])

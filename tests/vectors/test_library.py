@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -339,14 +338,3 @@ def test_shapes_of_vectors_have_to_agree() -> None:
     other = tv.TaskVector.from_tensors({"w": torch.ones(3)}, None)
     with pytest.raises(KeyMismatch, match="'w' has shape"):
         tv.Library({"a": unknown, "b": other}, torch.eye(2))
-
-
-def test_the_snippets_on_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for seed, name in enumerate(("pets", "taste")):
-        vector(seed).save(f"{name}.safetensors")
-    page = (Path(__file__).parents[2] / "docs" / "library.md").read_text()
-    names: dict[str, Any] = {}
-    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(snippet, names)
-    assert names["weights"].tolist() == [[1.0, 0.0], [0.0, 1.0]]

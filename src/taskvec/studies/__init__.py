@@ -21,6 +21,7 @@ STUDIES: "Registry[type[Study[Any]]]" = Registry(
         "addition": "taskvec.studies.addition:Addition",
         "lm_eval": "taskvec.studies.lm_eval:LmEval",
         "methods": "taskvec.studies.methods:Methods",
+        "library": "taskvec.studies.library:Libraries",
         "joint": "taskvec.studies.joint:Joint",
         "atm": "taskvec.studies.atm:Atm",
         "negation": "taskvec.studies.negation:Negation",
