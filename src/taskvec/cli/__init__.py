@@ -31,6 +31,7 @@ COMMANDS = {
     "mask": "Store the vectors of many tasks as one, with a mask for each.",
     "inspect": "Show what checkpoints and task vectors hold.",
     "rules": "List the rules that turn several task vectors into one.",
+    "methods": "List the methods that the study `methods` compares: rules, learned coefficients, others.",
     "train": "Fine-tune a model on a task and store the task vector.",
     "eval": "Measure a model, edited or not, on the tasks of a suite.",
     "run": "Run an experiment file: train, edit, search, evaluate, report.",

@@ -35,6 +35,13 @@ class LearnedMethod(Method):
         given = ", ".join(f"{name} {value}" for name, value in self.changes.items())
         return f"{self.preset} ({given})" if given else self.preset
 
+    @property
+    def about(self) -> str:
+        found = self.settings_on("validation")
+        scope = "tensor, and directions of its matrices," if found.scope == "rank" else found.scope
+        trimmed = "" if found.trim is None else " of trimmed vectors"
+        return f"The sum{trimmed} with a coefficient for each {scope} learned by {found.signal}."
+
     def settings_on(self, split: SplitName) -> CoefficientSettings:
         """All settings, for a split that is allowed if the changes name no other."""
         given = {"split": split, "allow_test_inputs": split == "test", **self.changes}
@@ -44,7 +51,10 @@ class LearnedMethod(Method):
         return tuple(each for each in get_args(Consumed) if each in self.settings_on(split).consumes)
 
     def settings(self) -> Plain:
-        return self.settings_on("validation").model_dump(exclude={"split", "allow_test_inputs"})
+        chosen = self.settings_on("validation").model_dump(
+            exclude_defaults=True, exclude={"split", "allow_test_inputs"}
+        )
+        return chosen | {"split": self.changes["split"]} if "split" in self.changes else chosen
 
     def make(self, bench: Bench) -> VectorModel:
         """The learned sum."""

@@ -8,6 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from inspect import getdoc
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
@@ -139,6 +140,11 @@ class Method(ABC):
     coefficient: float | None = 1.0
     family: ClassVar[str]
     """The word that opens its key; of another kind of method another word."""
+
+    @property
+    def about(self) -> str:
+        """What it does, in a line."""
+        return (getdoc(type(self)) or "").partition("\n")[0].partition(", see :")[0].rstrip(".")
 
     def consumes(self, split: SplitName) -> tuple[Consumed, ...]:
         """What making it needs beside the vectors, if what it reads comes from this split."""

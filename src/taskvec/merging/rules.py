@@ -51,6 +51,10 @@ class RuleMethod(Method):
     def coefficient(self) -> float:  # type: ignore[override]
         return self._known.coefficient
 
+    @property
+    def about(self) -> str:
+        return self._known.summary
+
     def consumes(self, split: SplitName) -> tuple[Consumed, ...]:
         return (unlabelled(split),) if "_stats" in self._known.keywords else ()
 

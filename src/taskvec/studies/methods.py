@@ -119,7 +119,9 @@ class Methods(Study[MethodsSettings]):
         for number, (regime, compared) in enumerate(results.by_regime(Compared).items()):
             rows = rows_of([of for of in compared if of[0].tasks == results.plan.tasks])
             name = f"methods-{number}" if several else "methods"
-            caption = f"Methods side by side, {regime}: mean over tasks, by what each consumed."
+            caption = (
+                f"Methods side by side, {regime}: mean over tasks, by what each consumed; dotted: zero-shot."
+            )
             yield Drawing(name, caption, partial(draw_methods, rows, metrics))
             single = [row for row in rows if row.name == Single.name]
             if single and (learned := learned_of(rows)):

@@ -89,8 +89,8 @@ def draw_coefficients(rows: Sequence[Row], single: Row, metrics: Metrics) -> "Fi
     axes[0].imshow(learned, vmin=-top, vmax=top, cmap="RdBu_r", aspect="auto")
     number_cells(axes[0], learned, "{:.2f}", lambda value: abs(value) > 0.6 * top)
     shares = [[fmean(_relative(row, single, task)) for task in tasks] for row in rows]
-    axes[1].imshow(shares, vmin=0, vmax=100, cmap="Greens", aspect="auto")
-    number_cells(axes[1], shares, "{:.0f}", lambda value: value > 60)
+    axes[1].imshow(shares, vmin=40, vmax=110, cmap="Greens", aspect="auto")
+    number_cells(axes[1], shares, "{:.0f}", lambda value: value > 85)
     for ax, title in zip(axes, ("coefficient", "% of the single model"), strict=True):
         ax.set_title(title, fontsize="medium")
         ax.set_xticks(range(len(tasks)), tasks, rotation=35, ha="right", fontsize="small")

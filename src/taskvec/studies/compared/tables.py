@@ -24,9 +24,6 @@ Methods = Sequence[Sequence[Compared]]
 Metrics = Mapping[str, str]
 """By task."""
 
-METHOD = "method, by what it consumed"
-"""Head of the first column."""
-
 MANY = 6
 """Searches whose remarks are counted, where those of fewer are told one by one."""
 
@@ -54,8 +51,12 @@ def _grouped(
     cells: Callable[[Row], Sequence[object]],
     note: str,
 ) -> Table:
-    groups = {head: list(map(cells, of)) for head, of in groups_of(rows).items()}
+    groups = {_head(head): list(map(cells, of)) for head, of in groups_of(rows).items()}
     return Table.grouped(title, columns, groups, note)
+
+
+def _head(consumed: str) -> str:
+    return f"consumed: {consumed}"
 
 
 def _table_of_methods(rows: Sequence[Row], compared: Methods, metrics: Metrics, of_regime: str) -> Table:
@@ -67,12 +68,12 @@ def _table_of_methods(rows: Sequence[Row], compared: Methods, metrics: Metrics, 
             row.alpha,
             both(row.outcomes, metrics),
             _against(row, sums),
-            Range([of.coefficients for of in row.of], "d"),
+            Range([of.coefficients + (row.how == "searched") for of in row.of], "d"),
             Mean([of.seconds for of in row.of], ".2g", spread=False),
             Mean([_mebibytes(of.peak_bytes) for of in row.of], ".0f", spread=False),
         )
 
-    columns = (METHOD, "α", "absolute / normalized", "− sum", "learned", "seconds", "MiB")
+    columns = ("method", "α", "absolute / normalized", "− sum", "fitted", "seconds", "MiB")
     note = " ".join(_notes(rows, compared, metrics))
     return _grouped(f"Methods side by side{of_regime}", columns, rows, cells, note)
 
@@ -83,7 +84,7 @@ def _notes(rows: Sequence[Row], compared: Methods, metrics: Metrics) -> Iterator
         f"they give on test, and nothing is chosen by it.{reciprocal_note(metrics.values())}"
     )
     yield _test_note(rows, metrics)
-    yield "Learned: numbers fitted to data. Seconds and memory of making the model once, not of measuring it."
+    yield "Fitted: numbers chosen on data. Seconds and memory of making the model once, not of measuring it."
     searches = {row.name: [of.search for of in row.outcomes if of.search] for row in rows}
     searches = {name: of for name, of in searches.items() if of}
     if searches:
@@ -142,14 +143,14 @@ def _table_by_task(rows: Sequence[Row], metrics: Metrics, of_regime: str) -> Tab
             in_unit(metric, [of.values[task] for of in row.outcomes]) for task, metric in metrics.items()
         ]
         return (
-            row.label,
+            row.name if row.how == "none" else f"{row.name}, α {row.alpha.removesuffix(' searched')}",
             *by_task,
             mean_in_unit(metrics.values(), [outcome.absolute for outcome in row.outcomes]),
         )
 
     heads = [titled(task, metric) for task, metric in metrics.items()]
     note = f"{unit_note(metrics.values())} on test."
-    return _grouped(f"Methods by task{of_regime}", (METHOD, *heads, "mean"), rows, cells, note)
+    return _grouped(f"Methods by task{of_regime}", ("method", *heads, "mean"), rows, cells, note)
 
 
 def learned_of(rows: Sequence[Row]) -> list[Row]:
@@ -187,7 +188,7 @@ def _table_of_coefficients(rows: Sequence[Row], metrics: Metrics, of_regime: str
         f"{unit_note(metrics.values())[0].lower()}{unit_note(metrics.values())[1:]}. Of methods with several "
         "coefficients a task, their mean."
     )
-    return _grouped(f"Learned coefficients{of_regime}", (METHOD, *heads), rows, cells, note)
+    return _grouped(f"Learned coefficients{of_regime}", ("method", *heads), rows, cells, note)
 
 
 def _table_of_subsets(compared: Methods, of_regime: str) -> Table:
@@ -195,7 +196,7 @@ def _table_of_subsets(compared: Methods, of_regime: str) -> Table:
     sizes = sorted({len(of[0].tasks) for of in compared})
     by_method: dict[tuple[str, str], dict[int, list[float]]] = {}
     for row in rows_of(compared):
-        by_size = by_method.setdefault((row.group, row.label), {})
+        by_size = by_method.setdefault((_head(row.group), row.label), {})
         by_size.setdefault(len(row.of[0].tasks), []).extend(each.normalized for each in row.outcomes)
     groups: dict[str, list[Sequence[object]]] = {}
     for (head, label), by_size in by_method.items():
@@ -203,4 +204,4 @@ def _table_of_subsets(compared: Methods, of_regime: str) -> Table:
         groups.setdefault(head, []).append((label, *cells))
     note = "Normalized, per cent: mean over subsets of so many tasks, and over their tasks."
     title = f"Methods by number of tasks{of_regime}"
-    return Table.grouped(title, (METHOD, *map(str, sizes)), groups, note)
+    return Table.grouped(title, ("method", *map(str, sizes)), groups, note)
