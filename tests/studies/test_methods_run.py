@@ -175,3 +175,25 @@ def test_a_learned_method_goes_on_where_it_was_killed(evaluator: tv.Evaluator, t
     first = bench.checkpoint(LearnedMethod("adamerging"))
     assert first == bench.checkpoint(LearnedMethod("adamerging"))
     assert first != bench.checkpoint(LearnedMethod("adamerging", {"steps": 3}))
+
+
+def test_what_decides_a_learned_method_is_in_its_key() -> None:
+    entries: list[Any] = [
+        "adamerging",
+        {"rule": "adamerging", "split": "train"},
+        {"rule": "adamerging", "steps": 500},
+        {"rule": "adamerging", "steps": 501},
+    ]
+    plain, other_split, same, more = (method_of(entry).settings() for entry in entries)
+    assert plain == same and len({str(settings) for settings in (plain, other_split, more)}) == 3
+    assert plain == {"box": "clamp", "batches": 2, "steps": 500, "lr": 1e-3}, "defaults stay out of keys"
+
+
+def test_the_command_lists_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["methods"])
+    shown = capsys.readouterr().out
+    assert "adamerging-layer++" in shown and "dare+ties" in shown and "unlabelled validation inputs" in shown
+    with pytest.raises(SystemExit):
+        main(["methods", "adamerging", "--json"])
+    assert json.loads(capsys.readouterr().out)["consumes"] == ["unlabelled validation inputs"]

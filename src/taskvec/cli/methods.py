@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 def methods(name: str | None = None, /, *, json: Json = False) -> None:
     """List what `methods: {rules: [...]}` of an experiment file may name, or show one with its settings.
 
-    Rules and chains of them are methods, ways to learn coefficients, and what needs to know the task. The column
-    `consumes` says what making one needs beside the vectors.
+    Rules and chains of them are methods, ways to learn coefficients, and what needs to know the task. The
+    column `consumes` says what making one needs beside the vectors.
 
     Args:
         name: A method, such as `adamerging`, or a chain of rules.
