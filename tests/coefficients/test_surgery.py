@@ -46,6 +46,20 @@ def test_on_a_linear_toy_the_loss_falls_step_by_step() -> None:
     assert fitted.after < fitted.before == pytest.approx(float((z - own).abs().mean()))
 
 
+def test_steps_are_those_of_autograd() -> None:
+    z, own = features(16), features(16, seed=8)
+    fitted = fit_surgery(z, own, SurgerySettings(steps=25, rank=4, lr=1e-2))
+    start = identity_surgery(12, 4)
+    leaves = [start.down.clone().requires_grad_(), start.up.clone().requires_grad_()]
+    optimizer = torch.optim.Adam(leaves, lr=1e-2)
+    for _ in range(25):  # batches of all examples: their order is of no matter
+        optimizer.zero_grad()
+        torch.autograd.backward((z - (z @ leaves[0].T).relu() @ leaves[1].T - own).abs().mean())
+        optimizer.step()
+    assert_close(fitted.surgery.up, leaves[1].detach(), rtol=1e-3, atol=1e-5)
+    assert_close(fitted.surgery.down, leaves[0].detach(), rtol=1e-3, atol=1e-5)
+
+
 def test_a_seed_decides_it_and_the_callers_tensors_stay() -> None:
     z, own = features(), features(seed=5)
     before = z.clone(), own.clone()

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from taskvec.coefficients.ranks import Ranks, add_ranks, along_ranks, choose, first_logits, ranked_matrices
@@ -22,11 +23,11 @@ class Ranked(Weighted):
     """``theta_0 + sum_t a_t U_t diag(mask_t s_t) V_t`` in matrices of attention and feed-forward layers, and
     ``theta_0 + sum_t a_t tau_t`` in other tensors.
 
-    Singular directions are computed once and kept in files; a step reads those of one matrix of one vector at
-    a time.
+    Singular directions are computed once and kept in a file; a step reads those of one matrix of one vector
+    at a time.
 
     Args:
-        scratch: an empty folder for them; it takes about 1.5 times the room of all vectors, or less where
+        scratch: an empty folder for it; it takes about 1.5 times the room of all vectors, or less where
             they are of low rank.
 
     Raises: NonFinite for a matrix that has no singular directions.
@@ -43,7 +44,7 @@ class Ranked(Weighted):
         scratch: Path,
     ) -> None:
         super().__init__(base, stream, groups, settings, fixed)
-        self._files = _Files(scratch)
+        self._file = _File(scratch)
         self._places: dict[str, dict[int, slice]] = {}
         logits = [torch.zeros(0, dtype=torch.float64)]
         first = 0
@@ -94,7 +95,7 @@ class Ranked(Weighted):
             return
         for place, where in self._places[name].items():
             mask = choose(self.leaves["ranks"].detach()[where]).mask
-            add_ranks(into, self._files.read(name, place, into.device), factors[place, 0].item(), mask)
+            add_ranks(into, self._file.read(name, place, into.device), factors[place, 0].item(), mask)
 
     @torch.no_grad()
     def _along(self, name: str, gradient: Tensor) -> Tensor:
@@ -104,7 +105,7 @@ class Ranked(Weighted):
         factors = self.coefficients().detach()[:, self._groups.of(name)]
         sums = torch.zeros_like(factors)
         for place, where in self._places[name].items():
-            along = along_ranks(self._files.read(name, place, gradient.device), gradient).cpu().double()
+            along = along_ranks(self._file.read(name, place, gradient.device), gradient).cpu().double()
             choice = choose(logits[where])
             sums[place] = (choice.mask * along).sum()
             self._slopes[where] = factors[place] * along * choice.slope
@@ -118,21 +119,37 @@ class Ranked(Weighted):
                     "singular directions; extract or train it again"
                 )
             ranks = Ranks(*svd(delta))
-            self._files.write(name, place, ranks)
+            self._file.write(name, place, ranks)
             yield place, ranks
 
 
-class _Files:
-    """Singular directions on disk, a file for each matrix of each vector."""
+class _File:
+    """Singular directions on disk, those of one matrix of one vector behind those of another."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._numbers = folder, dict[tuple[str, int], int]()
+        self._path, self._held = folder / "ranks", dict[tuple[str, int], _Held]()
+        self._path.touch()
 
     def write(self, name: str, place: int, ranks: Ranks) -> None:
-        number = self._numbers.setdefault((name, place), len(self._numbers))
-        held = {key: value.cpu().contiguous() for key, value in ranks._asdict().items()}
-        save_file(held, self._folder / f"{number}.safetensors")
+        parts = [part.contiguous().cpu() for part in ranks]
+        shapes, dtype = [part.shape for part in parts], parts[0].numpy().dtype
+        self._held[name, place] = _Held(self._path.stat().st_size, shapes, dtype)
+        with self._path.open("ab") as file:
+            for part in parts:
+                part.numpy().tofile(file)
 
     def read(self, name: str, place: int, device: torch.device) -> Ranks:
-        path = self._folder / f"{self._numbers[name, place]}.safetensors"
-        return Ranks(**{key: value.to(device) for key, value in load_file(path).items()})
+        offset, shapes, dtype = self._held[name, place]
+        counts = [shape.numel() for shape in shapes]
+        values = torch.from_numpy(np.fromfile(self._path, dtype, sum(counts), offset=offset)).to(device)
+        return Ranks(
+            *(part.view(shape) for part, shape in zip(torch.split(values, counts), shapes, strict=True))
+        )
+
+
+class _Held(NamedTuple):
+    """Where they begin, in bytes, and what they are."""
+
+    offset: int
+    shapes: list[torch.Size]
+    dtype: np.dtype[np.float32] | np.dtype[np.float64]

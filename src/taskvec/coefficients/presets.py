@@ -18,7 +18,7 @@ PRESETS: Mapping[str, Values] = {
     "adamerging-layer++": {**_ENTROPY, "scope": "tensor", "trim": 0.2},
     "atlas": {**_LABELS, "scope": "tensor", "start": 0.0, "clip": 1.0},
     "dv_basi": {"scope": "layer", "signal": "labels", "start": 1.0, "steps": 300},
-    "adarank": {"scope": "rank", "signal": "entropy", "steps": 1000, "lr": 1e-3},
+    "adarank": {"scope": "rank", "signal": "entropy", "steps": 500, "lr": 1e-3},
     "supervised": {"scope": "task", "signal": "labels"},
 }
 """Preset -> the settings it makes; ``dv_basi`` is our reading of a method without public code."""

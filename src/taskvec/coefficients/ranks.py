@@ -58,7 +58,10 @@ def add_ranks(into: Tensor, ranks: Ranks, factor: float, mask: Tensor) -> None:
     """
     strength = factor * mask.to(ranks.s) * ranks.s
     kept = strength.nonzero().squeeze(1)
-    into.addmm_(ranks.u[:, kept] * strength[kept], ranks.v[kept])
+    if len(kept) == len(strength):
+        into.addmm_(ranks.u * strength, ranks.v)
+    else:
+        into.addmm_(ranks.u[:, kept] * strength[kept], ranks.v[kept])
 
 
 def along_ranks(ranks: Ranks, slope: Tensor) -> Tensor:

@@ -43,6 +43,10 @@ from taskvec.vectors import TaskVector
 T = TypeVar("T")
 
 
+def _unchanged(outputs: Tensor) -> Tensor:
+    return outputs
+
+
 class Evaluator:
     """Scores edited models on tasks. Data is prepared once, heads are made once from the pre-trained model.
 
@@ -232,12 +236,18 @@ class Evaluator:
             yield from self._run(point, name, split)
 
     @torch.no_grad()
-    def tally(self, point: Point, name: str, split: SplitName) -> Tally:
+    def tally(
+        self, point: Point, name: str, split: SplitName, after: Callable[[Tensor], Tensor] = _unchanged
+    ) -> Tally:
         """What the figures of a split are made of, an entry an example.
+
+        Args:
+            after: what becomes of the model's outputs (R, d) before the task's head reads them.
 
         Raises: Diverged when the model's outputs are no longer finite.
         """
-        return self._tallied(point, name, split, self.outputs(point, name, split))
+        made = ((after(given), batch) for given, batch in self.outputs(point, name, split))
+        return self._tallied(point, name, split, made)
 
     @torch.no_grad()
     def tally_chosen(self, at: Callable[[int], Params], chosen: Tensor, name: str, split: SplitName) -> Tally:

@@ -28,12 +28,16 @@ METHODS: "Registry[Callable[[Mapping[str, object]], Method]]" = Registry(
 )
 """Name -> what makes the method of the settings beside its name."""
 
-ALL_CHAINS = ("dare+ties",)
+ALL_CHAINS = ("dare+ties", "tsv+surgery", "tsv+learned_lines")
 """Chains that stand in tables beside the single rules."""
+
+AFTER = ("surgery", "learned_lines")
+"""What is learned after any method."""
 
 
 def method_of(entry: object) -> "Method":
-    """The method that an entry of a list names: a name, or ``{rule: NAME}`` with settings beside it.
+    """The method that an entry of a list names: a name, or ``{rule: NAME}`` with settings beside it; or
+    ``{after: NAME, of: ENTRY}`` for what comes after another method, which ``METHOD+NAME`` is short for.
 
     Raises: UnknownName; InputError for settings that do not fit.
     """
@@ -42,13 +46,27 @@ def method_of(entry: object) -> "Method":
             return _method(entry, {})
         case {"rule": str(name), **given}:
             return _method(name, {str(key): value for key, value in given.items()})
+        case {"after": str(name), "of": inner, **given} if name in AFTER:
+            return _after(name, method_of(inner), {str(key): value for key, value in given.items()})
     raise InputError(f"{shown(entry)}, expected a name, or 'rule' with a name and settings beside it")
+
+
+def _after(name: str, of: "Method", given: Mapping[str, object]) -> "Method":
+    from taskvec.merging.lines import LinesMethod
+    from taskvec.merging.surgery import SurgeryMethod
+
+    return SurgeryMethod(of, given) if name == "surgery" else LinesMethod(of, given)
 
 
 def _method(name: str, given: Mapping[str, object]) -> "Method":
     from taskvec.merging.learned import LearnedMethod
     from taskvec.merging.rules import RuleMethod
 
+    first, _, last = name.rpartition("+")
+    if last in AFTER:
+        if not first:
+            raise InputError(f"{name!r} comes after a method, expected METHOD+{name} such as tsv+{name}")
+        return _after(last, _method(first, {}), given)
     if name in METHODS:
         return METHODS[name](given)
     if name in PRESETS:

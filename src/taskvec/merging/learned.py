@@ -50,6 +50,11 @@ class LearnedMethod(Method):
     def consumes(self, split: SplitName) -> tuple[Consumed, ...]:
         return tuple(each for each in get_args(Consumed) if each in self.settings_on(split).consumes)
 
+    def unfit(self, bench: Bench) -> str | None:
+        if bench.space == "tangent" and self.settings_on("validation").scope == "rank":
+            return "chooses singular directions, and tangent space adds whole vectors"
+        return None
+
     def settings(self) -> Plain:
         chosen = self.settings_on("validation").model_dump(
             exclude_defaults=True, exclude={"split", "allow_test_inputs"}
@@ -64,9 +69,11 @@ class LearnedMethod(Method):
             bench.vectors,
             bench.tasks,
             settings,
+            space=bench.space,
             seed=bench.seed,
             checkpoint=bench.checkpoint(self),
             watch=bench.watch,
         )
-        facts = {"coefficients": learned.coefficients, "trace": list(learned.trace)}
+        kept = {"kept": learned.kept} if learned.kept else {}
+        facts = {"coefficients": learned.coefficients, "trace": list(learned.trace), **kept}
         return VectorModel(bench, learned.vector, learned.count, facts)

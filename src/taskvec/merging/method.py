@@ -114,7 +114,7 @@ class VectorModel(Model):
         self, bench: Bench, vector: TaskVector, coefficients: int = 0, facts: Plain | None = None
     ) -> None:
         super().__init__(bench)
-        self.coefficients, self._facts = coefficients, dict(facts or {})
+        self.vector, self.coefficients, self._facts = vector, coefficients, dict(facts or {})
         self._points = bench.evaluator.points({"merged": vector}, space=bench.space)
         self._at: tuple[float, Point] | None = None
 
