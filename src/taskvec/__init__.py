@@ -14,7 +14,9 @@ from taskvec._version import __version__
 
 if TYPE_CHECKING:
     from taskvec.coefficients.learning import learn_coefficients
+    from taskvec.coefficients.lines import learn_lines
     from taskvec.coefficients.settings import CoefficientSettings
+    from taskvec.coefficients.surgery import fit_surgery
     from taskvec.edits.opening import open_recipe, save_merge
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.harness import HarnessSettings, harness
@@ -103,6 +105,8 @@ _HOME = {
     "TangentPoints": "evaluation.points",
     "CoefficientSettings": "coefficients.settings",
     "learn_coefficients": "coefficients.learning",
+    "learn_lines": "coefficients.lines",
+    "fit_surgery": "coefficients.surgery",
     "Grid": "evaluation.search",
     "HarnessSettings": "evaluation.harness",
     "harness": "evaluation.harness",
@@ -160,11 +164,13 @@ __all__ = [
     "emr",
     "finetune",
     "fisher",
+    "fit_surgery",
     "gradient_equivalence",
     "gram",
     "harness",
     "learn_coefficients",
     "learn_keys",
+    "learn_lines",
     "linear_features",
     "linearity_gap",
     "linearize",
