@@ -1,5 +1,6 @@
 """AdaRank: with everything kept it is addition, and its gradient needs no graph through the merge."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,17 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import taskvec as tv
+from taskvec.coefficients.adarank import Ranked
 from taskvec.coefficients.learning import learn_coefficients
+from taskvec.coefficients.passes import Passes, splits_of
 from taskvec.coefficients.presets import preset
 from taskvec.coefficients.ranks import ranked_matrices
+from taskvec.coefficients.scopes import groups_of
+from taskvec.coefficients.signals import entropy
+from taskvec.coefficients.streaming import Stream
 from taskvec.errors import InputError, NonFinite
 from taskvec.models.functional import encode
+from taskvec.rules.matrix import svd
 
 Vectors = dict[str, tv.TaskVector]
 
@@ -131,3 +138,39 @@ def test_what_has_no_singular_directions_is_refused(evaluator: tv.Evaluator, vec
 def test_a_ratio_belongs_to_ranks() -> None:
     with pytest.raises(InputError, match="ratio: belongs to scope rank, and the scope is task"):
         preset("adamerging", {"ratio": 0.5})
+
+
+def test_logits_have_the_straight_through_gradient_in_float64(
+    evaluator: tv.Evaluator, vectors: Vectors, tmp_path: Path
+) -> None:
+    """Against autograd through a merge whose masks are hard forward and soft backward."""
+    double = tv.Evaluator(deepcopy(evaluator.backbone).double(), list(evaluator.tasks.values()))
+    base, chosen = double.pretrained, settings(ratio=0.5, batch=1000)
+    stream = Stream(vectors, base)
+    merge = Ranked(base, stream, groups_of(stream.changed, chosen, 0), chosen, (), tmp_path)
+    passes = Passes(double, splits_of(double, ["pets"], chosen), chosen, entropy, 0)
+    merge.write()
+    passes.backward(merge.model, 0)
+    merge.pull()
+
+    ranked, logits = matrices(vectors), list[Tensor]()
+    theta: dict[str, Tensor] = {}
+    for name, value in base.items():
+        deltas = [vectors[label][name].double() for label in sorted(vectors)]
+        theta[name] = value + sum((0.3 * delta for delta in deltas), torch.zeros_like(value))
+    for name in ranked:
+        theta[name] = base[name]
+        for label in sorted(vectors):
+            u, s, v = svd(vectors[label][name].double())
+            kept = torch.arange(len(s)) < round(0.5 * min(base[name].shape))
+            logits.append(torch.where(kept, 0.1, -0.1).double().requires_grad_())
+            likely = (logits[-1] / 10).sigmoid()
+            mask = (likely > 0.5).double() + likely - likely.detach()
+            theta[name] = theta[name] + 0.3 * (u * (mask * s)) @ v
+    split = double.split("pets", "validation")
+    features = encode(double.backbone, theta, double.backbone.collate(split.inputs))
+    loss = torch.special.entr(double.head("pets")(features).softmax(1)).sum(1).mean()
+    expected = torch.cat(torch.autograd.grad(loss, logits))
+    found = merge.leaves["ranks"].grad
+    assert found is not None and expected.abs().max() > 0
+    assert_close(found, expected, rtol=1e-7, atol=1e-12)
