@@ -161,6 +161,18 @@ def test_lines_as_a_method(bench: Bench, of: str) -> None:
     assert 0 <= model.value("pets", "test", 1.0) <= 1
 
 
+def test_methods_that_they_do_not_go_with_are_unfit(bench: Bench) -> None:
+    for name, reason in {
+        "library+surgery": "each input has a model of its own",
+        "tall+learned_lines": "scales one vector, and tall makes none",
+        "sum+surgery+learned_lines": "makes none",
+        "slerp+surgery": None,
+        "sum+learned_lines": None,
+    }.items():
+        found = method_of(name).unfit(bench)
+        assert (found is None) if reason is None else (found is not None and reason in found)
+
+
 def test_lines_refuse_what_has_no_depth_and_other_settings(bench: Bench) -> None:
     name = next(name for name in bench.vectors["pets"] if "embeddings" in name)
     flat = tv.TaskVector.from_tensors({name: bench.vectors["pets"][name]}, bench.evaluator.backbone.source)

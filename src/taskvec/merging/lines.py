@@ -7,7 +7,9 @@ from typing import ClassVar, get_args
 from taskvec.coefficients.lines import learn_lines
 from taskvec.coefficients.settings import CoefficientSettings
 from taskvec.errors import InputError
+from taskvec.merging.learned import LearnedMethod
 from taskvec.merging.method import Bench, Consumed, Method, Plain, VectorModel, in_order
+from taskvec.merging.rules import RuleMethod
 from taskvec.tasks.source import SplitName
 
 
@@ -47,6 +49,8 @@ class LinesMethod(Method):
         return tuple(in_order([*self.of.consumes(split), *mine]))
 
     def unfit(self, bench: Bench) -> str | None:
+        if not isinstance(self.of, RuleMethod | LearnedMethod | LinesMethod):
+            return f"scales one vector, and {self.of.name} makes none"
         return self.of.unfit(bench)
 
     def settings(self) -> Plain:

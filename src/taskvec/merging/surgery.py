@@ -10,6 +10,7 @@ from taskvec.coefficients.after import SurgerySettings
 from taskvec.coefficients.surgery import FittedSurgery, fit_surgery
 from taskvec.evaluation.points import Point
 from taskvec.merging.baselines import Own
+from taskvec.merging.library import LibraryMethod
 from taskvec.merging.method import Bench, Consumed, Method, Model, Plain, in_order, unlabelled
 from taskvec.tasks.objective import Tally
 from taskvec.tasks.source import SplitName
@@ -49,6 +50,8 @@ class SurgeryMethod(Method):
     def unfit(self, bench: Bench) -> str | None:
         if bench.evaluator.backbone.outputs == "tokens":
             return "mends features, and a language model gives logits"
+        if isinstance(self.of, LibraryMethod):
+            return "mends the features of one model, and here each input has a model of its own"
         return self.of.unfit(bench)
 
     def settings(self) -> Plain:
