@@ -104,6 +104,26 @@ def test_a_start_that_cannot_be_scored_ends_with_1(
     assert "the recipe's own numbers: score is nan" in capsys.readouterr().err
 
 
+def test_a_command_scores_models_written_for_it(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sh = world / "score.sh"
+    sh.write_text('printf \'{"bytes": %s, "part": %s}\' $(wc -c < "$1/model.safetensors") ${#2}\n')
+    out = tmp_path / "run"
+    given = [
+        str(world / "recipe.yaml"),
+        "--score-command",
+        f"sh {sh} {{model}} {{part}}",
+        "--keep",
+        "bytes<1.1x",
+    ]
+    more = ["--vary", "weights.a=0..1", "--method", "random", "--evaluations", "3"]
+    assert run(["search", *given, *more, "-o", str(out), "-q", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["holdout"]["best"]["figures"]["part"] == 7 and found["best"]["figures"]["part"] == 6
+    assert not (out / "scratch").exists()
+
+
 def test_one_that_was_killed_goes_on_to_the_same_end(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

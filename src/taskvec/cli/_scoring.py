@@ -1,30 +1,74 @@
-"""What a search is scored by: options, and the score that they make."""
+"""What a search is scored by: options, and the scores that they make."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from taskvec.errors import InputError
+from taskvec.cli._common import AllowCode, Count, Device, Tasks
+from taskvec.code import allowing_code
 
 if TYPE_CHECKING:
+    from taskvec.progress import Watch
     from taskvec.searching.objective import Objective, Score
+
+Texts = Annotated[tuple[str, ...], Parameter(negative=())]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
     """What candidates are scored by; flattened into options (``flattened``)."""
 
-    score: Annotated[tuple[str, ...], Parameter(name=["--score"], negative=())] = ()
-    """`module:function` or `file.py:function`, which is given the edited weights, a mapping from names to
-    tensors, and returns a number or a mapping of named ones; more is better."""
+    score: Texts = ()
+    """A suite by name or file, of which half of each task's validation split is searched on and half held
+    out; `lm_eval:TASK,TASK`; or `module:function` or `file.py:function`, which is given the edited weights.
+    Any number."""
+    score_command: str | None = None
+    """A command with `{model}` in it, the folder of the edited model; the last number that it prints is the
+    score, or the figures of a JSON object. With `{part}` too (`search`, `holdout`) some data are held out."""
+    score_timeout: Annotated[float | None, Parameter(validator=Number(gt=0))] = None
+    """Seconds that the command may take; a candidate that takes longer counts as the worst."""
+    minimise: Annotated[bool, Parameter(negative=())] = False
+    """Less of what the command prints, or the function returns, is better."""
+    weigh: Texts = ()
+    """`FIGURE=WEIGHT` of the sum that is maximized; by default the main figure of each score."""
+    keep: Texts = ()
+    """A floor: `"accuracy>0.8"`, or in units of the start's, `"perplexity<1.05x"`. What breaks one ranks
+    below all that keep it. Any number."""
+    task: Tasks = ()
+    """Some tasks of the suite; all by default."""
+    limit: Count | None = None
+    """Only the first so many examples of a task, those that are held out among them."""
+    batch_size: Count | None = None
+    """Examples a forward pass; 64 by default, 8 for lm-eval."""
+    lm_eval_include: str | None = None
+    """A folder with task files of your own for lm-eval. They may name code, which runs."""
+    lm_eval_fewshot: Annotated[int | None, Parameter(validator=Number(gte=0))] = None
+    """Solved examples in front of each question of lm-eval; by default as the task says."""
+    model: Annotated[str | None, Parameter(name=["--model", "-m"])] = None
+    """What is loaded to be measured, in place of the folder of the recipe's base."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """`bf16` and `fp16` compute matrix products in bfloat16 and float16."""
+    device: Device = "auto"
+    allow_code: AllowCode = False
 
-    def opened(self) -> "tuple[Score, Objective]":
+    def opened(self, watch: "Watch") -> "tuple[Score, Objective]":
         """The score and what of it is maximized. Raises: InputError."""
-        from taskvec.code import named_callable
-        from taskvec.searching.objective import Objective
-        from taskvec.searching.scores import FunctionScore
+        from taskvec.searching.scores import Measuring, open_scores
 
-        if len(self.score) != 1:
-            raise InputError(f"--score: {len(self.score)} given, expected what candidates are scored by")
-        return FunctionScore(named_callable(self.score[0], "--score"), self.score[0]), Objective()
+        measuring = Measuring(
+            self.task,
+            self.limit,
+            self.batch_size,
+            self.precision,
+            self.model,
+            self.device,
+            self.minimise,
+            self.score_timeout,
+            self.lm_eval_include,
+            self.lm_eval_fewshot,
+            watch,
+        )
+        with allowing_code(self.allow_code):
+            return open_scores(self.score, self.score_command, measuring, weigh=self.weigh, keep=self.keep)

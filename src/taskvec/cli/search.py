@@ -50,8 +50,8 @@ def search(
     from taskvec.searching.report import tables_of, write_report
     from taskvec.searching.search import search_with
 
-    score, objective = scoring.opened()
     with watching(quiet) as watch:
+        score, objective = scoring.opened(watch)
         found = search_with(
             recipe, vary, score, objective, settings, folder=output, force=force, known=known_ref, watch=watch
         )

@@ -17,7 +17,7 @@ from taskvec.reading import exists, local_path
 from taskvec.searching.loop import Found, Searching
 from taskvec.searching.objective import Keep, Objective, Score
 from taskvec.searching.optimisers import axes, check_method
-from taskvec.searching.scores import FunctionScore, Judge
+from taskvec.searching.scores import FunctionScore, Judge, open_scores, parse_keep
 from taskvec.searching.settings import Method, SearchSettings
 from taskvec.searching.space import Varied, open_space, parse_vary
 from taskvec.searching.trace import Trace
@@ -31,10 +31,10 @@ Vary = Mapping[str, tuple[float, float] | Varied] | Sequence[str]
 def search(
     recipe: str | Path | Mapping[str, Any],
     vary: Vary = (),
-    score: Score | Judge | None = None,
+    score: Score | Judge | str | None = None,
     *,
     weigh: Mapping[str, float] | None = None,
-    keep: Sequence[Keep] = (),
+    keep: Sequence[Keep | str] = (),
     method: Method = "cmaes",
     evaluations: int | None = None,
     time: float | str | None = None,
@@ -54,10 +54,10 @@ def search(
         recipe: a file, ours or mergekit's, with ``{search: [LOW, HIGH]}`` in place of numbers if it likes; or
             its plain data, with paths from the working directory.
         vary: path of a number -> its range, ``{"scale": (0.2, 1.2)}``; or texts, ``"scale=0.2..1.2"``.
-        score: measures candidates; a function is given the edited weights, a lazy mapping, and returns a
-            number or named ones, of which more is better.
+        score: measures candidates: a suite by name or file, ``lm_eval:TASK``, or a function, which is given
+            the edited weights, a lazy mapping, and returns a number or named ones, of which more is better.
         weigh: figure -> its weight in the sum that is maximized; by default the first figure alone.
-        keep: floors; a candidate that breaks one ranks below all that keep them.
+        keep: floors, such as ``"perplexity<1.05x"``; a candidate that breaks one ranks below all that do not.
         method, evaluations, time, points, seed: see ``SearchSettings``.
         folder: keeps every evaluation as it is made; a search that was interrupted goes on there. By default
             nothing is kept.
@@ -72,7 +72,8 @@ def search(
     settings = SearchSettings.parse(
         "search", {"method": method, "evaluations": evaluations, "time": time, "points": points, "seed": seed}
     )
-    objective = Objective(dict(weigh or {}), tuple(keep))
+    floors = tuple(floor if isinstance(floor, Keep) else parse_keep(floor) for floor in keep)
+    objective = Objective(dict(weigh or {}), floors)
     return search_with(
         recipe,
         vary,
@@ -86,7 +87,9 @@ def search(
     )
 
 
-def _scored(score: Score | Judge) -> Score:
+def _scored(score: Score | Judge | str) -> Score:
+    if isinstance(score, str):
+        return open_scores([score])[0]
     if callable(score):
         return FunctionScore(score, getattr(score, "__qualname__", type(score).__name__))
     return score
