@@ -1,6 +1,7 @@
 """What a search is scored by: options, and the scores that they make."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -53,8 +54,24 @@ class Scoring:
     device: Device = "auto"
     allow_code: AllowCode = False
 
-    def opened(self, watch: "Watch") -> "tuple[Score, Objective]":
-        """The score and what of it is maximized. Raises: InputError."""
+    def opened(self, recipe: Path, watch: "Watch") -> "tuple[Score, Objective]":
+        """The score, by default the tasks of a file of mergekit-evolve, and what of it is maximized.
+
+        Raises: InputError.
+        """
+        from taskvec.searching.evolve import read_evolution
+
+        asked = None if self.score or self.score_command else read_evolution(recipe)
+        if asked is None or not asked.tasks:
+            return self._opened(watch)
+        tasks = ",".join(dict.fromkeys(task.name for task in asked.tasks))
+        fewshot = asked.num_fewshot if self.lm_eval_fewshot is None else self.lm_eval_fewshot
+        limit = self.limit or asked.limit
+        given = replace(self, score=(f"lm_eval:{tasks}",), limit=limit, lm_eval_fewshot=fewshot)
+        score, objective = given._opened(watch)
+        return score, objective if self.weigh else replace(objective, weights=asked.weights(score))
+
+    def _opened(self, watch: "Watch") -> "tuple[Score, Objective]":
         from taskvec.searching.scores import Measuring, open_scores
 
         measuring = Measuring(

@@ -51,7 +51,7 @@ def search(
     from taskvec.searching.search import search_with
 
     with watching(quiet) as watch:
-        score, objective = scoring.opened(watch)
+        score, objective = scoring.opened(recipe, watch)
         found = search_with(
             recipe, vary, score, objective, settings, folder=output, force=force, known=known_ref, watch=watch
         )

@@ -14,6 +14,7 @@ from taskvec.edits.variants import is_mergekit, variants
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import exists, local_path
+from taskvec.searching.evolve import is_evolution, translate
 from taskvec.searching.loop import Found, Searching
 from taskvec.searching.objective import Keep, Objective, Score
 from taskvec.searching.optimisers import axes, check_method
@@ -116,7 +117,8 @@ def search_with(
     trace.check()
     variant = variants(space.recipe(space.start), where=where, folder=home, known=known)
     searching = Searching(space, variant, score, objective, settings, trace, watch)
-    searching.check_ranges()
+    if not is_mergekit(space.content):  # each of those opens its inputs anew
+        searching.check_ranges()
     with trace.locked(_key(searching), fresh=force):
         found = searching.run()
         found = replace(found, recipe=located(found.recipe, home))
@@ -128,7 +130,7 @@ def search_with(
 def _read(recipe: str | Path | Mapping[str, Any]) -> tuple[str, Path, dict[str, Any]]:
     """What messages call a recipe, the folder that its paths are relative to, and its plain data."""
     if isinstance(recipe, Mapping):
-        return "recipe", Path(), dict(recipe)
+        return "recipe", Path(), _plain("recipe", recipe)
     path = Path(recipe)
     documents = read_documents(path)
     if len(documents) > 1:
@@ -137,7 +139,11 @@ def _read(recipe: str | Path | Mapping[str, Any]) -> tuple[str, Path, dict[str, 
     if not isinstance(content, dict):
         kind = "nothing" if content is None else f"a {type(content).__name__}"
         raise InputError(f"{path}: {kind}, expected a recipe: keys and values")
-    return str(path), path.parent, content
+    return str(path), path.parent, _plain(str(path), content)
+
+
+def _plain(where: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    return translate(where, content) if is_evolution(content) else dict(content)
 
 
 def _ranges(vary: Vary) -> dict[str, Varied]:

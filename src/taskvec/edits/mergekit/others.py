@@ -9,8 +9,8 @@ _KINDS = {
         "its result can be an input"
     ),
     "genome": (
-        "mergekit-evolve, which searches for a merge; no search is made here: "
-        "take the merge that it has found, a file with merge_method"
+        "mergekit-evolve, which searches for a merge; search it with taskvec search, "
+        "or take the merge that was found, a file with merge_method"
     ),
     "layer_slices": "bakllama; write it as slices, with merge_method: passthrough",
 }
