@@ -31,6 +31,8 @@ SLICED = {
     ],
 }
 
+SIZE = "def size(weights):\n    return sum(float(weights[name].abs().sum()) for name in weights)\n"
+
 
 @dataclass(frozen=True)
 class Writing:
@@ -76,6 +78,13 @@ WRITINGS: dict[str, Writing] = {
         "out.safetensors",
         "--force --resume",
     ),
+    "search": Writing(
+        "search ties.yaml --vary scale=0..1 --vary weights.*=0..2 --method random --evaluations 3 "
+        "--score size.py:size -o out -q",
+        "out",
+        "",
+        ("best.yaml",),
+    ),
     "run": Writing("run tiny.yaml -o out -q", "out", "", ("vectors/**/*.safetensors", "results.json")),
 }
 
@@ -105,6 +114,7 @@ class Bench:
             TaskVector.between(place / "base", place / name).save(place / f"{name}.safetensors", task=name)
         for name, document in (("ties", RULED), ("slices", SLICED), ("tiny", EXPERIMENT)):
             (place / f"{name}.yaml").write_text(yaml.safe_dump(document))
+        (place / "size.py").write_text(SIZE)
         self.inputs = files(place)
         self._expected: dict[str, Files] = {}
         self._seconds: dict[str, float] = {}

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from taskvec.config import parse_yaml
 from taskvec.errors import InputError
 from taskvec.searching.space import Space, open_space, parse_vary
 
@@ -98,6 +99,14 @@ def test_whole_numbers_and_choices_stay_what_they_are() -> None:
         values = space.values(space.numbers((share, share)))
         assert values["rule"] in ("ties", "sum", "mean") and isinstance(values["scale"], int)
     assert space.values(space.numbers((1.0, 1.0))) == {"rule": "mean", "scale": 4}
+
+
+def test_an_alias_stands_for_numbers_of_their_own() -> None:
+    shown = "{gradient: &line [{search: [0, 1]}, {search: [0, 2]}]}"
+    text = f"base: b\nvectors: {{a: a}}\nrule: sum\nscale: {shown}\nparameters: {{weights: *line}}\n"
+    space = space_of(parse_yaml(text))
+    recipe = space.recipe((0.1, 0.2, 0.3, 0.4))
+    assert recipe["scale"] == {"gradient": [0.1, 0.2]} and recipe["parameters"] == {"weights": [0.3, 0.4]}
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,22 @@ def search(
 
     with watching(quiet) as watch:
         score, objective = scoring.opened(recipe, watch)
-        found = search_with(
-            recipe, vary, score, objective, settings, folder=output, force=force, known=known_ref, watch=watch
-        )
+        try:
+            found = search_with(
+                recipe,
+                vary,
+                score,
+                objective,
+                settings,
+                folder=output,
+                force=force,
+                known=known_ref,
+                watch=watch,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; the same command goes on where it was, in {output}"
+            ) from None
     write_report(found, output)
     if json:
         print_json(found.record())

@@ -123,7 +123,8 @@ class Places:
         return root, rest if root in ("scale", "parameters", "rule") else "?"
 
     def _weights(self, path: str, rest: str) -> tuple[str, str]:
-        if not any(rest == name or rest.startswith(f"{name}.") for name in (*self._vectors, "*")):
+        names = (*self._vectors, "*") if self._vectors else ()
+        if not any(rest == name or rest.startswith(f"{name}.") for name in names):
             raise InputError(
                 f"--vary {path}: no vector or model of that name; {nearest(rest, self._vectors)}"
             )
@@ -153,6 +154,8 @@ class Places:
     def _parameter(self, rest: str) -> None:
         """Write a default of the rule out, and one value for each vector if the path asks for one of them."""
         given = self.content.get("parameters") or {}
+        if not isinstance(given, dict):
+            return  # refused where the recipe is read
         self.content["parameters"] = given
         field, _, below = rest.partition(".")
         if self._rule is None or field not in self._rule.parameters():

@@ -143,7 +143,7 @@ def open_space(where: str, content: Mapping[str, Any], vary: Mapping[str, Varied
     Raises: InputError for a path that leads to no number (with the nearest), a start outside the range, the
         same number twice, and for nothing to vary.
     """
-    plain = deepcopy(dict(content))
+    plain = _written_out(content)
     found = dict(_markers(where, plain, ()))
     for keys in found:
         put(plain, keys, None)
@@ -169,6 +169,13 @@ def open_space(where: str, content: Mapping[str, Any], vary: Mapping[str, Varied
     for dimension in dimensions.values():
         put(places.content, dimension.keys, dimension.value(dimension.start))
     return Space(places.content, tuple(dimensions.values()))
+
+
+def _written_out(node: Plain) -> Plain:
+    """Plain data of which no part stands in two places, as aliases of YAML do."""
+    if isinstance(node, Mapping):
+        return {key: _written_out(value) for key, value in node.items()}
+    return [_written_out(value) for value in node] if isinstance(node, list | tuple) else node
 
 
 def _markers(where: str, node: Plain, keys: Keys) -> Sequence[tuple[Keys, Varied]]:

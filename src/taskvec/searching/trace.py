@@ -119,12 +119,10 @@ class Trace:
 def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputExists(f"{folder}: is a file, expected the folder of a search; choose another name")
-    if folder.exists() and not (folder / "search.json").exists():
-        others = [path for path in folder.iterdir() if path.name != ".lock"]
-        if others:
-            raise OutputExists(
-                f"{folder}: exists and holds no search (no search.json); choose another folder"
-            )
+    if not folder.exists() or (folder / "search.json").exists():
+        return
+    if any(path.name not in (".lock", ".search.json.partial") for path in folder.iterdir()):
+        raise OutputExists(f"{folder}: exists and holds no search (no search.json); choose another folder")
 
 
 def _check_links(folder: Path, *, fresh: bool) -> None:
