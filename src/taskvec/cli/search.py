@@ -50,8 +50,8 @@ def search(
     from taskvec.searching.report import tables_of, write_report
     from taskvec.searching.search import search_with
 
+    score, objective = scoring.opened(recipe)
     with watching(quiet) as watch:
-        score, objective = scoring.opened(recipe, watch)
         try:
             found = search_with(
                 recipe,

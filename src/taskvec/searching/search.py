@@ -55,8 +55,9 @@ def search(
         recipe: a file, ours or mergekit's, with ``{search: [LOW, HIGH]}`` in place of numbers if it likes; or
             its plain data, with paths from the working directory.
         vary: path of a number -> its range, ``{"scale": (0.2, 1.2)}``; or texts, ``"scale=0.2..1.2"``.
-        score: measures candidates: a suite by name or file, ``lm_eval:TASK``, or a function, which is given
-            the edited weights, a lazy mapping, and returns a number or named ones, of which more is better.
+        score: measures candidates: a suite by name or file, ``lm_eval:TASK``; or a function, which is given
+            the edited ``weights``, a lazy mapping, or the loaded ``model``, by the names of its parameters,
+            and returns a number or named ones, of which more is better.
         weigh: figure -> its weight in the sum that is maximized; by default the first figure alone.
         keep: floors, such as ``"perplexity<1.05x"``; a candidate that breaks one ranks below all that do not.
         method, evaluations, time, points, seed: see ``SearchSettings``.
