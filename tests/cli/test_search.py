@@ -96,6 +96,18 @@ def test_what_does_not_fit_is_said_in_a_line(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_recipe_with_ranges_is_none_to_merge(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranged = world / "ranged.yaml"
+    ranged.write_text((world / "recipe.yaml").read_text() + "scale: {search: [0, 1]}\n")
+    assert run(["merge", str(ranged), "-o", str(tmp_path / "out")]) == 2
+    assert (
+        "scale: a range to be searched, expected a number; find it with taskvec search"
+        in capsys.readouterr().err
+    )
+
+
 def test_a_start_that_cannot_be_scored_ends_with_1(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -89,6 +89,8 @@ def _value(raw: object) -> object:
         return raw
     if isinstance(raw, Mapping):
         form = Gradient if "gradient" in raw else Filters if "filters" in raw else None
+        if form is None and not {"search", "choices"}.isdisjoint(raw):
+            raise ValueError("a range to be searched, expected a number; find it with taskvec search")
         if form is None:
             known = nearest(str(next(iter(raw), "")), ("gradient", "filters"))
             raise ValueError(f"a mapping with the keys {sorted(map(str, raw))}; {known}")
