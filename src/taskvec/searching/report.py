@@ -68,7 +68,11 @@ def write_report(found: Found, folder: Path) -> None:
             "The objective, candidate by candidate; the line is the best so far.",
             lambda: _trace(found),
         ),
-        Drawing("numbers", "Each number against the objective.", lambda: _scatter(found)),
+        Drawing(
+            "numbers",
+            "Each number against the objective; later candidates are lighter.",
+            lambda: _scatter(found),
+        ),
     ]
     figures = draw_all(drawings, folder / "figures", points, [Path(__file__)])
     pictures = [f"![{caption}]({path.relative_to(folder)})\n" for path, caption in figures]
