@@ -29,26 +29,43 @@ def actmat(
 
     It is ``wudi`` without weights and ridge: a task counts by the square of its size. One task stays as it
     is, copies count once, and tasks whose rows are orthogonal are added. Computed in float64.
-    Cost: an eigendecomposition of (in, in) a matrix.
+    Cost: an eigendecomposition of (in, in) a matrix, or of (T out, T out) if that is smaller.
     Source: arXiv:2604.01329 (ACTMat); the authors' pseudo-inverse leaves zero where we average.
     """
     if not is_matrix(deltas, exclude, _place):
         return deltas.mean(0)
+    tasks, outputs, inputs = deltas.shape
     mean = deltas.mean(0, dtype=torch.float64)
-    # The square of the smallest float32 is none of float64's; that of large float64 would be infinite.
+    # Entries as small or as large as floats can be have no squares.
     size = float(deltas.abs().amax()) or 1.0
-    read = torch.zeros(deltas.shape[2], deltas.shape[2], dtype=torch.float64)
-    wanted = torch.zeros(deltas.shape[1:], dtype=torch.float64)
+    system = _by_rows if tasks * outputs < inputs else _by_inputs
+    gram, wanted, rows = system(deltas, mean, size)
+    strength, found = torch.linalg.eigh(gram)
+    inverse = torch.where(strength > cut * strength[-1], strength.reciprocal(), 0.0)
+    right = found.T if rows is None else found.T @ rows
+    # Seen from the mean, what is cut stays there.
+    return (mean + (wanted @ found * inverse) @ right).to(deltas.dtype)
+
+
+def _by_inputs(deltas: Tensor, mean: Tensor, size: float) -> tuple[Tensor, Tensor, None]:
+    """sum_t G_t, (in, in), and sum_t (Delta_t - mean) G_t, both over size^2."""
+    gram = mean.new_zeros(mean.shape[1], mean.shape[1])
+    wanted = torch.zeros_like(mean)
     for delta in deltas:
         unit = delta.double() / size
-        gram = unit.T @ unit
-        read += gram
-        wanted += (delta.double() - mean) @ gram
-    # Seen from the mean, what is cut stays there.
-    strength, inputs = torch.linalg.eigh(read)
-    inverse = torch.where(strength > cut * strength[-1], strength.reciprocal(), 0.0)
-    merged: Tensor = mean + (wanted @ inputs * inverse) @ inputs.T
-    return merged.to(deltas.dtype)
+        gram.addmm_(unit.T, unit)
+        wanted += torch.linalg.multi_dot([delta - mean, unit.T, unit])
+    return gram, wanted, None
+
+
+def _by_rows(deltas: Tensor, mean: Tensor, size: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The same seen from all tasks' rows R, (T out, in): R R^T, [(Delta_t - mean) Delta_t^T ..] and R.
+
+    R (R^T R)^+ = (R R^T)^+ R, and both have the same eigenvalues.
+    """
+    rows = deltas.double().flatten(0, 1) / size
+    wanted = torch.cat([(delta - mean) @ (delta.double() / size).T for delta in deltas], dim=1)
+    return rows @ rows.T, wanted, rows
 
 
 ACTMAT = Rule("actmat", actmat, "matrix", in_rows=in_rows, check=check_pattern, copies=(5, 15), square=True)

@@ -46,21 +46,24 @@ def dc_merge(
     directions = min(deltas.shape[1:], default=0) // len(deltas)
     if not directions or not is_matrix(deltas, exclude, _place):
         return deltas.mean(0)
-    decomposed = (svd(delta.double(), given=deltas.dtype) for delta in deltas)
-    parts = [(u, _smoothed(s, smooth), v) for u, s, v in decomposed]
-    left, _, right = joined([(u[:, :directions], s[:directions], v[:directions]) for u, s, v in parts])
+    parts, smoothed = [], []
+    for delta in deltas.double():
+        u, s, v = svd(delta, given=deltas.dtype)
+        smoothed.append(delta if smooth == "none" else (u * _smoothed(s, smooth)) @ v)
+        parts.append((u[:, :directions], s[:directions], v[:directions]))
+    left, _, right = joined(parts, deltas.dtype)
     if not left.shape[1]:
         return torch.zeros_like(deltas[0])
-    inside = torch.stack([((left.T @ u) * s) @ (v @ right.T) for u, s, v in parts])
+    inside = torch.stack([left.T @ matrix @ right.T for matrix in smoothed])
     chosen = TIES(inside, keep=min(1.0, max(1, round(entries * len(right))) / inside[0].numel()))
-    owner = torch.cat([torch.full((min(len(s), directions),), task) for task, (_, s, _) in enumerate(parts)])
+    owner = torch.cat([torch.full((len(s),), task) for task, (_, s, _) in enumerate(parts)])
     own = chosen * (owner[:, None] == owner)
     return (left @ own @ right).to(deltas.dtype)
 
 
 def _smoothed(values: Tensor, kind: str) -> Tensor:
     """Singular values with the same sum, more alike."""
-    if kind == "none" or not len(values):
+    if not len(values):
         return values
     line = torch.linspace(_RATIO if kind == "linear" else 1, 1, len(values), dtype=values.dtype)
     return line * (values.sum() / line.sum())

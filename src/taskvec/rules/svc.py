@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from taskvec.rules.matrix import check_pattern, in_rows, is_matrix, svd
+from taskvec.rules.matrix import basis, check_pattern, in_rows, is_matrix
 from taskvec.rules.pairs import Deltas, stacked
 from taskvec.rules.rule import ANYWHERE, Place, Rule
 
@@ -37,23 +37,31 @@ def svc(
     Delta_t are the task vectors that the chain was given. One task stays as it is after ``sum``, and copies
     of one vector, summed, give that vector. A factor of what was merged cancels, unless ``least`` counts.
     Where singular values are equal, as after ``iso_c``, the singular vectors are arbitrary.
-    Cost: a decomposition in float64 and T products a matrix.
+    Cost: an eigendecomposition of the shorter side and T products a matrix, in float64.
     Source: arXiv:2602.05536 (singular value calibration), as in FusionBench.
     """
     given = stacked(_given)
     if not is_matrix(given, exclude, _place) or not is_matrix(merged[None], exclude, _place):
         return merged
-    u, s, v = svd(merged.double())
-    computing = _ROUNDINGS * max(merged.shape) * torch.finfo(s.dtype).eps
-    rounding = max(torch.finfo(given.dtype).eps, computing)
-    shares = torch.zeros_like(s)
+    matrix = merged.double()
+    found = basis(matrix)
+    wide = matrix.shape[0] <= matrix.shape[1]
+    left, right = (found, found.T @ matrix) if wide else (matrix @ found, found.T)
+    return ((left * _factors(left, matrix, given, least)) @ right).to(merged.dtype)
+
+
+def _factors(left: Tensor, merged: Tensor, given: Tensor, least: float) -> Tensor:
+    """gamma_r of the directions ``left`` (m, r), which may be of any length."""
+    computing = _ROUNDINGS * max(merged.shape) * torch.finfo(merged.dtype).eps
+    rounding = max(torch.finfo(given.dtype).eps, computing) * torch.linalg.vector_norm(left, dim=0)
+    whole, shares = left.T @ merged, torch.zeros_like(left[0])
     for delta in given:
-        part = u.T @ delta.double()
+        part = left.T @ delta.double()
         length = torch.linalg.vector_norm(part, dim=1)
-        share = s * (v * part).sum(1) / length**2
-        found = length > rounding * torch.linalg.vector_norm(delta)
-        shares += torch.where(found, share, least).clamp(min=least)
-    return ((u * (s * len(given) / shares)) @ v).to(merged.dtype)
+        share = (whole * part).sum(1) / length**2
+        present = length > rounding * torch.linalg.vector_norm(delta)
+        shares += torch.where(present, share, least).clamp(min=least)
+    return len(given) / shares
 
 
-SVC = Rule("svc", svc, "matrix", stage="after", in_rows=in_rows, check=check_pattern, copies=(1, 24))
+SVC = Rule("svc", svc, "matrix", stage="after", in_rows=in_rows, check=check_pattern, copies=(1, 9))
