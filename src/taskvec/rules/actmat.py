@@ -36,7 +36,7 @@ def actmat(
         return deltas.mean(0)
     tasks, outputs, inputs = deltas.shape
     mean = deltas.mean(0, dtype=torch.float64)
-    # Entries as small or as large as floats can be have no squares.
+    # The squares of entries as large as floats can be are none.
     size = float(deltas.abs().amax()) or 1.0
     system = _by_rows if tasks * outputs < inputs else _by_inputs
     gram, wanted, rows = system(deltas, mean, size)
