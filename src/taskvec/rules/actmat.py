@@ -44,7 +44,8 @@ def actmat(
     inverse = torch.where(strength > cut * strength[-1], strength.reciprocal(), 0.0)
     right = found.T if rows is None else found.T @ rows
     # Seen from the mean, what is cut stays there.
-    return (mean + (wanted @ found * inverse) @ right).to(deltas.dtype)
+    merged: Tensor = mean + (wanted @ found * inverse) @ right
+    return merged.to(deltas.dtype)
 
 
 def _by_inputs(deltas: Tensor, mean: Tensor, size: float) -> tuple[Tensor, Tensor, None]:
