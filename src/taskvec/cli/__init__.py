@@ -33,6 +33,7 @@ COMMANDS = {
     "rules": "List the rules that turn several task vectors into one.",
     "methods": "List the methods that the study `methods` compares: rules, learned coefficients, others.",
     "train": "Fine-tune a model on a task and store the task vector.",
+    "learn": "Learn the coefficients of a sum of task vectors by gradient.",
     "eval": "Measure a model, edited or not, on the tasks of a suite.",
     "run": "Run an experiment file: train, edit, search, evaluate, report.",
     "stats": "Measure a model on a task's inputs, for the rules that need it: fisher, regmean.",
