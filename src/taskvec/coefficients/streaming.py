@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from taskvec.vectors import TaskVector
+from taskvec.vectors.delta import Reading
+from taskvec.vectors.linear import total
 from taskvec.weights.blocks import block_step, row_blocks, rows_of
 
 
@@ -34,12 +36,17 @@ class Stream:
         splits = self._model[name].device.type == "cpu" and block_step(shape) is not None
         return row_blocks(shape) if splits and all(v.in_rows(name) for v in vectors) else iter((None,))
 
-    def deltas(self, name: str, rows: slice | None) -> Iterator[tuple[int, Tensor]]:
-        """Place and delta of each vector that changes a tensor, on its device."""
+    def deltas(self, name: str, rows: slice | None) -> Iterator[tuple[int, float, Tensor]]:
+        """Place of each vector that changes a tensor, and what times a factor is its delta, on its device."""
         like = self._model[name]
         for place in self.changed[name]:
-            read = self._vectors[place].read(name, rows, dtype=like.dtype)
-            yield place, read.to(like.device)
+            vector = self._vectors[place]
+            operands = Reading(name, rows, like.dtype).operands(vector.terms_at(name))
+            if len(operands) == 1 and operands[0].start is None:  # as it was read, without a copy
+                factor, delta = operands[0].factor, operands[0].end
+            else:
+                factor, delta = 1.0, total(operands, like.dtype)
+            yield place, factor, delta.to(like.device)
 
 
 @torch.no_grad()
@@ -55,11 +62,11 @@ def add_scaled(stream: Stream, name: str, into: Tensor, factors: Tensor, parts: 
     for rows in stream.blocks(name):
         target = rows_of(into, rows)
         which = None if parts is None else rows_of(parts, rows).reshape(-1).to(into.device, torch.int32)
-        for place, delta in stream.deltas(name, rows):
+        for place, factor, delta in stream.deltas(name, rows):
             if which is None:
-                target.add_(delta, alpha=plain[place])
+                target.add_(delta, alpha=factor * plain[place])
             else:
-                target.addcmul_(delta, by_part[place].index_select(0, which).view_as(delta))
+                target.addcmul_(delta, by_part[place].index_select(0, which).view_as(delta), value=factor)
 
 
 @torch.no_grad()
@@ -71,9 +78,10 @@ def products(
     for rows in stream.blocks(name):
         along = rows_of(gradient, rows).reshape(-1)
         which = None if parts is None else rows_of(parts, rows).reshape(-1).to(gradient.device, torch.int64)
-        for place, delta in stream.deltas(name, rows):
+        for place, factor, delta in stream.deltas(name, rows):
+            flat = delta.reshape(-1)
             if which is None:
-                sums[place] += float(torch.dot(along, delta.reshape(-1)))
+                sums[place] += factor * float(torch.dot(along, flat))
             else:
-                sums[place] += torch.bincount(which, along * delta.reshape(-1), count).cpu()
+                sums[place] += factor * torch.bincount(which, along * flat, count).cpu()
     return sums
