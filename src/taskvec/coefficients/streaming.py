@@ -36,8 +36,13 @@ class Stream:
         splits = self._model[name].device.type == "cpu" and block_step(shape) is not None
         return row_blocks(shape) if splits and all(v.in_rows(name) for v in vectors) else iter((None,))
 
-    def deltas(self, name: str, rows: slice | None) -> Iterator[tuple[int, float, Tensor]]:
-        """Place of each vector that changes a tensor, and what times a factor is its delta, on its device."""
+    def deltas(self, name: str, rows: slice | None) -> Iterator[tuple[int, Tensor]]:
+        """Place and delta of each vector that changes a tensor, on its device; not to be written into."""
+        for place, factor, delta in self.as_read(name, rows):
+            yield place, delta if factor == 1 else factor * delta
+
+    def as_read(self, name: str, rows: slice | None) -> Iterator[tuple[int, float, Tensor]]:
+        """The same, with a factor that the delta is still to be multiplied by."""
         like = self._model[name]
         for place in self.changed[name]:
             vector = self._vectors[place]
@@ -62,7 +67,7 @@ def add_scaled(stream: Stream, name: str, into: Tensor, factors: Tensor, parts: 
     for rows in stream.blocks(name):
         target = rows_of(into, rows)
         which = None if parts is None else rows_of(parts, rows).reshape(-1).to(into.device, torch.int32)
-        for place, factor, delta in stream.deltas(name, rows):
+        for place, factor, delta in stream.as_read(name, rows):
             if which is None:
                 target.add_(delta, alpha=factor * plain[place])
             else:
@@ -78,7 +83,7 @@ def products(
     for rows in stream.blocks(name):
         along = rows_of(gradient, rows).reshape(-1)
         which = None if parts is None else rows_of(parts, rows).reshape(-1).to(gradient.device, torch.int64)
-        for place, factor, delta in stream.deltas(name, rows):
+        for place, factor, delta in stream.as_read(name, rows):
             flat = delta.reshape(-1)
             if which is None:
                 sums[place] += factor * float(torch.dot(along, flat))
