@@ -73,6 +73,17 @@ def test_a_run_shows_methods_by_what_they_consumed(write: Write, capsys: pytest.
     assert run(path) == 0 and (path.with_name("run") / "records.jsonl").read_text() == before
 
 
+@pytest.mark.parametrize(("length", "steps"), [("steps: 6", 18), ("epochs: 1", None)])
+def test_joint_training_lasts_as_long_as_all_vectors(write: Write, length: str, steps: int | None) -> None:
+    path = write("{rules: [sum], coefficient: default}")
+    path.write_text(path.read_text().replace("steps: 6", length))
+    assert run(path) == 0
+    logs = list((path.with_name("run") / "logs").rglob("*.jsonl"))
+    lengths = {file.stem.rsplit("-", 1)[0]: len(file.read_text().splitlines()) for file in logs}
+    whole = lengths.pop("pets+taste+number")
+    assert whole == sum(lengths.values()) and steps in (None, whole)
+
+
 def test_subsets_are_tables_by_number_of_tasks(write: Write) -> None:
     path = write("{rules: [slerp], subsets: pairs, coefficient: default}")
     assert run(path) == 0

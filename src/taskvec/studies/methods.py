@@ -91,7 +91,7 @@ class Methods(Study[MethodsSettings]):
             for method in listed:
                 yield self._cell(trial, tasks, method)
         job = partial(_compare_joint, tasks=trial.tasks)
-        joint = trial.cell(Compared, job, trial.tasks, method={"joint": True})
+        joint = trial.cell(Compared, job, trial.tasks, method={"joint": "as long as all"})
         yield replace(joint, instead=partial(failed, JOINT, trial.tasks))
 
     def _cell(self, trial: Trial, tasks: Sequence[str], method: Method) -> Cell[Compared]:
@@ -223,5 +223,5 @@ def _compare(
 
 
 def _compare_joint(trial: Trial, tasks: Sequence[str]) -> Plain:
-    joint = GivenMethod(JOINT, trial.vector(*tasks), ("training",), "joint")
+    joint = GivenMethod(JOINT, trial.joint_vector(), ("training",), "joint")
     return _compare(trial, tasks, joint, "default", "validation")

@@ -191,11 +191,21 @@ class Trial:
         """Edits by other vectors, in the regime's space."""
         return self.evaluator.points(vectors, space=self.space)
 
-    def vector(self, *tasks: str, ascend: bool = False) -> TaskVector:
-        """The vector trained on tasks together; of a post-hoc regime, the one that it evaluates."""
+    def joint_vector(self) -> TaskVector:
+        """The vector trained on all tasks together, for as long as each of their own vectors, summed up."""
+        steps = self.settings.steps
+        return self.vector(*self.tasks, steps=steps and steps * len(self.tasks))
+
+    def vector(self, *tasks: str, ascend: bool = False, steps: int | None = None) -> TaskVector:
+        """The vector trained on tasks together; of a post-hoc regime, the one that it evaluates.
+
+        Args:
+            steps: in place of the regime's.
+        """
         trained = self.experiment.trained(self.regime)
         if trained != self.regime:
-            return Trial(self.lab, trained, self.seed).vector(*tasks, ascend=ascend)
+            return Trial(self.lab, trained, self.seed).vector(*tasks, ascend=ascend, steps=steps)
+        changed = {"steps": steps} if steps else {}
 
         def validate(vector: TaskVector) -> dict[str, float]:
             point = self.points_of({"tau": vector}).at({"tau": 1.0})
@@ -206,7 +216,7 @@ class Trial:
                 self.evaluator.backbone,
                 [self.evaluator.part(task) for task in tasks],
                 regime=self.trains,
-                settings=self.experiment.settings(self.regime, self.seed, *tasks),
+                settings=self.experiment.settings(self.regime, self.seed, *tasks).model_copy(update=changed),
                 ascend=ascend,
                 checkpoint=checkpoint,
                 validate=validate,
@@ -215,7 +225,7 @@ class Trial:
             )
 
         name = "+".join(tasks)
-        more: dict[str, object] = self._own_settings(tasks) if len(tasks) == 1 else {}
+        more: dict[str, object] = {**changed, **(self._own_settings(tasks) if len(tasks) == 1 else {})}
         if ascend:
             more["ascend"] = True
         return self.train(f"ascent-{name}" if ascend else name, compute, tasks, **more)
