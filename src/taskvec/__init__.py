@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from taskvec.evaluation.points import OrdinaryPoints, Points, TangentPoints
     from taskvec.evaluation.search import Grid, search_addition, search_each, search_negation
     from taskvec.merging.keys import learn_keys, make_library
+    from taskvec.merging.library import route
     from taskvec.models.backbone import Backbone
     from taskvec.models.heads import Head
     from taskvec.models.loading import load_backbone
@@ -72,6 +73,7 @@ _HOME = {
     "MaskedVectors": "vectors.stored.masked",
     "learn_keys": "merging.keys",
     "make_library": "merging.keys",
+    "route": "merging.library",
     "emr": "vectors.stored.masked",
     "tall_masks": "vectors.stored.masked",
     "open_recipe": "edits.opening",
@@ -185,6 +187,7 @@ __all__ = [
     "ntk_product",
     "open_recipe",
     "open_weights",
+    "route",
     "save_adapter",
     "save_merge",
     "save_weights",

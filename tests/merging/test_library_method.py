@@ -9,10 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import IA3Config, LoraConfig
 from torch import Tensor
 from torch.testing import assert_close
+from transformers import BertConfig, BertModel
 
 import taskvec as tv
+from adapters import save_trained
 from evaluation.test_chosen import TASKS, vectors_for
 from language_models import save_language_model
 from taskvec.errors import InputError
@@ -218,3 +221,53 @@ def test_the_snippets_on_the_page_run(
         exec(snippet, names)
     assert names["weights"].tolist() == [[1.0, 0.0], [0.0, 1.0]]
     assert names["made"].names == names["learned"].names == ("pets", "taste")
+
+
+def encoder() -> Any:
+    return BertModel(BertConfig(vocab_size=20))
+
+
+def test_any_library_is_routed_and_adapters_are_bound(
+    evaluator: tv.Evaluator, tiny_model: Path, tmp_path: Path
+) -> None:
+    scales = IA3Config(target_modules=["key", "value"], feedforward_modules=[])
+    factors = LoraConfig(r=2, target_modules=["query"])
+    loose = {
+        "scales": tv.TaskVector.load(save_trained(encoder, tiny_model, tmp_path / "ia3", scales)),
+        "factors": tv.TaskVector.load(save_trained(encoder, tiny_model, tmp_path / "lora", factors)),
+        "pets": vectors_for(evaluator, ("pets",))["pets"],
+    }
+    bound = {name: vector.with_base(tiny_model) for name, vector in loose.items()}
+    of_tasks = evaluator.features(evaluator.pretrained, "pets", "test")[0]
+    keys = {"scales": of_tasks[0], "factors": of_tasks[1:3], "pets": of_tasks[3]}
+    found = tv.route(evaluator, tv.Library(bound, keys), ["pets", "taste"])
+    assert set(found["values"]) == set(found["routing"]) == {"pets", "taste"}
+    assert found["routed"] == {"pets": found["routing"]["pets"]["pets"]}
+    nearest = tv.Library(bound, keys).select(of_tasks).argmax(1)
+    points = evaluator.points(bound)
+    logits = torch.stack([evaluator.logits(points.at({name: 1.0}), "pets", "test")[0] for name in bound])
+    labels = evaluator.logits(points.at({}), "pets", "test")[1]
+    right = logits[nearest, torch.arange(len(nearest))].argmax(1) == labels
+    assert found["values"]["pets"] == pytest.approx(float(right.float().mean()), abs=0.03)
+    adapters = {name: loose[name] for name in ("scales", "factors")}
+    unbound = tv.Library(adapters, {name: keys[name] for name in adapters})
+    same = tv.route(evaluator, unbound, ["taste"])
+    whole = tv.Library({name: bound[name] for name in adapters}, unbound.keys)
+    assert same == tv.route(evaluator, whole, ["taste"])
+    renamed = dict(zip(("pets", "taste"), adapters.values(), strict=True))
+    assert not tv.make_library(evaluator, renamed).base.unbound
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [({"k": 4}, "k: 4, expected 1 to 3"), ({"k": 0}, "library: k"), ({"temperature": 0.0}, "library: temp"),
+     ({"tasks": ["petz"]}, "'pets'")],
+)  # fmt: skip
+def test_what_cannot_be_routed_is_refused(
+    evaluator: tv.Evaluator, vectors: dict[str, tv.TaskVector], asked: dict[str, Any], words: str
+) -> None:
+    library = tv.make_library(evaluator, vectors)
+    with pytest.raises(InputError, match=words):
+        tv.route(evaluator, library, **{"tasks": ["pets"], **asked})
+    with pytest.raises(InputError, match=r"features: shape .* expected \(3,\) or \(N, 3\)"):
+        tv.route(evaluator, tv.Library(vectors, torch.eye(3)), ["pets"])

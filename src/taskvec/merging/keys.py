@@ -12,6 +12,7 @@ from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.tasks.source import SplitName
 from taskvec.vectors import TaskVector
+from taskvec.vectors.combining import bind_all
 from taskvec.vectors.library import Library
 
 HowKeyed = Literal["mean", "learned"]
@@ -36,15 +37,26 @@ def make_library(
 
     Raises: InputError for a model that gives no features, such as a language model.
     """
+    check_features(evaluator)
+    bound = bound_to(evaluator, vectors)
+    features = {task: evaluator.features(evaluator.pretrained, task, split)[0] for task in vectors}
+    if keys == "learned":
+        return Library(bound, learn_keys(features, seed=seed))
+    return Library(bound, {task: of.mean(0) for task, of in features.items()})
+
+
+def bound_to(evaluator: Evaluator, vectors: Mapping[str, TaskVector]) -> dict[str, TaskVector]:
+    """The vectors as those of the evaluator's model; adapters record no base themselves."""
+    return dict(zip(vectors, bind_all(list(vectors.values()), evaluator.backbone.source), strict=True))
+
+
+def check_features(evaluator: Evaluator) -> None:
+    """Refuse a model without features. Raises: InputError."""
     if evaluator.backbone.outputs == "tokens":
         raise InputError(
             f"library: {evaluator.backbone.ref} gives logits of tokens, expected features, which keys are; "
             "take an encoder"
         )
-    features = {task: evaluator.features(evaluator.pretrained, task, split)[0] for task in vectors}
-    if keys == "learned":
-        return Library(vectors, learn_keys(features, seed=seed))
-    return Library(vectors, {task: of.mean(0) for task, of in features.items()})
 
 
 @checked

@@ -1,21 +1,24 @@
 """A library as a method: each input is served by the vectors whose keys are nearest, without its task."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from taskvec.arguments import checked
 from taskvec.config import Config
 from taskvec.errors import InputError
+from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.points import OrdinaryPoints, Point, TangentPoint, TangentPoints
-from taskvec.merging.keys import HowKeyed, make_library
+from taskvec.merging.keys import HowKeyed, bound_to, check_features, make_library
 from taskvec.merging.method import Bench, Consumed, Method, Model, Plain, unlabelled
 from taskvec.tasks.loaders import Batches
 from taskvec.tasks.objective import Tally
 from taskvec.tasks.source import SplitName
+from taskvec.training.regimes import Space
 from taskvec.vectors.library import Library
 
 TENTHS = 10
@@ -61,7 +64,8 @@ class Routed(Model):
         super().__init__(bench)
         self.library, self.settings = library, settings
         self.coefficients = sum(key.numel() for key in library.keys.values())
-        self._points = bench.evaluator.points(library.vectors, space=bench.space)
+        bound = bound_to(bench.evaluator, library.vectors)
+        self._points = bench.evaluator.points(bound, space=bench.space)
         self._weights: dict[tuple[str, SplitName], Tensor] = {}
 
     def weights(self, task: str, split: SplitName) -> Tensor:
@@ -92,9 +96,9 @@ class Routed(Model):
             lambda number: points.at(mixtures[number]), chosen, task, split
         )
 
-    def routing(self, split: SplitName) -> dict[str, dict[str, float]]:
-        """By task, the share of its inputs that each vector is nearest to."""
-        return {task: self._shares(self.weights(task, split)) for task in self.bench.tasks}
+    def routing(self, split: SplitName, tasks: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+        """By task, the share of its inputs that each vector is nearest to; of all tasks by default."""
+        return {task: self._shares(self.weights(task, split)) for task in tasks or self.bench.tasks}
 
     def _shares(self, weights: Tensor) -> dict[str, float]:
         counts = weights.argmax(-1).bincount(minlength=len(self.library.names))
@@ -103,7 +107,7 @@ class Routed(Model):
     def facts(self) -> Plain:
         """Where the inputs of the test split went, and the share that went to their own task's vector."""
         routing = self.routing("test")
-        return {"routing": routing, "routed": {task: shares[task] for task, shares in routing.items()}}
+        return {"routing": routing, "routed": own_shares(routing)}
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,47 @@ class LibraryMethod(Method):
 def library_method(given: Mapping[str, object]) -> LibraryMethod:
     """Of an entry of a list of methods. Raises: InputError."""
     return LibraryMethod(LibrarySettings.parse("library", given))
+
+
+@checked
+def route(
+    evaluator: Evaluator,
+    library: Library,
+    tasks: Sequence[str] | None = None,
+    *,
+    k: int = 1,
+    temperature: float = 0.1,
+    alpha: float = 1.0,
+    split: SplitName = "test",
+    space: Space = "ordinary",
+) -> dict[str, dict[str, Any]]:
+    """Serve every input of some tasks by the vectors whose keys are nearest to its pre-trained feature.
+
+    The library is not told the task; what an input is scored by is still its task's own head.
+
+    Args:
+        library: of any vectors of the evaluator's model, whatever their names.
+        tasks: of the evaluator; all by default.
+        k, temperature: as for ``Library.select``. In ordinary space weights of several vectors are rounded to
+            tenths, in tangent space they are exact.
+        alpha: the scaling coefficient of the vectors.
+
+    Returns: ``values``, the metric of each task (more is better); ``routing``, by task the share of its
+        inputs that each vector is nearest to; ``routed``, the share that found the vector of the task's name.
+    Raises: InputError for a model without features, or keys of another dimension than they have.
+    """
+    check_features(evaluator)
+    names = list(evaluator.tasks) if tasks is None else list(tasks)
+    settings = LibrarySettings.parse("library", {"k": k, "temperature": temperature})
+    model = Routed(Bench(evaluator, library.vectors, space), library, settings)
+    values = {task: model.value(task, split, alpha) for task in names}
+    routing = model.routing(split, names)
+    return {"values": values, "routing": routing, "routed": own_shares(routing)}
+
+
+def own_shares(routing: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """By task, the share of its inputs that found the vector of its name, where there is one."""
+    return {task: shares[task] for task, shares in routing.items() if task in shares}
 
 
 def select(library: Library, features: Tensor, settings: LibrarySettings) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from taskvec.config import Config
 from taskvec.evaluation.points import Point
+from taskvec.merging.keys import bound_to
 from taskvec.merging.method import Bench, Consumed, Method, Model, Plain
 from taskvec.tasks.source import SplitName
 from taskvec.vectors import TaskVector
-from taskvec.vectors.combining import bind_all
 from taskvec.vectors.lora.lowrank import leading
 from taskvec.vectors.stored.masked import MaskedVectors, Rescaler, emr, tall_masks
 from taskvec.weights import open_weights
@@ -101,8 +101,7 @@ class ServedMethod(Method):
         return {"served": self.name.split(" (")[0], **self.options.model_dump()}
 
     def make(self, bench: Bench) -> Model:
-        bound = bind_all(list(bench.vectors.values()), bench.evaluator.backbone.source)
-        return self.build(bench, dict(zip(bench.vectors, bound, strict=True)), self.options)
+        return self.build(bench, bound_to(bench.evaluator, bench.vectors), self.options)
 
 
 def emr_method(given: Mapping[str, object]) -> ServedMethod:
