@@ -139,14 +139,15 @@ class Searching:
         """
         first = self._evaluation(0, self.space.start, "search")
         known = {self.space.start: first}
+        unseen = self._evaluation(0, self.space.start, "holdout") if self.score.parts else None
         ended = self._propose(known)
         found = list(known.values())
         self._tell(found, ended=True)
         best = max(found, key=lambda evaluation: (evaluation.worth, -evaluation.number))
         numbers = next(numbers for numbers, evaluation in known.items() if evaluation is best)
         notes = self.variant(self.space.recipe(self.space.start)).notes
-        recipe = self.space.recipe(numbers)
-        return Found(tuple(found), best, self._holdout(best, numbers), ended, recipe, notes)
+        holdout = None if unseen is None else (unseen, self._on_holdout(best, numbers, unseen))
+        return Found(tuple(found), best, holdout, ended, self.space.recipe(numbers), notes)
 
     def _propose(self, known: dict[Numbers, Evaluation]) -> str:
         """Measure one candidate after the other; why that ends."""
@@ -180,11 +181,8 @@ class Searching:
         done = int(total) if ended else min(len(found), int(total) - 1)
         self.watch("searching", done, int(total), best=best, last=found[-1].worth.objective)
 
-    def _holdout(self, best: Evaluation, numbers: Numbers) -> tuple[Evaluation, Evaluation] | None:
-        if not self.score.parts:
-            return None
-        first = self._evaluation(0, self.space.start, "holdout")
-        return first, self._evaluation(best.number, numbers, "holdout", first) if best.number else first
+    def _on_holdout(self, best: Evaluation, numbers: Numbers, start: Evaluation) -> Evaluation:
+        return self._evaluation(best.number, numbers, "holdout", start) if best.number else start
 
     def _evaluation(
         self, number: int, numbers: Numbers, part: Portion, first: Evaluation | None = None
