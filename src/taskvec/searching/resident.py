@@ -67,10 +67,11 @@ class _Held(Generic[M]):
 
 @torch.no_grad()
 def _overwrite(held: Tensor, weights: Weights, name: str, finite: bool) -> None:
-    value = weights.read(name)
-    if finite and not bool(value.isfinite().all()):
-        raise NonFinite(f"{weights.ref}: {name!r} holds NaN or infinity")
-    held.copy_(value)
+    for rows in weights.row_blocks(name) if held.dim() == 2 else (None,):
+        value = weights.read(name, rows)
+        if finite and not bool(value.isfinite().all()):
+            raise NonFinite(f"{weights.ref}: {name!r} holds NaN or infinity")
+        (held if rows is None else held[rows]).copy_(value)
 
 
 class Resident(Generic[M]):

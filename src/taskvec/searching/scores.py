@@ -10,7 +10,6 @@ from taskvec.code import named_callable, names_code
 from taskvec.errors import InputError
 from taskvec.evaluation.harness import HarnessSettings, harness_package
 from taskvec.place import Precision
-from taskvec.progress import Watch, unwatched
 from taskvec.reading import exists, local_path
 from taskvec.searching.command import CommandScore
 from taskvec.searching.harness_score import LmEvalScore
@@ -50,7 +49,6 @@ class Measuring:
     timeout: float | None = None
     include: str | None = None
     fewshot: int | None = None
-    watch: Watch = unwatched
 
 
 def open_scores(
@@ -98,7 +96,6 @@ def _open(text: str, how: Measuring, residents: Residents) -> Labelled:
         limit=how.limit,
         batch_size=how.batch_size or 64,
         precision=how.precision,
-        watch=how.watch,
     )
 
 

@@ -11,7 +11,6 @@ from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.models.backbone import Backbone
 from taskvec.place import Precision
-from taskvec.progress import Watch, unwatched
 from taskvec.searching.figures import mean_of
 from taskvec.searching.objective import Figures, Portion
 from taskvec.searching.resident import Residents
@@ -76,12 +75,11 @@ class SuiteScore:
         limit: int | None = None,
         batch_size: int = 64,
         precision: Precision = "float32",
-        watch: Watch = unwatched,
     ) -> None:
         self.label = self.headline = label
         self.outputs = outputs_for(tasks)
         self.tasks = {task.name: task for task in tasks}
-        self._residents, self._watch = residents, watch
+        self._residents = residents
         self._limit, self._batch_size, self._precision = limit, batch_size, precision
         self._base: Prepared | None = None
 
@@ -138,7 +136,6 @@ class SuiteScore:
             limits=limits,
             batch_size=self._batch_size,
             precision=self._precision,
-            watch=self._watch,
         )
         halves = {name: halve(self._examples(whole, name), name) for name in self.tasks}
         return {
