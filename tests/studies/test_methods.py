@@ -13,6 +13,8 @@ from language_models import save_language_model
 from taskvec.errors import InputError, UnknownName
 from taskvec.merging import every_method, method_of
 from taskvec.merging.method import Bench
+from taskvec.studies.compared.records import Compared
+from taskvec.studies.compared.tables import tables_of
 from taskvec.studies.numerics.paired import paired_difference
 
 RECIPE = tv.TrainSettings(lr=2e-3, steps=15, batch_size=16, weight_decay=0.01, validations=0)
@@ -216,6 +218,12 @@ def test_models_of_a_task_or_of_an_input_stand_beside_rules(
     assert consumed["tsv-compress"] == consumed["tall"] == consumed["emr (task id)"] == ["task id"]
     assert consumed["tall (lam validation)"] == ["validation labels", "task id"]
     assert found["tsv-compress"]["outcomes"][0]["normalized"] > 0.9
+    records = [[Compared.model_validate(record)] for record in found.values()]
+    *_, stored = tables_of(records, dict.fromkeys(TASKS, "accuracy"), "")
+    assert stored.title == "Bytes of models that know the task"
+    assert {row[0]: str(row[2]) for row in stored.rows if "tall" in str(row[0])} == {
+        "tall": "3.2", "tall (lam validation)": "3.2"
+    }  # fmt: skip
     routing = found["library"]["facts"]["routing"]
     assert {task: sum(shares.values()) for task, shares in routing.items()} == pytest.approx(
         dict.fromkeys(TASKS, 1.0)

@@ -34,14 +34,13 @@ class Storage:
     whole: Mapping[str, int]
 
     def facts(self) -> Plain:
-        """With ``share``, what a task adds relative to its own vector, and ``total`` to all of them."""
+        """With ``share``, what tasks add relative to their own vectors."""
         own = sum(self.whole.values())
         return {
             "bytes_shared": self.shared,
             "bytes_by_task": dict(self.by_task),
             "bytes_of_vectors": dict(self.whole),
             "share": sum(self.by_task.values()) / own if own else None,
-            "total": (self.shared + sum(self.by_task.values())) / own if own else None,
         }
 
 

@@ -5,7 +5,7 @@ from itertools import chain
 
 import numpy as np
 
-from taskvec.reports.numbers import NOTHING, Mean, Range, Several
+from taskvec.reports.numbers import NOTHING, Mean, Range, Several, percent
 from taskvec.reports.tables import Table
 from taskvec.studies.compared.records import Compared, How, Row, difference, groups_of, rows_of, sums_of
 from taskvec.studies.measured import (
@@ -40,6 +40,8 @@ def tables_of(compared: Methods, metrics: Metrics, of_regime: str) -> Iterator[T
     yield _table_by_task(rows, metrics, of_regime)
     if learned := learned_of(rows):
         yield _table_of_coefficients(learned, metrics, of_regime)
+    if stored := [row for row in rows if all("bytes_by_task" in of.facts for of in row.of)]:
+        yield _table_of_storage(stored, of_regime)
     if len({len(of[0].tasks) for of in compared}) > 1:
         yield _table_of_subsets(compared, of_regime)
 
@@ -189,6 +191,25 @@ def _table_of_coefficients(rows: Sequence[Row], metrics: Metrics, of_regime: str
         "coefficients a task, their mean."
     )
     return _grouped(f"Learned coefficients{of_regime}", ("method", *heads), rows, cells, note)
+
+
+def _table_of_storage(rows: Sequence[Row], of_regime: str) -> Table:
+    def cells(row: Row) -> Sequence[object]:
+        facts = row.of[0].facts
+        by_task, whole = facts["bytes_by_task"].values(), sum(facts["bytes_of_vectors"].values())
+        added = sum(by_task) / len(by_task)
+        every = (facts["bytes_shared"] + sum(by_task)) / whole if whole else None
+        return (
+            row.name,
+            Mean([added / 2**20], ".2f"),
+            percent([facts["share"]]),
+            Mean([facts["bytes_shared"] / 2**20], ".2f"),
+            percent([every]),
+        )
+
+    note = "What serves each task by its name, relative to the tasks' own vectors in full."
+    columns = ("method", "MiB a task", "% of its vector", "MiB shared", "% of all vectors")
+    return _grouped(f"Bytes of models that know the task{of_regime}", columns, rows, cells, note)
 
 
 def _table_of_subsets(compared: Methods, of_regime: str) -> Table:
