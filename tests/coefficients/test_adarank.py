@@ -57,7 +57,7 @@ def test_with_nothing_kept_only_other_tensors_change(evaluator: tv.Evaluator, ve
     assert {kept for of in learned.kept.values() for kept, _ in of.values()} == {0}
 
 
-@pytest.mark.parametrize("ratio", [0.25, 0.5])
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.9])
 def test_at_first_the_largest_directions_are_kept(
     evaluator: tv.Evaluator, vectors: Vectors, ratio: float
 ) -> None:

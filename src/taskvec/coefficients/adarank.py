@@ -93,9 +93,14 @@ class Ranked(Weighted):
         if name not in self._places:
             super()._add(name, into, factors)
             return
-        for place, where in self._places[name].items():
-            mask = choose(self.leaves["ranks"].detach()[where]).mask
-            add_ranks(into, self._file.read(name, place, into.device), factors[place, 0].item(), mask)
+        for place, delta in self._stream.deltas(name, None):
+            mask = choose(self.leaves["ranks"].detach()[self._places[name][place]]).mask
+            factor = factors[place, 0].item()
+            if mask.mean() > 0.5:  # fewer directions to take away than to add; none if all are kept
+                into.add_(delta, alpha=factor)
+                factor, mask = -factor, 1 - mask
+            if mask.any():
+                add_ranks(into, self._file.read(name, place, into.device), factor, mask)
 
     @torch.no_grad()
     def _along(self, name: str, gradient: Tensor) -> Tensor:
