@@ -15,6 +15,7 @@ from taskvec.reading import local_path, printable
 from taskvec.studies import STUDIES
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.study import Study
+from taskvec.tasks.source import expanded
 from taskvec.tasks.suite import Suite, load_suite
 
 FIRST = ("addition", "negation", "atm", "joint")
@@ -34,6 +35,7 @@ def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> 
     if not isinstance(values, dict):
         raise InputError(f"{path}: {type(values).__name__}, expected keys such as 'experiment' and 'model'")
     experiment = _model().parse(str(path), {**values, **(changes or {})})
+    experiment = experiment.model_copy(update={"vectors": _placed(experiment.vectors, path.parent)})
     _check_code(experiment, f"{path}: model")
     named = experiment.suite
     suite = load_suite(path.parent / named if named.endswith((".yaml", ".yml")) else named)
@@ -47,6 +49,11 @@ def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> 
     except InputError as error:
         raise type(error)(f"{path}: {printable(' '.join(str(error).split()))}") from None
     return experiment, suite
+
+
+def _placed(vectors: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Paths from the experiment file's folder. Raises: InputError."""
+    return {task: str(folder / expanded(given)) for task, given in vectors.items()}
 
 
 def _check_code(experiment: Experiment, where: str) -> None:

@@ -46,6 +46,9 @@ class Experiment(Config):
     """Regime -> settings that differ from ``training``, and for one of your own what it trains (``select``,
     ``space``, ``rank``, ``alpha``). A regime is evaluated in the space it trains in; ``post-hoc`` and
     ``post-hoc-attention`` evaluate those of ``full`` and ``attention`` in tangent space."""
+    vectors: dict[str, str] = Field(default_factory=dict)
+    """Task -> a task vector or adapter that is there already, of the one regime that the file names, so that
+    none is trained; a path relative to the experiment file."""
     per_task: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Task -> settings that differ for its own vector, such as its epochs. Tasks trained together take the
     common ones."""
@@ -79,6 +82,8 @@ class Experiment(Config):
         for where, given in {"training": self.training, **self.regimes, **self.per_task}.items():
             if "seed" in given:
                 raise ValueError(f"{where}: a seed is given under 'seeds', not here")
+        if self.vectors and len({self.trained(regime) for regime in self.regimes}) > 1:
+            raise ValueError("vectors: are of one regime, and the file names several; leave one of them")
         for key in RegimeSettings.model_fields.keys() & self.training.keys():
             raise ValueError(f"training: {key!r} is said of a single regime; give it under 'regimes'")
         for regime, given in self.regimes.items():
@@ -147,7 +152,7 @@ class Experiment(Config):
     def task_names(self, suite: Suite) -> list[str]:
         """The tasks whose vectors are studied, checked against the suite."""
         names = list(self.tasks or (name for name in suite.tasks if name != suite.control))
-        for name in (*names, *self.per_task):
+        for name in (*names, *self.per_task, *self.vectors):
             suite.task(name)
         return names
 

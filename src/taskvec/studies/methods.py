@@ -107,7 +107,7 @@ class Methods(Study[MethodsSettings]):
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         compared = results.stored(Compared, regime, seed)
-        return {"methods": compared} if compared else {}
+        return {"methods": list(map(_without_hits, compared))} if compared else {}
 
     def tables(self, results: Results) -> Iterator[Table]:
         for regime, compared in results.by_regime(Compared).items():
@@ -209,6 +209,13 @@ def _tried(bench: Bench, method: Method, protocol: Protocol) -> Plain:
         return failed(method.name, bench.tasks, error)
 
 
+def _without_hits(stored: Plain) -> Plain:
+    """A record for readers; which examples are right stays in ``records.jsonl``."""
+    outcomes: Any = stored.get("outcomes", ())
+    shown = [{key: value for key, value in outcome.items() if key != "hits"} for outcome in outcomes]
+    return {**stored, "outcomes": shown}
+
+
 def _compare(
     trial: Trial, tasks: Sequence[str], method: Method, coefficient: Coefficient, split: SplitName
 ) -> Plain:
@@ -223,5 +230,7 @@ def _compare(
 
 
 def _compare_joint(trial: Trial, tasks: Sequence[str]) -> Plain:
+    if trial.experiment.vectors:
+        return {"name": JOINT, "tasks": list(tasks), "left_out": "nothing is trained, the vectors are given"}
     joint = GivenMethod(JOINT, trial.joint_vector(), ("training",), "joint")
     return _compare(trial, tasks, joint, "default", "validation")

@@ -16,6 +16,7 @@ from taskvec.models.own import is_own
 from taskvec.place import describe_device
 from taskvec.progress import Watch
 from taskvec.studies.experiment import Experiment
+from taskvec.studies.given import digest_of, load_given
 from taskvec.studies.record import Plain, R, Record
 from taskvec.studies.store import Store, key_of
 from taskvec.tasks.suite import Suite
@@ -25,6 +26,7 @@ from taskvec.training.logs import Log, recording
 from taskvec.training.regimes import Regime
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector
+from taskvec.vectors.combining import bind_all
 from taskvec.weights import open_weights
 from taskvec.weights.staging import check_space
 
@@ -100,6 +102,16 @@ class Lab:
     watch: Watch
 
     @cached_property
+    def given(self) -> dict[str, TaskVector]:
+        """The vectors that are there already, by task. Raises: InputError."""
+        return load_given(self.plan.experiment.vectors)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Of these vectors."""
+        return {task: digest_of(vector) for task, vector in self.given.items()}
+
+    @cached_property
     def evaluator(self) -> Evaluator:
         """The experiment's model and tasks. Raises: InputError."""
         experiment = self.plan.experiment
@@ -157,7 +169,8 @@ class Trial:
         """For the key of a cell on these tasks, what their vectors are trained with besides."""
         given = self.experiment.per_task
         own = {task: given[task] for task in tasks if task in given}
-        return {"per_task": own} if own else {}
+        ready = {task: digest for task, digest in self.lab.digests.items() if task in tasks}
+        return {**({"per_task": own} if own else {}), **({"vectors": ready} if ready else {})}
 
     def stored(self, cell: Cell[R]) -> Plain:
         """The cell's result as stored, computed if it is not on record."""
@@ -205,6 +218,9 @@ class Trial:
         trained = self.experiment.trained(self.regime)
         if trained != self.regime:
             return Trial(self.lab, trained, self.seed).vector(*tasks, ascend=ascend, steps=steps)
+        if len(tasks) == 1 and tasks[0] in self.lab.given and not ascend:
+            [vector] = bind_all([self.lab.given[tasks[0]]], self.evaluator.backbone.source)
+            return vector
         changed = {"steps": steps} if steps else {}
 
         def validate(vector: TaskVector) -> dict[str, float]:
