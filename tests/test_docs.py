@@ -268,3 +268,20 @@ def test_every_experiment_file_is_valid(path: Path) -> None:
     with allowing_code():
         experiment, suite = load_experiment(path)
     assert set(experiment.task_names(suite)) <= set(suite.tasks)
+
+
+def test_the_page_on_methods_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "methods.md").read_text()
+    [experiment] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    short = "[ties, {rule: adamerging, steps: 2}]\n"
+    short += "  coefficient: default\n"
+    Path("methods.yaml").write_text(re.sub(r"rules: .*\n", f"rules: {short}", experiment))
+    loaded, _ = load_experiment(Path("methods.yaml"))
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "methods.yaml", "-o", "runs/methods", "--seeds", "0", "--quiet"])
+    assert loaded.seeds == (0, 1, 2) and ended.value.code == 0
+    names: dict[str, Any] = {"print": lambda *values: None}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(snippet, names)
+    assert {"zero-shot", "sum", "ties", "slerp (t 0.4)"} <= {record["name"] for record in names["records"]}
