@@ -1,6 +1,6 @@
 """AdaRank: coefficients of tensors, and which singular directions of each vector's matrices are kept."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,10 +40,9 @@ class Ranked(Weighted):
         stream: Stream,
         groups: Groups,
         settings: CoefficientSettings,
-        fixed: Iterable[str],
         scratch: Path,
     ) -> None:
-        super().__init__(base, stream, groups, settings, fixed)
+        super().__init__(base, stream, groups, settings)
         self._file = _File(scratch)
         self._places: dict[str, dict[int, slice]] = {}
         logits = [torch.zeros(0, dtype=torch.float64)]

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -91,7 +91,7 @@ def learn_coefficients(
         held = kind(evaluator, rest, chosen, signal, seed)
     passes = kind(evaluator, splits, chosen, signal, seed)
     with ExitStack() as scratch:
-        merge = _merge(base, stream, groups, chosen, evaluator.backbone.statistics(), scratch, space)
+        merge = _merge(base, stream, groups, chosen, scratch, space)
         if isinstance(passes, Kept) and passes.is_convex():
             trace = passes.minimum(merge)
         else:
@@ -178,7 +178,6 @@ def _merge(
     stream: Stream,
     groups: Groups,
     settings: CoefficientSettings,
-    fixed: Iterable[str],
     held: ExitStack,
     space: Space,
 ) -> Numbers:
@@ -186,9 +185,9 @@ def _merge(
     if space == "tangent":
         return InTangent(stream.labels, groups, settings)
     if settings.scope != "rank":
-        return Weighted(base, stream, groups, settings, fixed)
+        return Weighted(base, stream, groups, settings)
     scratch = Path(held.enter_context(TemporaryDirectory(prefix="taskvec-")))
-    return Ranked(base, stream, groups, settings, fixed, scratch)
+    return Ranked(base, stream, groups, settings, scratch)
 
 
 def _vector(merge: Numbers, vectors: Mapping[str, TaskVector], groups: Groups, base: Weights) -> TaskVector:

@@ -1,6 +1,7 @@
 """The network's side of a step: each task's batches, and the gradient of its objective."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -12,7 +13,7 @@ from taskvec.coefficients.signals import Signal
 from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.models.backbone import Backbone, evaluating
-from taskvec.models.functional import encode
+from taskvec.models.functional import differentiable_statistics, encode
 from taskvec.place import autocast, enough_memory
 from taskvec.tasks.loaders import in_batches
 from taskvec.tasks.objective import Batch, Objective, Prepared
@@ -49,7 +50,7 @@ class Passes:
         leaves = [value for value in model.values() if value.requires_grad]
         values: dict[str, list[Tensor]] = {}
         model = {**_detached(self._backbone), **model}
-        with evaluating(self._backbone):
+        with evaluating(self._backbone), self._moving(model):
             for task, (objective, prepared) in self._asked.items():
                 asked = objective.moving(model)
                 for batch, share in self._batches(task, prepared, step):
@@ -57,6 +58,12 @@ class Passes:
                     torch.autograd.backward(loss, inputs=leaves)
                     values.setdefault(task, []).append(loss.detach())
         return {task: torch.stack(losses).sum().item() for task, losses in values.items()}
+
+    def _moving(self, model: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Room for gradients of running statistics, where vectors move them."""
+        if model.keys().isdisjoint(self._backbone.statistics()):
+            return nullcontext()
+        return differentiable_statistics(self._backbone.network)
 
     @property
     def guided(self) -> bool:

@@ -1,6 +1,6 @@
 """Sums of task vectors with coefficients to learn, by group."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ class Weighted(Numbers):
         base: the tensors that vectors may change; read, never written.
         stream: the vectors.
         groups: of their tensors; those that are not in ``base`` too.
-        fixed: tensors through which no gradient goes.
     """
 
     def __init__(
@@ -27,13 +26,12 @@ class Weighted(Numbers):
         stream: Stream,
         groups: Groups,
         settings: CoefficientSettings,
-        fixed: Iterable[str] = (),
     ) -> None:
         super().__init__(stream.labels, groups, settings)
         self._base, self._stream = base, stream
-        self.model = {name: torch.empty(base[name].shape).to(base[name]) for name in stream.changed}
-        for name in self.model.keys() - set(fixed):
-            self.model[name].requires_grad_()
+        self.model = {
+            name: torch.empty(base[name].shape).to(base[name]).requires_grad_() for name in stream.changed
+        }
 
     @torch.no_grad()
     def write(self) -> None:
