@@ -147,7 +147,7 @@ def test_logits_have_the_straight_through_gradient_in_float64(
     double = tv.Evaluator(deepcopy(evaluator.backbone).double(), list(evaluator.tasks.values()))
     base, chosen = double.pretrained, settings(ratio=0.5, batch=1000)
     stream = Stream(vectors, base)
-    merge = Ranked(base, stream, groups_of(stream.changed, chosen, 0), chosen, (), tmp_path)
+    merge = Ranked(base, stream, groups_of(stream.changed, chosen, 0), chosen, tmp_path)
     passes = Passes(double, splits_of(double, ["pets"], chosen), chosen, entropy, 0)
     merge.write()
     passes.backward(merge.model, 0)

@@ -46,8 +46,8 @@ def test_the_slope_is_that_of_networks_between(tmp_path: Path, kind: str, signal
     )
     learned = tv.learn_coefficients(evaluator, vectors, ["own"], chosen)
     split = evaluator.split("own", "train")
-    network: Any = backbone
-    pixels = network.normalized(network.stack(split.inputs)["pixel_values"]).double()
+    encoder: Any = backbone
+    pixels = encoder.normalized(encoder.stack(split.inputs)["pixel_values"]).double()
 
     def cost(a: float, b: float) -> float:
         made: Any = deepcopy(base).double()
