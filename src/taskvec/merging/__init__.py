@@ -28,7 +28,7 @@ METHODS: "Registry[Callable[[Mapping[str, object]], Method]]" = Registry(
 )
 """Name -> what makes the method of the settings beside its name."""
 
-ALL_CHAINS = ("dare+ties", "tsv+surgery", "tsv+learned_lines")
+ALL_CHAINS = ("dare+ties", "tsv+svc", "tsv+surgery", "tsv+learned_lines")
 """Chains that stand in tables beside the single rules."""
 
 AFTER = ("surgery", "learned_lines")

@@ -15,8 +15,9 @@ from taskvec.tasks.source import SplitName
 
 @dataclass(frozen=True)
 class LinesMethod(Method):
-    """A merge scaled by depth, with two learned numbers, see
-    :func:`taskvec.coefficients.lines.learn_lines`.
+    """Merge by another method, then scale by depth: LiNeS with both of its numbers learned.
+
+    See :func:`taskvec.coefficients.lines.learn_lines`.
 
     Args:
         of: the method that merges; its usual scale is where both numbers start.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import getdoc
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -63,20 +64,20 @@ class Served(Model):
 
 
 class EmrSettings(Config):
-    """Elect, mask and rescale."""
+    """Serve each task by its mask and scale of one elected vector."""
 
     rescaler: Rescaler = "global"
 
 
 class TallSettings(Config):
-    """TALL masks."""
+    """Serve each task by its mask of the summed vector."""
 
     lam: Annotated[float, Field(ge=0)] | Literal["validation"] = 0.4
     """One threshold for all tasks; or for each the best of 0.2 to 0.6 on its validation data."""
 
 
 class TsvSettings(Config):
-    """The leading singular components of each task's matrices."""
+    """Serve each task by the leading singular components of its own matrices."""
 
     components: Annotated[float, Field(gt=0, le=1)] | None = None
     """The fraction of a matrix's rank that is kept; 1/T by default."""
@@ -91,6 +92,10 @@ class ServedMethod(Method):
     build: Callable[[Bench, Vectors, Config], Model] = field(compare=False, repr=False)
     coefficient: float | None = None
     family: ClassVar[str] = "served"
+
+    @property
+    def about(self) -> str:
+        return (getdoc(type(self.options)) or "").rstrip(".")
 
     def consumes(self, split: SplitName) -> tuple[Consumed, ...]:
         chosen = getattr(self.options, "lam", None) == "validation"

@@ -18,8 +18,9 @@ from taskvec.tasks.source import SplitName
 
 @dataclass(frozen=True)
 class SurgeryMethod(Method):
-    """A method whose model's features go through a map for each task, see
-    :func:`taskvec.coefficients.surgery.fit_surgery`.
+    """Merge by another method, then bring features nearer to each task's own model by a small map a task.
+
+    See :func:`taskvec.coefficients.surgery.fit_surgery`.
 
     Args:
         of: the method.
