@@ -1,6 +1,7 @@
 """Methods side by side as an experiment: tables, records, and what goes wrong."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,20 @@ def test_a_coefficient_without_finite_outputs_has_no_row(write: Write) -> None:
     assert "not finite" in found["diverged"]["searched"] or "finite at no" in found["diverged"]["searched"]
     report = (path.with_name("run") / "report.md").read_text()
     assert "Outputs not finite: mean (α searched, 1 of 1 seeds)" in report
+
+
+def test_a_metric_that_is_no_mean_over_examples_has_no_test(
+    write: Write, tmp_path: Path, tiny_suite: Path
+) -> None:
+    path = write("{rules: [ties], coefficient: default}")
+    copied = Path(shutil.copytree(tiny_suite.parent, tmp_path / "suite")) / tiny_suite.name
+    copied.write_text(copied.read_text().replace("pets: {", "pets: {metric: macro_f1, "))
+    path.write_text(path.read_text().replace(str(tiny_suite), str(copied)))
+    assert run(path) == 0
+    report = (path.with_name("run") / "report.md").read_text()
+    assert "no test, as single examples of pets are not right or wrong" in report
+    assert [cell.strip() for cell in report.split("| ties | ")[1].split("|")][2] == "–"
+    assert "hits" not in (path.with_name("run") / "results.json").read_text()
 
 
 @pytest.mark.parametrize("regime", ["tangent", "attention"])

@@ -98,7 +98,7 @@ def _notes(rows: Sequence[Row], compared: Methods, metrics: Metrics) -> Iterator
 def _test_note(rows: Sequence[Row], metrics: Metrics) -> str:
     others = [task for task in metrics if any(task not in row.outcomes[0].hits for row in rows)]
     if others:
-        return f"− sum: no test, as {', '.join(others)} has no examples that are right or wrong one by one."
+        return f"− sum: no test, as single examples of {', '.join(others)} are not right or wrong."
     seeds = len(rows[0].outcomes) if rows else 1
     again = "not on how it would come out with other seeds" if seeds == 1 else f"given these {seeds} seeds"
     return (
