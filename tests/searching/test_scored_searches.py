@@ -120,7 +120,7 @@ def test_errors_of_scores_end_with_one_line(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(place)
-    for words, code, message in (
+    cases = (
         ("", 2, "--score: missing, expected what candidates are scored by"),
         ("--score suite.yml", 2, "suite.yml"),
         ("--score suite.yaml --minimise", 2, "--minimise: no score here heeds it; leave it out"),
@@ -131,9 +131,10 @@ def test_errors_of_scores_end_with_one_line(
             1,
             "failed with exit status 4: no GPU here",
         ),
-    ):
+    )
+    for number, (words, code, message) in enumerate(cases):
         with pytest.raises(SystemExit) as stopped:
-            main(shlex.split(f"{SEARCH} {words} -o {tmp_path / 'x'} -q"))
+            main(shlex.split(f"{SEARCH} {words} -o {tmp_path / str(number)} -q"))
         said = capsys.readouterr().err
         assert (stopped.value.code, message in said) == (code, True), said
 
