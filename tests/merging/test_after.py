@@ -166,6 +166,7 @@ def test_methods_that_they_do_not_go_with_are_unfit(bench: Bench) -> None:
         "library+surgery": "each input has a model of its own",
         "tall+learned_lines": "scales one vector, and tall makes none",
         "sum+surgery+learned_lines": "makes none",
+        "sum+surgery+surgery": "mended already",
         "slerp+surgery": None,
         "sum+learned_lines": None,
     }.items():
@@ -180,3 +181,19 @@ def test_lines_refuse_what_has_no_depth_and_other_settings(bench: Bench) -> None
         learn_lines(bench.evaluator, flat, TASKS)
     with pytest.raises(InputError, match="lines: scope tensor, signal entropy; expected scope: task"):
         learn_lines(bench.evaluator, flat, TASKS, tv.CoefficientSettings(scope="tensor"))
+
+
+def test_the_split_that_lines_name_tells_them_apart() -> None:
+    named = [method_of({"after": "learned_lines", "of": "tsv", **of}) for of in ({}, {"split": "train"})]
+    plain, other = (method.settings() for method in named)
+    assert plain != other and other["split"] == "train"
+
+
+@pytest.mark.parametrize("name", ["tsv+learned_lines", "ties+lines", "lines"])
+def test_a_model_without_blocks_is_not_scaled_by_depth(name: str, bench: Bench) -> None:
+    assert method_of(name).unfit(bench) is None
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    model = tv.wrap(network, collate=torch.stack, example=torch.zeros(4))
+    assert "no tensor of the model is in a numbered block" in str(
+        method_of(name).unfit(Bench(tv.Evaluator(model, []), bench.vectors))
+    )

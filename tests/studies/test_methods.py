@@ -15,6 +15,7 @@ from taskvec.merging import every_method, method_of
 from taskvec.merging.method import Bench
 from taskvec.studies.compared.records import Compared
 from taskvec.studies.compared.tables import tables_of
+from taskvec.studies.methods import check_split
 from taskvec.studies.numerics.paired import paired_difference
 
 RECIPE = tv.TrainSettings(lr=2e-3, steps=15, batch_size=16, weight_decay=0.01, validations=0)
@@ -228,3 +229,44 @@ def test_models_of_a_task_or_of_an_input_stand_beside_rules(
     assert {task: sum(shares.values()) for task, shares in routing.items()} == pytest.approx(
         dict.fromkeys(TASKS, 1.0)
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"vectors": {}}, "vectors: none"),
+        ({"single": {}}, "single: no validation value of 'pets'.*tv.single_task"),
+        ({"single": {"validation": {"pets": 1.0}}}, "single: no validation value of 'taste'"),
+        ({"coefficient": "best"}, "coefficient"),
+        ({"split": "valid"}, "split"),
+        ({"space": "Tangent"}, "space: 'Tangent', expected ordinary or tangent"),
+        ({"rules": "tise"}, "did you mean 'ties'"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(
+    given: dict[str, Any], words: str, evaluator: tv.Evaluator, vectors: Vectors, single: Singles
+) -> None:
+    asked: dict[str, Any] = {"vectors": vectors, "single": single, "rules": ["ties"], **given}
+    with pytest.raises(InputError, match=words):
+        tv.methods(evaluator, **asked)
+
+
+def test_a_vector_of_no_task_is_refused(evaluator: tv.Evaluator, vectors: Vectors, single: Singles) -> None:
+    with pytest.raises(InputError, match="no task called 'pest' here; did you mean 'pets'"):
+        tv.methods(evaluator, {**vectors, "pest": vectors["pets"]}, "ties", single=single)
+
+
+def test_one_name_is_a_list_of_one(evaluator: tv.Evaluator, vectors: Vectors, single: Singles) -> None:
+    found = compared(evaluator, vectors, single, rules="ties", coefficient="default")
+    assert list(found)[-1] == "ties"
+
+
+def test_what_does_not_read_the_split_goes_with_the_test_split() -> None:
+    """Masks are chosen on validation data, whatever split other methods read."""
+    for entry in (
+        "tall",
+        "tsv-compress",
+        {"rule": "tall", "lam": "validation"},
+        {"rule": "supervised", "split": "train"},
+    ):
+        check_split("methods", [method_of(entry)], "test", allow_test_inputs=False)

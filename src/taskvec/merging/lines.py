@@ -9,7 +9,7 @@ from taskvec.coefficients.settings import CoefficientSettings
 from taskvec.errors import InputError
 from taskvec.merging.learned import LearnedMethod
 from taskvec.merging.method import Bench, Consumed, Method, Plain, VectorModel, in_order
-from taskvec.merging.rules import RuleMethod
+from taskvec.merging.rules import RuleMethod, without_blocks
 from taskvec.tasks.source import SplitName
 
 
@@ -52,13 +52,14 @@ class LinesMethod(Method):
     def unfit(self, bench: Bench) -> str | None:
         if not isinstance(self.of, RuleMethod | LearnedMethod | LinesMethod):
             return f"scales one vector, and {self.of.name} makes none"
-        return self.of.unfit(bench)
+        return self.of.unfit(bench) or without_blocks(bench)
 
     def settings(self) -> Plain:
         changed = self.settings_on("validation").model_dump(
             exclude={"split", "allow_test_inputs"}, exclude_defaults=True
         )
-        return {"of": {"family": self.of.family, **self.of.settings()}, **changed}
+        own = {"split": self.changes["split"]} if "split" in self.changes else {}
+        return {"of": {"family": self.of.family, **self.of.settings()}, **changed, **own}
 
     def make(self, bench: Bench) -> VectorModel:
         """The merge, scaled. Raises: InputError for a method that makes a model for each task."""

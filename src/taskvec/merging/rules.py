@@ -10,6 +10,7 @@ from torch import Tensor
 from taskvec.evaluation.points import add_vector
 from taskvec.merging.method import Bench, Consumed, Method, Plain, VectorModel, unlabelled
 from taskvec.models.backbone import Backbone
+from taskvec.names import BLOCKS, block_depths
 from taskvec.rules import RULES, Rule
 from taskvec.statistics.fisher import fisher
 from taskvec.statistics.gram import gram
@@ -63,7 +64,10 @@ class RuleMethod(Method):
         number = len(bench.vectors)
         if number < least or (most is not None and number > most):
             return f"takes {least}" if most == least else f"takes at least {least}"
-        return self._unmeasured(bench) if "_stats" in self._known.keywords else None
+        if reason := self._unmeasured(bench) if "_stats" in self._known.keywords else None:
+            return reason
+        chosen = self._known.settings(self.parameters)
+        return without_blocks(bench, chosen["blocks"]) if "blocks" in chosen and chosen["beta"] else None
 
     def _unmeasured(self, bench: Bench) -> str | None:
         """Why there are no statistics of these tasks' models."""
@@ -126,3 +130,10 @@ class GivenMethod(Method):
 
     def make(self, bench: Bench) -> VectorModel:
         return VectorModel(bench, self.vector)
+
+
+def without_blocks(bench: Bench, blocks: str = BLOCKS) -> str | None:
+    """Why nothing can be scaled by depth; none if the model has blocks."""
+    if block_depths(open_weights(bench.evaluator.backbone.source), blocks):
+        return None
+    return "scales by depth, and no tensor of the model is in a numbered block"

@@ -53,6 +53,8 @@ class SurgeryMethod(Method):
             return "mends features, and a language model gives logits"
         if isinstance(self.of, LibraryMethod):
             return "mends the features of one model, and here each input has a model of its own"
+        if isinstance(self.of, SurgeryMethod):
+            return "mends a model once, and its features are mended already"
         return self.of.unfit(bench)
 
     def settings(self) -> Plain:

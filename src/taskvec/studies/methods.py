@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from taskvec.arguments import checked
 from taskvec.config import Config
@@ -26,6 +26,7 @@ from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import search_inputs
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.single import own_models
+from taskvec.studies.store import key_of
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.source import SplitName
@@ -92,7 +93,8 @@ class Methods(Study[MethodsSettings]):
                 yield self._cell(trial, tasks, method)
         job = partial(_compare_joint, tasks=trial.tasks)
         joint = trial.cell(Compared, job, trial.tasks, method={"joint": "as long as all"})
-        yield replace(joint, instead=partial(failed, JOINT, trial.tasks))
+        label = f"{JOINT}, {joint.label}"
+        yield replace(joint, label=label, instead=partial(failed, JOINT, trial.tasks))
 
     def _cell(self, trial: Trial, tasks: Sequence[str], method: Method) -> Cell[Compared]:
         block = self.block
@@ -103,7 +105,8 @@ class Methods(Study[MethodsSettings]):
         if method.coefficient is not None:
             decisive |= {"coefficient": block.coefficient, **search_inputs(trial.experiment.search)}
         cell = trial.cell(Compared, job, tasks, **decisive)
-        return replace(cell, instead=partial(failed, method.name, tasks))
+        label = f"{method.name}, {cell.label}"
+        return replace(cell, label=label, instead=partial(failed, method.name, tasks))
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         compared = results.stored(Compared, regime, seed)
@@ -134,7 +137,7 @@ class Methods(Study[MethodsSettings]):
 def methods(
     evaluator: Evaluator,
     vectors: Mapping[str, TaskVector],
-    rules: Literal["all"] | Sequence[str | Mapping[str, Any] | Method] = "all",
+    rules: str | Sequence[str | Mapping[str, Any] | Method] = "all",
     *,
     single: Mapping[str, Values],
     space: Space = "ordinary",
@@ -149,7 +152,7 @@ def methods(
 
     Args:
         vectors: by task, of one regime.
-        rules: as in an experiment file, or methods themselves.
+        rules: as in an experiment file, or methods themselves; or the name of one.
         single: from :func:`single_task`, same regime: what normalized figures are divided by.
         coefficient: the method's own, searched on validation data, or both.
         split: where methods take inputs and labels from that they read.
@@ -161,7 +164,9 @@ def methods(
         goes wrong in ``failed``, a coefficient at which outputs are not finite is under ``diverged``.
     Raises: InputError.
     """
-    listed = ["all"] if rules == "all" else rules
+    _check_arguments(evaluator, vectors, single, space)
+    MethodsSettings.parse("methods", {"coefficient": coefficient, "split": split})
+    listed = [rules] if isinstance(rules, str) else rules
     chosen = [
         method
         for entry in listed
@@ -173,6 +178,24 @@ def methods(
     return [dict(_tried(bench, method, protocol)) for method in distinct([*_baselines(), *chosen])]
 
 
+def _check_arguments(
+    evaluator: Evaluator, vectors: Mapping[str, TaskVector], single: Mapping[str, Values], space: Space
+) -> None:
+    if not vectors:
+        raise InputError("vectors: none, expected one for each task")
+    if space not in get_args(Space):
+        raise InputError(f"space: {space!r}, expected {' or '.join(get_args(Space))}")
+    for task in vectors:
+        evaluator.task(task)
+    for split in ("validation", "test"):
+        missing = [task for task in vectors if task not in single.get(split, {})]
+        if missing:
+            raise InputError(
+                f"single: no {split} value of {missing[0]!r}, expected one for each vector; take "
+                "tv.single_task(evaluator, evaluator.points(vectors), list(vectors))"
+            )
+
+
 def check_split(where: str, methods: Sequence[Method], split: SplitName, allow_test_inputs: bool) -> None:
     """Refuse to learn from the test split, unless inputs alone are read and that is allowed.
 
@@ -181,13 +204,18 @@ def check_split(where: str, methods: Sequence[Method], split: SplitName, allow_t
     if split != "test":
         return
     for method in methods:
-        if "validation labels" in method.consumes("validation"):
+        if _reads_labels(method):
             raise InputError(f"{where}: {method.name} reads labels, and never those of the test split")
-        if method.consumes("test") and not allow_test_inputs:
+        if "unlabelled test inputs" in method.consumes("test") and not allow_test_inputs:
             raise InputError(
                 f"{where}: split: test, and {method.name} would read inputs that it is scored on; take "
                 "validation, or allow_test_inputs: true, and its rows say so"
             )
+
+
+def _reads_labels(method: Method) -> bool:
+    """Whether it reads the labels of the split that methods read, whichever that is."""
+    return "validation labels" in method.consumes("validation") and "train labels" in method.consumes("train")
 
 
 def distinct(methods: Sequence[Method]) -> list[Method]:
@@ -220,7 +248,7 @@ def _compare(
     trial: Trial, tasks: Sequence[str], method: Method, coefficient: Coefficient, split: SplitName
 ) -> Plain:
     vectors = {task: trial.vectors[task] for task in tasks}
-    scratch = trial.lab.store.folder / "partial"
+    scratch = trial.lab.store.folder / "partial" / key_of("vectors", trial.decisive(tasks))[:16]
     bench = Bench(
         trial.evaluator, vectors, trial.space, split, trial.seed, scratch=scratch, watch=trial.lab.watch
     )

@@ -150,15 +150,18 @@ class Trial:
         Args:
             tasks: those whose data decide the result; they name the cell in messages, too.
         """
-        decisive = {
+        decisive = {**self.decisive(tasks), **inputs}
+        return Cell(kind, f"{self.regime} {'+'.join(tasks)}", decisive, compute)
+
+    def decisive(self, tasks: Sequence[str]) -> dict[str, object]:
+        """What decides these tasks' vectors and what is measured with them."""
+        return {
             **self.plan.evaluation,
             "regime": self.regime,
             "training": recipe(self.settings, self.trains),
             "tasks": self.plan.fingerprints(tasks),
             **self._own_settings(tasks),
-            **inputs,
         }
-        return Cell(kind, f"{self.regime} {'+'.join(tasks)}", decisive, compute)
 
     @property
     def settings(self) -> TrainSettings:
