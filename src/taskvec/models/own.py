@@ -92,7 +92,7 @@ class _Parts:
     ) -> None:
         self.module, self.collate, self.features = module, collate, features
         self.embed_text, self.example = embed_text, example
-        self.cuts = "max_length" in signature(collate).parameters
+        self.cuts = _takes(collate, "max_length")
 
     def __deepcopy__(self, memo: object) -> "_Parts":
         return self
@@ -105,6 +105,14 @@ class _Parts:
             held = {**dict(network.named_parameters()), **dict(network.named_buffers())}
             with substituted(self.module, held):
                 return _call(self.features, batch)
+
+
+def _takes(function: Collate, parameter: str) -> bool:
+    """Whether a function has a parameter; one written in C, such as ``torch.stack``, does not say."""
+    try:
+        return parameter in signature(function).parameters
+    except ValueError:
+        return False
 
 
 def _recurrent_kernels(module: nn.Module) -> AbstractContextManager[None]:
