@@ -28,6 +28,19 @@ def test_a_recipe_makes_the_same_model(
     assert all(torch.equal(made[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.parametrize("scope", ["task", "layer", "tensor"])
+def test_a_recipe_of_coefficients_that_are_zero(
+    evaluator: tv.Evaluator, vectors: Vectors, tmp_path: Path, scope: str
+) -> None:
+    paths = {label: vector.save(tmp_path / f"{label}.safetensors") for label, vector in vectors.items()}
+    chosen = preset("atlas", {"scope": scope, "steps": 0})
+    learned = tv.learn_coefficients(evaluator, vectors, list(vectors), chosen)
+    base = str(evaluator.backbone.source)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(learned.recipe(base, paths)))
+    made = tv.open_recipe(tmp_path / "recipe.yaml").weights
+    assert all(torch.equal(made[name], value) for name, value in evaluator.pretrained.items())
+
+
 @pytest.mark.parametrize("values", [{"scope": "partition"}, {"trim": 0.5}], ids=str)
 def test_what_no_recipe_describes_is_refused(
     evaluator: tv.Evaluator, vectors: Vectors, values: dict[str, object]

@@ -1,5 +1,8 @@
 """What is learned after a merge: surgery of its features, and a scale by depth."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -11,6 +14,7 @@ from taskvec.merging import method_of
 from taskvec.merging.method import Bench
 from taskvec.merging.surgery import Mended
 from taskvec.names import block_depths
+from taskvec.training.checkpoint import Checkpoint
 
 RECIPE = tv.TrainSettings(lr=2e-3, steps=10, batch_size=16, validations=0)
 TASKS = ["pets", "taste"]
@@ -172,6 +176,25 @@ def test_methods_that_they_do_not_go_with_are_unfit(bench: Bench) -> None:
     }.items():
         found = method_of(name).unfit(bench)
         assert (found is None) if reason is None else (found is not None and reason in found)
+
+
+def test_killed_lines_go_on_to_the_same_numbers(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = method_of({"after": "learned_lines", "of": "sum", "steps": 5})
+    whole, seen = method.make(bench).facts(), list[int]()
+    monkeypatch.setattr(Checkpoint, "every", 0.0)
+
+    def note(label: str, done: int, total: int, **facts: float) -> None:
+        seen.append(done)
+        if seen == [1, 2, 3]:
+            raise KeyboardInterrupt
+
+    kept = replace(bench, scratch=tmp_path, watch=note)
+    with pytest.raises(KeyboardInterrupt):
+        method.make(kept)
+    assert method.make(kept).facts() == whole
+    assert seen == [1, 2, 3, 4, 5] and not list(tmp_path.iterdir())
 
 
 def test_lines_refuse_what_has_no_depth_and_other_settings(bench: Bench) -> None:

@@ -65,8 +65,8 @@ class Learned:
                 "recipe: none can say which entries of a tensor are kept or have coefficients of their own; "
                 "save the vector, and apply it with scale 1"
             )
-        names = [name for name in self.vector if self.vector.terms_at(name)]
-        return recipe_of(self.coefficients, groups_of(names, self.settings).members(), base, paths)
+        members = groups_of(self.vector, self.settings).members()
+        return recipe_of(self.coefficients, members, base, paths)
 
     def draw(self) -> Drawing:
         """A map of the coefficients: parts of the model down, vectors across."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from taskvec.arguments import checked
 from taskvec.coefficients.learned import Learned
@@ -54,6 +55,7 @@ def learn_lines(
     *,
     space: Space = "ordinary",
     seed: int = 0,
+    checkpoint: Path | None = None,
     watch: Watch = unwatched,
 ) -> LearnedLines:
     """Scale what was merged by depth, with the two numbers that serve some tasks best.
@@ -66,6 +68,7 @@ def learn_lines(
     Args:
         vector: any merge.
         settings: with scope ``task``; the scale of the merge is ``start``.
+        checkpoint: where the state is kept, so that a killed call goes on to the same bits.
 
     Raises: InputError if no tensor is in a block, and for settings of other scopes or signals.
     Source: Wang et al. 2025, arXiv:2410.17146, whose slope is searched; learning it is ours.
@@ -86,5 +89,7 @@ def learn_lines(
         LAST: held.scaled(shares),
     }
     return LearnedLines(
-        learn_coefficients(evaluator, parts, tasks, chosen, space=space, seed=seed, watch=watch)
+        learn_coefficients(
+            evaluator, parts, tasks, chosen, space=space, seed=seed, checkpoint=checkpoint, watch=watch
+        )
     )

@@ -11,6 +11,18 @@ from taskvec.merging.method import Bench, Consumed, Method, Plain, VectorModel
 from taskvec.tasks.source import SplitName
 
 
+def unfit_signal(settings: CoefficientSettings, bench: Bench) -> str | None:
+    """Why a signal cannot be taken of the tasks; none if it can."""
+    asked = {task: bench.evaluator.objective(task) for task in bench.tasks}
+    sure = [task for task, of in asked.items() if not of.predicts]
+    if sure and settings.signal != "labels":
+        return f"learns by {settings.signal} of predictions, and {sure[0]} predicts no distribution"
+    guided = [task for task, of in asked.items() if of.guided]
+    if guided and settings.split == "test":
+        return f"would read the answers of the test split, which are the labels of {guided[0]}"
+    return None
+
+
 @dataclass(frozen=True)
 class LearnedMethod(Method):
     """A preset of learned coefficients, see :func:`taskvec.learn_coefficients`.
@@ -51,9 +63,10 @@ class LearnedMethod(Method):
         return tuple(each for each in get_args(Consumed) if each in self.settings_on(split).consumes)
 
     def unfit(self, bench: Bench) -> str | None:
-        if bench.space == "tangent" and self.settings_on("validation").scope == "rank":
+        found = self.settings_on(bench.split)
+        if bench.space == "tangent" and found.scope == "rank":
             return "chooses singular directions, and tangent space adds whole vectors"
-        return None
+        return unfit_signal(found, bench)
 
     def settings(self) -> Plain:
         chosen = self.settings_on("validation").model_dump(

@@ -7,7 +7,7 @@ from typing import ClassVar, get_args
 from taskvec.coefficients.lines import learn_lines
 from taskvec.coefficients.settings import CoefficientSettings
 from taskvec.errors import InputError
-from taskvec.merging.learned import LearnedMethod
+from taskvec.merging.learned import LearnedMethod, unfit_signal
 from taskvec.merging.method import Bench, Consumed, Method, Plain, VectorModel, in_order
 from taskvec.merging.rules import RuleMethod, without_blocks
 from taskvec.tasks.source import SplitName
@@ -52,7 +52,8 @@ class LinesMethod(Method):
     def unfit(self, bench: Bench) -> str | None:
         if not isinstance(self.of, RuleMethod | LearnedMethod | LinesMethod):
             return f"scales one vector, and {self.of.name} makes none"
-        return self.of.unfit(bench) or without_blocks(bench)
+        reason = self.of.unfit(bench) or without_blocks(bench)
+        return reason or unfit_signal(self.settings_on(bench.split), bench)
 
     def settings(self) -> Plain:
         changed = self.settings_on("validation").model_dump(
@@ -73,6 +74,7 @@ class LinesMethod(Method):
             self.settings_on(bench.split),
             space=bench.space,
             seed=bench.seed,
+            checkpoint=bench.checkpoint(self),
             watch=bench.watch,
         )
         facts = {**merged.facts(), "lines": {"alpha": found.alpha, "beta": found.beta}}

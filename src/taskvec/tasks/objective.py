@@ -102,6 +102,11 @@ class Objective(ABC):
         """The same without what only its figures need."""
         return self
 
+    @property
+    def predicts(self) -> bool:
+        """Whether outputs are a distribution over classes or tokens, which ``logits`` gives."""
+        return type(self).logits is not Objective.logits
+
     @abstractmethod
     def loss(self, outputs: "Tensor", batch: Batch) -> "Tensor":
         """The mean over the batch's rows, of outputs (R, d) in float32 or more; differentiable."""

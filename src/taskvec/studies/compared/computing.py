@@ -11,7 +11,7 @@ import torch
 from taskvec.errors import Diverged, TaskvecError
 from taskvec.evaluation.search import Grid, search_scale
 from taskvec.memory import Peak
-from taskvec.merging.method import Bench, Method, Model, in_order
+from taskvec.merging.method import Bench, Consumed, Method, Model, in_order
 from taskvec.place import enough_memory
 from taskvec.studies.compared.records import How, pack_hits
 from taskvec.studies.measured import measured
@@ -96,7 +96,7 @@ def _asked(method: Method, coefficient: Coefficient) -> Iterator[How]:
 
 
 def _outcome(bench: Bench, method: Method, model: Model, protocol: Protocol, how: How) -> Plain:
-    alpha, consumed, search = method.coefficient, method.consumes(bench.split), {}
+    alpha, consumed, search = method.coefficient, _consumed(bench, method), {}
     if how == "searched":
         values_at = partial(_values, bench, model)
         searched = search_scale(values_at, protocol.single["validation"], protocol.grid)
@@ -109,6 +109,18 @@ def _outcome(bench: Bench, method: Method, model: Model, protocol: Protocol, how
         **search,
         **_measure(bench, model, 1.0 if alpha is None else alpha, protocol.single["test"]),
     }
+
+
+def _consumed(bench: Bench, method: Method) -> Sequence[Consumed]:
+    """What making the model consumed: inputs that hold the answers are labels."""
+    consumed = method.consumes(bench.split)
+    if not any(bench.evaluator.objective(task).guided for task in bench.tasks):
+        return consumed
+    answers: dict[Consumed, Consumed] = {
+        "unlabelled train inputs": "train labels",
+        "unlabelled validation inputs": "validation labels",
+    }
+    return [answers.get(each, each) for each in consumed]
 
 
 def _values(bench: Bench, model: Model, alpha: float) -> Values:
