@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
+from statistics import fmean
 
 import numpy as np
 
@@ -71,13 +72,18 @@ def _table_of_methods(rows: Sequence[Row], compared: Methods, metrics: Metrics, 
             both(row.outcomes, metrics),
             _against(row, sums),
             Range([of.coefficients + (row.how == "searched") for of in row.of], "d"),
-            Mean([of.seconds for of in row.of], ".2g", spread=False),
+            _seconds([of.seconds for of in row.of if of.seconds is not None]),
             Mean([_mebibytes(of.peak_bytes) for of in row.of], ".0f", spread=False),
         )
 
     columns = ("method", "α", "absolute / normalized", "− sum", "fitted", "seconds", "MiB")
     note = " ".join(_notes(rows, compared, metrics))
     return _grouped(f"Methods side by side{of_regime}", columns, rows, cells, note)
+
+
+def _seconds(values: Sequence[float]) -> Mean:
+    """Two digits, but no power of ten."""
+    return Mean(values, ".0f" if values and fmean(values) >= 10 else ".2g", spread=False)
 
 
 def _notes(rows: Sequence[Row], compared: Methods, metrics: Metrics) -> Iterator[str]:
