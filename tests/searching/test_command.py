@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from searching.worlds import World, make
 from taskvec.errors import InputError, TaskvecError
-from taskvec.searching.command import CommandScore
+from taskvec.searching.command import CommandScore, filled
 from taskvec.searching.figures import less_is_better, printed_figures, returned_figures
 from taskvec.weights import open_weights
 
@@ -37,6 +38,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         ('noise {\nmore 3\n{"arc": {"acc": 0.5},\n "ppl": 7}\n', {"arc.acc": 0.5, "ppl": 7.0}),
         ('{"only": "text"} 4', {"score": 4.0}),
         ("{broken 7", {"score": 7.0}),
+        ('{"acc": 0.5, "n": 12}\nwritten to out.json\ndone in 3s', {"acc": 0.5, "n": 12.0}),
+        ('{"acc": 0.5, "n": 12}\nscore 0.7', {"score": 0.7}),
+        ('{\n "acc": 0.5,\n "by": [\n  {\n   "x": 1\n  }\n ]\n}\n', {"acc": 0.5}),
+        ('{"step": 1}\n{"acc": 0.5}\n', {"acc": 0.5}),
     ],
 )
 def test_what_is_printed_last_counts(text: str, figures: dict[str, float]) -> None:
@@ -153,3 +158,23 @@ def test_inputs_are_left_alone(world: World, tmp_path: Path) -> None:
     before = open_weights(world.base).fingerprint()
     CommandScore("rm -rf {model}; echo 1").evaluate(world.merge(), "search", tmp_path)
     assert open_weights(world.base).fingerprint() == before
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "printf %s {model}",
+        "printf %s '{model}'",
+        'printf %s "{model}"',
+        "printf %s%s '' \"{model}\"",
+        "printf %s\\\\n \"{model}\" | tr -d '\\n'",
+        "sh -c 'printf %s \"$1\"' x {model}",
+        "true \\' \\\" ; printf %s '{model}'",
+        "true \"'\" '\"' '\\' ; printf %s \"{model}\"",
+    ],
+)
+@pytest.mark.parametrize("name", ["plain", "with space", "it's", 'a "b" $HOME `id`', "{part}\\x"])
+def test_a_folder_of_any_name_stands_in_any_quotes(typed: str, name: str, tmp_path: Path) -> None:
+    path = str(tmp_path / name)
+    command = filled(typed, {"model": path, "part": "search"})
+    assert subprocess.run(["sh", "-c", command], capture_output=True, text=True).stdout == path

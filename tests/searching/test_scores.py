@@ -76,16 +76,13 @@ def test_options_that_no_score_heeds_are_refused(measuring: Measuring, option: s
 def test_several_are_weighed_alike_unless_said(world: World, functions: str, tmp_path: Path) -> None:
     texts = [str(world.suite), f"{functions}:size", f"{functions}:loss"]
     score, objective = open_scores(texts, "echo 3 # {model}", Measuring(tasks=("one",)))
-    assert objective.weights == dict.fromkeys(["small", "size", "loss", "command"], 1.0)
+    assert not objective.weights and objective.labels == ("small", "size", "loss", "command")
     figures = score.evaluate(world.merge(), "search", tmp_path)
     wanted = {"small", "small.one", "small.perplexity", "size", "loss.val_loss", "loss.accuracy", "command"}
     assert set(figures) == wanted and not score.parts
     lower = {name for name in figures if score.lower_is_better(name)}
     assert lower == {"small", "small.one", "small.perplexity", "loss.val_loss"}
-    with pytest.raises(
-        InputError, match=r"--weigh: the score gives no figure 'loss'; known: command, loss.accuracy"
-    ):
-        objective.check(figures)
+    assert objective.signed(figures, score) == {"small": -1, "size": 1, "loss.val_loss": -1, "command": 1}
     _, chosen = open_scores(texts, weigh=["small=1", "loss.val_loss=0.5"], keep=["small<1.05x"])
     assert chosen.value(figures, score) == pytest.approx(-figures["small"] - 1.0)
     assert chosen.worth(figures, figures, score).kept == 0

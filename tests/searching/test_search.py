@@ -16,6 +16,7 @@ from taskvec.edits.merge import Merge
 from taskvec.errors import DiskFull, InputError, OutputExists, TaskvecError
 from taskvec.searching.loop import Found
 from taskvec.searching.objective import Figures, Keep, Portion
+from taskvec.searching.report import tables_of
 from taskvec.searching.space import Varied
 
 METHODS = ("grid", "random", "cmaes")
@@ -296,3 +297,32 @@ def test_a_range_that_no_recipe_can_have_is_refused_first(
     ruled.write_text(recipe.read_text().replace("expression: 0.5*a + 0.5*b", "rule: ties"))
     with pytest.raises(InputError, match=complaint):
         tv.search(ruled, vary, bowl(recipe.parent, 0, 0), method="random")
+
+
+def test_fractions_of_what_is_counted_are_refused_with_what_to_say(recipe: Path) -> None:
+    content = {
+        "base": str(recipe.parent / "base"),
+        "vectors": {name: str(recipe.parent / f"{name}.safetensors") for name in "ab"},
+        "rule": "dare",
+        "parameters": {"density": 0.5, "seed": 1},
+    }
+    judge = bowl(recipe.parent, 0.5, 0.5)
+    with pytest.raises(InputError, match=r"^parameters.seed: cannot be 3.*; say 0\.\.9:integer$"):
+        tv.search(content, ["parameters.seed=0..9"], judge, method="random")
+    needs("cmaes")
+    vary = ["parameters.seed=0..4294967295:integer", "scale=0..2"]
+    found = tv.search(content, vary, judge, evaluations=20)  # in as little memory as any
+    assert all(isinstance(each.values["parameters.seed"], int) for each in found.evaluations)
+    assert len(found.evaluations) == 20
+
+
+def test_what_is_maximized_and_floors_that_are_broken_are_said(recipe: Path) -> None:
+    def judge(weights: Mapping[str, Tensor]) -> dict[str, float]:
+        return {"ppl": float(weights["layers.0.w"].abs().sum())}
+
+    vary = {"weights.a": (0.0, 1.5)}
+    found = tv.search(recipe, vary, judge, keep=["ppl<1e-9"], method="grid", points=3, evaluations=9)
+    assert found.maximized == {"ppl": -1.0}
+    assert found.best.figures["ppl"] == min(each.figures["ppl"] for each in found.evaluations)
+    words = tables_of(found)[1].note
+    assert "more is better, is -ppl." in words and "No candidate keeps every floor" in words

@@ -1,10 +1,11 @@
 """A candidate's worth by a command of the user's, which reads the edited model from a folder."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -80,7 +81,7 @@ class CommandScore:
         return figures
 
     def _filled(self, model: Path, part: Portion) -> str:
-        return self._command.replace("{model}", shlex.quote(str(model.absolute()))).replace("{part}", part)
+        return filled(self._command, {"model": str(model.absolute()), "part": part})
 
     def _run(self, command: str, scratch: Path) -> str:
         """The end of what a command prints."""
@@ -97,6 +98,36 @@ class CommandScore:
             ended = f"exit status {status}" if status > 0 else signal.Signals(-status).name
             raise TaskvecError(f"--score-command: failed with {ended}{_last_line(said)}")
         return _tail(printed)
+
+
+def filled(command: str, values: Mapping[str, str]) -> str:
+    """A command with words in the place of ``{model}`` and ``{part}``, fit for the quotes around them.
+
+    >>> print(filled("./a {model} '{model}/x'", {"model": "b c"}))
+    ./a 'b c' 'b c/x'
+    """
+    quote, text = "", ""
+    for token in _TOKEN.findall(command):
+        protected = len(token) == 2 and quote != "'"
+        if len(token) > 2:
+            token = _QUOTED[quote](values[token[1:-1]])
+        elif not protected and token[-1] == quote:
+            quote = ""
+        elif not protected and not quote and token[-1] in "'\"":
+            quote = token[-1]
+        text += token
+    return text
+
+
+_TOKEN = re.compile(r"\{(?:model|part)\}|\\[^{]|.", re.DOTALL)
+"""What is read at once of a command: a place, what a backslash protects, one character."""
+
+_QUOTED: Mapping[str, Callable[[str], str]] = {
+    "": shlex.quote,
+    "'": lambda value: value.replace("'", "'\\''"),
+    '"': lambda value: re.sub(r'([\\"$`])', r"\\\1", value),
+}
+"""How a word is written outside of quotes, and in either kind."""
 
 
 @contextmanager

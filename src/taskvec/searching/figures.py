@@ -13,6 +13,12 @@ from taskvec.tasks.score import LOWER_IS_BETTER
 _NUMBER = re.compile(
     r"(?<![\w.])[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?|nan|inf(?:inity)?)(?!\.?\w)", re.IGNORECASE
 )
+_LESS = LOWER_IS_BETTER | {"ppl", "nll", "cross_entropy", "error", "error_rate", "wer", "cer", "mae", "rmse"}
+"""What programs call figures of which less is better."""
+
+_OBJECT = re.compile(r"^[ \t]*\{", re.MULTILINE)
+_DECODER = json.JSONDecoder()
+
 _WORDS = re.compile(r"[./:\s-]")
 """What may stand before the name of a metric, beside ``_``."""
 
@@ -20,11 +26,11 @@ _WORDS = re.compile(r"[./:\s-]")
 def less_is_better(name: str) -> bool:
     """Whether less of a figure of this name is better: perplexity, loss and their like.
 
-    >>> less_is_better("val_loss"), less_is_better("wiki.perplexity"), less_is_better("accuracy")
+    >>> less_is_better("val_loss"), less_is_better("wiki.ppl"), less_is_better("accuracy")
     (True, True, False)
     """
     plain = "_" + _WORDS.sub("_", name.lower())
-    return plain.endswith(tuple(f"_{metric}" for metric in LOWER_IS_BETTER))
+    return plain.endswith(tuple(f"_{metric}" for metric in _LESS))
 
 
 def mean_of(values: Mapping[str, float], lower: Container[str]) -> float:
@@ -52,13 +58,12 @@ def printed_figures(text: str, where: str) -> dict[str, float]:
 
     Raises: TaskvecError, which opens with ``where``, if there is neither.
     """
-    lines = [line for line in text.splitlines() if line.strip()]
-    starts = [place for place, line in enumerate(lines) if line.lstrip().startswith("{")]
-    found = _json_figures("\n".join(lines[starts[-1] :])) if starts else {}
-    if found:
+    found, rest = _last_object(text)
+    numbers = _NUMBER.findall(rest)
+    if found and not numbers:
         return found
-    numbers = _NUMBER.findall(text)
     if not numbers:
+        lines = [line for line in text.splitlines() if line.strip()]
         last = f"and last {lines[-1].strip()[:80]!r}" if lines else "nothing at all"
         raise TaskvecError(
             f"{where}: printed no number, {last}; expected the score, or a JSON object of figures, on "
@@ -67,12 +72,20 @@ def printed_figures(text: str, where: str) -> dict[str, float]:
     return {"score": float(numbers[-1])}
 
 
-def _json_figures(text: str) -> dict[str, float]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return dict(_flat(content)) if isinstance(content, dict) else {}
+def _last_object(text: str) -> tuple[dict[str, float], str]:
+    """The figures of the last JSON object that begins a line, and what is printed after it."""
+    figures: dict[str, float] = {}
+    end = last = 0
+    for found in _OBJECT.finditer(text):
+        if found.end() <= end:
+            continue  # inside the one before
+        try:
+            content, end = _DECODER.raw_decode(text, found.end() - 1)
+        except (ValueError, RecursionError):
+            continue
+        named = dict(_flat(content))
+        figures, last = (named, end) if named else (figures, last)
+    return figures, text[last:]
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

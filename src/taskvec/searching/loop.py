@@ -15,7 +15,7 @@ from taskvec.progress import Watch, unwatched
 from taskvec.searching.objective import WORST, Figures, Objective, Portion, Score
 from taskvec.searching.optimisers import METHODS
 from taskvec.searching.settings import SearchSettings
-from taskvec.searching.space import Numbers, Scalar, Space
+from taskvec.searching.space import Dimension, Numbers, Scalar, Space
 from taskvec.searching.trace import Evaluation, Trace
 from taskvec.writing import remove
 
@@ -35,6 +35,7 @@ class Found:
         best: the best of them; of equal ones the first.
         holdout: the first and the best on the part of the data that the search did not see, if there is one.
         ended: why it ended.
+        maximized: figure -> what it counts in the objective.
         recipe: the plain data of the best one's recipe, whose paths hold wherever it is written.
         notes: on the recipe's inputs, for the user.
     """
@@ -43,6 +44,7 @@ class Found:
     best: Evaluation
     holdout: tuple[Evaluation, Evaluation] | None
     ended: str
+    maximized: Mapping[str, float]
     recipe: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
@@ -96,6 +98,7 @@ class Found:
             "failed": sum(bool(evaluation.problem) for evaluation in self.evaluations),
             "seconds": round(math.fsum(evaluation.seconds for evaluation in self.evaluations), 3),
             "ended": self.ended,
+            "maximized": dict(self.maximized),
             "recipe": self.recipe,
         }
 
@@ -118,19 +121,18 @@ class Searching:
     watch: Watch = unwatched
 
     def check_ranges(self) -> None:
-        """Refuse a range with an end that no recipe can have.
+        """Refuse a range with an end that no recipe can have, or fractions of what is counted.
 
         Raises: InputError, naming the number.
         """
         for place, dimension in enumerate(self.space.dimensions):
-            ends = range(len(dimension.choices)) if dimension.choices else (dimension.low, dimension.high)
-            for end in map(float, ends):
-                numbers = (*self.space.start[:place], end, *self.space.start[place + 1 :])
+            for number, advice in _extremes(dimension):
+                numbers = (*self.space.start[:place], number, *self.space.start[place + 1 :])
                 try:
                     self.variant(self.space.recipe(numbers))
                 except InputError as error:
-                    shown = dimension.value(end)
-                    raise InputError(f"{dimension.path}: cannot be {shown} ({error}); vary it less") from None
+                    shown = dimension.value(number)
+                    raise InputError(f"{dimension.path}: cannot be {shown} ({error}); {advice}") from None
 
     def run(self) -> Found:
         """Search.
@@ -147,7 +149,8 @@ class Searching:
         numbers = next(numbers for numbers, evaluation in known.items() if evaluation is best)
         notes = self.variant(self.space.recipe(self.space.start)).notes
         holdout = None if unseen is None else (unseen, self._on_holdout(best, numbers, unseen))
-        return Found(tuple(found), best, holdout, ended, self.space.recipe(numbers), notes)
+        counts = self.objective.signed(first.figures, self.score)
+        return Found(tuple(found), best, holdout, ended, counts, self.space.recipe(numbers), notes)
 
     def _propose(self, known: dict[Numbers, Evaluation]) -> str:
         """Measure one candidate after the other; why that ends."""
@@ -259,6 +262,15 @@ class Searching:
             yield folder_here
         finally:
             remove(folder_here)
+
+
+def _extremes(dimension: Dimension) -> list[tuple[float, str]]:
+    """What a number must be able to be for all between to be likely, and the advice if it cannot."""
+    if dimension.choices:
+        return [(float(place), "vary it less") for place in range(len(dimension.choices))]
+    ends = [(dimension.low, "vary it less"), (dimension.high, "vary it less")]
+    whole = f"say {dimension.low:g}..{dimension.high:g}:integer"
+    return ends if dimension.integer else [*ends, (dimension.number(0.381966), whole)]
 
 
 def _oddity(figures: Figures, expected: Figures) -> str:

@@ -76,11 +76,13 @@ class Objective:
     """A weighted sum of figures, of which those count as negative where less is better, above floors.
 
     Args:
-        weights: by figure; nothing stands for the first figure alone.
+        weights: by figure; nothing stands for the first figure of each score, which count alike.
+        labels: of several scores, whose figures begin with them.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
     keeps: tuple[Keep, ...] = ()
+    labels: tuple[str, ...] = ()
 
     def check(self, figures: Figures) -> None:
         """Refuse weights and floors of figures that the score does not give. Raises: InputError."""
@@ -93,9 +95,12 @@ class Objective:
 
     def value(self, figures: Figures, score: Score) -> float:
         """The weighted sum: more is better."""
-        weights = self.weights or {next(iter(figures)): 1.0}
-        signs = {name: -1.0 if score.lower_is_better(name) else 1.0 for name in weights}
-        return math.fsum(signs[name] * weight * figures[name] for name, weight in weights.items())
+        return math.fsum(weight * figures[name] for name, weight in self.signed(figures, score).items())
+
+    def signed(self, figures: Figures, score: Score) -> dict[str, float]:
+        """What each figure counts, less than nothing for those of which less is better."""
+        weights = self.weights or {_first(figures, label): 1.0 for label in self.labels or ("",)}
+        return {name: -weight if score.lower_is_better(name) else weight for name, weight in weights.items()}
 
     def worth(self, figures: Figures, start: Figures, score: Score) -> Worth:
         """What a candidate is ranked by: one that breaks a floor below all that keep it."""
@@ -106,3 +111,8 @@ class Objective:
     def record(self) -> dict[str, object]:
         """As plain data."""
         return {"weights": dict(self.weights), "keep": [str(keep) for keep in self.keeps]}
+
+
+def _first(figures: Figures, label: str) -> str:
+    """The first figure of a score."""
+    return next(name for name in figures if name == label or not label or name.startswith(f"{label}."))

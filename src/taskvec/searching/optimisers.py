@@ -18,6 +18,8 @@ SIGMA = 0.2
 """The first step of CMA-ES, as a share of each range."""
 CLOSE = 1e-3
 """The spread of a generation, as a share of each range, at which CMA-ES has arrived."""
+FINE = 1000
+"""Whole numbers in a range from which on they need no margin, as a step of CMA-ES reaches many of them."""
 SEPARABLE = 40
 """Numbers above which CMA-ES learns a variance for each and no covariances."""
 
@@ -119,8 +121,8 @@ def _evolution(
         "seed": seed % 2**32,
         "population_size": 4 + int(3 * np.log(count)),
     }
-    if any(dimension.integer for dimension in dimensions):
-        steps = [1 / (d.high - d.low) if d.integer else 0.0 for d in dimensions]
+    steps = [1 / (d.high - d.low) if d.integer and d.high - d.low < FINE else 0.0 for d in dimensions]
+    if any(steps):
         mixed = package.CMAwM(**given, steps=np.array(steps))
         return mixed.ask, mixed.tell, mixed.population_size
     plain = (package.SepCMA if count > SEPARABLE else package.CMA)(**given)

@@ -1,7 +1,7 @@
 """What a search found, for people: tables, figures, results.json."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,26 @@ def _figures(found: Found) -> Table:
         [name, *(_shown(evaluation.figures.get(name)) for evaluation in flat)] for name in found.start.figures
     ]
     rows.append(["objective", *(_shown(_objective(evaluation)) for evaluation in flat)])
-    return Table("figures", columns, rows, bias(found))
+    alone = list(found.maximized.values()) == [1.0]
+    words = "" if alone else f"The objective, of which more is better, is {_sum(found.maximized)}."
+    return Table("figures", columns, rows, " ".join(filter(None, [words, _floors(found), bias(found)])))
+
+
+def _sum(counts: Mapping[str, float]) -> str:
+    """A weighted sum of figures in words."""
+    parts = [
+        f"{'-' if count < 0 else '+'} {'' if abs(count) == 1 else f'{abs(count):g} × '}{name}"
+        for name, count in counts.items()
+    ]
+    text = " ".join(parts)
+    return text.removeprefix("+ ") if text.startswith("+") else text.replace("- ", "-", 1)
+
+
+def _floors(found: Found) -> str:
+    """What is to be said of floors that the best breaks, or the recipe's own numbers do; nothing if none."""
+    if found.best.worth.kept < 0:
+        return "No candidate keeps every floor; the best breaks them least."
+    return "The recipe's own numbers break a floor that the best keeps." if found.start.worth.kept < 0 else ""
 
 
 def bias(found: Found) -> str:
@@ -83,7 +102,7 @@ def write_report(found: Found, folder: Path) -> None:
 def _shown(value: Scalar | None) -> str:
     if value is None:
         return NOTHING
-    return f"{value:.6g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _objective(evaluation: Evaluation) -> float | None:

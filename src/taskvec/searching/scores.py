@@ -78,7 +78,7 @@ def open_scores(
     if len(found) == 1:
         return found[0], Objective(weights, keeps)
     several = Several(tuple(found))
-    return several, Objective(weights or several.weights, keeps)
+    return several, Objective(weights, keeps, several.labels)
 
 
 def _open(text: str, how: Measuring, residents: Residents) -> Labelled:

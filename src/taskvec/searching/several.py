@@ -45,9 +45,9 @@ class Several:
         return {label: dict(score.key) for label, score in self._scores.items()}
 
     @property
-    def weights(self) -> dict[str, float]:
-        """Their main figures, which count alike where nothing is said."""
-        return dict.fromkeys(self._scores, 1.0)
+    def labels(self) -> tuple[str, ...]:
+        """What their figures begin with."""
+        return tuple(self._scores)
 
     def lower_is_better(self, figure: str) -> bool:
         """Whether less of a figure is better."""

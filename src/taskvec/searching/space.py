@@ -244,6 +244,8 @@ def _parse_range(where: str, text: str) -> Varied:
 
     if "|" in text:
         choices = [parse_yaml(part, where) for part in text.split("|")]
+        if any(not isinstance(choice, bool | int | float | str) for choice in choices):
+            raise InputError(f"{where}: {text!r}, expected numbers or words between the bars, A|B|C")
         return Varied.parse(where, {"choices": choices})
     ends, colon, kind = text.partition(":")
     low, dots, high = ends.partition("..")
