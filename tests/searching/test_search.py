@@ -326,3 +326,14 @@ def test_what_is_maximized_and_floors_that_are_broken_are_said(recipe: Path) -> 
     assert found.best.figures["ppl"] == min(each.figures["ppl"] for each in found.evaluations)
     words = tables_of(found)[1].note
     assert "more is better, is -ppl." in words and "No candidate keeps every floor" in words
+
+
+def test_starting_anew_does_not_remove_the_recipe_itself(recipe: Path, tmp_path: Path) -> None:
+    judge = bowl(recipe.parent, 0.9, 0.9)
+    tv.search(recipe, ["scale=0..2"], judge, method="random", evaluations=3, folder=tmp_path / "run")
+    best = tmp_path / "run" / "best.yaml"
+    again = {"method": "random", "evaluations": 3, "folder": tmp_path / "run", "force": True}
+    with pytest.raises(InputError, match=r"best.yaml: --force removes it.*; copy it elsewhere$"):
+        tv.search(best, ["scale=0..2"], judge, **again)  # type: ignore[arg-type]
+    copy = best.rename(tmp_path / "copy.yaml")
+    assert len(tv.search(copy, ["scale=0..2"], judge, **again).evaluations) == 3  # type: ignore[arg-type]

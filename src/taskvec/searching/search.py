@@ -116,6 +116,8 @@ def search_with(
     place = None if folder is None else Path(folder)
     trace = Trace(place)
     trace.check()
+    if force and place is not None and not isinstance(recipe, Mapping):
+        trace.check_not_removed(Path(recipe))
     variant = variants(space.recipe(space.start), where=where, folder=home, known=known)
     searching = Searching(space, variant, score, objective, settings, trace, watch)
     if not is_mergekit(space.content):  # each of those opens its inputs anew

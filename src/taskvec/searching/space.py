@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from taskvec.arguments import brief
 from taskvec.config import Config
@@ -25,7 +25,7 @@ class Varied(Config):
 
     search: tuple[float, float] | None = None
     """The lowest and the highest value."""
-    choices: tuple[Scalar, ...] | None = None
+    choices: Annotated[tuple[Scalar, ...], Field(max_length=100)] | None = None
     """Values in an order: neighbours should do alike."""
     integer: bool = False
     """Whole numbers only."""

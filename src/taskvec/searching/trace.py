@@ -89,6 +89,12 @@ class Trace:
         if self.folder is not None:
             _check_folder(self.folder)
 
+    def check_not_removed(self, path: Path) -> None:
+        """Refuse to start anew where that removes an input. Raises: InputError."""
+        made = [] if self.folder is None else [(self.folder / name).resolve() for name in MADE]
+        if not {path.resolve(), *path.resolve().parents}.isdisjoint(made):
+            raise InputError(f"{path}: --force removes it, as what an earlier search made; copy it elsewhere")
+
     @contextmanager
     def locked(self, key: Mapping[str, Any], *, fresh: bool = False) -> Iterator[None]:
         """Hold the folder for this process, and take what an earlier search with the same key left in it.
