@@ -1,5 +1,6 @@
 """Candidates measured by a function of the user's."""
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ def test_errors_of_the_function_count_against_the_candidate(small: World, tmp_pa
 
     with pytest.raises(TaskvecError, match=r"^--score f: raised ZeroDivisionError: no rows$"):
         FunctionScore(fails, "f").evaluate(small.merge(), "search", tmp_path)
+    with pytest.raises(TaskvecError, match=r"^--score f: raised SystemExit: 3$"):
+        FunctionScore(lambda weights: sys.exit(3), "f").evaluate(small.merge(), "search", tmp_path)
     for wrong in (None, "high", {"a": [1]}):
         with pytest.raises(TaskvecError, match=r"^--score f: "):
             FunctionScore(lambda weights, wrong=wrong: wrong, "f").evaluate(small.merge(), "search", tmp_path)

@@ -172,10 +172,10 @@ class Searching:
     def _spent(self, found: Collection[Evaluation]) -> str:
         """Why the budget is spent; nothing while it is not."""
         if len(found) >= self.settings.most:
-            return f"{len(found)} evaluations are made"
+            return f"the budget of {len(found)} evaluations is spent"
         seconds = math.fsum(evaluation.seconds for evaluation in found)
         if self.settings.time is not None and seconds >= self.settings.time:
-            return f"{self.settings.time:g} seconds are spent"
+            return f"the budget of {self.settings.time:g} seconds is spent"
         return ""
 
     def _tell(self, found: list[Evaluation], *, ended: bool = False) -> None:

@@ -102,7 +102,7 @@ class FunctionScore:
                 return judge(*positional, **{name: value for name, value in given.items() if name in GIVEN})
         except TaskvecError:
             raise
-        except Exception as error:  # whatever the user's own code raises
+        except (Exception, SystemExit) as error:  # whatever the user's own code raises
             message = printable(shortened(" ".join(str(error).split()), 200))
             raise TaskvecError(f"--score {self._name}: raised {type(error).__name__}: {message}") from error
 

@@ -28,7 +28,7 @@ def tables_of(found: Found) -> list[Table]:
 def _numbers(found: Found) -> Table:
     failed = sum(bool(evaluation.problem) for evaluation in found.evaluations)
     remark = f", {failed} of which could not be measured" if failed else ""
-    count = f"{len(found.evaluations)} evaluations{remark}; the search ended as {found.ended}."
+    count = f"{len(found.evaluations)} evaluations{remark}. Why the search ended: {found.ended}."
     rows = [[path, _shown(found.start.values[path]), _shown(best)] for path, best in found.values.items()]
     return Table("numbers", ["number", "start", "best"], rows, count)
 
@@ -130,7 +130,8 @@ def _trace(found: Found) -> "Figure":
         heights = [evaluation.worth.objective for evaluation in group]
         ax.plot([each.number for each in group], heights, marker, ms=4, color="tab:blue", alpha=0.6)
     ax.step(numbers, list(_incumbents(measured)), where="post", color="black", lw=1.2)
-    label_axes(ax, "evaluation (x breaks a floor)", "objective")
+    broken = " (x breaks a floor)" if len(kept) < len(measured) else ""
+    label_axes(ax, f"evaluation{broken}", "objective")
     return figure
 
 
