@@ -2,8 +2,9 @@
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -230,3 +231,32 @@ def test_statistics_go_into_a_rule_as_they_are(
     name = "encoder.layer.0.output.dense.weight"
     assert not torch.allclose(merged[name], mean[name], atol=1e-4)
     assert deepcopy(merged[name]).isfinite().all()
+
+
+def test_a_moved_network_of_ones_own_is_measured(tmp_path: Path) -> None:
+    """A copy of it runs the original's layers, at weights of its own."""
+    draw = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for split in ("train", "val", "test"):
+        arrays |= {f"x_{split}": draw.integers(0, 255, (8, 4, 4), np.uint8), f"y_{split}": np.arange(8) % 2}
+    np.savez(tmp_path / "shades.npz", **arrays)
+    (tmp_path / "s.yaml").write_text(
+        "suite: s\ntasks:\n  shades: {modality: image, classes: [a, b], head: linear-probe, "
+        "data: {source: npz, path: shades.npz}}\n"
+    )
+    task = tv.load_suite(tmp_path / "s.yaml").task("shades")
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 6), nn.GELU(), nn.Linear(6, 3))
+
+    def collate(images: list[Any]) -> Tensor:
+        return torch.stack([torch.as_tensor(image)[..., 0] for image in images]) / 255
+
+    model = tv.wrap(network, collate=collate, example=np.zeros((4, 4, 3), np.uint8))
+    deltas = {name: torch.ones_like(value) for name, value in model.encoder_parameters().items()}
+    found = gram(add_vector(model, tv.TaskVector.from_tensors(deltas, base=model.source)), task)
+    x = collate(list(task.split("train").inputs)).flatten(1).double()
+    first = network[1]
+    assert isinstance(first, nn.Linear)
+    hidden = nn.functional.gelu(x @ (first.weight.double() + 1).T + first.bias.double() + 1)
+    expected = {"1.weight": x.T @ x / 8, "3.weight": hidden.T @ hidden / 8}
+    assert_same({name: value.double() for name, value in found.items()}, expected, 1e-5)
+    assert not first._forward_pre_hooks

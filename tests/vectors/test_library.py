@@ -338,3 +338,16 @@ def test_shapes_of_vectors_have_to_agree() -> None:
     other = tv.TaskVector.from_tensors({"w": torch.ones(3)}, None)
     with pytest.raises(KeyMismatch, match="'w' has shape"):
         tv.Library({"a": unknown, "b": other}, torch.eye(2))
+
+
+def test_no_temperature_is_too_small() -> None:
+    weights = library().select(
+        torch.randn(7, 5, generator=torch.Generator().manual_seed(1)), 3, temperature=1e-320
+    )
+    assert torch.equal(weights.sort(dim=-1).values, torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(7, 4))
+
+
+def test_a_vector_of_another_base_is_named() -> None:
+    other = vector(1, {**base(), "w": torch.ones(6, 4)})
+    with pytest.raises(BaseMismatch, match=r"library: the vector 'b': base .*, expected "):
+        tv.Library({"a": vector(0), "b": other}, torch.eye(2))

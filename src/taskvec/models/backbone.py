@@ -160,6 +160,11 @@ class Backbone(nn.Module, ABC):
         return self._source[0]
 
     @property
+    def running(self) -> nn.Module:
+        """The module whose layers are called, at the weights of ``network``: that itself."""
+        return self.network
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.network.parameters()).device

@@ -131,6 +131,13 @@ class _Cut(NamedTuple):
 class _Own(Backbone, ABC):
     """What is said of a network that cannot be trained."""
 
+    _parts: _Parts
+
+    @property
+    def running(self) -> nn.Module:
+        """The user's module, for a copy of it too."""
+        return self._parts.module
+
     @cached_property
     def names(self) -> Mapping[str, str]:
         """As of any model. Raises: InputError if the outputs depend on no parameter."""

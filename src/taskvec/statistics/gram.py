@@ -45,9 +45,10 @@ def gram(
     inputs = batches(model, task.split(split, limit=limit).draw(examples, seed), max_length=task.max_length)
     total, done = len(inputs.labels), 0
     with ExitStack() as hooks, torch.no_grad(), evaluating(model):
-        for layer in model.network.modules():
+        for place, layer in model.network.named_modules():
             if isinstance(layer, nn.Linear) and id(layer.weight) in stored:
-                handle = layer.register_forward_pre_hook(moments.hook(stored[id(layer.weight)]))
+                called = model.running.get_submodule(place)
+                handle = called.register_forward_pre_hook(moments.hook(stored[id(layer.weight)]))
                 hooks.callback(handle.remove)
         for batch in inputs:
             given = batch.on(model.device).inputs

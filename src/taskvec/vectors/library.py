@@ -15,7 +15,7 @@ from torch import Tensor
 
 from taskvec._version import __version__
 from taskvec.arguments import checked
-from taskvec.errors import CorruptFile, InputError, NonFinite, UnknownName
+from taskvec.errors import BaseMismatch, CorruptFile, InputError, KeyMismatch, NonFinite, UnknownName
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import inside, local_path, printable, read_mapping, shown
 from taskvec.registry import nearest
@@ -72,8 +72,7 @@ class Library:
         self.ref = ref
         self.vectors: Mapping[str, TaskVector] = dict(vectors)
         self.keys: Mapping[str, Tensor] = _checked_keys(ref, self.names, keys)
-        first, *others = (0.0 * vector for vector in self.vectors.values())
-        self._zero = sum(others, first)
+        self._zero = _sum_of_nothing(ref, self.vectors)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,7 +126,8 @@ class Library:
             raise InputError(f"temperature: {temperature}, expected a positive number")
         near = self.similarities(features)
         height, place = near.sort(dim=-1, descending=True, stable=True)
-        weights = torch.softmax(height[..., :k] / temperature, dim=-1)
+        below = height[..., :k] - height[..., :1]  # 0 or less, so that no temperature is too small
+        weights = torch.softmax(below / temperature, dim=-1)
         return torch.zeros_like(near).scatter(-1, place[..., :k], weights).float()
 
     def vector(self, weights: Mapping[str, float] | Sequence[float] | Tensor) -> TaskVector:
@@ -217,6 +217,19 @@ class Library:
         base = BaseInfo(ref=self.base.ref, fingerprint=self.base.fingerprint())
         info = LibraryInfo(kind=KIND, names=self.names, base=base)
         return {**info.model_dump(mode="json"), "created_by": f"taskvec {__version__}"}
+
+
+def _sum_of_nothing(where: str, vectors: Mapping[str, TaskVector]) -> TaskVector:
+    """The vectors times 0. Raises: BaseMismatch and KeyMismatch, naming the first that does not fit."""
+    zeros = {name: 0.0 * vector for name, vector in vectors.items()}
+    total, *_ = zeros.values()
+    for name, zero in list(zeros.items())[1:]:
+        try:
+            total = total + zero
+        except (BaseMismatch, KeyMismatch) as error:
+            said = str(error).removeprefix("zero vector: ")
+            raise type(error)(f"{where}: the vector {name!r}: {said}") from None
+    return total
 
 
 def _check_names(where: str, names: Sequence[str]) -> None:
