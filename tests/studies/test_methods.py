@@ -270,3 +270,16 @@ def test_what_does_not_read_the_split_goes_with_the_test_split() -> None:
         {"rule": "supervised", "split": "train"},
     ):
         check_split("methods", [method_of(entry)], "test", allow_test_inputs=False)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"rule": "adamerging", "split": "test", "allow_test_inputs": True},
+        {"after": "learned_lines", "of": "ties", "split": "test", "allow_test_inputs": True},
+    ],
+)
+def test_a_name_tells_the_split_and_the_column_that_it_was_allowed(entry: dict[str, Any]) -> None:
+    method = method_of(entry)
+    assert method.name.endswith(" (split test)")
+    assert method.consumes("validation") == ("unlabelled test inputs",)

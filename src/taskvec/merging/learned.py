@@ -44,7 +44,8 @@ class LearnedMethod(Method):
 
     @property
     def name(self) -> str:  # type: ignore[override]  # it follows from the fields
-        given = ", ".join(f"{name} {value}" for name, value in self.changes.items())
+        said = {name: value for name, value in self.changes.items() if name != "allow_test_inputs"}
+        given = ", ".join(f"{name} {value}" for name, value in said.items())
         return f"{self.preset} ({given})" if given else self.preset
 
     @property

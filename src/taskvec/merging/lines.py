@@ -36,7 +36,8 @@ class LinesMethod(Method):
 
     @property
     def name(self) -> str:  # type: ignore[override]  # it follows from the fields
-        given = ", ".join(f"{name} {value}" for name, value in self.changes.items())
+        said = {name: value for name, value in self.changes.items() if name != "allow_test_inputs"}
+        given = ", ".join(f"{name} {value}" for name, value in said.items())
         return f"{self.of.name}+learned_lines{f' ({given})' if given else ''}"
 
     def settings_on(self, split: SplitName) -> CoefficientSettings:

@@ -207,9 +207,9 @@ def _table_of_storage(rows: Sequence[Row], of_regime: str) -> Table:
         every = (facts["bytes_shared"] + sum(by_task)) / whole if whole else None
         return (
             row.name,
-            Mean([added / 2**20], ".2f"),
+            Mean([added / 2**20], ".3g"),
             percent([facts["share"]]),
-            Mean([facts["bytes_shared"] / 2**20], ".2f"),
+            Mean([facts["bytes_shared"] / 2**20], ".3g"),
             percent([every]),
         )
 
