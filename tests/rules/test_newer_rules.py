@@ -53,6 +53,19 @@ def test_actmat_by_least_squares_on_rows_that_stand_for_inputs(stack: Tensor) ->
         near(actmat(stack), np.linalg.lstsq(inputs.T, outputs.T, rcond=None)[0].T, 1e-6)
 
 
+@pytest.mark.parametrize("cut", [1e-6, 0.05, 0.3, 0.9])
+@pytest.mark.parametrize(("tasks", "shape"), [(2, (9, 5)), (3, (4, 7)), (2, (3, 40)), (1, (6, 6))])
+def test_actmat_by_a_pseudo_inverse_with_and_without_something_cut(
+    tasks: int, shape: tuple[int, int], cut: float
+) -> None:
+    stack = torch.randn(tasks, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrices, mean = stack.numpy(), stack.numpy().mean(0)
+    gram = sum(matrix.T @ matrix for matrix in matrices)
+    inverse = np.linalg.pinv(gram, rcond=cut, hermitian=True)
+    wanted = sum((matrix - mean) @ matrix.T @ matrix for matrix in matrices)
+    near(actmat(stack, cut=cut), mean + wanted @ inverse, 1e-9)
+
+
 def test_actmat_adds_tasks_that_read_different_inputs() -> None:
     right = orthogonal(9, 9)
     stack = torch.stack([torch.randn(4, 3, dtype=torch.float64) @ right[3 * t : 3 * t + 3] for t in range(3)])

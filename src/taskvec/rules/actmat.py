@@ -29,7 +29,8 @@ def actmat(
 
     It is ``wudi`` without weights and ridge: a task counts by the square of its size. One task stays as it
     is, copies count once, and tasks whose rows are orthogonal are added. Computed in float64.
-    Cost: an eigendecomposition of (in, in) a matrix, or of (T out, T out) if that is smaller.
+    Cost: a Cholesky factor of (in, in) a matrix, or of (T out, T out) if that is smaller; where something
+    is cut, an eigendecomposition.
     Source: arXiv:2604.01329 (ACTMat); the authors' pseudo-inverse leaves zero where we average.
     """
     if not is_matrix(deltas, exclude, _place):
@@ -40,12 +41,22 @@ def actmat(
     size = float(deltas.abs().amax()) or 1.0
     system = _by_rows if tasks * outputs < inputs else _by_inputs
     gram, wanted, rows = system(deltas, mean, size)
+    solved = _solved(gram, wanted, cut)
+    # Seen from the mean, what is cut stays there.
+    merged: Tensor = mean + (solved if rows is None else solved @ rows)
+    return merged.to(deltas.dtype)
+
+
+def _solved(gram: Tensor, wanted: Tensor, cut: float) -> Tensor:
+    """``wanted`` gram^+, without the eigenvalues of ``gram`` up to ``cut`` of the largest."""
+    shifted = gram.clone()
+    shifted.diagonal().sub_(cut * torch.linalg.vector_norm(gram))  # which no eigenvalue exceeds
+    _, cuts_something = torch.linalg.cholesky_ex(shifted)
+    if not cuts_something:  # as for most full matrices, and several times as fast
+        return torch.cholesky_solve(wanted.T, torch.linalg.cholesky(gram)).T
     strength, found = torch.linalg.eigh(gram)
     inverse = torch.where(strength > cut * strength[-1], strength.reciprocal(), 0.0)
-    right = found.T if rows is None else found.T @ rows
-    # Seen from the mean, what is cut stays there.
-    merged: Tensor = mean + (wanted @ found * inverse) @ right
-    return merged.to(deltas.dtype)
+    return (wanted @ found * inverse) @ found.T
 
 
 def _by_inputs(deltas: Tensor, mean: Tensor, size: float) -> tuple[Tensor, Tensor, None]:
