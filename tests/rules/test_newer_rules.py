@@ -291,3 +291,16 @@ def test_bfloat16_models_and_more_tasks_than_rows(name: str) -> None:
     merged = combine(name, [TaskVector.between(base, model) for model in models])
     assert all(merged[key].isfinite().all() for key in merged)
     assert any(merged[key].norm() > 0 for key in merged)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e25, 1e36])
+@pytest.mark.parametrize("name", ["actmat", "dc_merge", "cart", "svc", "tsv+svc", "localize_stitch"])
+def test_vectors_of_any_size_merge_alike(name: str, size: float) -> None:
+    stack = torch.randn(4, 12, 20, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    near(RULES[name]((size * stack).float()).double() / size, RULES[name](stack), 1e-3)
+
+
+@pytest.mark.parametrize("size", [1e-170, 1e150])
+def test_cart_of_float64_vectors_of_any_size(size: float) -> None:
+    stack = torch.randn(4, 12, 20, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    near(cart(size * stack) / size, cart(stack), 1e-6)

@@ -77,8 +77,9 @@ def basis(matrix: Tensor) -> Tensor:
 
     Always orthonormal and as many as the shorter side; those of values below 1e-8 of the largest are any.
     """
+    unit = matrix / (float(matrix.abs().amax()) or 1.0)  # whose squares are neither zero nor infinite
     m, n = matrix.shape
-    found: Tensor = torch.linalg.eigh(matrix @ matrix.T if m <= n else matrix.T @ matrix).eigenvectors
+    found: Tensor = torch.linalg.eigh(unit @ unit.T if m <= n else unit.T @ unit).eigenvectors
     return found.flip(1)
 
 

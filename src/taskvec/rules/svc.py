@@ -58,8 +58,8 @@ def _factors(left: Tensor, merged: Tensor, given: Tensor, least: float) -> Tenso
     for delta in given:
         part = left.T @ delta.double()
         length = torch.linalg.vector_norm(part, dim=1)
-        share = (whole * part).sum(1) / length**2
-        present = length > rounding * torch.linalg.vector_norm(delta)
+        share = (whole / length[:, None] * (part / length[:, None])).sum(1)  # squares may be no floats
+        present = length > rounding * torch.linalg.vector_norm(delta, dtype=torch.float64)
         shares += torch.where(present, share, least).clamp(min=least)
     return len(given) / shares
 
