@@ -52,12 +52,14 @@ def _solved(gram: Tensor, wanted: Tensor, cut: float) -> Tensor:
     shifted = gram.clone()
     shifted.diagonal().sub_(cut * torch.linalg.vector_norm(gram))  # which no eigenvalue exceeds
     _, cuts_something = torch.linalg.cholesky_ex(shifted)
+    solved: Tensor
     if not cuts_something:  # as for most full matrices, and several times as fast
-        solved: Tensor = torch.cholesky_solve(wanted.T, torch.linalg.cholesky(gram)).T
-        return solved
-    strength, found = torch.linalg.eigh(gram)
-    inverse = torch.where(strength > cut * strength[-1], strength.reciprocal(), 0.0)
-    return (wanted @ found * inverse) @ found.T
+        solved = torch.cholesky_solve(wanted.T, torch.linalg.cholesky(gram)).T
+    else:
+        strength, found = torch.linalg.eigh(gram)
+        inverse = torch.where(strength > cut * strength[-1], strength.reciprocal(), 0.0)
+        solved = (wanted @ found * inverse) @ found.T
+    return solved
 
 
 def _by_inputs(deltas: Tensor, mean: Tensor, size: float) -> tuple[Tensor, Tensor, None]:
