@@ -184,3 +184,13 @@ def test_the_test_split_is_refused_or_marked() -> None:
 def test_a_rate_that_is_too_high_is_named(evaluator: tv.Evaluator, vectors: Vectors) -> None:
     with pytest.raises(TaskvecError, match=r"not a number|objective is|lower the learning rate"):
         learn_coefficients(evaluator, vectors, ["pets"], settings(optimizer="sgd", lr=1e38))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_before_the_first_step_no_rate_is_to_blame(
+    evaluator: tv.Evaluator, vectors: Vectors, value: float
+) -> None:
+    deltas = {name: torch.full(of.shape, value) for name, of in evaluator.pretrained.items()}
+    broken = tv.TaskVector.from_tensors(deltas, evaluator.backbone.source)
+    with pytest.raises(TaskvecError, match=r"at step 1 of 3; take vectors without NaN or infinity, or a"):
+        learn_coefficients(evaluator, {**vectors, "broken": broken}, ["pets"], settings())

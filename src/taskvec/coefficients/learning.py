@@ -149,7 +149,7 @@ def descend(
         if not (math.isfinite(objective) and math.isfinite(norm)):
             raise TaskvecError(
                 f"{label}: the objective is {objective}, its gradient {norm}, at step {step + 1} of {steps}; "
-                f"lower the learning rate (now {settings.lr:g})"
+                f"{_remedy(settings, step)}"
             )
         optimizer.step()
         merge.settle()
@@ -230,6 +230,13 @@ def _optimizer(settings: CoefficientSettings, leaves: Sequence[Tensor]) -> torch
         return torch.optim.SGD(leaves, lr=settings.lr, weight_decay=settings.weight_decay)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(leaves, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+
+
+def _remedy(settings: CoefficientSettings, step: int) -> str:
+    """What helps against an objective that is not finite; before the first step no rate is to blame."""
+    if step:
+        return f"lower the learning rate (now {settings.lr:g})"
+    return f"take vectors without NaN or infinity, or a smaller start (now {settings.start:g})"
 
 
 def _clip(leaves: Sequence[Tensor], most: float | None) -> float:
