@@ -275,6 +275,7 @@ def read_documents(path: Path) -> list[Any]:
 
     Raises: InputError, as ``read_yaml``.
     """
+    text = read_text(path, _YAML_LIMIT)
     with _one_line(str(path)):
-        held = list(yaml.load_all(read_text(path, _YAML_LIMIT), Loader=_Plain))
+        held = list(yaml.load_all(text, Loader=_Plain))
     return [content for content in held if content is not None] or [None]

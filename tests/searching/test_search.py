@@ -337,3 +337,10 @@ def test_starting_anew_does_not_remove_the_recipe_itself(recipe: Path, tmp_path:
         tv.search(best, ["scale=0..2"], judge, **again)  # type: ignore[arg-type]
     copy = best.rename(tmp_path / "copy.yaml")
     assert len(tv.search(copy, ["scale=0..2"], judge, **again).evaluations) == 3  # type: ignore[arg-type]
+
+
+def test_a_recipe_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^\S+missing.yaml: no such file$"):
+        tv.search(tmp_path / "missing.yaml", ["scale=0..2"], lambda weights: 1.0, method="random")
+    with pytest.raises(InputError, match=f"^{tmp_path}: is a folder, expected a file$"):
+        tv.search(tmp_path, ["scale=0..2"], lambda weights: 1.0, method="random")
