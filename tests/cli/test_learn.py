@@ -123,3 +123,12 @@ def test_nothing_is_written_over(
     assert (tmp_path / "m.recipe.yaml").read_text() == "mine"
     assert command(*given(paths, tiny_model, tiny_suite), *options, "--force") == 0
     assert yaml.safe_load((tmp_path / "m.recipe.yaml").read_text())["rule"] == "sum"
+
+
+def test_no_recipe_of_an_earlier_merge_stays(
+    paths: dict[str, Path], tiny_model: Path, tiny_suite: Path, tmp_path: Path
+) -> None:
+    learn = [*given(paths, tiny_model, tiny_suite), "--steps", "1", "-o", tmp_path / "m.safetensors"]
+    assert command(*learn) == 0 and (tmp_path / "m.recipe.yaml").exists()
+    assert command(*learn, "--scope", "partition", "--force") == 0
+    assert not (tmp_path / "m.recipe.yaml").exists()

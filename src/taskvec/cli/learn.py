@@ -187,6 +187,8 @@ def _write_beside(
     from taskvec.writing import replace_text, write_json
 
     places = _beside(output)
+    for path in places.values():  # of an earlier merge, that --force replaces
+        path.unlink(missing_ok=True)
     write_json(places["coefficients.json"], learned.record())
     yield places["coefficients.json"]
 
