@@ -131,6 +131,15 @@ def test_it_sees_the_vectors_and_not_what_was_left_of_them() -> None:
     assert_close(made, calibrated(left, stack, 0.1))
 
 
+@pytest.mark.parametrize("rule", ["tsv", "dc_merge", "knots"])
+def test_rounding_of_low_rank_vectors_is_no_direction_of_theirs(rule: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    left, right = (torch.randn(3, *shape, generator=generator) for shape in ((32, 4), (4, 48)))
+    stack = left @ right  # as LoRA adapters: what is beyond rank 4 is rounding
+    made = RULES[f"{rule}+svc"](stack)
+    assert_close(made, RULES["sum+svc"].stages[-1](RULES[rule](stack), _given=stack), atol=0.01, rtol=0.01)
+
+
 def model(dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"layers.0.w": (6, 4), "layers.1.w": (4, 6), "layers.1.b": (4,), "embed.w": (8, 4)}

@@ -16,6 +16,9 @@ from taskvec.rules.rule import Consumes, Piece, Rule, Scope, Stacks, Stage
 _STATED: Mapping[tuple[str, ...], float] = {("dare", "ties"): 0.5}
 """The coefficients of chains whose source has another than that of their last rule."""
 
+_OF_CHAINS = ("_given", "_rounded")
+"""What a chain tells its rules: the deltas that it was given, and their dtype."""
+
 
 class Rules(Registry[Rule]):
     """Rules by name, and chains of rules: ``dare+ties``, ``breadcrumbs+ties+lines``, ``tsv+svc``.
@@ -75,12 +78,13 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
         )
         if twice:
             raise InputError(f"rule {name!r}: two of its rules have the parameter {twice[0]!r}; chain others")
-        keywords.update({key: value for key, value in part.keywords.items() if key != "_given"})
+        keywords.update({key: value for key, value in part.keywords.items() if key not in _OF_CHAINS})
 
     def function(deltas: Deltas, **values: Any) -> Tensor:
         made = stacked(deltas).double() if looks_back else deltas
+        told = dict(zip(_OF_CHAINS, (deltas, deltas.dtype), strict=True))
         for part in parts:
-            made = part.function(made, **part.accepted_parameters({**values, "_given": deltas}))
+            made = part.function(made, **part.accepted_parameters({**values, **told}))
         return stacked(made).to(deltas.dtype)
 
     def measure_model(stacks: Stacks, **settings: Any) -> Mapping[str, Mapping[str, Any]] | None:

@@ -21,6 +21,7 @@ def dc_merge(
     smooth: Literal["none", "average", "linear"] = "none",
     exclude: str | None = None,
     _place: Place = ANYWHERE,
+    _rounded: torch.dtype | None = None,
 ) -> Tensor:
     """Merge the matrices by sign election in a basis made of the leading directions of all tasks.
 
@@ -48,10 +49,10 @@ def dc_merge(
         return deltas.mean(0)
     parts, smoothed = [], []
     for delta in deltas.double():
-        u, s, v = svd(delta, given=deltas.dtype)
+        u, s, v = svd(delta, given=_rounded or deltas.dtype)
         smoothed.append(delta if smooth == "none" else (u * _smoothed(s, smooth)) @ v)
         parts.append((u[:, :directions], s[:directions], v[:directions]))
-    left, _, right = joined(parts, deltas.dtype)
+    left, _, right = joined(parts, _rounded or deltas.dtype)
     if not left.shape[1]:
         return torch.zeros_like(deltas[0])
     inside = torch.stack([left.T @ matrix @ right.T for matrix in smoothed])

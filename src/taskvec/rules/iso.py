@@ -16,6 +16,7 @@ def iso_c(
     rank: Literal["numerical", "full"] = "numerical",
     exclude: str | None = None,
     _place: Place = ANYWHERE,
+    _rounded: torch.dtype | None = None,
 ) -> Tensor:
     """Keep the directions of the summed matrices and give each the mean strength.
 
@@ -34,7 +35,8 @@ def iso_c(
     if not is_matrix(deltas, exclude, _place):
         return deltas.mean(0)
     total = deltas.sum(0)
-    u, s, v = svd(total) if rank == "numerical" else torch.linalg.svd(total, full_matrices=False)
+    numerical = rank == "numerical"
+    u, s, v = svd(total, given=_rounded) if numerical else torch.linalg.svd(total, full_matrices=False)
     return s.mean() * (u @ v) if len(s) else torch.zeros_like(total)
 
 
@@ -44,6 +46,7 @@ def iso_cts(
     common: Annotated[float, Field(ge=0, le=1)] = 0.8,
     exclude: str | None = None,
     _place: Place = ANYWHERE,
+    _rounded: torch.dtype | None = None,
 ) -> Tensor:
     """Iso-C with some of the directions reserved for what is special to each task.
 
@@ -66,10 +69,11 @@ def iso_cts(
     directions = min(deltas.shape[1:])
     special = min(round((directions - int(common * directions)) / len(deltas)), directions // len(deltas))
     shared = directions - special * len(deltas)
-    u, s, v = (part[..., :shared] if n < 2 else part[:shared] for n, part in enumerate(svd(deltas.sum(0))))
-    rests = (svd(delta - u @ (u.T @ delta), like=delta) for delta in deltas)
+    whole = svd(deltas.sum(0), given=_rounded)
+    u, s, v = (part[..., :shared] if n < 2 else part[:shared] for n, part in enumerate(whole))
+    rests = (svd(delta - u @ (u.T @ delta), like=delta, given=_rounded) for delta in deltas)
     leading = [(left[:, :special], size[:special], right[:special]) for left, size, right in rests]
-    u, s, v = joined([*leading, (u, s, v)])
+    u, s, v = joined([*leading, (u, s, v)], _rounded)
     return s.mean() * (u @ v) if len(s) else torch.zeros_like(deltas[0])
 
 

@@ -23,6 +23,7 @@ def knots(
     options: Mapping[str, Any] | None = None,
     exclude: str | None = None,
     _place: Place = ANYWHERE,
+    _rounded: torch.dtype | None = None,
 ) -> Tensor:
     """Bring all tasks' matrices to common directions and merge what each task makes of these, by any rule.
 
@@ -44,7 +45,7 @@ def knots(
     values = {**rule.settings(options or {}), **rule.accepted_parameters({"_place": _place})}
     if not is_matrix(deltas, exclude, _place):
         return rule(deltas, **values)
-    left, parts = _aligned(deltas)
+    left, parts = _aligned(deltas, _rounded or deltas.dtype)
     if not left.shape[1]:
         return torch.zeros_like(deltas[0])
     return (left @ rule(parts, **values)).to(deltas.dtype)
@@ -69,14 +70,14 @@ def _rule(inner: str) -> Rule:
     return RULES[inner]
 
 
-def _aligned(deltas: Tensor) -> tuple[Tensor, Tensor]:
+def _aligned(deltas: Tensor, given: torch.dtype) -> tuple[Tensor, Tensor]:
     """U diag(S), (m, k), and the V_t, (task, k, n), in float64.
 
     A direction of rounding would count as much as any other in V, so the matrices' own precision decides.
     """
     joined = torch.cat(tuple(deltas.double()), dim=1)
     size = float(torch.linalg.vector_norm(joined))
-    rounding = _ROUNDINGS * torch.finfo(deltas.dtype).eps * size
+    rounding = _ROUNDINGS * torch.finfo(given).eps * size
     basis = _basis(joined, rounding)
     u, s, v = torch.linalg.svd(joined if basis is None else basis.T @ joined, full_matrices=False)
     kept = int((s > max(rounding, max(joined.shape) * torch.finfo(s.dtype).eps * size)).sum())

@@ -129,7 +129,8 @@ class Rule:
         function: deltas (task, *shape), float32 or float64, and keyword parameters -> (*shape). Pure.
             A parameter that is a list has one value for each task. Those that begin with ``_`` are not the
             user's: ``_place`` is where the deltas lie,
-            ``_base`` the weights (*shape) they belong to, others come from the two measurements below.
+            ``_base`` the weights (*shape) they belong to, ``_rounded`` the dtype that a chain was
+            given them in, others come from the two measurements below.
         scope: what one output element depends on: its own deltas in a fixed sum (``linear``), its own
             deltas (``element``), these and numbers measured on the whole ``model``, the whole ``tensor``,
             or the singular vectors of a ``matrix``.

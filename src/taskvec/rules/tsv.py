@@ -1,12 +1,19 @@
 """TSV-M: task singular vectors, whitened."""
 
+import torch
 from torch import Tensor
 
 from taskvec.rules.matrix import check_pattern, in_rows, is_matrix, joined, svd
 from taskvec.rules.rule import ANYWHERE, Place, Rule
 
 
-def tsv(deltas: Tensor, *, exclude: str | None = None, _place: Place = ANYWHERE) -> Tensor:
+def tsv(
+    deltas: Tensor,
+    *,
+    exclude: str | None = None,
+    _place: Place = ANYWHERE,
+    _rounded: torch.dtype | None = None,
+) -> Tensor:
     """Keep the leading singular vectors of each task's matrices and make them orthogonal across tasks.
 
         Delta_t = U_t S_t V_t, the top k = max(1, int(min(m, n) / T)) components of each
@@ -23,8 +30,9 @@ def tsv(deltas: Tensor, *, exclude: str | None = None, _place: Place = ANYWHERE)
     if not is_matrix(deltas, exclude, _place):
         return deltas.mean(0)
     top = max(1, min(deltas.shape[1:]) // len(deltas))
-    leading = [(u[:, :top], s[:top], v[:top]) for u, s, v in map(svd, deltas)]
-    u, s, v = joined(leading)
+    parts = (svd(delta, given=_rounded) for delta in deltas)
+    leading = [(u[:, :top], s[:top], v[:top]) for u, s, v in parts]
+    u, s, v = joined(leading, _rounded)
     return (u * s) @ v
 
 
