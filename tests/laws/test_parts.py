@@ -6,11 +6,13 @@ import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import taskvec
+from taskvec.coefficients.trimming import Agreeing
 from taskvec.edits.layers import Joined, Origin
 from taskvec.edits.merge import Merge
 from taskvec.edits.mergekit.intermediate import Intermediate
@@ -139,6 +141,7 @@ MADE: dict[type, Callable[[Spied], Lazy]] = {
     Packed: lambda spied: Packed(spied, {NAME: (3, 2)}, [""]),
     Adapter: adapter,
     Reverted: reverted,
+    Agreeing: lambda spied: Agreeing(TaskVector.of(direction(spied)), {NAME: np.zeros(1, np.uint8)}),
 }
 """A way to make each kind of something that is made of others, of weights."""
 
@@ -165,7 +168,9 @@ def kinds(of: type) -> Iterator[type]:
 
 def test_every_kind_is_here() -> None:
     for module in pkgutil.walk_packages(taskvec.__path__, "taskvec."):
-        if module.name.startswith(("taskvec.vectors", "taskvec.weights", "taskvec.edits")):
+        if module.name.startswith(
+            ("taskvec.vectors", "taskvec.weights", "taskvec.edits", "taskvec.coefficients")
+        ):
             importlib.import_module(module.name)
     whole = {kind for kind in kinds(Lazy) if kind.__module__.startswith("taskvec.")}
     whole = {kind for kind in whole if not inspect.isabstract(kind) and kind.__name__ not in LEAVES}

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import OptimizeResult, minimize  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from taskvec.coefficients.affine import Affine, affine_outputs
@@ -22,6 +22,9 @@ from taskvec.tasks.loaders import in_batches
 from taskvec.tasks.objective import Batch, Objective, Prepared
 from taskvec.tasks.split import Split
 from taskvec.vectors import TaskVector
+
+if TYPE_CHECKING:
+    from scipy.optimize import OptimizeResult  # type: ignore[import-untyped]
 
 _LINEAR = (nn.Linear, nn.Identity, nn.Dropout, nn.Sequential)
 
@@ -90,7 +93,9 @@ class Kept(Passes):
             return []
         trace = [whole(start)[0]]
 
-        def note(intermediate_result: OptimizeResult) -> None:
+        from scipy.optimize import minimize  # type: ignore[import-untyped]  # takes long to import
+
+        def note(intermediate_result: "OptimizeResult") -> None:
             trace.append(float(intermediate_result.fun))
 
         found = minimize(

@@ -34,7 +34,7 @@ class Agreeing(Summand):
         deltas = self._trimmed.read(name, rows, dtype)
         first = 0 if rows is None else rows.start * row_size(self.specs[name].shape)
         minus = _bits(self._signs[name], first, deltas.numel()).view(deltas.shape)
-        return deltas.mul_((deltas < 0) == minus)
+        return deltas * ((deltas < 0) == minus)
 
 
 def trimmed(vectors: Mapping[str, TaskVector], share: float) -> dict[str, TaskVector]:

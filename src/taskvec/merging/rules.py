@@ -12,8 +12,6 @@ from taskvec.merging.method import Bench, Consumed, Method, Plain, VectorModel, 
 from taskvec.models.backbone import Backbone
 from taskvec.names import BLOCKS, block_depths
 from taskvec.rules import RULES, Rule
-from taskvec.statistics.fisher import fisher
-from taskvec.statistics.gram import gram
 from taskvec.tasks.source import SplitName
 from taskvec.vectors import TaskVector, combine
 from taskvec.vectors.combining import bind_all
@@ -94,6 +92,9 @@ class RuleMethod(Method):
         ]
 
     def _measure(self, bench: Bench, task: str, model: Backbone) -> Mapping[str, Tensor]:
+        from taskvec.statistics.fisher import fisher  # scipy's sparse matrices: few rules wait for them
+        from taskvec.statistics.gram import gram
+
         evaluator = bench.evaluator
         kind = kind_used(self._known)
         measure = partial(fisher, head=evaluator.head(task)) if kind == "fisher" else gram
