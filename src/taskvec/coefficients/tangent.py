@@ -93,7 +93,7 @@ class Kept(Passes):
             return []
         trace = [whole(start)[0]]
 
-        from scipy.optimize import minimize  # type: ignore[import-untyped]  # takes long to import
+        from scipy.optimize import minimize  # takes long to import
 
         def note(intermediate_result: "OptimizeResult") -> None:
             trace.append(float(intermediate_result.fun))
