@@ -7,7 +7,7 @@ from typing import ClassVar, get_args
 from taskvec.coefficients.learning import learn_coefficients
 from taskvec.coefficients.presets import preset
 from taskvec.coefficients.settings import CoefficientSettings
-from taskvec.merging.method import Bench, Consumed, Method, Plain, VectorModel
+from taskvec.merging.method import Bench, Consumed, Method, Plain, VectorModel, named
 from taskvec.tasks.source import SplitName
 
 
@@ -44,9 +44,7 @@ class LearnedMethod(Method):
 
     @property
     def name(self) -> str:  # type: ignore[override]  # it follows from the fields
-        said = {name: value for name, value in self.changes.items() if name != "allow_test_inputs"}
-        given = ", ".join(f"{name} {value}" for name, value in said.items())
-        return f"{self.preset} ({given})" if given else self.preset
+        return named(self.preset, self.changes)
 
     @property
     def about(self) -> str:

@@ -8,7 +8,7 @@ from taskvec.coefficients.lines import learn_lines
 from taskvec.coefficients.settings import CoefficientSettings
 from taskvec.errors import InputError
 from taskvec.merging.learned import LearnedMethod, unfit_signal
-from taskvec.merging.method import Bench, Consumed, Method, Plain, VectorModel, in_order
+from taskvec.merging.method import Bench, Consumed, Method, Plain, VectorModel, in_order, named
 from taskvec.merging.rules import RuleMethod, without_blocks
 from taskvec.tasks.source import SplitName
 
@@ -36,9 +36,7 @@ class LinesMethod(Method):
 
     @property
     def name(self) -> str:  # type: ignore[override]  # it follows from the fields
-        said = {name: value for name, value in self.changes.items() if name != "allow_test_inputs"}
-        given = ", ".join(f"{name} {value}" for name, value in said.items())
-        return f"{self.of.name}+learned_lines{f' ({given})' if given else ''}"
+        return named(f"{self.of.name}+learned_lines", self.changes)
 
     def settings_on(self, split: SplitName) -> CoefficientSettings:
         """All settings, for a split that is allowed if the changes name no other."""

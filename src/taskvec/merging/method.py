@@ -177,3 +177,9 @@ def unlabelled(split: SplitName) -> Consumed:
         "test": "unlabelled test inputs",
     }[str(split)]  # type: ignore[assignment]  # one of the literals
     return found
+
+
+def named(method: str, settings: Mapping[str, object]) -> str:
+    """The name of a method's row: with the settings that are not the usual ones, but for a permission."""
+    said = [f"{name} {value}" for name, value in settings.items() if name != "allow_test_inputs"]
+    return f"{method} ({', '.join(said)})" if said else method

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from taskvec.evaluation.points import add_vector
-from taskvec.merging.method import Bench, Consumed, Method, Plain, VectorModel, unlabelled
+from taskvec.merging.method import Bench, Consumed, Method, Plain, VectorModel, named, unlabelled
 from taskvec.models.backbone import Backbone
 from taskvec.names import BLOCKS, block_depths
 from taskvec.rules import RULES, Rule
@@ -43,8 +43,7 @@ class RuleMethod(Method):
 
     @property
     def name(self) -> str:  # type: ignore[override]  # it follows from the fields
-        given = ", ".join(f"{name} {value}" for name, value in self.parameters.items())
-        return f"{self.rule} ({given})" if given else self.rule
+        return named(self.rule, self.parameters)
 
     @property
     def coefficient(self) -> float:  # type: ignore[override]

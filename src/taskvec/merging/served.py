@@ -12,7 +12,7 @@ from torch import Tensor
 from taskvec.config import Config
 from taskvec.evaluation.points import Point
 from taskvec.merging.keys import bound_to
-from taskvec.merging.method import Bench, Consumed, Method, Model, Plain
+from taskvec.merging.method import Bench, Consumed, Method, Model, Plain, named
 from taskvec.tasks.source import SplitName
 from taskvec.vectors import TaskVector
 from taskvec.vectors.lora.lowrank import leading
@@ -124,8 +124,7 @@ def tsv_method(given: Mapping[str, object]) -> ServedMethod:
 
 
 def _served(name: str, options: Config, build: Callable[[Bench, Vectors, Config], Model]) -> ServedMethod:
-    given = ", ".join(f"{key} {value}" for key, value in options.model_dump(exclude_defaults=True).items())
-    return ServedMethod(f"{name} ({given})" if given else name, options, build)
+    return ServedMethod(named(name, options.model_dump(exclude_defaults=True)), options, build)
 
 
 def _serve_emr(bench: Bench, vectors: Vectors, options: Config) -> Model:

@@ -11,7 +11,7 @@ from taskvec.coefficients.surgery import FittedSurgery, fit_surgery
 from taskvec.evaluation.points import Point
 from taskvec.merging.baselines import Own
 from taskvec.merging.library import LibraryMethod
-from taskvec.merging.method import Bench, Consumed, Method, Model, Plain, in_order, unlabelled
+from taskvec.merging.method import Bench, Consumed, Method, Model, Plain, in_order, named, unlabelled
 from taskvec.tasks.objective import Tally
 from taskvec.tasks.source import SplitName
 
@@ -38,8 +38,7 @@ class SurgeryMethod(Method):
 
     @property
     def name(self) -> str:  # type: ignore[override]  # it follows from the fields
-        given = ", ".join(f"{name} {value}" for name, value in self.changes.items())
-        return f"{self.of.name}+surgery{f' ({given})' if given else ''}"
+        return named(f"{self.of.name}+surgery", self.changes)
 
     @property
     def coefficient(self) -> float | None:  # type: ignore[override]
