@@ -1,8 +1,8 @@
 """Methods: ways to make one model of several task vectors, or one for each task, so that they are compared.
 
 A rule (``RULES``) is a method by itself, and so is a preset of learned coefficients (``PRESETS``); the others
-are a file beside this one and a line here. See
-``method.py`` for what a method is, and ``studies/methods.py`` for the table.
+are a file beside this one and a line here. See ``method.py`` for what a method is, and ``studies/methods.py``
+for the table.
 """
 
 from collections.abc import Callable, Iterator, Mapping
