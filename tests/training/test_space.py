@@ -399,6 +399,6 @@ def test_weight_decay_shrinks_the_factors(evaluator: tv.Evaluator, towards: str)
 def test_bf16_multiplies_the_factors_in_float32(evaluator: tv.Evaluator) -> None:
     moved = made(evaluator.backbone, Regime("attention", "lora", rank=2))
     assert isinstance(moved, Factors)
-    plain = moved._steps()
+    plain = moved.tau()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert all(torch.equal(step, plain[name]) for name, step in moved._steps().items())
+        assert all(torch.equal(step, plain[name]) for name, step in moved.tau().items())

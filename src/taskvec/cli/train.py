@@ -50,7 +50,7 @@ def train(
     suite: Suite = None,
     regime: Annotated[str | None, Parameter(help=_REGIME, show_default="full")] = None,
     choice: Annotated[RegimeSettings, flattened()] = RegimeSettings(),  # noqa: B008
-    settings: Annotated[TrainSettings, flattened("optimizer")] = TrainSettings(),  # noqa: B008
+    settings: Annotated[TrainSettings, flattened("optimizer", "penalty")] = TrainSettings(),  # noqa: B008
     limit: Count | None = None,
     like: Path | None = None,
     log: Path | None = None,

@@ -239,15 +239,24 @@ class Trial:
                 ascend=ascend,
                 checkpoint=checkpoint,
                 validate=validate,
+                references=[self.evaluator.part(task) for task in self.references(*tasks)],
+                keep=self.lab.store.folder / "statistics",
                 watch=self.lab.watch,
                 log=log,
             )
 
         name = "+".join(tasks)
         more: dict[str, object] = {**changed, **(self._own_settings(tasks) if len(tasks) == 1 else {})}
+        if others := self.references(*tasks):
+            more["references"] = self.plan.fingerprints(others)
         if ascend:
             more["ascend"] = True
         return self.train(f"ascent-{name}" if ascend else name, compute, tasks, **more)
+
+    def references(self, *tasks: str) -> list[str]:
+        """The tasks beside these whose inputs their penalties may use; none where there are no penalties."""
+        penalized = self.experiment.settings(self.regime, self.seed, *tasks).penalty
+        return [task for task in self.tasks if task not in tasks] if penalized else []
 
     def train(
         self,
@@ -304,7 +313,7 @@ def recipe(settings: TrainSettings, regime: Regime | None = None) -> dict[str, A
     """
     young = {"decay_towards"} if settings.decay_towards == "zero" else set[str]()
     details = {} if regime is None else regime.details()
-    return {**settings.model_dump(exclude={"validations", "checkpoint_activations", *young}), **details}
+    return {**settings.told(but={"validations", "checkpoint_activations", *young}), **details}
 
 
 def _folder(regime: str) -> str:

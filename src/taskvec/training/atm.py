@@ -12,10 +12,11 @@ from taskvec.progress import Watch, unwatched
 from taskvec.rules import RULES
 from taskvec.training.finetune import as_vector
 from taskvec.training.logs import Log, logged
-from taskvec.training.loop import total_steps, train
+from taskvec.training.loop import train
 from taskvec.training.parts import Part
 from taskvec.training.regimes import Regime, regime_called
 from taskvec.training.settings import TrainSettings
+from taskvec.training.stream import total_steps
 from taskvec.vectors import TaskVector, apply, combine
 
 

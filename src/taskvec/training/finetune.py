@@ -29,6 +29,8 @@ def finetune(
     ascend: bool = False,
     checkpoint: Path | None = None,
     validate: Callable[[TaskVector], Mapping[str, float]] | None = None,
+    references: Sequence[Part] = (),
+    keep: Path | None = None,
     watch: Watch = unwatched,
     log: Log | None = None,
 ) -> TaskVector:
@@ -41,7 +43,8 @@ def finetune(
             of which it has the prefix (``tangent-``, ``lora-``, ``tangent-lora-``).
         ascend: climb the loss instead (the gradient-ascent baseline of negation).
         validate: figures to report on the way, of the task vector as it is then.
-        checkpoint, watch: see :func:`taskvec.training.loop.train`.
+        references: other tasks, of which the penalties in the settings use the inputs.
+        checkpoint, keep, watch: see :func:`taskvec.training.loop.train`.
         log: called with the number of every step and its figures, see :data:`taskvec.training.logs.Log`.
 
     Returns: float32 deltas under the checkpoint's names, of LoRA as factors; unselected tensors read as zero
@@ -66,6 +69,8 @@ def finetune(
         sign=-1.0 if ascend else 1.0,
         checkpoint=checkpoint,
         validate=None if validate is None else lambda deltas: validate(vector(deltas)),
+        references=references,
+        keep=keep,
         watch=logged(watch, log),
         label=f"{'ascent' if ascend else kind.name} {joined(chosen)}",
     )
@@ -84,7 +89,7 @@ def as_vector(
 ) -> TaskVector:
     """Deltas as a task vector of the backbone's checkpoint, with the settings that made them."""
     training = {
-        **settings.model_dump(),
+        **settings.told(),
         **regime.details(),
         "examples": {part.name: len(part.split) for part in parts},
         "tasks": {part.name: part.fingerprint for part in parts},

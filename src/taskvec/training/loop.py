@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,39 +16,20 @@ from torch import Tensor
 from taskvec.errors import InputError, TaskvecError
 from taskvec.models.activations import recomputed
 from taskvec.models.backbone import Backbone
-from taskvec.place import autocast, enough_memory
+from taskvec.place import enough_memory
 from taskvec.progress import Watch, unwatched
-from taskvec.tasks.ahead import ahead, for_device
-from taskvec.tasks.objective import Batch, Objective, Prepared
+from taskvec.tasks.ahead import ahead
 from taskvec.training.checkpoint import Checkpoint
+from taskvec.training.gradients import Terms, add_gradients, bind_penalties
 from taskvec.training.parts import Part, check_parts
+from taskvec.training.penalties.penalty import Given
 from taskvec.training.regimes import Lora, Space
 from taskvec.training.scaling import LossScale
 from taskvec.training.settings import TrainSettings
-from taskvec.training.space import Moved, move
+from taskvec.training.space import move
+from taskvec.training.stream import collate, stream, total_steps
 
 Params = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Examples of one part, named by their places in its split."""
-
-    part: int
-    places: Tensor
-
-
-@dataclass(frozen=True)
-class Step:
-    """A chunk, collated in micro-batches.
-
-    Args:
-        rows: of output, of all micro-batches.
-    """
-
-    chunk: Chunk
-    micros: Sequence[Batch]
-    rows: int
 
 
 def train(
@@ -62,6 +43,8 @@ def train(
     sign: float = 1.0,
     checkpoint: Path | None = None,
     validate: Callable[[Params], Mapping[str, float]] | None = None,
+    references: Sequence[Part] = (),
+    keep: Path | None = None,
     watch: Watch = unwatched,
     label: str = "training",
 ) -> Params:
@@ -77,8 +60,11 @@ def train(
         checkpoint: where the state is kept every 20 seconds or so, for resuming after a kill; the file is
             removed when training ends. Resuming gives the same bits as never having stopped.
         validate: figures to report on the way, called with the displacement ``settings.validations`` times.
-        watch: told after every step; its facts are the loss, the learning rate, the norm of the gradient
-            before clipping, how much a second is read, and the figures of ``validate``.
+        references: other tasks, of which penalties may use the inputs; those of ``parts`` are left out.
+        keep: a folder for what penalties measure once and other trainings may use too.
+        watch: told after every step; its facts are the loss, the penalties if there are some, the learning
+            rate, the norm of the gradient before clipping, how much a second is read, and the figures of
+            ``validate``.
 
     Returns: the displacement from ``start``, float32, same names, on the CPU; of factors their products, for
         matrices alone, multiplied as they are read.
@@ -92,15 +78,17 @@ def train(
     leaves = moved.leaves
     optimizer = _optimizer(settings, list(leaves.values()))
     asked = [part.objective.on(device) for part in parts]
+    others = [part for part in references if part.name not in {own.name for own in parts}]
+    penalties = bind_penalties(Given(backbone, moved, others, settings, keep, watch))
     prepared = [part.objective.prepare(backbone, part.split) for part in parts]
     sizes = [of_part.sizes for of_part in prepared]
     steps = total_steps(list(map(len, sizes)), settings)
-    signature = _signature(parts, settings, space, lora, sign, start)
+    signature = _signature(parts, settings, space, lora, sign, start, others if penalties else [])
     state = Checkpoint(checkpoint, leaves, optimizer, signature, scale)
     loss = math.nan
     done = state.restore()
-    chunks = islice(_stream(sizes, settings), done, None)
-    collated = ahead(partial(_collate, prepared, settings.accumulation, device), chunks, device)
+    chunks = islice(stream(sizes, settings), done, None)
+    collated = ahead(partial(collate, prepared, settings.accumulation, device), chunks, device)
     for step, given in enumerate(collated, start=done):
         began, lr = perf_counter(), settings.lr * _schedule(step, steps, settings)
         for group in optimizer.param_groups:
@@ -108,13 +96,17 @@ def train(
         part, places = given.chunk.part, given.chunk.places
         at_once = f"a training step of {len(places)} examples"
         with enough_memory(device, at_once, _remedy(settings)), activations(backbone, settings):
-            losses = _accumulate(moved, asked[part], given, settings, sign * scale.factor)
+            terms = add_gradients(
+                moved, asked, penalties, given, step, settings, sign=sign, scale=scale.factor
+            )
         taken = scale.unscale(leaves.values())
-        loss, norm = _read(losses, _clip(leaves, settings.clip))
-        if not math.isfinite(loss) or (taken and not math.isfinite(norm)):
+        loss, penalty, norm = _read(terms, _clip(leaves, settings.clip))
+        if not math.isfinite(loss + penalty) or (taken and not math.isfinite(norm)):
             if sign < 0:
                 break  # ascent may diverge: the last finite weights are its result
-            found = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+            found = f"the gradient's norm is {norm}"
+            for term, value in (("penalty", penalty), ("loss", loss)):
+                found = found if math.isfinite(value) else f"the {term} is {value}"
             raise TaskvecError(
                 f"{label}: {found} at step {step + 1} of {steps}; lower the learning rate "
                 f"(now {settings.lr:g}) or train in float32"
@@ -127,73 +119,20 @@ def train(
         rates = _rates(sizes[part][places], perf_counter() - began)
         state.save_if_due(step + 1)
         due = (step + 1) * settings.validations // steps > step * settings.validations // steps
-        facts = validate(moved.displacement()) if validate and due else {}
+        facts = {"penalty": penalty} if penalties else {}
+        facts |= validate(moved.displacement()) if validate and due else {}
         watch(label, step + 1, steps, loss=loss, lr=lr, gradient_norm=norm, **rates, **facts)
     state.remove()
     return moved.displacement()
 
 
-def total_steps(sizes: Sequence[int], settings: TrainSettings) -> int:
-    """Optimizer steps that ``settings`` ask for on splits of these sizes."""
-    return settings.steps or settings.epochs * sum(math.ceil(size / settings.batch_size) for size in sizes)
-
-
-def _stream(sizes: Sequence[Tensor], settings: TrainSettings) -> Iterator[Chunk]:
-    """Every example once an epoch, in an order that depends on the seed and the epoch alone.
-
-    ``sizes`` holds, for each part, what every input costs.
-    """
-    wanted, epoch = total_steps(list(map(len, sizes)), settings), 0
-    while wanted > 0:
-        order = torch.Generator().manual_seed((settings.seed << 20) + epoch)
-        chunks = [
-            Chunk(part, places)
-            for part, of_part in enumerate(sizes)
-            for places in _shuffled(of_part, settings.batch_size, order)
-        ]
-        mixed = torch.randperm(len(chunks), generator=order).tolist()
-        yield from (chunks[i] for i in mixed[:wanted])
-        wanted, epoch = wanted - len(chunks), epoch + 1
-
-
-def _shuffled(sizes: Tensor, batch: int, order: torch.Generator) -> Sequence[Tensor]:
-    """Random batches of places whose inputs are of similar size, so that little is padded.
-
-    Inputs are shuffled, then sorted by size inside windows of eight batches. That pads little more than if
-    all were sorted, and every epoch still has batches of its own.
-    """
-    windows = torch.split(torch.randperm(len(sizes), generator=order), 8 * batch)
-    return torch.split(torch.cat([window[sizes[window].argsort(stable=True)] for window in windows]), batch)
-
-
-def _collate(prepared: Sequence[Prepared], accumulation: int, device: torch.device, chunk: Chunk) -> Step:
-    """A chunk in as many micro-batches as ``accumulation`` says, or more if memory is short of outputs."""
-    of_part, places = prepared[chunk.part], chunk.places
-    size = math.ceil(len(places) / accumulation)
-    micros = torch.split(places, min(size, of_part.together or size))
-    batches = [for_device(of_part.batch(micro), device) for micro in micros]
-    return Step(chunk, batches, int(of_part.rows[places].sum()))
-
-
-def _accumulate(
-    moved: Moved, asked: Objective, step: Step, settings: TrainSettings, factor: float
-) -> list[Tensor]:
-    """Add the gradient of ``factor`` times the mean loss to the leaves; return the terms of that loss."""
-    losses, device = [], moved.backbone.device
-    for micro in step.micros:
-        batch = micro.on(device)
-        with autocast(settings.precision, device):
-            outputs = moved.outputs(batch.inputs)
-        loss = asked.loss(outputs.float(), batch) * (len(batch.index) / step.rows)
-        torch.autograd.backward(factor * loss)
-        losses.append(loss.detach())
-    return losses
-
-
-def _read(losses: Sequence[Tensor], norm: Tensor) -> tuple[float, float]:
-    """Loss and norm of the gradient, read together when all is queued: a device stands still for it."""
-    *terms, size = torch.stack([loss.to(norm.dtype) for loss in losses] + [norm]).tolist()
-    return sum(terms), size
+def _read(terms: Terms, norm: Tensor) -> tuple[float, float, float]:
+    """Loss, penalties and norm of the gradient, read together when all is queued: a device stands still for
+    it."""
+    values = [value.to(norm.dtype) for value in (*terms.losses, *terms.penalties)]
+    *read, size = torch.stack([*values, norm]).tolist()
+    count = len(terms.losses)
+    return sum(read[:count]), sum(read[count:]), size
 
 
 def check_precision(precision: str, space: Space) -> None:
@@ -256,16 +195,18 @@ def _signature(
     lora: Lora | None,
     sign: float,
     start: Params,
+    references: Sequence[Part],
 ) -> str:
     """What a checkpoint must agree with to be resumed: every setting, the data, the start."""
     return json.dumps(
         {
-            "settings": settings.model_dump(exclude={"validations", "checkpoint_activations"}),
+            "settings": settings.told(but={"validations", "checkpoint_activations"}),
             "parts": [
                 [part.name, part.fingerprint, len(part.split), part.objective.fingerprint()] for part in parts
             ],
             "space": space,
             **({} if lora is None else {"lora": asdict(lora)}),
+            **({"references": [[part.name, part.fingerprint] for part in references]} if references else {}),
             "sign": sign,
             "start": {name: float(value.cpu().double().sum()) for name, value in start.items()},
         },

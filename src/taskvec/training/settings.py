@@ -1,11 +1,12 @@
 """The recipe of one fine-tuning."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from taskvec.config import Config
 from taskvec.place import Precision
+from taskvec.training.penalties.settings import Penalties
 
 
 class TrainSettings(Config, use_attribute_docstrings=True):
@@ -49,3 +50,13 @@ class TrainSettings(Config, use_attribute_docstrings=True):
     """Order of the examples, and whatever a regime draws."""
     validations: NonNegativeInt = 2
     """How often the validation split is measured on the way; 0 for never."""
+    penalty: Penalties = ()
+    """What is added to the loss for the displacement itself; see ``docs/penalties.md``."""
+
+    young: ClassVar[frozenset[str]] = frozenset({"penalty"})
+    """Settings that are not told at their defaults, so that trainings from before them are the same ones."""
+
+    def told(self, but: set[str] | None = None) -> dict[str, Any]:
+        """The settings as plain data, for keys, provenance and checkpoints."""
+        usual = {name for name in self.young if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", exclude={*usual, *(but or ())})

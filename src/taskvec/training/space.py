@@ -63,8 +63,12 @@ class Moved(ABC):
         """(R, d), differentiable in the leaves."""
 
     @abstractmethod
+    def tau(self) -> Params:
+        """How far ``start`` has been displaced, by name in its shapes; differentiable in the leaves."""
+
+    @abstractmethod
     def displacement(self) -> Params:
-        """How far ``start`` has been displaced; a copy, on the CPU."""
+        """The same as a copy, on the CPU."""
 
     @torch.no_grad()
     def decay(self, settings: TrainSettings, lr: float) -> None:
@@ -89,6 +93,9 @@ class Ordinary(Moved):
     def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
         return encode(self.backbone, {**self._rest, **self.leaves}, batch)
 
+    def tau(self) -> Params:
+        return {name: leaf - self._start[name] for name, leaf in self.leaves.items()}
+
     def displacement(self) -> Params:
         return {name: (leaf.detach() - self._start[name]).cpu() for name, leaf in self.leaves.items()}
 
@@ -105,6 +112,9 @@ class Tangent(Moved):
 
     def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
         return self._lin(self.leaves, batch)  # type: ignore[no-any-return]
+
+    def tau(self) -> Params:
+        return self.leaves
 
     def displacement(self) -> Params:
         return {name: leaf.detach().clone().cpu() for name, leaf in self.leaves.items()}
@@ -136,7 +146,7 @@ class Factors(Moved):
             yield f"{name}#B", self._ups[name]
 
     def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
-        moved = {name: self._start[name] + step for name, step in self._steps().items()}
+        moved = {name: self._start[name] + step for name, step in self.tau().items()}
         return encode(self.backbone, {**self._rest, **moved}, batch)
 
     def displacement(self) -> Params:
@@ -145,8 +155,7 @@ class Factors(Moved):
         }
         return factored(pairs, {name: self._start[name].shape for name in pairs})
 
-    def _steps(self) -> dict[str, Tensor]:
-        """The displacement of each matrix, in its shape, differentiable in the leaves."""
+    def tau(self) -> Params:
         device = next(iter(self._start.values())).device.type
         with torch.autocast(device, enabled=False):
             return {name: self._pair(name).product().view(value.shape) for name, value in self._start.items()}
@@ -196,7 +205,7 @@ class TangentFactors(Factors):
             yield f"{name}#B", self._ups[name]
 
     def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return self._lin(self._steps(), batch)  # type: ignore[no-any-return]
+        return self._lin(self.tau(), batch)  # type: ignore[no-any-return]
 
 
 def move(backbone: Backbone, start: Params, space: Space, lora: Lora | None, seed: int) -> Moved:

@@ -1,0 +1,83 @@
+"""What a step adds to the gradients of the leaves: the loss of its examples, and the penalties."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taskvec.place import autocast
+from taskvec.tasks.objective import Objective
+from taskvec.training.penalties import PENALTIES
+from taskvec.training.penalties.penalty import Given
+from taskvec.training.settings import TrainSettings
+from taskvec.training.space import Moved
+from taskvec.training.stream import Step
+
+Weighted = tuple[float, Callable[[int], Tensor]]
+"""A penalty and its strength."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the objective of one step was made of: scalars on the device that computes."""
+
+    losses: Sequence[Tensor]
+    penalties: Sequence[Tensor]
+
+
+def bind_penalties(given: Given) -> list[Weighted]:
+    """The penalties that the settings ask for, but those of no strength, ready for a training."""
+    return [
+        (asked.strength, PENALTIES[asked.kind](asked, given))
+        for asked in given.settings.penalty
+        if asked.strength
+    ]
+
+
+def add_gradients(
+    moved: Moved,
+    asked: Sequence[Objective],
+    penalties: Sequence[Weighted],
+    given: Step,
+    number: int,
+    settings: TrainSettings,
+    *,
+    sign: float = 1.0,
+    scale: float = 1.0,
+) -> Terms:
+    """Add the gradient of ``scale * (sign * mean loss + penalties)`` to the leaves.
+
+    Args:
+        asked: the objective of each part.
+        number: of the step, from 0.
+    """
+    losses = _add_loss(moved, asked[given.chunk.part], given, settings, sign * scale)
+    return Terms(losses, [_add_penalty(penalty, number, scale) for penalty in penalties])
+
+
+def _add_loss(
+    moved: Moved, asked: Objective, step: Step, settings: TrainSettings, factor: float
+) -> list[Tensor]:
+    """Add the gradient of ``factor`` times the mean loss to the leaves; the terms of that loss."""
+    losses, device = [], moved.backbone.device
+    for micro in step.micros:
+        batch = micro.on(device)
+        with autocast(settings.precision, device):
+            outputs = moved.outputs(batch.inputs)
+        loss = asked.loss(_widened(outputs), batch) * (len(batch.index) / step.rows)
+        torch.autograd.backward(factor * loss)
+        losses.append(loss.detach())
+    return losses
+
+
+def _add_penalty(penalty: Weighted, number: int, scale: float) -> Tensor:
+    strength, term = penalty
+    value = strength * term(number)
+    torch.autograd.backward(scale * value)
+    return value.detach()
+
+
+def _widened(outputs: Tensor) -> Tensor:
+    """In float32, or float64 as they are."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))

@@ -1,0 +1,75 @@
+"""The order in which a training reads its examples."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taskvec.tasks.ahead import for_device
+from taskvec.tasks.objective import Batch, Prepared
+from taskvec.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Examples of one part, named by their places in its split."""
+
+    part: int
+    places: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """A chunk, collated in micro-batches.
+
+    Args:
+        rows: of output, of all micro-batches.
+    """
+
+    chunk: Chunk
+    micros: Sequence[Batch]
+    rows: int
+
+
+def total_steps(sizes: Sequence[int], settings: TrainSettings) -> int:
+    """Optimizer steps that ``settings`` ask for on splits of these sizes."""
+    return settings.steps or settings.epochs * sum(math.ceil(size / settings.batch_size) for size in sizes)
+
+
+def stream(sizes: Sequence[Tensor], settings: TrainSettings) -> Iterator[Chunk]:
+    """Every example once an epoch, in an order that depends on the seed and the epoch alone.
+
+    ``sizes`` holds, for each part, what every input costs.
+    """
+    wanted, epoch = total_steps(list(map(len, sizes)), settings), 0
+    while wanted > 0:
+        order = torch.Generator().manual_seed((settings.seed << 20) + epoch)
+        chunks = [
+            Chunk(part, places)
+            for part, of_part in enumerate(sizes)
+            for places in _shuffled(of_part, settings.batch_size, order)
+        ]
+        mixed = torch.randperm(len(chunks), generator=order).tolist()
+        yield from (chunks[i] for i in mixed[:wanted])
+        wanted, epoch = wanted - len(chunks), epoch + 1
+
+
+def _shuffled(sizes: Tensor, batch: int, order: torch.Generator) -> Sequence[Tensor]:
+    """Random batches of places whose inputs are of similar size, so that little is padded.
+
+    Inputs are shuffled, then sorted by size inside windows of eight batches. That pads little more than if
+    all were sorted, and every epoch still has batches of its own.
+    """
+    windows = torch.split(torch.randperm(len(sizes), generator=order), 8 * batch)
+    return torch.split(torch.cat([window[sizes[window].argsort(stable=True)] for window in windows]), batch)
+
+
+def collate(prepared: Sequence[Prepared], accumulation: int, device: torch.device, chunk: Chunk) -> Step:
+    """A chunk in as many micro-batches as ``accumulation`` says, or more if memory is short of outputs."""
+    of_part, places = prepared[chunk.part], chunk.places
+    size = math.ceil(len(places) / accumulation)
+    micros = torch.split(places, min(size, of_part.together or size))
+    batches = [for_device(of_part.batch(micro), device) for micro in micros]
+    return Step(chunk, batches, int(of_part.rows[places].sum()))
