@@ -4,8 +4,15 @@ A new kind is a file beside this one, its settings in :mod:`taskvec.training.pen
 and a section in ``docs/penalties.md``.
 """
 
-from taskvec.registry import Registry
-from taskvec.training.penalties.penalty import Bind
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-PENALTIES: Registry[Bind] = Registry("penalty", {"decay": "taskvec.training.penalties.decay:bind"})
-"""Kind -> what makes it ready for one training."""
+from taskvec.registry import Registry
+
+if TYPE_CHECKING:  # the settings of a training are read without torch
+    from torch import Tensor
+
+PENALTIES: "Registry[Callable[..., Callable[[int], Tensor]]]" = Registry(
+    "penalty", {"decay": "taskvec.training.penalties.decay:bind"}
+)
+"""Kind -> what makes one ready for a training: its settings and a :class:`Given` -> a :data:`Penalty`."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -34,7 +33,3 @@ class Given:
     settings: TrainSettings
     keep: Path | None
     watch: Watch
-
-
-Bind = Callable[[Any, Given], Penalty]
-"""Settings of its kind, and a training -> the penalty, ready."""
