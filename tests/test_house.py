@@ -15,23 +15,24 @@ from measure_house import circles_of, import_graph
 SOURCE = Path(taskvec.__file__).parent
 GROUND = {
     *("_version", "arguments", "code", "compiled", "config", "errors", "memory", "patterns", "pickles"),
-    *("names", "place", "progress", "reading", "registry", "substitution", "writing"),
+    *("names", "parameters", "place", "progress", "reading", "registry", "substitution", "writing"),
 }
-EDITING = {"weights", "rules", "vectors", "edits"}
+EDITING = {"weights", "combiners", "rules", "vectors", "edits"}
 LEARNING = {"models", "tangent", "tasks", "statistics", "training"}
 ABOVE = {"evaluation", "coefficients", "merging", "studies", "runs", "searching"}
 
 # What each part of the house may import, beside the ground and itself.
 MAY_IMPORT: dict[str, set[str]] = {
     "weights": set(),
-    "rules": set(),
+    "combiners": set(),
+    "rules": {"combiners"},
     "models": {"weights"},  # only to open checkpoints, as everything else does
     "tangent": set(),
     "vectors": {"weights", "rules"},
     "edits": {"weights", "rules", "vectors"},
     "tasks": {"models"},
     "statistics": {"models", "tangent", "tasks"},
-    "training": {"models", "tangent", "tasks", "statistics", "vectors", "rules"},
+    "training": {"models", "tangent", "tasks", "statistics", "vectors", "combiners", "rules"},
     "evaluation": EDITING | LEARNING,
     "coefficients": EDITING | LEARNING | {"evaluation", "reports"},
     "merging": EDITING | LEARNING | {"evaluation", "coefficients"},

@@ -22,11 +22,11 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import Field
 from torch import Tensor
 
 from taskvec.errors import InputError
-from taskvec.registry import nearest
+from taskvec.parameters import Schema, check_numbers, keywords_of, schema_of, settle
 from taskvec.rules.pairs import Deltas
 
 Scope = Literal["linear", "element", "model", "tensor", "matrix"]
@@ -232,16 +232,11 @@ class Rule:
 
         Raises: InputError for a parameter that is unknown (with the nearest name) or does not fit.
         """
-        try:
-            settings = dict(self._schema.model_validate(dict(params)).model_dump())
-        except ValidationError as error:
-            raise InputError(f"rule {self.name!r}: {self._first(error)}") from None
+        where = f"rule {self.name!r}"
+        settings = settle(self._schema, params, where)
         if tasks is not None:
             self._check_number(tasks)
-            for name, value in settings.items():
-                if isinstance(value, list | tuple) and len(value) != tasks:
-                    wanted = f"expected {tasks}, one for each task vector"
-                    raise InputError(f"rule {self.name!r}: {name}: {len(value)} values, {wanted}")
+            check_numbers(settings, tasks, where, "task vector")
         complaint = self.check(tasks, **settings) if self.check else None
         if complaint:
             raise InputError(f"rule {self.name!r}: {complaint}")
@@ -282,8 +277,7 @@ class Rule:
     @cached_property
     def keywords(self) -> Mapping[str, inspect.Parameter]:
         """The keyword parameters of the function, those that are not the user's included."""
-        parameters = inspect.signature(self.function).parameters
-        return {name: each for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
+        return keywords_of(self.function)
 
     def _check_number(self, tasks: int) -> None:
         least, most = self.tasks
@@ -291,24 +285,9 @@ class Rule:
             wanted = f"{least}" if most == least else f"at least {least}"
             raise InputError(f"rule {self.name!r}: {tasks} task vectors, expected {wanted}")
 
-    def _first(self, error: ValidationError) -> str:
-        complaint = max(error.errors(), key=lambda each: len(each["loc"]))  # of alternatives the nearest
-        first, *inner = complaint["loc"]
-        name = ".".join(map(str, (first, *(part for part in inner if isinstance(part, int)))))
-        if complaint["type"] == "extra_forbidden":
-            return f"unknown parameter {name!r}; {nearest(name, self._schema.model_fields)}"
-        what = complaint["msg"].removeprefix("Value error, ")
-        return f"{name} is {complaint['input']!r}: {what[:1].lower()}{what[1:]}"
-
     @cached_property
-    def _schema(self) -> type[BaseModel]:
-        fields: dict[str, Any] = {
-            name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
-            for name, parameter in self.keywords.items()
-            if not name.startswith("_")
-        }
-        closed = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
-        return create_model(self.name, __config__=closed, **fields)
+    def _schema(self) -> Schema:
+        return schema_of(self.name, self.keywords)
 
 
 def for_each(value: float | Sequence[float], tasks: int) -> list[float]:

@@ -1,0 +1,22 @@
+"""Gram matrices G = A Aᵀ of vectors in the rows of A."""
+
+import numpy as np
+
+from taskvec.combiners.combiner import Array
+
+
+def units(gram: Array) -> tuple[Array, Array]:
+    """The norm of each vector (task,), and the Gram matrix of the vectors divided by it.
+
+    Combiners that do not depend on sizes work on the second, so that those never meet. A zero vector stays.
+    """
+    norms = np.sqrt(np.maximum(gram.diagonal(), 0))
+    size = np.where(norms > 0, norms, 1)
+    cosines = np.clip(gram / size[:, None] / size, -1, 1)
+    np.fill_diagonal(cosines, norms > 0)
+    return norms, cosines
+
+
+def divided(values: Array, norms: Array, zero: float = 1) -> Array:
+    """Coefficients of unit vectors as those of the vectors; ``zero`` for vectors that are zero."""
+    return np.divide(values, norms, out=np.full_like(norms, zero), where=norms > 0)
