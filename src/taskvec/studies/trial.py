@@ -23,6 +23,7 @@ from taskvec.tasks.suite import Suite
 from taskvec.tasks.task import outputs_for
 from taskvec.training.finetune import finetune
 from taskvec.training.logs import Log, recording
+from taskvec.training.penalties.settings import foreign
 from taskvec.training.regimes import Regime
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector
@@ -254,9 +255,9 @@ class Trial:
         return self.train(f"ascent-{name}" if ascend else name, compute, tasks, **more)
 
     def references(self, *tasks: str) -> list[str]:
-        """The tasks beside these whose inputs their penalties may use; none where there are no penalties."""
-        penalized = self.experiment.settings(self.regime, self.seed, *tasks).penalty
-        return [task for task in self.tasks if task not in tasks] if penalized else []
+        """The tasks beside these whose inputs their penalties use; none where no penalty uses any."""
+        penalties = self.experiment.settings(self.regime, self.seed, *tasks).penalty
+        return [task for task in self.tasks if task not in tasks] if foreign(penalties) else []
 
     def train(
         self,

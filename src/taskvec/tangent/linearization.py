@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 import taskvec.tangent.convolutions
 import taskvec.tangent.derivatives  # noqa: F401  they register their rules
@@ -74,15 +74,27 @@ class Linearization:
         Raises: InputError for a tau that names none of theta0's tensors, or others; NoTangent when a
             derivative is missing.
         """
+        return self._reached(_sum(*self._value_and_slope(tau, args, kwargs)), tau)
+
+    def jvp(self, tau: Params, *args: Any, **kwargs: Any) -> Any:
+        """``J tau`` alone, as ``f0 + J tau`` is called and at the cost of it; differentiable in ``tau``."""
+        value, slope = self._value_and_slope(tau, args, kwargs)
+        # By some routes the graph is that of the value: zero, with its gradient.
+        carried = tree_map(lambda leaf: leaf - leaf.detach() if differentiable(leaf) else leaf, value)
+        return self._reached(_sum(carried, slope), tau)
+
+    def _value_and_slope(self, tau: Params, args: Any, kwargs: Any) -> tuple[Any, Any]:
         self._check(tau)
         if self.route == "auto":
             self._settle(tau, args, kwargs)
         if self.route == "rules":
-            out = self._by_rules(tau, args, kwargs)
-        elif self.route == "lean":
-            out = self._lean(tau, args, kwargs)
-        else:
-            out = _sum(*jvp(self._bind(args, kwargs), self.theta0, tau))
+            return self._by_rules(tau, args, kwargs)
+        if self.route == "lean":
+            return self._lean(tau, args, kwargs)
+        return jvp(self._bind(args, kwargs), self.theta0, tau)
+
+    def _reached(self, out: Any, tau: Params) -> Any:
+        """The output, if it depends on tau. Raises: NoTangent."""
         if torch.is_grad_enabled() and any(step.requires_grad for step in tau.values()):
             _check_reached(out, lambda leaf: isinstance(leaf, Tensor) and leaf.requires_grad)
         return out
@@ -127,17 +139,17 @@ class Linearization:
             self._narrow[name, dtype] = version, kept
         return kept
 
-    def _by_rules(self, tau: Params, args: Any, kwargs: Any) -> Any:
+    def _by_rules(self, tau: Params, args: Any, kwargs: Any) -> tuple[Any, Any]:
         duals = {name: self._dual(name, [step]) for name, step in tau.items()}
         out = self._bind(args, kwargs)({**self.theta0, **duals})
-        return tree_map_only(Dual, lambda leaf: leaf.primal + _slope(leaf, 0), out)
+        return primals(out), tree_map(lambda leaf: _slope(leaf, 0), out)
 
-    def _lean(self, tau: Params, args: Any, kwargs: Any) -> Any:
+    def _lean(self, tau: Params, args: Any, kwargs: Any) -> tuple[Any, Any]:
         function = self._bind(args, kwargs)
         with torch.no_grad():
             _, slope = jvp(function, self.theta0, {name: step.detach() for name, step in tau.items()})
         anchored = {name: _anchor(step, self.theta0[name]) for name, step in tau.items()}
-        return _sum(function({**self.theta0, **anchored}), slope)
+        return function({**self.theta0, **anchored}), slope
 
     def _many(self, taus: Sequence[Params], args: Any, kwargs: Any) -> tuple[Any, list[Any]]:
         names = dict.fromkeys(name for tau in taus for name in tau)

@@ -62,6 +62,12 @@ class Moved(ABC):
     def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
         """(R, d), differentiable in the leaves."""
 
+    def shift(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """How far the outputs (R, d) are from those at ``start``; differentiable in the leaves."""
+        with torch.no_grad():
+            before = encode(self.backbone, {**_detached(self.backbone), **self._start}, batch)
+        return self.outputs(batch) - before
+
     @abstractmethod
     def tau(self) -> Params:
         """How far ``start`` has been displaced, by name in its shapes; differentiable in the leaves."""
@@ -112,6 +118,10 @@ class Tangent(Moved):
 
     def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
         return self._lin(self.leaves, batch)  # type: ignore[no-any-return]
+
+    def shift(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """``J tau``."""
+        return self._lin.jvp(self.leaves, batch)  # type: ignore[no-any-return]
 
     def tau(self) -> Params:
         return self.leaves
@@ -206,6 +216,10 @@ class TangentFactors(Factors):
 
     def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
         return self._lin(self.tau(), batch)  # type: ignore[no-any-return]
+
+    def shift(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """``J tau``."""
+        return self._lin.jvp(self.tau(), batch)  # type: ignore[no-any-return]
 
 
 def move(backbone: Backbone, start: Params, space: Space, lora: Lora | None, seed: int) -> Moved:

@@ -13,6 +13,11 @@ if TYPE_CHECKING:  # the settings of a training are read without torch
     from torch import Tensor
 
 PENALTIES: "Registry[Callable[..., Callable[[int], Tensor]]]" = Registry(
-    "penalty", {"decay": "taskvec.training.penalties.decay:bind"}
+    "penalty",
+    {
+        "decay": "taskvec.training.penalties.decay:bind",
+        "orthoreg": "taskvec.training.penalties.orthoreg:bind",
+        "tau_jp": "taskvec.training.penalties.tau_jp:bind",
+    },
 )
 """Kind -> what makes one ready for a training: its settings and a :class:`Given` -> a :data:`Penalty`."""

@@ -1,16 +1,20 @@
 """What may be said of penalties; reading this imports nothing heavy."""
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Iterable, Sequence
+from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, NonNegativeFloat
+from pydantic import BeforeValidator, NonNegativeFloat, PositiveInt
 
 from taskvec.config import Config
+from taskvec.errors import InputError
+from taskvec.registry import nearest
 
 
 class Strength(Config, use_attribute_docstrings=True):
     """What every penalty has."""
 
+    foreign: ClassVar[bool] = False
+    """Whether it uses the inputs of other tasks."""
     strength: NonNegativeFloat = 1.0
     """What it is multiplied by before it is added to the loss."""
 
@@ -21,17 +25,64 @@ class Decay(Strength):
     kind: Literal["decay"] = "decay"
 
 
-PenaltySettings = Decay
+class TauJp(Strength):
+    """How far the outputs on other tasks' inputs move."""
+
+    foreign: ClassVar[bool] = True
+    kind: Literal["tau_jp"] = "tau_jp"
+    power: Literal[1, 2] = 2
+    """Of the norm of an output's movement."""
+    sets: Literal["cyclic", "all"] = "cyclic"
+    """Whether a step reads one other task, each in turn, or all of them."""
+    batch_size: PositiveInt = 16
+    """Inputs that a step reads of a task."""
+
+
+class OrthoReg(Strength):
+    """How far the displacement of every matrix is from orthogonal columns."""
+
+    kind: Literal["orthoreg"] = "orthoreg"
+    form: Literal["paper", "code", "cosine"] = "paper"
+    """Of the deviation: `paper` squares its norm, `code` does not, `cosine` is free of scale."""
+
+
+PenaltySettings = Decay | TauJp | OrthoReg
 """A penalty of any kind."""
+
+SETTINGS: dict[str, type[PenaltySettings]] = {
+    kind.model_fields["kind"].default: kind for kind in get_args(PenaltySettings)
+}
+"""By kind."""
+
+
+def penalty_of(value: object) -> object:
+    """A penalty from its kind, or from a mapping that says the kind; anything else as it is.
+
+    Raises: InputError that opens with the kind.
+    """
+    if isinstance(value, str):
+        value = {"kind": value}
+    if not isinstance(value, dict):
+        return value
+    kind = str(value.get("kind"))
+    if kind not in SETTINGS:
+        found = f"no penalty called {kind!r}" if "kind" in value else "no kind given"
+        raise InputError(f"{found}; {nearest(kind, SETTINGS)}")
+    return SETTINGS[kind].parse(kind, value)
+
+
+def foreign(penalties: Iterable[Strength]) -> bool:
+    """Whether some of these use the inputs of other tasks."""
+    return any(penalty.foreign and penalty.strength for penalty in penalties)
 
 
 def _listed(value: object) -> object:
     """A list of penalties from what may stand for it: a kind by name, one penalty, or a list of them."""
     if isinstance(value, str | dict | Strength):
         value = [value]
-    if isinstance(value, Sequence):
-        return tuple({"kind": one} if isinstance(one, str) else one for one in value)
-    return () if value is None else value
+    if not isinstance(value, Sequence):
+        return () if value is None else value
+    return tuple(map(penalty_of, value))
 
 
 Penalties = Annotated[tuple[PenaltySettings, ...], BeforeValidator(_listed)]
