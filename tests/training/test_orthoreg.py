@@ -31,7 +31,7 @@ def slope_of(form: str, tau: Tensor) -> Tensor:
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def by_hand(form: str, tau: Tensor) -> float:
