@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -27,6 +28,21 @@ def within(size: float) -> Iterator[None]:
         yield
     finally:
         _ROOM.reset(token)
+
+
+def device_memory(device: "torch.device") -> float:
+    """Bytes of memory that a device has, in a container at most those that it may use; no bound where the
+    system does not say."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory
+    sizes = [math.inf]
+    with suppress(OSError, ValueError, AttributeError):  # elsewhere than on POSIX
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError):  # "max", or no such file
+        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min(sizes)
 
 
 def give_back() -> None:

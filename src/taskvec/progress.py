@@ -6,6 +6,9 @@ from typing import Protocol
 DETAILS = frozenset({"lr", "gradient_norm", "examples_per_second", "tokens_per_second"})
 """Facts of a training that are for a log, and too many for a line."""
 
+_DETAILED = ("cosine", "weight/", "loss/")
+"""What further such facts begin with: those of pairs of tasks, and of each."""
+
 PATIENCE = 5.0
 """Seconds of silence that nobody minds."""
 
@@ -15,6 +18,11 @@ class Watch(Protocol):
 
     def __call__(self, label: str, done: int, total: int, **facts: float) -> None:
         """``done`` of ``total`` units of ``label`` are finished; ``done == total`` comes exactly once."""
+
+
+def is_detail(fact: str) -> bool:
+    """Whether a fact of a training is for a log, and one of too many for a line."""
+    return fact in DETAILS or fact.startswith(_DETAILED)
 
 
 def patient(watch: Watch) -> Watch:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from taskvec.cli._standard import say_line
 from taskvec.errors import InputError
-from taskvec.progress import DETAILS, Watch, unwatched
+from taskvec.progress import Watch, is_detail, unwatched
 from taskvec.reading import printable
 
 _WIDE = 140
@@ -202,4 +202,4 @@ class _Lines:
 
 
 def _format(facts: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.3g}" for name, value in facts.items() if name not in DETAILS)
+    return "  ".join(f"{name} {value:.3g}" for name, value in facts.items() if not is_detail(name))

@@ -11,6 +11,7 @@ from taskvec.models.backbone import Backbone
 from taskvec.models.selection import selected
 from taskvec.place import describe_device
 from taskvec.progress import Watch, unwatched
+from taskvec.training.joint import Asked, joint_by
 from taskvec.training.logs import Log, logged
 from taskvec.training.loop import train
 from taskvec.training.parts import Part
@@ -26,6 +27,7 @@ def finetune(
     *,
     regime: str | Regime = "full",
     settings: TrainSettings | None = None,
+    combiner: Asked | None = None,
     ascend: bool = False,
     checkpoint: Path | None = None,
     validate: Callable[[TaskVector], Mapping[str, float]] | None = None,
@@ -37,10 +39,13 @@ def finetune(
     """Fine-tune the backbone's encoder and return what changed, a vector on the backbone's own checkpoint.
 
     Args:
-        parts: one task; or several, for the joint multi-task baseline (each step holds one task's examples).
+        parts: one task; or several, for joint training: each step holds one task's examples or, with a
+            combiner, a batch of every task.
         regime: a ``Regime``, or the name of one: a key of :data:`taskvec.training.regimes.REGIMES`, or any
             selection of :mod:`taskvec.names`, such as ``mlp`` or ``re:PATTERN``, in ordinary space or in that
             of which it has the prefix (``tangent-``, ``lora-``, ``tangent-lora-``).
+        combiner: makes one gradient of the tasks', see :mod:`taskvec.combiners`: a name, a function of the
+            Gram matrix that returns weights, or a mapping, ``{"combiner": "cagrad", "c": 0.4}``.
         ascend: climb the loss instead (the gradient-ascent baseline of negation).
         validate: figures to report on the way, of the task vector as it is then.
         references: other tasks, of which the penalties in the settings use the inputs.
@@ -54,10 +59,14 @@ def finetune(
     chosen = [parts] if isinstance(parts, Part) else list(parts)
     recipe = settings or TrainSettings()
     kind = regime_called(regime)
+    joint = None if combiner is None else joint_by(combiner, chosen, recipe, backbone.device)
+    more, by = ({}, "") if joint is None else (joint.described(), f" by {joint.combiner.name}")
 
     def vector(deltas: Mapping[str, Tensor]) -> TaskVector:
         variant = "gradient ascent" if ascend else None
-        return as_vector(backbone, deltas, regime=kind, variant=variant, settings=recipe, parts=chosen)
+        return as_vector(
+            backbone, deltas, regime=kind, variant=variant, settings=recipe, parts=chosen, **more
+        )
 
     deltas = train(
         backbone,
@@ -66,13 +75,14 @@ def finetune(
         recipe,
         space=kind.evaluated_in,
         lora=kind.lora,
+        joint=joint,
         sign=-1.0 if ascend else 1.0,
         checkpoint=checkpoint,
         validate=None if validate is None else lambda deltas: validate(vector(deltas)),
         references=references,
         keep=keep,
         watch=logged(watch, log),
-        label=f"{'ascent' if ascend else kind.name} {joined(chosen)}",
+        label=f"{'ascent' if ascend else kind.name} {joined(chosen)}{by}",
     )
     return vector(deltas)
 

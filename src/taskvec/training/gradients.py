@@ -1,13 +1,14 @@
 """What a step adds to the gradients of the leaves: the loss of its examples, and the penalties."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from taskvec.place import autocast
 from taskvec.tasks.objective import Objective
+from taskvec.training.joint import Joint
 from taskvec.training.penalties import PENALTIES
 from taskvec.training.penalties.penalty import Given
 from taskvec.training.settings import TrainSettings
@@ -20,10 +21,15 @@ Weighted = tuple[float, Callable[[int], Tensor]]
 
 @dataclass(frozen=True)
 class Terms:
-    """What the objective of one step was made of: scalars on the device that computes."""
+    """What the objective of one step was made of: scalars on the device that computes.
+
+    Args:
+        facts: what is worth logging beside.
+    """
 
     losses: Sequence[Tensor]
     penalties: Sequence[Tensor]
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 def bind_penalties(given: Given) -> list[Weighted]:
@@ -39,10 +45,12 @@ def add_gradients(
     moved: Moved,
     asked: Sequence[Objective],
     penalties: Sequence[Weighted],
-    given: Step,
+    given: Sequence[Step],
     number: int,
     settings: TrainSettings,
     *,
+    joint: Joint | None = None,
+    lr: float = 0.0,
     sign: float = 1.0,
     scale: float = 1.0,
 ) -> Terms:
@@ -50,23 +58,38 @@ def add_gradients(
 
     Args:
         asked: the objective of each part.
+        given: examples of one part; or of several, whose gradients ``joint`` combines.
         number: of the step, from 0.
+        lr: the learning rate of this step.
     """
-    losses = _add_loss(moved, asked[given.chunk.part], given, settings, sign * scale)
-    return Terms(losses, [_add_penalty(penalty, number, scale) for penalty in penalties])
+
+    def add(place: int, factor: float = 1.0, only: Sequence[Tensor] | None = None) -> list[Tensor]:
+        step = given[place]
+        return _add_loss(moved, asked[step.chunk.part], step, settings, sign * scale * factor, only)
+
+    losses, facts = (
+        (add(0), {}) if joint is None else joint.add(moved.leaves, add, number, lr=lr, scale=scale)
+    )
+    return Terms(losses, [_add_penalty(penalty, number, scale) for penalty in penalties], facts)
 
 
 def _add_loss(
-    moved: Moved, asked: Objective, step: Step, settings: TrainSettings, factor: float
+    moved: Moved,
+    asked: Objective,
+    step: Step,
+    settings: TrainSettings,
+    factor: float,
+    only: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Add the gradient of ``factor`` times the mean loss to the leaves; the terms of that loss."""
+    """Add the gradient of ``factor`` times the mean loss to the leaves, or only to some; the terms of that
+    loss."""
     losses, device = [], moved.backbone.device
     for micro in step.micros:
         batch = micro.on(device)
         with autocast(settings.precision, device):
             outputs = moved.outputs(batch.inputs)
         loss = asked.loss(_widened(outputs), batch) * (len(batch.index) / step.rows)
-        torch.autograd.backward(factor * loss)
+        torch.autograd.backward(factor * loss, inputs=only)
         losses.append(loss.detach())
     return losses
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -21,13 +21,14 @@ from taskvec.progress import Watch, unwatched
 from taskvec.tasks.ahead import ahead
 from taskvec.training.checkpoint import Checkpoint
 from taskvec.training.gradients import Terms, add_gradients, bind_penalties
+from taskvec.training.joint import Joint
 from taskvec.training.parts import Part, check_parts
 from taskvec.training.penalties.penalty import Given
 from taskvec.training.regimes import Lora, Space
 from taskvec.training.scaling import LossScale
 from taskvec.training.settings import TrainSettings
 from taskvec.training.space import move
-from taskvec.training.stream import collate, stream, total_steps
+from taskvec.training.stream import Chunk, Step, collate, joint_steps, joint_stream, stream, total_steps
 
 Params = Mapping[str, Tensor]
 
@@ -40,6 +41,7 @@ def train(
     *,
     space: Space = "ordinary",
     lora: Lora | None = None,
+    joint: Joint | None = None,
     sign: float = 1.0,
     checkpoint: Path | None = None,
     validate: Callable[[Params], Mapping[str, float]] | None = None,
@@ -48,7 +50,8 @@ def train(
     watch: Watch = unwatched,
     label: str = "training",
 ) -> Params:
-    """Fine-tune ``start`` on the union of ``parts``; every step holds one task's examples only.
+    """Fine-tune ``start`` on the union of ``parts``; every step holds one task's examples only, but with
+    ``joint`` a batch of every task.
 
     Args:
         backbone: the network, on the device that computes; weights outside ``start`` are its own, frozen. Not
@@ -56,6 +59,7 @@ def train(
         start: the parameters to train, by checkpoint name, on any device; copied, never written.
         space: ``tangent`` trains tau in ``f(start) + J(start) tau``; start stays where it is.
         lora: factors in the place of matrices; what else is in ``start`` stays where it is.
+        joint: how the gradients of the tasks become one.
         sign: +1 descends the loss, -1 ascends it (the gradient-ascent baseline).
         checkpoint: where the state is kept every 20 seconds or so, for resuming after a kill; the file is
             removed when training ends. Resuming gives the same bits as never having stopped.
@@ -82,22 +86,31 @@ def train(
     penalties = bind_penalties(Given(backbone, moved, others, settings, keep, watch))
     prepared = [part.objective.prepare(backbone, part.split) for part in parts]
     sizes = [of_part.sizes for of_part in prepared]
-    steps = total_steps(list(map(len, sizes)), settings)
-    signature = _signature(parts, settings, space, lora, sign, start, others if penalties else [])
+    steps, order = _order(sizes, settings, joint)
+    signature = _signature(parts, settings, space, lora, sign, start, others if penalties else [], joint)
     state = Checkpoint(checkpoint, leaves, optimizer, signature, scale)
     loss = math.nan
     done = state.restore()
-    chunks = islice(stream(sizes, settings), done, None)
-    collated = ahead(partial(collate, prepared, settings.accumulation, device), chunks, device)
+    ready = partial(_ready, partial(collate, prepared, settings.accumulation, device))
+    collated = ahead(ready, islice(order, done, None), device)
     for step, given in enumerate(collated, start=done):
         began, lr = perf_counter(), settings.lr * _schedule(step, steps, settings)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        part, places = given.chunk.part, given.chunk.places
-        at_once = f"a training step of {len(places)} examples"
-        with enough_memory(device, at_once, _remedy(settings)), activations(backbone, settings):
+        read = torch.cat([sizes[of.chunk.part][of.chunk.places] for of in given])
+        at_once = f"a training step of {len(read)} examples"
+        with enough_memory(device, at_once, _remedy(settings, joint)), activations(backbone, settings):
             terms = add_gradients(
-                moved, asked, penalties, given, step, settings, sign=sign, scale=scale.factor
+                moved,
+                asked,
+                penalties,
+                given,
+                step,
+                settings,
+                joint=joint,
+                lr=lr,
+                sign=sign,
+                scale=scale.factor,
             )
         taken = scale.unscale(leaves.values())
         loss, penalty, norm = _read(terms, _clip(leaves, settings.clip))
@@ -116,14 +129,28 @@ def train(
                 moved.decay(settings, lr)
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        rates = _rates(sizes[part][places], perf_counter() - began)
+        rates = _rates(read, perf_counter() - began)
         state.save_if_due(step + 1)
         due = (step + 1) * settings.validations // steps > step * settings.validations // steps
-        facts = {"penalty": penalty} if penalties else {}
+        facts = {**({"penalty": penalty} if penalties else {}), **terms.facts}
         facts |= validate(moved.displacement()) if validate and due else {}
         watch(label, step + 1, steps, loss=loss, lr=lr, gradient_norm=norm, **rates, **facts)
     state.remove()
     return moved.displacement()
+
+
+def _order(
+    sizes: Sequence[Tensor], settings: TrainSettings, joint: Joint | None
+) -> tuple[int, Iterator[tuple[Chunk, ...]]]:
+    """How many steps there are, and the examples of each."""
+    counts = list(map(len, sizes))
+    if joint is None:
+        return total_steps(counts, settings), ((chunk,) for chunk in stream(sizes, settings))
+    return joint_steps(counts, settings), joint_stream(sizes, settings, joint.ahead)
+
+
+def _ready(collated: Callable[[Chunk], Step], chunks: Sequence[Chunk]) -> list[Step]:
+    return [collated(chunk) for chunk in chunks]
 
 
 def _read(terms: Terms, norm: Tensor) -> tuple[float, float, float]:
@@ -144,13 +171,14 @@ def check_precision(precision: str, space: Space) -> None:
         )
 
 
-def _remedy(settings: TrainSettings) -> str:
+def _remedy(settings: TrainSettings, joint: Joint | None) -> str:
     """What takes less memory, the first of which leaves the result as it is."""
     twice = "" if settings.checkpoint_activations else ", set checkpoint_activations"
     narrower = ", take precision bf16" if settings.precision == "float32" else ""
+    fewer = "" if joint is None else f", set combiner_memory (now {joint.room / 1e9:.3g} GB)"
     return (
         f"raise accumulation (now {settings.accumulation}), which computes the same step in smaller pieces"
-        f"{twice}{narrower}, or lower batch_size (now {settings.batch_size})"
+        f"{twice}{narrower}{fewer}, or lower batch_size (now {settings.batch_size})"
     )
 
 
@@ -196,6 +224,7 @@ def _signature(
     sign: float,
     start: Params,
     references: Sequence[Part],
+    joint: Joint | None,
 ) -> str:
     """What a checkpoint must agree with to be resumed: every setting, the data, the start."""
     return json.dumps(
@@ -207,6 +236,7 @@ def _signature(
             "space": space,
             **({} if lora is None else {"lora": asdict(lora)}),
             **({"references": [[part.name, part.fingerprint] for part in references]} if references else {}),
+            **({} if joint is None else {"joint": joint.described()}),
             "sign": sign,
             "start": {name: float(value.cpu().double().sum()) for name, value in start.items()},
         },

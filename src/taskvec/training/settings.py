@@ -52,8 +52,12 @@ class TrainSettings(Config, use_attribute_docstrings=True):
     """How often the validation split is measured on the way; 0 for never."""
     penalty: Penalties = ()
     """What is added to the loss for the displacement itself; see ``docs/penalties.md``."""
+    combiner_memory: NonNegativeFloat | None = None
+    """Gigabytes that gradients may take while a combiner makes one of them; half of the device's memory where
+    it is not said. Where those of all tasks take more, they are computed again and again, for a group of
+    parameters after the other."""
 
-    young: ClassVar[frozenset[str]] = frozenset({"penalty"})
+    young: ClassVar[frozenset[str]] = frozenset({"penalty", "combiner_memory"})
     """Settings that are not told at their defaults, so that trainings from before them are the same ones."""
 
     def told(self, but: set[str] | None = None) -> dict[str, Any]:

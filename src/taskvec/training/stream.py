@@ -56,6 +56,32 @@ def stream(sizes: Sequence[Tensor], settings: TrainSettings) -> Iterator[Chunk]:
         wanted, epoch = wanted - len(chunks), epoch + 1
 
 
+def joint_steps(sizes: Sequence[int], settings: TrainSettings) -> int:
+    """Optimizer steps of a batch of every part: ``steps``, or as many as read what ``epochs`` of all read."""
+    return settings.steps or math.ceil(total_steps(sizes, settings) / len(sizes))
+
+
+def joint_stream(
+    sizes: Sequence[Tensor], settings: TrainSettings, ahead: int | None = None
+) -> Iterator[tuple[Chunk, ...]]:
+    """A batch of every part a step, each as in a training on that part alone with this seed.
+
+    Args:
+        ahead: a part that gives one batch more, in an order of its own, behind the others.
+    """
+    steps = joint_steps(list(map(len, sizes)), settings)
+    alone = settings.model_copy(update={"steps": steps})
+    other = alone.model_copy(update={"seed": settings.seed ^ (1 << 11)})
+    orders = [(part, alone) for part in range(len(sizes))]
+    orders += [] if ahead is None else [(ahead, other)]
+    streams = [_of_part(part, sizes, order) for part, order in orders]
+    return zip(*streams, strict=True)
+
+
+def _of_part(part: int, sizes: Sequence[Tensor], settings: TrainSettings) -> Iterator[Chunk]:
+    return (Chunk(part, chunk.places) for chunk in stream([sizes[part]], settings))
+
+
 def _shuffled(sizes: Tensor, batch: int, order: torch.Generator) -> Sequence[Tensor]:
     """Random batches of places whose inputs are of similar size, so that little is padded.
 
