@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from taskvec._version import __version__
 
 if TYPE_CHECKING:
+    from taskvec.coefficients.adapting import adapt
     from taskvec.coefficients.learning import learn_coefficients
     from taskvec.coefficients.lines import learn_lines
     from taskvec.coefficients.settings import CoefficientSettings
@@ -106,6 +107,7 @@ _HOME = {
     "Points": "evaluation.points",
     "TangentPoints": "evaluation.points",
     "CoefficientSettings": "coefficients.settings",
+    "adapt": "coefficients.adapting",
     "learn_coefficients": "coefficients.learning",
     "learn_lines": "coefficients.lines",
     "fit_surgery": "coefficients.surgery",
@@ -157,6 +159,7 @@ __all__ = [
     "TrainSettings",
     "Weights",
     "__version__",
+    "adapt",
     "addition",
     "analogy",
     "apply",

@@ -14,6 +14,9 @@ from taskvec.coefficients.presets import PRESETS
 PAGE = (Path(__file__).parents[2] / "docs" / "coefficients.md").read_text(encoding="utf-8")
 
 
+FEW_SHOT = (Path(__file__).parents[2] / "docs" / "few-shot.md").read_text(encoding="utf-8")
+
+
 def shortened(text: str) -> str:
     return re.sub(r"(steps[= ])80", r"\g<1>1", text)
 
@@ -46,3 +49,14 @@ def test_every_setting_and_preset_is_there() -> None:
     named = set(re.findall(r"`([\w+-]+)`", PAGE))
     assert set(PRESETS) <= named
     assert set(tv.CoefficientSettings.model_fields) - {"ratio"} <= named
+
+
+@pytest.mark.usefixtures("world")
+def test_the_snippets_on_few_shots_run() -> None:
+    names: dict[str, Any] = {}
+    for snippet in re.findall(r"```python\n(.*?)```", FEW_SHOT, re.DOTALL):
+        exec(snippet.replace("shots=4", "shots=1"), names)
+    for line in re.findall(r"^    taskvec (adapt .*)$", FEW_SHOT, re.MULTILINE):
+        with pytest.raises(SystemExit) as ended:
+            main([*shlex.split(line), "-q", "--steps", "1", "--force"])
+        assert ended.value.code == 0

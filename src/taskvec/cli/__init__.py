@@ -34,6 +34,7 @@ COMMANDS = {
     "methods": "List the methods that the study `methods` compares: rules, learned coefficients, others.",
     "train": "Fine-tune a model on a task and store the task vector.",
     "learn": "Learn the coefficients of a sum of task vectors by gradient.",
+    "adapt": "Serve a new task from a few labelled examples, by the coefficients of a pool of task vectors.",
     "eval": "Measure a model, edited or not, on the tasks of a suite.",
     "run": "Run an experiment file: train, edit, search, evaluate, report.",
     "stats": "Measure a model on a task's inputs, for the rules that need it: fisher, regmean.",

@@ -1,13 +1,10 @@
 """``taskvec learn``."""
 
-import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from pydantic import model_validator
 
 from taskvec.arguments import distinct
 from taskvec.cli._common import (
@@ -22,37 +19,23 @@ from taskvec.cli._common import (
     assignments,
     flattened,
     print_json,
-    print_table,
     say,
     watching,
 )
 from taskvec.cli._editing import Vectors, load_vectors
+from taskvec.cli._learning import Changes, check_beside, print_learned, write_beside
 from taskvec.code import allowing_code
 from taskvec.coefficients.presets import PRESETS, preset
 from taskvec.coefficients.settings import CoefficientSettings
-from taskvec.errors import InputError, OutputExists
+from taskvec.errors import InputError
 from taskvec.place import Precision
 from taskvec.training.regimes import Space
 
 if TYPE_CHECKING:
-    from taskvec.coefficients.learned import Learned
-    from taskvec.models.backbone import Backbone
     from taskvec.tasks.suite import Suite as Loaded
     from taskvec.tasks.task import Task
 
 _PRESET = f"A method by name, of which options change single settings: {', '.join(PRESETS)}."
-
-
-class _Changes(CoefficientSettings):
-    """Settings that are given; whether they go together shows when the preset's are beside them."""
-
-    @model_validator(mode="after")
-    def _honest(self) -> Self:
-        return self
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        return self
 
 
 def learn(
@@ -63,7 +46,7 @@ def learn(
     suite: Suite = None,
     task: Tasks = (),
     preset: Annotated[str | None, Parameter(help=_PRESET, show_default=False)] = None,
-    settings: Annotated[_Changes, flattened()] = _Changes(),  # noqa: B008
+    settings: Annotated[Changes, flattened()] = Changes(),  # noqa: B008
     space: Space | None = None,
     seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))] = 0,
     limit: Count | None = None,
@@ -110,7 +93,7 @@ def learn(
 
     chosen = _settings(preset, settings)
     check_target(output, force=force)
-    _check_beside(output, force=force)
+    check_beside(output, force=force)
     if log is not None:
         check_log(log, output, keep=force or resume)
     with allowing_code(allow_code):
@@ -140,15 +123,15 @@ def learn(
             log=figures,
         )
     learned.vector.save(output, force=force, task="+".join(names), space=space, training=learned.record())
-    written = [output, *_write_beside(output, learned, backbone, assignments(vector, "--vector"), space)]
+    written = [output, *write_beside(output, learned, backbone, assignments(vector, "--vector"), space)]
     if json:
         print_json({"written": list(map(str, written)), **learned.record()})
         return
-    _print(learned)
+    print_learned(learned)
     say(f"wrote {path}" for path in written)
 
 
-def _settings(name: str | None, changes: _Changes) -> CoefficientSettings:
+def _settings(name: str | None, changes: Changes) -> CoefficientSettings:
     given = changes.model_dump(exclude_unset=True)
     return CoefficientSettings.parse("", given) if name is None else preset(name, given)
 
@@ -163,62 +146,3 @@ def _tasks(suite: str | None, names: tuple[str, ...]) -> "list[Task]":
     tasks = [loaded.task(name) for name in distinct(names or list(loaded.tasks), "--task")]
     say(note for task in tasks for note in task.notes)
     return tasks
-
-
-def _beside(output: Path) -> dict[str, Path]:
-    stem = output.name.removesuffix(".safetensors")
-    return {kind: output.with_name(f"{stem}.{kind}") for kind in ("coefficients.json", "recipe.yaml", "png")}
-
-
-def _check_beside(output: Path, *, force: bool) -> None:
-    """Refuse to write over what is there. Raises: OutputExists."""
-    for path in _beside(output).values():
-        if os.path.lexists(path) and not force:
-            raise OutputExists(f"{path}: exists already; --force replaces it")
-
-
-def _write_beside(
-    output: Path, learned: "Learned", backbone: "Backbone", paths: Mapping[str, str], space: Space
-) -> Iterator[Path]:
-    """Write coefficients, recipe and map; their paths. What cannot be is left out and said."""
-    import yaml
-
-    from taskvec.reading import exists, local_path
-    from taskvec.writing import replace_text, write_json
-
-    places = _beside(output)
-    for path in places.values():  # of an earlier merge, that --force replaces
-        path.unlink(missing_ok=True)
-    write_json(places["coefficients.json"], learned.record())
-    yield places["coefficients.json"]
-
-    def absolute(ref: str) -> str:
-        place, hash_, rest = ref.partition("#")
-        return f"{local_path(place).absolute()}{hash_}{rest}" if exists(local_path(place)) else ref
-
-    try:
-        if space == "tangent" or not isinstance(backbone.source, str | Path):
-            raise InputError("recipe: none describes a model in tangent space, or one that a function gives")
-        made = learned.recipe(
-            absolute(str(backbone.source)), {n: absolute(path) for n, path in paths.items()}
-        )
-        replace_text(places["recipe.yaml"], yaml.safe_dump(made, sort_keys=False))
-        yield places["recipe.yaml"]
-    except InputError as error:
-        say([str(error)])
-    try:
-        learned.draw().draw().savefig(places["png"], dpi=150, bbox_inches="tight")
-        yield places["png"]
-    except ImportError:
-        say(["no map of the coefficients: matplotlib is not installed (pip install 'taskvec[plots]')"])
-
-
-def _print(learned: "Learned") -> None:
-    rows = [
-        [label, f"{sum(of) / len(of):.3f}", f"{min(of):.3f}", f"{max(of):.3f}"]
-        for label, of in ((label, list(values.values())) for label, values in learned.coefficients.items())
-    ]
-    consumed = ", ".join(learned.consumed) or "nothing"
-    trace = f"objective {learned.trace[0]:.4g} → {learned.trace[-1]:.4g}; " if learned.trace else ""
-    note = f"{trace}{learned.count} numbers, learned from: {consumed}"
-    print_table("coefficients", ["vector", "mean", "least", "most"], rows, note)

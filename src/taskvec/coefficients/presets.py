@@ -32,3 +32,22 @@ def preset(name: str, changes: Values | None = None) -> CoefficientSettings:
     if name not in PRESETS:
         raise UnknownName(f"no preset called {name!r}; {nearest(name, PRESETS)}")
     return CoefficientSettings.parse(name, {**PRESETS[name], **(changes or {})})
+
+
+_FEW_SHOT: Values = {
+    "scope": "tensor",
+    "signal": "labels",
+    "split": "train",
+    "start": 0.0,
+    "steps": 20,
+    "batch": 32,
+    "lr": 0.03,
+}
+
+
+def few_shot(changes: Values | None = None) -> CoefficientSettings:
+    """The settings of few-shot adaptation, some of them changed; see ``docs/few-shot.md`` for the choice.
+
+    Raises: InputError for a change that does not fit.
+    """
+    return CoefficientSettings.parse("", {**_FEW_SHOT, **(changes or {})})

@@ -1,0 +1,36 @@
+"""A few labelled examples of a task, drawn by a seed."""
+
+import torch
+from torch import Tensor
+
+from taskvec.evaluation.evaluator import Evaluator
+from taskvec.tasks.kinds.classification import Classifying
+from taskvec.tasks.source import SplitName
+from taskvec.tasks.split import Split
+
+
+def draw_shots(split: Split, shots: int, seed: int, *, by_class: bool) -> Tensor:
+    """Places of ``shots`` examples of each class, or of ``shots`` examples in all; in increasing order.
+
+    A class with fewer gives all that it has. With the same seed, fewer shots are some of more.
+    """
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    if not by_class:
+        return order[:shots].sort().values
+    labels = split.labels[order]
+    present = sorted(set(labels.tolist()))
+    return torch.cat([order[labels == label][:shots] for label in present]).sort().values
+
+
+def shots_of(
+    evaluator: Evaluator, task: str, shots: int, seed: int, split: SplitName
+) -> tuple[Split, Tensor]:
+    """A few examples of a split of a task, and their places in it; of a classification, of each class."""
+    whole = evaluator.objective(task).examples(evaluator.backbone, evaluator.split(task, split))
+    places = draw_shots(whole, shots, seed, by_class=has_classes(evaluator, task))
+    return whole.at(places), places
+
+
+def has_classes(evaluator: Evaluator, task: str) -> bool:
+    """Whether shots of a task are of each class."""
+    return isinstance(evaluator.objective(task), Classifying)
