@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Container, Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from taskvec.errors import InputError
 from taskvec.patterns import Pattern, Stopwatch
@@ -94,6 +94,33 @@ def layer_label(name: str) -> str:
     """
     numbered = _NUMBERED.match(name)
     return numbered[0] if numbered else name.rpartition(".")[0] or name
+
+
+Grouping = Literal["layer", "tensor", "block"]
+"""What goes together: a weight with its bias, every tensor by itself, or a block of many layers."""
+
+_WEIGHT_OR_BIAS = re.compile(r"^(weight|bias|gamma|beta|running_mean|running_var)(?=_|$)|(^|_)(weight|bias)$")
+
+
+def group_of(name: str, by: Grouping = "layer") -> str:
+    """The layer or block that a tensor belongs to; one that is in none is a group by itself.
+
+    >>> group_of("encoder.layer.3.output.dense.bias"), group_of("attn.in_proj_bias"), group_of("visual.proj")
+    ('encoder.layer.3.output.dense', 'attn.in_proj', 'visual.proj')
+    """
+    if by != "layer":
+        return name if by == "tensor" else layer_label(name)
+    module, _, leaf = name.rpartition(".")
+    stem = _WEIGHT_OR_BIAS.sub("", leaf).strip("_")
+    return ".".join(filter(None, (module, stem))) or name
+
+
+def grouped(names: Iterable[str], by: Grouping = "layer") -> dict[str, list[str]]:
+    """The tensors of each layer or block, in the order of the names."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(group_of(name, by), []).append(name)
+    return groups
 
 
 # Embeddings and heads

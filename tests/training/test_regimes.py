@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from taskvec.config import read_yaml
 from taskvec.errors import InputError
 from taskvec.runs.experiment import load_experiment
 from taskvec.studies.trial import recipe
-from taskvec.training.regimes import REGIMES, Lora, Regime, RegimeSettings, regime_called, regime_of
+from taskvec.training.regimes import REGIMES, Gates, Lora, Regime, RegimeSettings, regime_called, regime_of
 
 
 def command(*arguments: object) -> object:
@@ -39,6 +38,9 @@ def command(*arguments: object) -> object:
         (r"re:.*\.bias", r"re:.*\.bias", "ordinary"),
         (r"lora-re:.*q_proj.*", r"re:.*q_proj.*", "lora"),
         (r"tangent-lora-re:.*q_proj.*", r"re:.*q_proj.*", "tangent-lora"),
+        ("gated", "full", "gated"),
+        ("gated-attention", "attention", "gated"),
+        (r"gated-re:.*mlp.*", r"re:.*mlp.*", "gated"),
     ],
 )
 def test_a_name_tells_selection_and_space(name: str, selection: str, space: str) -> None:
@@ -47,6 +49,7 @@ def test_a_name_tells_selection_and_space(name: str, selection: str, space: str)
     assert Regime(selection, regime.space).name == name
     assert regime.evaluated_in == ("tangent" if space.startswith("tangent") else "ordinary")
     assert regime.lora == (Lora(8, 16.0) if "lora" in space else None)
+    assert regime.gating == (Gates() if space == "gated" else None)
 
 
 @pytest.mark.parametrize("name", ["full", "attention", "mlp", "lora", "lora-mlp", "re:.*bias"])
@@ -64,14 +67,18 @@ def test_a_regime_has_its_linear_partner(name: str) -> None:
         Regime("mlp", "tangent-lora", rank=2, alpha=3.0),
         Regime("re:.*[0-3].*", "tangent", name="upper layers"),
         Regime("attention", "lora", rank=3, name="lora"),
+        Regime("mlp", "gated", gates="block", strength=0.0, threshold=-1.0),
+        Regime("full", "gated", score_lr=0.1, name="few layers"),
     ],
 )
 def test_provenance_tells_the_regime(regime: Regime) -> None:
     found = regime_of(regime.name, {"lr": 1e-3, **regime.details()})
-    assert found and replace(found, about="", rank=None, alpha=None) == replace(
-        regime, about="", rank=None, alpha=None
+    assert found and (found.name, found.selection, found.space) == (
+        regime.name,
+        regime.selection,
+        regime.space,
     )
-    assert found.lora == regime.lora
+    assert (found.lora, found.gating) == (regime.lora, regime.gating)
 
 
 @pytest.mark.parametrize("training", [None, {"select": "re:(", "space": "lora"}, {"select": 3}])
@@ -104,6 +111,14 @@ def test_names_that_runs_on_record_have_keep_their_keys() -> None:
         ),
         ({"space": "tangent", "alpha": 2.0}, "alpha: 2 given, but space tangent trains whole tensors"),
         ({"space": "lora", "rank": "four"}, "Regime: rank is 'four', expected"),
+        ({"space": "gated", "rank": 4}, "rank: 4 given, but space gated trains whole tensors"),
+        ({"strength": 0.5}, "strength: 0.5 given, but space ordinary has no gates; .* space gated"),
+        ({"space": "lora", "gates": "block"}, "gates: 'block' given, but space lora has no gates"),
+        ({"space": "gated", "strength": -1.0}, "strength: -1.0, expected 0 or more"),
+        ({"space": "gated", "threshold": float("nan")}, "threshold: nan, expected a finite number"),
+        ({"space": "gated", "score_lr": 0.0}, "score_lr: 0.0, expected a positive number"),
+        ({"space": "gated", "score_warmup": 1.5}, "score_warmup: 1.5, expected a share of the steps"),
+        ({"space": "gated", "gates": "layers"}, "gates"),
     ],
 )
 def test_a_regime_that_cannot_be_is_refused(given: dict[str, object], complaint: str) -> None:
@@ -125,12 +140,14 @@ def test_a_regime_that_cannot_be_is_refused(given: dict[str, object], complaint:
         ("tangent", {"select": "all"}, Regime("full", "tangent")),
         ("lora", {"rank": 4, "alpha": 4}, Regime("attention", "lora", rank=4, alpha=4.0)),
         ("tangent-lora-mlp", {"rank": 4}, Regime("mlp", "tangent-lora", rank=4)),
+        (None, {"space": "gated", "strength": 2}, Regime("full", "gated", strength=2.0)),
+        ("gated-mlp", {"gates": "block"}, Regime("mlp", "gated", gates="block")),
     ],
 )
 def test_settings_make_a_regime(name: str | None, given: dict[str, object], made: Regime) -> None:
     found = RegimeSettings.parse("", given).regime(name)
     assert (found.name, found.selection, found.space) == (made.name, made.selection, made.space)
-    assert found.lora == made.lora
+    assert (found.lora, found.gating) == (made.lora, made.gating)
 
 
 MISTAKES = [
@@ -143,6 +160,8 @@ MISTAKES = [
         "regimes.lora: space: 'tangent' given, but the regime 'lora' is of space 'lora'",
     ),
     ("full: {rank: 8}", "regimes.full: rank: 8 given, but space ordinary trains whole tensors"),
+    ("mlp: {threshold: 0.2}", "regimes.mlp: threshold: 0.2 given, but space ordinary has no gates"),
+    ("gated: {gates: row}", "regimes.gated: gates: input should be 'layer', 'tensor' or 'block'"),
     ("lora: {rank: 0}", "regimes.lora: rank: input should be greater than 0 (found 0)"),
     ("mine: {space: lora}", "regimes.mine: no regime called 'mine'"),
     ("mine: {select: nonsense}", "regimes.mine: no selection called 'nonsense'"),
@@ -178,6 +197,7 @@ regimes:
   tangent-lora: {{rank: 2}}
   low layers: {{select: 're:.*layer\\.0\\..*', lr: 1e-3}}
   flat: {{select: 're:.*layer\\.0\\..*', space: tangent}}
+  gated-mlp: {{strength: 3}}
   post-hoc-lora: {{}}
 search: {{step: 0.5, coarse: 1}}
 addition: {{subsets: all}}
@@ -197,7 +217,8 @@ def test_regimes_of_ones_own_go_through_a_whole_run(
     infos = [tv.TaskVector.load(file).info for file in sorted(run.glob("vectors/seed0/*/pets-*.safetensors"))]
     spaces = {info.regime: info.space for info in infos}
     tangents = {"tangent-lora": "tangent", "flat": "tangent"}
-    assert spaces == {"lora": "ordinary", "low layers": "ordinary", **tangents}
+    gated = {"gated-mlp": "ordinary"}
+    assert spaces == {"lora": "ordinary", "low layers": "ordinary", **tangents, **gated}
     factors = [info for info in infos if "lora" in str(info.regime)]
     assert all(info.compact is not None and info.training and info.training["rank"] == 2 for info in factors)
     assert "atm" in found["lora"] and "atm" not in found["flat"]

@@ -19,8 +19,9 @@ from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.functional import encode
 from taskvec.models.selection import selected
+from taskvec.names import grouped
 from taskvec.training.regimes import REGIMES, Lora, Regime
-from taskvec.training.space import Factors, Moved, linearized, move
+from taskvec.training.space import Factors, Gated, Moved, linearized, move
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),
@@ -112,6 +113,7 @@ KINDS = [
     REGIMES["tangent"],
     Regime("full", "lora", rank=3),
     Regime("full", "tangent-lora", rank=2),
+    Regime("full", "gated"),
 ]
 
 
@@ -136,7 +138,7 @@ def parameters(backbone: Backbone) -> dict[str, Tensor]:
 def made(backbone: Backbone, regime: Regime, *, stirred: bool = True) -> Moved:
     """A space over everything that the regime selects, its leaves drawn at random."""
     start = {name: parameters(backbone)[name] for name in tv.select(backbone, regime.selection)}
-    moved = move(backbone, start, regime.evaluated_in, regime.lora, seed=5)
+    moved = move(backbone, start, regime.evaluated_in, regime.lora, seed=5, gates=regime.gating)
     if stirred:
         generator = torch.Generator().manual_seed(1)
         for leaf in moved.leaves.values():
@@ -191,6 +193,9 @@ def test_gradients_of_leaves_follow_from_those_of_the_weights(name: str, regime:
     point = {key: (value + steps.get(key, 0.0)).requires_grad_() for key, value in theta0.items()}
     total = (encode(backbone, point, batch) * weights).sum()
     slopes = dict(zip(point, torch.autograd.grad(total, list(point.values())), strict=True))
+    if isinstance(moved, Gated):
+        check_gated(moved, found, slopes)
+        return
     if regime.lora is None:
         assert_close(found, {key: slopes[key] for key in found}, rtol=1e-9, atol=1e-10)
         return
@@ -203,6 +208,18 @@ def test_gradients_of_leaves_follow_from_those_of_the_weights(name: str, regime:
             assert_close(found[f"{key}#A"], regime.lora.scaling * up.T @ slope, rtol=1e-9, atol=1e-10)
         else:
             assert f"{key}#A" not in found
+
+
+def check_gated(moved: Gated, found: dict[str, Tensor], slopes: dict[str, Tensor]) -> None:
+    """A residual has the gradient of its weight where the gate is open; a score that of ``<slope, R>``."""
+    layers = list(grouped(moved.tau()).values())
+    opened = (moved.scores >= 0.1).tolist()
+    assert 0 < sum(opened) < len(layers)  # some of both
+    for score, is_open, names in zip(found["#scores"], opened, layers, strict=True):
+        along = [torch.sum(slopes[name] * moved.leaves[name]) for name in names]
+        assert_close(score, torch.stack(along).sum().detach(), rtol=1e-9, atol=1e-10)
+        for name in names:
+            assert_close(found[name], slopes[name] * is_open, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

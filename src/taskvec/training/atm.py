@@ -81,6 +81,7 @@ def atm(
                 [part],
                 _of_one_round(recipe, len(part.split), rounds, turn),
                 lora=kind.lora,
+                gates=kind.gating,
                 checkpoint=_beside(checkpoint, turn, part.name),
                 watch=watch,
                 label=f"atm round {turn + 1}/{rounds} {part.name}",

@@ -43,7 +43,7 @@ def finetune(
             combiner, a batch of every task.
         regime: a ``Regime``, or the name of one: a key of :data:`taskvec.training.regimes.REGIMES`, or any
             selection of :mod:`taskvec.names`, such as ``mlp`` or ``re:PATTERN``, in ordinary space or in that
-            of which it has the prefix (``tangent-``, ``lora-``, ``tangent-lora-``).
+            of which it has the prefix (``tangent-``, ``lora-``, ``tangent-lora-``, ``gated-``).
         combiner: makes one gradient of the tasks', see :mod:`taskvec.combiners`: a name, a function of the
             Gram matrix that returns weights, or a mapping, ``{"combiner": "cagrad", "c": 0.4}``.
         ascend: climb the loss instead (the gradient-ascent baseline of negation).
@@ -52,8 +52,8 @@ def finetune(
         checkpoint, keep, watch: see :func:`taskvec.training.loop.train`.
         log: called with the number of every step and its figures, see :data:`taskvec.training.logs.Log`.
 
-    Returns: float32 deltas under the checkpoint's names, of LoRA as factors; unselected tensors read as zero
-        and are not stored.
+    Returns: float32 deltas under the checkpoint's names, of LoRA as factors; unselected tensors, and those of
+        closed gates, read as zero and are not stored.
     Raises: InputError if the regime selects nothing, a split is empty or a label lies outside its head.
     """
     chosen = [parts] if isinstance(parts, Part) else list(parts)
@@ -75,6 +75,7 @@ def finetune(
         recipe,
         space=kind.evaluated_in,
         lora=kind.lora,
+        gates=kind.gating,
         joint=joint,
         sign=-1.0 if ascend else 1.0,
         checkpoint=checkpoint,

@@ -24,10 +24,10 @@ from taskvec.training.gradients import Terms, add_gradients, bind_penalties
 from taskvec.training.joint import Joint
 from taskvec.training.parts import Part, check_parts
 from taskvec.training.penalties.penalty import Given
-from taskvec.training.regimes import Lora, Space
+from taskvec.training.regimes import Gates, Lora, Space
 from taskvec.training.scaling import LossScale
 from taskvec.training.settings import TrainSettings
-from taskvec.training.space import move
+from taskvec.training.space import Moved, move
 from taskvec.training.stream import Chunk, Step, collate, joint_steps, joint_stream, stream, total_steps
 
 Params = Mapping[str, Tensor]
@@ -41,6 +41,7 @@ def train(
     *,
     space: Space = "ordinary",
     lora: Lora | None = None,
+    gates: Gates | None = None,
     joint: Joint | None = None,
     sign: float = 1.0,
     checkpoint: Path | None = None,
@@ -59,6 +60,7 @@ def train(
         start: the parameters to train, by checkpoint name, on any device; copied, never written.
         space: ``tangent`` trains tau in ``f(start) + J(start) tau``; start stays where it is.
         lora: factors in the place of matrices; what else is in ``start`` stays where it is.
+        gates: of layers, each of which changes while its gate is open, in ordinary space.
         joint: how the gradients of the tasks become one.
         sign: +1 descends the loss, -1 ascends it (the gradient-ascent baseline).
         checkpoint: where the state is kept every 20 seconds or so, for resuming after a kill; the file is
@@ -67,8 +69,8 @@ def train(
         references: other tasks, of which penalties may use the inputs; those of ``parts`` are left out.
         keep: a folder for what penalties measure once and other trainings may use too.
         watch: told after every step; its facts are the loss, the penalties if there are some, the learning
-            rate, the norm of the gradient before clipping, how much a second is read, and the figures of
-            ``validate``.
+            rate, the norm of the gradient before clipping, how much a second is read, the share of open
+            layers where there are gates, and the figures of ``validate``.
 
     Returns: the displacement from ``start``, float32, same names, on the CPU; of factors their products, for
         matrices alone, multiplied as they are read.
@@ -78,25 +80,29 @@ def train(
     check_parts(backbone, parts)
     check_precision(settings.precision, space)
     device, scale = backbone.device, LossScale.of(settings.precision)
-    moved = move(backbone, start, space, lora, settings.seed)
+    moved = move(backbone, start, space, lora, settings.seed, gates)
     leaves = moved.leaves
-    optimizer = _optimizer(settings, list(leaves.values()))
+    clipped = {name: leaf for name, leaf in leaves.items() if name not in moved.rates}
+    optimizer = _optimizer(settings, moved)
     asked = [part.objective.on(device) for part in parts]
     others = [part for part in references if part.name not in {own.name for own in parts}]
     penalties = bind_penalties(Given(backbone, moved, others, settings, keep, watch))
     prepared = [part.objective.prepare(backbone, part.split) for part in parts]
     sizes = [of_part.sizes for of_part in prepared]
     steps, order = _order(sizes, settings, joint)
-    signature = _signature(parts, settings, space, lora, sign, start, others if penalties else [], joint)
+    used = others if penalties else []
+    signature = _signature(parts, settings, space, lora or gates, sign, start, used, joint)
+    penalties += moved.terms(steps)
     state = Checkpoint(checkpoint, leaves, optimizer, signature, scale)
     loss = math.nan
     done = state.restore()
     ready = partial(_ready, partial(collate, prepared, settings.accumulation, device))
     collated = ahead(ready, islice(order, done, None), device)
     for step, given in enumerate(collated, start=done):
-        began, lr = perf_counter(), settings.lr * _schedule(step, steps, settings)
+        began, factor = perf_counter(), _schedule(step, steps, settings)
+        lr = settings.lr * factor
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = group["peak"] * factor
         read = torch.cat([sizes[of.chunk.part][of.chunk.places] for of in given])
         at_once = f"a training step of {len(read)} examples"
         with enough_memory(device, at_once, _remedy(settings, joint)), activations(backbone, settings):
@@ -113,7 +119,7 @@ def train(
                 scale=scale.factor,
             )
         taken = scale.unscale(leaves.values())
-        loss, penalty, norm = _read(terms, _clip(leaves, settings.clip))
+        loss, penalty, norm = _read(terms, _clip(clipped, settings.clip))
         if not math.isfinite(loss + penalty) or (taken and not math.isfinite(norm)):
             if sign < 0:
                 break  # ascent may diverge: the last finite weights are its result
@@ -132,7 +138,7 @@ def train(
         rates = _rates(read, perf_counter() - began)
         state.save_if_due(step + 1)
         due = (step + 1) * settings.validations // steps > step * settings.validations // steps
-        facts = {**({"penalty": penalty} if penalties else {}), **terms.facts}
+        facts = {**({"penalty": penalty} if penalties else {}), **terms.facts, **moved.facts()}
         facts |= validate(moved.displacement()) if validate and due else {}
         watch(label, step + 1, steps, loss=loss, lr=lr, gradient_norm=norm, **rates, **facts)
     state.remove()
@@ -210,17 +216,21 @@ def _schedule(step: int, steps: int, settings: TrainSettings) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _optimizer(settings: TrainSettings, leaves: list[Tensor]) -> torch.optim.Optimizer:
+def _optimizer(settings: TrainSettings, moved: Moved) -> torch.optim.Optimizer:
+    """Leaves in the order of the space; ``peak`` is the largest learning rate of a group."""
+    usual = [leaf for name, leaf in moved.leaves.items() if name not in moved.rates]
+    own = [{"params": [moved.leaves[name]], "peak": rate} for name, rate in moved.rates.items()]
+    groups = [{"params": usual, "peak": settings.lr}, *own]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(leaves, lr=settings.lr)
-    return torch.optim.AdamW(leaves, lr=settings.lr, weight_decay=0.0)  # the decay is the space's
+        return torch.optim.SGD(groups, lr=settings.lr)
+    return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=0.0)  # the decay is the space's
 
 
 def _signature(
     parts: Sequence[Part],
     settings: TrainSettings,
     space: Space,
-    lora: Lora | None,
+    parted: Lora | Gates | None,
     sign: float,
     start: Params,
     references: Sequence[Part],
@@ -234,7 +244,7 @@ def _signature(
                 [part.name, part.fingerprint, len(part.split), part.objective.fingerprint()] for part in parts
             ],
             "space": space,
-            **({} if lora is None else {"lora": asdict(lora)}),
+            **({} if parted is None else {type(parted).__name__.lower(): asdict(parted)}),
             **({"references": [[part.name, part.fingerprint] for part in references]} if references else {}),
             **({} if joint is None else {"joint": joint.described()}),
             "sign": sign,

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -14,12 +14,15 @@ from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone, on_device
 from taskvec.models.functional import encode
 from taskvec.models.selection import find_matrices
+from taskvec.names import grouped
 from taskvec.tangent.linearization import Linearization
-from taskvec.training.regimes import Lora, Space
+from taskvec.training.regimes import Gates, Lora, Space
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors.stored.factored import Pair, factored
 
 Params = Mapping[str, Tensor]
+Term = tuple[float, Callable[[int], Tensor]]
+"""A strength, and a scalar to add to the loss at a step of that number, differentiable in the leaves."""
 
 
 def linearized(backbone: Backbone, start: Mapping[str, Tensor] | None = None) -> Linearization:
@@ -52,6 +55,8 @@ class Moved(ABC):
     leaves: dict[str, Tensor]
     _pulls: ClassVar[Mapping[str, float]] = {}
     """Where weight decay adds so many times ``start`` to the leaves, beside shrinking them."""
+    rates: Mapping[str, float] = {}
+    """Leaves with a peak learning rate of their own; they are neither decayed nor clipped."""
 
     def __init__(self, backbone: Backbone, start: Params) -> None:
         self.backbone = backbone
@@ -76,14 +81,29 @@ class Moved(ABC):
     def displacement(self) -> Params:
         """The same as a copy, on the CPU."""
 
+    def terms(self, steps: int) -> Sequence[Term]:
+        """What the space itself adds to the loss, in a training of so many steps."""
+        return ()
+
+    def facts(self) -> dict[str, float]:
+        """Figures of the space for the log."""
+        return {}
+
+    def _decayed(self) -> Sequence[str]:
+        """The leaves that weight decay acts on."""
+        return list(self.leaves)
+
     @torch.no_grad()
     def decay(self, settings: TrainSettings, lr: float) -> None:
         """Decoupled weight decay, before the optimizer's step as in AdamW."""
-        amount, leaves = lr * settings.weight_decay, list(self.leaves.values())
-        torch._foreach_mul_(leaves, 1 - amount)
+        amount, names = lr * settings.weight_decay, self._decayed()
         pull = self._pulls.get(settings.decay_towards)
+        if not names:
+            return
+        leaves = [self.leaves[name] for name in names]
+        torch._foreach_mul_(leaves, 1 - amount)
         if pull is not None:
-            torch._foreach_add_(leaves, list(self._start.values()), alpha=pull * amount)
+            torch._foreach_add_(leaves, [self._start[name] for name in names], alpha=pull * amount)
 
 
 class Ordinary(Moved):
@@ -222,8 +242,69 @@ class TangentFactors(Factors):
         return self._lin.jvp(self.tau(), batch)  # type: ignore[no-any-return]
 
 
-def move(backbone: Backbone, start: Params, space: Space, lora: Lora | None, seed: int) -> Moved:
-    """The model at ``start``, to be displaced in a space by whole tensors or by factors."""
+class Gated(Moved):
+    """The leaves are residuals R, and a score s for each layer: ``w = start + 1[s >= threshold] R``.
+
+    The gradient passes straight through the step function, ``d loss / d s = <d loss / d w, R>`` over the
+    tensors of a layer. Scores have a learning rate of their own, and are neither decayed nor clipped; weight
+    decay acts where gates are open. Only open layers are displaced.
+
+    Source: Wallingford et al. 2022 (TAPS), arXiv:2203.16708.
+    """
+
+    _pulls: ClassVar[Mapping[str, float]] = {"zero": -1}
+    _SCORES = "#scores"  # a leaf (L,); no parameter has such a name
+
+    def __init__(self, backbone: Backbone, start: Params, gates: Gates) -> None:
+        super().__init__(backbone, start)
+        self._rest, self._gates = _detached(backbone), gates
+        self._layers = list(grouped(self._start, gates.gates).values())
+        self._residuals = {name: torch.zeros_like(v).requires_grad_() for name, v in self._start.items()}
+        like = next(iter(self._start.values()))
+        self.scores = like.new_full((len(self._layers),), gates.score_start).requires_grad_()
+        self.leaves = {**self._residuals, self._SCORES: self.scores}
+        self.rates = {self._SCORES: gates.score_lr}
+
+    def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
+        moved = {name: self._start[name] + step for name, step in self.tau().items()}
+        return encode(self.backbone, {**self._rest, **moved}, batch)
+
+    def tau(self) -> Params:
+        scores = self.scores
+        gates = self._open().to(scores) + (scores - scores.detach())
+        by_layer = zip(self._layers, gates.unbind(), strict=True)
+        return {name: gate * self._residuals[name] for names, gate in by_layer for name in names}
+
+    def displacement(self) -> Params:
+        moved = {name: self._residuals[name].detach() for name in self._decayed()}
+        return {name: step.clone().cpu() for name, step in moved.items() if bool(step.any())}
+
+    def terms(self, steps: int) -> Sequence[Term]:
+        begin, strength = round(self._gates.score_warmup * steps), self._gates.strength
+        return [(strength, lambda step: self.scores.abs().mean() * (step >= begin))] if strength else []
+
+    def facts(self) -> dict[str, float]:
+        return {"open_layers": self._open().sum().item() / len(self._layers)}
+
+    def _open(self) -> Tensor:
+        return self.scores.detach() >= self._gates.threshold
+
+    def _decayed(self) -> Sequence[str]:
+        by_layer = zip(self._layers, self._open().tolist(), strict=True)
+        return [name for names, is_open in by_layer if is_open for name in names]
+
+
+def move(
+    backbone: Backbone,
+    start: Params,
+    space: Space,
+    lora: Lora | None,
+    seed: int,
+    gates: Gates | None = None,
+) -> Moved:
+    """The model at ``start``, to be displaced by whole tensors, by factors, or in layers with gates."""
+    if gates is not None:
+        return Gated(backbone, start, gates)
     if lora is None:
         return Tangent(backbone, start) if space == "tangent" else Ordinary(backbone, start)
     kind = TangentFactors if space == "tangent" else Factors
