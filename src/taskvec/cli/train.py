@@ -22,6 +22,7 @@ from taskvec.cli._common import (
     say,
     watching,
 )
+from taskvec.cli._penalties import Penalty, References, check_references, parse_penalty
 from taskvec.code import allowing_code
 from taskvec.training.regimes import REGIMES, RegimeSettings
 from taskvec.training.settings import TrainSettings
@@ -51,6 +52,8 @@ def train(
     regime: Annotated[str | None, Parameter(help=_REGIME, show_default="full")] = None,
     choice: Annotated[RegimeSettings, flattened()] = RegimeSettings(),  # noqa: B008
     settings: Annotated[TrainSettings, flattened("optimizer", "penalty")] = TrainSettings(),  # noqa: B008
+    penalty: Penalty = (),
+    references: References = (),
     limit: Count | None = None,
     like: Path | None = None,
     log: Path | None = None,
@@ -69,7 +72,7 @@ def train(
     Args:
         task: A task of the suite; several give one jointly trained vector.
         output: The task vector, a `.safetensors` file or a folder.
-        limit: Only the first so many training examples.
+        limit: Only the first so many training examples, of each task.
         like: The task vector whose norms a random vector takes.
         log: A file for the figures of every step, a JSON object a line.
         log_to: Trackers that get these figures: `wandb`, `trackio`, `tensorboard`, each if it is installed.
@@ -88,6 +91,8 @@ def train(
     from taskvec.weights.staging import check_space, check_target
 
     names = distinct(task, "--task")
+    settings = settings.model_copy(update={"penalty": tuple(map(parse_penalty, penalty))})
+    others = check_references(references and distinct(references, "--references"), names, settings.penalty)
     kind = choice.regime(None if regime in _BASELINES else regime, *_BASELINES)
     check_target(output, force=force)
     if log is not None:
@@ -96,6 +101,8 @@ def train(
         raise InputError("--log: a random vector is drawn, and there are no steps to log; leave it out")
     for name in log_to:
         tracker(name)
+    if penalty and regime == "random":
+        raise InputError("--penalty: a random vector is drawn, and no loss is lowered; leave it out")
     if (like is not None) != (regime == "random"):
         raise InputError("--like and --regime random belong together: a random vector takes another's norms")
     if regime == "random" and choice != RegimeSettings():
@@ -107,8 +114,9 @@ def train(
     limits = {"train": limit} if limit else {}
     tasks = [chosen.task(name) for name in names]
     say(note for task in tasks for note in task.notes)
-    backbone = load_backbone(model, outputs_for(tasks), device=device)
-    evaluator = Evaluator(backbone, tasks, limits=limits, precision=settings.precision)
+    measured = [*tasks, *map(chosen.task, others)]
+    backbone = load_backbone(model, outputs_for(measured), device=device)
+    evaluator = Evaluator(backbone, measured, limits=limits, precision=settings.precision)
     check_space(output, sum(value.nbytes for value in evaluator.pretrained.values()))
 
     twin = TaskVector.load(like) if like is not None else None
@@ -125,7 +133,7 @@ def train(
     checkpoint = output.with_name(f".{output.name}.training.pt")
     if not resume:
         checkpoint.unlink(missing_ok=True)
-    described = {"model": model, "tasks": names, "regime": regime, **settings.model_dump()}
+    described = {"model": model, "tasks": names, "regime": regime, **settings.told()}
     with (
         watching(quiet) as watch,
         recording(log, log_to, folder=output.parent, name=output.stem, config=described) as figures,
@@ -142,6 +150,7 @@ def train(
                 ascend=regime == "ascent",
                 checkpoint=checkpoint,
                 validate=validate,
+                references=[evaluator.part(name) for name in others],
                 watch=watch,
                 log=figures,
             )

@@ -1,6 +1,6 @@
 """Experiment files: what every experiment says, and a block for each study of the registry."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from taskvec.studies.experiment import Experiment
 from taskvec.studies.study import Study
 from taskvec.tasks.source import expanded
 from taskvec.tasks.suite import Suite, load_suite
+from taskvec.training.penalties.settings import foreign
 
 FIRST = ("addition", "negation", "atm", "joint")
 """Blocks that open the settings on a page, where readers look for them; the others follow the registry."""
@@ -43,12 +44,22 @@ def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> 
         involved_tasks(experiment, suite)
         for regime in experiment.regimes:
             for tasks in ((), *((task,) for task in experiment.per_task)):
-                experiment.settings(regime, experiment.seeds[0], *tasks)
+                _check_references(experiment, regime, tasks, len(experiment.task_names(suite)))
         for study in active(experiment):
             study.check(experiment, suite)
     except InputError as error:
         raise type(error)(f"{path}: {printable(' '.join(str(error).split()))}") from None
     return experiment, suite
+
+
+def _check_references(experiment: Experiment, regime: str, tasks: Sequence[str], count: int) -> None:
+    """Refuse bad settings, and a penalty on other tasks where there are none. Raises: InputError."""
+    settings = experiment.settings(regime, experiment.seeds[0], *tasks)
+    if foreign(settings.penalty) and count < 2:
+        raise InputError(
+            f"regimes.{regime}: its penalty uses the inputs of other tasks, and there is one task; "
+            "add others under 'tasks', or leave the penalty out"
+        )
 
 
 def _placed(vectors: Mapping[str, str], folder: Path) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """What a training step costs."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from time import perf_counter, time_ns
 from typing import Any, Self
@@ -19,6 +20,7 @@ from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial, recipe
 from taskvec.training.finetune import finetune
 from taskvec.training.parts import Part
+from taskvec.training.penalties.settings import foreign
 from taskvec.training.regimes import Regime
 from taskvec.training.settings import TrainSettings
 
@@ -57,7 +59,7 @@ class Costs(Study[bool]):
         inputs = {
             **trial.plan.evaluation,
             "training": {name: recipe(of, experiment.regime(name)) for name, of in settings.items()},
-            "tasks": trial.plan.fingerprints([task]),
+            "tasks": trial.plan.fingerprints([task, *_read(trial, task, settings)]),
         }
         yield Cell(Measurement, "of training", inputs, partial(_measure, task=task, settings=settings))
 
@@ -89,8 +91,15 @@ class Costs(Study[bool]):
 def _measure(trial: Trial, task: str, settings: Mapping[str, TrainSettings]) -> Plain:
     evaluator = trial.evaluator
     trained = {name: trial.experiment.regime(name) for name in settings}
-    costs = training_costs(evaluator.backbone, evaluator.part(task), settings, trained)
+    others = [evaluator.part(name) for name in _read(trial, task, settings)]
+    costs = training_costs(evaluator.backbone, evaluator.part(task), settings, trained, others, trial.keep)
     return {"task": task, "regimes": costs}
+
+
+def _read(trial: Trial, task: str, settings: Mapping[str, TrainSettings]) -> list[str]:
+    """The tasks whose inputs the penalties of some regime use."""
+    used = any(foreign(of.penalty) for of in settings.values())
+    return [name for name in trial.tasks if name != task] if used else []
 
 
 def training_costs(
@@ -98,11 +107,14 @@ def training_costs(
     part: Part,
     regimes: Mapping[str, TrainSettings],
     trained: Mapping[str, Regime] | None = None,
+    references: Sequence[Part] = (),
+    keep: Path | None = None,
 ) -> dict[str, dict[str, float]]:
     """Seconds and peak memory of one training step of every regime, all on the same batch of ``part``.
 
     Args:
         trained: what each regime trains, where its name does not tell.
+        references, keep: see :func:`taskvec.finetune`.
 
     Returns: by regime ``seconds``, the median of a few steps, the regimes taking turns so that drift of the
         machine hits all alike; and ``peak_bytes``, the most allocated at once within a step, above weights,
@@ -117,6 +129,8 @@ def training_costs(
             replace(part, split=part.split.first(settings.batch_size)),
             regime=(trained or {}).get(regime, regime),
             settings=settings.model_copy(update={"steps": 2, "validations": 0}),
+            references=references,
+            keep=keep,
             watch=lambda *_, **__: times.append(clock()),
         )
         return times

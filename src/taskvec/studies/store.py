@@ -28,6 +28,7 @@ MADE = (
     "partial",
     "vectors",
     "logs",
+    "statistics",
     "untrained",
     "figures",
     "results.json",

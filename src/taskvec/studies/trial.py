@@ -162,6 +162,7 @@ class Trial:
             "training": recipe(self.settings, self.trains),
             "tasks": self.plan.fingerprints(tasks),
             **self._own_settings(tasks),
+            **self._read_by(tasks),
         }
 
     @property
@@ -176,6 +177,11 @@ class Trial:
         ready = {task: digest for task, digest in self.lab.digests.items() if task in tasks}
         return {**({"per_task": own} if own else {}), **({"vectors": ready} if ready else {})}
 
+    def _read_by(self, tasks: Sequence[str]) -> dict[str, object]:
+        """For the key of a cell on these tasks, those whose inputs the penalties of their vectors use."""
+        others = {other for task in tasks for other in self.references(task)}
+        return {"references": self.plan.fingerprints(sorted(others))} if others else {}
+
     def stored(self, cell: Cell[R]) -> Plain:
         """The cell's result as stored, computed if it is not on record."""
         name, store = cell.kind.cell, self.lab.store
@@ -188,6 +194,11 @@ class Trial:
     def result(self, cell: Cell[R]) -> R:
         """The same as a record."""
         return cell.kind.model_validate(self.stored(cell))
+
+    @property
+    def keep(self) -> Path:
+        """A folder for what penalties measure once, for all trainings of the run."""
+        return self.lab.store.folder / "statistics"
 
     @property
     def evaluator(self) -> Evaluator:
@@ -241,7 +252,7 @@ class Trial:
                 checkpoint=checkpoint,
                 validate=validate,
                 references=[self.evaluator.part(task) for task in self.references(*tasks)],
-                keep=self.lab.store.folder / "statistics",
+                keep=self.keep,
                 watch=self.lab.watch,
                 log=log,
             )

@@ -14,7 +14,8 @@ from taskvec.progress import Watch, unwatched
 from taskvec.training.joint import Asked, joint_by
 from taskvec.training.logs import Log, logged
 from taskvec.training.loop import train
-from taskvec.training.parts import Part
+from taskvec.training.parts import Part, others_of
+from taskvec.training.penalties.settings import foreign
 from taskvec.training.regimes import Regime, regime_called
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector
@@ -48,7 +49,8 @@ def finetune(
             Gram matrix that returns weights, or a mapping, ``{"combiner": "cagrad", "c": 0.4}``.
         ascend: climb the loss instead (the gradient-ascent baseline of negation).
         validate: figures to report on the way, of the task vector as it is then.
-        references: other tasks, of which the penalties in the settings use the inputs.
+        references: other tasks, of which penalties in the settings may use the inputs, and no labels; those
+            of ``parts`` are left out.
         checkpoint, keep, watch: see :func:`taskvec.training.loop.train`.
         log: called with the number of every step and its figures, see :data:`taskvec.training.logs.Log`.
 
@@ -60,7 +62,9 @@ def finetune(
     recipe = settings or TrainSettings()
     kind = regime_called(regime)
     joint = None if combiner is None else joint_by(combiner, chosen, recipe, backbone.device)
+    others = others_of(chosen, references) if foreign(recipe.penalty) else []
     more, by = ({}, "") if joint is None else (joint.described(), f" by {joint.combiner.name}")
+    more |= read(others)
 
     def vector(deltas: Mapping[str, Tensor]) -> TaskVector:
         variant = "gradient ascent" if ascend else None
@@ -80,7 +84,7 @@ def finetune(
         sign=-1.0 if ascend else 1.0,
         checkpoint=checkpoint,
         validate=None if validate is None else lambda deltas: validate(vector(deltas)),
-        references=references,
+        references=others,
         keep=keep,
         watch=logged(watch, log),
         label=f"{'ascent' if ascend else kind.name} {joined(chosen)}{by}",
@@ -118,6 +122,17 @@ def as_vector(
         space=regime.evaluated_in,
         training=training,
     )
+
+
+def read(references: Sequence[Part]) -> dict[str, object]:
+    """What provenance says of tasks whose inputs penalties used."""
+    if not references:
+        return {}
+    answers = any(part.objective.guided for part in references)  # that stand in the inputs
+    return {
+        "references": {part.name: part.fingerprint for part in references},
+        "consumed": f"{'train labels' if answers else 'unlabelled train inputs'} of other tasks",
+    }
 
 
 def joined(parts: Sequence[Part]) -> str:

@@ -22,7 +22,7 @@ from taskvec.tasks.ahead import ahead
 from taskvec.training.checkpoint import Checkpoint
 from taskvec.training.gradients import Terms, add_gradients, bind_penalties
 from taskvec.training.joint import Joint
-from taskvec.training.parts import Part, check_parts
+from taskvec.training.parts import Part, check_parts, others_of
 from taskvec.training.penalties.penalty import Given
 from taskvec.training.regimes import Gates, Lora, Space
 from taskvec.training.scaling import LossScale
@@ -85,7 +85,7 @@ def train(
     clipped = {name: leaf for name, leaf in leaves.items() if name not in moved.rates}
     optimizer = _optimizer(settings, moved)
     asked = [part.objective.on(device) for part in parts]
-    others = [part for part in references if part.name not in {own.name for own in parts}]
+    others = others_of(parts, references)
     penalties = bind_penalties(Given(backbone, moved, others, settings, keep, watch))
     prepared = [part.objective.prepare(backbone, part.split) for part in parts]
     sizes = [of_part.sizes for of_part in prepared]
@@ -240,15 +240,17 @@ def _signature(
     return json.dumps(
         {
             "settings": settings.told(but={"validations", "checkpoint_activations"}),
-            "parts": [
-                [part.name, part.fingerprint, len(part.split), part.objective.fingerprint()] for part in parts
-            ],
+            "parts": [[*_told(part), part.objective.fingerprint()] for part in parts],
             "space": space,
             **({} if parted is None else {type(parted).__name__.lower(): asdict(parted)}),
-            **({"references": [[part.name, part.fingerprint] for part in references]} if references else {}),
+            **({"references": [_told(part) for part in references]} if references else {}),
             **({} if joint is None else {"joint": joint.described()}),
             "sign": sign,
             "start": {name: float(value.cpu().double().sum()) for name, value in start.items()},
         },
         sort_keys=True,
     )
+
+
+def _told(part: Part) -> list[object]:
+    return [part.name, part.fingerprint, len(part.split)]

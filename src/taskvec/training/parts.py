@@ -71,6 +71,12 @@ def check_parts(backbone: Backbone, parts: Sequence[Part]) -> None:
         part.objective.check(part.name, part.split)
 
 
+def others_of(parts: Sequence[Part], references: Sequence[Part]) -> list[Part]:
+    """The references that are not among the parts."""
+    own = {part.name for part in parts}
+    return [part for part in references if part.name not in own]
+
+
 def check_outputs(backbone: Backbone, name: str, asked: Objective | Task) -> None:
     """Refuse a model whose outputs a task cannot use. Raises: InputError."""
     needed = asked.needs if isinstance(asked, Task) else asked.outputs
