@@ -39,7 +39,7 @@ _FEW_SHOT: Values = {
     "signal": "labels",
     "split": "train",
     "start": 0.0,
-    "steps": 20,
+    "steps": 40,
     "batch": 32,
     "lr": 0.03,
 }

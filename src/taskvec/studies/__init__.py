@@ -22,6 +22,7 @@ STUDIES: "Registry[type[Study[Any]]]" = Registry(
         "lm_eval": "taskvec.studies.lm_eval:LmEval",
         "methods": "taskvec.studies.methods:Methods",
         "library": "taskvec.studies.library:Libraries",
+        "few_shot": "taskvec.studies.few_shot:FewShot",
         "joint": "taskvec.studies.joint:Joint",
         "atm": "taskvec.studies.atm:Atm",
         "negation": "taskvec.studies.negation:Negation",
