@@ -82,7 +82,8 @@ EXPERIMENT: dict[str, Any] = {
 
 
 WIDE_EXPERIMENT: dict[str, Any] = {
-    **EXPERIMENT, "model": "nowhere", "joint": True, "atm": {"rounds": [1, 2], "regimes": ["full"]},
+    **EXPERIMENT, "model": "nowhere", "joint": {"combiner": ["mean", {"combiner": "pcgrad"}]},
+    "atm": {"rounds": [1, 2], "regimes": ["full"]},
     "costs": True, "analogies": [{"a": "pets", "b": "taste", "c": "pets", "target": "taste"}],
     "disentanglement": {"pairs": [["pets", "taste"]], "grid": {"start": -1, "stop": 1, "points": 5},
     "samples": 10},

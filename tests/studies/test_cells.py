@@ -19,7 +19,7 @@ model: builtin
 suite: builtin8
 tasks: [display, gabor, greek]
 regimes: {full: {}, tangent: {}, post-hoc: {}}
-joint: true
+joint: {combiner: [null, mean, {combiner: meta, target: gabor}]}
 addition: {subsets: all}
 methods: {rules: [ties, fisher, adamerging], subsets: pairs}
 atm: {rounds: [1, 2], regimes: [full]}

@@ -16,6 +16,7 @@ from taskvec.cli._common import (
     Quiet,
     Suite,
     Tasks,
+    assignments,
     flattened,
     print_json,
     print_table,
@@ -54,6 +55,8 @@ def train(
     settings: Annotated[TrainSettings, flattened("optimizer", "penalty")] = TrainSettings(),  # noqa: B008
     penalty: Penalty = (),
     references: References = (),
+    combiner: str | None = None,
+    combiner_param: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     limit: Count | None = None,
     like: Path | None = None,
     log: Path | None = None,
@@ -71,6 +74,9 @@ def train(
 
     Args:
         task: A task of the suite; several give one jointly trained vector.
+        combiner: Makes one gradient of the tasks', of a batch of each a step: `mean`, `pcgrad`, … (see
+            docs/joint.md), or `module:function` of the Gram matrix that returns weights.
+        combiner_param: `name=value` for the combiner.
         output: The task vector, a `.safetensors` file or a folder.
         limit: Only the first so many training examples, of each task.
         like: The task vector whose norms a random vector takes.
@@ -85,6 +91,7 @@ def train(
     from taskvec.tasks.suite import load_suite, suite_with
     from taskvec.tasks.task import outputs_for
     from taskvec.training.finetune import finetune
+    from taskvec.training.joint import combiner_for
     from taskvec.training.logs import check_log, recording
     from taskvec.training.trackers import tracker
     from taskvec.vectors import TaskVector
@@ -109,6 +116,11 @@ def train(
         raise InputError(
             "--regime random: draws every tensor of the vector in --like; leave out what selects"
         )
+    asked = _asked(combiner, combiner_param)
+    if asked and regime == "random":
+        raise InputError("--combiner: a random vector is drawn, and has no gradients; leave it out")
+    if asked:
+        combiner_for(asked, names)
     with allowing_code(allow_code):
         chosen = load_suite(suite) if suite else suite_with(names[0])
     limits = {"train": limit} if limit else {}
@@ -133,7 +145,7 @@ def train(
     checkpoint = output.with_name(f".{output.name}.training.pt")
     if not resume:
         checkpoint.unlink(missing_ok=True)
-    described = {"model": model, "tasks": names, "regime": regime, **settings.told()}
+    described = {"model": model, "tasks": names, "regime": regime, **settings.told(), **(asked or {})}
     with (
         watching(quiet) as watch,
         recording(log, log_to, folder=output.parent, name=output.stem, config=described) as figures,
@@ -147,6 +159,7 @@ def train(
                 [evaluator.part(name) for name in names],
                 regime=kind,
                 settings=settings,
+                combiner=asked,
                 ascend=regime == "ascent",
                 checkpoint=checkpoint,
                 validate=validate,
@@ -170,3 +183,15 @@ def train(
     title = f"{output}, in tangent space" if space == "tangent" else str(output)
     start = "zero-shot" if all(getattr(of, "head", None) == "zero-shot" for of in tasks) else "pre-trained"
     print_table(title, ["task", "metric", start, "fine-tuned", "‖τ‖"], rows)
+
+
+def _asked(combiner: str | None, params: tuple[str, ...]) -> dict[str, Any] | None:
+    """The combiner and its parameters."""
+    from taskvec.config import parse_yaml
+    from taskvec.errors import InputError
+
+    if combiner is None and params:
+        raise InputError("--combiner-param: given without --combiner")
+    given = assignments(params, "--combiner-param")
+    values = {name: parse_yaml(text, f"--combiner-param {name}") for name, text in given.items()}
+    return None if combiner is None else {**values, "combiner": combiner}

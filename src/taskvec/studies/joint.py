@@ -1,18 +1,44 @@
-"""Joint training: one model trained on all tasks at once, the upper reference of addition."""
+"""Joint training: one model trained on all tasks at once, with or without a combiner of their gradients."""
 
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator
 
+from taskvec.code import check_allowed, names_code
 from taskvec.config import Config
+from taskvec.errors import InputError
+from taskvec.reports.drawing import Drawing, grid_of_axes, hide_spines, label_axes
+from taskvec.reports.numbers import Mean, percent
+from taskvec.reports.tables import Table
 from taskvec.studies.experiment import Experiment
-from taskvec.studies.measured import Measured, measured
+from taskvec.studies.measured import Edit, Measured, both, in_unit, measured, reciprocal_note, titled
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.single import own_models
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.suite import Suite
+from taskvec.training.joint import combiner_for
+from taskvec.vectors import TaskVector
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_POINTS = 100
+"""Places of a training's course that a record keeps: means over steps where there are more."""
+
+Chosen = dict[str, Any] | None
+"""A combiner with its parameters; none for training without one."""
+
+
+def _listed(value: object) -> object:
+    """A list of combiners from what may stand for it: one by name, with parameters, or a list of these."""
+    several = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    return tuple({"combiner": one} if isinstance(one, str) else one for one in several)
 
 
 class JointSettings(Config):
@@ -20,6 +46,9 @@ class JointSettings(Config):
 
     regimes: tuple[str, ...] | None = None
     """Default: all of the experiment, each in its own space."""
+    combiner: Annotated[tuple[Chosen, ...], BeforeValidator(_listed)] = ()
+    """What makes one gradient of the tasks': a name, a mapping with parameters, or a list of these, in which
+    null stands for training without a combiner for as long. By default one model without a combiner."""
 
 
 def _switch(value: object) -> object:
@@ -28,29 +57,220 @@ def _switch(value: object) -> object:
     return value
 
 
+class Course(Record):
+    """A training by a combiner, at some places of it: means over the steps up to there."""
+
+    steps: list[int]
+    conflict_rate: list[float]
+    weights: dict[str, list[float]]
+
+
 class Joined(Measured):
     """The model trained on all tasks, on test data."""
 
     cell = "joint"
+    combiner: str = ""
+    """What a table calls it; of a model trained without one in a list, that."""
+    seconds: float = 0.0
+    """Of all training steps."""
+    course: Course | None = None
+
+
+class _Added(Edit):
+    """What addition says of the sum of all tasks' vectors."""
+
+    cell = "addition"
+    tasks: list[str]
+
+
+class _Alternated(Record):
+    """What ATM says of some number of rounds."""
+
+    cell = "atm"
+    rounds: int
+    plain: Measured
+    tuned: Edit
 
 
 class Joint(Study[JointSettings]):
-    """Shown as a column of addition's table, and a line in ATM's figure."""
+    """Shown as a column of addition's table and a line in ATM's figure; of combiners, as a table and a figure
+    of their own."""
 
     settings = Annotated[JointSettings | None, BeforeValidator(_switch)]
 
     def check(self, experiment: Experiment, suite: Suite) -> None:
         experiment.check_regimes("joint", self.block.regimes)
+        tasks = experiment.task_names(suite)
+        for place, chosen in enumerate(self.block.combiner):
+            if chosen is None:
+                continue
+            if chosen in self.block.combiner[:place]:
+                raise InputError(f"joint: combiner {name_of(chosen)} is listed twice; leave one of them out")
+            kind = chosen.get("combiner")
+            if isinstance(kind, str) and names_code(kind):
+                check_allowed(kind, "joint: combiner")
+            try:
+                combiner_for(chosen, tasks)
+            except InputError as error:
+                raise type(error)(f"joint: {error}") from None
 
     def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
-        if trial.regime in (self.block.regimes or trial.experiment.regimes):
+        if trial.regime not in (self.block.regimes or trial.experiment.regimes):
+            return
+        if not self.block.combiner:
             yield trial.cell(Joined, _train_jointly, trial.tasks)
+        for chosen in self.block.combiner:
+            cell = trial.cell(Joined, partial(_combine, chosen=chosen), trial.tasks, combiner=chosen)
+            yield replace(cell, label=f"{name_of(chosen)}, {cell.label}")
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
-        models = results.stored(Joined, regime, seed)
-        return {"joint": models[0]} if models else {}
+        models = [
+            {key: value for key, value in model.items() if key != "course"}
+            for model in results.stored(Joined, regime, seed)
+        ]
+        listed = {"combiners": models} if any("combiner" in model for model in models) else {}
+        return {"joint": models[0], **listed} if models else {}
+
+    def tables(self, results: Results) -> Iterator[Table]:
+        for regime, models in _combined(results).items():
+            yield _table(results, regime, models)
+
+    def drawings(self, results: Results) -> Iterator[Drawing]:
+        for number, (regime, models) in enumerate(_combined(results).items()):
+            courses = {of[0].combiner: [model.course for model in of if model.course] for of in models}
+            caption = f"Joint training, {regime}: gradients of tasks that conflict, and the weights they got."
+            if any(chain(*courses.values())):
+                drawn = {name: of for name, of in courses.items() if of}
+                name = f"joint-{number}" if number else "joint"
+                yield Drawing(name, caption, partial(_draw, drawn))
+
+
+def name_of(chosen: Chosen) -> str:
+    """What tables call a combiner."""
+    if chosen is None:
+        return "a task a step"
+    params = ", ".join(f"{key} {value}" for key, value in chosen.items() if key != "combiner")
+    return f"{chosen.get('combiner')}{f' ({params})' if params else ''}"
 
 
 def _train_jointly(trial: Trial) -> Plain:
-    point = trial.points_of({"joint": trial.vector(*trial.tasks)}).at({"joint": 1.0})
+    return _measure(trial, trial.vector(*trial.tasks))
+
+
+def _measure(trial: Trial, vector: TaskVector) -> Plain:
+    point = trial.points_of({"joint": vector}).at({"joint": 1.0})
     return measured(trial.evaluator.values(point, trial.tasks, "test"), own_models(trial).test)
+
+
+def _combine(trial: Trial, chosen: Chosen) -> Plain:
+    """The model trained with a combiner, or without for as many examples, and how the training went."""
+    steps: list[Mapping[str, float]] = []
+
+    def told(step: int, figures: Mapping[str, float]) -> None:
+        steps.append(figures)
+
+    if chosen is None:
+        vector = trial.joint_vector(told)
+    else:
+        vector = trial.vector(*trial.tasks, combiner=chosen, told=told)
+    seconds = sum(figures.get("seconds", 0) for figures in steps)
+    told_of = {"combiner": name_of(chosen), "seconds": seconds, "course": _course(steps, trial.tasks)}
+    return {**_measure(trial, vector), **told_of}
+
+
+def _course(steps: Sequence[Mapping[str, float]], tasks: Sequence[str]) -> Plain | None:
+    """A training's figures at some places of it."""
+    names = {task: f"weight/{task}" for task in tasks}
+    known = [(step, of) for step, of in enumerate(steps, 1) if all(name in of for name in names.values())]
+    if not known:
+        return None
+    size = -(-len(known) // _POINTS)
+    pieces = [known[start : start + size] for start in range(0, len(known), size)]
+    return {
+        "steps": [piece[-1][0] for piece in pieces],
+        "conflict_rate": [fmean(of.get("conflict_rate", 0.0) for _, of in piece) for piece in pieces],
+        "weights": {
+            task: [fmean(of[name] for _, of in piece) for piece in pieces] for task, name in names.items()
+        },
+    }
+
+
+def _combined(results: Results) -> dict[str, list[list[Joined]]]:
+    """By regime, the models of listed combiners, each a record a seed."""
+    models = results.by_regime(Joined)
+    return {regime: of for regime, of in models.items() if of[0][0].combiner}
+
+
+def _table(results: Results, regime: str, models: Sequence[Sequence[Joined]]) -> Table:
+    metrics, tasks = results.plan.metrics, results.plan.tasks
+    rows: list[Sequence[object]] = [
+        (name, both(edits, metrics), *_by_task(edits, metrics), "", "")
+        for name, edits in _others(results, regime)
+    ]
+    for of in models:
+        conflicts = [fmean(model.course.conflict_rate) for model in of if model.course]
+        rows.append(
+            (
+                of[0].combiner,
+                both(of, metrics),
+                *_by_task(of, metrics),
+                percent(conflicts),
+                Mean([model.seconds for model in of], ".3g"),
+            )
+        )
+    columns = ("", "mean", *(titled(task, metrics[task]) for task in tasks), "conflicts, %", "seconds")
+    note = (
+        "Mean: absolute / normalized, per cent; then the test metric of every task."
+        f"{reciprocal_note(metrics.values())} All rows read as many training examples; meta reads a batch "
+        "more a step. Conflicts: pairs of tasks whose gradients point against each other, over all steps."
+    )
+    return Table(f"Joint training, {regime}", columns, rows, note)
+
+
+def _by_task(edits: Sequence[Measured], metrics: Mapping[str, str]) -> Iterator[object]:
+    return (in_unit(metric, [edit.values[task] for edit in edits]) for task, metric in metrics.items())
+
+
+def _others(results: Results, regime: str) -> Iterator[tuple[str, Sequence[Measured]]]:
+    """What the same experiment says of vectors that were trained apart, for as many examples."""
+    sums = [of for of in results.by_regime(_Added).get(regime, []) if of[0].tasks == results.plan.tasks]
+    for of in sums:
+        yield "addition, best α", of
+    for runs in results.by_regime(_Alternated).get(regime, []):
+        name = f"ATM, {runs[0].rounds} round{'s' if runs[0].rounds > 1 else ''}"
+        yield name, [run.plain for run in runs]
+        yield f"{name}, best factor", [run.tuned for run in runs]
+
+
+def _draw(courses: Mapping[str, Sequence[Course]]) -> "Figure":
+    """The share of conflicts by combiner, and beside it the weights of each that gives several."""
+    weighing = {name: of for name, of in courses.items() if _weighs(of)}
+    columns = min(4, 1 + len(weighing))
+    figure, axes = grid_of_axes(-(-(1 + len(weighing)) // columns), columns, 3.4, 2.8, margin=1.4)
+    first, *others = chain(*axes)
+    for name, of in courses.items():
+        first.plot(
+            of[0].steps, _mean_of([100 * share for share in one.conflict_rate] for one in of), label=name
+        )
+    label_axes(first, "step", "conflicts, % of pairs", legend="best")
+    for ax, (name, of) in zip(others, weighing.items(), strict=False):
+        for task in of[0].weights:
+            ax.plot(of[0].steps, _mean_of(one.weights[task] for one in of), label=task)
+        label_axes(ax, "step", "weight", name)
+    for ax in [first, *others]:
+        hide_spines(ax)
+    for ax in others[len(weighing) :]:
+        ax.set_visible(False)
+    if weighing:
+        handles, names = others[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside right center", frameon=False, fontsize="small")
+    return figure
+
+
+def _weighs(courses: Sequence[Course]) -> bool:
+    """Whether weights ever differ."""
+    return len({weight for course in courses for of in course.weights.values() for weight in of}) > 1
+
+
+def _mean_of(seeds: Iterable[Sequence[float]]) -> list[float]:
+    return [fmean(values) for values in zip(*seeds, strict=True)]

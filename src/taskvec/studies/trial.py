@@ -22,7 +22,7 @@ from taskvec.studies.store import Store, key_of
 from taskvec.tasks.suite import Suite
 from taskvec.tasks.task import outputs_for
 from taskvec.training.finetune import finetune
-from taskvec.training.logs import Log, recording
+from taskvec.training.logs import Log, recording, replay
 from taskvec.training.penalties.settings import foreign
 from taskvec.training.regimes import Regime
 from taskvec.training.settings import TrainSettings
@@ -219,20 +219,30 @@ class Trial:
         """Edits by other vectors, in the regime's space."""
         return self.evaluator.points(vectors, space=self.space)
 
-    def joint_vector(self) -> TaskVector:
+    def joint_vector(self, told: Log | None = None) -> TaskVector:
         """The vector trained on all tasks together, for as long as each of their own vectors, summed up."""
         steps = self.settings.steps
-        return self.vector(*self.tasks, steps=steps and steps * len(self.tasks))
+        return self.vector(*self.tasks, steps=steps and steps * len(self.tasks), told=told)
 
-    def vector(self, *tasks: str, ascend: bool = False, steps: int | None = None) -> TaskVector:
+    def vector(
+        self,
+        *tasks: str,
+        ascend: bool = False,
+        steps: int | None = None,
+        combiner: Mapping[str, Any] | None = None,
+        told: Log | None = None,
+    ) -> TaskVector:
         """The vector trained on tasks together; of a post-hoc regime, the one that it evaluates.
 
         Args:
             steps: in place of the regime's.
+            combiner: of the tasks' gradients, with its parameters.
+            told: see :meth:`train`.
         """
         trained = self.experiment.trained(self.regime)
         if trained != self.regime:
-            return Trial(self.lab, trained, self.seed).vector(*tasks, ascend=ascend, steps=steps)
+            there = Trial(self.lab, trained, self.seed)
+            return there.vector(*tasks, ascend=ascend, steps=steps, combiner=combiner, told=told)
         if len(tasks) == 1 and tasks[0] in self.lab.given and not ascend:
             [vector] = bind_all([self.lab.given[tasks[0]]], self.evaluator.backbone.source)
             return vector
@@ -248,6 +258,7 @@ class Trial:
                 [self.evaluator.part(task) for task in tasks],
                 regime=self.trains,
                 settings=self.experiment.settings(self.regime, self.seed, *tasks).model_copy(update=changed),
+                combiner=combiner,
                 ascend=ascend,
                 checkpoint=checkpoint,
                 validate=validate,
@@ -263,7 +274,9 @@ class Trial:
             more["references"] = self.plan.fingerprints(others)
         if ascend:
             more["ascend"] = True
-        return self.train(f"ascent-{name}" if ascend else name, compute, tasks, **more)
+        if combiner:
+            more["combiner"] = dict(combiner)
+        return self.train(f"ascent-{name}" if ascend else name, compute, tasks, told=told, **more)
 
     def references(self, *tasks: str) -> list[str]:
         """The tasks beside these whose inputs their penalties use; none where no penalty uses any."""
@@ -275,10 +288,15 @@ class Trial:
         name: str,
         compute: "Callable[[Path, Log | None], TaskVector]",
         tasks: Sequence[str],
+        told: Log | None = None,
         **inputs: object,
     ) -> TaskVector:
         """The stored vector of these inputs, else what ``compute`` makes, given a path for checkpoints and a
-        log."""
+        log.
+
+        Args:
+            told: called with the figures of every step when all are done, whenever that was.
+        """
         store, decisive = (
             self.lab.store,
             {
@@ -294,13 +312,13 @@ class Trial:
         name = name if len(name.encode()) <= 200 else "many"  # the key tells them apart
         place = Path(f"seed{self.seed}", _folder(self.regime))
         home, stem = store.folder / "vectors" / place, f"{name}-{key[:8]}"
-        path = home / f"{stem}.safetensors"
+        path, lines = home / f"{stem}.safetensors", store.folder / "logs" / place / f"{stem}.jsonl"
 
         def make() -> dict[str, str]:
             check_space(path, sum(value.nbytes for value in self.evaluator.pretrained.values()))
             home.mkdir(parents=True, exist_ok=True)
             with recording(
-                store.folder / "logs" / place / f"{stem}.jsonl",
+                lines,
                 self.experiment.log_to,
                 folder=store.folder / "logs",
                 project=self.experiment.name,
@@ -314,6 +332,8 @@ class Trial:
         if store.has("vector", decisive) and not path.exists():
             make()  # the record outlived its file; training is deterministic, so the record still holds
         store.result("vector", decisive, make)
+        if told is not None:
+            replay(lines, told)
         return TaskVector.load(path)
 
 

@@ -63,7 +63,7 @@ def finetune(
     kind = regime_called(regime)
     joint = None if combiner is None else joint_by(combiner, chosen, recipe, backbone.device)
     others = others_of(chosen, references) if foreign(recipe.penalty) else []
-    more, by = ({}, "") if joint is None else (joint.described(), f" by {joint.combiner.name}")
+    more, by = ({}, "") if joint is None else (dict(joint.said), f" by {joint.combiner.name}")
     more |= read(others)
 
     def vector(deltas: Mapping[str, Tensor]) -> TaskVector:

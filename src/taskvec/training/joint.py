@@ -1,7 +1,8 @@
 """Joint training by a combiner: a batch of every task a step, and one gradient of theirs."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from statistics import fmean
@@ -29,6 +30,9 @@ Add = Callable[[int, float, Sequence[Tensor]], list[Tensor]]
 Asked = str | Callable[[Tensor], Tensor] | Combiner | Mapping[str, Any]
 """A combiner by name, as ``module:function`` or as it is; or one with its parameters, ``{combiner: cagrad,
 c: 0.4}``."""
+
+
+_PLAIN = (str, int, float, list, tuple, dict, type(None))
 
 
 def combiner_for(asked: Asked, tasks: Sequence[str]) -> Combiner | Meta:
@@ -83,28 +87,22 @@ def _meta(params: Mapping[str, Any], tasks: Sequence[str]) -> Meta:
 
 
 def joint_by(asked: Asked, parts: Sequence[Part], settings: TrainSettings, device: torch.device) -> "Joint":
-    """How a training on these parts makes one gradient of theirs. Raises: InputError, see
-    :func:`combiner_for`."""
+    """How a training on these parts makes one gradient of theirs.
+
+    Raises: InputError, see :func:`combiner_for`.
+    """
     tasks = [part.name for part in parts]
-    room = settings.combiner_memory
-    return Joint(
-        combiner_for(asked, tasks),
-        tasks,
-        settings.seed,
-        device_memory(device) / 2 if room is None else 1e9 * room,
-    )
+    combiner = combiner_for(asked, tasks)
+    given = settings.combiner_memory
+    room = device_memory(device) / 2 if given is None else 1e9 * given
+    return Joint(combiner, tasks, settings.seed, room, _said(combiner, asked))
 
 
-def described(combiner: Combiner | Meta, tasks: Sequence[str]) -> dict[str, Any]:
-    """A combiner as plain data, for keys and provenance."""
-    if isinstance(combiner, Meta):
-        params = {
-            "target": tasks[combiner.target],
-            **({} if combiner.rate is None else {"rate": combiner.rate}),
-        }
-    else:
-        params = dict(combiner.params)
-    return {"combiner": combiner.name, **params}
+def _said(combiner: Combiner | Meta, asked: Asked) -> dict[str, Any]:
+    """A combiner as plain data: its name, and its parameters in the user's words."""
+    held = combiner.params if isinstance(combiner, Combiner) else {}
+    said = {**held, **(asked if isinstance(asked, Mapping) else {}), "combiner": combiner.name}
+    return {name: value if isinstance(value, _PLAIN) else repr(value) for name, value in said.items()}
 
 
 @dataclass(frozen=True)
@@ -115,21 +113,19 @@ class Joint:
         tasks: their names.
         seed: of the training; what is drawn depends on it and on the number of the step alone.
         room: bytes that gradients may take, see :class:`Gradients`.
+        said: the combiner as plain data, for provenance and checkpoints.
     """
 
     combiner: Combiner | Meta
     tasks: Sequence[str]
     seed: int
-    room: float
+    room: float = math.inf
+    said: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ahead(self) -> int | None:
         """The task whose gradient is asked for once more, a step ahead; none if there is none."""
         return self.combiner.target if isinstance(self.combiner, Meta) else None
-
-    def described(self) -> dict[str, Any]:
-        """The combiner as plain data, for provenance and checkpoints."""
-        return described(self.combiner, self.tasks)
 
     def add(
         self, leaves: Params, add: Add, number: int, *, lr: float, scale: float = 1.0

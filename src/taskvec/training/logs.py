@@ -117,6 +117,19 @@ def _step_of(line: bytes) -> float:
         return math.inf
 
 
+def replay(path: Path, log: Log) -> None:
+    """Call a log with every step of a file of JSON lines, in order; with none if there is no such file."""
+    for line in _lines(path):
+        step = _step_of(line)
+        if step < math.inf:
+            values = json.loads(line).items()
+            log(int(step), {name: value for name, value in values if _is_figure(name, value)})
+
+
+def _is_figure(name: str, value: object) -> bool:
+    return name != "step" and isinstance(value, int | float)
+
+
 def check_log(path: Path, output: Path, *, keep: bool) -> None:
     """Refuse a file for a log before anything is done.
 

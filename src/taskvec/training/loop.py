@@ -201,8 +201,8 @@ def _clip(leaves: Params, most: float | None) -> Tensor:
 
 
 def _rates(sizes: Tensor, seconds: float) -> dict[str, float]:
-    """What a step read a second: examples and, where inputs differ in size, tokens."""
-    rates = {"examples_per_second": len(sizes) / seconds}
+    """What a step took, and read a second: examples and, where inputs differ in size, tokens."""
+    rates = {"seconds": seconds, "examples_per_second": len(sizes) / seconds}
     return rates | ({"tokens_per_second": int(sizes.sum()) / seconds} if int(sizes.max()) > 1 else {})
 
 
@@ -244,7 +244,7 @@ def _signature(
             "space": space,
             **({} if parted is None else {type(parted).__name__.lower(): asdict(parted)}),
             **({"references": [_told(part) for part in references]} if references else {}),
-            **({} if joint is None else {"joint": joint.described()}),
+            **({} if joint is None else {"joint": dict(joint.said)}),
             "sign": sign,
             "start": {name: float(value.cpu().double().sum()) for name, value in start.items()},
         },
