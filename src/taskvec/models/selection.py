@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from taskvec.arguments import checked
@@ -23,9 +24,12 @@ def select(backbone: Backbone, selection: str) -> list[str]:
 
 
 def selected(backbone: Backbone, selection: str) -> dict[str, Tensor]:
-    """What these parameters hold, detached, in float32, by the same names."""
-    parameters = backbone.encoder_parameters()
-    return {name: parameters[name].detach().float() for name in select(backbone, selection)}
+    """What these parameters hold, detached, in float32 or float64 as it is, by the same names."""
+    held = {name: value.detach() for name, value in backbone.encoder_parameters().items()}
+    wide = {
+        name: torch.promote_types(held[name].dtype, torch.float32) for name in select(backbone, selection)
+    }
+    return {name: held[name].to(dtype) for name, dtype in wide.items()}
 
 
 def find_matrices(backbone: Backbone, names: Iterable[str]) -> dict[str, bool]:

@@ -1,23 +1,25 @@
 """ATM: alternate tuning and merging."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from taskvec.arguments import checked
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.selection import selected
 from taskvec.progress import Watch, unwatched
-from taskvec.rules import RULES
-from taskvec.training.finetune import as_vector
-from taskvec.training.logs import Log, logged
-from taskvec.training.loop import train
+from taskvec.registry import nearest
+from taskvec.rules import RULES, Rule
+from taskvec.training.logs import Log, Logged, logged
 from taskvec.training.parts import Part
+from taskvec.training.progress import Progress, RoundFile
 from taskvec.training.regimes import Regime, regime_called
+from taskvec.training.rounds import Aggregator, Course, Span, State, Validate
 from taskvec.training.settings import TrainSettings
 from taskvec.training.stream import total_steps
-from taskvec.vectors import TaskVector, apply, combine
+from taskvec.vectors import TaskVector
 
 
 @checked
@@ -28,9 +30,16 @@ def atm(
     rounds: int,
     regime: str | Regime = "full",
     settings: TrainSettings | None = None,
-    rule: str = "mean",
+    rule: Aggregator = "mean",
     scale: float = 1.0,
+    start: TaskVector | None = None,
+    state: State = "fresh",
+    schedule: Span = "round",
+    participation: int | float | None = None,
+    references: Sequence[Part] = (),
+    keep: Path | None = None,
     checkpoint: Path | None = None,
+    validate: Validate | None = None,
     watch: Watch = unwatched,
     log: Log | None = None,
     **params: Any,
@@ -39,74 +48,156 @@ def atm(
 
         theta_{k+1} = theta_k + scale * rule(theta_t - theta_k  for t in tasks)
 
+    In regimes of tangent space tau takes the place of theta, and the tangent point stays.
+
     Args:
-        rounds: how often.
+        rounds: how often; 0 where there is a ``start``, which is the result then.
         settings: ``epochs`` or ``steps`` are a task's whole budget, spread evenly over the rounds, so that
-            numbers of rounds compare at equal cost. Schedule and optimizer state start anew in each round.
-        rule: any combination rule, with its parameters in ``params``; ``mean`` with ``scale=1`` is the
-            method's default.
-        checkpoint: kept while a task trains, one file a round and task beside this path.
-        log: as for :func:`taskvec.finetune`; the steps of all rounds and tasks are one series.
+            numbers of rounds compare at equal cost.
+        rule: any combination rule or function, see :func:`taskvec.combine`, with its parameters in
+            ``params``; ``mean`` with ``scale=1`` is the method's default. The seed of one that draws counts
+            up from round to round.
+        start: a merge to go on from; it moves nothing that the regime does not train.
+        state: of each task's optimizer: ``fresh`` in every round, or ``kept``.
+        schedule: warm-up, decay and the order of the examples run anew in every ``round``, or once over the
+            whole ``budget``. With state kept, that trains a single task without an interruption.
+        participation: tasks a round, a number or a share below 1, drawn by the seed; all by default. A task
+            that sits out makes up for nothing.
+        references: other tasks, of which penalties may use the inputs beside those of ``parts``.
+        keep: see :func:`taskvec.training.loop.train`.
+        checkpoint: kept between tasks and, one file a round and task beside this path, while one trains.
+        validate: figures of the whole displacement, for the record of a round. These, and both sides of the
+            bound, are taken ``settings.validations`` times.
+        log: as for :func:`taskvec.finetune`; the steps of all rounds and tasks are one series, in which the
+            last step of a round holds the figures of the round.
 
-    Raises: InputError for no round, or more rounds than a task has steps.
+    Raises: InputError for no round, or more rounds than a task has steps; for a rule that needs statistics,
+        and a start that the regime does not train.
 
-    Returns: the whole displacement ``theta_K - theta_0`` as a task vector.
+    Returns: the whole displacement ``theta_K - theta_0`` as a task vector. ``info.training["history"]`` has a
+        record a round: the ``tasks``, their ``cosines``, the displacement's ``norm``, the ``bytes`` sent,
+        ``loss_of_mean`` and ``mean_of_losses`` (see :class:`taskvec.training.bound.Bound`).
     Source: Zhou et al. 2024 (arXiv:2411.03055). One round is mean merging of independent fine-tunings; one
         full-batch gradient step a round is multi-task gradient descent.
     """
-    if rounds < 1:
+    recipe, kind = settings or TrainSettings(), regime_called(regime)
+    if rounds < (start is None):
         raise InputError(f"rounds: {rounds} is not a number of rounds; give 1 or more")
-    RULES[rule].settings(params)  # a bad parameter is an error before the first round, not after it
-    recipe = settings or TrainSettings()
+    check_options(state, schedule, kind)
+    chosen = participants(participation, len(parts))
+    check_aggregator(rule, params, chosen)
+    _check_budget(parts, recipe, rounds)
+    theta0 = {name: value.cpu() for name, value in selected(backbone, kind.selection).items()}
+    course = Course(
+        backbone=backbone,
+        parts=parts,
+        recipe=recipe,
+        kind=kind,
+        rounds=rounds,
+        theta0=theta0,
+        rule=rule,
+        params=params,
+        scale=scale,
+        state=state,
+        schedule=schedule,
+        chosen=chosen,
+        started=start is not None,
+        references=references,
+        keep=keep,
+        checkpoint=checkpoint,
+        validate=validate,
+        watch=logged(watch, log),
+    )
+    usual = {"state": "fresh", "schedule": "round", "participation": None}
+    given = {"state": state, "schedule": schedule, "participation": participation}
+    name = rule if isinstance(rule, str) else getattr(rule, "name", getattr(rule, "__name__", "custom"))
+    told: dict[str, object] = {"rounds": rounds, "rule": name, "scale": scale}
+    told |= {key: value for key, value in given.items() if value != usual[key]}
+    if start is not None:
+        _check_start(start, theta0, kind)
+        start = start.with_base(backbone.source) if start.base.unbound else start
+    file = RoundFile(checkpoint, _signature(course, {**told, **params}, start))
+    progress = file.restore(Progress(course.beginning(start)))
+    if isinstance(course.watch, Logged):
+        course.watch.skip(progress.steps)
+    merged: TaskVector | None = None
+    while progress.turn < rounds:
+        merged = course.advance(progress, file)
+    deltas = course.displacement(progress.place)
+    if rounds == 1 and start is None and merged is not None:
+        # As it was merged, not rounded by adding it to the weights and taking these off.
+        deltas = {name: merged[name] for name in deltas}
+    vector = course.vector(deltas, **told, history=progress.history)
+    file.remove()
+    return vector
+
+
+def participants(participation: float | None, tasks: int) -> int:
+    """How many tasks take part in a round. Raises: InputError."""
+    if participation is None:
+        return tasks
+    if not isinstance(participation, int):
+        if not 0 < participation < 1:
+            raise InputError(
+                f"participation: {participation:g}, expected a share between 0 and 1, or a whole number of "
+                "tasks; leave it out for all"
+            )
+        return max(1, round(participation * tasks))
+    if not 0 < participation <= tasks:
+        raise InputError(f"participation: {participation} tasks a round, expected 1 to {tasks}")
+    return participation
+
+
+def check_aggregator(rule: Aggregator, params: Mapping[str, Any], tasks: int | None = None) -> None:
+    """Refuse a rule that cannot merge rounds, before the first of them. Raises: InputError, UnknownName."""
+    known = RULES[rule] if isinstance(rule, str) else rule
+    if not isinstance(known, Rule):
+        return
+    if "_stats" in known.keywords:
+        raise InputError(
+            f"rule {known.name!r} needs statistics of every task's model, which no round measures; take one "
+            "that merges vectors alone, such as mean or ties"
+        )
+    known.settings(params, tasks=tasks)
+
+
+def check_options(state: str, schedule: str, kind: Regime) -> None:
+    """Refuse what does not go together. Raises: InputError."""
+    for field, value, known in (("state", state, get_args(State)), ("schedule", schedule, get_args(Span))):
+        if value not in known:
+            raise InputError(f"{field}: {value!r}, expected {' or '.join(known)}; {nearest(value, known)}")
+    anew = "factors" if kind.lora else "gates" if kind.gating else None
+    if state == "kept" and anew:
+        raise InputError(
+            f"state: kept, and the {anew} of regime {kind.name!r} begin anew in every round; take fresh, or "
+            "a regime of whole tensors"
+        )
+
+
+def _check_budget(parts: Sequence[Part], recipe: TrainSettings, rounds: int) -> None:
     for part in parts:
         steps = total_steps([len(part.split)], recipe)
         if steps < rounds:
             raise InputError(
                 f"rounds: {rounds} is more than the {steps} training steps of {part.name!r} to share"
             )
-    kind = regime_called(regime)
-    if kind.evaluated_in != "ordinary":
+
+
+def _check_start(start: TaskVector, theta0: Mapping[str, object], kind: Regime) -> None:
+    beyond = [name for name in start if name not in theta0 and start.terms_at(name)]
+    if beyond:
         raise InputError(
-            f"regime {kind.name!r}: ATM moves the point that a tangent space is taken at; use one of "
-            "ordinary space, such as full or attention"
+            f"start: moves {beyond[0]!r}, which regime {kind.name!r} does not train; take a regime that does"
         )
-    watch = logged(watch, log)
-    start = theta = {name: value.cpu() for name, value in selected(backbone, kind.selection).items()}
-    for turn in range(rounds):
-        moved = []
-        for part in parts:
-            deltas = train(
-                backbone,
-                theta,
-                [part],
-                _of_one_round(recipe, len(part.split), rounds, turn),
-                lora=kind.lora,
-                gates=kind.gating,
-                checkpoint=_beside(checkpoint, turn, part.name),
-                watch=watch,
-                label=f"atm round {turn + 1}/{rounds} {part.name}",
-            )
-            moved.append(TaskVector.from_tensors(deltas, base=theta))
-        theta = dict(apply(theta, scale * combine(rule, moved, **params)))
-    return as_vector(
-        backbone,
-        {name: value - start[name] for name, value in theta.items()},
-        regime=kind,
-        variant="atm",
-        settings=recipe,
-        parts=parts,
-        rounds=rounds,
-        rule=rule,
-        scale=scale,
-    )
 
 
-def _of_one_round(settings: TrainSettings, examples: int, rounds: int, turn: int) -> TrainSettings:
-    """A round's share of a task's budget; rounds see the examples in orders of their own."""
-    total = total_steps([examples], settings)
-    steps = total * (turn + 1) // rounds - total * turn // rounds
-    return settings.model_copy(update={"steps": steps, "seed": settings.seed + turn})
-
-
-def _beside(checkpoint: Path | None, turn: int, task: str) -> Path | None:
-    return checkpoint and checkpoint.with_name(f"{checkpoint.stem}-{turn + 1}-{task}{checkpoint.suffix}")
+def _signature(course: Course, told: Mapping[str, object], start: TaskVector | None) -> str:
+    """What the file of a training must agree with to be gone on from."""
+    parts = [
+        [part.name, part.fingerprint, len(part.split), part.objective.fingerprint()] for part in course.parts
+    ]
+    sums = {name: float(value.double().sum()) for name, value in course.theta0.items()}
+    settings = course.recipe.told(but={"validations", "checkpoint_activations"})
+    about = {"settings": settings, "parts": parts, "space": course.kind.space, "start": sums}
+    more = {} if start is None else {"from": start.norm()}
+    return json.dumps({**about, **more, **told}, sort_keys=True, default=repr)

@@ -19,7 +19,7 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """What Adam and AdamW keep of a parameter."""
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_state(path: Path) -> dict[str, Any]:
     """The content of a checkpoint. Raises: any of a dozen types for a damaged one."""
     with open_file(path) as file:
         # torch compresses nothing, and would unpack whatever is.
@@ -56,7 +56,7 @@ class Checkpoint:
         if self._path is None or not self._path.exists():
             return 0
         try:
-            state = _load(self._path)
+            state = load_state(self._path)
             if not self._agrees(state["signature"], state.get("device", "cpu")):
                 raise InputError(
                     f"{self._path}: the checkpoint is of another training (settings, data or start differ); "

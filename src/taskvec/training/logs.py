@@ -36,6 +36,10 @@ class Logged:
             self._label, self._total = label, total
         self._log(self._before + done, facts)
 
+    def skip(self, steps: int) -> None:
+        """Go on after so many steps that an earlier process logged."""
+        self._before += steps
+
 
 def logged(watch: Watch, log: Log | None) -> Watch:
     """The watcher, with a log if there is one. A log that raises is left alone from then on."""

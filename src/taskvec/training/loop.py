@@ -22,6 +22,7 @@ from taskvec.tasks.ahead import ahead
 from taskvec.training.checkpoint import Checkpoint
 from taskvec.training.gradients import Terms, add_gradients, bind_penalties
 from taskvec.training.joint import Joint
+from taskvec.training.moments import Moments
 from taskvec.training.parts import Part, check_parts, others_of
 from taskvec.training.penalties.penalty import Given
 from taskvec.training.regimes import Gates, Lora, Space
@@ -48,6 +49,9 @@ def train(
     validate: Callable[[Params], Mapping[str, float]] | None = None,
     references: Sequence[Part] = (),
     keep: Path | None = None,
+    displaced: Params | None = None,
+    portion: range | None = None,
+    moments: Moments | None = None,
     watch: Watch = unwatched,
     label: str = "training",
 ) -> Params:
@@ -68,22 +72,28 @@ def train(
         validate: figures to report on the way, called with the displacement ``settings.validations`` times.
         references: other tasks, of which penalties may use the inputs; those of ``parts`` are left out.
         keep: a folder for what penalties measure once and other trainings may use too.
+        displaced: how far from ``start`` the training begins; tangent spaces stay those at ``start``.
+        portion: the steps to take, of those that the settings ask for, in their order and schedule; all of
+            them by default.
+        moments: what the optimizer goes on with; replaced by what it is at the end.
         watch: told after every step; its facts are the loss, the penalties if there are some, the learning
             rate, the norm of the gradient before clipping, how much a second is read, the share of open
             layers where there are gates, and the figures of ``validate``.
 
-    Returns: the displacement from ``start``, float32, same names, on the CPU; of factors their products, for
-        matrices alone, multiplied as they are read.
+    Returns: the displacement from where it began, float32, same names, on the CPU; of factors their
+        products, for matrices alone, multiplied as they are read.
     Raises: InputError for an empty split or a label outside the head's classes; TaskvecError when the loss
         is no longer finite; OutOfMemory.
     """
     check_parts(backbone, parts)
     check_precision(settings.precision, space)
     device, scale = backbone.device, LossScale.of(settings.precision)
-    moved = move(backbone, start, space, lora, settings.seed, gates)
+    moved = move(backbone, start, space, lora, settings.seed, gates, displaced)
     leaves = moved.leaves
     clipped = {name: leaf for name, leaf in leaves.items() if name not in moved.rates}
     optimizer = _optimizer(settings, moved)
+    if moments is not None:
+        moments.into(optimizer)
     asked = [part.objective.on(device) for part in parts]
     others = others_of(parts, references)
     penalties = bind_penalties(Given(backbone, moved, others, settings, keep, watch))
@@ -92,12 +102,14 @@ def train(
     steps, order = _order(sizes, settings, joint)
     used = others if penalties else []
     signature = _signature(parts, settings, space, lora or gates, sign, start, used, joint)
+    signature = _continued(signature, displaced, portion, moments)
     penalties += moved.terms(steps)
     state = Checkpoint(checkpoint, leaves, optimizer, signature, scale)
     loss = math.nan
-    done = state.restore()
+    taking = portion or range(steps)
+    done = max(taking.start, state.restore())
     ready = partial(_ready, partial(collate, prepared, settings.accumulation, device))
-    collated = ahead(ready, islice(order, done, None), device)
+    collated = ahead(ready, islice(order, done, taking.stop), device)
     for step, given in enumerate(collated, start=done):
         began, factor = perf_counter(), _schedule(step, steps, settings)
         lr = settings.lr * factor
@@ -140,8 +152,11 @@ def train(
         due = (step + 1) * settings.validations // steps > step * settings.validations // steps
         facts = {**({"penalty": penalty} if penalties else {}), **terms.facts, **moved.facts()}
         facts |= validate(moved.displacement()) if validate and due else {}
-        watch(label, step + 1, steps, loss=loss, lr=lr, gradient_norm=norm, **rates, **facts)
+        at = step + 1 - taking.start
+        watch(label, at, len(taking), loss=loss, lr=lr, gradient_norm=norm, **rates, **facts)
     state.remove()
+    if moments is not None:
+        moments.take(optimizer)
     return moved.displacement()
 
 
@@ -246,7 +261,7 @@ def _signature(
             **({"references": [_told(part) for part in references]} if references else {}),
             **({} if joint is None else {"joint": dict(joint.said)}),
             "sign": sign,
-            "start": {name: float(value.cpu().double().sum()) for name, value in start.items()},
+            "start": _sums(start),
         },
         sort_keys=True,
     )
@@ -254,3 +269,19 @@ def _signature(
 
 def _told(part: Part) -> list[object]:
     return [part.name, part.fingerprint, len(part.split)]
+
+
+def _continued(
+    signature: str, displaced: Params | None, portion: range | None, moments: Moments | None
+) -> str:
+    """The signature of a training that goes on from another one."""
+    before = {
+        **({} if displaced is None else {"displaced": _sums(displaced)}),
+        **({} if portion is None else {"portion": [portion.start, portion.stop]}),
+        **({} if moments is None else {"moments": moments.digest()}),
+    }
+    return json.dumps({**json.loads(signature), **before}, sort_keys=True) if before else signature
+
+
+def _sums(params: Params) -> dict[str, float]:
+    return {name: float(value.cpu().double().sum()) for name, value in params.items()}

@@ -46,7 +46,7 @@ def _encode(backbone: Backbone, fixed: Params, params: Params, batch: Mapping[st
 
 
 class Moved(ABC):
-    """A model at ``start`` plus what is being learned.
+    """A model at ``start``, displaced already or not, plus what is being learned.
 
     Attributes:
         leaves: what the optimizer moves.
@@ -58,10 +58,10 @@ class Moved(ABC):
     rates: Mapping[str, float] = {}
     """Leaves with a peak learning rate of their own; they are neither decayed nor clipped."""
 
-    def __init__(self, backbone: Backbone, start: Params) -> None:
+    def __init__(self, backbone: Backbone, start: Params, displaced: Params | None = None) -> None:
         self.backbone = backbone
-        there = on_device(start, backbone.device)
-        self._start = {name: _widened(value.detach()) for name, value in there.items()}
+        self._start = self._held(start)
+        self._before = {name: value for name, value in self._held(displaced or {}).items() if name in start}
 
     @abstractmethod
     def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -79,7 +79,18 @@ class Moved(ABC):
 
     @abstractmethod
     def displacement(self) -> Params:
-        """The same as a copy, on the CPU."""
+        """How far it has moved from where it began, ``start`` and what it was displaced by; a copy, on the
+        CPU."""
+
+    def _held(self, params: Params) -> dict[str, Tensor]:
+        there = on_device(params, self.backbone.device)
+        return {name: _widened(value.detach()) for name, value in there.items()}
+
+    def _displaced(self, tau: Params) -> dict[str, Tensor]:
+        """Of what has been learned and what there was before, their sum."""
+        return {
+            name: value + self._before[name] if name in self._before else value for name, value in tau.items()
+        }
 
     def terms(self, steps: int) -> Sequence[Term]:
         """What the space itself adds to the loss, in a training of so many steps."""
@@ -111,10 +122,11 @@ class Ordinary(Moved):
 
     _pulls: ClassVar[Mapping[str, float]] = {"pretrained": 1}
 
-    def __init__(self, backbone: Backbone, start: Params) -> None:
-        super().__init__(backbone, start)
+    def __init__(self, backbone: Backbone, start: Params, displaced: Params | None = None) -> None:
+        super().__init__(backbone, start, displaced)
         self._rest = _detached(backbone)
-        self.leaves = {name: value.clone().requires_grad_() for name, value in self._start.items()}
+        self._origin = self._displaced(self._start)
+        self.leaves = {name: value.clone().requires_grad_() for name, value in self._origin.items()}
 
     def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
         return encode(self.backbone, {**self._rest, **self.leaves}, batch)
@@ -123,7 +135,7 @@ class Ordinary(Moved):
         return {name: leaf - self._start[name] for name, leaf in self.leaves.items()}
 
     def displacement(self) -> Params:
-        return {name: (leaf.detach() - self._start[name]).cpu() for name, leaf in self.leaves.items()}
+        return {name: (leaf.detach() - self._origin[name]).cpu() for name, leaf in self.leaves.items()}
 
 
 class Tangent(Moved):
@@ -131,10 +143,11 @@ class Tangent(Moved):
 
     _pulls: ClassVar[Mapping[str, float]] = {"zero": -1}
 
-    def __init__(self, backbone: Backbone, start: Params) -> None:
-        super().__init__(backbone, start)
+    def __init__(self, backbone: Backbone, start: Params, displaced: Params | None = None) -> None:
+        super().__init__(backbone, start, displaced)
         self._lin = linearized(backbone, self._start)
-        self.leaves = {name: torch.zeros_like(v).requires_grad_() for name, v in self._start.items()}
+        origin = {name: self._before.get(name, torch.zeros_like(v)) for name, v in self._start.items()}
+        self.leaves = {name: value.clone().requires_grad_() for name, value in origin.items()}
 
     def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
         return self._lin(self.leaves, batch)  # type: ignore[no-any-return]
@@ -147,7 +160,10 @@ class Tangent(Moved):
         return self.leaves
 
     def displacement(self) -> Params:
-        return {name: leaf.detach().clone().cpu() for name, leaf in self.leaves.items()}
+        moved = {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
+        for name, before in self._before.items():
+            moved[name] -= before
+        return {name: value.cpu() for name, value in moved.items()}
 
 
 class Factors(Moved):
@@ -161,8 +177,10 @@ class Factors(Moved):
     Source: Hu et al. 2021, arXiv:2106.09685.
     """
 
-    def __init__(self, backbone: Backbone, start: Params, lora: Lora, seed: int) -> None:
-        super().__init__(backbone, start)
+    def __init__(
+        self, backbone: Backbone, start: Params, lora: Lora, seed: int, displaced: Params | None = None
+    ) -> None:
+        super().__init__(backbone, start, displaced)
         self._turned = find_matrices(backbone, self._start)
         self._start = {name: self._start[name] for name in self._turned}
         self._rest, self._scaling = _detached(backbone), lora.scaling
@@ -188,7 +206,8 @@ class Factors(Moved):
     def tau(self) -> Params:
         device = next(iter(self._start.values())).device.type
         with torch.autocast(device, enabled=False):
-            return {name: self._pair(name).product().view(value.shape) for name, value in self._start.items()}
+            steps = {n: self._pair(n).product().view(value.shape) for n, value in self._start.items()}
+            return self._displaced(steps)
 
     def _pair(self, name: str) -> Pair:
         """The factors of a displacement as it is stored, from the left and from the right."""
@@ -226,8 +245,10 @@ class TangentFactors(Factors):
     Source: Tang et al. 2023, arXiv:2310.04742.
     """
 
-    def __init__(self, backbone: Backbone, start: Params, lora: Lora, seed: int) -> None:
-        super().__init__(backbone, start, lora, seed)
+    def __init__(
+        self, backbone: Backbone, start: Params, lora: Lora, seed: int, displaced: Params | None = None
+    ) -> None:
+        super().__init__(backbone, start, lora, seed, displaced)
         self._lin = linearized(backbone, start)
 
     def _name_leaves(self) -> Iterator[tuple[str, Tensor]]:
@@ -301,14 +322,16 @@ def move(
     lora: Lora | None,
     seed: int,
     gates: Gates | None = None,
+    displaced: Params | None = None,
 ) -> Moved:
-    """The model at ``start``, to be displaced by whole tensors, by factors, or in layers with gates."""
+    """The model at ``start`` and a displacement, to be moved on by whole tensors or by factors; or, at
+    ``start`` alone, in layers with gates."""
     if gates is not None:
         return Gated(backbone, start, gates)
     if lora is None:
-        return Tangent(backbone, start) if space == "tangent" else Ordinary(backbone, start)
+        return (Tangent if space == "tangent" else Ordinary)(backbone, start, displaced)
     kind = TangentFactors if space == "tangent" else Factors
-    return kind(backbone, start, lora, seed)
+    return kind(backbone, start, lora, seed, displaced)
 
 
 def _widened(value: Tensor) -> Tensor:
