@@ -168,7 +168,7 @@ def plain(case: Case) -> Moved:
     rows = list(case.batches)
     model = deepcopy(case.backbone)
     leaves = model.encoder_parameters()
-    optimizer = torch.optim.AdamW(leaves.values(), lr=SETTINGS.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(leaves.values(), lr=SETTINGS.rate, weight_decay=0.0)
     ends = []
     for batch in rows:
         loss = case.loss(case.outputs(model, batch), batch)

@@ -34,6 +34,10 @@ class Diverged(TaskvecError):
     """The outputs of an edited model are NaN or infinite: a coefficient is too large."""
 
 
+class TrainingDiverged(TaskvecError):
+    """The loss or the gradient of a training is NaN or infinite: the learning rate is too large."""
+
+
 class OutOfMemory(TaskvecError):
     """The memory of a device is full."""
 

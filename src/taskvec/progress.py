@@ -3,7 +3,12 @@
 from time import perf_counter
 from typing import Protocol
 
-DETAILS = frozenset({"lr", "gradient_norm", "seconds", "norm", "examples_per_second", "tokens_per_second"})
+DETAILS = frozenset(
+    {
+        *("lr", "gradient_norm", "seconds", "norm", "examples_per_second", "tokens_per_second"),
+        *("lr_found", "lr_search_steps"),
+    }
+)
 """Facts of a training that are for a log, and too many for a line."""
 
 _DETAILED = ("cosine", "weight/", "loss/")

@@ -93,6 +93,7 @@ def train(
     from taskvec.training.finetune import finetune
     from taskvec.training.joint import combiner_for
     from taskvec.training.logs import check_log, recording
+    from taskvec.training.rate import forget
     from taskvec.training.trackers import tracker
     from taskvec.vectors import TaskVector
     from taskvec.weights.staging import check_space, check_target
@@ -145,6 +146,7 @@ def train(
     checkpoint = output.with_name(f".{output.name}.training.pt")
     if not resume:
         checkpoint.unlink(missing_ok=True)
+        forget(checkpoint)
     described = {"model": model, "tasks": names, "regime": regime, **settings.told(), **(asked or {})}
     with (
         watching(quiet) as watch,
@@ -171,10 +173,14 @@ def train(
         drawn: dict[str, Any] = {"task": "+".join(names), "regime": regime, "space": space} if twin else {}
         metrics = {name: score.record() for name, score in scores.items()}
         vector.save(output, force=force, metrics=metrics, **drawn)
+        found = (vector.info.training or {}).get("lr_search")
         before = {} if json else evaluator.scores(evaluator.pretrained, names, "test")
     if json:
-        print_json({"output": str(output), "norm": vector.norm(), "test": metrics})
+        search = {"lr_search": found} if found else {}
+        print_json({"output": str(output), "norm": vector.norm(), "test": metrics, **search})
         return
+    if found:
+        say([f"lr {found['lr']:g}, found on validation data in {found['steps']} steps of short trainings"])
     norm = f"{vector.norm():.3f}"
     rows = [
         [name, score.metric, shown(score.metric, before[name].value), shown(score.metric, score.value), norm]

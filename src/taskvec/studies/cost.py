@@ -124,11 +124,12 @@ def training_costs(
     def ends(regime: str, clock: Callable[[], float]) -> list[float]:
         """When each of two steps was over; the first makes the optimizer's state."""
         settings, times = regimes[regime], list[float]()
+        lr = TrainSettings().lr if settings.lr == "auto" else settings.lr
         finetune(
             backbone,
             replace(part, split=part.split.first(settings.batch_size)),
             regime=(trained or {}).get(regime, regime),
-            settings=settings.model_copy(update={"steps": 2, "validations": 0}),
+            settings=settings.model_copy(update={"steps": 2, "validations": 0, "lr": lr}),
             references=references,
             keep=keep,
             watch=lambda *_, **__: times.append(clock()),

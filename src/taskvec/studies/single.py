@@ -6,6 +6,8 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from taskvec.arguments import checked
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import majority
@@ -19,7 +21,7 @@ from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.kinds.classification import Classification
 from taskvec.tasks.source import SplitName
-from taskvec.vectors import similarity
+from taskvec.vectors import TaskVector, similarity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,12 +44,20 @@ class OwnModels(Record):
     test: dict[str, float]
 
 
+class FoundRate(Record):
+    """The learning rate of a vector, and the steps of the search for it."""
+
+    lr: float
+    steps: int
+
+
 class Geometry(Record):
-    """Lengths of the tasks' vectors, and cosines between them."""
+    """Lengths of the tasks' vectors, cosines between them, and learning rates that were found for them."""
 
     cell = "geometry"
     norms: dict[str, float]
     cosine: list[list[float]]
+    rates: dict[str, FoundRate] = Field(default_factory=dict)
 
 
 @checked
@@ -105,6 +115,11 @@ class Single(Study[None]):
             "space": results.plan.experiment.space(regime),
             "single": single,
             "norms": geometry.norms,
+            **(
+                {"learning_rates": results.stored(Geometry, regime, seed)[0]["rates"]}
+                if geometry.rates
+                else {}
+            ),
         }
 
     def tables(self, results: Results) -> Iterator[Table]:
@@ -129,6 +144,7 @@ class Single(Study[None]):
         note = f"{unit_note(units.values())} on {sizes} test examples a task{over}.{named}"
         heads = [titled(task, metric) for task, metric in units.items()]
         yield Table("Single tasks", ("", *heads, "mean", "‖τ‖"), rows, note)
+        yield from _rates_found(geometries, tasks)
 
     def drawings(self, results: Results) -> Iterator[Drawing]:
         yield Drawing(
@@ -176,6 +192,22 @@ class Cosine(Study[None]):
         return results.plan.experiment.trained(regime) == regime
 
 
+def _rates_found(geometries: Mapping[str, list[list[Geometry]]], tasks: Sequence[str]) -> Iterator[Table]:
+    """Learning rates that were found, and what the searches cost."""
+    rows: list[tuple[object, ...]] = []
+    for regime, [seeds] in geometries.items():
+        found = {task: [of.rates[task] for of in seeds if task in of.rates] for task in tasks}
+        if any(found.values()):
+            rates = [Range([rate.lr for rate in of]) if of else NOTHING for of in found.values()]
+            rows.append((regime, *rates, Range([rate.steps for of in found.values() for rate in of], "d")))
+    if rows:
+        note = (
+            "Peak learning rates of `lr: auto`, the smallest that gain almost as much as the best in short "
+            "trainings. They consumed validation labels; the last column is the search's steps a vector."
+        )
+        yield Table("Learning rates found", ("", *tasks, "steps of search"), rows, note)
+
+
 def _score_pretrained(trial: Trial, task: str) -> Plain:
     evaluator, point = trial.evaluator, trial.evaluator.pretrained
     classified = isinstance(evaluator.task(task), Classification)
@@ -195,7 +227,17 @@ def _measure_vectors(trial: Trial) -> Plain:
     return {
         "norms": {task: vector.norm() for task, vector in trial.vectors.items()},
         "cosine": similarity(list(trial.vectors.values())).tolist(),
+        **_searches(trial.vectors),
     }
+
+
+def _searches(vectors: Mapping[str, TaskVector]) -> Plain:
+    """The learning rates that vectors were trained with, of those for which one was searched."""
+    found = {task: (vector.info.training or {}).get("lr_search") for task, vector in vectors.items()}
+    rates = {
+        task: {"lr": of["lr"], "steps": of["steps"]} for task, of in found.items() if isinstance(of, dict)
+    }
+    return {"rates": rates} if rates else {}
 
 
 def _by_task(seeds: Sequence[Sequence[float]], metrics: Mapping[str, str]) -> list[object]:

@@ -278,6 +278,12 @@ class Trial:
             more["combiner"] = dict(combiner)
         return self.train(f"ascent-{name}" if ascend else name, compute, tasks, told=told, **more)
 
+    def _searched(self, tasks: Sequence[str]) -> dict[str, object]:
+        """For the key of a vector, what a search for its learning rate reads besides the tasks."""
+        if self.experiment.settings(self.regime, self.seed, *tasks).lr != "auto":
+            return {}
+        return {"validation_limit": self.experiment.limits.get("validation")}
+
     def references(self, *tasks: str) -> list[str]:
         """The tasks beside these whose inputs their penalties use; none where no penalty uses any."""
         penalties = self.experiment.settings(self.regime, self.seed, *tasks).penalty
@@ -305,6 +311,7 @@ class Trial:
                 "tasks": self.plan.fingerprints(tasks),
                 "regime": self.regime,
                 "settings": recipe(self.settings, self.trains),
+                **self._searched(tasks),
                 **inputs,
             },
         )

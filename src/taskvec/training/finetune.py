@@ -16,6 +16,7 @@ from taskvec.training.logs import Log, logged
 from taskvec.training.loop import train
 from taskvec.training.parts import Part, others_of
 from taskvec.training.penalties.settings import foreign
+from taskvec.training.rate import forget, recorded, telling, with_rate
 from taskvec.training.regimes import Regime, regime_called
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector
@@ -51,7 +52,8 @@ def finetune(
         validate: figures to report on the way, of the task vector as it is then.
         references: other tasks, of which penalties in the settings may use the inputs, and no labels; those
             of ``parts`` are left out.
-        checkpoint, keep, watch: see :func:`taskvec.training.loop.train`.
+        checkpoint, keep, watch: see :func:`taskvec.training.loop.train`. A search for the learning rate keeps
+            its losses beside the checkpoint until training ends.
         log: called with the number of every step and its figures, see :data:`taskvec.training.logs.Log`.
 
     Returns: float32 deltas under the checkpoint's names, of LoRA as factors; unselected tensors, and those of
@@ -59,12 +61,23 @@ def finetune(
     Raises: InputError if the regime selects nothing, a split is empty or a label lies outside its head.
     """
     chosen = [parts] if isinstance(parts, Part) else list(parts)
-    recipe = settings or TrainSettings()
     kind = regime_called(regime)
+    recipe = settings or TrainSettings()
     joint = None if combiner is None else joint_by(combiner, chosen, recipe, backbone.device)
     others = others_of(chosen, references) if foreign(recipe.penalty) else []
     more, by = ({}, "") if joint is None else (dict(joint.said), f" by {joint.combiner.name}")
     more |= read(others)
+    start, label = selected(backbone, kind.selection), f"{kind.name} {joined(chosen)}{by}"
+    recipe, search = with_rate(
+        *(backbone, start, chosen, recipe, kind),
+        joint=joint,
+        references=others,
+        keep=keep,
+        checkpoint=checkpoint,
+        watch=watch,
+        label=label,
+    )
+    more |= recorded(search)
 
     def vector(deltas: Mapping[str, Tensor]) -> TaskVector:
         variant = "gradient ascent" if ascend else None
@@ -73,10 +86,7 @@ def finetune(
         )
 
     deltas = train(
-        backbone,
-        selected(backbone, kind.selection),
-        chosen,
-        recipe,
+        *(backbone, start, chosen, recipe),
         space=kind.evaluated_in,
         lora=kind.lora,
         gates=kind.gating,
@@ -86,9 +96,10 @@ def finetune(
         validate=None if validate is None else lambda deltas: validate(vector(deltas)),
         references=others,
         keep=keep,
-        watch=logged(watch, log),
-        label=f"{'ascent' if ascend else kind.name} {joined(chosen)}{by}",
+        watch=telling(logged(watch, log), search),
+        label=f"ascent {joined(chosen)}{by}" if ascend else label,
     )
+    forget(checkpoint)
     return vector(deltas)
 
 

@@ -13,7 +13,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from taskvec.errors import InputError, TaskvecError
+from taskvec.errors import InputError, TrainingDiverged
 from taskvec.models.activations import recomputed
 from taskvec.models.backbone import Backbone
 from taskvec.place import enough_memory
@@ -82,8 +82,8 @@ def train(
 
     Returns: the displacement from where it began, float32, same names, on the CPU; of factors their
         products, for matrices alone, multiplied as they are read.
-    Raises: InputError for an empty split or a label outside the head's classes; TaskvecError when the loss
-        is no longer finite; OutOfMemory.
+    Raises: InputError for an empty split or a label outside the head's classes; TrainingDiverged when the
+        loss is no longer finite; OutOfMemory.
     """
     check_parts(backbone, parts)
     check_precision(settings.precision, space)
@@ -112,7 +112,7 @@ def train(
     collated = ahead(ready, islice(order, done, taking.stop), device)
     for step, given in enumerate(collated, start=done):
         began, factor = perf_counter(), _schedule(step, steps, settings)
-        lr = settings.lr * factor
+        lr = settings.rate * factor
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         read = torch.cat([sizes[of.chunk.part][of.chunk.places] for of in given])
@@ -138,9 +138,9 @@ def train(
             found = f"the gradient's norm is {norm}"
             for term, value in (("penalty", penalty), ("loss", loss)):
                 found = found if math.isfinite(value) else f"the {term} is {value}"
-            raise TaskvecError(
+            raise TrainingDiverged(
                 f"{label}: {found} at step {step + 1} of {steps}; lower the learning rate "
-                f"(now {settings.lr:g}) or train in float32"
+                f"(now {settings.rate:g}) or train in float32"
             )
         if taken:
             if settings.optimizer == "adamw":
@@ -235,10 +235,10 @@ def _optimizer(settings: TrainSettings, moved: Moved) -> torch.optim.Optimizer:
     """Leaves in the order of the space; ``peak`` is the largest learning rate of a group."""
     usual = [leaf for name, leaf in moved.leaves.items() if name not in moved.rates]
     own = [{"params": [moved.leaves[name]], "peak": rate} for name, rate in moved.rates.items()]
-    groups = [{"params": usual, "peak": settings.lr}, *own]
+    groups = [{"params": usual, "peak": settings.rate}, *own]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr)
-    return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=0.0)  # the decay is the space's
+        return torch.optim.SGD(groups, lr=settings.rate)
+    return torch.optim.AdamW(groups, lr=settings.rate, weight_decay=0.0)  # the decay is the space's
 
 
 def _signature(

@@ -1,8 +1,8 @@
 """What a task brings to training: examples, and what is asked of the model on them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from taskvec.arguments import checked
 from taskvec.errors import InputError
@@ -11,6 +11,7 @@ from taskvec.models.heads import Head
 from taskvec.tasks.kinds import KINDS
 from taskvec.tasks.kinds.classification import Classifying
 from taskvec.tasks.objective import Objective
+from taskvec.tasks.source import SplitName
 from taskvec.tasks.split import Split
 from taskvec.tasks.task import Task
 
@@ -31,6 +32,8 @@ class Part:
     max_length: int | None = None
     fingerprint: str | None = None
     """Of the task, data included, where it is known."""
+    validation: Split | Callable[[], Split] | None = None
+    """Examples that ``lr: auto`` is found on, or what reads them when they are asked for."""
 
     @cached_property
     def objective(self) -> Objective:
@@ -48,14 +51,20 @@ def make_part(
     head: Head | Objective | None = None,
 ) -> Part:
     """The training split of a task, cut to ``limits["train"]``; head or objective are made unless given."""
-    limit = (limits or {}).get("train")
     check_outputs(backbone, task.name, task)
-    asked, split = head or task.objective(backbone), task.split("train", limit)
-    if isinstance(asked, Objective):
-        split = asked.examples(backbone, split)
+    asked = head or task.objective(backbone)
+    read = partial(_read, backbone, task, asked, dict(limits or {}))
     frozen = asked.head if isinstance(asked, Classifying) else asked
     longest = getattr(task, "max_length", None)
-    return Part(task.name, split, frozen, longest, task.fingerprint)
+    return Part(task.name, read("train"), frozen, longest, task.fingerprint, partial(read, "validation"))
+
+
+def _read(
+    backbone: Backbone, task: Task, asked: Head | Objective, limits: Mapping[str, int], name: SplitName
+) -> Split:
+    """A split as examples of the objective."""
+    split = task.split(name, limits.get(name))
+    return asked.examples(backbone, split) if isinstance(asked, Objective) else split
 
 
 def check_parts(backbone: Backbone, parts: Sequence[Part]) -> None:

@@ -2,11 +2,27 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+)
 
 from taskvec.config import Config
+from taskvec.errors import InputError
 from taskvec.place import Precision
 from taskvec.training.penalties.settings import Penalties
+
+Rate = Annotated[
+    Annotated[PositiveFloat, Tag("float")] | Annotated[Literal["auto"], Tag("str")],
+    Discriminator(lambda given: "str" if given == "auto" else "float"),
+]
+"""A learning rate; the tags keep what is wrong with a number the one complaint."""
 
 
 class TrainSettings(Config, use_attribute_docstrings=True):
@@ -18,8 +34,9 @@ class TrainSettings(Config, use_attribute_docstrings=True):
     evaluated, and the one that the tangent regime linearizes.
     """
 
-    lr: PositiveFloat = 1e-5
-    """Peak learning rate."""
+    lr: Rate = 1e-5
+    """Peak learning rate. `auto` finds it on validation data before training, in short trainings that cost as
+    much as one or two of the whole."""
     epochs: PositiveInt = 1
     """Passes over the training split."""
     steps: PositiveInt | None = None
@@ -59,6 +76,15 @@ class TrainSettings(Config, use_attribute_docstrings=True):
 
     young: ClassVar[frozenset[str]] = frozenset({"penalty", "combiner_memory"})
     """Settings that are not told at their defaults, so that trainings from before them are the same ones."""
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate, which is a number by now. Raises: InputError for ``auto``."""
+        if self.lr == "auto":
+            raise InputError(
+                "lr: auto is found by finetune and atm before they train, expected a number here; set one"
+            )
+        return self.lr
 
     def told(self, but: set[str] | None = None) -> dict[str, Any]:
         """The settings as plain data, for keys, provenance and checkpoints."""
