@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from taskvec.combiners import COMBINERS
 from taskvec.errors import InputError, NonFinite
 from taskvec.rules import RULES, Rule
 from taskvec.rules.rule import Place
@@ -35,6 +36,8 @@ IDENTITY: dict[str, dict[str, Any]] = {
     "knots": {"inner": "ties", "options": {"keep": 1}},
     **{"actmat": {}, "dc_merge": {"entries": 1}, "cart": {}, "tatr": {}, "localize_stitch": {"keep": 1}},
     **{"svc": {}, "tsv+svc": {}},
+    **{key: {} for key in COMBINERS if key != "nash_mtl"},
+    "cagrad": {"c": 0},
 }
 # Parameters with which copies of one vector give that vector.
 IDEMPOTENT: dict[str, dict[str, Any]] = {
@@ -42,6 +45,8 @@ IDEMPOTENT: dict[str, dict[str, Any]] = {
     **{"multislerp": {}, "karcher": {}, "sce": {}, "emr": {}, "ties": {"keep": 1}},
     **{"fisher": {}, "regmean": {}, "knots": {"inner": "ties", "options": {"keep": 1}}},
     **{"actmat": {}, "cart": {}, "localize_stitch": {"keep": 1}},
+    **{key: {} for key in COMBINERS if not COMBINERS[key].sums and key not in ("nash_mtl", "sum")},
+    **{"aligned_mtl": {"scale": "mean"}, "cagrad": {"c": 0}},
 }
 
 every_rule = pytest.mark.parametrize("name", NAMES)
@@ -84,11 +89,18 @@ def stats_of(rule: Rule, vectors: Sequence[TaskVector]) -> list[Weights] | None:
     return [open_weights({name: own for name, own in one.items() if own is not None}) for one in found]
 
 
-def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-7) -> None:
+def cancelled(name: str, given: Tensor) -> float:
+    """The rounding of combiners that leave nothing of vectors which oppose each other."""
+    return 1e-11 * given.abs().max().item() if name in COMBINERS and given.numel() else 0.0
+
+
+def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-7, besides: float = 0.0) -> None:
     """Equal but for rounding, at the size of the largest entry, and of the base's weights, which are ones."""
     assert found.shape == expected.shape and found.dtype == expected.dtype
     size = max((t.abs().max().item() for t in (found, expected) if t.numel()), default=0.0)
-    assert bool(((found - expected).abs() <= tolerance * size + 1e-15).all()), f"{found} is not {expected}"
+    assert bool(((found - expected).abs() <= tolerance * size + 1e-15 + besides).all()), (
+        f"{found} is not {expected}"
+    )
 
 
 @st.composite
@@ -112,7 +124,7 @@ def deltas(draw: st.DrawFn) -> Callable[[Rule], Tensor]:
 def test_the_order_of_tasks_is_irrelevant(name: str, stack: Callable[[Rule], Tensor]) -> None:
     given = stack(RULES[name])
     if "order" not in RULES[name].breaks:
-        assert_near(merged(name, given.flip(0)), merged(name, given))
+        assert_near(merged(name, given.flip(0)), merged(name, given), besides=cancelled(name, given))
 
 
 @every_rule
@@ -122,7 +134,8 @@ def test_output_scales_with_input(name: str, stack: Callable[[Rule], Tensor], c:
     given = stack(RULES[name])
     base = torch.ones(given.shape[1:], dtype=given.dtype)
     if "scale" not in RULES[name].breaks:
-        assert_near(merged(name, c * given, c * base), c * merged(name, given, base))
+        slack = c * cancelled(name, given)
+        assert_near(merged(name, c * given, c * base), c * merged(name, given, base), besides=slack)
 
 
 @every_rule
@@ -282,12 +295,14 @@ def test_a_merged_vector_equals_the_rule_on_its_tensors(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "seed" in RULES[name].parameters()])
 def test_a_seed_decides_everything_random(name: str) -> None:
-    _, vectors = model(3)
+    _, vectors = model(6)
     stats = stats_of(RULES[name], vectors)
-    half: dict[str, Any] = {"density": 0.5}  # enough is left for rules that follow
+    # Enough is left for rules that follow; at single tensors random vectors conflict.
+    known = {"density": 0.5, "per": "tensor"}
+    half: dict[str, Any] = RULES[name].accepted_parameters(known)
     first, again, other = (combine(name, vectors, seed=seed, stats=stats, **half) for seed in (1, 1, 2))
     assert all(torch.equal(first[tensor], again[tensor]) for tensor in first)
-    assert not torch.equal(first["embed.weight"], other["embed.weight"])
+    assert any(not torch.equal(first[tensor], other[tensor]) for tensor in first)
     torch.manual_seed(5)
     state = torch.get_rng_state()
     combine(name, vectors, stats=stats)["embed.weight"]

@@ -21,6 +21,17 @@ COMBINERS = Registry[Combiner](
         "mean": "taskvec.combiners.mean:MEAN",
         "sum": "taskvec.combiners.sum:SUM",
         "pcgrad": "taskvec.combiners.pcgrad:PCGRAD",
+        "wpcgrad": "taskvec.combiners.wpcgrad:WPCGRAD",
+        "mgda": "taskvec.combiners.mgda:MGDA",
+        "upgrad": "taskvec.combiners.upgrad:UPGRAD",
+        "dualproj": "taskvec.combiners.dualproj:DUALPROJ",
+        "cagrad": "taskvec.combiners.cagrad:CAGRAD",
+        "nash_mtl": "taskvec.combiners.nash_mtl:NASH_MTL",
+        "aligned_mtl": "taskvec.combiners.aligned_mtl:ALIGNED_MTL",
+        "imtl_g": "taskvec.combiners.imtl_g:IMTL_G",
+        "config": "taskvec.combiners.config:CONFIG",
+        "cosine": "taskvec.combiners.cosine:COSINE",
+        "graddrop": "taskvec.combiners.graddrop:GRADDROP",
     },
 )
 

@@ -10,8 +10,9 @@ against these laws (``tests/combiners/test_every_combiner.py``):
   those of these that do not hold).
 """
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -36,19 +37,21 @@ class Combiner:
         function: Gram matrix (task, task), symmetric, and keyword parameters -> weights (task,). Pure. A
             parameter that is a list has one value for each task; ``_seed`` is that of random draws.
         params: values of parameters; the others have their defaults.
-        entries: the combination of single entries, for combiners that no weights express: vectors
-            (task, *shape) and uniform random numbers (*shape) in [0, 1) -> (*shape).
+        entries: whether no weights express it. ``function`` is then one of vectors (task, *shape) and of
+            uniform random numbers in [0, 1) for each entry (*shape).
         sums: whether without conflicts this is the sum, rather than of the size of one vector.
         breaks: laws that do not hold: it matters which task comes first (``order``), or the weights are not
             the same for longer vectors (``scale``).
+        check: number of tasks (``None`` if unknown) and parameters -> what is wrong with them together.
     """
 
     name: str
-    function: Callable[..., Array]
+    function: Callable[..., Any]
     params: Mapping[str, Any] = field(default_factory=dict)
-    entries: Callable[[Tensor, Tensor], Tensor] | None = None
+    entries: bool = False
     sums: bool = False
     breaks: tuple[Law, ...] = ()
+    check: Callable[..., str | None] | None = None
 
     @torch.no_grad()
     def chosen(self, gram: Tensor, seed: int = 0) -> Tensor:
@@ -58,26 +61,43 @@ class Combiner:
             gram: inner products of the vectors, (task, task).
             seed: of combiners that draw; nothing else is drawn from.
 
-        Raises: NonFinite, InputError if ``gram`` is not square or a parameter is for another number of tasks.
+        Raises: NonFinite; InputError if ``gram`` is not square, a parameter does not fit the number of tasks,
+            or the combiner works on entries.
         """
+        if self.entries:
+            raise InputError(f"{self._where}: works on single entries, expected one that gives weights")
         given = checked(gram)
-        check_numbers(self.params, len(given), self._where, "task")
+        self.check_tasks(len(given))
         drawn = {"_seed": seed} if self.draws else {}
         return torch.from_numpy(self.function(given, **self.params, **drawn)).to(gram.device)
 
+    @torch.no_grad()
     def merge(self, stack: Tensor, uniform: Tensor) -> Tensor:
-        """Vectors (task, *shape) and uniform random numbers (*shape) in [0, 1) -> the combination (*shape).
+        """Combine entry by entry: vectors (task, *shape) and random numbers in [0, 1) (*shape) -> (*shape).
 
-        Only for a combiner that has ``entries``; weights do not express it.
+        Raises: InputError if the combiner gives weights.
         """
-        assert self.entries is not None, f"{self.name} gives weights"
-        return self.entries(stack, uniform)
+        if not self.entries:
+            raise InputError(f"{self._where}: gives weights, expected one that works on single entries")
+        return self.function(stack, uniform, **self.params)  # type: ignore[no-any-return]
 
     def with_params(self, params: Mapping[str, Any]) -> "Combiner":
         """The same with other parameters. Raises: InputError for one that is unknown or does not fit."""
         settled = settle(self._schema, {**self.params, **params}, self._where)
-        changed = {name: value for name, value in settled.items() if value != self.defaults()[name]}
-        return Combiner(self.name, self.function, changed, self.entries, self.sums, self.breaks)
+        defaults = self.defaults()
+        made = replace(self, params={key: value for key, value in settled.items() if value != defaults[key]})
+        made._complain(None)
+        return made
+
+    def check_tasks(self, tasks: int) -> None:
+        """Refuse parameters that are not for so many tasks. Raises: InputError."""
+        check_numbers(self.params, tasks, self._where, "task")
+        self._complain(tasks)
+
+    def _complain(self, tasks: int | None) -> None:
+        complaint = self.check(tasks, **{**self.defaults(), **self.params}) if self.check else None
+        if complaint:
+            raise InputError(f"{self._where}: {complaint}")
 
     def defaults(self) -> dict[str, Any]:
         """The names of all parameters and their defaults."""
@@ -86,7 +106,12 @@ class Combiner:
     @property
     def draws(self) -> bool:
         """Whether the weights depend on a seed."""
-        return "_seed" in keywords_of(self.function)
+        return "_seed" in self._all_keywords
+
+    @property
+    def keywords(self) -> dict[str, inspect.Parameter]:
+        """The user's parameters in the signature of the function."""
+        return {name: each for name, each in self._all_keywords.items() if not name.startswith("_")}
 
     @property
     def summary(self) -> str:
@@ -94,8 +119,12 @@ class Combiner:
         return (self.function.__doc__ or "").strip().partition("\n")[0]
 
     @cached_property
+    def _all_keywords(self) -> dict[str, inspect.Parameter]:
+        return keywords_of(self.function)
+
+    @cached_property
     def _schema(self) -> Schema:
-        return schema_of(self.name, keywords_of(self.function))
+        return schema_of(self.name, self._all_keywords)
 
     @property
     def _where(self) -> str:

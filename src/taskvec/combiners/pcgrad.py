@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskvec.combiners.combiner import Array, Combiner
+from taskvec.combiners.draws import uniform
 from taskvec.combiners.gram import divided, units
 
 
@@ -33,8 +34,7 @@ def projected(gram: Array, order: NDArray[np.intp]) -> Array:
 
 def orders(tasks: int, seed: int) -> NDArray[np.intp]:
     """For each task the others in a random order, (task, task - 1)."""
-    keys = np.random.Philox(key=seed % 2**64).random_raw(tasks * tasks).reshape(tasks, tasks)
-    shuffled = np.argsort(keys, axis=1, kind="stable")
+    shuffled = np.argsort(uniform(seed, tasks * tasks).reshape(tasks, tasks), axis=1, kind="stable")
     others: NDArray[np.intp] = shuffled[shuffled != np.arange(tasks)[:, None]]
     return others.reshape(tasks, tasks - 1)
 

@@ -1,18 +1,17 @@
 """DARE: drop and rescale."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
 from taskvec.compiled import compiled
 from taskvec.rules.draws import RANGE, halves
 from taskvec.rules.pairs import Bits, Deltas, entries_of
-from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, for_each
+from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, Seed, for_each
 
 _TILE = 1 << 12  # entries at a time: in the first cache
 
@@ -23,7 +22,7 @@ def dare(
     deltas: Deltas,
     *,
     density: Fraction | Sequence[Fraction] = 0.1,
-    seed: Annotated[int, Field(ge=0)] = 0,
+    seed: Seed = 0,
     _place: Place = ANYWHERE,
 ) -> Tensor:
     """Drop entries of each task at random, rescale the rest, then add.

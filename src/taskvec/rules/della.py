@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taskvec.rules.draws import RANGE, draws
 from taskvec.rules.norms import l1_ratios, rescaled
-from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, Stacks, for_each, task_by_task
+from taskvec.rules.rule import ANYWHERE, Fraction, Place, Rule, Seed, Stacks, for_each, task_by_task
 
 Window = Annotated[float, Field(ge=0, lt=0.5)]
 
@@ -20,7 +20,7 @@ def della(
     density: Fraction | Sequence[Fraction] = 0.5,
     epsilon: Window | Sequence[Window] = 0.15,
     rescale: Literal["element", "l1"] | None = "element",
-    seed: Annotated[int, Field(ge=0)] = 0,
+    seed: Seed = 0,
     _place: Place = ANYWHERE,
     _ratios: Sequence[float] | None = None,
 ) -> Tensor:

@@ -1,8 +1,13 @@
 """Random numbers that belong to an element of a tensor, whoever asks, whenever, in pieces of any size."""
 
+from collections.abc import Sequence
+from math import prod
+
 import numpy as np
+import torch
 import xxhash
 from numpy.typing import NDArray
+from torch import Tensor
 
 from taskvec.compiled import compiled
 from taskvec.rules.rule import Place
@@ -18,6 +23,15 @@ def draws(seed: int, vector: int, place: Place, count: int) -> NDArray[np.uint32
     """
     upper, lower = (halves(part, seed, vector, place, count) for part in ("upper", "lower"))
     return np.left_shift(upper, np.uint32(16), dtype=np.uint32) | lower
+
+
+def uniform(seed: int, place: Place, shape: Sequence[int]) -> Tensor:
+    """Independent uniform numbers in [0, 1), float64 (*shape), one for each element from that place on.
+
+    They belong to no vector, so they are not those that drop entries of one.
+    """
+    numbers = draws(seed, -1, place, prod(shape)) * 2.0**-32
+    return torch.from_numpy(numbers).reshape(tuple(shape))
 
 
 def halves(part: str, seed: int, vector: int, place: Place, count: int) -> NDArray[np.uint16]:

@@ -58,6 +58,9 @@ ANYWHERE = Place()
 Fraction = Annotated[float, Field(gt=0, le=1)]
 """A share of the entries, above 0 and up to 1."""
 
+Seed = Annotated[int, Field(ge=0)]
+"""What random numbers depend on; rules of a chain share it."""
+
 Piece = tuple[Any, Mapping[str, Any]]
 """Deltas (task, *rows), a tensor or for rules that take them ``Pairs``; and what goes with them: ``_place``,
 and where rules ask ``_base`` and ``_stats``."""

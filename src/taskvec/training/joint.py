@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from taskvec.code import names_code
 from taskvec.combiners import COMBINERS, Combiner, combiner_called
+from taskvec.combiners.conflicts import conflicts
 from taskvec.errors import InputError, UnknownName
 from taskvec.memory import device_memory
 from taskvec.registry import nearest
@@ -54,7 +54,7 @@ def combiner_for(asked: Asked, tasks: Sequence[str]) -> Combiner | Meta:
     if isinstance(kind, str) and kind not in COMBINERS and not names_code(kind):
         raise UnknownName(f"no combiner called {kind!r}; {nearest(kind, [*COMBINERS, 'meta'])}")
     combiner = combiner_called(kind, **numbered)
-    if combiner.name in COMBINERS and combiner.entries is None:
+    if combiner.name in COMBINERS and not combiner.entries:
         combiner.chosen(torch.eye(len(tasks), dtype=torch.float64))  # what does not fit fails before training
     return combiner
 
@@ -163,7 +163,7 @@ class Joint:
     @property
     def _merges(self) -> bool:
         """Whether entries are combined, which no weights express."""
-        return isinstance(self.combiner, Combiner) and self.combiner.entries is not None
+        return isinstance(self.combiner, Combiner) and self.combiner.entries
 
     def _weights(self, gram: Tensor, number: int) -> Tensor:
         """The weight of each task; all 1 where products are not finite, which the sum then shows."""
@@ -259,12 +259,11 @@ def facts_of(gram: Tensor, weights: Tensor, tasks: Sequence[str]) -> dict[str, f
     facts = {f"weight/{task}": weight for task, weight in zip(tasks, weights.tolist(), strict=True)}
     if len(tasks) < 2:
         return facts
-    norms = gram.diagonal().clamp(min=0).sqrt()
-    cosines = (gram / (norms[:, None] * norms)).nan_to_num(0, 0, 0).clamp(-1, 1).tolist()
-    pairs = {(i, j): cosines[i][j] for i, j in combinations(range(len(tasks)), 2)}
-    facts["conflict_rate"] = fmean(cosine < 0 for cosine in pairs.values())
-    facts["cosine_mean"], facts["cosine_min"] = fmean(pairs.values()), min(pairs.values())
-    return facts | {f"cosine/{tasks[i]}/{tasks[j]}": cosine for (i, j), cosine in pairs.items()}
+    told = conflicts(gram)
+    facts |= {"conflict_rate": told.rate, "cosine_mean": told.mean, "cosine_min": told.least}
+    cosines = told.cosines.tolist()
+    pairs = combinations(range(len(tasks)), 2)
+    return facts | {f"cosine/{tasks[i]}/{tasks[j]}": cosines[i][j] for i, j in pairs}
 
 
 def _drawn(*what: object) -> int:
