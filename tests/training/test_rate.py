@@ -243,3 +243,26 @@ def test_the_loop_itself_takes_a_number(evaluator: tv.Evaluator) -> None:
 def test_what_is_no_rate_is_one_complaint(given: object) -> None:
     with pytest.raises(InputError, match=r"^training: lr: input should be [^(]*\(found [^(]*\)$"):
         tv.TrainSettings.parse("training", {"lr": given})
+
+
+def test_atm_finds_each_tasks_rate_once(evaluator: tv.Evaluator) -> None:
+    parts, labels = [evaluator.part(task) for task in ("pets", "taste")], list[str]()
+
+    def alternated(rounds: int) -> tv.TaskVector:
+        labels.clear()
+        return tv.atm(
+            evaluator.backbone,
+            parts,
+            rounds=rounds,
+            settings=AUTO,
+            watch=lambda label, *_, **__: labels.append(label),
+        )
+
+    own = {task: tuned(evaluator, task) for task in ("pets", "taste")}
+    for rounds in (1, 3):
+        vector = alternated(rounds)
+        assert search_of(vector) == {task: search_of(of) for task, of in own.items()}
+        tried = {label for label in labels if ", lr " in label}
+        assert len(tried) == sum(len(search_of(of)["losses"]) for of in own.values())
+    merged, once = tv.combine("mean", list(own.values())), alternated(1)
+    assert all(torch.equal(once[name], merged[name]) for name in once)

@@ -53,7 +53,8 @@ def atm(
     Args:
         rounds: how often; 0 where there is a ``start``, which is the result then.
         settings: ``epochs`` or ``steps`` are a task's whole budget, spread evenly over the rounds, so that
-            numbers of rounds compare at equal cost.
+            numbers of rounds compare at equal cost. ``lr: auto`` finds each task's rate once, as for its own
+            fine-tuning.
         rule: any combination rule or function, see :func:`taskvec.combine`, with its parameters in
             ``params``; ``mean`` with ``scale=1`` is the method's default. The seed of one that draws counts
             up from round to round.
@@ -127,7 +128,7 @@ def atm(
     if rounds == 1 and start is None and merged is not None:
         # As it was merged, not rounded by adding it to the weights and taking these off.
         deltas = {name: merged[name] for name in deltas}
-    vector = course.vector(deltas, **told, history=progress.history)
+    vector = course.vector(deltas, **told, history=progress.history, **course.searches())
     file.remove()
     return vector
 

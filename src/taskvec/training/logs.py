@@ -25,12 +25,12 @@ class Logged:
     those of ATM's rounds, are one series of steps."""
 
     def __init__(self, watch: Watch, log: Log) -> None:
-        self._watch, self._log = watch, log
+        self.inner, self._log = watch, log
         self._label, self._total, self._before = "", 0, 0
 
     def __call__(self, label: str, done: int, total: int, **facts: float) -> None:
         """One step is done."""
-        self._watch(label, done, total, **facts)
+        self.inner(label, done, total, **facts)
         if label != self._label:
             self._before += self._total
             self._label, self._total = label, total
@@ -44,6 +44,11 @@ class Logged:
 def logged(watch: Watch, log: Log | None) -> Watch:
     """The watcher, with a log if there is one. A log that raises is left alone from then on."""
     return Logged(watch, _Guarded(log)) if log is not None else watch
+
+
+def unlogged(watch: Watch) -> Watch:
+    """The watcher without its log."""
+    return watch.inner if isinstance(watch, Logged) else watch
 
 
 class _Guarded:

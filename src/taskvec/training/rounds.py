@@ -16,10 +16,13 @@ from taskvec.progress import Watch
 from taskvec.rules import RULES, Rule
 from taskvec.training.bound import Bound
 from taskvec.training.finetune import as_vector
+from taskvec.training.logs import unlogged
 from taskvec.training.loop import train
 from taskvec.training.moments import Moments
-from taskvec.training.parts import Part
+from taskvec.training.parts import Part, others_of
+from taskvec.training.penalties.settings import foreign
 from taskvec.training.progress import Params, Progress, RoundFile
+from taskvec.training.rate import Found, forget, with_rate
 from taskvec.training.regimes import Regime
 from taskvec.training.settings import TrainSettings
 from taskvec.training.stream import total_steps
@@ -119,7 +122,9 @@ class Course:
             self.backbone,
             at,
             [part],
-            self.recipe.model_copy(update=changed),  # rounds see the examples in orders of their own
+            self._rates[part.name][0].model_copy(
+                update=changed
+            ),  # rounds see the examples in orders of their own
             space=self.kind.evaluated_in,
             lora=self.kind.lora,
             gates=self.kind.gating,
@@ -132,6 +137,31 @@ class Course:
             watch=watch,
             label=f"atm round {turn + 1}/{self.rounds} {part.name}",
         )
+
+    @cached_property
+    def _rates(self) -> dict[str, tuple[TrainSettings, Found | None]]:
+        """Each task's settings with a learning rate that is a number; one that is searched for is that of the
+        task by itself."""
+        others = [*self.parts, *self.references] if foreign(self.recipe.penalty) else []
+        return {
+            part.name: with_rate(
+                *(self.backbone, self.theta0, [part], self.recipe, self.kind),
+                references=others_of([part], others),
+                keep=self.keep,
+                checkpoint=self._beside(0, part.name),
+                watch=unlogged(self.watch),
+                label=f"{self.kind.name} {part.name}",
+            )
+            for part in self.parts
+        }
+
+    def searches(self) -> dict[str, object]:
+        """For provenance, the searches for learning rates by task, if there were any; what they kept on disk
+        is removed."""
+        for part in self.parts:
+            forget(self._beside(0, part.name))
+        found = {name: search.record() for name, (_, search) in self._rates.items() if search}
+        return {"lr_search": found} if found else {}
 
     def _portion(self, part: Part, turn: int) -> range:
         """A round's steps of a task's budget."""
