@@ -146,6 +146,32 @@ def test_the_regimes_on_the_page_on_training_run(
     assert len(shown) == 2
 
 
+def test_the_snippets_on_penalties_run(
+    evaluator: tv.Evaluator,
+    tiny_model: Path,
+    tiny_suite: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "penalties.md").read_text()
+    names: dict[str, Any] = {"tv": tv, "model": evaluator.backbone, "part": evaluator.part("pets")}
+    names["others"] = [evaluator.part("taste"), evaluator.part("number")]
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(snippet, names)
+    for regimes in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL):
+        Path("tiny.yaml").write_text(f"experiment: tiny\nmodel: {tiny_model}\nsuite: {tiny_suite}\n{regimes}")
+        load_experiment(Path("tiny.yaml"))
+    here = {"-m minilm -s text8 -t sst2": f"-m {tiny_model} -s {tiny_suite} -t pets"}
+    here |= {"trec6 ag_news": "taste number", "--steps 30": "--steps 2"}
+    for words in re.findall(r"^    taskvec (train .*)", page, re.MULTILINE):
+        for shown, meant in here.items():
+            words = words.replace(shown, meant)
+        with pytest.raises(SystemExit) as ended:
+            main([*shlex.split(words), "--quiet"])
+        assert ended.value.code == 0, words
+
+
 def test_the_snippets_on_trained_adapters_run(
     tiny_model: Path, tiny_suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

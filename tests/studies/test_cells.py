@@ -27,6 +27,7 @@ negation: {targets: [gabor]}
 analogies: [{a: display, b: gabor, c: greek, target: gabor}]
 disentanglement: {pairs: [[display, gabor]]}
 costs: true
+regularised: true
 library: {k: 2}
 few_shot: {shots: [1, 2], targets: [gabor], pool: others}
 lm_eval: {tasks: [own], limit: 10}
@@ -60,7 +61,7 @@ def test_every_study_of_experiment_files_is_asked_for(tmp_path: Path) -> None:
 
 def test_every_kind_of_cell_is_there(cells: list[Cell[Record]]) -> None:
     kinds = {"zero_shot", "single", "geometry", "addition", "joint", "atm", "negation", "analogy"}
-    also = {"method", "disentanglement", "costs", "lm_eval", "library", "few_shot"}
+    also = {"method", "disentanglement", "costs", "lm_eval", "library", "few_shot", "regularised"}
     assert {cell.kind.cell for cell in cells} == {*kinds, *also}
 
 

@@ -68,6 +68,8 @@ class Sum(Edit):
     test: dict[str, Scored]
     fixed: dict[str, Measured]
     each: Each | None = None
+    trace: list[tuple[float, float | None]] = Field(default_factory=list)
+    """(coefficient, mean normalized validation value) of every point measured."""
     without: dict[str, Measured] = Field(default_factory=dict)
     """The sum with one task's vector left out, by that task; where ``each`` is."""
 
@@ -124,7 +126,7 @@ class Coefficients(Study[None]):
 
     def tables(self, results: Results) -> Iterator[Table]:
         tasks = results.plan.tasks
-        wholes = {regime: of for regime, of in _wholes(results).items() if of[0].each}
+        wholes = {regime: of for regime, of in whole_sums(results).items() if of[0].each}
         if not wholes:
             return
         yield Table(
@@ -247,7 +249,16 @@ def _add(trial: Trial, tasks: Sequence[str], fixed: Values, each: bool) -> Plain
     return addition(trial.evaluator, trial.points, tasks, single, trial.experiment.search, fixed, each)
 
 
-def _wholes(results: Results) -> dict[str, list[Sum]]:
+def sum_of_all(trial: Trial) -> Sum:
+    """The sum of all tasks, at the coefficient that addition chose on validation data."""
+    study = Addition(trial.experiment.addition)  # type: ignore[attr-defined]
+    *_, whole = study.cells(trial)
+    found = trial.result(whole)
+    assert isinstance(found, Sum)
+    return found
+
+
+def whole_sums(results: Results) -> dict[str, list[Sum]]:
     """The sums of all tasks, one a seed: the last of each regime's."""
     return {regime: sums[-1] for regime, sums in results.by_regime(Sum).items()}
 
@@ -255,7 +266,7 @@ def _wholes(results: Results) -> dict[str, list[Sum]]:
 def _table_of_wholes(results: Results) -> Table:
     tasks, metrics = results.plan.tasks, results.plan.metrics
     sums, joint = results.by_regime(Sum), results.by_regime(Joined)
-    wholes, rows = _wholes(results), []
+    wholes, rows = whole_sums(results), []
     for regime, of in wholes.items():
         pairs = zip(*(seeds for seeds in sums[regime] if len(seeds[0].tasks) == 2), strict=True)
         row = [
@@ -286,7 +297,7 @@ def _table_of_pretraining(results: Results, untrained: Results) -> Table:
         zero = fmean(baselines(models)[task].test.utility for task in tasks)
         [seeds] = models.by_regime(OwnModels)[regime]
         single = [fmean(own.test[task] for task in tasks) for own in seeds]
-        edits[name] = wholes = _wholes(models)[regime]
+        edits[name] = wholes = whole_sums(models)[regime]
         cells = (percent([zero]), percent(single), coefficients(wholes), both(wholes, results.plan.metrics))
         rows.append((f"{name}, {regime}", *cells))
     columns = ("", "zero-shot", "single tasks", "α", f"all {len(tasks)} added")

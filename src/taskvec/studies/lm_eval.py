@@ -12,7 +12,7 @@ from taskvec.evaluation.harness import HarnessSettings, harness
 from taskvec.reading import local_path
 from taskvec.reports.numbers import Mean
 from taskvec.reports.tables import Table
-from taskvec.studies.addition import Addition, Sum
+from taskvec.studies.addition import sum_of_all
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import search_inputs
 from taskvec.studies.record import Plain, Record
@@ -138,7 +138,7 @@ def _measure(trial: Trial, settings: HarnessSettings, model: str) -> Plain:
     point: Params = evaluator.pretrained
     coefficient = None
     if model == "sum":
-        coefficient = _coefficient(trial)
+        coefficient = sum_of_all(trial).coefficient
         point = cast(Params, trial.points.shared(trial.tasks, coefficient))
     elif model != "pre-trained":
         coefficient = 1.0
@@ -149,13 +149,6 @@ def _measure(trial: Trial, settings: HarnessSettings, model: str) -> Plain:
         "coefficient": coefficient,
         "scores": {task: score.record() for task, score in scores.items()},
     }
-
-
-def _coefficient(trial: Trial) -> float:
-    """That of the sum of all tasks, which addition chose on validation data."""
-    study = Addition(trial.experiment.addition)  # type: ignore[attr-defined]
-    sums = (trial.result(cell) for cell in study.cells(trial) if cell.label.endswith("+".join(trial.tasks)))
-    return next(found.coefficient for found in sums if isinstance(found, Sum))
 
 
 def _label(seeds: list[Harnessed]) -> str:

@@ -1,0 +1,221 @@
+"""Does a coefficient of 1 do? What penalties are trained for: sums whose coefficient needs no search."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from taskvec.errors import InputError
+from taskvec.reports.drawing import Drawing, axes_in_a_row
+from taskvec.reports.numbers import NOTHING, Mean
+from taskvec.reports.tables import Table
+from taskvec.studies.addition import Sum, sum_of_all, whole_sums
+from taskvec.studies.compared.records import pack_hits, unpack_hits
+from taskvec.studies.cost import Cost, Measurement
+from taskvec.studies.experiment import Experiment
+from taskvec.studies.measured import (
+    both,
+    coefficients,
+    mean_in_unit,
+    reciprocal_note,
+    search_inputs,
+    search_note,
+)
+from taskvec.studies.numerics.paired import Difference, paired_difference
+from taskvec.studies.record import Plain, Record
+from taskvec.studies.single import OwnModels
+from taskvec.studies.study import Results, Study
+from taskvec.studies.trial import Cell, Trial
+from taskvec.tasks.kinds.classification import Classifying
+from taskvec.tasks.suite import Suite
+from taskvec.training.penalties.settings import PenaltySettings, foreign
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Hits(Record):
+    """Which test examples the sum of all tasks gets right, by task: at its best coefficient, and at 1."""
+
+    cell = "regularised"
+    best: dict[str, str]
+    one: dict[str, str]
+
+
+class Regularised(Study[bool]):
+    """Sums at their best coefficient against sums at 1, with what the regimes' penalties cost."""
+
+    settings = bool
+    default = False
+
+    def check(self, experiment: Experiment, suite: Suite) -> None:
+        if not getattr(experiment, "addition", None):
+            raise InputError(
+                "regularised: compares sums, and 'addition' is off; add it, such as addition: "
+                "{subsets: whole}"
+            )
+
+    def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
+        yield trial.cell(Hits, _compare, trial.tasks, **search_inputs(trial.experiment.search))
+
+    def facts(self, results: Results, regime: str, seed: int) -> Plain:
+        hits = results.of(Hits, regime, seed)
+        found = gain(hits) if hits else None
+        if found is None:
+            return {}
+        facts = {"best_minus_1": found.mean, "interval": list(found.interval), "p": found.p}
+        return {"regularised": facts}
+
+    def tables(self, results: Results) -> Iterator[Table]:
+        sums, experiment, metrics = whole_sums(results), results.plan.experiment, results.plan.metrics
+        hits = {regime: of for regime, [of] in results.by_regime(Hits).items()}
+        if not hits:
+            return
+        own = {regime: of for regime, [of] in results.by_regime(OwnModels).items()}
+        costs = next((found.regimes for found in results.of(Measurement)), {})
+        rows = []
+        for regime, seeds in hits.items():
+            single = [fmean(models.test[task] for task in results.plan.tasks) for models in own[regime]]
+            rows.append(
+                (
+                    regime,
+                    ", ".join(map(named, _penalties(experiment, regime))) or "none",
+                    mean_in_unit(metrics.values(), single),
+                    coefficients(sums[regime]),
+                    both(sums[regime], metrics),
+                    both([whole.fixed["1"] for whole in sums[regime]], metrics),
+                    _shown(gain(seeds)),
+                    _relative(costs, regime, experiment),
+                )
+            )
+        columns = (
+            "",
+            "penalty",
+            "single tasks",
+            "best α",
+            "at best α",
+            "α = 1",
+            "best − 1",
+            "a step, × plain",
+        )
+        yield Table("Does α = 1 do?", columns, rows, _note(results, sums, len(experiment.seeds)))
+
+    def drawings(self, results: Results) -> Iterator[Drawing]:
+        if results.by_regime(Hits):
+            caption = (
+                "The sum of all tasks over its coefficient, on the validation points that were measured; the "
+                "line is at 1. Solid: no penalty."
+            )
+            yield Drawing(
+                "regularised", caption, partial(_draw, whole_sums(results), results.plan.experiment)
+            )
+
+
+def gain(seeds: Sequence[Hits]) -> Difference | None:
+    """How much better the best coefficient is than 1 on the same examples; none if they have no right or
+    wrong."""
+    tasks = list(seeds[0].best)
+    if not tasks:
+        return None
+    return paired_difference(
+        [np.stack([unpack_hits(of.best[task]) - unpack_hits(of.one[task]) for of in seeds]) for task in tasks]
+    )
+
+
+def named(penalty: PenaltySettings) -> str:
+    """A penalty in few words: its kind, its strength, and what else is not as usual."""
+    usual = type(penalty)()
+    told = {name: value for name, value in penalty if name not in ("kind", "strength")}
+    more = [f"{name} {value}" for name, value in told.items() if value != getattr(usual, name)]
+    return ", ".join([f"{penalty.kind} {penalty.strength:g}", *more])
+
+
+def _compare(trial: Trial) -> Plain:
+    best = sum_of_all(trial).coefficient
+    hits = _hits(trial, best)
+    return {"best": hits, "one": hits if best == 1 else _hits(trial, 1.0)}
+
+
+def _hits(trial: Trial, alpha: float) -> dict[str, str]:
+    """Of the tasks that are scored by accuracy."""
+    evaluator, point = trial.evaluator, trial.points.shared(trial.tasks, alpha)
+    scored = [
+        task
+        for task in trial.tasks
+        if isinstance(of := evaluator.objective(task), Classifying) and of.metric == "accuracy"
+    ]
+    return {task: pack_hits(evaluator.tally(point, task, "test")) for task in scored}
+
+
+def _penalties(experiment: Experiment, regime: str) -> tuple[PenaltySettings, ...]:
+    return experiment.settings(regime, experiment.seeds[0]).penalty
+
+
+def _shown(difference: Difference | None) -> str:
+    if difference is None:
+        return NOTHING
+    mean, low, high = (
+        f"{round(100 * value, 1) + 0.0:+.1f}" for value in (difference.mean, *difference.interval)
+    )
+    return f"{mean} [{low}, {high}]".replace("-", "−")
+
+
+def _relative(costs: Mapping[str, Cost], regime: str, experiment: Experiment) -> object:
+    """The seconds of a step in units of those of the same regime without penalties."""
+    kind = experiment.regime(regime)
+    plain = next(
+        (
+            name
+            for name in costs
+            if not _penalties(experiment, name)
+            and (of := experiment.regime(name)).selection == kind.selection
+            and (of.space, of.lora) == (kind.space, kind.lora)
+        ),
+        None,
+    )
+    if regime not in costs or plain is None:
+        return NOTHING
+    return Mean([costs[regime].seconds / costs[plain].seconds], ".2f")
+
+
+def _note(results: Results, sums: Mapping[str, Sequence[Sum]], seeds: int) -> str:
+    experiment = results.plan.experiment
+    read = [regime for regime in sums if foreign(_penalties(experiment, regime))]
+    consumed = f" Consumed: unlabelled train inputs of the other tasks by {', '.join(read)}." if read else ""
+    again = "not on how it would come out with other seeds" if seeds == 1 else f"given these {seeds} seeds"
+    return (
+        "Absolute / normalized on test, per cent; single tasks: mean of each task's own model. best − 1: "
+        "points of accuracy that the coefficient chosen on validation labels is better by than 1, on the "
+        "same test examples, with its 95 % interval; it says how sure the difference is on other examples "
+        f"of these tasks, {again}.{reciprocal_note(results.plan.metrics.values())}{consumed} "
+        f"α: {search_note(sums)}."
+    )
+
+
+def _draw(sums: Mapping[str, Sequence[Sum]], experiment: Experiment) -> "Figure":
+    spaces: dict[str, list[str]] = {}
+    for regime in sums:
+        kind = experiment.regime(regime)
+        where = kind.selection if kind.space == "ordinary" else f"{kind.space}, {kind.selection}"
+        spaces.setdefault(where, []).append(regime)
+    figure, axes = axes_in_a_row(len(spaces), 3.6, 3.0)
+    for ax, (where, regimes) in zip(axes, spaces.items(), strict=True):
+        for place, regime in enumerate(regimes):
+            style = "--" if _penalties(experiment, regime) else "-"
+            alphas, heights = _curve(sums[regime])
+            ax.plot(alphas, heights, style, marker=".", lw=1.2, color=f"C{place % 10}", label=regime)
+        ax.axvline(1, color="0.6", lw=0.8)
+        ax.set_title(where)
+        ax.set_xlabel("α")
+        ax.legend(frameon=False, fontsize="x-small")
+    axes[0].set_ylabel("normalized on validation, %")
+    return figure
+
+
+def _curve(seeds: Sequence[Sum]) -> tuple[list[float], list[float]]:
+    """Coefficients that every seed measured, and the mean of what they gave."""
+    traces = [{alpha: height for alpha, height in of.trace if height is not None} for of in seeds]
+    shared = sorted(set.intersection(*map(set, traces)))
+    return shared, [100 * fmean(trace[alpha] for trace in traces) for alpha in shared]
