@@ -134,16 +134,17 @@ def test_the_regimes_on_the_page_on_training_run(
     page = (ROOT / "docs" / "training.md").read_text().replace("[345]", "1")
     names: dict[str, Any] = {"tv": tv, "model": evaluator.backbone, "part": evaluator.part("pets")}
     for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        if "tv.Regime" in snippet:
+        if "tv.Regime" in snippet or 'lr="auto"' in snippet:
             exec(snippet, names)
+    assert names["vector"].info.training["lr_search"]
     assert (names["upper"].info.regime, names["small"].info.regime) == ("upper", "lora-mlp")
     here = f"-m {tiny_model} -s {tiny_suite} -t pets"
-    shown = re.findall(r"^    taskvec (train .*--space.*)", page, re.MULTILINE)
+    shown = re.findall(r"^    taskvec (train .*(?:--space|--lr auto).*)", page, re.MULTILINE)
     for words in shown:
         with pytest.raises(SystemExit) as ended:
             main([*shlex.split(words.replace("-m minilm -s text8 -t sst2", here)), "--quiet"])
         assert ended.value.code == 0, words
-    assert len(shown) == 2
+    assert len(shown) == 3
 
 
 def test_the_snippets_on_penalties_run(

@@ -1,5 +1,6 @@
 """Training of language models: what counts as an example, ATM, resuming, one text and several."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,20 @@ def test_bloom_trains_in_tangent_space(tmp_path: Path) -> None:
     points = evaluator.points({"v": vector}, space="tangent")
     before, after = (evaluator.score(points.at({"v": c}), "cats", "test").value for c in (0.0, 1.0))
     assert after < before
+
+
+def test_a_learning_rate_is_found_by_perplexity(world: Any) -> None:
+    backbone, task = world
+    evaluator = tv.Evaluator(backbone, [task])
+    auto = tv.TrainSettings(lr="auto", batch_size=4, steps=10, validations=0)
+    search = (tv.finetune(backbone, evaluator.part("cats"), settings=auto).info.training or {})["lr_search"]
+    assert search["examples"] == {
+        "cats": len(evaluator.objective("cats").examples(backbone, evaluator.split("cats", "validation")))
+    }
+    short = settings(steps=10).model_copy(update={"lr": search["lr"]})
+    vector = tv.finetune(backbone, evaluator.part("cats"), settings=short)
+    after = evaluator.score(evaluator.points({"v": vector}).at({"v": 1.0}), "cats", "validation").value
+    assert search["losses"][f"{search['lr']:g}"] == pytest.approx(math.log(after), rel=1e-5)
+    assert search["untrained_loss"] == pytest.approx(
+        math.log(evaluator.score(evaluator.pretrained, "cats", "validation").value), rel=1e-5
+    )
