@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from taskvec.models.selection import select
     from taskvec.rules import RULES
     from taskvec.searching.search import search
+    from taskvec.statistics.curvature import curvature
     from taskvec.statistics.fisher import fisher
     from taskvec.statistics.gram import gram
     from taskvec.studies.addition import addition
@@ -129,6 +130,7 @@ _HOME = {
     "disentanglement": "studies.disentanglement",
     "gradient_equivalence": "studies.numerics.gradients",
     "linearity_gap": "studies.linearity",
+    "curvature": "statistics.curvature",
     "fisher": "statistics.fisher",
     "gram": "statistics.gram",
 }
@@ -165,6 +167,7 @@ __all__ = [
     "apply",
     "atm",
     "combine",
+    "curvature",
     "disentanglement",
     "emr",
     "finetune",

@@ -1,5 +1,6 @@
 """``taskvec stats``."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,6 +24,8 @@ from taskvec.code import allowing_code
 from taskvec.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from taskvec.models.backbone import Backbone
     from taskvec.models.heads import Head
     from taskvec.tasks.task import Task
@@ -39,7 +42,7 @@ def stats(
     suite: Suite = None,
     vector: Annotated[str | None, Parameter(name=["--vector", "-v"])] = None,
     heads_from: str | None = None,
-    kind: Literal["fisher", "gram", "both"] = "both",
+    kind: Literal["fisher", "gram", "both", "kfac", "ekfac", "ggn"] = "both",
     examples: Count = 256,
     labels: Literal["all", "sampled"] = "all",
     split: Literal["train", "validation", "test"] = "train",
@@ -50,11 +53,13 @@ def stats(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure what a model does with the inputs of a task, for the rules `fisher` and `regmean`.
+    """Measure what a model does with the inputs of a task, for the rules `fisher` and `regmean` and the
+    penalties `tak` and `diagonal`.
 
     Examples: `taskvec stats minilm -v sst2.safetensors -t sst2 -o stats/sst2` for a model and a task vector
-    of it, `taskvec stats ./tuned --heads-from minilm -t sst2 -o stats/sst2` for a fine-tuned model. Labels of
-    the examples are not used.
+    of it, `taskvec stats ./tuned --heads-from minilm -t sst2 -o stats/sst2` for a fine-tuned model,
+    `taskvec stats minilm -t sst2 --kind kfac -o sst2.safetensors` for a penalty. Labels of the examples are
+    not used.
 
     Args:
         model: A known name (`taskvec models`), a folder, or a hub id.
@@ -65,13 +70,15 @@ def stats(
         heads_from: The pre-trained model whose text tower makes the frozen head, when MODEL is a fine-tuned
             copy of it.
         kind: `fisher`, the diagonal Fisher information of every parameter; `gram`, the second moments of what
-            every linear layer is given; or `both`.
+            every linear layer is given; or `both`. Of the curvature of the outputs: `kfac`, Kronecker factors
+            of every layer; `ekfac`, the same with exact values along their eigenvectors; `ggn`, the diagonal.
         examples: How many inputs, drawn by the seed.
         labels: `all` takes the Fisher information over all classes, a backward pass each; `sampled` draws one
             class for each input from the model's prediction.
         split: Where the inputs are from.
-        seed: Draws the inputs, and sampled labels.
+        seed: Draws the inputs, and sampled labels or directions.
     """
+    from taskvec.statistics.curvature import curvature
     from taskvec.statistics.fisher import fisher
     from taskvec.statistics.gram import gram
     from taskvec.studies.analysis import load_vector_of
@@ -88,12 +95,17 @@ def stats(
     with allowing_code(allow_code):
         chosen = (load_suite(suite) if suite else suite_with(task)).task(task)
     direction = None if vector is None else load_vector_of(vector, task)
-    backbone, head = _load(model, chosen, direction, heads_from, device)
+    headed = kind in ("fisher", "gram", "both")
+    backbone, head = _load(model, chosen, direction, heads_from, device, headed)
     measured, base = _origin(model, direction, heads_from)
     rows = []
     for name, place in places.items():
         with watching(quiet) as watch:
-            measure = partial(fisher, head=head, labels=labels) if name == "fisher" else gram
+            measure: Callable[..., dict[str, Tensor]] = gram
+            if name == "fisher":
+                measure = partial(fisher, head=head, labels=labels)
+            elif name != "gram":
+                measure = partial(curvature, kind=name)
             tensors = measure(backbone, chosen, examples, split=split, seed=seed, watch=watch)
         info = StatisticsInfo(
             kind=name,
@@ -105,6 +117,8 @@ def stats(
             examples=min(examples, len(chosen.split(split))),
             seed=seed,
             labels=labels if name == "fisher" else None,
+            available=None if headed else len(chosen.split(split)),
+            probes=None if headed else 1,
         )
         save_weights(tensors, place, force=force, metadata=info.header())
         facts = {"path": str(place), "kind": name, "task": task, "model": info.model.ref}
@@ -132,9 +146,14 @@ def _places(output: Path, kind: "Kind | Literal['both']") -> "dict[Kind, Path]":
 
 
 def _load(
-    model: str, task: "Task", vector: "TaskVector | None", heads_from: str | None, device: str
-) -> "tuple[Backbone, Head]":
-    """The model that is measured, and the head of the pre-trained one."""
+    model: str,
+    task: "Task",
+    vector: "TaskVector | None",
+    heads_from: str | None,
+    device: str,
+    headed: bool,
+) -> "tuple[Backbone, Head | None]":
+    """The model that is measured, and the head of the pre-trained one where it is ``headed``."""
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.points import add_vector
     from taskvec.models.loading import load_backbone
@@ -143,7 +162,7 @@ def _load(
     outputs = outputs_for([task])
     backbone = load_backbone(model, outputs, device=device)
     pretrained = load_backbone(heads_from, outputs, device=device) if heads_from else backbone
-    head = Evaluator(pretrained, [task]).head(task.name)
+    head = Evaluator(pretrained, [task]).head(task.name) if headed else None
     if _shapes(pretrained) != _shapes(backbone):
         raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")
     return (backbone if vector is None else add_vector(backbone, vector)), head

@@ -40,13 +40,8 @@ def find_matrices(backbone: Backbone, names: Iterable[str]) -> dict[str, bool]:
 
     Raises: InputError for none.
     """
-    held: dict[int, list[bool | None]] = {}
-    for module in backbone.network.modules():
-        for leaf, value in module.named_parameters(recurse=False):
-            held.setdefault(id(value), []).append(_orientation(module, leaf))
-    parameters, known = backbone.encoder_parameters(), list(names)
-    found = {name: held[id(parameters[name])] for name in known}
-    matrices = {name: bool(uses[0]) for name, uses in found.items() if None not in uses}
+    known = list(names)
+    matrices = matrices_among(backbone, known)
     if not matrices:
         raise InputError(
             f"{backbone.ref}: no matrix of a linear layer or convolution among the {len(known)} selected "
@@ -54,6 +49,17 @@ def find_matrices(backbone: Backbone, names: Iterable[str]) -> dict[str, bool]:
             "space ordinary or tangent"
         )
     return matrices
+
+
+def matrices_among(backbone: Backbone, names: Iterable[str]) -> dict[str, bool]:
+    """The same where there may be none."""
+    held: dict[int, list[bool | None]] = {}
+    for module in backbone.network.modules():
+        for leaf, value in module.named_parameters(recurse=False):
+            held.setdefault(id(value), []).append(_orientation(module, leaf))
+    parameters = backbone.encoder_parameters()
+    found = {name: held[id(parameters[name])] for name in names}
+    return {name: bool(uses[0]) for name, uses in found.items() if None not in uses}
 
 
 def _orientation(layer: nn.Module, leaf: str) -> bool | None:

@@ -10,18 +10,15 @@ from taskvec.arguments import checked
 from taskvec.models.backbone import Backbone, evaluating
 from taskvec.models.heads import Classifier, Head
 from taskvec.progress import Watch, unwatched
+from taskvec.statistics.squares import add_squares
 from taskvec.tangent.ntk.gradients import SampleGradients
 from taskvec.tangent.ntk.samples import Samples, selected
-from taskvec.tangent.ntk.terms import Scatter, Term, matrix_shape
 from taskvec.tasks.loaders import batches, head_for
 from taskvec.tasks.objective import Batch, on_device
 from taskvec.tasks.source import SplitName
 from taskvec.tasks.task import Task
 
 Labels = Literal["all", "sampled"]
-
-_SLICE = 1 << 21
-"""Numbers of per-sample gradients that are written out at a time: few enough to be squared in the cache."""
 
 
 class _Scores(Classifier):
@@ -91,7 +88,8 @@ def fisher(
         step = max(1, int(memory / 2 / (gradients.feature_bytes + 2 * gradients.graph_bytes)))
         for piece in map(samples, inputs):
             for start in range(0, len(piece), step):
-                _add_squares(sums, gradients, piece[start : start + step])
+                some = piece[start : start + step]
+                add_squares(sums, gradients.features(some), len(some), gradients.classes)
             done += len(piece)
             watch("fisher information", done, total)
     return {stored[name]: (value / total).cpu() for name, value in sums.items()}
@@ -101,28 +99,3 @@ def _draw_classes(scores: _Scores, batch: Mapping[str, Tensor], generator: torch
     """A class for each input, drawn from the model's own prediction: (n,), int64."""
     chances = scores.head(scores.backbone(**batch)).softmax(-1)
     return torch.multinomial(chances.cpu().double(), 1, generator=generator)[:, 0].to(chances.device)
-
-
-def _add_squares(sums: Mapping[str, Tensor], gradients: SampleGradients, samples: Samples) -> None:
-    for name, terms in gradients.features(samples).items():
-        rows, columns = matrix_shape(sums[name].shape)
-        into = sums[name].view(rows, columns)
-        match terms:
-            case [Scatter() as table]:  # most rows of a table are read by no sample
-                _, read, slopes = table.summed()
-                into.index_add_(0, read, slopes.square_().sum(1))
-            case _:
-                _add_dense(into, terms, len(samples), gradients.classes)
-
-
-def _add_dense(into: Tensor, terms: list[Term], n: int, classes: int) -> None:
-    rows, columns = into.shape
-    height = max(1, min(rows, _SLICE // max(1, n * classes * columns)))
-    space = into.new_empty(n * classes * height * columns)
-    for start in range(0, rows, height):
-        some = slice(start, min(start + height, rows))
-        count = some.stop - some.start
-        slopes = space[: n * classes * count * columns].view(n, classes, count, columns)
-        for place, term in enumerate(terms):
-            term.write(slopes, some, fresh=place == 0)
-        into[some] += slopes.square_().sum((0, 1))

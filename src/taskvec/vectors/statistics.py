@@ -13,7 +13,7 @@ from taskvec.vectors.info import BaseInfo, HeaderInfo, VectorInfo
 from taskvec.weights import Weights
 
 KEY = "taskvec_statistics"
-Kind = Literal["fisher", "gram"]
+Kind = Literal["fisher", "gram", "kfac", "ekfac", "ggn"]
 
 _USED: Mapping[str, Kind] = {"fisher": "fisher", "regmean": "gram"}
 """The kind that a rule uses, by its name."""
@@ -36,6 +36,10 @@ class StatisticsInfo(HeaderInfo):
     seed: int
     labels: Literal["all", "sampled"] | None = None
     """Of Fisher information: the sum over all classes, or one class drawn for each example."""
+    available: int | None = None
+    """Of curvature: the examples that were drawn from, by which tasks are weighed."""
+    probes: int | None = None
+    """Of curvature: random directions of each example's outputs."""
     created_by: str = f"taskvec {__version__}"
 
     def header(self) -> dict[str, str]:

@@ -20,7 +20,7 @@ from taskvec.substitution import substituted
 from taskvec.tangent.forward import without_fast_path
 from taskvec.tangent.ntk.layers import Copied, General, Names, Use, use_of
 from taskvec.tangent.ntk.samples import Samples
-from taskvec.tangent.ntk.terms import Dense, Term, jacobian
+from taskvec.tangent.ntk.terms import Dense, Outer, Term, jacobian
 
 Features = dict[str, list[Term]]
 """By parameter, what its uses contribute; a parameter without gradient is not in it."""
@@ -62,15 +62,23 @@ class SampleGradients:
     Args:
         parameters: the selected ones, by name.
         samples: two of them are tried.
+        trim: leave out the tokens of layers that no output depends on.
 
     Raises: InputError for a model in which the samples of a batch influence each other, is random, or has
         other outputs than (N, C).
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter], samples: Samples) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        samples: Samples,
+        *,
+        trim: bool = True,
+    ) -> None:
         _check_modules(model)
         few = samples[: min(2, len(samples))]
-        self.model = model
+        self.model, self._trim = model, trim
         self.leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
         self.sites: dict[str, list[str]] = {name: [] for name in parameters}
         self._names = {id(p): name for name, p in parameters.items()}
@@ -100,7 +108,7 @@ class SampleGradients:
         """Per-sample gradients of all outputs."""
         while True:
             out, noted = self._run(samples)
-            features = _differentiate(out, noted)
+            features = _differentiate(out, noted, self._trim)
             if not noted.failed:
                 break
             self._widen(noted.failed)
@@ -207,7 +215,7 @@ class SampleGradients:
         draws = torch.randn(self.classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         direction = draws.to(out)
         with torch.enable_grad():
-            features = _differentiate((out @ direction)[:, None], noted)
+            features = _differentiate((out @ direction)[:, None], noted, self._trim)
         exact = self._jacobians(few, [name for name in names if self.sites[name]], direction[None])
         self._largest = max([self._largest, *(float(value.norm()) for value in exact.values())])
         tolerance = torch.finfo(out.dtype).eps ** 0.5
@@ -259,7 +267,7 @@ class SampleGradients:
         return sum(held.values()) / len(few), sum(saved.values()) / len(few)
 
 
-def _differentiate(out: Tensor, noted: _Noted) -> Features:
+def _differentiate(out: Tensor, noted: _Noted, trim: bool) -> Features:
     """One backward pass a column of ``out`` (n, C), down to the calls that were noted."""
     ends: Any = [end for use in noted.uses for end in use.ends]
     features: Features = {}
@@ -275,7 +283,9 @@ def _differentiate(out: Tensor, noted: _Noted) -> Features:
                 noted.add(use, [next(slopes) for _ in use.ends])
         for use in noted.uses:
             for name, term in use.terms().items() if noted.failed.isdisjoint(use.names.values()) else ():
-                features.setdefault(name, []).append(term)
+                kept = term.trimmed() if trim and isinstance(term, Outer) else term
+                if kept.tensors()[-1].numel():
+                    features.setdefault(name, []).append(kept)
     return features
 
 

@@ -116,7 +116,7 @@ class Product(Use):
     def _term(self, inside: str, slopes: Slopes) -> Term:
         if inside == "bias":
             return Dense.of(slopes)
-        return Outer(self._x, slopes, self._flipped, self._unfold).trimmed()
+        return Outer(self._x, slopes, self._flipped, self._unfold)
 
 
 class Lookup(Use):
@@ -222,7 +222,9 @@ def use_of(layer: nn.Module, args: Sequence[Any], n: int, names: Names) -> Use |
         return None
     x = args[0].detach()
     match layer:
-        case nn.Embedding(max_norm=None, scale_grad_by_freq=False) if x.ndim > 1 and len(x) in (1, n):
+        case nn.Embedding(max_norm=None, scale_grad_by_freq=False) if (
+            x.ndim > 1 and len(x) in (1, n) and not x.is_floating_point()  # BART's is called with embeddings
+        ):
             index, nothing = x.reshape(len(x), -1).expand(n, -1), layer.padding_idx
             return Lookup(names, index if nothing is None else index.masked_fill(index == nothing, -1))
         case nn.Conv2d(groups=1, padding_mode="zeros", padding=tuple() as padding) if (
