@@ -59,7 +59,7 @@ def check(
     for keyword, words in (("_base", "the weights of the base"), ("_stats", "statistics")):
         if keyword in rule.keywords:
             return f"inner is {inner!r}, which needs {words}; choose another"
-    if rule.looks_at_all(rule.settings(options or {}, tasks)):
+    if rule.looks_at_all(rule.settings(options or {}, tasks), tasks):
         return f"inner is {inner!r}, which with these options looks at the whole model; choose another"
     return check_pattern(tasks, exclude=exclude)
 

@@ -245,18 +245,23 @@ class Rule:
             raise InputError(f"rule {self.name!r}: {complaint}")
         return settings
 
-    def looks_at_all(self, settings: Mapping[str, Any]) -> bool:
-        """Whether with these parameters the rule settles something for the whole model first."""
+    def looks_at_all(self, settings: Mapping[str, Any], tasks: int | None = None) -> bool:
+        """Whether with these parameters the rule settles something for the whole model first.
+
+        Args:
+            tasks: how many task vectors there are, if that is known.
+        """
         if self.measure_model is None:
             return False
-        made_up = Stacks.single(torch.zeros(2, 2, 2))
+        made_up = Stacks.single(torch.zeros(tasks or 2, 2, 2))
         return self.measure_model(made_up, **self.accepted_parameters(settings), _given=made_up) is not None
 
-    def check_varying(self, settings: Sequence[Mapping[str, Any]]) -> None:
+    def check_varying(self, settings: Sequence[Mapping[str, Any]], tasks: int) -> None:
         """Refuse a parameter that differs from tensor to tensor where it is settled for the whole model.
 
         Args:
             settings: those of every tensor.
+            tasks: how many task vectors there are.
 
         Raises: InputError.
         """
@@ -267,7 +272,7 @@ class Rule:
                 name for name in part.parameters() if any(kind[name] != kinds[0][name] for kind in kinds)
             ]
             settled = next((name for name in varying if name in asked), None)
-            if settled and any(map(part.looks_at_all, kinds)):
+            if settled and any(part.looks_at_all(kind, tasks) for kind in kinds):
                 raise InputError(
                     f"rule {self.name!r}: {settled} differs from tensor to tensor, but {part.name!r} looks "
                     "at the whole model with it, expected one value"

@@ -69,7 +69,7 @@ def combine(
     settings = check(params)
     single = {name: check({**params, **changed}) for name, changed in (each or {}).items()}
     if isinstance(rule, str | Rule):
-        known.check_varying([settings, *single.values()])
+        known.check_varying([settings, *single.values()], len(vectors))
     check_statistics(known, vectors, stats)
     base, specs = _common(vectors)
     for name in single:
