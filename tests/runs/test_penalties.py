@@ -75,6 +75,7 @@ def test_other_tasks_decide_a_result_only_where_a_penalty_reads_them(
         (("strength: 2", "strength: -2"), "penalty: tau_jp: strength: input should be greater than"),
         (("strength: 2", "strenght: 2"), "tau_jp: unknown key 'strenght'; did you mean 'strength'?"),
         (("kind: tau_jp, ", ""), "penalty: no kind given; known: decay"),
+        (("search:", "joint: true\nsearch:"), "joint: the penalty of 'apart' uses the inputs of other tasks"),
         (("[pets, taste, number]", "[pets]"), "regimes.apart: its penalty uses the inputs of other tasks"),
     ],
 )

@@ -23,6 +23,7 @@ from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.suite import Suite
 from taskvec.training.joint import combiner_for
+from taskvec.training.penalties.settings import foreign
 from taskvec.vectors import TaskVector
 
 if TYPE_CHECKING:
@@ -100,6 +101,12 @@ class Joint(Study[JointSettings]):
 
     def check(self, experiment: Experiment, suite: Suite) -> None:
         experiment.check_regimes("joint", self.block.regimes)
+        for regime in self.block.regimes or experiment.regimes:
+            if foreign(experiment.settings(regime, experiment.seeds[0]).penalty):
+                raise InputError(
+                    f"joint: the penalty of {regime!r} uses the inputs of other tasks, and joint training "
+                    "leaves none; name the other regimes under 'regimes' of 'joint'"
+                )
         tasks = experiment.task_names(suite)
         for place, chosen in enumerate(self.block.combiner):
             if chosen is None:
