@@ -124,3 +124,11 @@ def test_the_probe_reads_the_shots_alone(evaluator: tv.Evaluator) -> None:
     assert probe(few, "pets", 0.5) == pytest.approx(fitted.score(unit[1], wanted.numpy()))
     alike = evaluator.on_examples("train", {"pets": shots.at(shots.labels.argwhere().flatten()[:2])})
     assert probe(alike, "pets", 0.5) is None
+
+
+def test_shots_are_not_tuned_at_a_rate_that_more_examples_chose(
+    tiny_model: Path, tiny_suite: Path, tmp_path: Path
+) -> None:
+    path = experiment(tmp_path, tiny_model, tiny_suite, "{shots: [1]}", "{full: {lr: auto}}")
+    with pytest.raises(InputError, match="few_shot: lr: auto of regime 'full' reads the whole validation"):
+        load_experiment(path)

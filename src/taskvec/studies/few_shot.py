@@ -100,6 +100,13 @@ class FewShot(Study[FewShotSettings]):
                 "few_shot.coefficients: expected signal: labels and split: train, of which shots are; leave "
                 "both out"
             )
+        for regime in self.block.regimes or experiment.regimes:
+            for target in self._targets(tasks):
+                if experiment.settings(regime, experiment.seeds[0], target).lr == "auto":
+                    raise InputError(
+                        f"few_shot: lr: auto of regime {regime!r} reads the whole validation split, and "
+                        f"shots are all that tuning may read; set lr to a number, for {target!r} at least"
+                    )
         for target in self._targets(tasks):
             if not entries_of(self.block.pool, tasks, target):
                 raise InputError(

@@ -45,9 +45,6 @@ EXAMPLES = 1000
 SLACK = 0.02
 """Share of what the best rate gains that a smaller one may miss."""
 
-Loss = Callable[[Params], float]
-"""Of a displacement, on validation data."""
-
 
 @dataclass(frozen=True)
 class Found:
@@ -134,38 +131,66 @@ def with_rate(
     examples = {part.name: held_out(part) for part in parts}
     whole = (joint_steps if joint else total_steps)([len(part.split) for part in parts], settings)
     steps = min(whole, max(FEWEST, whole // SHARE), MOST)
-    loss = partial(validation_loss, backbone, start, parts, examples, settings, regime.evaluated_in, watch)
-    notes = Notes(checkpoint, _digest(parts, examples, settings, start, regime, joint, references))
-    run = partial(
-        train,
-        space=regime.evaluated_in,
-        lora=regime.lora,
-        gates=regime.gating,
-        joint=joint,
-        references=references,
-        keep=keep,
+    probe = Probe(
+        settings.model_copy(update={"steps": steps, "validations": 0}),
+        partial(
+            train,
+            *(backbone, start, parts),
+            space=regime.evaluated_in,
+            lora=regime.lora,
+            gates=regime.gating,
+            joint=joint,
+            references=references,
+            keep=keep,
+            watch=watch,
+        ),
+        partial(validation_loss, backbone, start, parts, examples, settings, regime.evaluated_in, watch),
+        Notes(checkpoint, _digest(parts, examples, settings, start, regime, joint, references)),
+        label,
     )
-
-    def measured(place: int) -> float:
-        rate = rate_at(place)
-        if rate not in notes:
-            short = settings.model_copy(update={"lr": rate, "steps": steps, "validations": 0})
-            named = f"{label}, lr {rate:g}"
-            try:
-                notes[rate] = loss(run(backbone, start, parts, short, watch=watch, label=named))
-            except TrainingDiverged:
-                notes[rate] = math.inf
-        return notes[rate]
-
-    tried = {rate_at(place): of for place, of in climb(measured, FIRST[settings.optimizer]).items()}
-    if math.isinf(min(tried.values())):
-        raise TrainingDiverged(
-            f"{label}: diverges within {steps} steps at every learning rate from {max(tried):g} down to "
-            f"{min(tried):g}; look at the data and the model, or train in float32"
-        )
+    tried = probe.search()
     counts = {name: len(split) for name, split in examples.items()}
-    found = Found(tried, loss({}), steps * len(tried), counts)
+    found = Found(tried, probe.loss({}), steps * len(tried), counts)
     return settings.model_copy(update={"lr": found.rate}), found
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The short trainings of a search.
+
+    Args:
+        settings: theirs, but for the learning rate.
+        run: trains with settings, under a ``label``.
+        loss: of what was learned.
+        notes: what is known of some rates.
+    """
+
+    settings: TrainSettings
+    run: Callable[..., Params]
+    loss: Callable[[Params], float]
+    notes: "Notes"
+    label: str
+
+    def search(self) -> dict[float, float]:
+        """Rate -> loss. Raises: TrainingDiverged if there is no finite one."""
+        places = climb(lambda place: self._loss_at(rate_at(place)), FIRST[self.settings.optimizer])
+        tried = {rate_at(place): loss for place, loss in places.items()}
+        if math.isinf(min(tried.values())):
+            raise TrainingDiverged(
+                f"{self.label}: diverges within {self.settings.steps} steps at every learning rate from "
+                f"{max(tried):g} down to {min(tried):g}; look at the data and the model, or train in float32"
+            )
+        return tried
+
+    def _loss_at(self, rate: float) -> float:
+        if rate not in self.notes:
+            settings = self.settings.model_copy(update={"lr": rate})
+            try:
+                learned = self.run(settings=settings, label=f"{self.label}, lr {rate:g}")
+                self.notes[rate] = self.loss(learned)
+            except TrainingDiverged:
+                self.notes[rate] = math.inf
+        return self.notes[rate]
 
 
 def climb(loss: Callable[[int], float], first: int) -> dict[int, float]:
