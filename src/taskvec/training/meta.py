@@ -21,7 +21,7 @@ class Meta:
         target: the number of the target.
         rate: of the step ahead, one of plain gradient descent; by default the learning rate.
 
-    Source: the one-step meta-gradient of AUX-TS (Huang et al. 2021, arXiv:2107.08765) without its network;
+    Source: the one-step meta-gradient of AUX-TS (Han et al. 2021, arXiv:2107.08765) without its network;
         weights as those of examples in Ren et al. 2018, arXiv:1803.09050. The combination is ours.
     """
 
