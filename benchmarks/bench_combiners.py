@@ -1,12 +1,12 @@
 """What does a combiner cost beside the backward passes that it needs anyway?
 
-Run as ``python benchmarks/bench_combiners.py OUT.json [BATCH …]``. ViT-B/32 with random weights (87 M parameters, a
-frozen head of 100 classes), eight tasks with a batch each. The floor is a forward and backward pass for every
-task, gradients added up, as without a combiner. A combiner keeps eight gradients, multiplies them with each other,
-and adds them up with the weights that it finds; with little memory it computes them anew. What it costs does not
-depend on the batch, so a small one is the hard case. Gram matrix and gradient are compared with the plain ones
-first. Times are CPU seconds of one thread, the ways taking turns; memory is the peak of bytes that are allocated
-inside a step.
+Run as ``python benchmarks/bench_combiners.py OUT.json [BATCH …]``. ViT-B/32 with random weights (87 M
+parameters, a frozen head of 100 classes), eight tasks with a batch each. The floor is a forward and backward
+pass for every task, gradients added up, as without a combiner. A combiner keeps eight gradients, multiplies
+them with each other, and adds them up with the weights that it finds; with little memory it computes them
+anew. What it costs does not depend on the batch, so a small one is the hard case. Products and gradient are
+compared with the plain ones first. Times are CPU seconds of one thread, the ways taking turns; memory is the
+peak of bytes that are allocated inside a step.
 """
 
 import sys

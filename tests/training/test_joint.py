@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import taskvec as tv
-from taskvec.combiners import combiner_called
+from taskvec.combiners import COMBINERS, Combiner, combiner_called
 from taskvec.errors import InputError, UnknownName
 from taskvec.training import checkpoint
 from taskvec.training.joint import Joint, combiner_for, facts_of
@@ -76,6 +76,32 @@ def test_the_order_of_tasks_is_irrelevant(evaluator: tv.Evaluator, order: list[s
     assert_close(dict(other), dict(one), rtol=1e-3, atol=1e-6)
 
 
+EVERY = [*COMBINERS, {"combiner": "meta", "target": "pets"}]
+
+
+@pytest.mark.parametrize("combiner", EVERY, ids=str)
+@pytest.mark.parametrize("regime", ["attention", "tangent-lora"])
+def test_every_combiner_trains(evaluator: tv.Evaluator, combiner: Any, regime: str) -> None:
+    vector, steps = logged(evaluator, combiner=combiner, regime=regime)
+    assert all(torch.isfinite(torch.tensor(list(facts.values()))).all() for facts in steps)
+    assert vector.norm() > 0
+
+
+@pytest.mark.parametrize("combiner", ["sum", "pcgrad", "graddrop"])
+def test_half_precision_scales_no_weights(evaluator: tv.Evaluator, combiner: str) -> None:
+    settings = PLAIN.model_copy(update={"precision": "fp16"})
+    whole, half = (logged(evaluator, settings=of, combiner=combiner) for of in (PLAIN, settings))
+    for name in ("weight/pets", "cosine/pets/taste", "gradient_norm"):
+        assert half[1][0][name] == pytest.approx(whole[1][0][name], rel=0.1, abs=0.02)
+
+
+def test_gradients_by_entries_are_drawn_by_seed_step_and_name(evaluator: tv.Evaluator) -> None:
+    one, again = (tuned(evaluator, combiner="graddrop") for _ in range(2))
+    assert same(one, again)
+    small = RECIPE.model_copy(update={"combiner_memory": 1e-5})
+    assert_close(dict(tuned(evaluator, settings=small, combiner="graddrop")), dict(one), rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("combiner", ["mean", "pcgrad", {"combiner": "meta", "target": "pets"}])
 @pytest.mark.parametrize("regime", ["full", "tangent-attention", "lora"])
 def test_gradients_that_do_not_fit_are_computed_anew(
@@ -97,7 +123,7 @@ class Killed(BaseException):
     """Stands for a signal: nothing in between catches it."""
 
 
-@pytest.mark.parametrize("combiner", ["pcgrad", {"combiner": "meta", "target": "pets"}])
+@pytest.mark.parametrize("combiner", ["pcgrad", "graddrop", {"combiner": "meta", "target": "pets"}])
 def test_a_killed_training_resumes_to_the_same_bits(
     evaluator: tv.Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, combiner: Any
 ) -> None:
@@ -302,5 +328,14 @@ def test_auxiliary_tasks_that_harm_get_nothing(ahead: list[float], weights: list
 
 def test_tasks_in_parameters_go_by_name() -> None:
     assert combiner_for({"combiner": "meta", "target": "taste"}, TASKS) == Meta(1)
+    found = combiner_for({"combiner": "cosine", "target": "taste"}, TASKS)
+    assert isinstance(found, Combiner) and found.params == {"target": 1}
+    by_name = {"number": 3.0, "pets": 1.0, "taste": 2.0}
+    found = combiner_for({"combiner": "wpcgrad", "priorities": by_name}, TASKS)
+    assert isinstance(found, Combiner) and found.params == {"priorities": [1.0, 2.0, 3.0]}
+    with pytest.raises(InputError, match="priorities: of pets; expected pets, taste, number"):
+        combiner_for({"combiner": "wpcgrad", "priorities": {"pets": 1.0}}, TASKS)
+    with pytest.raises(InputError, match="priorities"):
+        combiner_for({"combiner": "wpcgrad", "priorities": [1.0, 2.0]}, TASKS)
     with pytest.raises(UnknownName):
         combiner_for({"combiner": "no"}, TASKS)
