@@ -15,6 +15,7 @@ from taskvec.models.backbone import Backbone
 from taskvec.models.functional import encode
 from taskvec.models.heads import Classifier
 from taskvec.tangent.linearization import Linearization, Route
+from taskvec.training.penalties.settings import Decay, OrthoReg, TauJp
 from taskvec.training.regimes import Space
 
 REGIMES = ("full", "attention", "tangent", "tangent-attention")
@@ -47,7 +48,8 @@ def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
 
 def trained(evaluator: tv.Evaluator, regime: str, **changes: object) -> tv.TaskVector:
     settings = SETTINGS.model_copy(update=changes)
-    return tv.finetune(evaluator.backbone, evaluator.part("pets"), regime=regime, settings=settings)
+    part, others = evaluator.part("pets"), [evaluator.part("taste")]
+    return tv.finetune(evaluator.backbone, part, regime=regime, settings=settings, references=others)
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -64,6 +66,9 @@ def test_a_training_there_gives_the_vector_of_the_cpu(
         ("full", {"precision": "bf16"}),
         ("full", {"precision": "fp16"}),
         ("tangent", {"precision": "bf16", "clip": None}),
+        ("tangent", {"penalty": (TauJp(), OrthoReg(form="cosine"))}),
+        ("full", {"penalty": (TauJp(power=1), OrthoReg(), Decay())}),
+        ("lora", {"penalty": (TauJp(sets="all"), OrthoReg(form="code"), Decay())}),
     ],
 )
 def test_so_it_does_with_other_settings(
