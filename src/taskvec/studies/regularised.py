@@ -82,6 +82,7 @@ class Regularised(Study[bool]):
                 (
                     regime,
                     ", ".join(map(named, _penalties(experiment, regime))) or "none",
+                    "unlabelled train inputs" if foreign(_penalties(experiment, regime)) else "nothing",
                     mean_in_unit(metrics.values(), single),
                     coefficients(sums[regime]),
                     both(sums[regime], metrics),
@@ -181,15 +182,13 @@ def _relative(costs: Mapping[str, Cost], regime: str, experiment: Experiment) ->
 
 
 def _note(results: Results, sums: Mapping[str, Sequence[Sum]], seeds: int) -> str:
-    experiment = results.plan.experiment
-    read = [regime for regime in sums if foreign(_penalties(experiment, regime))]
-    consumed = f" Consumed: unlabelled train inputs of the other tasks by {', '.join(read)}." if read else ""
     again = "not on how it would come out with other seeds" if seeds == 1 else f"given these {seeds} seeds"
     return (
-        "Absolute / normalized on test, per cent; single tasks: mean of each task's own model. best − 1: "
+        "Absolute / normalized on test, per cent; of others: what a penalty consumed of the other tasks; "
+        "single tasks: mean of each task's own model. best − 1: "
         "points of accuracy that the coefficient chosen on validation labels is better by than 1, on the "
         "same test examples, with its 95 % interval; it says how sure the difference is on other examples "
-        f"of these tasks, {again}.{reciprocal_note(results.plan.metrics.values())}{consumed} "
+        f"of these tasks, {again}.{reciprocal_note(results.plan.metrics.values())} "
         f"α: {search_note(sums)}."
     )
 
