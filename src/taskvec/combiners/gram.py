@@ -22,17 +22,6 @@ def divided(values: Array, norms: Array, zero: float = 1) -> Array:
     return np.divide(values, norms, out=np.full_like(norms, zero), where=norms > 0)
 
 
-def root(gram: Array) -> Array:
-    """A matrix B, (task, task), with BᵀB = G: vectors of the same inner products, in its columns.
-
-    What the rounding of ``gram`` cannot tell from nothing is nothing, so that copies of a vector stay copies.
-    """
-    values, directions = np.linalg.eigh(gram)
-    kept = values > len(gram) * np.finfo(np.float64).eps * values[-1]
-    rows: Array = np.sqrt(np.where(kept, values, 0))[:, None] * directions.T
-    return rows
-
-
 def equal_projections(cosines: Array) -> Array:
     """The shortest x with C x = 1, or what comes nearest to it; zeros if nothing does.
 
