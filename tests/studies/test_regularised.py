@@ -45,6 +45,7 @@ def test_a_run_says_what_the_search_gains_over_one(
     report = (folder / "report.md").read_text()
     table = report[report.index("Does α = 1 do?") :].split("\n**")[0]
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
+    assert {line.count("|") for line in [*rows.values(), table.splitlines()[3]]} == {10}
     assert "tau_jp 3" in rows["tangent-tau_jp"] and "decay 1" in rows["full-decay"]
     assert "none" in rows["full"] and rows["full"].rstrip(" |").endswith("1.00")
     assert "unlabelled train inputs" in rows["tangent-tau_jp"] and "nothing" in rows["full-decay"]

@@ -69,39 +69,10 @@ class Regularised(Study[bool]):
         return {"regularised": facts}
 
     def tables(self, results: Results) -> Iterator[Table]:
-        sums, experiment, metrics = whole_sums(results), results.plan.experiment, results.plan.metrics
         hits = {regime: of for regime, [of] in results.by_regime(Hits).items()}
-        if not hits:
-            return
-        own = {regime: of for regime, [of] in results.by_regime(OwnModels).items()}
-        costs = next((found.regimes for found in results.of(Measurement)), {})
-        rows = []
-        for regime, seeds in hits.items():
-            single = [fmean(models.test[task] for task in results.plan.tasks) for models in own[regime]]
-            rows.append(
-                (
-                    regime,
-                    ", ".join(map(named, _penalties(experiment, regime))) or "none",
-                    "unlabelled train inputs" if foreign(_penalties(experiment, regime)) else "nothing",
-                    mean_in_unit(metrics.values(), single),
-                    coefficients(sums[regime]),
-                    both(sums[regime], metrics),
-                    both([whole.fixed["1"] for whole in sums[regime]], metrics),
-                    _shown(gain(seeds)),
-                    _relative(costs, regime, experiment),
-                )
-            )
-        columns = (
-            "",
-            "penalty",
-            "single tasks",
-            "best α",
-            "at best α",
-            "α = 1",
-            "best − 1",
-            "a step, × plain",
-        )
-        yield Table("Does α = 1 do?", columns, rows, _note(results, sums, len(experiment.seeds)))
+        if hits:
+            rows = [_row(results, regime, seeds) for regime, seeds in hits.items()]
+            yield Table("Does α = 1 do?", _COLUMNS, rows, _note(results))
 
     def drawings(self, results: Results) -> Iterator[Drawing]:
         if results.by_regime(Hits):
@@ -112,6 +83,31 @@ class Regularised(Study[bool]):
             yield Drawing(
                 "regularised", caption, partial(_draw, whole_sums(results), results.plan.experiment)
             )
+
+
+_COLUMNS = (
+    *("", "penalty", "of others", "single tasks", "best α", "at best α"),
+    *("α = 1", "best − 1", "a step, × plain"),
+)
+
+
+def _row(results: Results, regime: str, seeds: Sequence[Hits]) -> Sequence[object]:
+    experiment, metrics = results.plan.experiment, results.plan.metrics
+    sums, [own] = whole_sums(results)[regime], results.by_regime(OwnModels)[regime]
+    penalties = _penalties(experiment, regime)
+    costs = next((found.regimes for found in results.of(Measurement)), {})
+    single = [fmean(models.test[task] for task in results.plan.tasks) for models in own]
+    return (
+        regime,
+        ", ".join(map(named, penalties)) or "none",
+        "unlabelled train inputs" if foreign(penalties) else "nothing",
+        mean_in_unit(metrics.values(), single),
+        coefficients(sums),
+        both(sums, metrics),
+        both([whole.fixed["1"] for whole in sums], metrics),
+        _shown(gain(seeds)),
+        _relative(costs, regime, experiment),
+    )
 
 
 def gain(seeds: Sequence[Hits]) -> Difference | None:
@@ -181,15 +177,16 @@ def _relative(costs: Mapping[str, Cost], regime: str, experiment: Experiment) ->
     return Mean([costs[regime].seconds / costs[plain].seconds], ".2f")
 
 
-def _note(results: Results, sums: Mapping[str, Sequence[Sum]], seeds: int) -> str:
+def _note(results: Results) -> str:
+    seeds = len(results.plan.experiment.seeds)
     again = "not on how it would come out with other seeds" if seeds == 1 else f"given these {seeds} seeds"
     return (
         "Absolute / normalized on test, per cent; of others: what a penalty consumed of the other tasks; "
-        "single tasks: mean of each task's own model. best − 1: "
-        "points of accuracy that the coefficient chosen on validation labels is better by than 1, on the "
-        "same test examples, with its 95 % interval; it says how sure the difference is on other examples "
+        "single tasks: mean of each task's own model. best − 1: points of accuracy by which the coefficient "
+        "chosen on validation labels is better than 1 on the same test examples, with its 95 % interval; it "
+        "says how sure the difference is on other examples "
         f"of these tasks, {again}.{reciprocal_note(results.plan.metrics.values())} "
-        f"α: {search_note(sums)}."
+        f"α: {search_note(whole_sums(results))}."
     )
 
 
