@@ -312,3 +312,13 @@ def test_the_page_on_methods_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(snippet, names)
     assert {"zero-shot", "sum", "ties", "slerp (t 0.4)"} <= {record["name"] for record in names["records"]}
+
+
+def test_the_snippets_on_atm_run(evaluator: tv.Evaluator) -> None:
+    page = (ROOT / "docs" / "atm.md").read_text().replace("steps=40", "steps=4").replace("steps=6", "steps=3")
+    tasks = ["pets", "taste"]
+    parts = [evaluator.part(task) for task in tasks]
+    vectors = [tv.finetune(evaluator.backbone, part, settings=tv.TrainSettings(steps=1)) for part in parts]
+    names = {"tv": tv, "model": evaluator.backbone, "evaluator": evaluator, "tasks": tasks}
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(snippet, {**names, "parts": parts, "vectors": vectors})

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from taskvec.evaluation.linear import LinearFeatures, linear_features
     from taskvec.evaluation.metrics import score
     from taskvec.evaluation.points import OrdinaryPoints, Points, TangentPoints
+    from taskvec.evaluation.refining import Refined, refine
     from taskvec.evaluation.search import Grid, search_addition, search_each, search_negation
     from taskvec.merging.keys import learn_keys, make_library
     from taskvec.merging.library import route
@@ -117,6 +118,8 @@ _HOME = {
     "harness": "evaluation.harness",
     "LinearFeatures": "evaluation.linear",
     "linear_features": "evaluation.linear",
+    "Refined": "evaluation.refining",
+    "refine": "evaluation.refining",
     "search_addition": "evaluation.search",
     "search_each": "evaluation.search",
     "search_negation": "evaluation.search",
@@ -151,6 +154,7 @@ __all__ = [
     "OrdinaryPoints",
     "Part",
     "Points",
+    "Refined",
     "Regime",
     "Split",
     "Suite",
@@ -193,6 +197,7 @@ __all__ = [
     "ntk_product",
     "open_recipe",
     "open_weights",
+    "refine",
     "route",
     "save_adapter",
     "save_merge",

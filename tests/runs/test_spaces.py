@@ -170,7 +170,7 @@ def test_a_run_that_lost_half_its_cells_goes_on_to_the_same_results(
     [
         (("post-hoc: {}", "post-hoc: {lr: 1e-3}"), "regimes.post-hoc: trains nothing, so it has no settings"),
         (("full: {}, ", ""), "'post-hoc' evaluates the vectors of 'full', which is not there"),
-        (("rounds: [1]", "rounds: [1], regimes: [tangent]"), "atm.regimes: 'tangent' is of tangent space"),
+        (("rounds: [1]", "rounds: [1], regimes: [post-hoc]"), "atm.regimes: 'post-hoc' trains nothing"),
         (
             ("[pets, taste]", "[pets, pets]"),
             "disentanglement.pairs: pets pets, expected two of the tasks pets",

@@ -23,6 +23,7 @@ joint: {combiner: [null, mean, {combiner: meta, target: gabor}]}
 addition: {subsets: all}
 methods: {rules: [ties, fisher, adamerging], subsets: pairs}
 atm: {rounds: [1, 2], regimes: [full]}
+budget: {rounds: [1, 2], regimes: [full, tangent]}
 negation: {targets: [gabor]}
 analogies: [{a: display, b: gabor, c: greek, target: gabor}]
 disentanglement: {pairs: [[display, gabor]]}
@@ -61,7 +62,7 @@ def test_every_study_of_experiment_files_is_asked_for(tmp_path: Path) -> None:
 
 def test_every_kind_of_cell_is_there(cells: list[Cell[Record]]) -> None:
     kinds = {"zero_shot", "single", "geometry", "addition", "joint", "atm", "negation", "analogy"}
-    also = {"method", "disentanglement", "costs", "lm_eval", "library", "few_shot", "regularised"}
+    also = {"budget", "method", "disentanglement", "costs", "lm_eval", "library", "few_shot", "regularised"}
     assert {cell.kind.cell for cell in cells} == {*kinds, *also}
 
 

@@ -373,7 +373,7 @@ def test_what_cannot_be_is_refused_before_the_first_round(
 
 @pytest.mark.parametrize(
     ("rule", "regime"),
-    [("ties", "tangent-attention"), ("tsv", "attention"), ("metagpt", "attention"), ("dare+ties", "lora")],
+    [("ties", "tangent-attention"), ("tsv", "attention"), ("pcgrad", "attention"), ("dare+ties", "lora")],
 )
 def test_any_rule_merges_the_rounds(evaluator: tv.Evaluator, rule: str, regime: str) -> None:
     options = {"rounds": 2, "settings": RECIPE, "regime": regime}

@@ -26,6 +26,7 @@ STUDIES: "Registry[type[Study[Any]]]" = Registry(
         "few_shot": "taskvec.studies.few_shot:FewShot",
         "joint": "taskvec.studies.joint:Joint",
         "atm": "taskvec.studies.atm:Atm",
+        "budget": "taskvec.studies.budget:Budget",
         "negation": "taskvec.studies.negation:Negation",
         "analogies": "taskvec.studies.analogy:Analogies",
         "cosine": "taskvec.studies.single:Cosine",

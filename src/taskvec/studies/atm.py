@@ -4,16 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from taskvec.config import Config
 from taskvec.errors import InputError
-from taskvec.evaluation.metrics import normalized
+from taskvec.evaluation.metrics import absolute, normalized
 from taskvec.evaluation.search import Grid, maximize
 from taskvec.registry import nearest
 from taskvec.reports.drawing import Drawing, axes_in_a_row
+from taskvec.reports.numbers import NOTHING, Mean
 from taskvec.reports.tables import Table
 from taskvec.rules import RULES
 from taskvec.studies.experiment import Experiment
@@ -34,9 +35,10 @@ from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.source import SplitName
 from taskvec.tasks.suite import Suite
-from taskvec.training.atm import atm
+from taskvec.training.atm import atm, check_aggregator, check_options, participants
 from taskvec.training.logs import Log
 from taskvec.vectors import TaskVector, combine
+from taskvec.vectors.combining import bind_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +51,34 @@ class AtmSettings(Config):
     rule: str = "mean"
     scale: PositiveFloat = 1.0
     regimes: tuple[str, ...] | None = None
-    """Default: all of the experiment that train in ordinary space, where ATM's merged models are."""
+    """Default: all of the experiment that train in ordinary space. One of tangent space keeps its tangent
+    point."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Of the rule."""
+    state: Literal["fresh", "kept"] = "fresh"
+    """Of each task's optimizer, from round to round."""
+    schedule: Literal["round", "budget"] = "round"
+    """Whether warm-up, decay and the order of examples run anew in each round, or once over all."""
+    participation: PositiveInt | PositiveFloat | None = None
+    """Tasks a round, a number or a share below 1; all by default."""
+
+    def options(self) -> dict[str, Any]:
+        """What decides the rounds beside their number; younger settings only where they are not the usual."""
+        young = {"params", "state", "schedule", "participation"}
+        given = self.model_dump(include=young, exclude_defaults=True)
+        return {"rule": self.rule, "scale": self.scale, **given}
+
+
+class Round(Record):
+    """What ATM says of a round; see :func:`taskvec.atm`."""
+
+    round: int
+    bytes: int
+    norm: float
+    cosine: float | None = None
+    mean_of_losses: float | None = None
+    loss_of_mean: float | None = None
+    validation: float | None = None
 
 
 class Alternated(Record):
@@ -59,6 +88,18 @@ class Alternated(Record):
     rounds: int
     plain: Measured
     tuned: Edit
+    history: list[Round] = Field(default_factory=list)
+    """A record a round; none for a single one, and of runs from before there were any."""
+
+
+class InRounds(Protocol):
+    """A record with a history."""
+
+    @property
+    def rounds(self) -> int: ...
+
+    @property
+    def history(self) -> list[Round]: ...
 
 
 class Atm(Study[AtmSettings]):
@@ -67,33 +108,12 @@ class Atm(Study[AtmSettings]):
     settings = AtmSettings
 
     def check(self, experiment: Experiment, suite: Suite) -> None:
-        experiment.check_regimes("atm", self.block.regimes)
-        for regime in self.block.regimes or ():
-            if experiment.space(regime) == "tangent":
-                raise InputError(
-                    f"atm.regimes: {regime!r} is of tangent space, and ATM merges ordinary models"
-                )
-        if not any(self._is_about(experiment, regime) for regime in experiment.regimes):
-            raise InputError("atm: every regime is of tangent space, and ATM merges ordinary models")
-        if self.block.rule not in RULES:
-            raise InputError(
-                f"atm.rule: no rule called {self.block.rule!r}; {nearest(self.block.rule, RULES)}"
-            )
-
-    def _is_about(self, experiment: Experiment, regime: str) -> bool:
-        if self.block.regimes:
-            return regime in self.block.regimes
-        return experiment.space(regime) == "ordinary"
+        check_block("atm", self.block, experiment, suite)
 
     def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
-        block = self.block
-        if not self._is_about(trial.experiment, trial.regime):
-            return
-        for rounds in block.rounds:
-            grid = _grid(trial, block, rounds)
-            chosen = {"rounds": rounds, "rule": block.rule, "scale": block.scale}
-            job = partial(_alternate, rounds=rounds, settings=block, grid=grid)
-            yield trial.cell(Alternated, job, trial.tasks, **chosen, **search_inputs(grid))
+        if is_about(self.block, trial.experiment, trial.regime):
+            for rounds in self.block.rounds:
+                yield cell_of(trial, self.block, rounds)
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         runs = results.stored(Alternated, regime, seed)
@@ -112,21 +132,86 @@ class Atm(Study[AtmSettings]):
                         both([run.plain for run in runs], metrics),
                         coefficients(tuned),
                         both(tuned, metrics),
+                        megabytes(sent_in(runs[0])),
                     )
                 )
         if rows:
             note = (
                 f"Absolute / normalized, per cent.{reciprocal_note(metrics.values())} All rows spend the "
-                "same training steps; the last columns scale the whole displacement by a factor chosen on "
+                "same training steps; the best factor scales the whole displacement and is chosen on "
                 "validation data: "
-                f"{search_note(searches)}."
+                f"{search_note(searches)}. Sent: in every round a vector to each task and one back."
             )
-            yield Table("ATM", ("", "as it is", "best factor", "at best factor"), rows, note)
+            yield Table("ATM", ("", "as it is", "best factor", "at best factor", "sent, MB"), rows, note)
 
     def drawings(self, results: Results) -> Iterator[Drawing]:
         if runs := results.by_regime(Alternated):
             caption = "ATM: the same training steps, merged once or more often."
             yield Drawing("atm", caption, partial(_draw, runs, results.by_regime(Joined)))
+        yield from drawings_of_rounds("atm-rounds", runs)
+
+
+def sent_in(run: Alternated) -> int | None:
+    """Bytes that all rounds sent; none where that is not on record."""
+    return sum(of.bytes for of in run.history) if run.history else None
+
+
+def megabytes(count: float | None) -> object:
+    """Bytes as a table shows them."""
+    return NOTHING if count is None else Mean([count / 1e6], ".4g")
+
+
+def check_block(key: str, block: AtmSettings, experiment: Experiment, suite: Suite) -> None:
+    """Refuse what cannot be trained. Raises: InputError that opens with the key."""
+    experiment.check_regimes(key, block.regimes)
+    for regime in block.regimes or ():
+        if experiment.trained(regime) != regime:
+            raise InputError(f"{key}.regimes: {regime!r} trains nothing, and ATM trains; leave it out")
+    if not any(is_about(block, experiment, regime) for regime in experiment.regimes):
+        raise InputError(
+            f"{key}: every regime is of tangent space, where ATM is not run unasked; name one under "
+            f"{key}.regimes"
+        )
+    if block.rule not in RULES:
+        raise InputError(f"{key}.rule: no rule called {block.rule!r}; {nearest(block.rule, RULES)}")
+    if "scale" in block.params:
+        raise InputError(
+            f"{key}.params: 'scale' is that of a round here; the rule keeps its own at the default"
+        )
+    try:
+        tasks = participants(block.participation, len(experiment.task_names(suite)))
+        check_aggregator(block.rule, block.params, tasks)
+        for regime in experiment.regimes:
+            if is_about(block, experiment, regime):
+                check_options(block.state, block.schedule, experiment.regime(regime))
+    except InputError as error:
+        raise type(error)(f"{key}: {error}") from None
+
+
+def is_about(block: AtmSettings, experiment: Experiment, regime: str) -> bool:
+    """Whether a block wants rounds in a regime."""
+    if block.regimes:
+        return regime in block.regimes
+    return experiment.space(regime) == "ordinary"
+
+
+def cell_of(trial: Trial, block: AtmSettings, rounds: int) -> Cell[Alternated]:
+    """ATM in so many rounds; the same cell for every study that asks for it."""
+    grid = _grid(trial, block, rounds)
+    chosen = {"rounds": rounds, **block.options()}
+    job = partial(_alternate, rounds=rounds, settings=block, grid=grid)
+    return trial.cell(Alternated, job, trial.tasks, **chosen, **search_inputs(grid))
+
+
+def drawings_of_rounds(name: str, runs: Mapping[str, Sequence[Sequence[InRounds]]]) -> Iterator[Drawing]:
+    """A figure a regime of what happened from round to round."""
+    for number, (regime, of_regime) in enumerate(runs.items()):
+        if any(run.rounds > 1 and run.history for of_rounds in of_regime for run in of_rounds):
+            caption = (
+                f"ATM, {regime}, from round to round: the loss of the mean and what bounds it where the loss "
+                "is convex, validation, and cosines between what the tasks learned in a round."
+            )
+            yield Drawing(f"{name}-{number}" if number else name, caption, partial(draw_rounds, of_regime))
 
 
 def _grid(trial: Trial, settings: AtmSettings, rounds: int) -> Grid:
@@ -143,7 +228,8 @@ def _grid(trial: Trial, settings: AtmSettings, rounds: int) -> Grid:
 
 def _alternate(trial: Trial, rounds: int, settings: AtmSettings, grid: Grid) -> Plain:
     single = own_models(trial)
-    points = trial.points_of({"atm": _displacement(trial, rounds, settings)})
+    vector = displacement(trial, rounds, settings)
+    points = trial.points_of({"atm": vector})
 
     def values(factor: float, split: SplitName) -> dict[str, float]:
         return trial.evaluator.values(points.at({"atm": factor}), trial.tasks, split)
@@ -154,13 +240,36 @@ def _alternate(trial: Trial, rounds: int, settings: AtmSettings, grid: Grid) -> 
         grid,
     )
     plain, tuned = (measured(values(factor, "test"), single.test) for factor in (1.0, search.coefficient))
-    return {"rounds": rounds, "plain": plain, "tuned": {**tuned, **search.record()}}
+    history = (vector.info.training or {}).get("history") or [_merged_once(trial, vector)]
+    return {"rounds": rounds, "plain": plain, "tuned": {**tuned, **search.record()}, "history": history}
 
 
-def _displacement(trial: Trial, rounds: int, settings: AtmSettings) -> TaskVector:
+def _merged_once(trial: Trial, vector: TaskVector) -> Plain:
+    """The record of a single round."""
+    return {"round": 1, "tasks": trial.tasks, "norm": vector.norm(), "bytes": 2 * bytes_of(trial.vectors)}
+
+
+def bytes_of(vectors: Mapping[str, TaskVector]) -> int:
+    """What vectors hold, in their own dtypes."""
+    return sum(
+        vector.specs[name].numel * vector.specs[name].dtype.itemsize
+        for vector in vectors.values()
+        for name in vector
+        if vector.terms_at(name)
+    )
+
+
+def displacement(trial: Trial, rounds: int, settings: AtmSettings) -> TaskVector:
+    """What so many rounds give."""
     rule, scale = settings.rule, settings.scale
-    if rounds == 1:  # tuning apart and merging once: the vectors are there already
-        return scale * combine(rule, list(trial.vectors.values()))
+    if rounds == 1 and settings.participation is None:  # tuning apart and merging once: the vectors are there
+        vectors = bind_all(list(trial.vectors.values()), trial.evaluator.backbone.source)
+        return scale * combine(rule, vectors, **settings.params)
+    options = settings.options()
+
+    def validate(vector: TaskVector) -> dict[str, float]:
+        point = trial.points_of({"tau": vector}).at({"tau": 1.0})
+        return {"validation": absolute(trial.evaluator.values(point, trial.tasks, "validation"))}
 
     def compute(checkpoint: Path, log: Log | None) -> TaskVector:
         return atm(
@@ -169,14 +278,15 @@ def _displacement(trial: Trial, rounds: int, settings: AtmSettings) -> TaskVecto
             rounds=rounds,
             regime=trial.trains,
             settings=trial.settings,
-            rule=rule,
-            scale=scale,
+            folder=trial.keep,
             checkpoint=checkpoint,
+            validate=validate,
             watch=trial.lab.watch,
             log=log,
+            **{**{key: value for key, value in options.items() if key != "params"}, **settings.params},
         )
 
-    return trial.train(f"atm{rounds}", compute, trial.tasks, rounds=rounds, rule=rule, scale=scale)
+    return trial.train(f"atm{rounds}", compute, trial.tasks, rounds=rounds, **options)
 
 
 def _draw(
@@ -198,4 +308,36 @@ def _draw(
     ax.set_xticks(rounds)
     ax.set_ylabel("mean test metric, %")
     ax.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def draw_rounds(of_regime: Sequence[Sequence[InRounds]]) -> "Figure":
+    """What happened from round to round, over the share of the budget that is spent; means over seeds."""
+    figure, axes = axes_in_a_row(3, 3.6, 3.0)
+    for place, runs in enumerate(of for of in of_regime if all(run.history for run in of)):
+        count, color = runs[0].rounds, f"C{place}"
+        for ax, field, style in (
+            (axes[0], "loss_of_mean", "-"),
+            (axes[0], "mean_of_losses", ":"),
+            (axes[1], "validation", "-"),
+            (axes[2], "cosine", "-"),
+        ):
+            seeds = [{each.round: getattr(each, field) for each in run.history} for run in runs]
+            known = [turn for turn, value in seeds[0].items() if value is not None]
+            scale = 100 if field == "validation" else 1
+            if not known:
+                continue
+            heights = [scale * fmean(of[turn] for of in seeds) for turn in known]
+            label = f"{count} rounds" if style == "-" else None
+            shares = [100 * turn / count for turn in known]
+            ax.plot(shares, heights, style, marker="o", ms=3, color=color, label=label)
+    titles = (
+        "loss: of the mean (—), mean of losses (··)",
+        "mean validation metric, %",
+        "cosine within a round",
+    )
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title, fontsize="small")
+        ax.set_xlabel("budget spent, %")
+    axes[1].legend(frameon=False, fontsize="small")
     return figure

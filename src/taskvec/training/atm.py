@@ -37,7 +37,7 @@ def atm(
     schedule: Span = "round",
     participation: int | float | None = None,
     references: Sequence[Part] = (),
-    keep: Path | None = None,
+    folder: Path | None = None,
     checkpoint: Path | None = None,
     validate: Validate | None = None,
     watch: Watch = unwatched,
@@ -65,7 +65,7 @@ def atm(
         participation: tasks a round, a number or a share below 1, drawn by the seed; all by default. A task
             that sits out makes up for nothing.
         references: other tasks, of which penalties may use the inputs beside those of ``parts``.
-        keep: see :func:`taskvec.training.loop.train`.
+        folder: for what penalties measure once, see ``keep`` of :func:`taskvec.finetune`.
         checkpoint: kept between tasks and, one file a round and task beside this path, while one trains.
         validate: figures of the whole displacement, for the record of a round. These, and both sides of the
             bound, are taken ``settings.validations`` times.
@@ -102,9 +102,8 @@ def atm(
         state=state,
         schedule=schedule,
         chosen=chosen,
-        started=start is not None,
         references=references,
-        keep=keep,
+        keep=folder,
         checkpoint=checkpoint,
         validate=validate,
         watch=logged(watch, log),

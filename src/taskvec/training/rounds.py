@@ -42,7 +42,6 @@ class Course:
     Args:
         theta0: the parameters that are trained, as they were before, on the CPU.
         chosen: tasks a round.
-        started: whether the first round begins elsewhere than at ``theta0``.
     """
 
     backbone: Backbone
@@ -57,7 +56,6 @@ class Course:
     state: State
     schedule: Span
     chosen: int
-    started: bool
     references: Sequence[Part]
     keep: Path | None
     checkpoint: Path | None
@@ -217,13 +215,9 @@ class Course:
         return Bound(self.backbone, self.parts, self.theta0, self.kind.evaluated_in)
 
     def _exchanged(self, progress: Progress) -> int:
-        """Bytes that a round sends: what each task learned, and before it the model to each; at the end the
-        model to all. Everybody has the pre-trained one."""
+        """Bytes that a round sends: to each task at work a displacement, from each what it learned."""
         model = sum(value.nbytes for value in progress.place.values())
-        learned = sum(map(_held, progress.deltas.values()))
-        before = len(progress.deltas) if progress.turn or self.started else 0
-        after = len(self.parts) if progress.turn + 1 == self.rounds else 0
-        return learned + model * (before + after)
+        return model * len(progress.deltas) + sum(map(_held, progress.deltas.values()))
 
 
 class _Last:

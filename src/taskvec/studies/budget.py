@@ -1,0 +1,343 @@
+"""What the same training steps give: apart and merged, together, in rounds, and in rounds after the fact."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from taskvec.config import Config
+from taskvec.errors import InputError
+from taskvec.evaluation.refining import refine
+from taskvec.evaluation.search import Grid, search_scale
+from taskvec.reports.drawing import Drawing, axes_in_a_row
+from taskvec.reports.numbers import NOTHING, Range, Several
+from taskvec.reports.tables import Table
+from taskvec.rules import RULES
+from taskvec.studies.atm import (
+    AtmSettings,
+    Round,
+    bytes_of,
+    cell_of,
+    check_block,
+    drawings_of_rounds,
+    is_about,
+    megabytes,
+)
+from taskvec.studies.experiment import Experiment
+from taskvec.studies.measured import (
+    Edit,
+    Measured,
+    both,
+    coefficients,
+    measured,
+    reciprocal_note,
+    search_inputs,
+)
+from taskvec.studies.record import Plain, Record
+from taskvec.studies.single import own_models
+from taskvec.studies.study import Results, Study
+from taskvec.studies.trial import Cell, Trial
+from taskvec.tasks.source import SplitName
+from taskvec.tasks.suite import Suite
+from taskvec.training.atm import check_aggregator, participants
+from taskvec.training.stream import total_steps
+from taskvec.vectors import TaskVector, combine
+from taskvec.vectors.combining import bind_all
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class PostHoc(Config):
+    """Rounds after the fact, on validation labels, and joint tuning on the same labels beside them."""
+
+    rounds: PositiveInt = 4
+    """At most; how many are taken is chosen on a fifth of the validation split that is kept apart."""
+    steps: PositiveInt | None = None
+    """Of each task in all rounds, taken off what its own vector is trained for; a fifth by default."""
+    scales: tuple[PositiveFloat, ...] = (1.0,)
+    """Of each round; one is chosen as the number of rounds is."""
+    lr: PositiveFloat | None = None
+    """By default that of the regime."""
+
+
+class BudgetSettings(AtmSettings):
+    """Compare at equal training steps: tasks apart and merged, joint training, and rounds of ATM."""
+
+    rules: tuple[str, ...] = ("ties",)
+    """Rules beside mean and addition, each at its own coefficient and at one searched on validation data."""
+    post_hoc: PostHoc | None = Field(default_factory=PostHoc)
+    """Rounds on validation labels after the fact; null for none."""
+
+
+Kind = Literal["apart", "merged", "rounds", "together", "after"]
+
+
+class Budgeted(Record):
+    """What some training steps gave, on test data."""
+
+    cell = "budget"
+    name: str
+    kind: Kind
+    steps: int
+    """Of all tasks."""
+    labels: int = 0
+    """Of the validation split: those of the second column, and of both after the fact."""
+    bytes: int | None = None
+    plain: Measured
+    before: Measured | None = None
+    """What was tuned after the fact."""
+    tuned: Edit | None = None
+    rounds: int = 0
+    """Of ATM; after the fact, those that were chosen."""
+    history: list[Round] = Field(default_factory=list)
+
+
+class Budget(Study[BudgetSettings]):
+    """A table and a figure of all of them; what ATM's own study has is not trained again."""
+
+    settings = BudgetSettings
+
+    def check(self, experiment: Experiment, suite: Suite) -> None:
+        check_block("budget", self.block, experiment, suite)
+        if experiment.vectors:
+            raise InputError(
+                "budget: compares trainings of equal steps, and the file gives vectors; leave one of them out"
+            )
+        if len(experiment.task_names(suite)) < 2:
+            raise InputError("budget: needs two or more tasks")
+        for rule in self.block.rules:
+            try:
+                check_aggregator(rule, {})
+            except InputError as error:
+                raise type(error)(f"budget.rules: {error}") from None
+
+    def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
+        block, search = self.block, search_inputs(trial.experiment.search)
+        if not is_about(block, trial.experiment, trial.regime):
+            return
+        yield trial.cell(Budgeted, _score_apart, trial.tasks, method="apart")
+        for rule in ("mean", *block.rules):
+            yield trial.cell(Budgeted, partial(_merge, rule=rule), trial.tasks, method=rule, **search)
+        yield trial.cell(Budgeted, _train_together, trial.tasks, method="together")
+        for rounds in block.rounds:
+            if rounds > 1:  # one is the mean
+                job = partial(_alternate, block=block, rounds=rounds)
+                yield trial.cell(Budgeted, job, trial.tasks, rounds=rounds, **block.options(), **search)
+        if after := block.post_hoc:
+            chosen = {"after": after.model_dump(), **block.options(), **search}
+            for jointly in (False, True):
+                job = partial(_refine, block=block, after=after, jointly=jointly)
+                yield trial.cell(Budgeted, job, trial.tasks, jointly=jointly, **chosen)
+
+    def facts(self, results: Results, regime: str, seed: int) -> Plain:
+        found = results.stored(Budgeted, regime, seed)
+        return {"budget": found} if found else {}
+
+    def tables(self, results: Results) -> Iterator[Table]:
+        several = len(results.plan.experiment.regimes) > 1
+        for regime, rows in results.by_regime(Budgeted).items():
+            yield _table(rows, results.plan.metrics, f", {regime}" if several else "")
+
+    def drawings(self, results: Results) -> Iterator[Drawing]:
+        found = results.by_regime(Budgeted)
+        for number, (regime, rows) in enumerate(found.items()):
+            caption = f"Equal training steps, {regime}: mean test metric; lines are methods without rounds."
+            yield Drawing(f"budget-{number}" if number else "budget", caption, partial(_draw, rows))
+        rounds = {regime: [row for row in rows if row[0].kind == "rounds"] for regime, rows in found.items()}
+        yield from drawings_of_rounds("budget-rounds", rounds)
+
+
+def _steps(trial: Trial) -> dict[str, int]:
+    """Training steps of each task."""
+    return {
+        task: total_steps(
+            [len(trial.evaluator.part(task).split)], trial.experiment.settings(trial.regime, trial.seed, task)
+        )
+        for task in trial.tasks
+    }
+
+
+def _labels(trial: Trial) -> int:
+    """Validation examples of all tasks."""
+    return sum(len(trial.evaluator.split(task, "validation")) for task in trial.tasks)
+
+
+def _score_apart(trial: Trial) -> Plain:
+    single = own_models(trial).test
+    return {
+        "name": "a model for each task",
+        "kind": "apart",
+        "steps": sum(_steps(trial).values()),
+        "plain": measured(single, single),
+    }
+
+
+def _merge(trial: Trial, rule: str) -> Plain:
+    vectors = bind_all(list(trial.vectors.values()), trial.evaluator.backbone.source)
+    usual = 1.0 if rule == "mean" else RULES[rule].coefficient
+    grid = trial.experiment.search.scaled(len(vectors)) if rule == "mean" else trial.experiment.search
+    return {
+        "name": "mean; addition" if rule == "mean" else rule,
+        "kind": "merged",
+        "steps": sum(_steps(trial).values()),
+        "labels": _labels(trial),
+        "bytes": 2 * bytes_of(trial.vectors),
+        **_measured(trial, combine(rule, vectors), usual, grid),
+    }
+
+
+def _measured(trial: Trial, vector: TaskVector, usual: float, grid: Grid) -> dict[str, object]:
+    """A vector at a coefficient, and at the one that is best on validation data."""
+    single, points = own_models(trial), trial.points_of({"": vector})
+
+    def values(coefficient: float, split: SplitName) -> dict[str, float]:
+        return trial.evaluator.values(points.at({"": coefficient}), trial.tasks, split)
+
+    search = search_scale(lambda at: values(at, "validation"), single.validation, grid)
+    plain, tuned = (measured(values(at, "test"), single.test) for at in (usual, search.coefficient))
+    return {"plain": plain, "tuned": {**tuned, **search.record()}}
+
+
+def _train_together(trial: Trial) -> Plain:
+    point = trial.points_of({"": trial.joint_vector()}).at({"": 1.0})
+    values = trial.evaluator.values(point, trial.tasks, "test")
+    return {
+        "name": "joint training",
+        "kind": "together",
+        "steps": sum(_steps(trial).values()),
+        "plain": measured(values, own_models(trial).test),
+    }
+
+
+def _alternate(trial: Trial, block: BudgetSettings, rounds: int) -> Plain:
+    stored = trial.stored(cell_of(trial, block, rounds))
+    steps = _steps(trial)
+    common = [total_steps([len(trial.evaluator.part(task).split)], trial.settings) for task in trial.tasks]
+    share = participants(block.participation, len(steps)) / len(steps)
+    return {
+        "name": f"ATM, {rounds} rounds",
+        "kind": "rounds",
+        "steps": round(sum(common) * share),
+        "labels": _labels(trial),
+        "bytes": sum(of["bytes"] for of in stored["history"]),  # type: ignore[attr-defined]
+        **stored,
+    }
+
+
+def _refine(trial: Trial, block: BudgetSettings, after: PostHoc, jointly: bool) -> Plain:
+    """From the best sum of vectors that were trained for fewer steps, so that all steps are as many."""
+    whole, single = _steps(trial), own_models(trial)
+    spent = {task: after.steps or max(1, steps // 5) for task, steps in whole.items()}
+    short = [task for task, steps in whole.items() if spent[task] >= steps]
+    if short:
+        raise InputError(
+            f"budget.post_hoc.steps: {spent[short[0]]}, expected fewer than the {whole[short[0]]} of "
+            f"{short[0]!r}, which they are taken off"
+        )
+    vectors = {task: trial.vector(task, steps=whole[task] - spent[task]) for task in trial.tasks}
+    total = combine("sum", list(vectors.values()))
+    points = trial.points_of({"": total})
+    search = search_scale(
+        lambda at: trial.evaluator.values(points.at({"": at}), trial.tasks, "validation"),
+        single.validation,
+        trial.experiment.search,
+    )
+    steps = max(spent.values())
+    changed: dict[str, Any] = {"steps": steps, **({"lr": after.lr} if after.lr else {})}
+    refined = refine(
+        trial.evaluator,
+        bind_all([search.coefficient * total], trial.evaluator.backbone.source)[0],
+        trial.tasks,
+        rounds=after.rounds,
+        regime=trial.trains,
+        settings=trial.settings.model_copy(update=changed),
+        rule=block.rule,
+        scales=after.scales,
+        single=single.validation,
+        jointly=jointly,
+        watch=trial.lab.watch,
+        **block.params,
+    )
+    point = trial.points_of({"": refined.vector}).at({"": 1.0})
+    return {
+        "name": "addition, then joint tuning" if jointly else f"addition, then {after.rounds} rounds",
+        "kind": "after",
+        "steps": sum(whole[task] - spent[task] + steps for task in trial.tasks),
+        "labels": refined.labels,
+        "kept": refined.kept,
+        "bytes": None if jointly else 2 * bytes_of(vectors) + refined.bytes,
+        "rounds": refined.rounds,
+        "scale": refined.scale,
+        "trace": refined.trace,
+        "before": measured(
+            trial.evaluator.values(points.at({"": search.coefficient}), trial.tasks, "test"), single.test
+        ),
+        "plain": measured(trial.evaluator.values(point, trial.tasks, "test"), single.test),
+    }
+
+
+def _table(rows: Sequence[Sequence[Budgeted]], metrics: Mapping[str, str], about: str) -> Table:
+    heads = {
+        "apart": "a model for each task",
+        "merged": "trained apart, merged once",
+        "rounds": "trained apart, merged in every round",
+        "together": "trained together",
+        "after": "merged once, tuned on validation labels",
+    }
+    groups = {head: [_row(of, metrics) for of in rows if of[0].kind == kind] for kind, head in heads.items()}
+    chosen = [
+        f"{of[0].name}: {Range([seed.rounds for seed in of], 'd', by=' to ')} taken"
+        for of in rows
+        if of[0].kind == "after"
+    ]
+    note = (
+        f"Absolute / normalized, per cent.{reciprocal_note(metrics.values())} Steps are those of all tasks. "
+        "Labels are validation examples, read for the best coefficient or, after the fact, to tune and to "
+        "choose when to stop: a fifth is kept apart for that. Sent: vectors, both ways, where examples stay "
+        f"with their tasks. {'; '.join(chosen)}{'.' if chosen else ''}"
+    )
+    columns = ("", "steps", "sent, MB", "as it is", "labels", "best coefficient", "at best coefficient")
+    shown = {head: group for head, group in groups.items() if group}
+    return Table.grouped(f"Equal training steps{about}", columns, shown, note)
+
+
+def _row(of: Sequence[Budgeted], metrics: Mapping[str, str]) -> tuple[object, ...]:
+    first, tuned = of[0], [row.tuned for row in of if row.tuned]
+    at_best = (coefficients(tuned), both(tuned, metrics)) if tuned else (NOTHING, NOTHING)
+    shown: object = both([row.plain for row in of], metrics)
+    if before := [row.before for row in of if row.before]:
+        shown = Several([both(before, metrics), shown], by=" → ")
+    about = (first.name, first.steps, megabytes(first.bytes), shown)
+    return (*about, first.labels or NOTHING, *at_best)
+
+
+def _draw(rows: Sequence[Sequence[Budgeted]]) -> "Figure":
+    figure, [ax] = axes_in_a_row(1, 5.6, 3.6)
+    curves = {
+        name: {
+            max(1, of[0].rounds): [found.absolute for found in edits]
+            for of in rows
+            if of[0].kind == "rounds" or of[0].name.startswith("mean")
+            if (edits := [edit for row in of if (edit := getattr(row, field))])
+        }
+        for name, field in (("ATM", "plain"), ("ATM, best coefficient", "tuned"))
+    }
+    for place, (name, curve) in enumerate(curves.items()):
+        heights = [100 * fmean(values) for values in curve.values()]
+        spread = [100 * (pstdev(values) if len(values) > 1 else 0.0) for values in curve.values()]
+        ax.errorbar(list(curve), heights, spread, marker="o", color=f"C{place}", capsize=2, label=name)
+    others = [of for of in rows if of[0].kind != "rounds" and not of[0].name.startswith("mean")]
+    for place, of in enumerate(others, start=2):
+        height = 100 * fmean((row.tuned or row.plain).absolute for row in of)
+        ax.axhline(height, lw=1, ls="--", color=f"C{place}", label=of[0].name)
+    ax.set_xscale("log")
+    turns = sorted({turn for curve in curves.values() for turn in curve})
+    ax.set_xticks(turns, map(str, turns))
+    ax.minorticks_off()
+    ax.set_xlabel("rounds (one is the mean, or addition at its best coefficient)")
+    ax.set_ylabel("mean test metric, %")
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
