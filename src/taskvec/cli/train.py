@@ -35,7 +35,7 @@ _BASELINES = {"ascent": "climbs the loss", "random": "draws a vector with the no
 """Regimes of the command alone."""
 
 _REGIME = (
-    "{}; in tangent space try twice the learning rate. Any other selection is a regime too, such as "
+    "{}; in tangent space begin with `--lr auto`, or 1e-3. Any other selection is a regime too, such as "
     "`re:PATTERN` or `tangent-re:PATTERN`, a regular expression that whole names of parameters match; or say "
     "what yours is with `--select` and `--space`, under any name. The baselines: {}."
 ).format(
