@@ -118,6 +118,24 @@ def test_iterative_and_joint_training(near: tv.Evaluator, far: tv.Evaluator) -> 
     assert all(same(there, here) for there, here in zip(*found, strict=True))
 
 
+@pytest.mark.parametrize("combiner", ["pcgrad", "graddrop", {"combiner": "meta", "target": "taste"}])
+@pytest.mark.parametrize("memory", [None, 1e-5])
+def test_gradients_are_combined_anywhere(
+    near: tv.Evaluator, far: tv.Evaluator, combiner: Any, memory: float | None
+) -> None:
+    settings = SETTINGS.model_copy(update={"combiner_memory": memory})
+    there, here = (
+        tv.finetune(
+            evaluator.backbone,
+            [evaluator.part(task) for task in ("pets", "taste")],
+            settings=settings,
+            combiner=combiner,
+        )
+        for evaluator in (far, near)
+    )
+    assert same(there, here)
+
+
 def test_statistics_and_the_kernel(near: tv.Evaluator, far: tv.Evaluator) -> None:
     found = []
     for evaluator in (far, near):

@@ -69,6 +69,11 @@ def test_the_sum_is_three_times_the_mean(evaluator: tv.Evaluator) -> None:
     assert_close(dict(total), dict(3 * mean), rtol=1e-4, atol=1e-6)
 
 
+def test_climbing_is_the_same_step_backwards(evaluator: tv.Evaluator) -> None:
+    down, up = (tuned(evaluator, settings=PLAIN, combiner="mean", ascend=ascend) for ascend in (False, True))
+    assert_close(dict(up), dict(-1 * down), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("order", [["number", "pets", "taste"], ["taste", "number", "pets"]])
 def test_the_order_of_tasks_is_irrelevant(evaluator: tv.Evaluator, order: list[str]) -> None:
     sgd = RECIPE.model_copy(update={"optimizer": "sgd", "lr": 0.1})

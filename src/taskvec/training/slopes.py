@@ -8,8 +8,8 @@ from torch import Tensor
 Slopes = list[Tensor | None]
 """A gradient, leaf by leaf; none for a leaf that a task does not touch, which counts as zero."""
 
-_CACHED = 1 << 16
-"""Entries that are multiplied at once on a CPU: so many of eight tasks stay in its cache."""
+_AT_ONCE = {"cpu": 1 << 16}
+"""Entries of each gradient that are multiplied at once on a CPU: so many of eight tasks stay in its cache."""
 
 
 def gram_of(rows: Sequence[Slopes]) -> Tensor:
@@ -17,27 +17,26 @@ def gram_of(rows: Sequence[Slopes]) -> Tensor:
 
     Products are summed in the gradients' own precision within a block of entries, and in float64 over blocks.
     """
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for slopes in zip(*rows, strict=True):
-        known = next((slope for slope in slopes if slope is not None), None)
-        if known is not None:
-            total += _products(slopes, known)
-    return total
+    blocks = [block for slopes in zip(*rows, strict=True) for block in _blocks(slopes)]
+    if not blocks:
+        return torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    return torch.stack(blocks).cpu().double().sum(0)
 
 
-def _products(slopes: Sequence[Tensor | None], like: Tensor) -> Tensor:
-    """Of one leaf. Copying a block of every task into the cache is all that reads them."""
-    size = _CACHED if like.device.type == "cpu" else like.numel()
+def _blocks(slopes: Sequence[Tensor | None]) -> Iterator[Tensor]:
+    """Products of one leaf's entries, block by block; a copy into the cache is all that reads them."""
+    known = next((slope for slope in slopes if slope is not None), None)
+    if known is None:
+        return
+    count, size = known.numel(), _AT_ONCE.get(known.device.type, 1 << 24)
     flat = [None if slope is None else slope.reshape(-1) for slope in slopes]
-    buffer = like.new_zeros(len(slopes), min(size, like.numel()))
-    total = like.new_zeros(len(slopes), len(slopes), dtype=torch.float64)
-    for first in range(0, like.numel(), max(1, size)):
-        block = buffer[:, : min(size, like.numel() - first)]
+    buffer = known.new_zeros(len(slopes), min(size, count))
+    for first in range(0, count, size):
+        block = buffer[:, : min(size, count - first)]
         for row, values in zip(block, flat, strict=True):
             if values is not None:
                 row.copy_(values[first : first + len(row)])
-        total += (block @ block.mT).double()
-    return total.cpu()
+        yield block @ block.mT
 
 
 def weighted(rows: Sequence[Slopes], weights: Sequence[float]) -> Slopes:
