@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from taskvec.evaluation.linear import LinearFeatures, linear_features
     from taskvec.evaluation.metrics import score
     from taskvec.evaluation.points import OrdinaryPoints, Points, TangentPoints
+    from taskvec.evaluation.pruning import Pruned, prune_layers
     from taskvec.evaluation.refining import Refined, refine
     from taskvec.evaluation.search import Grid, search_addition, search_each, search_negation
     from taskvec.merging.keys import learn_keys, make_library
@@ -113,6 +114,8 @@ _HOME = {
     "learn_coefficients": "coefficients.learning",
     "learn_lines": "coefficients.lines",
     "fit_surgery": "coefficients.surgery",
+    "Pruned": "evaluation.pruning",
+    "prune_layers": "evaluation.pruning",
     "Grid": "evaluation.search",
     "HarnessSettings": "evaluation.harness",
     "harness": "evaluation.harness",
@@ -154,6 +157,7 @@ __all__ = [
     "OrdinaryPoints",
     "Part",
     "Points",
+    "Pruned",
     "Refined",
     "Regime",
     "Split",
@@ -197,6 +201,7 @@ __all__ = [
     "ntk_product",
     "open_recipe",
     "open_weights",
+    "prune_layers",
     "refine",
     "route",
     "save_adapter",

@@ -31,6 +31,7 @@ costs: true
 regularised: true
 library: {k: 2}
 few_shot: {shots: [1, 2], targets: [gabor], pool: others}
+layers: {by: first-order}
 lm_eval: {tasks: [own], limit: 10}
 """
 
@@ -62,7 +63,17 @@ def test_every_study_of_experiment_files_is_asked_for(tmp_path: Path) -> None:
 
 def test_every_kind_of_cell_is_there(cells: list[Cell[Record]]) -> None:
     kinds = {"zero_shot", "single", "geometry", "addition", "joint", "atm", "negation", "analogy"}
-    also = {"budget", "method", "disentanglement", "costs", "lm_eval", "library", "few_shot", "regularised"}
+    also = {
+        "budget",
+        "method",
+        "disentanglement",
+        "costs",
+        "lm_eval",
+        "library",
+        "few_shot",
+        "regularised",
+        "layers",
+    }
     assert {cell.kind.cell for cell in cells} == {*kinds, *also}
 
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "search": "Search the numbers of a recipe that score best: on a suite, a command, a function.",
     "compress": "Store a task vector in fewer bytes, and say what is lost.",
     "mask": "Store the vectors of many tasks as one, with a mask for each.",
+    "prune-layers": "Keep the fewest layers of a task vector that hold its validation score.",
     "inspect": "Show what checkpoints and task vectors hold.",
     "rules": "List the rules that turn several task vectors into one.",
     "methods": "List the methods that the study `methods` compares: rules, learned coefficients, others.",
@@ -62,7 +63,8 @@ def _app(command: str | None) -> App:
         suppress_keyboard_interrupt=False,
     )
     for name, line in COMMANDS.items():
-        app.command(f"taskvec.cli.{name}:{name}", name=name, help=None if name == command else line)
+        function = name.replace("-", "_")
+        app.command(f"taskvec.cli.{function}:{function}", name=name, help=None if name == command else line)
     app.register_install_completion_command(
         name="install-completion", help="Install completion for your shell."
     )

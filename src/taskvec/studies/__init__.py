@@ -33,6 +33,7 @@ STUDIES: "Registry[type[Study[Any]]]" = Registry(
         "coefficients": "taskvec.studies.addition:Coefficients",
         "advantage": "taskvec.studies.advantage:Advantage",
         "disentanglement": "taskvec.studies.disentanglement:Disentanglement",
+        "layers": "taskvec.studies.layers:Layers",
         "costs": "taskvec.studies.cost:Costs",
     },
 )

@@ -76,10 +76,15 @@ class Stored(Summand):
 class Scaled(Delta):
     """A direction whose tensors have factors of their own; of a linear form still one.
 
+    Args:
+        recorded: its provenance, where that is more than what it is made of.
+
     Raises: InputError for a factor of a tensor that is not there; NonFinite.
     """
 
-    def __init__(self, delta: Delta, factors: Mapping[str, float]) -> None:
+    def __init__(
+        self, delta: Delta, factors: Mapping[str, float], recorded: VectorInfo | None = None
+    ) -> None:
         for name, factor in factors.items():
             if name not in delta.specs:
                 raise InputError(f"scale of {name!r}: no such tensor; {nearest(name, delta.specs)}")
@@ -91,6 +96,7 @@ class Scaled(Delta):
             delta.specs,
             delta.base,
             parts=(delta,),
+            recorded=recorded,
         )
         self.delta, self.factors = delta, dict(factors)
 
@@ -103,4 +109,4 @@ class Scaled(Delta):
         return terms
 
     def bind(self, base: Weights, *, drop: bool = False) -> "Scaled":
-        return Scaled(self.delta.bind(base, drop=drop), self.factors)
+        return Scaled(self.delta.bind(base, drop=drop), self.factors, self.recorded)

@@ -58,7 +58,12 @@ def as_stored(vector: Delta, dtype: torch.dtype | None) -> Decoded | None:
     terms = {term for name in vector for term in vector.terms_at(name)}
     [(summand, coefficient)] = terms if len(terms) == 1 else [(None, 0.0)]
     held = None if summand is None or coefficient != 1 else factors_in(summand)
-    if held is None or dtype is None:
+    if held is None:
+        return None
+    kept = [name for name in held if vector.terms_at(name)]
+    if dtype is None and len(kept) == len(held):
         return held
-    pairs = {name: Pair(*(half.to(dtype) for half in held.pair(name))) for name in held.info.coded}
-    return factored(pairs, held.info.coded) if held.info.coded.keys() == held.keys() else None
+    if held.info.coded.keys() != held.keys():
+        return None
+    pairs = {name: Pair(*(half.to(dtype or half.dtype) for half in held.pair(name))) for name in kept}
+    return factored(pairs, held.info.coded)
