@@ -75,7 +75,7 @@ def test_of_rates_that_gain_almost_as_much_the_smallest_is_taken(
     assert Found(tried, 2.0, 30, {}).rate == expected
 
 
-@pytest.mark.parametrize("regime", ["attention", "tangent", "lora", "tangent-lora"])
+@pytest.mark.parametrize("regime", ["attention", "tangent", "lora", "tangent-lora", "gated"])
 def test_every_regime_finds_a_rate_that_learns(evaluator: tv.Evaluator, regime: str) -> None:
     vector = tuned(evaluator, "pets", regime=regime)
     search = search_of(vector)
