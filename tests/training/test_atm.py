@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from taskvec.errors import InputError, UnknownName
 from taskvec.models.backbone import Backbone
 from taskvec.models.functional import encode
 from taskvec.models.heads import Head
+from taskvec.studies.atm import AtmSettings
 from taskvec.training.checkpoint import Checkpoint
 from taskvec.training.space import linearized
 
@@ -404,3 +406,33 @@ def test_a_penalty_is_of_the_whole_displacement(evaluator: tv.Evaluator, regime:
         evaluator.backbone, parts(evaluator), rounds=4, settings=strong, regime=regime, state="kept"
     )
     assert tied.norm() < 0.5 * free.norm()
+
+
+def test_what_a_rule_drops_at_random_is_drawn_anew_in_every_round(evaluator: tv.Evaluator) -> None:
+    """Else the entries that it dropped in the first round would never move."""
+    options = {"settings": RECIPE, "regime": "attention", "rule": "dare", "density": 0.5}
+    once, thrice = (
+        tv.atm(evaluator.backbone, parts(evaluator)[:1], rounds=rounds, **options)  # type: ignore[arg-type]
+        for rounds in (1, 3)
+    )
+    names = tv.select(evaluator.backbone, "attention")
+    still = [float(torch.cat([v[n].flatten() == 0 for n in names]).float().mean()) for v in (once, thrice)]
+    assert still == pytest.approx([0.5, 0.125], abs=0.05)
+
+
+def test_options_of_yesterday_make_the_keys_of_yesterday() -> None:
+    assert AtmSettings(rounds=(2,)).options() == {"rule": "mean", "scale": 1.0}
+    assert AtmSettings(rounds=(2,), state="kept").options().keys() == {"rule", "scale", "state"}
+
+
+def test_no_parameter_of_a_rule_is_taken_for_an_option() -> None:
+    """``scale`` is an option by its name since there is ATM; files refuse it as a parameter of the rule."""
+    options = set(signature(tv.atm).parameters) - {"params", "scale"}
+    assert not [name for name, rule in tv.RULES.items() if options & rule.parameters().keys()]
+
+
+def test_gates_begin_anew_in_every_round(evaluator: tv.Evaluator) -> None:
+    vector = tv.atm(evaluator.backbone, parts(evaluator), rounds=2, settings=RECIPE, regime="gated")
+    assert vector.norm() > 0 and vector.info.space == "ordinary"
+    with pytest.raises(InputError, match="state: kept, and the gates of regime 'gated' begin anew"):
+        tv.atm(evaluator.backbone, parts(evaluator), rounds=2, settings=RECIPE, regime="gated", state="kept")

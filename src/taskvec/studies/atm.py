@@ -206,7 +206,9 @@ def cell_of(trial: Trial, block: AtmSettings, rounds: int) -> Cell[Alternated]:
 def drawings_of_rounds(name: str, runs: Mapping[str, Sequence[Sequence[InRounds]]]) -> Iterator[Drawing]:
     """A figure a regime of what happened from round to round."""
     for number, (regime, of_regime) in enumerate(runs.items()):
-        if any(run.rounds > 1 and run.history for of_rounds in of_regime for run in of_rounds):
+        if any(
+            len(run.history) > 2 for of_rounds in of_regime for run in of_rounds
+        ):  # two points are no curve
             caption = (
                 f"ATM, {regime}, from round to round: the loss of the mean and what bounds it where the loss "
                 "is convex, validation, and cosines between what the tasks learned in a round."
