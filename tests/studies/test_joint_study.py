@@ -95,6 +95,17 @@ def test_all_read_as_many_examples(write: Write) -> None:
     assert read == [(4, 4 * 3 * 16), (12, 12 * 16)]
 
 
+def test_trainings_by_a_combiner_may_have_settings_of_their_own(write: Write) -> None:
+    path = write("{combiner: [null, mean], training: {steps: 12, batch_size: 5, lr: 4e-3}}")
+    assert run(path) == 0
+    plain, by_mean = (record["inputs"] for record in records(path, "joint"))
+    assert "joint" not in plain and by_mean["joint"] == {"steps": 12, "batch_size": 5, "lr": 4e-3}
+    logs = (path.with_name("run") / "logs").glob("seed0/full/pets+taste+number-*.jsonl")
+    first, other = ([json.loads(line) for line in log.read_text().splitlines()] for log in logs)
+    assert len(first) == len(other) == 12
+    assert {max(line["lr"] for line in lines) for lines in (first, other)} == {2e-3, 4e-3}
+
+
 def test_what_is_there_is_not_computed_again(write: Write) -> None:
     path = write("true")
     assert run(path) == 0
@@ -126,6 +137,8 @@ def test_what_is_there_is_not_computed_again(write: Write) -> None:
             "joint: target: 'pet' is not trained; did you mean 'pets'",
         ),
         ("{combiner: 3}", "joint.combiner"),
+        ("{combiner: mean, training: {rate: 1}}", "unknown key 'rate' in 'joint.training'"),
+        ("{combiner: mean, training: {lr: 0}}", "joint.training.lr"),
         ("{combiners: mean}", "unknown key 'combiners' in 'joint'; did you mean 'combiner'?"),
         ("{combiner: 'combining:mine'}", "joint: combiner: names code to run, 'combining:mine'; read it"),
     ],

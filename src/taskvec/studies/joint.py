@@ -7,7 +7,7 @@ from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, PositiveFloat, PositiveInt
 
 from taskvec.code import check_allowed, names_code
 from taskvec.config import Config
@@ -42,6 +42,15 @@ def _listed(value: object) -> object:
     return tuple({"combiner": one} if isinstance(one, str) else one for one in several)
 
 
+class Differing(Config):
+    """Settings of trainings by a combiner that differ from the regime's: steps that hold more examples may go
+    further, or hold fewer of each task."""
+
+    lr: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+
+
 class JointSettings(Config):
     """Train one model on all tasks at once: the upper reference of addition."""
 
@@ -50,6 +59,8 @@ class JointSettings(Config):
     combiner: Annotated[tuple[Chosen, ...], BeforeValidator(_listed)] = ()
     """What makes one gradient of the tasks': a name, a mapping with parameters, or a list of these, in which
     null stands for training without a combiner for as long. By default one model without a combiner."""
+    training: Differing = Differing()
+    """What trainings by a combiner have in place of the regime's settings."""
 
 
 def _switch(value: object) -> object:
@@ -127,7 +138,10 @@ class Joint(Study[JointSettings]):
         if not self.block.combiner:
             yield trial.cell(Joined, _train_jointly, trial.tasks)
         for chosen in self.block.combiner:
-            cell = trial.cell(Joined, partial(_combine, chosen=chosen), trial.tasks, combiner=chosen)
+            settings = self.block.training.model_dump(exclude_none=True) if chosen else {}
+            job = partial(_combine, chosen=chosen, settings=settings)
+            more = {"joint": settings} if settings else {}
+            cell = trial.cell(Joined, job, trial.tasks, combiner=chosen, **more)
             yield replace(cell, label=f"{name_of(chosen)}, {cell.label}")
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
@@ -140,7 +154,7 @@ class Joint(Study[JointSettings]):
 
     def tables(self, results: Results) -> Iterator[Table]:
         for regime, models in _combined(results).items():
-            yield _table(results, regime, models)
+            yield _table(results, regime, models, self.block.training)
 
     def drawings(self, results: Results) -> Iterator[Drawing]:
         for number, (regime, models) in enumerate(_combined(results).items()):
@@ -169,7 +183,7 @@ def _measure(trial: Trial, vector: TaskVector) -> Plain:
     return measured(trial.evaluator.values(point, trial.tasks, "test"), own_models(trial).test)
 
 
-def _combine(trial: Trial, chosen: Chosen) -> Plain:
+def _combine(trial: Trial, chosen: Chosen, settings: Mapping[str, Any]) -> Plain:
     """The model trained with a combiner, or without for as many examples, and how the training went."""
     steps: list[Mapping[str, float]] = []
 
@@ -179,7 +193,7 @@ def _combine(trial: Trial, chosen: Chosen) -> Plain:
     if chosen is None:
         vector = trial.joint_vector(told)
     else:
-        vector = trial.vector(*trial.tasks, combiner=chosen, told=told)
+        vector = trial.vector(*trial.tasks, settings=settings, combiner=chosen, told=told)
     seconds = sum(figures.get("seconds", 0) for figures in steps)
     told_of = {"combiner": name_of(chosen), "seconds": seconds, "course": _course(steps, trial.tasks)}
     return {**_measure(trial, vector), **told_of}
@@ -208,7 +222,7 @@ def _combined(results: Results) -> dict[str, list[list[Joined]]]:
     return {regime: of for regime, of in models.items() if of[0][0].combiner}
 
 
-def _table(results: Results, regime: str, models: Sequence[Sequence[Joined]]) -> Table:
+def _table(results: Results, regime: str, models: Sequence[Sequence[Joined]], differing: Differing) -> Table:
     metrics, tasks = results.plan.metrics, results.plan.tasks
     rows: list[Sequence[object]] = [
         (name, both(edits, metrics), *_by_task(edits, metrics), "", "")
@@ -226,12 +240,22 @@ def _table(results: Results, regime: str, models: Sequence[Sequence[Joined]]) ->
             )
         )
     columns = ("", "mean", *(titled(task, metrics[task]) for task in tasks), "conflicts, %", "seconds")
-    note = (
+    return Table(f"Joint training, {regime}", columns, rows, _note(metrics, differing))
+
+
+def _note(metrics: Mapping[str, str], differing: Differing) -> str:
+    own = differing.model_dump(exclude_none=True)
+    alike = " All rows read as many training examples; meta reads a batch more a step."
+    return (
         "Mean: absolute / normalized, per cent; then the test metric of every task."
-        f"{reciprocal_note(metrics.values())} All rows read as many training examples; meta reads a batch "
-        "more a step. Conflicts: pairs of tasks whose gradients point against each other, over all steps."
+        f"{reciprocal_note(metrics.values())}{'' if own.keys() & {'steps', 'batch_size'} else alike}"
+        f"{f' Trainings by a combiner: {_listed_settings(own)}.' if own else ''}"
+        " Conflicts: pairs of tasks whose gradients point against each other, over all steps."
     )
-    return Table(f"Joint training, {regime}", columns, rows, note)
+
+
+def _listed_settings(own: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in own.items())
 
 
 def _by_task(edits: Sequence[Measured], metrics: Mapping[str, str]) -> Iterator[object]:

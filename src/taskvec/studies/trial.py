@@ -229,24 +229,27 @@ class Trial:
         *tasks: str,
         ascend: bool = False,
         steps: int | None = None,
+        settings: Mapping[str, float] | None = None,
         combiner: Mapping[str, Any] | None = None,
         told: Log | None = None,
     ) -> TaskVector:
         """The vector trained on tasks together; of a post-hoc regime, the one that it evaluates.
 
         Args:
-            steps: in place of the regime's.
+            steps, settings: in place of the regime's.
             combiner: of the tasks' gradients, with its parameters.
             told: see :meth:`train`.
         """
         trained = self.experiment.trained(self.regime)
         if trained != self.regime:
             there = Trial(self.lab, trained, self.seed)
-            return there.vector(*tasks, ascend=ascend, steps=steps, combiner=combiner, told=told)
+            return there.vector(
+                *tasks, ascend=ascend, steps=steps, settings=settings, combiner=combiner, told=told
+            )
         if len(tasks) == 1 and tasks[0] in self.lab.given and not ascend:
             [vector] = bind_all([self.lab.given[tasks[0]]], self.evaluator.backbone.source)
             return vector
-        changed = {"steps": steps} if steps else {}
+        changed = {**(settings or {}), **({"steps": steps} if steps else {})}
 
         def validate(vector: TaskVector) -> dict[str, float]:
             point = self.points_of({"tau": vector}).at({"tau": 1.0})
