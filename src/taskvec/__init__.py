@@ -56,9 +56,11 @@ if TYPE_CHECKING:
     from taskvec.tasks.task import Split, Task
     from taskvec.training.atm import atm
     from taskvec.training.finetune import finetune
+    from taskvec.training.masks import mask_vote
     from taskvec.training.parts import Part, make_part
     from taskvec.training.regimes import Regime
     from taskvec.training.settings import TrainSettings
+    from taskvec.training.sparse import tune_sparse
     from taskvec.vectors import TaskVector, apply, combine, save_adapter, similarity
     from taskvec.vectors.library import Library
     from taskvec.vectors.stored.masked import MaskedVectors, emr, tall_masks
@@ -104,6 +106,8 @@ _HOME = {
     "Regime": "training.regimes",
     "TrainSettings": "training.settings",
     "finetune": "training.finetune",
+    "mask_vote": "training.masks",
+    "tune_sparse": "training.sparse",
     "atm": "training.atm",
     "Evaluator": "evaluation.evaluator",
     "OrdinaryPoints": "evaluation.points",
@@ -194,6 +198,7 @@ __all__ = [
     "load_suite",
     "make_library",
     "make_part",
+    "mask_vote",
     "methods",
     "negation",
     "ntk",
@@ -216,6 +221,7 @@ __all__ = [
     "similarity",
     "single_task",
     "tall_masks",
+    "tune_sparse",
     "wrap",
 ]
 

@@ -14,6 +14,7 @@ from taskvec.progress import Watch, unwatched
 from taskvec.training.joint import Asked, joint_by
 from taskvec.training.logs import Log, logged
 from taskvec.training.loop import train
+from taskvec.training.masks import Masks, digest_of
 from taskvec.training.parts import Part, others_of
 from taskvec.training.penalties.settings import foreign
 from taskvec.training.rate import forget, recorded, telling, with_rate
@@ -35,6 +36,7 @@ def finetune(
     validate: Callable[[TaskVector], Mapping[str, float]] | None = None,
     references: Sequence[Part] = (),
     keep: Path | None = None,
+    mask: Masks | None = None,
     watch: Watch = unwatched,
     log: Log | None = None,
 ) -> TaskVector:
@@ -50,6 +52,8 @@ def finetune(
             Gram matrix that returns weights, or a mapping, ``{"combiner": "cagrad", "c": 0.4}``.
         ascend: climb the loss instead (the gradient-ascent baseline of negation).
         validate: figures to report on the way, of the task vector as it is then.
+        mask: the only entries of tensors, or rows, that move, see :func:`taskvec.mask_vote`; of regimes that
+            train whole tensors.
         references: other tasks, of which penalties in the settings may use the inputs, and no labels; those
             of ``parts`` are left out.
         checkpoint, keep, watch: see :func:`taskvec.training.loop.train`. A search for the learning rate keeps
@@ -73,11 +77,13 @@ def finetune(
         joint=joint,
         references=others,
         keep=keep,
+        mask=mask,
         checkpoint=checkpoint,
         watch=watch,
         label=label,
     )
     more |= recorded(search)
+    more |= {} if mask is None else {"mask": digest_of(mask)}
 
     def vector(deltas: Mapping[str, Tensor]) -> TaskVector:
         variant = "gradient ascent" if ascend else None
@@ -96,6 +102,7 @@ def finetune(
         validate=None if validate is None else lambda deltas: validate(vector(deltas)),
         references=others,
         keep=keep,
+        mask=mask,
         watch=telling(logged(watch, log), search),
         label=f"ascent {joined(chosen)}{by}" if ascend else label,
     )

@@ -22,6 +22,7 @@ from taskvec.tasks.ahead import ahead
 from taskvec.training.checkpoint import Checkpoint
 from taskvec.training.gradients import Terms, add_gradients, bind_penalties
 from taskvec.training.joint import Joint
+from taskvec.training.masks import Masks, digest_of, fitted
 from taskvec.training.moments import Moments
 from taskvec.training.parts import Part, check_parts, others_of
 from taskvec.training.penalties.penalty import Given
@@ -52,6 +53,7 @@ def train(
     displaced: Params | None = None,
     portion: range | None = None,
     moments: Moments | None = None,
+    mask: Masks | None = None,
     watch: Watch = unwatched,
     label: str = "training",
 ) -> Params:
@@ -76,6 +78,7 @@ def train(
         portion: the steps to take, of those that the settings ask for, in their order and schedule; all of
             them by default.
         moments: what the optimizer goes on with; replaced by what it is at the end.
+        mask: the only entries, or rows, that move; a tensor that it lacks stays as it is.
         watch: told after every step; its facts are the loss, the penalties if there are some, the learning
             rate, the norm of the gradient before clipping, how much a second is read, the share of open
             layers where there are gates, and the figures of ``validate``.
@@ -88,7 +91,11 @@ def train(
     check_parts(backbone, parts)
     check_precision(settings.precision, space)
     device, scale = backbone.device, LossScale.of(settings.precision)
+    inside = None if mask is None else fitted(mask, start)
+    start = start if inside is None else {name: start[name] for name in start if name in inside}
     moved = move(backbone, start, space, lora, settings.seed, gates, displaced)
+    if inside is not None:
+        moved.confine(inside)
     leaves = moved.leaves
     clipped = {name: leaf for name, leaf in leaves.items() if name not in moved.rates}
     optimizer = _optimizer(settings, moved)
@@ -101,7 +108,7 @@ def train(
     sizes = [of_part.sizes for of_part in prepared]
     steps, order = _order(sizes, settings, joint)
     used = others if penalties else []
-    signature = _signature(parts, settings, space, lora or gates, sign, start, used, joint)
+    signature = _signature(parts, settings, space, lora or gates, sign, start, used, joint, inside)
     signature = _continued(signature, displaced, portion, moments)
     penalties += moved.terms(steps)
     state = Checkpoint(checkpoint, leaves, optimizer, signature, scale)
@@ -250,6 +257,7 @@ def _signature(
     start: Params,
     references: Sequence[Part],
     joint: Joint | None,
+    mask: Masks | None,
 ) -> str:
     """What a checkpoint must agree with to be resumed: every setting, the data, the start."""
     return json.dumps(
@@ -260,6 +268,7 @@ def _signature(
             **({} if parted is None else {type(parted).__name__.lower(): asdict(parted)}),
             **({"references": [_told(part) for part in references]} if references else {}),
             **({} if joint is None else {"joint": dict(joint.said)}),
+            **({} if mask is None else {"mask": digest_of(mask)}),
             "sign": sign,
             "start": _sums(start),
         },

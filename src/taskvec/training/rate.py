@@ -23,6 +23,7 @@ from taskvec.tasks.objective import Batch, Prepared
 from taskvec.tasks.split import Split
 from taskvec.training.joint import Joint
 from taskvec.training.loop import train
+from taskvec.training.masks import Masks, digest_of
 from taskvec.training.parts import Part
 from taskvec.training.regimes import Regime, Space
 from taskvec.training.settings import TrainSettings
@@ -108,6 +109,7 @@ def with_rate(
     joint: Joint | None = None,
     references: Sequence[Part] = (),
     keep: Path | None = None,
+    mask: Masks | None = None,
     checkpoint: Path | None = None,
     watch: Watch = unwatched,
     label: str = "training",
@@ -120,7 +122,7 @@ def with_rate(
     almost as much as the best, the smallest is taken: longer trainings, and sums of vectors, ask for less.
 
     Args:
-        start, joint, references, keep: as for the training, see :func:`taskvec.training.loop.train`.
+        start, joint, references, keep, mask: as for the training, see :func:`taskvec.training.loop.train`.
         checkpoint: of the training; losses of finished short trainings are kept beside it, so that a search
             that was killed goes on.
 
@@ -142,10 +144,11 @@ def with_rate(
             joint=joint,
             references=references,
             keep=keep,
+            mask=mask,
             watch=watch,
         ),
         partial(validation_loss, backbone, start, parts, examples, settings, regime.evaluated_in, watch),
-        Notes(checkpoint, _digest(parts, examples, settings, start, regime, joint, references)),
+        Notes(checkpoint, _digest(parts, examples, settings, start, regime, joint, references, mask)),
         label,
     )
     tried = probe.search()
@@ -332,6 +335,7 @@ def _digest(
     regime: Regime,
     joint: Joint | None,
     references: Sequence[Part],
+    mask: Masks | None,
 ) -> str:
     """Of what decides a search."""
     said = {
@@ -345,5 +349,6 @@ def _digest(
         "references": [[part.name, part.fingerprint] for part in references],
         "start": {name: float(value.cpu().double().sum()) for name, value in start.items()},
         "torch": torch.__version__,
+        **({} if mask is None else {"mask": digest_of(mask)}),
     }
     return xxhash.xxh3_128_hexdigest(json.dumps(said, sort_keys=True).encode())

@@ -62,6 +62,7 @@ class Moved(ABC):
         self.backbone = backbone
         self._start = self._held(start)
         self._before = {name: value for name, value in self._held(displaced or {}).items() if name in start}
+        self._still: Params = {}  # by leaf, which of its entries stay where they are
 
     @abstractmethod
     def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -100,6 +101,18 @@ class Moved(ABC):
         """Figures of the space for the log."""
         return {}
 
+    def confine(self, mask: Params) -> None:
+        """Move no entry of the leaves outside of a mask (bool, by leaf, in their shapes).
+
+        Raises: InputError for a space whose leaves are not the parameters.
+        """
+        if self.leaves.keys() != self._start.keys():
+            raise InputError("mask: goes with regimes that train whole tensors, in ordinary or tangent space")
+        inside = {name: mask[name].to(leaf.device) for name, leaf in self.leaves.items()}
+        self._still = {name: ~of for name, of in inside.items()}
+        for name, leaf in self.leaves.items():
+            leaf.register_hook(partial(torch.mul, inside[name]))  # type: ignore[no-untyped-call]
+
     def _decayed(self) -> Sequence[str]:
         """The leaves that weight decay acts on."""
         return list(self.leaves)
@@ -112,9 +125,12 @@ class Moved(ABC):
         if not names:
             return
         leaves = [self.leaves[name] for name in names]
+        held = {name: self.leaves[name][of] for name, of in self._still.items()}
         torch._foreach_mul_(leaves, 1 - amount)
         if pull is not None:
             torch._foreach_add_(leaves, [self._start[name] for name in names], alpha=pull * amount)
+        for name, values in held.items():
+            self.leaves[name][self._still[name]] = values
 
 
 class Ordinary(Moved):
