@@ -9,10 +9,12 @@ from torch.testing import assert_close
 
 import taskvec as tv
 from taskvec.cli import main
+from taskvec.models.functional import encode
 from taskvec.names import group_of, grouped
 from taskvec.tasks.kinds.classification import Classifying
 from taskvec.training.loop import train
 from taskvec.training.regimes import Gates
+from taskvec.training.space import move
 
 RECIPE: dict[str, Any] = {"lr": 3e-3, "steps": 12, "batch_size": 16, "weight_decay": 0.1, "validations": 0}
 
@@ -164,6 +166,15 @@ def test_the_joint_variant_starts_from_a_shared_network(
     edited = tv.apply(shared, vector)
     same = [name for name in shared if torch.equal(edited[name], shared[name])]
     assert len(changed(vector)) < len(shared) and set(same) >= set(shared) - set(changed(vector))
+
+
+def test_closed_layers_stay_where_the_model_was_displaced_to(evaluator: tv.Evaluator) -> None:
+    start, batch = evaluator.pretrained, evaluator.backbone.example()
+    before = {name: torch.full_like(value, 0.01) for name, value in start.items()}
+    moved = move(evaluator.backbone, start, "ordinary", None, 0, Gates(threshold=0.2), before)
+    there = {name: value + before[name] for name, value in start.items()}
+    assert_close(moved.outputs(batch), encode(evaluator.backbone, there, batch), rtol=0, atol=0)
+    assert moved.displacement() == {}
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,7 @@ def _tune(
         recipe,
         space=kind.evaluated_in,
         lora=kind.lora,
+        gates=kind.gating,
         displaced=before,
         validate=offer,
         watch=watch,

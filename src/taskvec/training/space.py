@@ -340,10 +340,11 @@ def move(
     gates: Gates | None = None,
     displaced: Params | None = None,
 ) -> Moved:
-    """The model at ``start`` and a displacement, to be moved on by whole tensors or by factors; or, at
-    ``start`` alone, in layers with gates."""
+    """The model at ``start`` and a displacement, to be moved on by whole tensors or by factors; or in layers
+    with gates, which are closed at the two together."""
     if gates is not None:
-        return Gated(backbone, start, gates)
+        before = {name: value for name, value in (displaced or {}).items() if name in start}
+        return Gated(backbone, {**start, **{n: start[n] + v.to(start[n]) for n, v in before.items()}}, gates)
     if lora is None:
         return (Tangent if space == "tangent" else Ordinary)(backbone, start, displaced)
     kind = TangentFactors if space == "tangent" else Factors
