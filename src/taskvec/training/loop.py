@@ -103,7 +103,8 @@ def train(
         moments.into(optimizer)
     asked = [part.objective.on(device) for part in parts]
     others = others_of(parts, references)
-    penalties = bind_penalties(Given(backbone, moved, others, settings, keep, watch))
+    names = [part.name for part in parts]
+    penalties = bind_penalties(Given(backbone, moved, others, settings, keep, watch, names))
     prepared = [part.objective.prepare(backbone, part.split) for part in parts]
     sizes = [of_part.sizes for of_part in prepared]
     steps, order = _order(sizes, settings, joint)

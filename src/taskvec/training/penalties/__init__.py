@@ -16,7 +16,9 @@ PENALTIES: "Registry[Callable[..., Callable[[int], Tensor]]]" = Registry(
     "penalty",
     {
         "decay": "taskvec.training.penalties.decay:bind",
+        "diagonal": "taskvec.training.penalties.tak:bind_diagonal",
         "orthoreg": "taskvec.training.penalties.orthoreg:bind",
+        "tak": "taskvec.training.penalties.tak:bind",
         "tau_jp": "taskvec.training.penalties.tau_jp:bind",
     },
 )

@@ -25,6 +25,7 @@ class Given:
         moved: the model and its displacement.
         references: other tasks, of which only the inputs are used.
         keep: a folder for what is measured once and serves other trainings too; none to keep nothing.
+        trained: names of the tasks that are learned.
     """
 
     backbone: Backbone
@@ -33,3 +34,4 @@ class Given:
     settings: TrainSettings
     keep: Path | None
     watch: Watch
+    trained: Sequence[str] = ()

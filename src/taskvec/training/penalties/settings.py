@@ -46,7 +46,35 @@ class OrthoReg(Strength):
     """Of the deviation: `paper` squares its norm, `code` does not, `cosine` is free of scale."""
 
 
-PenaltySettings = Decay | TauJp | OrthoReg
+class Curved(Strength):
+    """What penalties by curvature have."""
+
+    foreign: ClassVar[bool] = True
+    strength: NonNegativeFloat = 100.0
+    """What it is multiplied by before it is added to the loss."""
+    examples: PositiveInt = 256
+    """Inputs of each other task that its curvature is measured on."""
+    files: tuple[str, ...] = ()
+    """Of `taskvec stats`, one a task, in place of measuring; that of the task that is trained is left out."""
+
+
+class Tak(Curved):
+    """How far the outputs on other tasks' inputs move, by Kronecker factors of the curvature there."""
+
+    kind: Literal["tak"] = "tak"
+    factors: Literal["kfac", "ekfac"] = "kfac"
+    """Factors alone, or with exact values along their eigenvectors, which are kept one a task."""
+    merge: Literal["merged", "one-a-task"] = "merged"
+    """Whether the factors of all other tasks become one pair, so that cost and memory are those of one."""
+
+
+class Diagonal(Curved):
+    """How far the outputs on other tasks' inputs move, by the diagonal of the curvature there."""
+
+    kind: Literal["diagonal"] = "diagonal"
+
+
+PenaltySettings = Decay | TauJp | OrthoReg | Tak | Diagonal
 """A penalty of any kind."""
 
 SETTINGS: dict[str, type[PenaltySettings]] = {

@@ -1,0 +1,211 @@
+"""Curvature on other tasks: measured once, kept in files, read with care."""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from taskvec.errors import BaseMismatch, CorruptFile, InputError, KeyMismatch
+from taskvec.statistics.blocks import Block, blocks
+from taskvec.statistics.curvature import Curvature, measure
+from taskvec.statistics.probes import Probing
+from taskvec.tasks.loaders import in_batches
+from taskvec.training.parts import Part, check_outputs
+from taskvec.training.penalties.penalty import Given
+from taskvec.training.penalties.settings import Curved
+from taskvec.vectors import BaseInfo
+from taskvec.vectors.statistics import StatisticsInfo, read_statistics
+from taskvec.weights import Weights, open_weights, save_weights
+
+PARTS: Mapping[Curvature, Sequence[str]] = {"kfac": ("A", "B"), "ekfac": ("UA", "UB", "D"), "ggn": ()}
+"""What a file of a kind holds of a block, behind ``#``."""
+
+_TOLERANCE = 1e-3
+"""Of rounding, relative to the largest entry."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Curvature on one task.
+
+    Args:
+        size: examples of the task, by which tasks are weighed.
+        read: gives the tensors by name, checked, on the CPU.
+    """
+
+    size: int
+    read: Callable[[], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the curvature on the other tasks comes from."""
+
+    kind: Curvature
+    settings: Curved
+    given: Given
+
+    def check(self) -> None:
+        """Refuse to begin without other tasks. Raises: InputError."""
+        if not (self.settings.files or self.given.references):
+            raise InputError(
+                f"penalty {self.settings.kind}: no references, expected other tasks, whose inputs "
+                "it measures; name some in references, give files of taskvec stats, or leave the penalty out"
+            )
+
+    def blocks(self) -> list[Block]:
+        """Those whose factors are known: of all parameters in files, of those that move where it measures."""
+        parameters = self.given.backbone.encoder_parameters()
+        names = list(parameters) if self.settings.files else list(self.given.moved.tau())
+        return [] if self.kind == "ggn" else blocks(self.given.backbone, names)
+
+    def known(self) -> list[Known]:
+        """Task by task, in an order of its own, so that theirs does not matter.
+
+        Raises: InputError for a file of another kind or damaged; BaseMismatch for one of another model;
+            KeyMismatch for one of other shapes.
+        """
+        if not self.settings.files:
+            parts = sorted(self.given.references, key=lambda part: part.name)
+            return [Known(len(part.split), partial(self._of_part, part)) for part in parts]
+        infos = {ref: self._check_file(open_weights(ref)) for ref in sorted(set(self.settings.files))}
+        return [
+            Known(info.available or info.examples, partial(self._of_file, ref))
+            for ref, info in infos.items()
+            if info.task not in self.given.trained
+        ]
+
+    def _of_file(self, ref: str | Path) -> Mapping[str, Tensor]:
+        with open_weights(ref) as weights:
+            self._check_file(weights)
+            return self._read(weights)
+
+    def _of_part(self, part: Part) -> Mapping[str, Tensor]:
+        """Measured on the inputs of a task, or read where that was done before."""
+        check_outputs(self.given.backbone, part.name, part.objective)
+        keep = self.given.keep
+        if keep is None or part.fingerprint is None:
+            return self._measured(part)
+        info = self._info(part)
+        place = keep / _filename(info, sorted(self.given.moved.tau()), len(part.split))
+        if not place.exists():
+            keep.mkdir(parents=True, exist_ok=True)
+            # Another training may be at the same: each writes a file of its own, and the last one stays.
+            own = place.with_name(f"{place.stem}.{os.getpid()}.safetensors")
+            save_weights(self._measured(part), own, force=True, metadata=info.header())
+            own.replace(place)
+        return self._of_file(place)
+
+    def _measured(self, part: Part) -> dict[str, Tensor]:
+        backbone, seed = self.given.backbone, self.given.settings.seed
+        drawn = part.split.draw(self.settings.examples, seed)
+        inputs = in_batches(part.objective.prepare(backbone, drawn), 64)
+        names, label = list(self.given.moved.tau()), f"curvature of {part.name}"
+        how, watch = Probing(seed=seed), self.given.watch
+        return measure(backbone, inputs, names, self.kind, how, watch=watch, label=label)
+
+    def _info(self, part: Part) -> StatisticsInfo:
+        weights = open_weights(self.given.backbone.source)
+        return StatisticsInfo(
+            kind=self.kind,
+            model=BaseInfo(ref=weights.ref, fingerprint=weights.fingerprint()),
+            task=part.name,
+            data=part.fingerprint or "",
+            split="train",
+            examples=min(self.settings.examples, len(part.split)),
+            available=len(part.split),
+            seed=self.given.settings.seed,
+            probes=1,
+        )
+
+    def _check_file(self, weights: Weights) -> StatisticsInfo:
+        """What a file says of itself, from its header alone."""
+        info = read_statistics(weights)
+        if info is None or info.kind != self.kind:
+            found = "no statistics" if info is None else f"statistics of kind {info.kind!r}"
+            raise InputError(
+                f"{weights.ref}: holds {found}, expected kind {self.kind!r}; make them with: taskvec stats "
+                f"MODEL -t TASK --kind {self.kind} -o FILE"
+            )
+        base = open_weights(self.given.backbone.source)
+        if info.model.fingerprint != base.fingerprint():
+            raise BaseMismatch(
+                f"{weights.ref}: curvature at {info.model.ref} (fingerprint {info.model.fingerprint}), "
+                f"expected {base.ref} (fingerprint {base.fingerprint()}), the model that is trained; measure "
+                "it there with taskvec stats"
+            )
+        wanted = self._shapes()
+        for name in (*weights, *weights.tied):
+            if name in wanted and weights.spec(name).shape != wanted[name]:
+                shape = weights.spec(name).shape
+                raise KeyMismatch(f"{weights.ref}: {name!r} has shape {shape}, expected {wanted[name]}")
+        for block in self.blocks():
+            names = [f"{block.weight}#{part}" for part in PARTS[self.kind]]
+            missing = [name for name in names if name not in weights]
+            if missing and len(missing) < len(names):
+                raise KeyMismatch(
+                    f"{weights.ref}: lacks {missing[0]!r}, expected it beside the other factors; measure it "
+                    "again with taskvec stats"
+                )
+        return info
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors that may be read."""
+        parameters = self.given.backbone.encoder_parameters()
+        shapes: dict[str, tuple[int, ...]] = {name: tuple(value.shape) for name, value in parameters.items()}
+        for block in self.blocks():
+            rows, columns = block.sides
+            sides = {"A": (columns, columns), "B": (rows, rows), "D": (rows, columns)}
+            shapes |= {f"{block.weight}#{part}": sides[part.removeprefix("U")] for part in PARTS[self.kind]}
+        return shapes
+
+    def _read(self, weights: Weights) -> dict[str, Tensor]:
+        """The tensors of a file, checked.
+
+        Raises: CorruptFile for numbers that no curvature has.
+        """
+        tensors = {}
+        for name in (name for name in self._shapes() if name in weights):
+            tensors[name] = weights[name].float()
+            if fault := _fault(name, tensors[name]):
+                raise CorruptFile(f"{weights.ref}: {name!r} {fault}; measure it again with taskvec stats")
+        return tensors
+
+
+def _fault(name: str, value: Tensor) -> str | None:
+    """What keeps a tensor from being part of a curvature."""
+    part = name.rpartition("#")[2] if "#" in name else ""
+    if not value.isfinite().all():
+        return "holds NaN or infinity, expected numbers"
+    if part in ("A", "B"):
+        return None if _is_curved(value) else "has negative directions, or is not symmetric, expected neither"
+    if part in ("UA", "UB"):
+        off = value.mT @ value - torch.eye(len(value))
+        return None if off.abs().max() < _TOLERANCE * 10 else "has columns that are not orthonormal"
+    return "holds negative numbers, expected squares" if value.numel() and value.min() < 0 else None
+
+
+def _is_curved(value: Tensor) -> bool:
+    """Whether a matrix is symmetric and positive semi-definite, up to rounding."""
+    size = float(value.abs().max())
+    if size == 0:
+        return True
+    unit = value / size
+    if float((unit - unit.mT).abs().max()) > _TOLERANCE:
+        return False
+    raised = unit.diagonal_scatter(unit.diagonal() + _TOLERANCE)
+    return not int(torch.linalg.cholesky_ex(raised).info)
+
+
+def _filename(info: StatisticsInfo, names: Sequence[str], size: int) -> str:
+    """What tells factors in a folder apart: the model, the data, the draw and the parameters."""
+    told = [info.model.fingerprint, info.data, size, info.examples, info.seed, *names]
+    digest = xxhash.xxh3_64_hexdigest("/".join(map(str, told)).encode())
+    name = info.task if re.fullmatch(r"[\w-]{1,80}", info.task) else "task"
+    return f"{info.kind}-{name}-{digest}.safetensors"
