@@ -18,7 +18,7 @@ from taskvec.statistics.probes import Probing
 from taskvec.tasks.loaders import in_batches
 from taskvec.training.parts import Part, check_outputs
 from taskvec.training.penalties.penalty import Given
-from taskvec.training.penalties.settings import Curved
+from taskvec.training.penalties.settings import Diagonal, Tak
 from taskvec.vectors import BaseInfo
 from taskvec.vectors.statistics import StatisticsInfo, read_statistics
 from taskvec.weights import Weights, open_weights, save_weights
@@ -48,7 +48,7 @@ class Source:
     """Where the curvature on the other tasks comes from."""
 
     kind: Curvature
-    settings: Curved
+    settings: Tak | Diagonal
     given: Given
 
     def check(self) -> None:

@@ -111,7 +111,8 @@ class _Energies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, terms: Sequence[Energy], names: Sequence[str], *taus: Tensor) -> Tensor:
         tau = dict(zip(names, taus, strict=True))
-        values, slopes = [], {}
+        values: list[Tensor] = []
+        slopes: dict[str, Tensor] = {}
         for term in terms:
             value, of_term = term.slopes(tau)
             values.append(value)
@@ -120,6 +121,6 @@ class _Energies(torch.autograd.Function):
         return torch.stack(values).sum()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(2 * slope * half for half in ctx.saved_tensors)
