@@ -1,7 +1,10 @@
 """What a file of statistics says about itself, and whether it belongs to a vector."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
 
 from taskvec._version import __version__
 from taskvec.errors import InputError, KeyMismatch, and_more
@@ -10,7 +13,7 @@ from taskvec.rules.rule import Rule
 from taskvec.rules.statistics import NEEDED
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.info import BaseInfo, HeaderInfo, VectorInfo
-from taskvec.weights import Weights
+from taskvec.weights import Weights, open_weights, save_weights
 
 KEY = "taskvec_statistics"
 Kind = Literal["fisher", "gram", "kfac", "ekfac", "ggn"]
@@ -53,6 +56,26 @@ def read_statistics(weights: Weights) -> StatisticsInfo | None:
     Raises: CorruptFile if it cannot be read.
     """
     return StatisticsInfo.read(weights, KEY) if KEY in weights.metadata else None
+
+
+Opened = Weights
+"""An open file of statistics."""
+
+
+def open_statistics(ref: str | Path) -> Opened:
+    """A file of statistics, to be checked by whoever reads it."""
+    return open_weights(ref)
+
+
+def save_statistics(tensors: Mapping[str, Tensor], path: Path, info: StatisticsInfo) -> None:
+    """Write a file of statistics, in the place of one that is there."""
+    save_weights(tensors, path, force=True, metadata=info.header())
+
+
+def measured_at(source: Any) -> BaseInfo:
+    """What statistics say of the model they are measured at, from what ``open_weights`` takes for it."""
+    weights = open_weights(source)
+    return BaseInfo(ref=weights.ref, fingerprint=weights.fingerprint())
 
 
 def check_statistics(rule: Rule, vectors: Sequence[Delta], stats: Sequence[Weights] | None) -> None:

@@ -19,9 +19,14 @@ from taskvec.tasks.loaders import in_batches
 from taskvec.training.parts import Part, check_outputs
 from taskvec.training.penalties.penalty import Given
 from taskvec.training.penalties.settings import Diagonal, Tak
-from taskvec.vectors import BaseInfo
-from taskvec.vectors.statistics import StatisticsInfo, read_statistics
-from taskvec.weights import Weights, open_weights, save_weights
+from taskvec.vectors.statistics import (
+    Opened,
+    StatisticsInfo,
+    measured_at,
+    open_statistics,
+    read_statistics,
+    save_statistics,
+)
 
 PARTS: Mapping[Curvature, Sequence[str]] = {"kfac": ("A", "B"), "ekfac": ("UA", "UB", "D"), "ggn": ()}
 """What a file of a kind holds of a block, behind ``#``."""
@@ -74,7 +79,7 @@ class Source:
         if not self.settings.files:
             parts = sorted(self.given.references, key=lambda part: part.name)
             return [Known(len(part.split), partial(self._of_part, part)) for part in parts]
-        infos = {ref: self._check_file(open_weights(ref)) for ref in sorted(set(self.settings.files))}
+        infos = {ref: self._check_file(open_statistics(ref)) for ref in sorted(set(self.settings.files))}
         return [
             Known(info.available or info.examples, partial(self._of_file, ref))
             for ref, info in infos.items()
@@ -82,7 +87,7 @@ class Source:
         ]
 
     def _of_file(self, ref: str | Path) -> Mapping[str, Tensor]:
-        with open_weights(ref) as weights:
+        with open_statistics(ref) as weights:
             self._check_file(weights)
             return self._read(weights)
 
@@ -98,7 +103,7 @@ class Source:
             keep.mkdir(parents=True, exist_ok=True)
             # Another training may be at the same: each writes a file of its own, and the last one stays.
             own = place.with_name(f"{place.stem}.{os.getpid()}.safetensors")
-            save_weights(self._measured(part), own, force=True, metadata=info.header())
+            save_statistics(self._measured(part), own, info)
             own.replace(place)
         return self._of_file(place)
 
@@ -111,10 +116,9 @@ class Source:
         return measure(backbone, inputs, names, self.kind, how, watch=watch, label=label)
 
     def _info(self, part: Part) -> StatisticsInfo:
-        weights = open_weights(self.given.backbone.source)
         return StatisticsInfo(
             kind=self.kind,
-            model=BaseInfo(ref=weights.ref, fingerprint=weights.fingerprint()),
+            model=measured_at(self.given.backbone.source),
             task=part.name,
             data=part.fingerprint or "",
             split="train",
@@ -124,7 +128,7 @@ class Source:
             probes=1,
         )
 
-    def _check_file(self, weights: Weights) -> StatisticsInfo:
+    def _check_file(self, weights: Opened) -> StatisticsInfo:
         """What a file says of itself, from its header alone."""
         info = read_statistics(weights)
         if info is None or info.kind != self.kind:
@@ -133,11 +137,11 @@ class Source:
                 f"{weights.ref}: holds {found}, expected kind {self.kind!r}; make them with: taskvec stats "
                 f"MODEL -t TASK --kind {self.kind} -o FILE"
             )
-        base = open_weights(self.given.backbone.source)
-        if info.model.fingerprint != base.fingerprint():
+        base = measured_at(self.given.backbone.source)
+        if info.model.fingerprint != base.fingerprint:
             raise BaseMismatch(
                 f"{weights.ref}: curvature at {info.model.ref} (fingerprint {info.model.fingerprint}), "
-                f"expected {base.ref} (fingerprint {base.fingerprint()}), the model that is trained; measure "
+                f"expected {base.ref} (fingerprint {base.fingerprint}), the model that is trained; measure "
                 "it there with taskvec stats"
             )
         wanted = self._shapes()
@@ -165,7 +169,7 @@ class Source:
             shapes |= {f"{block.weight}#{part}": sides[part.removeprefix("U")] for part in PARTS[self.kind]}
         return shapes
 
-    def _read(self, weights: Weights) -> dict[str, Tensor]:
+    def _read(self, weights: Opened) -> dict[str, Tensor]:
         """The tensors of a file, checked.
 
         Raises: CorruptFile for numbers that no curvature has.
