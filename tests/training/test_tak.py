@@ -35,6 +35,10 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def number(value: Tensor) -> float:
+    return float(value.detach())
+
+
 def positive(size: int, seed: int) -> Tensor:
     root = drawn(size, size, seed=seed)
     return root @ root.T
@@ -127,7 +131,7 @@ def test_it_is_a_quadratic_form_of_the_displacement_in_every_space(
     slopes = torch.autograd.grad(value, list(of.moved.tau().values()), allow_unused=True)
     work = (
         sum(
-            float((slope * step).sum())
+            number((slope * step).sum())
             for slope, step in zip(slopes, of.moved.tau().values(), strict=True)
             if slope is not None
         )
@@ -142,7 +146,7 @@ def test_it_is_a_quadratic_form_of_the_displacement_in_every_space(
                 if name in of.moved._start and regime in ("full", "attention")
                 else 0 * leaf
             )
-    assert float(penalty(1).detach()) == pytest.approx(0, abs=1e-12)
+    assert number(penalty(1)) == pytest.approx(0, abs=1e-12)
 
 
 def test_equal_factors_make_merging_exact_and_tasks_add_up(evaluator: tv.Evaluator) -> None:
@@ -170,7 +174,7 @@ def test_the_order_of_other_tasks_does_not_matter(evaluator: tv.Evaluator, kind:
 
 def test_merged_factors_are_the_mean_and_the_sum(evaluator: tv.Evaluator, tmp_path: Path) -> None:
     of = given(evaluator, keep=tmp_path)
-    value = float(bound({"kind": "tak"}, of)(0))
+    value = number(bound({"kind": "tak"}, of)(0))
     files = [load_file(path) for path in sorted(tmp_path.glob("kfac-*.safetensors"))]
     assert len(files) == 2
     tau = {name: leaf.detach() for name, leaf in of.moved.tau().items()}
@@ -227,7 +231,7 @@ def test_training_moves_less_where_other_tasks_would_notice(
         with torch.no_grad():
             for name, leaf in of.moved.leaves.items():
                 leaf.copy_(vector[name])
-        return float(penalty(0).detach())
+        return number(penalty(0))
 
     assert size(tight) < 0.9 * size(free)
 
@@ -299,5 +303,5 @@ def test_factors_that_are_of_nothing_trained_are_said(
     save_file(kept, tmp_path / "some.safetensors", metadata=metadata)
     some = {"kind": "tak", "files": [str(tmp_path / "some.safetensors")]}
     with pytest.warns(UserWarning, match="penalty tak: no factors for embeddings"):
-        assert float(bound(some, given(evaluator, references=()))(0)) > 0
+        assert number(bound(some, given(evaluator, references=()))(0)) > 0
     shutil.copy(tmp_path / "some.safetensors", tmp_path / "copy.safetensors")
