@@ -152,7 +152,7 @@ def test_it_is_a_quadratic_form_of_the_displacement_in_every_space(
 def test_equal_factors_make_merging_exact_and_tasks_add_up(evaluator: tv.Evaluator) -> None:
     """One task alone is what it is merged; twice the same task is twice that."""
     values = {
-        (merge, count): float(
+        (merge, count): number(
             bound({"kind": "tak", "merge": merge}, given(evaluator, references=["taste"] * count))(0)
         )
         for merge in ("merged", "one-a-task")
@@ -183,9 +183,9 @@ def test_merged_factors_are_the_mean_and_the_sum(evaluator: tv.Evaluator, tmp_pa
         a = sum((file[f"{block.weight}#A"] for file in files), torch.zeros(())) / 2
         b = sum((file[f"{block.weight}#B"] for file in files), torch.zeros(()))
         w = block.joined(tau[block.weight], None if block.bias is None else tau[block.bias])
-        total += float(torch.trace(b @ w @ a @ w.T))
+        total += number(torch.trace(b @ w @ a @ w.T))
         held |= set(block.names)
-    total += sum(float((file[name] * tau[name] ** 2).sum()) for file in files for name in tau.keys() - held)
+    total += sum(number((file[name] * tau[name] ** 2).sum()) for file in files for name in tau.keys() - held)
     assert value == pytest.approx(total, rel=1e-4)
 
 
