@@ -281,3 +281,29 @@ def test_statistics_of_models_that_changed_places_are_noticed(
     assert tv.combine("fisher", vectors, stats=stats)[LAYER].isfinite().all()
     with pytest.raises(InputError, match="statistics of b, expected those of a"):
         tv.combine("fisher", vectors, stats=stats[::-1])
+
+
+@pytest.mark.parametrize("kind", ["kfac", "ekfac", "ggn"])
+def test_curvature_is_stored_for_a_penalty(
+    tiny_model: Path, tiny_suite: Path, tmp_path: Path, kind: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, made = tmp_path / "taste.safetensors", tmp_path / "pets.safetensors"
+    options = ["-s", tiny_suite, "-t", "taste", "--kind", kind, "--examples", 8]
+    assert command("stats", tiny_model, *options, "-o", out, "--json", "--quiet") == 0
+    [row] = json.loads(capsys.readouterr().out)
+    model, task = tv.load_backbone(str(tiny_model)), tv.load_suite(tiny_suite).task("taste")
+    stored, expected = load_file(out), tv.curvature(model, task, 8, kind=kind)
+    assert stored.keys() == expected.keys() and row["tensors"] == len(expected)
+    assert all(torch.equal(stored[name], value) for name, value in expected.items())
+    info = read_statistics(tv.open_weights(out))
+    assert info is not None
+    assert (info.kind, info.task, info.examples, info.available, info.probes) == (kind, "taste", 8, 96, 1)
+    assert info.model.fingerprint == tv.open_weights(tiny_model).fingerprint()
+    penalty = {"kfac": "tak", "ekfac": "tak:factors=ekfac", "ggn": "diagonal"}[kind]
+    penalty += f"{',' if ':' in penalty else ':'}files={out}"
+    train = ["train", "-m", tiny_model, "-s", tiny_suite, "--steps", 2, "--lr", 1e-3, "--quiet"]
+    assert command(*train, "-t", "pets", "--penalty", penalty, "-o", made) == 0
+    training = tv.TaskVector.load(made).info.training or {}
+    assert training["statistics"][str(out)]["task"] == "taste" and "references" not in training
+    assert command(*train, "-t", "taste", "--penalty", penalty, "-o", tmp_path / "x.safetensors") == 2
+    assert "all are of tasks that are trained (taste)" in capsys.readouterr().err

@@ -92,6 +92,46 @@ def test_a_wrong_penalty_is_one_line(
     assert complaint in error and error.count("\n") == 1
 
 
+WITH_FILES = """
+experiment: tiny
+model: {model}
+suite: {suite}
+tasks: [pets]
+training: {{lr: 2e-3, steps: 2, batch_size: 16}}
+regimes:
+  full: {{}}
+  apart: {{select: full, space: tangent, penalty: {{kind: diagonal, files: [stats/taste.safetensors]}}}}
+search: {{step: 0.5, coarse: 2, limit: 1.0}}
+"""
+
+
+def test_what_files_hold_decides_and_not_where_they_lie(
+    tiny_model: Path, tiny_suite: Path, tmp_path: Path
+) -> None:
+    def measure(seed: int) -> None:
+        given = ("-s", tiny_suite, "-t", "taste", "--kind", "ggn", "--examples", 4, "--seed", seed)
+        file = home / "stats" / "taste.safetensors"
+        assert command("stats", tiny_model, *given, "-o", file, "--force") == 0
+
+    def run() -> set[str]:
+        before = set(folder.glob("vectors/*/*/*"))
+        assert command("run", home / "tiny.yaml", "-o", folder) == 0
+        return {path.parent.name for path in set(folder.glob("vectors/*/*/*")) - before}
+
+    home, folder = tmp_path / "home", tmp_path / "run"
+    home.mkdir()
+    (home / "tiny.yaml").write_text(WITH_FILES.format(model=tiny_model, suite=tiny_suite))
+    measure(0)
+    assert run() == {"full", "apart"}  # of one task alone, with a file of another
+    home = home.rename(tmp_path / "elsewhere")
+    assert run() == set()
+    measure(1)
+    assert run() == {"apart"}
+    training = next(iter(vectors_of(folder, "apart").values()))
+    [told] = training["statistics"].values()
+    assert told["task"] == "taste" and "references" not in training
+
+
 def train(model: Path, suite: Path, output: Path, *more: object) -> int:
     given = ("--lr", 1e-3, "--steps", 2, "--batch-size", 8, "-o", output)
     return command("train", "-m", model, "-s", suite, "-t", "pets", *given, *more)

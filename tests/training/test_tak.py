@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,9 @@ SPOILT: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], dict[s
     "shape": (lambda _: {f"{LAYER}#A": torch.eye(3)}, {}, r"has shape \(3, 3\), expected \(33, 33\)"),
     "nan": (lambda old: {f"{LAYER}#A": old[f"{LAYER}#A"] * torch.nan}, {}, "holds NaN or infinity"),
     "negative": (lambda old: {f"{LAYER}#B": -old[f"{LAYER}#B"]}, {}, "negative directions"),
+    "no examples": (lambda _: {}, {"available": 0}, "measured on 0 examples"),
+    "negative weight": (lambda _: {}, {"available": -9}, "measured on -9 examples"),
+    "own task": (lambda _: {}, {"task": "pets"}, r"all are of tasks that are trained \(pets\)"),
     "lopsided": (lambda old: {f"{LAYER}#B": old[f"{LAYER}#B"].triu()}, {}, "not symmetric"),
 }
 
@@ -287,6 +291,82 @@ def test_files_that_cannot_be_right_are_refused_before_anything_is_trained(
     with pytest.raises(TaskvecError, match=match) as raised:
         bound({"kind": "tak", "files": [str(bad)]}, given(evaluator, references=()))
     assert "\n" not in str(raised.value) and raised.value.exit_code == 2
+
+
+def test_a_task_is_not_counted_twice(evaluator: tv.Evaluator, files: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(files["taste"], tmp_path / "again.safetensors")
+    twice = [str(files["taste"]), str(files["number"]), str(tmp_path / "again.safetensors")]
+    with pytest.raises(TaskvecError, match="are both of task 'taste', expected one a task"):
+        bound({"kind": "tak", "files": twice}, given(evaluator, references=()))
+
+
+def test_provenance_tells_files_from_inputs(evaluator: tv.Evaluator, files: dict[str, Path]) -> None:
+    paths = [str(path) for path in files.values()]
+    training = tuned(evaluator, penalty={"kind": "tak", "files": paths}).info.training or {}
+    assert "references" not in training
+    assert {told["task"] for told in training["statistics"].values()} == {"taste", "number"}
+    assert training["consumed"] == "unlabelled train inputs of other tasks"
+    assert all(told["fingerprint"] and told["split"] == "train" for told in training["statistics"].values())
+
+
+def test_a_checkpoint_is_of_what_files_hold(
+    evaluator: tv.Evaluator, files: dict[str, Path], tmp_path: Path
+) -> None:
+    path, checkpoint = tmp_path / "taste.safetensors", tmp_path / "training.pt"
+    shutil.copy(files["taste"], path)
+
+    def killed(_: str, done: int, __: int, **___: float) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    penalty = {"kind": "tak", "files": str(path)}
+    with pytest.raises(KeyboardInterrupt):
+        tuned(evaluator, penalty=penalty, checkpoint=checkpoint, watch=killed)
+    whole = {name: 3 * value for name, value in load_file(path).items()}
+    spoilt(files["taste"], path, whole)
+    try:
+        gone_on = tuned(evaluator, penalty=penalty, checkpoint=checkpoint)
+    except TaskvecError:
+        return  # said, as for other settings
+    anew = tuned(evaluator, penalty=penalty)
+    assert all(torch.equal(gone_on[name], anew[name]) for name in anew)
+
+
+def test_trainings_at_once_share_a_folder(tiny_model: Path, tiny_suite: Path, tmp_path: Path) -> None:
+    """Each sees whole files, whoever wrote them."""
+    tasks = list(tv.load_suite(tiny_suite).tasks.values())
+
+    def train(_: int) -> tv.TaskVector:
+        own = tv.Evaluator(tv.load_backbone(str(tiny_model)), tasks)
+        return tuned(own, "full", {"kind": "diagonal", "examples": 8}, keep=tmp_path / "kept")
+
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(train, range(3))
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def measured(told: Sequence[str]) -> int:
+    return sum(label.startswith("curvature of ") for label in told)
+
+
+@pytest.mark.parametrize("way", ["lr: auto", "atm"])
+def test_curvature_is_measured_once_a_task(evaluator: tv.Evaluator, way: str) -> None:
+    told: list[str] = []
+
+    def watch(label: str, done: int, total: int, **_: float) -> None:
+        told.extend([label] if done == total else [])
+
+    penalty = {"kind": "diagonal", "examples": 8}
+    recipe = tv.TrainSettings.parse("", {**RECIPE, "steps": 4, "penalty": penalty})
+    parts = [evaluator.part(task) for task in ("pets", "taste", "number")]
+    if way == "atm":
+        tv.atm(evaluator.backbone, parts, rounds=2, settings=recipe, watch=watch)
+        assert measured(told) == 3
+    else:
+        auto = recipe.model_copy(update={"lr": "auto"})
+        tv.finetune(evaluator.backbone, parts[0], settings=auto, references=parts[1:], watch=watch)
+        assert measured(told) == 2
 
 
 def test_a_penalty_without_other_tasks_is_refused(evaluator: tv.Evaluator) -> None:
@@ -304,4 +384,3 @@ def test_factors_that_are_of_nothing_trained_are_said(
     some = {"kind": "tak", "files": [str(tmp_path / "some.safetensors")]}
     with pytest.warns(UserWarning, match="penalty tak: no factors for embeddings"):
         assert number(bound(some, given(evaluator, references=()))(0)) > 0
-    shutil.copy(tmp_path / "some.safetensors", tmp_path / "copy.safetensors")

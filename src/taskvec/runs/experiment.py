@@ -17,7 +17,7 @@ from taskvec.studies.experiment import Experiment
 from taskvec.studies.study import Study
 from taskvec.tasks.source import expanded
 from taskvec.tasks.suite import Suite, load_suite
-from taskvec.training.penalties.settings import foreign
+from taskvec.training.penalties.settings import foreign, with_files
 
 FIRST = ("addition", "negation", "atm", "joint")
 """Blocks that open the settings on a page, where readers look for them; the others follow the registry."""
@@ -36,7 +36,7 @@ def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> 
     if not isinstance(values, dict):
         raise InputError(f"{path}: {type(values).__name__}, expected keys such as 'experiment' and 'model'")
     experiment = _model().parse(str(path), {**values, **(changes or {})})
-    experiment = experiment.model_copy(update={"vectors": _placed(experiment.vectors, path.parent)})
+    experiment = _placed(experiment, path.parent)
     _check_code(experiment, f"{path}: model")
     named = experiment.suite
     suite = load_suite(path.parent / named if named.endswith((".yaml", ".yml")) else named)
@@ -58,13 +58,27 @@ def _check_references(experiment: Experiment, regime: str, tasks: Sequence[str],
     if foreign(settings.penalty) and count < 2:
         raise InputError(
             f"regimes.{regime}: its penalty uses the inputs of other tasks, and there is one task; "
-            "add others under 'tasks', or leave the penalty out"
+            "add others under 'tasks', give it 'files' of taskvec stats, or leave the penalty out"
         )
 
 
-def _placed(vectors: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Paths from the experiment file's folder. Raises: InputError."""
-    return {task: str(folder / expanded(given)) for task, given in vectors.items()}
+def _placed(experiment: Experiment, folder: Path) -> Experiment:
+    """The same with paths from the experiment file's folder. Raises: InputError."""
+
+    def place(given: str) -> str:
+        return str(folder / expanded(given))
+
+    def settled(values: dict[str, Any]) -> dict[str, Any]:
+        return {**values, "penalty": with_files(values["penalty"], place)} if "penalty" in values else values
+
+    return experiment.model_copy(
+        update={
+            "vectors": {task: place(given) for task, given in experiment.vectors.items()},
+            "training": settled(experiment.training),
+            "regimes": {name: settled(values) for name, values in experiment.regimes.items()},
+            "per_task": {name: settled(values) for name, values in experiment.per_task.items()},
+        }
+    )
 
 
 def _check_code(experiment: Experiment, where: str) -> None:

@@ -58,7 +58,9 @@ class Costs(Study[bool]):
         settings = {regime: experiment.settings(regime, trial.seed) for regime in regimes}
         inputs = {
             **trial.plan.evaluation,
-            "training": {name: recipe(of, experiment.regime(name)) for name, of in settings.items()},
+            "training": {
+                name: recipe(of, experiment.regime(name), trial.lab.holding) for name, of in settings.items()
+            },
             "tasks": trial.plan.fingerprints([task, *_read(trial, task, settings)]),
         }
         yield Cell(Measurement, "of training", inputs, partial(_measure, task=task, settings=settings))

@@ -30,7 +30,7 @@ from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.kinds.classification import Classifying
 from taskvec.tasks.suite import Suite
-from taskvec.training.penalties.settings import PenaltySettings, foreign
+from taskvec.training.penalties.settings import PenaltySettings, files_of, foreign
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,7 +100,7 @@ def _row(results: Results, regime: str, seeds: Sequence[Hits]) -> Sequence[objec
     return (
         regime,
         ", ".join(map(named, penalties)) or "none",
-        "unlabelled train inputs" if foreign(penalties) else "nothing",
+        _consumed(penalties),
         mean_in_unit(metrics.values(), single),
         coefficients(sums),
         both(sums, metrics),
@@ -108,6 +108,13 @@ def _row(results: Results, regime: str, seeds: Sequence[Hits]) -> Sequence[objec
         _shown(gain(seeds)),
         _relative(costs, regime, experiment),
     )
+
+
+def _consumed(penalties: Sequence[PenaltySettings]) -> str:
+    """What penalties read of other tasks."""
+    files = "statistics" if files_of(penalties) else ""
+    read = "unlabelled train inputs" if foreign(penalties) else ""
+    return ", ".join(filter(None, (read, files))) or "nothing"
 
 
 def gain(seeds: Sequence[Hits]) -> Difference | None:

@@ -23,7 +23,8 @@ from taskvec.tasks.suite import Suite
 from taskvec.tasks.task import outputs_for
 from taskvec.training.finetune import finetune
 from taskvec.training.logs import Log, recording, replay
-from taskvec.training.penalties.settings import foreign
+from taskvec.training.penalties.factors import told_of_files
+from taskvec.training.penalties.settings import foreign, with_files
 from taskvec.training.regimes import Regime
 from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector
@@ -113,6 +114,17 @@ class Lab:
         return {task: digest_of(vector) for task, vector in self.given.items()}
 
     @cached_property
+    def files(self) -> dict[str, str]:
+        """What the files of statistics hold that are read in place of tasks; by path."""
+        return {}
+
+    def holding(self, path: str) -> str:
+        """The digest of a file of statistics. Raises: InputError."""
+        if path not in self.files:
+            self.files[path] = key_of("statistics", told_of_files([path])[path])
+        return self.files[path]
+
+    @cached_property
     def evaluator(self) -> Evaluator:
         """The experiment's model and tasks. Raises: InputError."""
         experiment = self.plan.experiment
@@ -159,7 +171,7 @@ class Trial:
         return {
             **self.plan.evaluation,
             "regime": self.regime,
-            "training": recipe(self.settings, self.trains),
+            "training": self._recipe(),
             "tasks": self.plan.fingerprints(tasks),
             **self._own_settings(tasks),
             **self._read_by(tasks),
@@ -170,10 +182,17 @@ class Trial:
         """How the regime's vectors are trained, but for tasks with settings of their own."""
         return self.experiment.settings(self.regime, self.seed)
 
+    def _recipe(self) -> dict[str, Any]:
+        """For the key of a cell, how the regime's vectors are trained, but for tasks with settings of their
+        own."""
+        return recipe(self.settings, self.trains, self.lab.holding)
+
     def _own_settings(self, tasks: Sequence[str]) -> dict[str, object]:
         """For the key of a cell on these tasks, what their vectors are trained with besides."""
         given = self.experiment.per_task
-        own = {task: given[task] for task in tasks if task in given}
+        own = {
+            task: {**given[task], **_held(given[task], self.lab.holding)} for task in tasks if task in given
+        }
         ready = {task: digest for task, digest in self.lab.digests.items() if task in tasks}
         return {**({"per_task": own} if own else {}), **({"vectors": ready} if ready else {})}
 
@@ -313,7 +332,7 @@ class Trial:
                 "train_limit": self.experiment.limits.get("train"),
                 "tasks": self.plan.fingerprints(tasks),
                 "regime": self.regime,
-                "settings": recipe(self.settings, self.trains),
+                "settings": self._recipe(),
                 **self._searched(tasks),
                 **inputs,
             },
@@ -347,15 +366,26 @@ class Trial:
         return TaskVector.load(path)
 
 
-def recipe(settings: TrainSettings, regime: Regime | None = None) -> dict[str, Any]:
+def recipe(
+    settings: TrainSettings, regime: Regime | None = None, holding: Callable[[str], str] = str
+) -> dict[str, Any]:
     """What decides a training, for the key of a cell.
+
+    Args:
+        holding: what a file of statistics, by its path, holds.
 
     A setting younger than runs that are on record is left out at its default, so that they keep their keys;
     and so is what the name of a regime tells.
     """
     young = {"decay_towards"} if settings.decay_towards == "zero" else set[str]()
     details = {} if regime is None else regime.details()
-    return {**settings.told(but={"validations", "checkpoint_activations", *young}), **details}
+    told = settings.told(but={"validations", "checkpoint_activations", *young})
+    return {**told, **_held(told, holding), **details}
+
+
+def _held(given: Mapping[str, Any], holding: Callable[[str], str]) -> dict[str, Any]:
+    """The penalties of settings, with what files hold in the place of their paths."""
+    return {"penalty": with_files(given["penalty"], holding)} if "penalty" in given else {}
 
 
 def _folder(regime: str) -> str:

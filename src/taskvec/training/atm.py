@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,8 +13,11 @@ from taskvec.models.selection import selected
 from taskvec.progress import Watch, unwatched
 from taskvec.registry import nearest
 from taskvec.rules import RULES, Rule
+from taskvec.training.finetune import read
 from taskvec.training.logs import Log, Logged, logged
-from taskvec.training.parts import Part
+from taskvec.training.parts import Part, others_of
+from taskvec.training.penalties.factors import kept
+from taskvec.training.penalties.settings import foreign
 from taskvec.training.progress import Progress, RoundFile
 from taskvec.training.regimes import Regime, regime_called
 from taskvec.training.rounds import Aggregator, Course, Span, State, Validate
@@ -113,6 +117,7 @@ def atm(
     name = rule if isinstance(rule, str) else getattr(rule, "name", getattr(rule, "__name__", "custom"))
     told: dict[str, object] = {"rounds": rounds, "rule": name, "scale": scale}
     told |= {key: value for key, value in given.items() if value != usual[key]}
+    told |= read(others_of(parts, references) if foreign(recipe.penalty) else [], recipe.penalty)
     if start is not None:
         _check_start(start, theta0, kind)
         start = start.with_base(backbone.source) if start.base.unbound else start
@@ -121,8 +126,10 @@ def atm(
     if isinstance(course.watch, Logged):
         course.watch.skip(progress.steps)
     merged: TaskVector | None = None
-    while progress.turn < rounds:
-        merged = course.advance(progress, file)
+    with kept(folder, recipe.penalty) as keep:
+        course = replace(course, keep=keep)
+        while progress.turn < rounds:
+            merged = course.advance(progress, file)
     deltas = course.displacement(progress.place)
     if rounds == 1 and start is None and merged is not None:
         # As it was merged, not rounded by adding it to the weights and taking these off.

@@ -1,6 +1,7 @@
 """Task vectors from training: single-task regimes and the baselines they are compared with."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,7 +17,8 @@ from taskvec.training.logs import Log, logged
 from taskvec.training.loop import train
 from taskvec.training.masks import Masks, digest_of
 from taskvec.training.parts import Part, others_of
-from taskvec.training.penalties.settings import foreign
+from taskvec.training.penalties.factors import kept, told_of_files
+from taskvec.training.penalties.settings import PenaltySettings, files_of, foreign
 from taskvec.training.rate import forget, recorded, telling, with_rate
 from taskvec.training.regimes import Regime, regime_called
 from taskvec.training.settings import TrainSettings
@@ -70,42 +72,43 @@ def finetune(
     joint = None if combiner is None else joint_by(combiner, chosen, recipe, backbone.device)
     others = others_of(chosen, references) if foreign(recipe.penalty) else []
     more, by = ({}, "") if joint is None else (dict(joint.said), f" by {joint.combiner.name}")
-    more |= read(others)
+    more |= read(others, recipe.penalty, [part.name for part in chosen])
     start, label = selected(backbone, kind.selection), f"{kind.name} {joined(chosen)}{by}"
-    recipe, search = with_rate(
-        *(backbone, start, chosen, recipe, kind),
-        joint=joint,
-        references=others,
-        keep=keep,
-        mask=mask,
-        checkpoint=checkpoint,
-        watch=watch,
-        label=label,
-    )
-    more |= recorded(search)
-    more |= {} if mask is None else {"mask": digest_of(mask)}
-
-    def vector(deltas: Mapping[str, Tensor]) -> TaskVector:
-        variant = "gradient ascent" if ascend else None
-        return as_vector(
-            backbone, deltas, regime=kind, variant=variant, settings=recipe, parts=chosen, **more
+    with kept(keep, recipe.penalty) if recipe.lr == "auto" else nullcontext(keep) as folder:
+        recipe, search = with_rate(
+            *(backbone, start, chosen, recipe, kind),
+            joint=joint,
+            references=others,
+            keep=folder,
+            mask=mask,
+            checkpoint=checkpoint,
+            watch=watch,
+            label=label,
         )
+        more |= recorded(search)
+        more |= {} if mask is None else {"mask": digest_of(mask)}
 
-    deltas = train(
-        *(backbone, start, chosen, recipe),
-        space=kind.evaluated_in,
-        lora=kind.lora,
-        gates=kind.gating,
-        joint=joint,
-        sign=-1.0 if ascend else 1.0,
-        checkpoint=checkpoint,
-        validate=None if validate is None else lambda deltas: validate(vector(deltas)),
-        references=others,
-        keep=keep,
-        mask=mask,
-        watch=telling(logged(watch, log), search),
-        label=f"ascent {joined(chosen)}{by}" if ascend else label,
-    )
+        def vector(deltas: Mapping[str, Tensor]) -> TaskVector:
+            variant = "gradient ascent" if ascend else None
+            return as_vector(
+                backbone, deltas, regime=kind, variant=variant, settings=recipe, parts=chosen, **more
+            )
+
+        deltas = train(
+            *(backbone, start, chosen, recipe),
+            space=kind.evaluated_in,
+            lora=kind.lora,
+            gates=kind.gating,
+            joint=joint,
+            sign=-1.0 if ascend else 1.0,
+            checkpoint=checkpoint,
+            validate=None if validate is None else lambda deltas: validate(vector(deltas)),
+            references=others,
+            keep=folder,
+            mask=mask,
+            watch=telling(logged(watch, log), search),
+            label=f"ascent {joined(chosen)}{by}" if ascend else label,
+        )
     forget(checkpoint)
     return vector(deltas)
 
@@ -142,13 +145,19 @@ def as_vector(
     )
 
 
-def read(references: Sequence[Part]) -> dict[str, object]:
-    """What provenance says of tasks whose inputs penalties used."""
-    if not references:
+def read(
+    references: Sequence[Part], penalties: Sequence[PenaltySettings] = (), trained: Sequence[str] = ()
+) -> dict[str, object]:
+    """What provenance says of tasks whose inputs penalties used, by themselves or through files."""
+    files = {
+        ref: told for ref, told in told_of_files(files_of(penalties)).items() if told["task"] not in trained
+    }
+    if not (references or files):
         return {}
     answers = any(part.objective.guided for part in references)  # that stand in the inputs
     return {
-        "references": {part.name: part.fingerprint for part in references},
+        **({"references": {part.name: part.fingerprint for part in references}} if references else {}),
+        **({"statistics": files} if files else {}),
         "consumed": f"{'train labels' if answers else 'unlabelled train inputs'} of other tasks",
     }
 

@@ -25,7 +25,9 @@ from taskvec.training.joint import Joint
 from taskvec.training.masks import Masks, digest_of, fitted
 from taskvec.training.moments import Moments
 from taskvec.training.parts import Part, check_parts, others_of
+from taskvec.training.penalties.factors import told_of_files
 from taskvec.training.penalties.penalty import Given
+from taskvec.training.penalties.settings import files_of
 from taskvec.training.regimes import Gates, Lora, Space
 from taskvec.training.scaling import LossScale
 from taskvec.training.settings import TrainSettings
@@ -50,6 +52,7 @@ def train(
     validate: Callable[[Params], Mapping[str, float]] | None = None,
     references: Sequence[Part] = (),
     keep: Path | None = None,
+    seed: int | None = None,
     displaced: Params | None = None,
     portion: range | None = None,
     moments: Moments | None = None,
@@ -74,6 +77,7 @@ def train(
         validate: figures to report on the way, called with the displacement ``settings.validations`` times.
         references: other tasks, of which penalties may use the inputs; those of ``parts`` are left out.
         keep: a folder for what penalties measure once and other trainings may use too.
+        seed: of what is measured so; by default that of the settings.
         displaced: how far from ``start`` the training begins; tangent spaces stay those at ``start``.
         portion: the steps to take, of those that the settings ask for, in their order and schedule; all of
             them by default.
@@ -104,7 +108,7 @@ def train(
     asked = [part.objective.on(device) for part in parts]
     others = others_of(parts, references)
     names = [part.name for part in parts]
-    penalties = bind_penalties(Given(backbone, moved, others, settings, keep, watch, names))
+    penalties = bind_penalties(Given(backbone, moved, others, settings, keep, watch, names, seed))
     prepared = [part.objective.prepare(backbone, part.split) for part in parts]
     sizes = [of_part.sizes for of_part in prepared]
     steps, order = _order(sizes, settings, joint)
@@ -268,6 +272,7 @@ def _signature(
             "space": space,
             **({} if parted is None else {type(parted).__name__.lower(): asdict(parted)}),
             **({"references": [_told(part) for part in references]} if references else {}),
+            **({"statistics": told_of_files(files)} if (files := files_of(settings.penalty)) else {}),
             **({} if joint is None else {"joint": dict(joint.said)}),
             **({} if mask is None else {"mask": digest_of(mask)}),
             "sign": sign,

@@ -25,6 +25,8 @@ from taskvec.training.joint import Joint
 from taskvec.training.loop import train
 from taskvec.training.masks import Masks, digest_of
 from taskvec.training.parts import Part
+from taskvec.training.penalties.factors import told_of_files
+from taskvec.training.penalties.settings import files_of
 from taskvec.training.regimes import Regime, Space
 from taskvec.training.settings import TrainSettings
 from taskvec.training.space import Params, linearized
@@ -347,6 +349,7 @@ def _digest(
         "regime": [regime.name, regime.selection, regime.space, regime.details()],
         "joint": joint and dict(joint.said),
         "references": [[part.name, part.fingerprint] for part in references],
+        **({"statistics": told_of_files(files)} if (files := files_of(settings.penalty)) else {}),
         "start": {name: float(value.cpu().double().sum()) for name, value in start.items()},
         "torch": torch.__version__,
         **({} if mask is None else {"mask": digest_of(mask)}),

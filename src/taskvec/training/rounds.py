@@ -129,6 +129,7 @@ class Course:
             checkpoint=self._beside(turn, part.name),
             references=[*self.parts, *self.references],
             keep=self.keep,
+            seed=self.recipe.seed,  # the rounds share what is measured
             displaced=displaced,
             portion=portion if whole else None,
             moments=progress.moments.setdefault(part.name, Moments()) if self.state == "kept" else None,

@@ -1,11 +1,13 @@
 """Curvature on other tasks: measured once, kept in files, read with care."""
 
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
+from tempfile import TemporaryDirectory
 
 import torch
 import xxhash
@@ -18,7 +20,7 @@ from taskvec.statistics.probes import Probing
 from taskvec.tasks.loaders import in_batches
 from taskvec.training.parts import Part, check_outputs
 from taskvec.training.penalties.penalty import Given
-from taskvec.training.penalties.settings import Diagonal, Tak
+from taskvec.training.penalties.settings import Curved, Diagonal, PenaltySettings, Tak
 from taskvec.vectors.statistics import (
     Opened,
     StatisticsInfo,
@@ -33,6 +35,9 @@ PARTS: Mapping[Curvature, Sequence[str]] = {"kfac": ("A", "B"), "ekfac": ("UA", 
 
 _TOLERANCE = 1e-3
 """Of rounding, relative to the largest entry."""
+
+
+_MAKE = "taskvec stats MODEL -t TASK --kind KIND -o FILE"
 
 
 @dataclass(frozen=True)
@@ -80,11 +85,24 @@ class Source:
             parts = sorted(self.given.references, key=lambda part: part.name)
             return [Known(len(part.split), partial(self._of_part, part)) for part in parts]
         infos = {ref: self._check_file(open_statistics(ref)) for ref in sorted(set(self.settings.files))}
-        return [
-            Known(info.available or info.examples, partial(self._of_file, ref))
-            for ref, info in infos.items()
-            if info.task not in self.given.trained
-        ]
+        used = {ref: info for ref, info in infos.items() if info.task not in self.given.trained}
+        self._check_tasks(used)
+        return [Known(_size(info), partial(self._of_file, ref)) for ref, info in used.items()]
+
+    def _check_tasks(self, infos: Mapping[str, StatisticsInfo]) -> None:
+        """Refuse to count a task twice, or none. Raises: InputError."""
+        kind, first = self.settings.kind, dict[tuple[str, str], str]()
+        for ref, info in infos.items():
+            if (other := first.setdefault((info.task, info.data), ref)) != ref:
+                raise InputError(
+                    f"penalty {kind}: files: {other} and {ref} are both of task {info.task!r}, expected one "
+                    "a task; leave one of them out"
+                )
+        if not infos:
+            raise InputError(
+                f"penalty {kind}: files: all are of tasks that are trained ({', '.join(self.given.trained)})"
+                ", expected some of others; give theirs, or leave the penalty out"
+            )
 
     def _of_file(self, ref: str | Path) -> Mapping[str, Tensor]:
         with open_statistics(ref) as weights:
@@ -102,13 +120,13 @@ class Source:
         if not place.exists():
             keep.mkdir(parents=True, exist_ok=True)
             # Another training may be at the same: each writes a file of its own, and the last one stays.
-            own = place.with_name(f"{place.stem}.{os.getpid()}.safetensors")
+            own = place.with_name(f"{place.stem}.{token_hex(4)}.safetensors")
             save_statistics(self._measured(part), own, info)
             own.replace(place)
         return self._of_file(place)
 
     def _measured(self, part: Part) -> dict[str, Tensor]:
-        backbone, seed = self.given.backbone, self.given.settings.seed
+        backbone, seed = self.given.backbone, self.given.measuring_seed
         drawn = part.split.draw(self.settings.examples, seed)
         inputs = in_batches(part.objective.prepare(backbone, drawn), 64)
         names, label = list(self.given.moved.tau()), f"curvature of {part.name}"
@@ -124,7 +142,7 @@ class Source:
             split="train",
             examples=min(self.settings.examples, len(part.split)),
             available=len(part.split),
-            seed=self.given.settings.seed,
+            seed=self.given.measuring_seed,
             probes=1,
         )
 
@@ -134,8 +152,13 @@ class Source:
         if info is None or info.kind != self.kind:
             found = "no statistics" if info is None else f"statistics of kind {info.kind!r}"
             raise InputError(
-                f"{weights.ref}: holds {found}, expected kind {self.kind!r}; make them with: taskvec stats "
-                f"MODEL -t TASK --kind {self.kind} -o FILE"
+                f"{weights.ref}: holds {found}, expected kind {self.kind!r}; make them with: "
+                f"{_MAKE.replace('KIND', self.kind)}"
+            )
+        if _size(info) < 1:
+            raise CorruptFile(
+                f"{weights.ref}: measured on {_size(info)} examples, as it says, expected 1 or more; measure "
+                "it again with taskvec stats"
             )
         base = measured_at(self.given.backbone.source)
         if info.model.fingerprint != base.fingerprint:
@@ -180,6 +203,43 @@ class Source:
             if fault := _fault(name, tensors[name]):
                 raise CorruptFile(f"{weights.ref}: {name!r} {fault}; measure it again with taskvec stats")
         return tensors
+
+
+def told_of_files(refs: Sequence[str]) -> dict[str, dict[str, object]]:
+    """What files of statistics are and hold, by file; a digest of their numbers included.
+
+    Raises: InputError for a file that holds no statistics.
+    """
+    told: dict[str, dict[str, object]] = {}
+    for ref in refs:
+        with open_statistics(ref) as weights:
+            info = read_statistics(weights)
+            if info is None:
+                raise InputError(f"{ref}: holds no statistics; make them with: {_MAKE}")
+            told[ref] = {
+                "kind": info.kind,
+                "task": info.task,
+                "data": info.data,
+                "split": info.split,
+                "examples": _size(info),
+                "fingerprint": weights.fingerprint(),
+            }
+    return told
+
+
+@contextmanager
+def kept(keep: Path | None, penalties: Sequence[PenaltySettings]) -> Iterator[Path | None]:
+    """A folder for what trainings with these penalties measure, while they last if there is no other."""
+    if keep is not None or not any(isinstance(penalty, Curved) and penalty.reads for penalty in penalties):
+        yield keep
+    else:
+        with TemporaryDirectory(prefix="taskvec-") as folder:
+            yield Path(folder)
+
+
+def _size(info: StatisticsInfo) -> int:
+    """Examples of the task, by which it is weighed."""
+    return info.examples if info.available is None else info.available
 
 
 def _fault(name: str, value: Tensor) -> str | None:

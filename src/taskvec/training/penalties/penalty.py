@@ -26,6 +26,7 @@ class Given:
         references: other tasks, of which only the inputs are used.
         keep: a folder for what is measured once and serves other trainings too; none to keep nothing.
         trained: names of the tasks that are learned.
+        seed: of what is measured once; by default that of the settings.
     """
 
     backbone: Backbone
@@ -35,3 +36,9 @@ class Given:
     keep: Path | None
     watch: Watch
     trained: Sequence[str] = ()
+    seed: int | None = None
+
+    @property
+    def measuring_seed(self) -> int:
+        """Of what is measured once."""
+        return self.settings.seed if self.seed is None else self.seed

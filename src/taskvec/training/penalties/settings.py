@@ -1,13 +1,17 @@
 """What may be said of penalties; reading this imports nothing heavy."""
 
-from collections.abc import Iterable, Sequence
-from typing import Annotated, ClassVar, Literal, get_args
+from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, NonNegativeFloat, PositiveInt
 
 from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.registry import nearest
+
+
+def _one_or_more(given: object) -> object:
+    return (given,) if isinstance(given, str) else given
 
 
 class Strength(Config, use_attribute_docstrings=True):
@@ -17,6 +21,11 @@ class Strength(Config, use_attribute_docstrings=True):
     """Whether it uses the inputs of other tasks."""
     strength: NonNegativeFloat = 1.0
     """What it is multiplied by before it is added to the loss."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether it reads inputs of other tasks in a training."""
+        return self.foreign and self.strength > 0
 
 
 class Decay(Strength):
@@ -54,8 +63,13 @@ class Curved(Strength):
     """What it is multiplied by before it is added to the loss."""
     examples: PositiveInt = 256
     """Inputs of each other task that its curvature is measured on."""
-    files: tuple[str, ...] = ()
+    files: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
     """Of `taskvec stats`, one a task, in place of measuring; that of the task that is trained is left out."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether it measures inputs of other tasks, as it does without files."""
+        return super().reads and not self.files
 
 
 class Tak(Curved):
@@ -100,8 +114,24 @@ def penalty_of(value: object) -> object:
 
 
 def foreign(penalties: Iterable[Strength]) -> bool:
-    """Whether some of these use the inputs of other tasks."""
-    return any(penalty.foreign and penalty.strength for penalty in penalties)
+    """Whether some of these read inputs of other tasks in a training."""
+    return any(penalty.reads for penalty in penalties)
+
+
+def files_of(penalties: Iterable[Strength]) -> list[str]:
+    """The files of statistics that these are given, each once."""
+    used = (penalty for penalty in penalties if isinstance(penalty, Curved) and penalty.strength)
+    return sorted({file for penalty in used for file in penalty.files})
+
+
+def with_files(given: Any, change: Callable[[str], str]) -> Any:
+    """What may stand for penalties, as plain data, with other files."""
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return [with_files(one, change) for one in given]
+    files = _one_or_more(given.get("files")) if isinstance(given, dict) else None
+    if not (isinstance(files, Sequence) and files and all(isinstance(file, str) for file in files)):
+        return given
+    return {**given, "files": [change(file) for file in files]}
 
 
 def _listed(value: object) -> object:
