@@ -70,6 +70,19 @@ def test_what_was_read_is_said(evaluator: tv.Evaluator, vectors: Vectors) -> Non
     assert labels.bincount().tolist() == [3, 3]
 
 
+def test_labels_of_a_probe_are_counted(tiny_model: Path, tiny_suite: Path, vectors: Vectors) -> None:
+    task = tv.load_suite(tiny_suite).task("pets").model_copy(update={"head": "linear-probe"})
+    model = tv.Evaluator(tv.load_backbone(str(tiny_model)), [task])
+    found = tv.adapt(model, vectors, "pets", 1, settings=quick(steps=1))
+    assert found.consumed == ("2 train labels (1 a class)", "96 train labels (by the task's head)")
+    assert tv.adapt(model, vectors, "pets", 0).consumed == ("96 train labels (by the task's head)",)
+
+
+def test_a_class_that_has_fewer_is_told_of(evaluator: tv.Evaluator, vectors: Vectors) -> None:
+    found = tv.adapt(evaluator, vectors, "pets", 1000, settings=quick(steps=1))
+    assert found.consumed == (f"{len(evaluator.split('pets', 'train'))} train labels (at most 1000 a class)",)
+
+
 def test_only_the_shots_are_read(evaluator: tv.Evaluator, vectors: Vectors) -> None:
     found = tv.adapt(evaluator, vectors, "pets", 2, settings=quick(batch=100))
     train = evaluator.split("pets", "train")

@@ -112,6 +112,14 @@ def test_running_again_computes_nothing(folder: Path) -> None:
             ("rounds: [1, 2, 3]", "rules: [regmean], rounds: [1]"),
             "budget.rules: rule 'regmean' needs statistics",
         ),
+        (
+            ("rounds: [1, 2, 3]", "rounds: [7]"),
+            "budget.rounds: 7 is more than the 6 training steps of a task in regime 'attention'",
+        ),
+        (
+            ("search:", "per_task: {pets: {epochs: 2}}\nsearch:"),
+            "budget: compares trainings of equal steps, and per_task.pets has epochs of its own",
+        ),
         (("state: kept", "state: keep"), "budget.state: input should be 'fresh' or 'kept'"),
     ],
 )
@@ -127,3 +135,35 @@ def test_a_mistake_in_the_file_is_one_line(
     assert run(tmp_path / "budget.yaml", tmp_path / "run") == 2
     error = capsys.readouterr().err
     assert complaint in error and error.count("\n") == 1
+
+
+UNEQUAL = """
+experiment: unequal
+model: {model}
+suite: {suite}
+limits: {{validation: 10, test: 10}}
+training: {{lr: 3e-3, epochs: 1, batch_size: 16, validations: 2, penalty: {{kind: tau_jp, strength: 1}}}}
+regimes: {{attention: {{}}}}
+search: {{step: 0.5, coarse: 1, limit: 1}}
+budget: {{rounds: [2], rules: [], participation: 2, post_hoc: {{rounds: 2}}}}
+"""
+
+
+def test_steps_are_those_that_were_taken(tiny_model: Path, tiny_suite: Path, tmp_path: Path) -> None:
+    """Of tasks of unequal length, some of which sit out; the bill is the lines of the logs."""
+    for name, rows in {"pets": 96, "taste": 60, "number": 46}.items():
+        lines = (tiny_suite.parent / f"{name}.jsonl").read_text().splitlines()
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([*lines[:rows], *lines[96:]]))
+    (tmp_path / "tiny.yaml").write_text(tiny_suite.read_text())
+    (tmp_path / "unequal.yaml").write_text(UNEQUAL.format(model=tiny_model, suite=tmp_path / "tiny.yaml"))
+    assert run(tmp_path / "unequal.yaml", tmp_path / "run") == 0
+    facts: Any = json.loads((tmp_path / "run" / "results.json").read_text())
+    steps = {row["name"]: row["steps"] for row in facts["seeds"]["0"]["attention"]["budget"]}
+    [log] = (tmp_path / "run").glob("logs/seed0/attention/atm2-*.jsonl")
+    # 6, 4 and 3 steps; no joint training, whose penalty has no other task to read
+    assert steps == {
+        "a model for each task": 13,
+        "mean; addition": 13,
+        "ATM, 2 rounds": len(log.read_text().splitlines()),
+        "addition, then 2 rounds": 13,
+    }

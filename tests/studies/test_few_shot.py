@@ -132,3 +132,19 @@ def test_shots_are_not_tuned_at_a_rate_that_more_examples_chose(
     path = experiment(tmp_path, tiny_model, tiny_suite, "{shots: [1]}", "{full: {lr: auto}}")
     with pytest.raises(InputError, match="few_shot: lr: auto of regime 'full' reads the whole validation"):
         load_experiment(path)
+
+
+def test_tuning_has_the_penalty_and_a_probe_is_told_of(
+    tiny_model: Path, tiny_suite: Path, tmp_path: Path
+) -> None:
+    for data in tiny_suite.parent.glob("*.jsonl"):
+        (tmp_path / data.name).write_text(data.read_text())
+    text = tiny_suite.read_text().replace("classes: [cat, dog]", "classes: [cat, dog], head: linear-probe")
+    (tmp_path / "tiny.yaml").write_text(text)
+    block = "{shots: [1], targets: [pets, taste], steps: [1], coefficients: {steps: 1}}"
+    regimes = "{full: {penalty: {kind: tau_jp, strength: 1}}}"
+    path = experiment(tmp_path, tiny_model, tmp_path / "tiny.yaml", block, regimes)
+    path.write_text(path.read_text().replace("seeds: [0, 1]", "seeds: [0]"))
+    results = Runner(*load_experiment(path), Store(tmp_path / "run")).run()
+    [table] = [of for of in write_report(results, tmp_path / "run") if of.title.startswith("Few-shot")]
+    assert "But for the heads of pets: they are probes of the whole training split" in table.note

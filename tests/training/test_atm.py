@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from taskvec.errors import InputError, UnknownName
 from taskvec.models.backbone import Backbone
 from taskvec.models.functional import encode
 from taskvec.models.heads import Head
+from taskvec.progress import Watch, unwatched
 from taskvec.studies.atm import AtmSettings
 from taskvec.training.checkpoint import Checkpoint
+from taskvec.training.regimes import REGIMES
 from taskvec.training.space import linearized
 
+LORA = REGIMES["lora"]
 RECIPE = tv.TrainSettings(lr=3e-3, steps=8, batch_size=16, weight_decay=0.01, validations=0)
 
 
@@ -347,14 +351,117 @@ def test_the_file_of_another_training_is_refused(
         tv.atm(evaluator.backbone, parts(evaluator), **options, checkpoint=state, watch=kill)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"state\.pt: the checkpoint is of another training"):
         tv.atm(evaluator.backbone, parts(evaluator), **{**options, "rule": "sum"}, checkpoint=state)  # type: ignore[arg-type]
+    one = tv.atm(evaluator.backbone, parts(evaluator), rounds=1, regime="attention", settings=RECIPE)
+    with pytest.raises(InputError, match=r"state\.pt: the checkpoint is of another training"):
+        tv.atm(evaluator.backbone, parts(evaluator), **options, start=one, checkpoint=state)  # type: ignore[arg-type]
     state.write_bytes(state.read_bytes()[:-200])
     with pytest.raises(InputError, match=r"state\.pt: damaged training checkpoint"):
         tv.atm(evaluator.backbone, parts(evaluator), **options, checkpoint=state)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
+    ("options", "others"),
+    [
+        ({"start": 1.0}, {"start": -1.0}),  # of the same length
+        ({"regime": LORA}, {"regime": replace(LORA, rank=2)}),
+        ({"references": "one"}, {"references": "other"}),
+    ],
+    ids=["start", "rank", "references"],
+)
+def test_what_decides_a_training_is_in_its_file(
+    evaluator: tv.Evaluator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    others: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(Checkpoint, "every", 0.0)
+    some = parts(evaluator)
+    moved = tv.finetune(evaluator.backbone, some[0], settings=RECIPE.model_copy(update={"steps": 1}))
+
+    def run(given: dict[str, Any], watch: Watch = unwatched) -> None:
+        ready = dict(given)
+        if "start" in ready:
+            ready["start"] = ready["start"] * moved
+        if "references" in ready:
+            ready["references"] = [replace(some[2], name=ready["references"])]
+        recipe = RECIPE.model_copy(update={"steps": 2})
+        tv.atm(
+            evaluator.backbone,
+            some[:2],
+            rounds=2,
+            settings=recipe,
+            checkpoint=tmp_path / "s.pt",
+            watch=watch,
+            **ready,
+        )
+
+    def kill(label: str, done: int, total: int, **facts: float) -> None:
+        if label.startswith("atm round 2"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(options, kill)
+    with pytest.raises(InputError, match="the checkpoint is of another training"):
+        run(others)
+    run(options)
+
+
+def test_the_log_has_every_step_after_a_kill_behind_the_last(
+    evaluator: tv.Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoint, "every", 0.0)
+    seen = dict[int, Any]()
+
+    def measure(vector: tv.TaskVector, alive: bool = True) -> dict[str, float]:
+        if not alive:
+            raise Killed
+        return {"validation": 0.5}
+
+    def run(alive: bool) -> None:
+        tv.atm(
+            evaluator.backbone,
+            parts(evaluator)[:2],
+            rounds=2,
+            settings=RECIPE.model_copy(update={"steps": 4, "validations": 2}),
+            checkpoint=tmp_path / "state.pt",
+            validate=partial(measure, alive=alive),
+            log=lambda step, facts: seen.update({step: facts}),
+        )
+
+    with pytest.raises(Killed):
+        run(alive=False)
+    assert list(seen) == [1, 2, 3]  # the fourth waits for the figures of the round
+    run(alive=True)
+    assert list(seen) == list(range(1, 9))
+    assert [step for step, facts in seen.items() if "validation" in facts] == [4, 8]
+
+
+@pytest.mark.parametrize(
+    ("names", "complaint"),
+    [
+        (["a", "a"], "parts: two are called 'a', expected one or more tasks"),
+        ([], "parts: none, expected one or more tasks"),
+        (["team/a", "n" * 300], None),
+    ],
+)
+def test_names_of_parts_are_distinct_and_may_be_no_names_of_files(
+    evaluator: tv.Evaluator, tmp_path: Path, names: list[str], complaint: str | None
+) -> None:
+    named = [replace(part, name=name) for part, name in zip(parts(evaluator), names, strict=False)]
+    recipe = RECIPE.model_copy(update={"steps": 1})
+    if complaint is None:
+        tv.atm(evaluator.backbone, named, rounds=1, settings=recipe, checkpoint=tmp_path / "state.pt")
+        assert not list(tmp_path.iterdir())
+        return
+    with pytest.raises(InputError, match=complaint):
+        tv.atm(evaluator.backbone, named, rounds=1, settings=recipe)
+
+
+@pytest.mark.parametrize(
     ("options", "complaint"),
     [
+        ({"scale": float("nan")}, "scale: nan, expected a finite number"),
         ({"rule": "fisher"}, "rule 'fisher' needs statistics of every task's model, which no round measures"),
         ({"rule": "regmean"}, "rule 'regmean' needs statistics"),
         ({"rule": "slerp"}, "rule 'slerp': 3 task vectors"),

@@ -150,9 +150,15 @@ def _loaded(paths: "Mapping[str, str]", task: str) -> "dict[str, TaskVector]":
         f"{name}: was trained on {task} itself, with more of its labels than the shots; leave it out to "
         "adapt from other tasks"
         for name, vector in vectors.items()
-        if vector.info.task == task
+        if task in _trained_on(vector)
     )
     return vectors
+
+
+def _trained_on(vector: "TaskVector") -> "list[object]":
+    """The tasks that a vector says it was trained on."""
+    named = (vector.info.training or {}).get("tasks")
+    return [vector.info.task, *(named if isinstance(named, dict | list) else ())]
 
 
 def _measured(evaluator: "Evaluator", vector: "TaskVector", task: str, space: Space) -> dict[str, float]:

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from taskvec.arguments import checked
 from taskvec.coefficients.learned import Learned
 from taskvec.coefficients.learning import learn_coefficients
 from taskvec.coefficients.presets import few_shot
 from taskvec.coefficients.settings import CoefficientSettings
-from taskvec.coefficients.shots import has_classes, shots_of
+from taskvec.coefficients.shots import has_classes, labels_of_head, shots_of
 from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.models.backbone import Backbone
@@ -30,19 +32,25 @@ class Adapted(Learned):
         shots: examples of each class; of a task without classes, examples.
         examples: their places in the split that they were drawn from.
         by_class: whether shots are of each class.
+        scarce: whether a class had fewer.
+        of_head: labels that the task's frozen head was fitted on.
     """
 
     shots: int = 0
     examples: tuple[int, ...] = ()
     by_class: bool = True
+    scarce: bool = False
+    of_head: int = 0
 
     @property
     def consumed(self) -> tuple[str, ...]:
-        """The labels that were read."""
+        """The labels that were read, those of the task's head among them."""
+        head = (f"{self.of_head} train labels (by the task's head)",) if self.of_head else ()
         if not self.settings.steps:
-            return ()
-        of_class = f" ({self.shots} a class)" if self.by_class else ""
-        return (f"{len(self.examples)} {self.settings.split} labels{of_class}",)
+            return head
+        most = "at most " if self.scarce else ""
+        of_class = f" ({most}{self.shots} a class)" if self.by_class else ""
+        return (f"{len(self.examples)} {self.settings.split} labels{of_class}", *head)
 
     def record(self) -> dict[str, Any]:
         """The same as plain data, without the vector."""
@@ -99,7 +107,15 @@ def adapt(
         log=log,
     )
     drawn = tuple(places.tolist()) if learned.settings.steps else ()
-    return Adapted(**vars(learned), shots=shots, examples=drawn, by_class=has_classes(evaluator, name))
+    by_class = has_classes(evaluator, name)
+    return Adapted(
+        **vars(learned),
+        shots=shots,
+        examples=drawn,
+        by_class=by_class,
+        scarce=by_class and int(torch.bincount(held.labels)[held.labels].min()) < shots,
+        of_head=labels_of_head(evaluator, name),
+    )
 
 
 def _check(settings: CoefficientSettings, shots: int) -> None:

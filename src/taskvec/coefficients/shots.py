@@ -7,6 +7,7 @@ from taskvec.evaluation.evaluator import Evaluator
 from taskvec.tasks.kinds.classification import Classifying
 from taskvec.tasks.source import SplitName
 from taskvec.tasks.split import Split
+from taskvec.tasks.task import Task
 
 
 def draw_shots(split: Split, shots: int, seed: int, *, by_class: bool) -> Tensor:
@@ -29,6 +30,17 @@ def shots_of(
     whole = evaluator.objective(task).examples(evaluator.backbone, evaluator.split(task, split))
     places = draw_shots(whole, shots, seed, by_class=has_classes(evaluator, task))
     return whole.at(places), places
+
+
+def labels_of_head(evaluator: Evaluator, task: str) -> int:
+    """Labels that the task's frozen head was fitted on: of a probe, all of the training split."""
+    asked = evaluator.task(task)
+    return len(asked.split("train")) if has_probe(asked) else 0
+
+
+def has_probe(task: Task) -> bool:
+    """Whether a task's frozen head is fitted on its training labels."""
+    return getattr(task, "head", None) == "linear-probe"
 
 
 def has_classes(evaluator: Evaluator, task: str) -> bool:

@@ -19,6 +19,7 @@ from taskvec.training.atm import atm
 from taskvec.training.finetune import as_vector
 from taskvec.training.loop import train
 from taskvec.training.parts import Part
+from taskvec.training.penalties.settings import foreign
 from taskvec.training.rate import with_rate
 from taskvec.training.regimes import Regime, regime_called
 from taskvec.training.settings import TrainSettings
@@ -94,6 +95,11 @@ def refine(
     if not 0 < apart < 1:
         raise InputError(f"apart: {apart:g}, expected a share between 0 and 1")
     recipe, kind = settings or TrainSettings(), regime_called(regime)
+    if jointly and foreign(recipe.penalty):
+        raise InputError(
+            "penalty: reads the inputs of other tasks, and tuning on all together leaves none; leave out the "
+            "penalty or jointly"
+        )
     parted = {task: _parted(evaluator, task, apart, recipe.seed) for task in tasks}
     judge = evaluator.on_examples("validation", {task: kept for task, (_, kept) in parted.items()})
     best = _Best(judge, tasks, kind, single)

@@ -136,9 +136,12 @@ class Atm(Study[AtmSettings]):
                     )
                 )
         if rows:
+            every = len(results.plan.tasks)
+            drawn = participants(self.block.participation, every)
+            few = f", for {drawn} of {every} tasks in each round" if drawn < every else ""
             note = (
                 f"Absolute / normalized, per cent.{reciprocal_note(metrics.values())} All rows spend the "
-                "same training steps; the best factor scales the whole displacement and is chosen on "
+                f"same training steps{few}; the best factor scales the whole displacement and is chosen on "
                 "validation data: "
                 f"{search_note(searches)}. Sent: in every round a vector to each task and one back."
             )
@@ -172,6 +175,7 @@ def check_block(key: str, block: AtmSettings, experiment: Experiment, suite: Sui
             f"{key}: every regime is of tangent space, where ATM is not run unasked; name one under "
             f"{key}.regimes"
         )
+    _check_steps(key, block, experiment)
     if block.rule not in RULES:
         raise InputError(f"{key}.rule: no rule called {block.rule!r}; {nearest(block.rule, RULES)}")
     if "scale" in block.params:
@@ -186,6 +190,18 @@ def check_block(key: str, block: AtmSettings, experiment: Experiment, suite: Sui
                 check_options(block.state, block.schedule, experiment.regime(regime))
     except InputError as error:
         raise type(error)(f"{key}: {error}") from None
+
+
+def _check_steps(key: str, block: AtmSettings, experiment: Experiment) -> None:
+    """Refuse more rounds than steps, where the file says how many there are."""
+    for regime in experiment.regimes:
+        if is_about(block, experiment, regime):
+            steps = experiment.settings(regime, experiment.seeds[0]).steps
+            if steps and steps < max(block.rounds):
+                raise InputError(
+                    f"{key}.rounds: {max(block.rounds)} is more than the {steps} training steps of a task in "
+                    f"regime {regime!r}; take fewer rounds or more steps"
+                )
 
 
 def is_about(block: AtmSettings, experiment: Experiment, regime: str) -> bool:

@@ -41,8 +41,9 @@ from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.source import SplitName
 from taskvec.tasks.suite import Suite
-from taskvec.training.atm import check_aggregator, participants
-from taskvec.training.stream import total_steps
+from taskvec.training.atm import check_aggregator
+from taskvec.training.penalties.settings import foreign
+from taskvec.training.stream import portion, total_steps
 from taskvec.vectors import TaskVector, combine
 from taskvec.vectors.combining import bind_all
 
@@ -56,7 +57,8 @@ class PostHoc(Config):
     rounds: PositiveInt = 4
     """At most; how many are taken is chosen on a fifth of the validation split that is kept apart."""
     steps: PositiveInt | None = None
-    """Of each task in all rounds, taken off what its own vector is trained for; a fifth by default."""
+    """Of each task in all rounds, taken off what its own vector is trained for; by default a fifth of what
+    the task with the fewest has, and one a round at least."""
     scales: tuple[PositiveFloat, ...] = (1.0,)
     """Of each round; one is chosen as the number of rounds is."""
     lr: PositiveFloat | None = None
@@ -108,6 +110,7 @@ class Budget(Study[BudgetSettings]):
             )
         if len(experiment.task_names(suite)) < 2:
             raise InputError("budget: needs two or more tasks")
+        _check_equal(experiment)
         for rule in self.block.rules:
             try:
                 check_aggregator(rule, {})
@@ -121,14 +124,16 @@ class Budget(Study[BudgetSettings]):
         yield trial.cell(Budgeted, _score_apart, trial.tasks, method="apart")
         for rule in ("mean", *block.rules):
             yield trial.cell(Budgeted, partial(_merge, rule=rule), trial.tasks, method=rule, **search)
-        yield trial.cell(Budgeted, _train_together, trial.tasks, method="together")
+        alone = foreign(trial.settings.penalty)  # all tasks together leave no others to read
+        if not alone:
+            yield trial.cell(Budgeted, _train_together, trial.tasks, method="together")
         for rounds in block.rounds:
             if rounds > 1:  # one is the mean
                 job = partial(_alternate, block=block, rounds=rounds)
                 yield trial.cell(Budgeted, job, trial.tasks, rounds=rounds, **block.options(), **search)
         if after := block.post_hoc:
             chosen = {"after": after.model_dump(), **block.options(), **search}
-            for jointly in (False, True):
+            for jointly in (False,) if alone else (False, True):
                 job = partial(_refine, block=block, after=after, jointly=jointly)
                 yield trial.cell(Budgeted, job, trial.tasks, jointly=jointly, **chosen)
 
@@ -150,6 +155,17 @@ class Budget(Study[BudgetSettings]):
         yield from drawings_of_rounds("budget-rounds", rounds)
 
 
+def _check_equal(experiment: Experiment) -> None:
+    """Refuse tasks of unequal length: what trains all tasks knows one length alone."""
+    for task, given in experiment.per_task.items():
+        for key in ("steps", "epochs", "batch_size"):
+            if key in given:
+                raise InputError(
+                    f"budget: compares trainings of equal steps, and per_task.{task} has {key} of its own; "
+                    "leave one of them out"
+                )
+
+
 def _steps(trial: Trial) -> dict[str, int]:
     """Training steps of each task."""
     return {
@@ -158,6 +174,14 @@ def _steps(trial: Trial) -> dict[str, int]:
         )
         for task in trial.tasks
     }
+
+
+def _steps_in(trial: Trial, tasks: Sequence[Sequence[str]]) -> int:
+    """Training steps of the tasks that took part, round by round."""
+    whole = _steps(trial)
+    return sum(
+        len(portion(whole[task], len(tasks), turn)) for turn, drawn in enumerate(tasks) for task in drawn
+    )
 
 
 def _labels(trial: Trial) -> int:
@@ -214,15 +238,13 @@ def _train_together(trial: Trial) -> Plain:
 
 def _alternate(trial: Trial, block: BudgetSettings, rounds: int) -> Plain:
     stored = trial.stored(cell_of(trial, block, rounds))
-    steps = _steps(trial)
-    common = [total_steps([len(trial.evaluator.part(task).split)], trial.settings) for task in trial.tasks]
-    share = participants(block.participation, len(steps)) / len(steps)
+    history: Any = stored["history"]
     return {
         "name": f"ATM, {rounds} rounds",
         "kind": "rounds",
-        "steps": round(sum(common) * share),
+        "steps": _steps_in(trial, [of["tasks"] for of in history]),
         "labels": _labels(trial),
-        "bytes": sum(of["bytes"] for of in stored["history"]),  # type: ignore[attr-defined]
+        "bytes": sum(of["bytes"] for of in history),
         **stored,
     }
 
@@ -230,14 +252,8 @@ def _alternate(trial: Trial, block: BudgetSettings, rounds: int) -> Plain:
 def _refine(trial: Trial, block: BudgetSettings, after: PostHoc, jointly: bool) -> Plain:
     """From the best sum of vectors that were trained for fewer steps, so that all steps are as many."""
     whole, single = _steps(trial), own_models(trial)
-    spent = {task: after.steps or max(1, steps // 5) for task, steps in whole.items()}
-    short = [task for task, steps in whole.items() if spent[task] >= steps]
-    if short:
-        raise InputError(
-            f"budget.post_hoc.steps: {spent[short[0]]}, expected fewer than the {whole[short[0]]} of "
-            f"{short[0]!r}, which they are taken off"
-        )
-    vectors = {task: trial.vector(task, steps=whole[task] - spent[task]) for task in trial.tasks}
+    spent = _spent(after, whole)
+    vectors = {task: trial.vector(task, steps=steps - spent) for task, steps in whole.items()}
     total = combine("sum", list(vectors.values()))
     points = trial.points_of({"": total})
     search = search_scale(
@@ -245,8 +261,7 @@ def _refine(trial: Trial, block: BudgetSettings, after: PostHoc, jointly: bool) 
         single.validation,
         trial.experiment.search,
     )
-    steps = max(spent.values())
-    changed: dict[str, Any] = {"steps": steps, **({"lr": after.lr} if after.lr else {})}
+    changed: dict[str, Any] = {"steps": spent, **({"lr": after.lr} if after.lr else {})}
     refined = refine(
         trial.evaluator,
         bind_all([search.coefficient * total], trial.evaluator.backbone.source)[0],
@@ -263,9 +278,9 @@ def _refine(trial: Trial, block: BudgetSettings, after: PostHoc, jointly: bool) 
     )
     point = trial.points_of({"": refined.vector}).at({"": 1.0})
     return {
-        "name": "addition, then joint tuning" if jointly else f"addition, then {after.rounds} rounds",
+        "name": "addition, then joint tuning" if jointly else f"addition, then {after.rounds} round{'s' if after.rounds > 1 else ''}",
         "kind": "after",
-        "steps": sum(whole[task] - spent[task] + steps for task in trial.tasks),
+        "steps": sum(whole.values()),
         "labels": refined.labels,
         "kept": refined.kept,
         "bytes": None if jointly else 2 * bytes_of(vectors) + refined.bytes,
@@ -277,6 +292,18 @@ def _refine(trial: Trial, block: BudgetSettings, after: PostHoc, jointly: bool) 
         ),
         "plain": measured(trial.evaluator.values(point, trial.tasks, "test"), single.test),
     }
+
+
+def _spent(after: PostHoc, whole: Mapping[str, int]) -> int:
+    """Steps of each task after the fact, as many for all. Raises: InputError for more than a task has."""
+    task = min(whole, key=lambda task: whole[task])
+    spent = after.steps or max(after.rounds, whole[task] // 5)
+    if spent >= whole[task]:
+        raise InputError(
+            f"budget.post_hoc.steps: {spent}, expected fewer than the {whole[task]} of {task!r}, which they "
+            "are taken off"
+        )
+    return spent
 
 
 def _table(rows: Sequence[Sequence[Budgeted]], metrics: Mapping[str, str], about: str) -> Table:

@@ -11,7 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from taskvec.coefficients.adapting import adapt
 from taskvec.coefficients.presets import few_shot
 from taskvec.coefficients.settings import CoefficientSettings
-from taskvec.coefficients.shots import shots_of
+from taskvec.coefficients.shots import has_probe, shots_of
 from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.reports.drawing import Drawing, axes_in_a_row
@@ -176,10 +176,19 @@ class FewShot(Study[FewShotSettings]):
             ", ".join(map(str, sorted(steps)))
             for steps in ({0, *self.block.steps}, {few.steps for few in found})
         )
+        probed = [
+            task for task in self._targets(results.plan.tasks) if has_probe(results.plan.suite.task(task))
+        ]
+        heads = (
+            f" But for the heads of {', '.join(probed)}: they are probes of the whole training split, which "
+            "all rows but the linear probe stand on."
+            if probed
+            else ""
+        )
         factors = ", ".join(f"{value:.2g}" for value in COEFFICIENTS)
         return (
             f"{unit_note(results.plan.metrics.values())} on test{over}. The first four rows read the same "
-            f"labels and no others. Fine-tuning takes the steps, of {offered}, with the least loss in "
+            f"labels and no others.{heads} Fine-tuning takes the steps, of {offered}, with the least loss in "
             f"{FOLDS}-fold cross-validation on the shots (chosen: {taken}). The probe is a logistic "
             f"regression on frozen features with C = {self.block.strength:g}. The best single vector and its "
             f"coefficient, of {factors}, have the least loss on the shots."
@@ -254,6 +263,8 @@ def _tune(trial: Trial, target: str, seed: int, examples: Split, steps: int, not
         trial.evaluator.backbone,
         replace(trial.evaluator.part(target), split=examples),
         regime=trial.trains,
+        references=[trial.evaluator.part(task) for task in trial.references(target)],
+        keep=trial.keep,
         settings=own.model_copy(update={**constant, "validations": steps if note else 0}),
         validate=validate if note else None,
     )

@@ -1,6 +1,7 @@
 """ATM: alternate tuning and merging."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from taskvec.progress import Watch, unwatched
 from taskvec.registry import nearest
 from taskvec.rules import RULES, Rule
 from taskvec.training.finetune import read
-from taskvec.training.logs import Log, Logged, logged
+from taskvec.training.logs import Log, logged
+from taskvec.training.loop import sums
 from taskvec.training.parts import Part, others_of
 from taskvec.training.penalties.factors import kept
 from taskvec.training.penalties.settings import foreign
@@ -88,7 +90,10 @@ def atm(
     recipe, kind = settings or TrainSettings(), regime_called(regime)
     if rounds < (start is None):
         raise InputError(f"rounds: {rounds} is not a number of rounds; give 1 or more")
+    if not math.isfinite(scale):
+        raise InputError(f"scale: {scale}, expected a finite number")
     check_options(state, schedule, kind)
+    _check_names(parts)
     chosen = participants(participation, len(parts))
     check_aggregator(rule, params, chosen)
     _check_budget(parts, recipe, rounds)
@@ -123,8 +128,6 @@ def atm(
         start = start.with_base(backbone.source) if start.base.unbound else start
     file = RoundFile(checkpoint, _signature(course, {**told, **params}, start))
     progress = file.restore(Progress(course.beginning(start)))
-    if isinstance(course.watch, Logged):
-        course.watch.skip(progress.steps)
     merged: TaskVector | None = None
     with kept(folder, recipe.penalty) as keep:
         course = replace(course, keep=keep)
@@ -181,6 +184,14 @@ def check_options(state: str, schedule: str, kind: Regime) -> None:
         )
 
 
+def _check_names(parts: Sequence[Part]) -> None:
+    names = [part.name for part in parts]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice or not names:
+        found = f"two are called {twice[0]!r}" if twice else "none"
+        raise InputError(f"parts: {found}, expected one or more tasks, each with a name of its own")
+
+
 def _check_budget(parts: Sequence[Part], recipe: TrainSettings, rounds: int) -> None:
     for part in parts:
         steps = total_steps([len(part.split)], recipe)
@@ -203,8 +214,11 @@ def _signature(course: Course, told: Mapping[str, object], start: TaskVector | N
     parts = [
         [part.name, part.fingerprint, len(part.split), part.objective.fingerprint()] for part in course.parts
     ]
-    sums = {name: float(value.double().sum()) for name, value in course.theta0.items()}
     settings = course.recipe.told(but={"validations", "checkpoint_activations"})
-    about = {"settings": settings, "parts": parts, "space": course.kind.space, "start": sums}
-    more = {} if start is None else {"from": start.norm()}
+    about = {"settings": settings, "parts": parts, "space": course.kind.space, "start": sums(course.theta0)}
+    more: dict[str, object] = dict(course.kind.details()) if course.kind.lora or course.kind.gating else {}
+    if course.references:
+        more["references"] = [[part.name, part.fingerprint, len(part.split)] for part in course.references]
+    if start is not None:
+        more["from"] = sums({name: start[name] for name in course.theta0})
     return json.dumps({**about, **more, **told}, sort_keys=True, default=repr)

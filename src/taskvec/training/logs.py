@@ -36,9 +36,9 @@ class Logged:
             self._label, self._total = label, total
         self._log(self._before + done, facts)
 
-    def skip(self, steps: int) -> None:
-        """Go on after so many steps that an earlier process logged."""
-        self._before += steps
+    def begin(self, before: int) -> None:
+        """A training follows, after so many steps of others, in this process or one that is gone."""
+        self._label, self._total, self._before = "", 0, before
 
 
 def logged(watch: Watch, log: Log | None) -> Watch:

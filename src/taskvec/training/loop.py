@@ -182,7 +182,7 @@ def _signature(
             **({} if joint is None else {"joint": dict(joint.said)}),
             **({} if mask is None else {"mask": digest_of(mask)}),
             "sign": sign,
-            "start": _sums(start),
+            "start": sums(start),
         },
         sort_keys=True,
     )
@@ -197,12 +197,13 @@ def _continued(
 ) -> str:
     """The signature of a training that goes on from another one."""
     before = {
-        **({} if displaced is None else {"displaced": _sums(displaced)}),
+        **({} if displaced is None else {"displaced": sums(displaced)}),
         **({} if portion is None else {"portion": [portion.start, portion.stop]}),
         **({} if moments is None else {"moments": moments.digest()}),
     }
     return json.dumps({**json.loads(signature), **before}, sort_keys=True) if before else signature
 
 
-def _sums(params: Params) -> dict[str, float]:
+def sums(params: Params) -> dict[str, float]:
+    """By name, for the signatures of checkpoints."""
     return {name: float(value.cpu().double().sum()) for name, value in params.items()}

@@ -1,6 +1,7 @@
 """The rounds of ATM: train every task from where the model stands, merge, move there."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from taskvec.progress import Watch
 from taskvec.rules import RULES, Rule
 from taskvec.training.bound import Bound
 from taskvec.training.finetune import as_vector
-from taskvec.training.logs import unlogged
+from taskvec.training.logs import Logged, unlogged
 from taskvec.training.loop import train
 from taskvec.training.moments import Moments
 from taskvec.training.parts import Part, others_of
@@ -25,7 +26,7 @@ from taskvec.training.progress import Params, Progress, RoundFile
 from taskvec.training.rate import Found, forget, with_rate
 from taskvec.training.regimes import Regime
 from taskvec.training.settings import TrainSettings
-from taskvec.training.stream import total_steps
+from taskvec.training.stream import portion, total_steps
 from taskvec.vectors import TaskVector, apply, combine, similarity
 from taskvec.vectors.stored.compact.decoding import Decoded
 
@@ -91,6 +92,7 @@ class Course:
         drawn = self._drawn(turn)
         for part in drawn:
             if part.name not in progress.deltas:
+                self._begin(progress.steps)
                 told = last if part is drawn[-1] else self.watch
                 progress.deltas[part.name] = self._tuned(part, progress, told)
                 progress.steps += len(self._portion(part, turn))
@@ -100,11 +102,19 @@ class Course:
         merged = self.scale * combine(self.rule, vectors, **self._seeded(turn))
         reached = self._moved(progress.place, merged)
         record = dict(self._record(progress, vectors, reached))
-        last.release(record)
+        self._tell(last, drawn[-1], progress, record)
         progress.history.append(record)
         progress.place, progress.turn, progress.deltas = reached, turn + 1, {}
         file.save_if_due(progress)
         return merged
+
+    def _tell(self, last: "_Last", part: Part, progress: Progress, record: Mapping[str, Any]) -> None:
+        """Tell of a round's last step, with the figures of the round."""
+        if not last.holds:  # a process that is gone took it, and did not live to tell
+            steps = len(self._portion(part, progress.turn))
+            self._begin(progress.steps - steps)
+            last(self._label(part, progress.turn), steps, steps)
+        last.release(record)
 
     def _tuned(self, part: Part, progress: Progress, watch: Watch) -> Params:
         """How far a task moves the model in a round."""
@@ -134,8 +144,16 @@ class Course:
             portion=portion if whole else None,
             moments=progress.moments.setdefault(part.name, Moments()) if self.state == "kept" else None,
             watch=watch,
-            label=f"atm round {turn + 1}/{self.rounds} {part.name}",
+            label=self._label(part, turn),
         )
+
+    def _label(self, part: Part, turn: int) -> str:
+        return f"atm round {turn + 1}/{self.rounds} {part.name}"
+
+    def _begin(self, steps: int) -> None:
+        """Have the log count on from what all tasks took so far."""
+        if isinstance(self.watch, Logged):
+            self.watch.begin(steps)
 
     @cached_property
     def _rates(self) -> dict[str, tuple[TrainSettings, Found | None]]:
@@ -164,11 +182,12 @@ class Course:
 
     def _portion(self, part: Part, turn: int) -> range:
         """A round's steps of a task's budget."""
-        total = total_steps([len(part.split)], self.recipe)
-        return range(total * turn // self.rounds, total * (turn + 1) // self.rounds)
+        return portion(total_steps([len(part.split)], self.recipe), self.rounds, turn)
 
     def _beside(self, turn: int, task: str) -> Path | None:
         path = self.checkpoint
+        if not re.fullmatch(r"[\w. -]{1,100}", task):  # no name of a file: its place stands for it
+            task = f"task{[part.name for part in self.parts].index(task)}"
         return path and path.with_name(f"{path.stem}-{turn + 1}-{task}{path.suffix}")
 
     def _drawn(self, turn: int) -> list[Part]:
@@ -233,6 +252,11 @@ class _Last:
             self._watch(label, done, total, **facts)
         else:
             self._held = (label, done, total, facts)
+
+    @property
+    def holds(self) -> bool:
+        """Whether there was a last step."""
+        return self._held is not None
 
     def release(self, record: Mapping[str, Any]) -> None:
         """Tell of the last step, with the figures of the round."""

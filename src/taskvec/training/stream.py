@@ -38,6 +38,11 @@ def total_steps(sizes: Sequence[int], settings: TrainSettings) -> int:
     return settings.steps or settings.epochs * sum(math.ceil(size / settings.batch_size) for size in sizes)
 
 
+def portion(total: int, rounds: int, turn: int) -> range:
+    """The steps of a budget that fall to a round, the first of which is 0."""
+    return range(total * turn // rounds, total * (turn + 1) // rounds)
+
+
 def stream(sizes: Sequence[Tensor], settings: TrainSettings) -> Iterator[Chunk]:
     """Every example once an epoch, in an order that depends on the seed and the epoch alone.
 
