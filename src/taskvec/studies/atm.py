@@ -124,7 +124,7 @@ class Atm(Study[AtmSettings]):
         for regime, of_regime in results.by_regime(Alternated).items():
             for runs in of_regime:
                 rounds = runs[0].rounds
-                name = f"{regime}, {rounds} round{'s' if rounds > 1 else ''}"
+                name = f"{regime}, {rounds_in_words(rounds)}"
                 searches[name] = tuned = [run.tuned for run in runs]
                 rows.append(
                     (
@@ -152,6 +152,11 @@ class Atm(Study[AtmSettings]):
             caption = "ATM: the same training steps, merged once or more often."
             yield Drawing("atm", caption, partial(_draw, runs, results.by_regime(Joined)))
         yield from drawings_of_rounds("atm-rounds", runs)
+
+
+def rounds_in_words(count: int) -> str:
+    """As rows are called."""
+    return f"{count} round{'s' if count > 1 else ''}"
 
 
 def sent_in(run: Alternated) -> int | None:

@@ -24,6 +24,7 @@ from taskvec.studies.atm import (
     drawings_of_rounds,
     is_about,
     megabytes,
+    rounds_in_words,
 )
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import (
@@ -73,6 +74,8 @@ class BudgetSettings(AtmSettings):
     post_hoc: PostHoc | None = Field(default_factory=PostHoc)
     """Rounds on validation labels after the fact; null for none."""
 
+
+_SEARCHED = " Learning rates were found on validation labels before; the steps of that are not counted."
 
 Kind = Literal["apart", "merged", "rounds", "together", "after"]
 
@@ -144,7 +147,10 @@ class Budget(Study[BudgetSettings]):
     def tables(self, results: Results) -> Iterator[Table]:
         several = len(results.plan.experiment.regimes) > 1
         for regime, rows in results.by_regime(Budgeted).items():
-            yield _table(rows, results.plan.metrics, f", {regime}" if several else "")
+            auto = results.plan.experiment.settings(regime, results.plan.experiment.seeds[0]).lr == "auto"
+            yield _table(
+                rows, results.plan.metrics, f", {regime}" if several else "", _SEARCHED if auto else ""
+            )
 
     def drawings(self, results: Results) -> Iterator[Drawing]:
         found = results.by_regime(Budgeted)
@@ -240,7 +246,7 @@ def _alternate(trial: Trial, block: BudgetSettings, rounds: int) -> Plain:
     stored = trial.stored(cell_of(trial, block, rounds))
     history: Any = stored["history"]
     return {
-        "name": f"ATM, {rounds} rounds",
+        "name": f"ATM, {rounds_in_words(rounds)}",
         "kind": "rounds",
         "steps": _steps_in(trial, [of["tasks"] for of in history]),
         "labels": _labels(trial),
@@ -278,7 +284,7 @@ def _refine(trial: Trial, block: BudgetSettings, after: PostHoc, jointly: bool) 
     )
     point = trial.points_of({"": refined.vector}).at({"": 1.0})
     return {
-        "name": "addition, then joint tuning" if jointly else f"addition, then {after.rounds} round{'s' if after.rounds > 1 else ''}",
+        "name": f"addition, then {'joint tuning' if jointly else rounds_in_words(after.rounds)}",
         "kind": "after",
         "steps": sum(whole.values()),
         "labels": refined.labels,
@@ -306,7 +312,7 @@ def _spent(after: PostHoc, whole: Mapping[str, int]) -> int:
     return spent
 
 
-def _table(rows: Sequence[Sequence[Budgeted]], metrics: Mapping[str, str], about: str) -> Table:
+def _table(rows: Sequence[Sequence[Budgeted]], metrics: Mapping[str, str], about: str, more: str) -> Table:
     heads = {
         "apart": "a model for each task",
         "merged": "trained apart, merged once",
@@ -324,7 +330,7 @@ def _table(rows: Sequence[Sequence[Budgeted]], metrics: Mapping[str, str], about
         f"Absolute / normalized, per cent.{reciprocal_note(metrics.values())} Steps are those of all tasks. "
         "Labels are validation examples, read for the best coefficient or, after the fact, to tune and to "
         "choose when to stop: a fifth is kept apart for that. Sent: vectors, both ways, where examples stay "
-        f"with their tasks. {'; '.join(chosen)}{'.' if chosen else ''}"
+        f"with their tasks. {'; '.join(chosen)}{'.' if chosen else ''}{more}"
     )
     columns = ("", "steps", "sent, MB", "as it is", "labels", "best coefficient", "at best coefficient")
     shown = {head: group for head, group in groups.items() if group}

@@ -217,8 +217,6 @@ def _signature(course: Course, told: Mapping[str, object], start: TaskVector | N
     settings = course.recipe.told(but={"validations", "checkpoint_activations"})
     about = {"settings": settings, "parts": parts, "space": course.kind.space, "start": sums(course.theta0)}
     more: dict[str, object] = dict(course.kind.details()) if course.kind.lora or course.kind.gating else {}
-    if course.references:
-        more["references"] = [[part.name, part.fingerprint, len(part.split)] for part in course.references]
     if start is not None:
         more["from"] = sums({name: start[name] for name in course.theta0})
     return json.dumps({**about, **more, **told}, sort_keys=True, default=repr)
