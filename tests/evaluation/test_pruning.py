@@ -162,6 +162,8 @@ def test_a_tolerance_counts_from_scores_below_zero_too() -> None:
             {"by": "first_order"},
             "by: 'first_order', expected loss or first-order; did you mean 'first-order'",
         ),
+        ({"gates": "rows"}, "gates: 'rows', expected one of layer, tensor, block"),
+        ({"space": "gated"}, "space: 'gated', expected ordinary or tangent"),
         ({"task": "pest"}, "no task called 'pest' here; did you mean 'pets'"),
     ],
 )
@@ -212,6 +214,25 @@ def test_the_command_writes_few_layers(
     assert told["validation"]["pruned"] >= 0.8 * told["validation"]["whole"]
     table = command("-o", tmp_path / "blocks", "--gates", "block")
     assert "pretrained" in table and "48 validation labels" in table
+
+
+def test_a_vector_of_several_tasks_asks_for_one(
+    evaluator: tv.Evaluator,
+    tiny_model: Path,
+    tiny_suite: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parts = [evaluator.part("pets"), evaluator.part("taste")]
+    settings = tv.TrainSettings(lr=3e-3, steps=4, batch_size=16)
+    both = tv.finetune(evaluator.backbone, parts, settings=settings).save(tmp_path / "both.safetensors")
+    given = [both, "-m", tiny_model, "-s", tiny_suite, "-o", tmp_path / "few.safetensors", "--quiet"]
+    for more, code in (([], 2), (["--task", "taste"], 0)):
+        with pytest.raises(SystemExit) as ended:
+            main(["prune-layers", *map(str, given), *more])
+        shown = capsys.readouterr()
+        assert ended.value.code == code, shown.err
+        assert ("is of the tasks pets+taste; name the one to measure with --task" in shown.err) == (code == 2)
 
 
 def test_the_page_on_layer_masks_runs(

@@ -171,6 +171,19 @@ def test_every_route_of_the_tangent_space(near: tv.Evaluator, far: tv.Evaluator,
 
 
 @pytest.mark.parametrize("regime", ["full", "tangent"])
+def test_tuning_and_pruning_there_gives_the_vector_of_the_cpu(
+    near: tv.Evaluator, far: tv.Evaluator, regime: str
+) -> None:
+    inside = {name: torch.ones(len(value), dtype=torch.bool) for name, value in near.pretrained.items()}
+    there = {name: of.to(ELSEWHERE) for name, of in inside.items()}
+
+    def sparse(of: tv.Evaluator, mask: Mapping[str, Tensor]) -> tv.TaskVector:
+        return tv.tune_sparse(of.backbone, of.part("pets"), 0.3, mask=mask, regime=regime, settings=SETTINGS)
+
+    assert same(sparse(far, there), sparse(near, inside))
+
+
+@pytest.mark.parametrize("regime", ["full", "tangent"])
 def test_a_step_waits_for_the_device_once(watched: NoMixture, regime: str) -> None:
     backbone = tv.load_backbone("builtin").to(ELSEWHERE)
     assert isinstance(backbone, Backbone)

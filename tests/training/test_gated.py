@@ -60,6 +60,17 @@ def test_closed_gates_leave_the_pretrained_model(evaluator: tv.Evaluator, tmp_pa
     assert all(torch.equal(edited[name], weights[name]) for name in weights)
 
 
+def test_that_nothing_changed_is_said(
+    tiny_model: Path, tiny_suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["train", "-m", tiny_model, "-s", tiny_suite, "-t", "pets", "--lr", "3e-3", "--steps", "4", "-q"]
+    for threshold in ("0.2", "0"):
+        gates = ["--regime", "gated", "--threshold", threshold, "-o", tmp_path / f"{threshold}.safetensors"]
+        with pytest.raises(SystemExit):
+            main([str(argument) for argument in (*given, *gates)])
+        assert ("note: no gate is open at the end" in capsys.readouterr().err) == (threshold == "0.2")
+
+
 def test_fewer_layers_change_the_harder_gates_are_pushed(evaluator: tv.Evaluator) -> None:
     counts = [
         len(grouped(changed(tuned(evaluator, tv.Regime(space="gated", strength=strength), steps=40))))

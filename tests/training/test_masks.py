@@ -62,6 +62,20 @@ def test_a_tensor_that_a_mask_lacks_is_not_kept_by_it() -> None:
     assert int(kept["v"].sum()) == 1 and kept["w"].tolist() == mask(0)["w"].tolist()
 
 
+def test_where_there_are_fewer_than_three_all_vote() -> None:
+    near = {"a": 0.6, "b": 0.5}
+    two = {task: NEAR[task] for task in near}
+    assert_close(tv.mask_vote(two, near), tv.mask_vote(two, near, k=2))
+    with pytest.raises(InputError, match="masks: none, expected"):
+        tv.mask_vote({}, {})
+
+
+def test_a_name_that_is_none_is_answered_in_a_line(evaluator: tv.Evaluator) -> None:
+    with pytest.raises(InputError) as refused:
+        fitted({"w": torch.ones(2, dtype=torch.bool)}, evaluator.pretrained)
+    assert "and 31 more" in str(refused.value) and len(str(refused.value)) < 400
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -284,3 +298,22 @@ def test_rounds_that_keep_everything_differ_from_one_training_by_their_moments_a
     plain = tv.finetune(evaluator.backbone, part, regime=regime, settings=given)
     for name in plain:
         assert_close(sparse[name], plain[name], rtol=1e-4, atol=1e-7)
+
+
+def test_tuning_and_pruning_finds_its_rate_once(evaluator: tv.Evaluator) -> None:
+    part, given = evaluator.part("pets"), settings(lr="auto", steps=8)
+    sparse = tv.tune_sparse(evaluator.backbone, part, 0.3, settings=given)
+    plain = tv.finetune(evaluator.backbone, part, settings=given)
+    told, expected = sparse.info.training or {}, plain.info.training or {}
+    assert (told["lr"], told["lr_search"]) == (expected["lr"], expected["lr_search"])
+
+
+def test_penalties_read_other_tasks_in_every_round(evaluator: tv.Evaluator) -> None:
+    def tuned(strength: float) -> tv.TaskVector:
+        given = settings(steps=8, penalty={"kind": "tau_jp", "strength": strength})
+        others = [evaluator.part("taste"), evaluator.part("pets")]
+        part = evaluator.part("pets")
+        return tv.tune_sparse(evaluator.backbone, part, 0.3, settings=given, references=others)
+
+    free, bound = tuned(1e-9), tuned(100.0)
+    assert bound.norm() < free.norm() and list((bound.info.training or {})["references"]) == ["taste"]

@@ -87,6 +87,8 @@ def prune_layers(
     if name is None:
         raise InputError(f"{vector}: does not say its task; name it with --task")
     with allowing_code(allow_code):
+        if not task and "+" in name and not (suite and name in load_suite(suite).tasks):
+            raise InputError(f"{vector}: is of the tasks {name}; name the one to measure with --task")
         chosen = (load_suite(suite) if suite else suite_with(name)).task(name)
     evaluator = Evaluator(
         load_backbone(model, outputs_for([chosen]), device=device),

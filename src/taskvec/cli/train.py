@@ -175,6 +175,8 @@ def train(
         vector.save(output, force=force, metrics=metrics, **drawn)
         found = (vector.info.training or {}).get("lr_search")
         before = {} if json else evaluator.scores(evaluator.pretrained, names, "test")
+    if kind.gating and not any(map(vector.terms_at, vector)):
+        say(["no gate is open at the end, and the vector changes nothing; lower --strength, or raise --lr"])
     if json:
         search = {"lr_search": found} if found else {}
         print_json({"output": str(output), "norm": vector.norm(), "test": metrics, **search})

@@ -110,7 +110,7 @@ def prune_layers(
         BaseMismatch.
     Cost: beside the ranking, at most 32 validation passes for 32 layers, some more for many.
     """
-    _check(tolerance, by)
+    _check(tolerance, by, gates, space)
     [vector] = bind_all([vector], evaluator.backbone.source)
     space = space or vector.info.space or "ordinary"
     sizes = _sizes(evaluator, vector)
@@ -147,11 +147,15 @@ def prune_layers(
     )
 
 
-def _check(tolerance: float, by: str) -> None:
+def _check(tolerance: float, by: str, gates: str, space: str | None) -> None:
     if not 0 <= tolerance <= 1:
         raise InputError(f"tolerance: {tolerance:g}, expected a share of the score, 0 to 1")
     if by not in get_args(Ranking):
         raise InputError(f"by: {by!r}, expected loss or first-order; {nearest(by, get_args(Ranking))}")
+    if gates not in get_args(Grouping):
+        raise InputError(f"gates: {gates!r}, expected one of {', '.join(get_args(Grouping))}")
+    if space not in (None, *get_args(Space)):
+        raise InputError(f"space: {space!r}, expected {' or '.join(get_args(Space))}")
 
 
 def _sizes(evaluator: Evaluator, vector: TaskVector) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Literal, get_args
 
 import torch
@@ -9,8 +10,7 @@ import xxhash
 from torch import Tensor
 
 from taskvec.arguments import checked
-from taskvec.errors import InputError
-from taskvec.registry import nearest
+from taskvec.errors import InputError, first_few
 
 Masks = Mapping[str, Tensor]
 """By parameter, bool: of its shape, or (rows,) for whole rows (filters, units of a layer)."""
@@ -35,9 +35,12 @@ def largest(vector: Mapping[str, Tensor], keep: float, unit: Unit = "row") -> di
 
 @checked
 def mask_vote(
-    masks: Mapping[str, Masks], similarity: Mapping[str, float], k: int = 3, keep: float | None = None
+    masks: Mapping[str, Masks],
+    similarity: Mapping[str, float],
+    k: int | None = None,
+    keep: float | None = None,
 ) -> dict[str, Tensor]:
-    """The first mask of a new task, by votes of its ``k`` nearest tasks.
+    """The first mask of a new task, by votes of its ``k`` nearest tasks; 3 by default, or all of fewer.
 
         score of a unit = sum_t s_t mask_t / sum_t s_t   over the k most similar t,  s_t = max(similarity, 0)
 
@@ -53,6 +56,7 @@ def mask_vote(
     Raises: InputError for masks that do not fit together, a k outside 1 to T, or a share outside 0 to 1.
     Source: our reading of Meta-Vote Pruning (arXiv:2301.11560), whose abstract is all that we know of it.
     """
+    k = min(3, len(masks)) if k is None else k
     _check_votes(masks, similarity, k)
     if keep is not None:
         check_share(keep)
@@ -83,7 +87,9 @@ def fitted(mask: Masks, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
     made = {}
     for name, of in mask.items():
         if name not in start:
-            raise InputError(f"mask: {name!r} is not among what is trained; {nearest(name, start)}")
+            near = get_close_matches(name, start, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"that is {first_few(list(start))}"
+            raise InputError(f"mask: {name!r} is not among what is trained; {hint}")
         try:
             made[name] = entries_of(of, start[name])
         except InputError as error:
@@ -137,6 +143,8 @@ def check_share(keep: float) -> None:
 
 
 def _check_votes(masks: Mapping[str, Masks], similarity: Mapping[str, float], k: int) -> None:
+    if not masks:
+        raise InputError("masks: none, expected those of one task or more")
     if not 1 <= k <= len(masks):
         raise InputError(f"k: {k}, expected 1 to {len(masks)}, the number of masks")
     shapes: dict[str, tuple[int, ...]] = {}

@@ -1,6 +1,7 @@
 """Tune and prune in turns: a task vector that changes a share of the units of each tensor."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import get_args
 
 import torch
@@ -11,11 +12,13 @@ from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.selection import selected
 from taskvec.progress import Watch, unwatched
-from taskvec.training.finetune import as_vector
+from taskvec.training.finetune import as_vector, read
 from taskvec.training.logs import Log, logged
 from taskvec.training.loop import train
 from taskvec.training.masks import Masks, Unit, check_share, digest_of, entries_of, fitted, largest
-from taskvec.training.parts import Part
+from taskvec.training.parts import Part, others_of
+from taskvec.training.penalties.settings import foreign
+from taskvec.training.rate import recorded, telling, with_rate
 from taskvec.training.regimes import Regime, Space, regime_called
 from taskvec.training.settings import TrainSettings
 from taskvec.training.stream import total_steps
@@ -33,6 +36,7 @@ def tune_sparse(
     unit: Unit = "row",
     regime: str | Regime = "full",
     settings: TrainSettings | None = None,
+    references: Sequence[Part] = (),
     watch: Watch = unwatched,
     log: Log | None = None,
 ) -> TaskVector:
@@ -49,35 +53,37 @@ def tune_sparse(
             ``keep`` is cut after it.
         unit: rows of matrices (filters, units of a layer), or single entries.
         regime: of whole tensors, in ordinary or tangent space.
+        settings: ``lr: auto`` finds the rate once, as for tuning what may move at first.
+        references, watch, log: as for :func:`taskvec.finetune`.
 
     Raises: InputError for a regime of factors or gates, no round, or more rounds than steps.
     Source: our reading of Meta-Vote Pruning (arXiv:2301.11560) for task vectors.
     """
     recipe, kind = settings or TrainSettings(), regime_called(regime)
-    start = selected(backbone, kind.selection)
+    start = {name: value.cpu() for name, value in selected(backbone, kind.selection).items()}
     steps = total_steps([len(part.split)], recipe)
     check_share(keep)
     _check(kind, rounds, steps)
     whole = {name: torch.ones(value.shape, dtype=torch.bool) for name, value in start.items()}
-    inside = whole if mask is None else fitted(mask, start)
+    inside = whole if mask is None else fitted({name: of.cpu() for name, of in mask.items()}, start)
     first, told = _share(inside, start), logged(watch, log)
+    others = others_of([part], references) if foreign(recipe.penalty) else []
+    given, label = (backbone, start, [part]), f"{kind.name} {part.name}"
+    recipe, search = with_rate(*given, recipe, kind, references=others, mask=inside, watch=watch, label=label)
+    tuned = partial(
+        train, *given, recipe, space=kind.evaluated_in, references=others, watch=telling(told, search)
+    )
     tau = {name: torch.zeros_like(value) for name, value in start.items()}
     for number in range(rounds):
         portion = range(steps * number // rounds, steps * (number + 1) // rounds)
-        moved = train(
-            *(backbone, start, [part], recipe),
-            space=kind.evaluated_in,
-            displaced=tau,
-            portion=portion,
-            mask=inside,
-            watch=told,
-            label=f"{kind.name} {part.name}, round {number + 1} of {rounds}",
-        )
+        turn = f"{label}, round {number + 1} of {rounds}"
+        moved = tuned(displaced=tau, portion=portion, mask=inside, label=turn)
         tau |= {name: tau[name] + step for name, step in moved.items()}
         done = (number + 1) / max(1, rounds - 1)
         inside = _pruned(tau, inside, max(keep, first * (keep / first) ** min(1.0, done)), unit)
         tau = _within(tau, inside)
     more = {"keep": keep, "rounds": rounds, "unit": unit, "mask": digest_of(inside)}
+    more |= {**read(others), **recorded(search)}
     return as_vector(backbone, tau, regime=kind, settings=recipe, parts=[part], variant="sparse", **more)
 
 
