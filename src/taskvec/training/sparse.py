@@ -82,7 +82,7 @@ def tune_sparse(
         done = (number + 1) / max(1, rounds - 1)
         inside = _pruned(tau, inside, max(keep, first * (keep / first) ** min(1.0, done)), unit)
         tau = _within(tau, inside)
-    more = {"keep": keep, "rounds": rounds, "unit": unit, "mask": digest_of(inside)}
+    more: dict[str, object] = {"keep": keep, "rounds": rounds, "unit": unit, "mask": digest_of(inside)}
     more |= {**read(others), **recorded(search)}
     return as_vector(backbone, tau, regime=kind, settings=recipe, parts=[part], variant="sparse", **more)
 
