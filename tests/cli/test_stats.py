@@ -307,3 +307,11 @@ def test_curvature_is_stored_for_a_penalty(
     assert training["statistics"][str(out)]["task"] == "taste" and "references" not in training
     assert command(*train, "-t", "taste", "--penalty", penalty, "-o", tmp_path / "x.safetensors") == 2
     assert "all are of tasks that are trained (taste)" in capsys.readouterr().err
+
+
+def test_labels_are_not_of_curvature(
+    tiny_model: Path, tiny_suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["-s", tiny_suite, "-t", "taste", "--kind", "kfac", "--labels", "sampled"]
+    assert command("stats", tiny_model, *options, "-o", tmp_path / "x") == 2
+    assert "--labels: of Fisher information" in capsys.readouterr().err

@@ -178,6 +178,7 @@ def test_the_command_trains_with_penalties(
         (["--penalty", "tau_jp", "--references", "pets"], "penalty tau_jp: no references"),
         (["--penalty", "tau_jp", "--references", "tast"], "no task called 'tast'"),
         (["--penalty", "decay", "--references", "taste"], "--references: given, but no --penalty uses"),
+        (["--penalty", "tak:files=x", "--references", "taste"], "the penalty has files in their place"),
         (["--references", "taste", "taste"], "--references: taste taste given"),
     ],
 )

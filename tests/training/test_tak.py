@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -348,6 +348,27 @@ def test_trainings_at_once_share_a_folder(tiny_model: Path, tiny_suite: Path, tm
 
 def measured(told: Sequence[str]) -> int:
     return sum(label.startswith("curvature of ") for label in told)
+
+
+@pytest.mark.parametrize("lr", [1e-3, "auto"])
+def test_measuring_is_no_step_of_a_log(evaluator: tv.Evaluator, lr: Any) -> None:
+    steps: list[int] = []
+    recipe = tv.TrainSettings.parse(
+        "", {**RECIPE, "steps": 2, "lr": lr, "penalty": {"kind": "tak", "examples": 1}}
+    )
+    of, other = (evaluator.part(task) for task in ("pets", "taste"))
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        assert "loss" in values and ("lr_found" in values) == (lr == "auto" and step == 1)
+        steps.append(step)
+
+    tv.finetune(evaluator.backbone, of, settings=recipe, references=[other], log=log)
+    assert steps == [1, 2]
+
+
+def test_a_penalty_that_explodes_is_named(evaluator: tv.Evaluator) -> None:
+    with pytest.raises(TaskvecError, match="weaken the penalty or train in float32"):
+        tuned(evaluator, "full", {"kind": "tak", "examples": 4, "strength": 1e38})
 
 
 @pytest.mark.parametrize("way", ["lr: auto", "atm"])

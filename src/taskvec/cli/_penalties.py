@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from taskvec.cli._common import assignments, say
 from taskvec.config import parse_yaml
 from taskvec.errors import InputError
-from taskvec.training.penalties.settings import SETTINGS, PenaltySettings, foreign, penalty_of
+from taskvec.training.penalties.settings import SETTINGS, PenaltySettings, files_of, foreign, penalty_of
 
 Penalty = Annotated[
     tuple[str, ...],
@@ -57,6 +57,10 @@ def check_references(
 
     Raises: InputError where no penalty uses any.
     """
+    if references and not foreign(penalties) and files_of(penalties):
+        raise InputError(
+            "--references: given, and the penalty has files in their place; leave out the one or the other"
+        )
     if references and not foreign(penalties):
         raise InputError(
             "--references: given, but no --penalty uses the inputs of other tasks; leave them out, or add "

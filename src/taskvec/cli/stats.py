@@ -89,6 +89,10 @@ def stats(
 
     if vector is not None and heads_from is not None:
         raise InputError("--heads-from: given together with --vector, whose heads are those of MODEL")
+    if labels != "all" and kind in ("kfac", "ekfac", "ggn"):
+        raise InputError(
+            f"--labels: of Fisher information, which --kind {kind} does not measure; leave it out"
+        )
     places = _places(output, kind)
     for place in places.values():
         check_target(place, force=force)

@@ -29,8 +29,10 @@ class Logged:
         self._label, self._total, self._before = "", 0, 0
 
     def __call__(self, label: str, done: int, total: int, **facts: float) -> None:
-        """One step is done."""
+        """One step is done; what has no figures, such as measuring before the first, is none."""
         self.inner(label, done, total, **facts)
+        if not facts:
+            return
         if label != self._label:
             self._before += self._total
             self._label, self._total = label, total

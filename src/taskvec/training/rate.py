@@ -96,7 +96,7 @@ def telling(watch: Watch, found: Found | None) -> Watch:
     more = {"lr_found": found.rate, "lr_search_steps": float(found.steps)}
 
     def told(label: str, done: int, total: int, **facts: float) -> None:
-        watch(label, done, total, **facts, **(more if done == 1 else {}))
+        watch(label, done, total, **facts, **(more if facts and done == 1 else {}))
 
     return told
 

@@ -107,9 +107,10 @@ class Steps:
     def _complain(self, number: int, values: Mapping[str, float]) -> None:
         """Raise for the first value that is not finite."""
         name, value = next((name, value) for name, value in values.items() if not math.isfinite(value))
+        weaker = ", weaken the penalty" if any(of.strength for of in self.settings.penalty) else ""
         raise TrainingDiverged(
             f"{self.label}: the {name} is {value} at step {number + 1} of {self.total}; lower the learning "
-            f"rate (now {self.settings.rate:g}) or train in float32"
+            f"rate (now {self.settings.rate:g}){weaker} or train in float32"
         )
 
 
