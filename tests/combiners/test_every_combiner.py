@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -128,6 +129,43 @@ def test_a_function_of_the_gram_matrix_is_a_combiner() -> None:
 def test_what_a_function_returns_is_checked(function: Any, message: str) -> None:
     with pytest.raises(InputError, match=f"combiner '<lambda>': {message}"):
         combiner_called(function).chosen(torch.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("function", "params", "message"),
+    [
+        (None, {}, "combiner: None found, expected a name or a function of the Gram matrix"),
+        (3, {}, "combiner: 3 found"),
+        (shifted, {"bye": 1}, "combiner 'shifted': takes .*, got an unexpected keyword argument 'bye'"),
+        (lambda: 1, {}, "combiner '<lambda>': takes \\(\\), too many positional arguments"),
+    ],
+)
+def test_what_is_no_function_of_the_gram_matrix_is_refused_at_once(
+    function: Any, params: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        combiner_called(function, **params)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda given: given.nothing, "combiner '<lambda>': raised AttributeError: .*nothing"),
+        (lambda given: ["much"] * len(given), "raised ValueError: could not convert"),
+        (lambda given: None, "raised TypeError|returned weights of shape"),
+    ],
+)
+def test_what_a_function_raises_is_told(function: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        combiner_called(function).chosen(torch.eye(3))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("form", [list, tuple, torch.Tensor.numpy, torch.Tensor.float])
+def test_weights_in_any_form_are_taken(form: Any) -> None:
+    assert combiner_called(lambda given: form(given.sum(1))).chosen(torch.eye(2)).tolist() == [1, 1]
+    unwritable: Any = np.diag
+    assert combiner_called(unwritable).chosen(torch.eye(2)).tolist() == [1, 1]
 
 
 def update(name: str, rows: Tensor, seed: int = 0) -> Tensor:

@@ -145,6 +145,13 @@ def test_weights_by_name_are_in_the_order_of_the_models(made: Made) -> None:
     check(made(rule="sum", parameters={"weights": 0.25}), summed([0.25, 0.25]))
 
 
+@pytest.mark.parametrize("target", ["b", 1])
+def test_a_target_goes_by_name_or_number(made: Made, target: str | int) -> None:
+    first, second = (torch.cat([delta.flatten() for delta in each.values()]) for each in deltas(1, 2))
+    cosine = float(first @ second / first.norm() / second.norm())
+    check(made(rule="cosine", parameters={"target": target}), summed([max(0.0, cosine), 1]))
+
+
 @pytest.mark.parametrize("name", ["Llama-3.1-8B", "7b-chat.v2", "математика-1"])
 def test_names_for_a_rule_have_hyphens_and_dots(made: Made, name: str) -> None:
     merged = made(models={name: "a", "b": "b"}, rule="sum", parameters={"weights": {name: 0.5, "b": 2}})
@@ -403,6 +410,11 @@ BAD: dict[str, tuple[dict[str, Any], type[InputError], str]] = {
         {"rule": "sum", "parameters": {"weights": {"a": 1, "bb": 1}}},
         InputError,
         "no vector or model called 'bb'; did you mean 'b'",
+    ),
+    "an unknown target": (
+        {"rule": "cosine", "parameters": {"target": "aa"}},
+        InputError,
+        "parameters.target: no vector or model called 'aa'; did you mean 'a'",
     ),
     "a vector without weight": (
         {"rule": "sum", "parameters": {"weights": {"a": 1}}},

@@ -189,6 +189,17 @@ def weighing(gram: Tensor, first: float = 1.0) -> Tensor:
     return torch.tensor([first] + [0.0] * (len(gram) - 1))
 
 
+def equal(gram: Tensor, *, lr: float = 0.0, parts: float = 1.0) -> Tensor:
+    return torch.full((len(gram),), parts)
+
+
+def test_parameters_of_a_combiner_stand_apart_in_provenance(evaluator: tv.Evaluator) -> None:
+    training = tuned(evaluator, combiner={"combiner": equal, "lr": 2.0, "parts": 0.5}).info.training
+    assert training is not None
+    assert (training["combiner"], training["lr"]) == ("equal", RECIPE.lr)
+    assert training["combiner_params"] == {"lr": 2.0, "parts": 0.5}
+
+
 def test_a_function_of_the_gram_matrix_is_a_combiner(evaluator: tv.Evaluator) -> None:
     alone = tuned(evaluator, "pets")
     assert_close(dict(tuned(evaluator, combiner=weighing)), dict(alone), rtol=1e-4, atol=1e-6)
@@ -202,6 +213,8 @@ def test_a_function_of_the_gram_matrix_is_a_combiner(evaluator: tv.Evaluator) ->
         ("pcgrat", "no combiner called 'pcgrat'; did you mean 'pcgrad'?"),
         ("metta", "no combiner called 'metta'; did you mean 'meta'?"),
         ({"c": 0.4}, "expected a mapping with the key 'combiner'"),
+        ({"combiner": None}, "combiner: None found, expected a name or a function"),
+        ({"combiner": weighing, "fist": 1}, "got an unexpected keyword argument 'fist'"),
         ({"combiner": "mean", "c": 0.4}, "unknown parameter 'c'"),
         ({"combiner": "meta"}, "combiner 'meta': target is None, expected one of pets, taste, number"),
         ({"combiner": "meta", "target": "pet"}, "target: 'pet' is not trained; did you mean 'pets'?"),

@@ -147,7 +147,8 @@ def train(
     if not resume:
         checkpoint.unlink(missing_ok=True)
         forget(checkpoint)
-    described = {"model": model, "tasks": names, "regime": regime, **settings.told(), **(asked or {})}
+    described = {"model": model, "tasks": names, "regime": regime, **settings.told()}
+    described |= {"combiner": asked} if asked else {}
     with (
         watching(quiet) as watch,
         recording(log, log_to, folder=output.parent, name=output.stem, config=described) as figures,

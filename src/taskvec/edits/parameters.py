@@ -274,7 +274,7 @@ def split_parameters(
             value = order_by_vector(where, value, vectors)
             value = list(value.values()) if is_constant(value) else value
         if is_constant(value):
-            params[field] = _for_each(field, value, len(vectors))
+            params[field] = _for_each(field, _numbered(field, value, vectors), len(vectors))
             continue
         for name, settled in _varying(where, value, names, edited, behind).items():
             each[name][field] = _for_each(field, settled, len(vectors))
@@ -310,6 +310,17 @@ def _varying(
         return settle(where, value, names, edited, behind)
     columns = [settle(f"{where}.{vector}", given, names, edited, behind) for vector, given in value.items()]
     return {name: [column[name] for column in columns] for name in edited}
+
+
+def _numbered(field: str, value: Any, vectors: Sequence[str]) -> Any:
+    """The number of the vector that a ``target`` names."""
+    if field != "target" or not isinstance(value, str):
+        return value
+    if value not in vectors:
+        raise InputError(
+            f"parameters.{field}: no vector or model called {value!r}; {nearest(value, vectors)}"
+        )
+    return list(vectors).index(value)
 
 
 def _for_each(field: str, value: Any, vectors: int) -> Any:

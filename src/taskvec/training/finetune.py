@@ -71,7 +71,7 @@ def finetune(
     recipe = settings or TrainSettings()
     joint = None if combiner is None else joint_by(combiner, chosen, recipe, backbone.device)
     others = others_of(chosen, references) if foreign(recipe.penalty) else []
-    more, by = ({}, "") if joint is None else (dict(joint.said), f" by {joint.combiner.name}")
+    more, by = {} if joint is None else joint.told(), "" if joint is None else f" by {joint.combiner.name}"
     more |= read(others, recipe.penalty, [part.name for part in chosen])
     start, label = selected(backbone, kind.selection), f"{kind.name} {joined(chosen)}{by}"
     with kept(keep, recipe.penalty) if recipe.lr == "auto" else nullcontext(keep) as folder:

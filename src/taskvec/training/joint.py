@@ -113,7 +113,7 @@ class Joint:
         tasks: their names.
         seed: of the training; what is drawn depends on it and on the number of the step alone.
         room: bytes that gradients may take, see :class:`Gradients`.
-        said: the combiner as plain data, for provenance and checkpoints.
+        said: the combiner as plain data, by which checkpoints know it.
     """
 
     combiner: Combiner | Meta
@@ -121,6 +121,11 @@ class Joint:
     seed: int
     room: float = math.inf
     said: Mapping[str, Any] = field(default_factory=dict)
+
+    def told(self) -> dict[str, Any]:
+        """What provenance says of it."""
+        params = {name: value for name, value in self.said.items() if name != "combiner"}
+        return {"combiner": self.combiner.name, **({"combiner_params": params} if params else {})}
 
     @property
     def ahead(self) -> int | None:
