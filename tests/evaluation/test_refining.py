@@ -88,6 +88,10 @@ def test_mistakes_are_said(evaluator: tv.Evaluator, start: tv.TaskVector) -> Non
         tv.refine(evaluator, start, TASKS, rounds=-1)
     with pytest.raises(InputError, match="apart: 1, expected a share between 0 and 1"):
         tv.refine(evaluator, start, TASKS, rounds=1, apart=1.0)
+    with pytest.raises(InputError, match="scales: none given, expected one or more"):
+        tv.refine(evaluator, start, TASKS, rounds=1, scales=())
+    with pytest.raises(InputError, match="tasks: none given"):
+        tv.refine(evaluator, start, [], rounds=1)
     small = evaluator.limited(validation=1)
     with pytest.raises(InputError, match=r"pets: 1 validation examples.*raise limits\.validation"):
         tv.refine(small, start, TASKS, rounds=1)

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+import taskvec as tv
 from taskvec.cli import main
+from taskvec.studies.atm import sent_once
+from taskvec.training.regimes import REGIMES
 
 EXPERIMENT = """
 experiment: budget
@@ -167,3 +170,14 @@ def test_steps_are_those_that_were_taken(tiny_model: Path, tiny_suite: Path, tmp
         "ATM, 2 rounds": len(log.read_text().splitlines()),
         "addition, then 2 rounds": 13,
     }
+
+
+@pytest.mark.parametrize("regime", ["attention", "lora", "tangent-lora"])
+def test_a_single_round_sends_what_merging_once_does(evaluator: tv.Evaluator, regime: str) -> None:
+    recipe = tv.TrainSettings(lr=3e-3, steps=1, batch_size=16, validations=0)
+    some = [evaluator.part(task) for task in ("pets", "taste")]
+    vectors = {
+        part.name: tv.finetune(evaluator.backbone, part, settings=recipe, regime=regime) for part in some
+    }
+    training: Any = tv.atm(evaluator.backbone, some, rounds=1, settings=recipe, regime=regime).info.training
+    assert sent_once(vectors, REGIMES[regime].lora) == training["history"][0]["bytes"]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from taskvec.errors import InputError
 from taskvec.runs.experiment import load_experiment
 from taskvec.runs.report import write_report
 from taskvec.runs.runner import Runner
-from taskvec.studies.few_shot import ROWS, entries_of
+from taskvec.studies.few_shot import ROWS, _counted, entries_of
 from taskvec.studies.numerics.few_shot import best_single, choose_steps, mean_loss, probe
 from taskvec.studies.store import Store
 from taskvec.tasks.split import Split
@@ -49,7 +50,11 @@ def test_shots_are_run_recorded_and_shown(tiny_model: Path, tiny_suite: Path, tm
                 assert set(of["coefficients"]) == {"taste", "number"} and of["single"] in ("taste", "number")
                 assert of["steps"] in (0, 1, 2)
     report = (folder / "report.md").read_text()
-    assert "own vector, all labels" in report and "figures/few-shot.png" in report
+    assert (
+        "labels of each class" in report
+        and "own vector, all labels" in report
+        and "figures/few-shot.png" in report
+    )
     before = (folder / "records.jsonl").read_text()
     Runner(*load_experiment(path), Store(folder)).run()
     assert (folder / "records.jsonl").read_text() == before
@@ -148,3 +153,11 @@ def test_tuning_has_the_penalty_and_a_probe_is_told_of(
     results = Runner(*load_experiment(path), Store(tmp_path / "run")).run()
     [table] = [of for of in write_report(results, tmp_path / "run") if of.title.startswith("Few-shot")]
     assert "But for the heads of pets: they are probes of the whole training split" in table.note
+
+
+def test_shots_are_of_each_class_where_there_are_classes() -> None:
+    suite = SimpleNamespace(task=lambda kind: SimpleNamespace(kind=kind))
+    results: Any = SimpleNamespace(plan=SimpleNamespace(suite=suite))
+    assert _counted(results, ["classification"], "labels") == "labels of each class"
+    assert _counted(results, ["language", "regression"], "labels") == "labels"
+    assert _counted(results, ["classification", "language"], "labels") == "labels (of each class)"

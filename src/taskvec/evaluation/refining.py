@@ -90,11 +90,8 @@ def refine(
     Raises: InputError, also for a validation split too small to be parted.
     Source: our reading of the post-hoc use in Zhou et al. 2024 (arXiv:2411.03055).
     """
-    if rounds < 0:
-        raise InputError(f"rounds: {rounds} is not a number of rounds; give 0 or more")
-    if not 0 < apart < 1:
-        raise InputError(f"apart: {apart:g}, expected a share between 0 and 1")
     recipe, kind = settings or TrainSettings(), regime_called(regime)
+    _check(tasks, rounds, scales, apart)
     if jointly and foreign(recipe.penalty):
         raise InputError(
             "penalty: reads the inputs of other tasks, and tuning on all together leaves none; leave out the "
@@ -131,6 +128,16 @@ def refine(
     vector, scale, taken, value = best.chosen()
     exchanged = sum(sent.get(scale, [])[:taken])
     return Refined(vector, taken, scale, value, labels if rounds else 0, kept, best.trace, exchanged)
+
+
+def _check(tasks: Sequence[str], rounds: int, scales: Sequence[float], apart: float) -> None:
+    for name, given in (("tasks", tasks), ("scales", scales)):
+        if not given:
+            raise InputError(f"{name}: none given, expected one or more")
+    if rounds < 0:
+        raise InputError(f"rounds: {rounds} is not a number of rounds; give 0 or more")
+    if not 0 < apart < 1:
+        raise InputError(f"apart: {apart:g}, expected a share between 0 and 1")
 
 
 @dataclass

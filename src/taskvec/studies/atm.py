@@ -37,6 +37,7 @@ from taskvec.tasks.source import SplitName
 from taskvec.tasks.suite import Suite
 from taskvec.training.atm import atm, check_aggregator, check_options, participants
 from taskvec.training.logs import Log
+from taskvec.training.regimes import Lora
 from taskvec.vectors import TaskVector, combine
 from taskvec.vectors.combining import bind_all
 
@@ -269,17 +270,24 @@ def _alternate(trial: Trial, rounds: int, settings: AtmSettings, grid: Grid) -> 
 
 def _merged_once(trial: Trial, vector: TaskVector) -> Plain:
     """The record of a single round."""
-    return {"round": 1, "tasks": trial.tasks, "norm": vector.norm(), "bytes": 2 * bytes_of(trial.vectors)}
+    return {
+        "round": 1,
+        "tasks": trial.tasks,
+        "norm": vector.norm(),
+        "bytes": sent_once(trial.vectors, trial.trains.lora),
+    }
 
 
-def bytes_of(vectors: Mapping[str, TaskVector]) -> int:
-    """What vectors hold, in their own dtypes."""
-    return sum(
-        vector.specs[name].numel * vector.specs[name].dtype.itemsize
-        for vector in vectors.values()
-        for name in vector
-        if vector.terms_at(name)
-    )
+def sent_once(vectors: Mapping[str, TaskVector], lora: Lora | None) -> int:
+    """Bytes of a single round, in the vectors' own dtypes: each to the merge, as factors where it was trained
+    as such, and a whole displacement back."""
+    total = 0
+    for vector in vectors.values():
+        for name in filter(vector.terms_at, vector):
+            spec = vector.specs[name]
+            sides = spec.shape[0] + spec.numel // spec.shape[0] if lora else 0
+            total += (spec.numel + (lora.rank * sides if lora else spec.numel)) * spec.dtype.itemsize
+    return total
 
 
 def displacement(trial: Trial, rounds: int, settings: AtmSettings) -> TaskVector:
@@ -362,5 +370,6 @@ def draw_rounds(of_regime: Sequence[Sequence[InRounds]]) -> "Figure":
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title, fontsize="small")
         ax.set_xlabel("budget spent, %")
+        ax.set_xlim(0, 105)
     axes[1].legend(frameon=False, fontsize="small")
     return figure

@@ -18,13 +18,13 @@ from taskvec.rules import RULES
 from taskvec.studies.atm import (
     AtmSettings,
     Round,
-    bytes_of,
     cell_of,
     check_block,
     drawings_of_rounds,
     is_about,
     megabytes,
     rounds_in_words,
+    sent_once,
 )
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import (
@@ -214,7 +214,7 @@ def _merge(trial: Trial, rule: str) -> Plain:
         "kind": "merged",
         "steps": sum(_steps(trial).values()),
         "labels": _labels(trial),
-        "bytes": 2 * bytes_of(trial.vectors),
+        "bytes": sent_once(trial.vectors, trial.trains.lora),
         **_measured(trial, combine(rule, vectors), usual, grid),
     }
 
@@ -289,7 +289,7 @@ def _refine(trial: Trial, block: BudgetSettings, after: PostHoc, jointly: bool) 
         "steps": sum(whole.values()),
         "labels": refined.labels,
         "kept": refined.kept,
-        "bytes": None if jointly else 2 * bytes_of(vectors) + refined.bytes,
+        "bytes": None if jointly else sent_once(vectors, trial.trains.lora) + refined.bytes,
         "rounds": refined.rounds,
         "scale": refined.scale,
         "trace": refined.trace,

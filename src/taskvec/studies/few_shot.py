@@ -156,7 +156,7 @@ class FewShot(Study[FewShotSettings]):
                 groups = {"mean of the targets": of_mean, **groups}
             yield Table.grouped(
                 f"Few-shot adaptation, {regime}",
-                ("labels of each class", *map(str, shots)),
+                (_counted(results, targets, "labels"), *map(str, shots)),
                 groups,
                 self._note(results, found),
             )
@@ -270,6 +270,12 @@ def _tune(trial: Trial, target: str, seed: int, examples: Split, steps: int, not
     )
 
 
+def _counted(results: Results, targets: Sequence[str], what: str) -> str:
+    """What a number of shots is of: of a task without classes, in all."""
+    classes = [results.plan.suite.task(target).kind == "classification" for target in targets]
+    return what + (" of each class" if all(classes) else " (of each class)" if any(classes) else "")
+
+
 def _distinct(values: Any) -> list[Any]:
     return list(dict.fromkeys(values))
 
@@ -318,7 +324,7 @@ def _draw(results: Results) -> "Figure":
         ax.axhline(100 * fmean(map(fmean, owns)), color="grey", lw=1, ls="--", label="own vector, all labels")
         ax.set_xscale("log", base=2)
         ax.set_xticks(shots, list(map(str, shots)))
-        ax.set_xlabel("labelled examples of each class")
+        ax.set_xlabel(_counted(results, targets, "labelled examples"))
         ax.set_title(regime, fontsize="medium")
     axes[0].set_ylabel("mean test metric, %")
     axes[-1].legend(frameon=False, fontsize="small")
