@@ -11,6 +11,7 @@ from taskvec.cli import main
 from taskvec.code import allowing_code
 from taskvec.errors import InputError
 from taskvec.runs.experiment import load_experiment
+from taskvec.studies.joint import name_of
 
 EXPERIMENT = """
 experiment: together
@@ -54,6 +55,12 @@ def facts(path: Path, seed: int = 0) -> dict[str, Any]:
 def records(path: Path, cell: str) -> list[dict[str, Any]]:
     lines = (path.with_name("run") / "records.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["cell"] == cell]
+
+
+def test_a_combiner_is_called_after_its_parameters() -> None:
+    assert name_of({"combiner": "cagrad", "c": 0.4}) == "cagrad (c 0.4)"
+    named = {"combiner": "wpcgrad", "priorities": {"pets": 2, "taste": 1}, "choice": "expected"}
+    assert name_of(named) == "wpcgrad (priorities pets 2, taste 1, choice expected)"
 
 
 def test_combiners_stand_side_by_side(write: Write, capsys: pytest.CaptureFixture[str]) -> None:

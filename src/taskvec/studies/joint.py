@@ -170,8 +170,17 @@ def name_of(chosen: Chosen) -> str:
     """What tables call a combiner."""
     if chosen is None:
         return "a task a step"
-    params = ", ".join(f"{key} {value}" for key, value in chosen.items() if key != "combiner")
+    params = ", ".join(f"{key} {_shown(value)}" for key, value in chosen.items() if key != "combiner")
     return f"{chosen.get('combiner')}{f' ({params})' if params else ''}"
+
+
+def _shown(value: object) -> str:
+    """A parameter as tables and figures have it; a mapping as its names and values."""
+    return (
+        ", ".join(f"{key} {each}" for key, each in value.items())
+        if isinstance(value, Mapping)
+        else f"{value}"
+    )
 
 
 def _train_jointly(trial: Trial) -> Plain:
@@ -283,7 +292,9 @@ def _draw(courses: Mapping[str, Sequence[Course]]) -> "Figure":
         first.plot(
             of[0].steps, _mean_of([100 * share for share in one.conflict_rate] for one in of), label=name
         )
-    label_axes(first, "step", "conflicts, % of pairs", legend="best")
+    label_axes(first, "step", "conflicts, % of pairs")
+    handles, names = first.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower left", ncols=columns, frameon=False, fontsize="small")
     for ax, (name, of) in zip(others, weighing.items(), strict=False):
         for task in of[0].weights:
             ax.plot(of[0].steps, _mean_of(one.weights[task] for one in of), label=task)
