@@ -305,7 +305,7 @@ def test_provenance_tells_files_from_inputs(evaluator: tv.Evaluator, files: dict
     training = tuned(evaluator, penalty={"kind": "tak", "files": paths}).info.training or {}
     assert "references" not in training
     assert {told["task"] for told in training["statistics"].values()} == {"taste", "number"}
-    assert training["consumed"] == "unlabelled train inputs of other tasks"
+    assert training["consumed"] == "train inputs of other tasks, in files of statistics"
     assert all(told["fingerprint"] and told["split"] == "train" for told in training["statistics"].values())
 
 

@@ -155,10 +155,14 @@ def read(
     if not (references or files):
         return {}
     answers = any(part.objective.guided for part in references)  # that stand in the inputs
+    splits = sorted({str(told["split"]) for told in files.values()})
+    labelled = "train labels" if answers else "unlabelled train inputs"
+    consumed = [f"{labelled} of other tasks"] if references else []
+    consumed += [f"{' and '.join(splits)} inputs of other tasks, in files of statistics"] if files else []
     return {
         **({"references": {part.name: part.fingerprint for part in references}} if references else {}),
         **({"statistics": files} if files else {}),
-        "consumed": f"{'train labels' if answers else 'unlabelled train inputs'} of other tasks",
+        "consumed": "; ".join(consumed),
     }
 
 
