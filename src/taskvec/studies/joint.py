@@ -27,6 +27,7 @@ from taskvec.training.penalties.settings import foreign
 from taskvec.vectors import TaskVector
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _POINTS = 100
@@ -225,6 +226,13 @@ def _course(steps: Sequence[Mapping[str, float]], tasks: Sequence[str]) -> Plain
     }
 
 
+_LINES = 6
+"""Most combiners whose lines a reader can tell apart."""
+
+_FAR = 20.0
+"""From how many times the smallest weight on weights are drawn as powers of ten."""
+
+
 def _combined(results: Results) -> dict[str, list[list[Joined]]]:
     """By regime, the models of listed combiners, each a record a seed."""
     models = results.by_regime(Joined)
@@ -288,16 +296,12 @@ def _draw(courses: Mapping[str, Sequence[Course]]) -> "Figure":
     columns = min(4, 1 + len(weighing))
     figure, axes = grid_of_axes(-(-(1 + len(weighing)) // columns), columns, 3.4, 2.8, margin=1.4)
     first, *others = chain(*axes)
-    for name, of in courses.items():
-        first.plot(
-            of[0].steps, _mean_of([100 * share for share in one.conflict_rate] for one in of), label=name
-        )
-    label_axes(first, "step", "conflicts, % of pairs")
-    handles, names = first.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower left", ncols=columns, frameon=False, fontsize="small")
+    _draw_conflicts(first, courses)
     for ax, (name, of) in zip(others, weighing.items(), strict=False):
         for task in of[0].weights:
             ax.plot(of[0].steps, _mean_of(one.weights[task] for one in of), label=task)
+        if _spread(of) > _FAR:
+            ax.set_yscale("log")
         label_axes(ax, "step", "weight", name)
     for ax in [first, *others]:
         hide_spines(ax)
@@ -307,6 +311,28 @@ def _draw(courses: Mapping[str, Sequence[Course]]) -> "Figure":
         handles, names = others[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside right center", frameon=False, fontsize="small")
     return figure
+
+
+def _draw_conflicts(ax: "Axes", courses: Mapping[str, Sequence[Course]]) -> None:
+    """Over the steps; of more combiners than lines can be told apart, the mean over all steps."""
+    shares = {
+        name: _mean_of([100 * share for share in one.conflict_rate] for one in of)
+        for name, of in courses.items()
+    }
+    if len(shares) > _LINES:
+        ax.barh(list(shares), list(map(fmean, shares.values())), color="C0")
+        ax.invert_yaxis()
+        label_axes(ax, "conflicts, % of pairs")
+        return
+    for name, values in shares.items():
+        ax.plot(courses[name][0].steps, values, label=name)
+    label_axes(ax, "step", "conflicts, % of pairs", legend="best")
+
+
+def _spread(courses: Sequence[Course]) -> float:
+    """The largest weight over the smallest, for weights above 0; 0 for others."""
+    weights = [weight for course in courses for of in course.weights.values() for weight in of]
+    return max(weights) / min(weights) if min(weights) > 0 else 0.0
 
 
 def _weighs(courses: Sequence[Course]) -> bool:
