@@ -165,7 +165,8 @@ def test_the_snippets_on_penalties_run(
         load_experiment(Path("tiny.yaml"))
     here = {"-m minilm -s text8 -t sst2": f"-m {tiny_model} -s {tiny_suite} -t pets"}
     here |= {"trec6 ag_news": "taste number", "--steps 30": "--steps 2"}
-    for words in re.findall(r"^    taskvec (train .*)", page, re.MULTILINE):
+    here |= {"stats minilm -s text8 -t trec6": f"stats {tiny_model} -s {tiny_suite} -t taste"}
+    for words in re.findall(r"^    taskvec ((?:train|stats) .*)", page, re.MULTILINE):
         for shown, meant in here.items():
             words = words.replace(shown, meant)
         with pytest.raises(SystemExit) as ended:
