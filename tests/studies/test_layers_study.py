@@ -93,3 +93,20 @@ def test_a_block_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=words):
         load_experiment(experiment(tmp_path, tiny_model, tiny_suite, block))
+
+
+def test_vectors_that_change_nothing_leave_valid_json(
+    tiny_model: Path, tiny_suite: Path, tmp_path: Path
+) -> None:
+    path = experiment(tmp_path, tiny_model, tiny_suite, "{by: first-order, regimes: [gated]}")
+    closed = path.read_text().replace("gated: {strength: 1, score_lr: 0.03}", "gated: {threshold: 0.2}")
+    path.write_text(closed.replace("  full: {}\n", "").replace("  tangent-attention: {}\n", ""))
+    store = Store(tmp_path / "run")
+    write_report(Runner(*load_experiment(path), store).run(), store.folder)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    facts = json.loads((store.folder / "results.json").read_text(), parse_constant=refuse)
+    assert facts["seeds"]["0"]["gated"]["cosine"] == [[None, None], [None, None]]
+    assert facts["seeds"]["0"]["gated"]["layers"]["pets"]["kept"] == []

@@ -1,6 +1,7 @@
 """The report of a run: results.json, tables, figures, and the pages that show them."""
 
 import json
+import math
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -45,6 +46,15 @@ def _facts(of: Iterable[Study[Any]], results: Results, regime: str = "", seed: i
     return {key: fact for study in of for key, fact in study.facts(results, regime, seed).items()}
 
 
+def _said(value: object) -> object:
+    """In JSON, which has no word for a number that is none, such as the cosine of a vector without length."""
+    if isinstance(value, dict):
+        return {key: _said(of) for key, of in value.items()}
+    if isinstance(value, list | tuple):
+        return [_said(of) for of in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def tables_of(results: Results) -> list[Table]:
     """Every table that the results fill."""
     return [table for study in _studies_of(results) for table in study.tables(results)]
@@ -56,7 +66,7 @@ def write_report(results: Results, folder: Path) -> list[Table]:
     Without matplotlib the figures are left out.
     """
     facts, tables = facts_of(results), tables_of(results)
-    replace_text(folder / "results.json", json.dumps(facts, indent=1))
+    replace_text(folder / "results.json", json.dumps(_said(facts), indent=1))
     code = [path for package in (reports, studies) for path in Path(package.__path__[0]).rglob("*.py")]
     drawings = (drawing for study in _studies_of(results) for drawing in study.drawings(results))
     figures = draw_all(drawings, folder / "figures", json.dumps(facts), code)
