@@ -371,5 +371,7 @@ def draw_rounds(of_regime: Sequence[Sequence[InRounds]]) -> "Figure":
         ax.set_title(title, fontsize="small")
         ax.set_xlabel("budget spent, %")
         ax.set_xlim(0, 105)
-    axes[1].legend(frameon=False, fontsize="small")
+        ax.set_visible(bool(ax.lines))  # a round without validation has no metric, one of a task no cosine
+    for ax in [ax for ax in axes if ax.get_legend_handles_labels()[0]][:1]:
+        ax.legend(frameon=False, fontsize="small")
     return figure

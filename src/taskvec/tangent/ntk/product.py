@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from taskvec.arguments import checked
@@ -14,6 +13,9 @@ from taskvec.errors import InputError
 from taskvec.substitution import substituted
 from taskvec.tangent.forward import jvp
 from taskvec.tangent.ntk.samples import Inputs, Samples, Selection, selected
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator  # type: ignore[import-untyped]
 
 
 @checked
@@ -51,7 +53,7 @@ def ntk_product(
 @checked
 def ntk_operator(
     model: nn.Module, x: Inputs, *, params: Selection = "all", ridge: float = 0.0, batch: int = 64
-) -> LinearOperator:
+) -> "LinearOperator":
     """K(x, x) + ridge as a symmetric SciPy operator on vectors (N C,), samples first: for CG and eigenpairs.
 
     >>> from scipy.sparse.linalg import eigsh
@@ -71,6 +73,10 @@ def ntk_operator(
         return product.flatten().double().cpu().numpy() + ridge * vector.reshape(-1)
 
     side = shape[0] * shape[1]
+    from scipy.sparse.linalg import (
+        LinearOperator,
+    )  # takes long to import, and statistics need the kernel's parts
+
     return LinearOperator((side, side), matvec=times, rmatvec=times, dtype=np.float64)
 
 
