@@ -73,9 +73,7 @@ def ntk_operator(
         return product.flatten().double().cpu().numpy() + ridge * vector.reshape(-1)
 
     side = shape[0] * shape[1]
-    from scipy.sparse.linalg import (
-        LinearOperator,
-    )  # takes long to import, and statistics need the kernel's parts
+    from scipy.sparse.linalg import LinearOperator  # here, as it takes long to import
 
     return LinearOperator((side, side), matvec=times, rmatvec=times, dtype=np.float64)
 
