@@ -4,7 +4,7 @@
 
 Eight vectors are trained; then each of four tasks is new, and a share of the rows of each tensor may change.
 Prints the mean test accuracy of these targets, writes `mask_votes.json` and `mask_votes.png` (matplotlib).
-Every row takes 20 steps; `dense` changes everything. Some eight minutes on one core.
+Every row takes 20 steps; `dense` changes everything.
 """
 
 import json
