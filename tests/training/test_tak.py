@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import taskvec as tv
-from taskvec.errors import TaskvecError
+from taskvec.errors import InputError, TaskvecError
 from taskvec.models.selection import selected
 from taskvec.progress import unwatched
 from taskvec.statistics.blocks import Block, blocks
@@ -405,3 +405,14 @@ def test_factors_that_are_of_nothing_trained_are_said(
     some = {"kind": "tak", "files": [str(tmp_path / "some.safetensors")]}
     with pytest.warns(UserWarning, match="penalty tak: no factors for embeddings"):
         assert number(bound(some, given(evaluator, references=()))(0)) > 0
+
+
+def test_a_damaged_file_of_a_run_is_named_with_what_helps(evaluator: tv.Evaluator, tmp_path: Path) -> None:
+    of = given(evaluator, keep=tmp_path)
+    first = bound({"kind": "tak"}, of)(0)
+    damaged = min(tmp_path.iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    with pytest.raises(InputError, match=rf"remove {damaged.name}, and what it held is measured again"):
+        bound({"kind": "tak"}, of)
+    damaged.unlink()
+    assert bound({"kind": "tak"}, of)(0) == first

@@ -123,7 +123,11 @@ class Source:
             own = place.with_name(f"{place.stem}.{token_hex(4)}.safetensors")
             save_statistics(self._measured(part), own, info)
             own.replace(place)
-        return self._of_file(place)
+        try:
+            return self._of_file(place)
+        except InputError as error:
+            found, _, _ = str(error).partition("; ")
+            raise CorruptFile(f"{found}; remove {place.name}, and what it held is measured again") from None
 
     def _measured(self, part: Part) -> dict[str, Tensor]:
         backbone, seed = self.given.backbone, self.given.measuring_seed
