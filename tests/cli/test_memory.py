@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(
 ROOM = 48
 """MB that every command is given. Its tensor has 134 MB in float32."""
 
-LOOSE = 50
-"""MB that forked processes and what the C library keeps come to."""
+LOOSE = 70
+"""MB that forked processes and what the C library keeps come to, on a busy machine too; half a tensor."""
 
 APPLY = ("apply", "base.safetensors", "-v", "a=a.safetensors", "-v", "b=b.safetensors", "-o", "out")
 COMPRESS = ("compress", "a.safetensors", "-o", "out.safetensors", "--form")
