@@ -105,21 +105,13 @@ def train(
     check_target(output, force=force)
     if log is not None:
         check_log(log, output, keep=force or resume)
-    if (log or log_to) and regime == "random":
-        raise InputError("--log: a random vector is drawn, and there are no steps to log; leave it out")
-    for name in log_to:
-        tracker(name)
-    if penalty and regime == "random":
-        raise InputError("--penalty: a random vector is drawn, and no loss is lowered; leave it out")
+    asked = _asked(combiner, combiner_param)
+    if regime == "random":
+        _check_random(log=log or log_to, penalty=penalty, choice=choice, combiner=asked)
     if (like is not None) != (regime == "random"):
         raise InputError("--like and --regime random belong together: a random vector takes another's norms")
-    if regime == "random" and choice != RegimeSettings():
-        raise InputError(
-            "--regime random: draws every tensor of the vector in --like; leave out what selects"
-        )
-    asked = _asked(combiner, combiner_param)
-    if asked and regime == "random":
-        raise InputError("--combiner: a random vector is drawn, and has no gradients; leave it out")
+    for name in log_to:
+        tracker(name)
     if asked:
         combiner_for(asked, names)
     with allowing_code(allow_code):
@@ -192,6 +184,23 @@ def train(
     title = f"{output}, in tangent space" if space == "tangent" else str(output)
     start = "zero-shot" if all(getattr(of, "head", None) == "zero-shot" for of in tasks) else "pre-trained"
     print_table(title, ["task", "metric", start, "fine-tuned", "‖τ‖"], rows)
+
+
+def _check_random(*, log: object, penalty: object, choice: RegimeSettings, combiner: object) -> None:
+    """Refuse what a vector that is drawn has no use for. Raises: InputError."""
+    from taskvec.errors import InputError
+
+    for given, complaint in (
+        (log, "--log: a random vector is drawn, and there are no steps to log; leave it out"),
+        (penalty, "--penalty: a random vector is drawn, and no loss is lowered; leave it out"),
+        (
+            choice != RegimeSettings(),
+            "--regime random: draws every tensor of the vector in --like; leave out what selects",
+        ),
+        (combiner, "--combiner: a random vector is drawn, and has no gradients; leave it out"),
+    ):
+        if given:
+            raise InputError(complaint)
 
 
 def _asked(combiner: str | None, params: tuple[str, ...]) -> dict[str, Any] | None:
