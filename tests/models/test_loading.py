@@ -6,13 +6,14 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
-from transformers import AutoTokenizer, LlamaConfig, LlamaModel
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaModel, PreTrainedModel
 
 import taskvec
 from checkpoints import SHAPE
@@ -31,6 +32,19 @@ def test_a_folder_is_loaded_in_float32_and_eval_mode(bert_folder: Path) -> None:
     assert backbone.ref == str(bert_folder)
     assert not backbone.training
     assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+
+
+def test_models_are_loaded_in_threads_as_one_after_the_other(bert_folder: Path) -> None:
+    """Transformers replaces a method of all models while it loads one; later models lost their tied heads."""
+    ties = PreTrainedModel.tie_weights
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(load_backbone, [str(bert_folder)] * 12))
+    assert PreTrainedModel.tie_weights is ties
+    assert torch.get_default_dtype() == torch.float32
+    network = LlamaForCausalLM(LlamaConfig(vocab_size=20, tie_word_embeddings=True, **SHAPE))
+    assert network.lm_head.weight is network.model.embed_tokens.weight
+    states = [backbone.network.state_dict() for backbone in loaded]
+    assert all(torch.equal(states[0][name], state[name]) for state in states for name in states[0])
 
 
 def test_a_pickled_checkpoint_loads_as_the_safetensors_one(bert_folder: Path, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ _MODULES = 4096
 _PARTS = 1 << 16
 """Modules and parameters of a network, whatever the weights are."""
 
+_BUILDING = threading.RLock()
+
 
 @dataclass(frozen=True)
 class Conversion:
@@ -326,14 +328,19 @@ def _loading() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bars and no load reports from transformers."""
+    """No bars and no load reports from transformers, which one thread at a time may build networks with.
+
+    It does so with a default dtype, and methods of its own classes, replaced and put back in the end: of two
+    threads the later one would put back what the earlier had put there.
+    """
     logging = import_module("transformers.utils.logging")
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    with _BUILDING:
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
