@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import ClassVar
 
 Cells = Sequence[object]
 
@@ -15,6 +16,8 @@ class Table:
     Args:
         heads: of groups of rows, by the place of a group's first row.
     """
+
+    template: ClassVar[str] = "table"
 
     title: str
     columns: Sequence[str]
@@ -36,6 +39,9 @@ class Table:
         starts = sorted({0, *self.heads})
         for start, end in zip(starts, [*starts[1:], len(self.rows)], strict=True):
             yield self.heads.get(start, ""), self.rows[start:end]
+
+    def data(self) -> None:
+        """Its rows are all there is."""
 
     def markdown(self) -> str:
         """A GitHub table with its title and note."""

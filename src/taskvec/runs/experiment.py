@@ -35,7 +35,7 @@ def load_experiment(path: Path, changes: Mapping[str, object] | None = None) -> 
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: {type(values).__name__}, expected keys such as 'experiment' and 'model'")
-    experiment = _model().parse(str(path), {**values, **(changes or {})})
+    experiment = model_of_experiments().parse(str(path), {**values, **(changes or {})})
     experiment = _placed(experiment, path.parent)
     _check_code(experiment, f"{path}: model")
     named = experiment.suite
@@ -105,7 +105,7 @@ def involved_tasks(experiment: Experiment, suite: Suite) -> list[str]:
     return [suite.task(name).name for name in dict.fromkeys(names)]
 
 
-def _model() -> type[Experiment]:
+def model_of_experiments() -> type[Experiment]:
     """An experiment with the blocks of all studies."""
     fields: dict[str, Any] = {}
     for name in dict.fromkeys([*FIRST, *STUDIES]):

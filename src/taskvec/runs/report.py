@@ -2,15 +2,17 @@
 
 import json
 import math
-from collections.abc import Iterable
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
 from taskvec import reports, studies
+from taskvec.reports.block import Figure
 from taskvec.reports.drawing import draw_all
-from taskvec.reports.page import write_pages
+from taskvec.reports.page import Page, Section, markdown_of, render_page
 from taskvec.reports.tables import Table
+from taskvec.runs.manifest import name_of, write_manifest
 from taskvec.studies import STUDIES
 from taskvec.studies.study import Results, Study
 from taskvec.writing import replace_text
@@ -60,15 +62,52 @@ def tables_of(results: Results) -> list[Table]:
     return [table for study in _studies_of(results) for table in study.tables(results)]
 
 
+def page_of(results: Results, figures: Mapping[str, Sequence[Figure]]) -> Page:
+    """The page of a run.
+
+    Args:
+        figures: files of drawings, by the study's name in the registry.
+    """
+    experiment = results.plan.experiment
+    sections = []
+    for study in _studies_of(results):
+        name = name_of(study)
+        charts = list(study.charts(results)) or figures.get(name, ())
+        if blocks := [*study.tables(results), *charts]:
+            sections.append(Section(name.replace("_", "-"), study.title or _titled(name), blocks))
+    return Page(
+        title=experiment.name,
+        description=experiment.description,
+        lead="",
+        sections=sections,
+        settings=experiment.model_dump(mode="json", by_alias=True),
+        footer=f"Base model fingerprint {results.plan.model}. Every number comes from records.jsonl in the "
+        "run folder.",
+    )
+
+
 def write_report(results: Results, folder: Path) -> list[Table]:
     """Write everything a reader may want beside the records; return the tables.
 
     Without matplotlib the figures are left out.
     """
-    facts, tables = facts_of(results), tables_of(results)
+    facts = facts_of(results)
+    write_manifest(results, folder)
     replace_text(folder / "results.json", json.dumps(_said(facts), indent=1))
+    figures = _draw(results, folder, json.dumps(facts))
+    page = page_of(results, figures)
+    replace_text(folder / "report.md", markdown_of(page, [*chain(*figures.values())], folder))
+    replace_text(folder / "report.html", render_page(page))
+    return tables_of(results)
+
+
+def _draw(results: Results, folder: Path, facts: str) -> dict[str, list[Figure]]:
+    """Every drawing as a file; by study."""
     code = [path for package in (reports, studies) for path in Path(package.__path__[0]).rglob("*.py")]
-    drawings = (drawing for study in _studies_of(results) for drawing in study.drawings(results))
-    figures = draw_all(drawings, folder / "figures", json.dumps(facts), code)
-    write_pages(folder, facts["experiment"], results.plan.model, tables, figures)
-    return tables
+    drawings = {name_of(study): list(study.drawings(results)) for study in _studies_of(results)}
+    drawn = iter(draw_all(chain(*drawings.values()), folder / "figures", facts, code))
+    return {name: [Figure(*drawing) for drawing in islice(drawn, len(of))] for name, of in drawings.items()}
+
+
+def _titled(name: str) -> str:
+    return name.replace("_", " ").capitalize()

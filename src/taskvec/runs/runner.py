@@ -1,7 +1,7 @@
 """From an experiment to its results: every cell computed once, in the registry's order."""
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
@@ -13,7 +13,7 @@ from taskvec.progress import Watch, unwatched
 from taskvec.runs.experiment import active, involved_tasks
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.record import Plain, Record
-from taskvec.studies.store import Store
+from taskvec.studies.store import Store, key_of
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Lab, Plan, Trial
 from taskvec.tasks.suite import Suite
@@ -47,17 +47,21 @@ class Runner:
         """
         _ = self._lab.evaluator
 
-    def run(self) -> Results:
-        """All results."""
+    def run(self, told: Callable[[Results], None] | None = None) -> Results:
+        """All results.
+
+        Args:
+            told: called with those that are there whenever a study is done with a regime and seed.
+        """
         results = Results(self._lab.plan, list(self._studies))
         for of_model, group in groupby(self._studies, key=lambda study: study.of_model):
             studies = list(group)
             if of_model:
-                _finish(studies, next(self._trials()), results)
+                _finish(studies, next(self._trials()), results, told)
                 continue
             for trial in self._trials():
                 _ = trial.vectors
-                _finish(studies, trial, results, trial.regime, trial.seed)
+                _finish(studies, trial, results, told, trial.regime, trial.seed)
         if not results.failed:
             shutil.rmtree(self._lab.store.folder / "partial", ignore_errors=True)
         return results
@@ -71,11 +75,21 @@ class Runner:
 
 
 def _finish(
-    studies: Iterable[Study[Any]], trial: Trial, results: Results, regime: str = "", seed: int = 0
+    studies: Iterable[Study[Any]],
+    trial: Trial,
+    results: Results,
+    told: Callable[[Results], None] | None,
+    regime: str = "",
+    seed: int = 0,
 ) -> None:
     for study in studies:
         for cell in study.cells(trial):
-            results.add(cell, _finished(cell, trial, results), regime, seed)
+            failures = len(results.failed)
+            result = _finished(cell, trial, results)
+            key = key_of(cell.kind.cell, cell.inputs) if len(results.failed) == failures else None
+            results.add(cell.kind.cell, result, regime, seed, key=key)
+        if told is not None:
+            told(results)
 
 
 def _finished(cell: Cell[Record], trial: Trial, results: Results) -> Plain:

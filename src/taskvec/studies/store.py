@@ -31,6 +31,7 @@ MADE = (
     "statistics",
     "untrained",
     "figures",
+    "run.json",
     "results.json",
     "report.md",
     "report.html",
@@ -69,34 +70,13 @@ class Store:
 
     @cached_property
     def _records(self) -> dict[str, dict[str, Any]]:
-        return {record["key"]: record for record in self._read()}
-
-    def _read(self) -> Iterator[dict[str, Any]]:
         if not self._path.exists():
-            return
-        *lines, rest = read_bytes(self._path, _RECORDS).split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            yield self._record(line, number)
+            return {}
+        records, rest = _read(self._path)
         if rest:
-            if not rest.startswith(_BEGIN[: len(rest)]):
-                self._record(rest, len(lines) + 1)  # something else, which is not ours to cut
             with os.fdopen(open_own(self._path), "r+b") as file:
-                file.truncate(sum(len(line) + 1 for line in lines))
-
-    def _record(self, line: bytes, number: int) -> dict[str, Any]:
-        where = f"{self._path}, line {number}"
-        remedy = "remove the line to compute it again"
-        try:
-            record = parse_json(line, where)
-        except CorruptFile:
-            record = None
-        match record:
-            case {"key": str(), "cell": str(), "result": dict()}:
-                digest = _digest(record)
-                if record.get("digest", digest) != digest:
-                    raise CorruptFile(f"{where}: was changed after a run wrote it; {remedy}")
-                return dict(record)
-        raise CorruptFile(f"{where}: not a record of a run; {remedy}")
+                file.truncate(self._path.stat().st_size - len(rest))
+        return records
 
     @contextmanager
     def locked(self, fresh: bool = False) -> Iterator[None]:
@@ -157,6 +137,41 @@ class Store:
             self._records[key] = record
         stored: dict[str, Any] = self._records[key]["result"]
         return stored
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """The finished cells of a run, by key, also of one that is at work; nothing is changed.
+
+    Raises: InputError if the folder holds no run; CorruptFile for a damaged record.
+    """
+    path = folder / "records.jsonl"
+    if not path.is_file():
+        raise InputError(f"{folder}: holds no run (no {path.name}); give the folder of a taskvec run")
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, Any]], bytes]:
+    """Records by key, and a last line cut short, if there is one."""
+    *lines, rest = read_bytes(path, _RECORDS).split(b"\n")
+    records = [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    if not rest.startswith(_BEGIN[: len(rest)]):
+        _record(rest, f"{path}, line {len(lines) + 1}")  # something else, which is not ours to cut
+    return {record["key"]: record for record in records}, rest
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    remedy = "remove the line to compute it again"
+    try:
+        record = parse_json(line, where)
+    except CorruptFile:
+        record = None
+    match record:
+        case {"key": str(), "cell": str(), "result": dict()}:
+            digest = _digest(record)
+            if record.get("digest", digest) != digest:
+                raise CorruptFile(f"{where}: was changed after a run wrote it; {remedy}")
+            return dict(record)
+    raise CorruptFile(f"{where}: not a record of a run; {remedy}")
 
 
 def key_of(cell: str, inputs: Mapping[str, object]) -> str:

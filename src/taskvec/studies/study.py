@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from taskvec.reports.block import Block
 from taskvec.reports.drawing import Drawing
 from taskvec.reports.tables import Table
 from taskvec.studies.record import Plain, R, Record
@@ -35,20 +36,26 @@ class Results:
     """Those that are on, and those whose results were taken over."""
     cells: dict[tuple[str, str, int], list[Plain]] = field(default_factory=dict)
     """What is stored, by kind of cell, regime and seed."""
+    keys: dict[tuple[str, str, int], list[str | None]] = field(default_factory=dict)
+    """The same cells' records, by key; none for what stands in for a cell that failed."""
     failed: list[str] = field(default_factory=list)
     """What went wrong with cells that others do not need; the next run tries them again."""
     untrained: "Results | None" = None
     """The same experiment on the model before pre-training, if it was made for comparison."""
 
-    def add(self, cell: "Cell[Record]", result: Plain, regime: str = "", seed: int = 0) -> None:
-        """Put a cell's result behind those of its kind."""
-        self.cells.setdefault((cell.kind.cell, regime, seed), []).append(result)
+    def add(
+        self, kind: str, result: Plain, regime: str = "", seed: int = 0, *, key: str | None = None
+    ) -> None:
+        """Put a cell's result, and the key of its record, behind those of its kind."""
+        self.cells.setdefault((kind, regime, seed), []).append(result)
+        self.keys.setdefault((kind, regime, seed), []).append(key)
 
     def take(self, kind: type[Record], other: "Results") -> None:
         """Add another experiment's results of a kind, and the studies that show them."""
         known = {type(study) for study in self.studies}
         self.studies += [study for study in other.studies if type(study) not in known]
         self.cells |= {place: cells for place, cells in other.cells.items() if place[0] == kind.cell}
+        self.keys |= {place: keys for place, keys in other.keys.items() if place[0] == kind.cell}
 
     def stored(self, kind: type[Record], regime: str = "", seed: int = 0) -> list[Plain]:
         """The results of a kind in one part of the experiment, as stored; none where it was not asked for."""
@@ -83,6 +90,8 @@ class Study(Generic[B]):
     always on."""
     default: ClassVar[object] = None
     """The block of an experiment file that does not name it."""
+    title: ClassVar[str] = ""
+    """What heads its part of a page; by default its name in the registry."""
     of_model: ClassVar[bool] = False
     """Its cells are about the model alone: they are asked for once, with the first trial."""
 
@@ -114,4 +123,8 @@ class Study(Generic[B]):
 
     def drawings(self, results: Results) -> Iterable[Drawing]:
         """The figures that the results fill."""
+        return ()
+
+    def charts(self, results: Results) -> Iterable[Block]:
+        """What the page shows of the results beside tables; where there is any, in place of the drawings."""
         return ()
