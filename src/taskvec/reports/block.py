@@ -4,21 +4,25 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from struct import unpack
 from typing import Any, ClassVar, Protocol
 
 
 class Block(Protocol):
     """A piece of a page: plain data, and the template that shows it.
 
-    ``templates/blocks/TEMPLATE.html`` gets it as ``block``: a table, text or SVG that needs no script. Where
-    ``scripts/TEMPLATE.js`` is there, the page holds it, and it finds the element that the template makes and
-    ``data`` beside it.
+    ``templates/blocks/TEMPLATE.html`` gets it as ``block``: a table, text or SVG that needs no script. What
+    makes it live, and its style, are files of the same name (see ``page.py``).
     """
 
     template: ClassVar[str]
 
     def data(self) -> Mapping[str, Any] | None:
         """Plain data for the script; none where it needs none."""
+
+
+_ZOOM = 1.5
+"""Dots of a figure to one of the page: sharp on fine screens."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,12 @@ class Figure:
 
     def data(self) -> None:
         """It needs none."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height as it is shown."""
+        width, height = unpack(">II", self.path.read_bytes()[16:24])
+        return round(width / _ZOOM), round(height / _ZOOM)
 
     @property
     def encoded(self) -> str:

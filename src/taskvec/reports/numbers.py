@@ -1,10 +1,42 @@
 """What cells of tables hold: numbers, which become text where a table is shown."""
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Protocol, runtime_checkable
 
 NOTHING = "–"
+
+
+@runtime_checkable
+class Number(Protocol):
+    """A cell that is one number, or several in the place of one."""
+
+    @property
+    def value(self) -> float | None:
+        """What it is sorted by."""
+
+    @property
+    def detail(self) -> str:
+        """The numbers behind it; nothing where they are seen already."""
+
+
+def number_of(cell: object) -> float | None:
+    """What a cell is sorted by; none for words.
+
+    >>> number_of(Mean([0.5, 0.7], scale=100)), number_of("−1.5 ± 0.2*"), number_of("3 tasks"), number_of("x")
+    (60.0, -1.5, 3.0, None)
+    """
+    if isinstance(cell, Number):
+        value = cell.value
+    elif isinstance(cell, int | float):
+        value = float(cell)
+    else:
+        found = re.match(r"[+−-]?\d+(\.\d+)?(e[+-]?\d+)?(?=$|[ %*])", str(cell))
+        value = float(found[0].replace("−", "-")) if found else None
+    return None if value is None or math.isnan(value) else value
 
 
 @dataclass(frozen=True)
@@ -38,6 +70,17 @@ class Mean:
         form = ".2g" if self.form.endswith("g") else self.form.removeprefix("+")
         return f"{mean} ± {self.scale * stdev(values):{form}}"
 
+    @property
+    def value(self) -> float | None:
+        """The mean."""
+        values = [value for value in self.values if value is not None]
+        return self.scale * fmean(values) if values else None
+
+    @property
+    def detail(self) -> str:
+        """Every value."""
+        return _listed([f"{self.scale * value:{self.form}}" for value in self.values if value is not None])
+
 
 @dataclass(frozen=True)
 class Range:
@@ -55,6 +98,17 @@ class Range:
         low, high = (f"{value:{self.form}}" for value in (min(self.values), max(self.values)))
         return low if low == high else f"{low}{self.by}{high}"
 
+    @property
+    def value(self) -> float | None:
+        """The smallest."""
+        return float(min(self.values))
+
+    @property
+    def detail(self) -> str:
+        """Every value, where they differ."""
+        values = [f"{value:{self.form}}" for value in self.values]
+        return _listed(values) if len(set(values)) > 1 else ""
+
 
 @dataclass(frozen=True)
 class Several:
@@ -69,6 +123,29 @@ class Several:
 
     def __str__(self) -> str:
         return self.by.join(map(str, self.parts))
+
+    @property
+    def value(self) -> float | None:
+        """The first that is a number."""
+        return next((value for part in self.parts if (value := number_of(part)) is not None), None)
+
+    @property
+    def detail(self) -> str:
+        """A line a part."""
+        details = [part.detail for part in self.parts if isinstance(part, Number)]
+        return "\n".join(filter(None, details))
+
+
+def _listed(values: Sequence[str]) -> str:
+    """Values in their order, the first of many; nothing of one, which is seen already."""
+    if len(values) < 2:
+        return ""
+    more = ", …" if len(values) > _LISTED else ""
+    return f"{len(values)} values: {', '.join(values[:_LISTED]).replace('-', '−')}{more}"
+
+
+_LISTED = 20
+"""So many values a tooltip holds."""
 
 
 def percent(values: Sequence[float | None]) -> Mean:
