@@ -206,6 +206,10 @@ class Evaluator:
         prepared = self._prepared(name, split)
         return self._features(point, name, split), prepared.labels
 
+    def order(self, name: str, split: SplitName) -> Tensor:
+        """The places (N,) in the split of the examples in the order of :meth:`features`."""
+        return self._prepared(name, split).targets()[1]
+
     def logits(self, point: Point, name: str, split: SplitName) -> tuple[Tensor, Tensor]:
         """Logits (N, C) float32 and labels (N,), in the order of :meth:`features`.
 

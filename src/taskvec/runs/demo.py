@@ -43,7 +43,7 @@ def run_demo(store: Store, changes: Mapping[str, object] | None = None, watch: W
     results.take(Solved, Runner(styles, load_suite("builtin-analogy"), store, watch).run())
 
     whole = AdditionSettings(subsets="whole")
-    random = _first_regime(experiment, model=_untrained(store.folder), addition=whole)
+    random = _first_regime(experiment, model=_untrained(store.folder), addition=whole, inspect=False)
     results.untrained = Runner(random, suite, store, watch).run()
     return results
 

@@ -35,6 +35,7 @@ STUDIES: "Registry[type[Study[Any]]]" = Registry(
         "disentanglement": "taskvec.studies.disentanglement:Disentanglement",
         "layers": "taskvec.studies.layers:Layers",
         "costs": "taskvec.studies.cost:Costs",
+        "inspect": "taskvec.studies.inspected:Inspect",
     },
 )
 

@@ -29,6 +29,7 @@ MADE = (
     "vectors",
     "logs",
     "statistics",
+    "inspected",
     "untrained",
     "figures",
     "run.json",
