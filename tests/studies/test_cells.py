@@ -33,6 +33,7 @@ library: {k: 2}
 few_shot: {shots: [1, 2], targets: [gabor], pool: others}
 layers: {by: first-order}
 lm_eval: {tasks: [own], limit: 10}
+inspect: 3
 """
 
 
@@ -73,6 +74,7 @@ def test_every_kind_of_cell_is_there(cells: list[Cell[Record]]) -> None:
         "few_shot",
         "regularised",
         "layers",
+        "inspected",
     }
     assert {cell.kind.cell for cell in cells} == {*kinds, *also}
 

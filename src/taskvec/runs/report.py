@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from taskvec import reports, studies
-from taskvec.reports.block import Figure
+from taskvec.reports.block import Block, Figure
 from taskvec.reports.drawing import draw_all
 from taskvec.reports.page import Page, Section, markdown_of, render_page
 from taskvec.reports.tables import Table
+from taskvec.runs.examples import example_blocks
 from taskvec.runs.manifest import name_of, write_manifest
 from taskvec.studies import STUDIES
 from taskvec.studies.study import Results, Study
@@ -62,11 +63,11 @@ def tables_of(results: Results) -> list[Table]:
     return [table for study in _studies_of(results) for table in study.tables(results)]
 
 
-def page_of(results: Results, figures: Mapping[str, Sequence[Figure]]) -> Page:
+def page_of(results: Results, figures: Mapping[str, Sequence[Block]]) -> Page:
     """The page of a run.
 
     Args:
-        figures: files of drawings, by the study's name in the registry.
+        figures: what files of the run folder show, such as drawings, by the study's name in the registry.
     """
     experiment = results.plan.experiment
     sections = []
@@ -95,7 +96,7 @@ def write_report(results: Results, folder: Path) -> list[Table]:
     write_manifest(results, folder)
     replace_text(folder / "results.json", json.dumps(_said(facts), indent=1))
     figures = _draw(results, folder, json.dumps(facts))
-    page = page_of(results, figures)
+    page = page_of(results, {**figures, "inspect": example_blocks(results, folder)})
     replace_text(folder / "report.md", markdown_of(page, [*chain(*figures.values())], folder))
     replace_text(folder / "report.html", render_page(page))
     return tables_of(results)

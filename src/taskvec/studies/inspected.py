@@ -1,6 +1,7 @@
 """Single examples: inputs that the sum got wrong and the task's own model right, kept for readers."""
 
 import json
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -101,6 +102,7 @@ class Inspection(Record):
 class Inspect(Study[Count]):
     """Examples of every regime's sum, at its chosen coefficient and the first seed; ``false`` keeps none."""
 
+    title = "Single examples"
     settings = Count
     default = USUAL
 
@@ -122,6 +124,8 @@ def read_examples(folder: Path, inspection: Inspection) -> dict[str, list[Exampl
 
     Raises: CorruptFile for a file that is not what the run wrote.
     """
+    if not re.fullmatch("[0-9a-f]{32}", inspection.digest):
+        raise CorruptFile(f"{folder}: the record of inspected examples names no file; remove it")
     path = folder / FOLDER / f"{inspection.digest}.json"
     if not path.exists():
         return None

@@ -1,6 +1,6 @@
 """Which examples of a test split a reader is shown, and what two models say of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,7 +37,7 @@ def choose_classified(merge: Tally, single: Tally, classes: Sequence[str], most:
         merge, single: of the same examples, ``logits`` (N, C) and ``labels`` (N,).
     """
     labels = merge["labels"]
-    shares = [tally["logits"].double().softmax(1).max(1) for tally in (merge, single)]
+    shares = [tally["logits"].double().softmax(1) for tally in (merge, single)]
     chosen = {how: spread(rows, _share(how, most)) for how, rows in sorts_of(merge, single).items()}
     return [
         Said(row, how, classes[int(labels[row])], *(_says(of, row, classes) for of in shares))
@@ -86,6 +86,6 @@ def _share(how: How, most: int) -> int:
     return most if how == "lost" else most // 4
 
 
-def _says(shares: Mapping[int, Tensor] | Tensor, row: int, classes: Sequence[str]) -> tuple[str, float]:
-    values, places = shares
-    return classes[int(places[row])], round(float(values[row]), 3)
+def _says(shares: Tensor, row: int, classes: Sequence[str]) -> tuple[str, float]:
+    place = int(shares[row].argmax())
+    return classes[place], round(float(shares[row, place]), 3)
