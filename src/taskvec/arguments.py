@@ -50,7 +50,7 @@ def checked(target: T) -> T:
                 raise WrongType(f"{where}: {name} is {brief(value)}, expected {_annotation(hints[name])}")
         return target(*args, **kwargs)
 
-    return cast(T, call)
+    return cast("T", call)
 
 
 def brief(value: object) -> str:

@@ -36,7 +36,7 @@ def _compiled(function: Callable[P, R], fastmath: bool | set[str] = False) -> Ca
             dispatcher.enable_caching()
             if not _is_safe(Path(dispatcher.stats.cache_path)):
                 return made(False)
-        return cast(Callable[P, R], dispatcher)
+        return cast("Callable[P, R]", dispatcher)
 
     keep = True
 

@@ -83,7 +83,7 @@ class Pattern:
         try:
             if self._watch.left <= 0:
                 raise TimeoutError
-            return cast(Match | None, find(name, timeout=self._watch.left))
+            return cast("Match | None", find(name, timeout=self._watch.left))
         except TimeoutError:
             raise InputError(
                 f"{self.where}: {_quoted(self.text)} takes more than {SECONDS:g} s on tensor names; "

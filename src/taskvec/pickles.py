@@ -130,7 +130,7 @@ def load_placed(path: Path) -> tuple[Any, dict[int, tuple[int, int]]]:
         raise Unplaced
     _check_archive(path)
     try:
-        return cast(tuple[Any, dict[int, tuple[int, int]]], _with_stand_ins(path, lambda: _place(path)))
+        return cast("tuple[Any, dict[int, tuple[int, int]]]", _with_stand_ins(path, lambda: _place(path)))
     except CorruptFile:  # whoever reads it as torch does says why
         raise Unplaced from None
 
@@ -149,7 +149,7 @@ def _place(path: Path) -> tuple[Any, dict[int, tuple[int, int]]]:
         content = archive.read(pickled)
     storages: dict[str, Any] = {}
     places: dict[int, tuple[int, int]] = {}
-    untyped, typed = cast(Any, torch.UntypedStorage), cast(Any, torch.storage.TypedStorage)
+    untyped, typed = cast("Any", torch.UntypedStorage), cast("Any", torch.storage.TypedStorage)
 
     def stored(saved: tuple[Any, ...]) -> Any:
         _, kind, key, _, numel = saved

@@ -31,7 +31,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if name not in self._entries:
             raise UnknownName(f"no {self._noun} called {name!r}; {nearest(name, self._entries)}")
         module, _, attribute = self._entries[name].partition(":")
-        return cast(T, getattr(import_module(module), attribute))
+        return cast("T", getattr(import_module(module), attribute))
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

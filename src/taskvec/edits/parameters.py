@@ -200,7 +200,7 @@ def settle(
     if bare:
         what = "filter" if isinstance(value, Filters) else "block"
         raise InputError(f"{where}: no {what} gives {bare[0]!r} a value{and_more(bare)}; add a default")
-    return cast(dict[str, Plain], settled)
+    return cast("dict[str, Plain]", settled)
 
 
 def zero_at(

@@ -30,7 +30,7 @@ def gguf_file(ref: str | Path) -> Path | None:
 def read_config(file: Path) -> dict[str, Any]:
     """The configuration that transformers makes of the file's header."""
     with _opened(file) as weights:
-        return cast(dict[str, Any], json.loads(weights.config))
+        return cast("dict[str, Any]", json.loads(weights.config))
 
 
 def load_gguf(kind: Any, file: Path, **options: Any) -> Any:

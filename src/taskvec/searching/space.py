@@ -196,7 +196,7 @@ def _dimension(option: str, keys: Keys, varied: Varied, own: object) -> Dimensio
         place = _place_of(option, start, varied.choices)
         last = len(varied.choices) - 1.0
         return Dimension(label(keys), keys, 0.0, last, place, integer=True, choices=varied.choices)
-    low, high = cast(tuple[float, float], varied.search)
+    low, high = cast("tuple[float, float]", varied.search)
     if start is None:
         start = (low + high) / 2 if not varied.integer else float((low + high) // 2)
     if isinstance(start, bool) or not isinstance(start, int | float):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, combinations
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -14,9 +14,14 @@ from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.points import Point, Points
 from taskvec.evaluation.search import Grid, search_addition, search_each
-from taskvec.reports.drawing import Drawing, axes_in_a_row
+from taskvec.reports.charts.chart import Chart
+from taskvec.reports.charts.dots import Dots, Row, Rows
+from taskvec.reports.charts.lines import Curve, Dot, Lines, Plot
+from taskvec.reports.charts.matrix import Map, Matrix, Tint
+from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import Mean, Range, percent
 from taskvec.reports.tables import Table
+from taskvec.studies.charting import Unit, mean_of, measures, of_seeds
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.joint import Joined
 from taskvec.studies.measured import (
@@ -36,9 +41,6 @@ from taskvec.studies.single import OwnModels, baselines, own_models
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Plan, Trial
 from taskvec.tasks.suite import Suite
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Values = Mapping[str, float]
 
@@ -115,10 +117,12 @@ class Addition(Study[AdditionSettings]):
             same = {regime: of for regime, of in sums.items() if len(of) == count}
             yield _table_of_subsets(same, results.plan.metrics)
 
-    def drawings(self, results: Results) -> Iterator[Drawing]:
-        if sums := results.by_regime(Sum):
-            caption = "Adding more tasks: each dot is a subset, the line their mean."
-            yield Drawing("addition", caption, partial(_draw, sums))
+    def charts(self, results: Results) -> Iterator[Chart]:
+        sums, metrics = results.by_regime(Sum), results.plan.metrics.values()
+        if any(len(of) > 1 for of in sums.values()):
+            yield _chart_of_sizes(sums, metrics)
+        if sums:
+            yield _chart_of_wholes(whole_sums(results), metrics)
 
 
 class Coefficients(Study[None]):
@@ -145,6 +149,22 @@ class Coefficients(Study[None]):
             "Points of the test metric that the task's vector adds to the sum at the shared α: to its own "
             f"task, and on average to the others.{reciprocal_note(results.plan.metrics.values())}",
         )
+
+    def charts(self, results: Results) -> Iterator[Chart]:
+        tasks = results.plan.tasks
+        gains = {
+            regime: [[100 * fmean(whole.gain(task, on=on) for whole in of) for on in tasks] for task in tasks]
+            for regime, of in whole_sums(results).items()
+            if of[0].each
+        }
+        if gains:
+            grids = [Map(regime, tasks, tasks, values) for regime, values in gains.items()]
+            tint = Tint.around_zero([value for rows in chain(*gains.values()) for value in rows], "points")
+            caption = (
+                "What each vector (row) adds to the sum at the shared α on each task (column), points of the "
+                f"test metric. {mean_of(len(results.plan.experiment.seeds))}"
+            )
+            yield Matrix("contributions", caption, grids, tint, ".1f", across="on task", down="vector of")
 
 
 @checked
@@ -338,20 +358,52 @@ def _contributions(task: str, regimes: Iterable[Sequence[Sum]], tasks: Sequence[
         yield Mean([100 * fmean(gain.values()) for gain in gains], "+.1f")
 
 
-def _draw(sums: Mapping[str, Sequence[Sequence[Sum]]]) -> "Figure":
-    figure, axes = axes_in_a_row(2, 4.2, 3.2)
-    for ax, measure in zip(axes, ("absolute", "normalized"), strict=True):
-        for place, (regime, subsets_added) in enumerate(sums.items()):
-            by_size: dict[int, list[float]] = {}
-            for edit in chain(*subsets_added):
-                by_size.setdefault(len(edit.tasks), []).append(100 * getattr(edit, measure))
-            ax.plot(
-                list(by_size), list(map(fmean, by_size.values())), marker="o", label=regime, color=f"C{place}"
+def _chart_of_sizes(sums: Mapping[str, Sequence[Sequence[Sum]]], metrics: Iterable[str]) -> Lines:
+    sizes = sorted({len(edits[0].tasks) for of in sums.values() for edits in of})
+    plots = [
+        Plot(
+            measure,
+            Axis("tasks added", ticks=sizes),
+            unit.axis(measure),
+            [Curve(regime, _by_size(of, measure, unit), spread=False) for regime, of in sums.items()],
+        )
+        for measure, unit in measures(metrics).items()
+    ]
+    return Lines("addition", "Adding more tasks: each dot is a subset, the line their mean.", plots)
+
+
+def _by_size(subsets_added: Sequence[Sequence[Sum]], measure: str, unit: Unit) -> list[Dot]:
+    by_size: dict[int, list[float]] = {}
+    for edit in chain(*subsets_added):
+        by_size.setdefault(len(edit.tasks), []).append(getattr(edit, measure))
+    return [Dot(size, unit.of(values), f"{size} tasks") for size, values in by_size.items()]
+
+
+def _chart_of_wholes(wholes: Mapping[str, Sequence[Sum]], metrics: Iterable[str]) -> Dots:
+    """The sum of all tasks at its coefficients, by regime."""
+    first = next(iter(wholes.values()))
+    parts = []
+    for measure, unit in measures(metrics).items():
+        rows = [
+            Row(
+                regime,
+                {
+                    name: unit.of([getattr(edit, measure) for edit in edits])
+                    for name, edits in _at_coefficients(of).items()
+                },
             )
-            for size, values in by_size.items():
-                ax.plot([size] * len(values), values, ".", alpha=0.35, color=f"C{place}")
-        ax.set_xlabel("tasks added")
-        ax.set_ylabel(f"{measure}, %")
-        ax.set_xticks(sorted({len(edits[0].tasks) for of_regime in sums.values() for edits in of_regime}))
-    axes[0].legend(frameon=False)
-    return figure
+            for regime, of in wholes.items()
+        ]
+        parts.append(Rows(measure, unit.axis(measure), {"": rows}))
+    caption = f"All {len(first[0].tasks)} tasks in one sum, by its coefficient. {of_seeds(len(first))}"
+    return Dots("addition-all", caption, parts)
+
+
+def _at_coefficients(of: Sequence[Sum]) -> dict[str, Sequence[Measured]]:
+    each = [whole.each for whole in of if whole.each]
+    return {
+        "best α": of,
+        "α = 1": [whole.fixed["1"] for whole in of],
+        "α = 1/T": [whole.fixed["1/T"] for whole in of],
+        **({"an α each": each} if each else {}),
+    }

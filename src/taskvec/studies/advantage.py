@@ -6,8 +6,11 @@ from statistics import fmean
 
 from pydantic import RootModel
 
+from taskvec.reports.charts.dots import Dots, Row, Rows
+from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import Mean
 from taskvec.reports.tables import Table
+from taskvec.studies.charting import of_seeds
 from taskvec.studies.experiment import Experiment, post_hoc_of
 from taskvec.studies.linearity import nonlinear_advantage
 from taskvec.studies.record import Plain, Record
@@ -53,6 +56,22 @@ class Advantage(Study[None]):
                 "model, per cent, test: what leaving the tangent space gains."
             )
             yield Table("Non-linear advantage", ("", *tasks, "mean"), rows, note)
+
+    def charts(self, results: Results) -> Iterator[Dots]:
+        tasks, experiment = _classified(results.plan), results.plan.experiment
+        found = {
+            f"over {regime}": advantages
+            for regime in experiment.regimes
+            if all(advantages := [self._advantages(results, regime, seed) for seed in experiment.seeds])
+        }
+        if found and tasks:
+            rows = [
+                Row(task, {name: [100 * of[task] for of in seeds] for name, seeds in found.items()})
+                for task in tasks
+            ]
+            caption = f"What leaving the tangent space gains on each task. {of_seeds(len(experiment.seeds))}"
+            part = Rows("", Axis("non-linear advantage, %"), {"": rows}, {"no gain": 0.0})
+            yield Dots("advantage", caption, [part])
 
     def _compares(self, experiment: Experiment) -> bool:
         return "tangent" in map(experiment.space, experiment.regimes)

@@ -11,7 +11,9 @@ from taskvec.errors import InputError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import Grid, Search, maximize
+from taskvec.reports.charts.dots import Dots, Row, Rows
 from taskvec.reports.tables import Table
+from taskvec.studies.charting import Unit, of_seeds, unit_of
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import (
     Scored,
@@ -97,6 +99,30 @@ class Analogies(Study[Sequence[AnalogySettings]]):
             # From the records: results may be taken over from an experiment on another suite.
             metrics = [next(iter(runs[0].rows.values())).score.metric for runs in analogies]
             yield _table(regime, analogies, metrics)
+
+    def charts(self, results: Results) -> Iterator[Dots]:
+        by_regime = results.by_regime(Solved)
+        metrics = {
+            next(iter(run.rows.values())).score.metric
+            for analogies in by_regime.values()
+            for runs in analogies
+            for run in runs
+        }
+        unit = unit_of(metrics)
+        if by_regime and unit:
+            parts = [
+                Rows(
+                    regime,
+                    unit.axis("fourth task, test metric"),
+                    {"": [_dots(runs, unit) for runs in analogies]},
+                )
+                for regime, analogies in by_regime.items()
+            ]
+            caption = (
+                "Analogies: the fourth task of each, by the model that is measured on it. "
+                f"{of_seeds(len(results.plan.experiment.seeds))}"
+            )
+            yield Dots("analogies", caption, parts)
 
 
 @checked
@@ -192,6 +218,14 @@ def _solve(trial: Trial, terms: AnalogySettings) -> Plain:
         reference=terms.target if terms.reference else None,
         grid=trial.experiment.search,
     )
+
+
+def _dots(runs: Sequence[Solved], unit: Unit) -> Row:
+    """An analogy: each model's value on the fourth task, over seeds."""
+    values = [[utility(row.score.metric, row.value) for row in run.rows.values()] for run in runs]
+    by_role = dict(zip(_ROLES, zip(*values, strict=True), strict=False))
+    name = f"{runs[0].a} : {runs[0].b} :: {runs[0].c} : {runs[0].target}"
+    return Row(name, {role: unit.of(of) for role, of in by_role.items()})
 
 
 def _table(regime: str, analogies: Sequence[Sequence[Solved]], metrics: Sequence[str]) -> Table:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -13,10 +13,12 @@ from taskvec.errors import InputError
 from taskvec.evaluation.metrics import absolute, normalized
 from taskvec.evaluation.search import Grid, maximize
 from taskvec.registry import nearest
-from taskvec.reports.drawing import Drawing, axes_in_a_row
+from taskvec.reports.charts.lines import Curve, Dot, Level, Lines, Plot
+from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import NOTHING, Mean
 from taskvec.reports.tables import Table
 from taskvec.rules import RULES
+from taskvec.studies.charting import Unit, of_seeds, unit_of
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.joint import Joined
 from taskvec.studies.measured import (
@@ -40,9 +42,6 @@ from taskvec.training.logs import Log
 from taskvec.training.regimes import Lora
 from taskvec.vectors import TaskVector, combine
 from taskvec.vectors.combining import bind_all
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class AtmSettings(Config):
@@ -148,11 +147,11 @@ class Atm(Study[AtmSettings]):
             )
             yield Table("ATM", ("", "as it is", "best factor", "at best factor", "sent, MB"), rows, note)
 
-    def drawings(self, results: Results) -> Iterator[Drawing]:
-        if runs := results.by_regime(Alternated):
-            caption = "ATM: the same training steps, merged once or more often."
-            yield Drawing("atm", caption, partial(_draw, runs, results.by_regime(Joined)))
-        yield from drawings_of_rounds("atm-rounds", runs)
+    def charts(self, results: Results) -> Iterator[Lines]:
+        metrics, runs = results.plan.metrics.values(), results.by_regime(Alternated)
+        if runs:
+            yield _chart(runs, results.by_regime(Joined), unit_of(metrics) or Unit())
+        yield from charts_of_rounds("atm-rounds", runs)
 
 
 def rounds_in_words(count: int) -> str:
@@ -225,17 +224,15 @@ def cell_of(trial: Trial, block: AtmSettings, rounds: int) -> Cell[Alternated]:
     return trial.cell(Alternated, job, trial.tasks, **chosen, **search_inputs(grid))
 
 
-def drawings_of_rounds(name: str, runs: Mapping[str, Sequence[Sequence[InRounds]]]) -> Iterator[Drawing]:
-    """A figure a regime of what happened from round to round."""
+def charts_of_rounds(name: str, runs: Mapping[str, Sequence[Sequence[InRounds]]]) -> Iterator[Lines]:
+    """A chart a regime of what happened from round to round."""
     for number, (regime, of_regime) in enumerate(runs.items()):
-        if any(
-            len(run.history) > 2 for of_rounds in of_regime for run in of_rounds
-        ):  # two points are no curve
+        if any(len(run.history) > 2 for of in of_regime for run in of):  # two points are no curve
             caption = (
                 f"ATM, {regime}, from round to round: the loss of the mean and what bounds it where the loss "
                 "is convex, validation, and cosines between what the tasks learned in a round."
             )
-            yield Drawing(f"{name}-{number}" if number else name, caption, partial(draw_rounds, of_regime))
+            yield Lines(f"{name}-{number}" if number else name, caption, list(_plots_of_rounds(of_regime)))
 
 
 def _grid(trial: Trial, settings: AtmSettings, rounds: int) -> Grid:
@@ -320,58 +317,65 @@ def displacement(trial: Trial, rounds: int, settings: AtmSettings) -> TaskVector
     return trial.train(f"atm{rounds}", compute, trial.tasks, rounds=rounds, **options)
 
 
-def _draw(
+def _chart(
     by_regime: Mapping[str, Sequence[Sequence[Alternated]]],
     joint: Mapping[str, Sequence[Sequence[Joined]]],
-) -> "Figure":
-    figure, [ax] = axes_in_a_row(1, 4.6, 3.2)
-    rounds: list[int] = []
-    for place, (regime, of_regime) in enumerate(by_regime.items()):
-        rounds = [runs[0].rounds for runs in of_regime]
-        plain = [100 * fmean(run.plain.absolute for run in runs) for runs in of_regime]
-        tuned = [100 * fmean(run.tuned.absolute for run in runs) for runs in of_regime]
-        ax.plot(rounds, plain, "-", marker="o", color=f"C{place}", label=f"{regime}, as it is")
-        ax.plot(rounds, tuned, "--", marker="o", color=f"C{place}", label=f"{regime}, best factor")
+    unit: Unit,
+) -> Lines:
+    curves, levels = [], []
+    for regime, of_regime in by_regime.items():
+        for name, field in (("as it is", "plain"), ("best factor", "tuned")):
+            points = [
+                Dot(runs[0].rounds, unit.of([getattr(run, field).absolute for run in runs]))
+                for runs in of_regime
+            ]
+            curves.append(Curve(f"{regime}, {name}", points, regime, dashed=field == "tuned"))
         if regime in joint:
-            ceiling = 100 * fmean(model.absolute for model in joint[regime][0])
-            ax.axhline(ceiling, color=f"C{place}", lw=1, ls=":", label=f"{regime}, joint training")
-    ax.set_xlabel("rounds, at equal training steps")
-    ax.set_xticks(rounds)
-    ax.set_ylabel("mean test metric, %")
-    ax.legend(frameon=False, fontsize="small")
-    return figure
+            [ceiling] = unit.of([fmean(model.absolute for model in joint[regime][0])])
+            levels.append(Level(f"{regime}, joint training", ceiling, regime))
+    first = next(iter(by_regime.values()))
+    caption = f"ATM: the same training steps, merged once or more often. {of_seeds(len(first[0]))}"
+    x = rounds_axis("rounds, at equal training steps", [runs[0].rounds for runs in first])
+    return Lines("atm", caption, [Plot("", x, unit.axis("mean test metric"), curves, levels)])
 
 
-def draw_rounds(of_regime: Sequence[Sequence[InRounds]]) -> "Figure":
-    """What happened from round to round, over the share of the budget that is spent; means over seeds."""
-    figure, axes = axes_in_a_row(3, 3.6, 3.0)
-    for place, runs in enumerate(of for of in of_regime if all(run.history for run in of)):
-        count, color = runs[0].rounds, f"C{place}"
-        for ax, field, style in (
-            (axes[0], "loss_of_mean", "-"),
-            (axes[0], "mean_of_losses", ":"),
-            (axes[1], "validation", "-"),
-            (axes[2], "cosine", "-"),
-        ):
-            seeds = [{each.round: getattr(each, field) for each in run.history} for run in runs]
-            known = [turn for turn, value in seeds[0].items() if value is not None]
-            scale = 100 if field == "validation" else 1
-            if not known:
-                continue
-            heights = [scale * fmean(of[turn] for of in seeds) for turn in known]
-            label = f"{count} rounds" if style == "-" else None
-            shares = [100 * turn / count for turn in known]
-            ax.plot(shares, heights, style, marker="o", ms=3, color=color, label=label)
-    titles = (
-        "loss: of the mean (—), mean of losses (··)",
-        "mean validation metric, %",
-        "cosine within a round",
-    )
-    for ax, title in zip(axes, titles, strict=True):
-        ax.set_title(title, fontsize="small")
-        ax.set_xlabel("budget spent, %")
-        ax.set_xlim(0, 105)
-        ax.set_visible(bool(ax.lines))  # a round without validation has no metric, one of a task no cosine
-    for ax in [ax for ax in axes if ax.get_legend_handles_labels()[0]][:1]:
-        ax.legend(frameon=False, fontsize="small")
-    return figure
+def rounds_axis(name: str, rounds: Sequence[int]) -> Axis:
+    """In powers where they are far apart."""
+    return Axis(name, log=max(rounds) > 8 * min(rounds), ticks=sorted({*rounds}))
+
+
+_FIGURES = {
+    "loss": ("loss of the mean", "mean of losses"),
+    "mean validation metric, %": ("validation",),
+    "cosine within a round": ("cosine",),
+}
+"""What is drawn side by side: fields of rounds, in words."""
+
+
+def _plots_of_rounds(of_regime: Sequence[Sequence[InRounds]]) -> Iterator[Plot]:
+    """What happened from round to round, over the share of the budget that is spent."""
+    for y, fields in _FIGURES.items():
+        curves = [
+            Curve(
+                f"{runs[0].rounds} rounds{'' if field != 'mean of losses' else ', mean of losses'}",
+                points,
+                f"{runs[0].rounds} rounds",
+                dashed=field == "mean of losses",
+            )
+            for runs in of_regime
+            for field in fields
+            if (points := _points(runs, field.replace(" ", "_")))
+        ]
+        if curves:  # a round without validation has no metric, one of a task no cosine
+            yield Plot("", Axis("budget spent, %", low=0, high=100), Axis(y), curves)
+
+
+def _points(runs: Sequence[InRounds], field: str) -> list[Dot]:
+    """Of a field, over seeds; none where it is not known."""
+    seeds = [{each.round: getattr(each, field) for each in run.history} for run in runs if run.history]
+    scale = 100 if field == "validation" else 1
+    return [
+        Dot(100 * turn / runs[0].rounds, [scale * of[turn] for of in seeds if of.get(turn) is not None])
+        for turn, value in (seeds[0] if seeds else {}).items()
+        if value is not None
+    ]

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Any, Literal
+from statistics import fmean
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -11,7 +11,7 @@ from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.evaluation.refining import refine
 from taskvec.evaluation.search import Grid, search_scale
-from taskvec.reports.drawing import Drawing, axes_in_a_row
+from taskvec.reports.charts.lines import Curve, Dot, Level, Lines, Plot
 from taskvec.reports.numbers import NOTHING, Range, Several
 from taskvec.reports.tables import Table
 from taskvec.rules import RULES
@@ -19,13 +19,15 @@ from taskvec.studies.atm import (
     AtmSettings,
     Round,
     cell_of,
+    charts_of_rounds,
     check_block,
-    drawings_of_rounds,
     is_about,
     megabytes,
+    rounds_axis,
     rounds_in_words,
     sent_once,
 )
+from taskvec.studies.charting import Unit, of_seeds, unit_of
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import (
     Edit,
@@ -47,9 +49,6 @@ from taskvec.training.penalties.settings import foreign
 from taskvec.training.stream import portion, total_steps
 from taskvec.vectors import TaskVector, combine
 from taskvec.vectors.combining import bind_all
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class PostHoc(Config):
@@ -152,13 +151,12 @@ class Budget(Study[BudgetSettings]):
                 rows, results.plan.metrics, f", {regime}" if several else "", _SEARCHED if auto else ""
             )
 
-    def drawings(self, results: Results) -> Iterator[Drawing]:
-        found = results.by_regime(Budgeted)
+    def charts(self, results: Results) -> Iterator[Lines]:
+        found, unit = results.by_regime(Budgeted), unit_of(results.plan.metrics.values()) or Unit()
         for number, (regime, rows) in enumerate(found.items()):
-            caption = f"Equal training steps, {regime}: mean test metric; lines are methods without rounds."
-            yield Drawing(f"budget-{number}" if number else "budget", caption, partial(_draw, rows))
+            yield _chart(f"budget-{number}" if number else "budget", regime, rows, unit)
         rounds = {regime: [row for row in rows if row[0].kind == "rounds"] for regime, rows in found.items()}
-        yield from drawings_of_rounds("budget-rounds", rounds)
+        yield from charts_of_rounds("budget-rounds", rounds)
 
 
 def _check_equal(experiment: Experiment) -> None:
@@ -347,30 +345,23 @@ def _row(of: Sequence[Budgeted], metrics: Mapping[str, str]) -> tuple[object, ..
     return (*about, first.labels or NOTHING, *at_best)
 
 
-def _draw(rows: Sequence[Sequence[Budgeted]]) -> "Figure":
-    figure, [ax] = axes_in_a_row(1, 5.6, 3.6)
-    curves = {
-        name: {
-            max(1, of[0].rounds): [found.absolute for found in edits]
-            for of in rows
-            if of[0].kind == "rounds" or of[0].name.startswith("mean")
-            if (edits := [edit for row in of if (edit := getattr(row, field))])
-        }
-        for name, field in (("ATM", "plain"), ("ATM, best coefficient", "tuned"))
-    }
-    for place, (name, curve) in enumerate(curves.items()):
-        heights = [100 * fmean(values) for values in curve.values()]
-        spread = [100 * (pstdev(values) if len(values) > 1 else 0.0) for values in curve.values()]
-        ax.errorbar(list(curve), heights, spread, marker="o", color=f"C{place}", capsize=2, label=name)
-    others = [of for of in rows if of[0].kind != "rounds" and not of[0].name.startswith("mean")]
-    for place, of in enumerate(others, start=2):
-        height = 100 * fmean((row.tuned or row.plain).absolute for row in of)
-        ax.axhline(height, lw=1, ls="--", color=f"C{place}", label=of[0].name)
-    ax.set_xscale("log")
-    turns = sorted({turn for curve in curves.values() for turn in curve})
-    ax.set_xticks(turns, map(str, turns))
-    ax.minorticks_off()
-    ax.set_xlabel("rounds (one is the mean, or addition at its best coefficient)")
-    ax.set_ylabel("mean test metric, %")
-    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return figure
+def _chart(name: str, regime: str, rows: Sequence[Sequence[Budgeted]], unit: Unit) -> Lines:
+    in_rounds = [of for of in rows if of[0].kind == "rounds" or of[0].name.startswith("mean")]
+    curves = []
+    for label, field in (("ATM", "plain"), ("ATM, best coefficient", "tuned")):
+        points = []
+        for of in in_rounds:
+            if edits := [edit for row in of if (edit := getattr(row, field))]:
+                points.append(Dot(max(1, of[0].rounds), unit.of([edit.absolute for edit in edits])))
+        curves.append(Curve(label, points))
+    levels = [
+        Level(of[0].name, unit.of([fmean((row.tuned or row.plain).absolute for row in of)])[0])
+        for of in rows
+        if of not in in_rounds
+    ]
+    x = rounds_axis("rounds (1: the mean, or addition)", [max(1, of[0].rounds) for of in in_rounds] or [1])
+    caption = (
+        f"Equal training steps, {regime}: mean test metric; lines are methods without rounds. "
+        f"{of_seeds(len(rows[0]))}"
+    )
+    return Lines(name, caption, [Plot("", x, unit.axis("mean test metric"), curves, levels)])

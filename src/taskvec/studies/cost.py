@@ -13,6 +13,8 @@ from typing import Any, Self
 from torch.profiler import ProfilerActivity, profile
 
 from taskvec.models.backbone import Backbone
+from taskvec.reports.charts.dots import Dots, Row, Rows
+from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import Mean
 from taskvec.reports.tables import Table
 from taskvec.studies.record import Plain, Record
@@ -88,6 +90,18 @@ class Costs(Study[bool]):
             )
             columns = ("a training step", "seconds", f"× {name}", "memory, MiB", f"× {name}")
             yield Table("Training cost", columns, rows, note)
+
+    def charts(self, results: Results) -> Iterator[Dots]:
+        for measurement in results.of(Measurement):
+            figures = {
+                "seconds": {name: cost.seconds for name, cost in measurement.regimes.items()},
+                "memory, MiB": {name: cost.peak_bytes / 2**20 for name, cost in measurement.regimes.items()},
+            }
+            parts = [
+                Rows("", Axis(unit, low=0), {"": [Row(name, {"": [value]}) for name, value in of.items()]})
+                for unit, of in figures.items()
+            ]
+            yield Dots("costs", f"What a training step costs, on one batch of {measurement.task}.", parts)
 
 
 def _measure(trial: Trial, task: str, settings: Mapping[str, TrainSettings]) -> Plain:

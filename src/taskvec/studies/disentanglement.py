@@ -13,7 +13,8 @@ from taskvec.arguments import checked
 from taskvec.config import Config
 from taskvec.errors import InputError, TaskvecError
 from taskvec.progress import Watch, unwatched
-from taskvec.reports.drawing import Drawing, draw_heat_map, grid_of_axes, name_ticks, number_cells
+from taskvec.reports.charts.heat import Heat
+from taskvec.reports.drawing import draw_heat_map, grid_of_axes, name_ticks, number_cells
 from taskvec.reports.numbers import Mean, percent
 from taskvec.reports.tables import Table
 from taskvec.studies.analysis import (
@@ -24,6 +25,7 @@ from taskvec.studies.analysis import (
     describe,
     sizes,
 )
+from taskvec.studies.heat import heat_maps
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.study import Results, Study
 from taskvec.tasks.source import SplitName
@@ -284,21 +286,18 @@ class Disentanglement(Study[DisentanglementSettings]):
         columns = ["", *(column for name in names for column in (f"{name}: [−1, 1]²", "(0, 1]²"))]
         yield Table("Weight disentanglement error", columns, rows, note)
 
-    def drawings(self, results: Results) -> Iterator[Drawing]:
-        """A figure a pair, of the first seed: the regimes side by side on one scale."""
+    def charts(self, results: Results) -> Iterator[Heat]:
+        """Of the first seed: predictions and representations of every pair."""
         first = {
             regime: [seeds[0] for seeds in of_regime]
             for regime, of_regime in results.by_regime(Disentangled).items()
         }
         for panels in zip(*first.values(), strict=True):
-            first_task, second = panels[0].tasks
-            caption = (
-                f"Disentanglement error of {first_task} and {second}: how far the other's vector changes "
-                "predictions (above) and representations (below); the best coefficients mostly lie in the "
-                "square."
+            maps = {regime: panel.maps for regime, panel in zip(first, panels, strict=True)}
+            several = len(results.plan.experiment.seeds) > 1
+            yield from heat_maps(
+                panels[0].tasks, panels[0].grid, maps, "The first seed." if several else "One seed."
             )
-            draw = partial(_draw_maps, panels[0].grid, panels[0].tasks, dict(zip(first, panels, strict=True)))
-            yield Drawing(f"disentanglement-{first_task}-{second}", caption, draw)
 
 
 def _map(trial: "Trial", pair: tuple[str, str], settings: DisentanglementSettings) -> Plain:

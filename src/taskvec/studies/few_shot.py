@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, Literal
+from statistics import fmean
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -14,9 +14,11 @@ from taskvec.coefficients.settings import CoefficientSettings
 from taskvec.coefficients.shots import has_probe, shots_of
 from taskvec.config import Config
 from taskvec.errors import InputError
-from taskvec.reports.drawing import Drawing, axes_in_a_row
+from taskvec.reports.charts.lines import Curve, Dot, Level, Lines, Plot
+from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import Mean
 from taskvec.reports.tables import Table
+from taskvec.studies.charting import Unit, unit_of
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import in_unit, mean_in_unit, titled, unit_note
 from taskvec.studies.numerics.few_shot import COEFFICIENTS, FOLDS, Note, best_single, choose_steps, probe
@@ -29,9 +31,6 @@ from taskvec.tasks.suite import Suite
 from taskvec.training.finetune import finetune
 from taskvec.vectors import TaskVector
 from taskvec.vectors.expression import names_in, parse_expression
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ADAPTED, TUNED, PROBED, SINGLE = "adapted", "fine-tuned", "linear probe", "best single vector"
 ROWS = (ADAPTED, TUNED, PROBED, SINGLE)
@@ -161,10 +160,19 @@ class FewShot(Study[FewShotSettings]):
                 self._note(results, found),
             )
 
-    def drawings(self, results: Results) -> Iterator[Drawing]:
-        if results.by_regime(Few):
-            caption = "A few labelled examples of each class, and what they give: mean of the targets."
-            yield Drawing("few-shot", caption, partial(_draw, results))
+    def charts(self, results: Results) -> Iterator[Lines]:
+        regimes = results.by_regime(Few)
+        if regimes:
+            seeds = len(results.plan.experiment.seeds) * self.block.draws
+            caption = (
+                "A few labelled examples of each class, and what they give: mean of the targets. "
+                f"{_of_draws(seeds)}"
+            )
+            plots = [
+                _plot(results, regime, [few for of in cells for few in of])
+                for regime, cells in regimes.items()
+            ]
+            yield Lines("few-shot", caption, plots)
 
     def _targets(self, tasks: Sequence[str]) -> Sequence[str]:
         return self.block.targets or tasks
@@ -305,27 +313,19 @@ def _references(results: Results, regime: str, target: str) -> tuple[float, list
     return baselines(results)[target].test.utility, [models.test[target] for models in own]
 
 
-def _draw(results: Results) -> "Figure":
-    regimes = results.by_regime(Few)
-    figure, axes = axes_in_a_row(len(regimes), 3.8, 3.4)
-    for ax, (regime, cells) in zip(axes, regimes.items(), strict=True):
-        found = [few for of in cells for few in of]
-        targets, shots = _distinct(few.target for few in found), _distinct(few.shots for few in found)
-        for place, row in enumerate(ROWS):
-            means = {k: _means(found, row, k, targets) for k in shots}
-            known = {k: [100 * value for value in of] for k, of in means.items() if of}
-            spread = [stdev(of) if len(of) > 1 else 0.0 for of in known.values()]
-            ax.errorbar(
-                list(known), list(map(fmean, known.values())), spread,
-                marker="o", ms=4, capsize=2, color=f"C{place}", label=row,
-            )  # fmt: skip
-        zeros, owns = zip(*(_references(results, regime, target) for target in targets), strict=True)
-        ax.axhline(100 * fmean(zeros), color="grey", lw=1, ls=":", label="zero-shot")
-        ax.axhline(100 * fmean(map(fmean, owns)), color="grey", lw=1, ls="--", label="own vector, all labels")
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(shots, list(map(str, shots)))
-        ax.set_xlabel(_counted(results, targets, "labelled examples"))
-        ax.set_title(regime, fontsize="medium")
-    axes[0].set_ylabel("mean test metric, %")
-    axes[-1].legend(frameon=False, fontsize="small")
-    return figure
+def _of_draws(count: int) -> str:
+    return "One draw of shots, so no intervals." if count == 1 else f"Means of {count} draws of shots."
+
+
+def _plot(results: Results, regime: str, found: Sequence[Few]) -> Plot:
+    targets, shots = _distinct(few.target for few in found), _distinct(few.shots for few in found)
+    unit = unit_of(results.plan.metrics[target] for target in targets) or Unit()
+    curves = [
+        Curve(row, [Dot(k, unit.of(_means(found, row, k, targets)), f"{k} shots") for k in shots])
+        for row in ROWS
+    ]
+    zeros, owns = zip(*(_references(results, regime, target) for target in targets), strict=True)
+    before, after = unit.of([fmean(zeros), fmean(map(fmean, owns))])
+    levels = [Level("zero-shot", before), Level("own vector, all labels", after)]
+    x = Axis(_counted(results, targets, "labelled examples"), log=True, ticks=shots)
+    return Plot(regime, x, unit.axis("mean test metric"), curves, levels)

@@ -3,18 +3,21 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, PositiveFloat, PositiveInt
 
 from taskvec.code import check_allowed, names_code
 from taskvec.config import Config
 from taskvec.errors import InputError
-from taskvec.reports.drawing import Drawing, grid_of_axes, hide_spines, label_axes
+from taskvec.reports.charts.chart import Chart
+from taskvec.reports.charts.dots import Dots, Row, Rows
+from taskvec.reports.charts.lines import Curve, Dot, Lines, Plot
+from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import Mean, percent
 from taskvec.reports.tables import Table
+from taskvec.studies.charting import measures, of_seeds
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import Edit, Measured, both, in_unit, measured, reciprocal_note, titled
 from taskvec.studies.record import Plain, Record
@@ -25,10 +28,6 @@ from taskvec.tasks.suite import Suite
 from taskvec.training.joint import combiner_for
 from taskvec.training.penalties.settings import foreign
 from taskvec.vectors import TaskVector
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _POINTS = 100
 """Places of a training's course that a record keeps: means over steps where there are more."""
@@ -157,14 +156,16 @@ class Joint(Study[JointSettings]):
         for regime, models in _combined(results).items():
             yield _table(results, regime, models, self.block.training)
 
-    def drawings(self, results: Results) -> Iterator[Drawing]:
+    def charts(self, results: Results) -> Iterator[Chart]:
         for number, (regime, models) in enumerate(_combined(results).items()):
+            end = f"-{number}" if number else ""
             courses = {of[0].combiner: [model.course for model in of if model.course] for of in models}
-            caption = f"Joint training, {regime}: gradients of tasks that conflict, and the weights they got."
-            if any(chain(*courses.values())):
-                drawn = {name: of for name, of in courses.items() if of}
-                name = f"joint-{number}" if number else "joint"
-                yield Drawing(name, caption, partial(_draw, drawn))
+            known = {name: of for name, of in courses.items() if of}
+            yield _chart_of_models(f"joint-models{end}", results, regime, models)
+            if known:
+                yield _chart_of_conflicts(f"joint{end}", regime, known)
+            if weighing := {name: of for name, of in known.items() if _weighs(of)}:
+                yield _chart_of_weights(f"joint-weights{end}", regime, weighing)
 
 
 def name_of(chosen: Chosen) -> str:
@@ -290,43 +291,59 @@ def _others(results: Results, regime: str) -> Iterator[tuple[str, Sequence[Measu
         yield f"{name}, best factor", [run.tuned for run in runs]
 
 
-def _draw(courses: Mapping[str, Sequence[Course]]) -> "Figure":
-    """The share of conflicts by combiner, and beside it the weights of each that gives several."""
-    weighing = {name: of for name, of in courses.items() if _weighs(of)}
-    columns = min(4, 1 + len(weighing))
-    figure, axes = grid_of_axes(-(-(1 + len(weighing)) // columns), columns, 3.4, 2.8, margin=1.4)
-    first, *others = chain(*axes)
-    _draw_conflicts(first, courses)
-    for ax, (name, of) in zip(others, weighing.items(), strict=False):
-        for task in of[0].weights:
-            ax.plot(of[0].steps, _mean_of(one.weights[task] for one in of), label=task)
-        if _spread(of) > _FAR:
-            ax.set_yscale("log")
-        label_axes(ax, "step", "weight", name)
-    for ax in [first, *others]:
-        hide_spines(ax)
-    for ax in others[len(weighing) :]:
-        ax.set_visible(False)
-    if weighing:
-        handles, names = others[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside right center", frameon=False, fontsize="small")
-    return figure
-
-
-def _draw_conflicts(ax: "Axes", courses: Mapping[str, Sequence[Course]]) -> None:
-    """Over the steps; of more combiners than lines can be told apart, the mean over all steps."""
-    shares = {
-        name: _mean_of([100 * share for share in one.conflict_rate] for one in of)
-        for name, of in courses.items()
+def _chart_of_models(name: str, results: Results, regime: str, models: Sequence[Sequence[Joined]]) -> Dots:
+    """Every model beside what vectors that were trained apart give."""
+    groups: dict[str, Mapping[str, Sequence[Measured]]] = {
+        "trained apart": dict(_others(results, regime)),
+        "trained together": {of[0].combiner: of for of in models},
     }
+    parts = [
+        Rows(
+            measure,
+            of.axis(measure),
+            {
+                head: [
+                    Row(label, {"": of.of([getattr(edit, measure) for edit in edits])})
+                    for label, edits in rows.items()
+                ]
+                for head, rows in groups.items()
+                if rows
+            },
+        )
+        for measure, of in measures(results.plan.metrics.values()).items()
+    ]
+    caption = f"Joint training, {regime}: means over tasks. {of_seeds(len(models[0]))}"
+    return Dots(name, caption, parts)
+
+
+def _chart_of_conflicts(name: str, regime: str, courses: Mapping[str, Sequence[Course]]) -> Chart:
+    """Over the steps; of more combiners than lines can be told apart, the mean over all steps."""
+    caption = f"Joint training, {regime}: gradients of tasks that point against each other, by combiner."
+    shares = {
+        label: [[100 * share for share in one.conflict_rate] for one in of] for label, of in courses.items()
+    }
+    axis = Axis("conflicts, % of pairs")
     if len(shares) > _LINES:
-        ax.barh(list(shares), list(map(fmean, shares.values())), color="C0")
-        ax.invert_yaxis()
-        label_axes(ax, "conflicts, % of pairs")
-        return
-    for name, values in shares.items():
-        ax.plot(courses[name][0].steps, values, label=name)
-    label_axes(ax, "step", "conflicts, % of pairs", legend="best")
+        rows = [Row(label, {"": list(map(fmean, seeds))}) for label, seeds in shares.items()]
+        return Dots(name, f"{caption} Means over all steps.", [Rows("", axis, {"": rows})])
+    curves = [Curve(label, _points(courses[label][0].steps, seeds)) for label, seeds in shares.items()]
+    return Lines(name, caption, [Plot("", Axis("step"), axis, curves)])
+
+
+def _chart_of_weights(name: str, regime: str, courses: Mapping[str, Sequence[Course]]) -> Lines:
+    plots = []
+    for label, of in courses.items():
+        curves = [
+            Curve(task, _points(of[0].steps, [one.weights[task] for one in of])) for task in of[0].weights
+        ]
+        plots.append(Plot(label, Axis("step"), Axis("weight", log=_spread(of) > _FAR), curves))
+    caption = f"Joint training, {regime}: the weights that tasks' gradients got. Means over seeds."
+    return Lines(name, caption, plots)
+
+
+def _points(steps: Sequence[int], seeds: Sequence[Sequence[float]]) -> list[Dot]:
+    """Means over seeds, which are a line."""
+    return [Dot(step, [value]) for step, value in zip(steps, _mean_of(seeds), strict=False)]
 
 
 def _spread(courses: Sequence[Course]) -> float:

@@ -3,29 +3,26 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
 from taskvec.config import Config
 from taskvec.evaluation.pruning import Ranking, prune_layers
 from taskvec.names import Grouping
-from taskvec.reports.drawing import Drawing, axes_in_a_row, grid_of_axes, label_axes
+from taskvec.reports.charts.chart import Chart
+from taskvec.reports.charts.lines import Curve, Dot, Lines, Plot
+from taskvec.reports.charts.matrix import Map, Matrix, Tint
+from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import percent
 from taskvec.reports.tables import Table
+from taskvec.studies.charting import mean_of
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import in_unit, mean_in_unit, titled, unit_note, units_of
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.suite import Suite
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_NAMED = 60
-"""The most layers whose names a map shows."""
 
 
 class LayersSettings(Config):
@@ -88,17 +85,11 @@ class Layers(Study[LayersSettings]):
         for regime, cells in results.by_regime(LayersRecord).items():
             yield _table(results, regime, cells, self.block)
 
-    def drawings(self, results: Results) -> Iterator[Drawing]:
+    def charts(self, results: Results) -> Iterator[Chart]:
         found = results.by_regime(LayersRecord)
         if found:
-            tasks, metrics = results.plan.tasks, list(results.plan.metrics.values())
-            yield Drawing(
-                "layers",
-                "Layers that each task's vector changes, and needs.",
-                partial(_draw_map, tasks, found),
-            )
-            caption = "Validation score with the most important layers alone; dots are what was kept."
-            yield Drawing("layers-curve", caption, partial(_draw_curves, metrics, found))
+            yield _map(results.plan.tasks, found)
+            yield _curves(list(results.plan.metrics.values()), found)
 
 
 def _prune(trial: Trial, task: str, how: Mapping[str, object]) -> Plain:
@@ -154,43 +145,51 @@ def _shares(seeds: Sequence[LayersRecord], *, spread: bool = True) -> list[objec
     return [percent(column if spread else [fmean(column)]) for column in columns]
 
 
-def _draw_map(tasks: Sequence[str], regimes: Mapping[str, Sequence[Sequence[LayersRecord]]]) -> "Figure":
+def _map(tasks: Sequence[str], regimes: Mapping[str, Sequence[Sequence[LayersRecord]]]) -> Matrix:
     layers = next(iter(regimes.values()))[0][0].layers
-    height = 1.4 + 0.16 * min(len(layers), 2 * _NAMED)
-    figure, [axes] = grid_of_axes(1, len(regimes), 0.9 + 0.34 * len(tasks), height, margin=3.0)
-    for ax, (regime, cells) in zip(axes, regimes.items(), strict=True):
-        values = [[fmean(_state(of, layer) for of in seeds) for seeds in cells] for layer in layers]
-        image = ax.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-        ax.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right", fontsize="small")
-        ax.set_yticks([])
-        label_axes(ax, "", title=regime)
-    if len(layers) <= _NAMED:
-        axes[0].set_yticks(range(len(layers)), layers, fontsize="x-small")
-    else:
-        axes[0].set_ylabel(f"{len(layers)} layers, the first on top")
-    bar = figure.colorbar(image, ax=axes, shrink=0.5, ticks=[0, 0.5, 1])
-    bar.ax.set_yticklabels(["unchanged", "changed,\nnot needed", "needed"], fontsize="small")
-    return figure
+    grids = [
+        Map(
+            regime,
+            tasks,
+            layers,
+            [[fmean(_state(of, at) for of in seeds) for at in layers] for seeds in cells],
+        )
+        for regime, cells in regimes.items()
+    ]
+    caption = (
+        "Layers that each task's vector changes, and needs: 0 is unchanged, 0.5 changed and not needed, 1 "
+        f"needed. {mean_of(len(next(iter(regimes.values()))[0]))}"
+    )
+    return Matrix("layers", caption, grids, Tint(0.0, 1.0, "needed"), "", across="layers", down="tasks")
 
 
 def _state(of: LayersRecord, layer: str) -> float:
     return 0.5 * (layer in of.changed) + 0.5 * (layer in of.kept)
 
 
-def _draw_curves(metrics: Sequence[str], regimes: Mapping[str, Sequence[Sequence[LayersRecord]]]) -> "Figure":
+def _curves(metrics: Sequence[str], regimes: Mapping[str, Sequence[Sequence[LayersRecord]]]) -> Lines:
     relative = units_of(metrics) != [""]
-    figure, axes = axes_in_a_row(2, 3.6, 3.0)
-    for axis, (ax, unit) in enumerate(zip(axes, ("layers", "bytes"), strict=True)):
-        for regime, cells in regimes.items():
-            _draw_curve(ax, regime, [of for seeds in cells for of in seeds], axis, relative)
-        label_axes(ax, f"share of the encoder's {unit}, %")
-    axes[0].set_ylabel("validation, % of pre-trained" if relative else "validation metric, %")
-    axes[1].set_ylim(axes[0].get_ylim())
-    axes[1].legend(frameon=False, fontsize="small", loc="lower right")
-    return figure
+    y = Axis("validation, % of pre-trained" if relative else "validation metric, %")
+    plots = [
+        Plot(
+            "",
+            Axis(f"share of the encoder's {unit}, %"),
+            y,
+            [
+                curve
+                for regime, cells in regimes.items()
+                for curve in _curve(regime, [of for seeds in cells for of in seeds], axis, relative)
+            ],
+        )
+        for axis, unit in enumerate(("layers", "bytes"))
+    ]
+    caption = (
+        "Validation score with the most important layers alone, mean of the tasks; dots are what was kept."
+    )
+    return Lines("layers-curve", caption, plots)
 
 
-def _draw_curve(ax: "Axes", regime: str, records: Sequence[LayersRecord], axis: int, relative: bool) -> None:
+def _curve(regime: str, records: Sequence[LayersRecord], axis: int, relative: bool) -> tuple[Curve, Curve]:
     """The mean over tasks and seeds; each is its whole vector's value from its last layer on."""
     import numpy as np
 
@@ -205,7 +204,10 @@ def _draw_curve(ax: "Axes", regime: str, records: Sequence[LayersRecord], axis: 
         )
         for of, unit in zip(records, units, strict=True)
     ]
-    [line] = ax.plot(100 * grid, 100 * np.mean(values, axis=0), label=regime)
+    line = [
+        Dot(100 * x, [100 * y]) for x, y in zip(grid.tolist(), np.mean(values, axis=0).tolist(), strict=True)
+    ]
     cut = fmean(of.cut[axis] for of in records)
     height = fmean(of.cut[2] / unit for of, unit in zip(records, units, strict=True))
-    ax.plot([100 * cut], [100 * height], "o", color=line.get_color())
+    kept = Curve(f"{regime}, kept", [Dot(100 * cut, [100 * height])], regime, joined=False)
+    return Curve(regime, line, thin=True), kept

@@ -3,16 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import BeforeValidator
 
 from taskvec.errors import InputError
 from taskvec.merging.library import LibraryMethod, LibrarySettings
 from taskvec.merging.method import Bench
-from taskvec.reports.drawing import Drawing, grid_of_axes, label_axes, name_ticks, number_cells
+from taskvec.reports.charts.matrix import Map, Matrix, Tint
 from taskvec.reports.numbers import percent
 from taskvec.reports.tables import Table
+from taskvec.studies.charting import mean_of
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import Measured, in_unit, mean_in_unit, measured, titled, unit_note
 from taskvec.studies.record import Plain, Record
@@ -20,9 +21,6 @@ from taskvec.studies.single import OwnModels, own_models
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.suite import Suite
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Shares = Mapping[str, Mapping[str, float]]
 
@@ -94,12 +92,21 @@ class Libraries(Study[LibraryBlock]):
             yield _table_by_task(results, regime, of, own)
             yield _table_of_routing(results, regime, _mean_of([one.routing for one in of]))
 
-    def drawings(self, results: Results) -> Iterator[Drawing]:
+    def charts(self, results: Results) -> Iterator[Matrix]:
         routed = results.by_regime(RoutedRecord)
         if routed:
             shares = {regime: _mean_of([one.routing for one in of]) for regime, [of] in routed.items()}
-            caption = "Where a library sends the test inputs of each task, per cent."
-            yield Drawing("library", caption, partial(_draw, shares))
+            caption = (
+                "Where a library sends the test inputs of each task, per cent. "
+                f"{mean_of(len(results.plan.experiment.seeds))}"
+            )
+            tasks = results.plan.tasks
+            grids = [
+                Map(regime, tasks, tasks, [[100 * of[task][name] for name in tasks] for task in tasks])
+                for regime, of in shares.items()
+            ]
+            tint = Tint(0.0, 100.0, "% of inputs")
+            yield Matrix("library", caption, grids, tint, ".0f", across="vector", down="inputs of")
 
 
 def _route(trial: Trial, options: LibrarySettings) -> Plain:
@@ -144,16 +151,3 @@ def _table_of_routing(results: Results, regime: str, shares: Shares) -> Table:
     rows = [(task, *(percent([shares[task][name]]) for name in tasks)) for task in tasks]
     note = "Per cent of the test inputs of a row's task whose nearest key is that of the column's vector."
     return Table(f"Where inputs went, {regime}", ("inputs of", *tasks), rows, note)
-
-
-def _draw(regimes: Mapping[str, Shares]) -> "Figure":
-    tasks = list(next(iter(regimes.values())))
-    side = 0.45 * len(tasks) + 1.3
-    figure, [axes] = grid_of_axes(1, len(regimes), side, side)
-    for ax, (regime, shares) in zip(axes, regimes.items(), strict=True):
-        values = [[100 * shares[task][name] for name in tasks] for task in tasks]
-        ax.imshow(values, vmin=0, vmax=100, cmap="Blues")
-        name_ticks(ax, tasks, size="small")
-        number_cells(ax, values, "{:.0f}", dark=lambda value: value > 55)
-        label_axes(ax, "vector", "inputs of", regime)
-    return figure

@@ -139,10 +139,10 @@ def _measure(trial: Trial, settings: HarnessSettings, model: str) -> Plain:
     coefficient = None
     if model == "sum":
         coefficient = sum_of_all(trial).coefficient
-        point = cast(Params, trial.points.shared(trial.tasks, coefficient))
+        point = cast("Params", trial.points.shared(trial.tasks, coefficient))
     elif model != "pre-trained":
         coefficient = 1.0
-        point = cast(Params, trial.points.at({model: coefficient}))
+        point = cast("Params", trial.points.at({model: coefficient}))
     scores = harness(evaluator.backbone, settings, point, precision=trial.plan.evaluation["precision"])
     return {
         "model": model,

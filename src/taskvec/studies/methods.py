@@ -15,13 +15,13 @@ from taskvec.merging.baselines import Single, ZeroShot
 from taskvec.merging.method import Bench, Method
 from taskvec.merging.rules import GivenMethod, RuleMethod
 from taskvec.progress import Watch, unwatched
-from taskvec.reports.drawing import Drawing
+from taskvec.reports.charts.chart import Chart
 from taskvec.reports.tables import Table
 from taskvec.studies.addition import subsets
+from taskvec.studies.compared.charts import charts_of
 from taskvec.studies.compared.computing import Coefficient, Protocol, Values, compare, failed
-from taskvec.studies.compared.drawing import draw_coefficients, draw_methods
 from taskvec.studies.compared.records import Compared, rows_of
-from taskvec.studies.compared.tables import learned_of, tables_of
+from taskvec.studies.compared.tables import tables_of
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import search_inputs
 from taskvec.studies.record import Plain, Record
@@ -117,20 +117,11 @@ class Methods(Study[MethodsSettings]):
             several = len(results.plan.experiment.regimes) > 1
             yield from tables_of(compared, results.plan.metrics, f", {regime}" if several else "")
 
-    def drawings(self, results: Results) -> Iterator[Drawing]:
+    def charts(self, results: Results) -> Iterator[Chart]:
         metrics, several = results.plan.metrics, len(results.plan.experiment.regimes) > 1
         for number, (regime, compared) in enumerate(results.by_regime(Compared).items()):
             rows = rows_of([of for of in compared if of[0].tasks == results.plan.tasks])
-            name = f"methods-{number}" if several else "methods"
-            caption = (
-                f"Methods side by side, {regime}: mean over tasks, by what each consumed; dotted: zero-shot."
-            )
-            yield Drawing(name, caption, partial(draw_methods, rows, metrics))
-            single = [row for row in rows if row.name == Single.name]
-            if single and (learned := learned_of(rows)):
-                caption = f"Learned coefficients, {regime}, and what the models give on each task."
-                draw = partial(draw_coefficients, learned, single[0], metrics)
-                yield Drawing(f"{name}-coefficients", caption, draw)
+            yield from charts_of(rows, metrics, f"methods-{number}" if several else "methods", regime)
 
 
 @checked

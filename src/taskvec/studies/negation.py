@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,9 +15,11 @@ from taskvec.evaluation.metrics import absolute
 from taskvec.evaluation.points import Points
 from taskvec.evaluation.search import Grid, search_negation
 from taskvec.registry import nearest
-from taskvec.reports.drawing import Drawing, axes_in_a_row
+from taskvec.reports.charts.dots import Dots, Row, Rows
+from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import NOTHING, Mean, Several, percent
 from taskvec.reports.tables import Table
+from taskvec.studies.charting import of_seeds
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import (
     Searched,
@@ -37,9 +39,6 @@ from taskvec.studies.trial import Cell, Plan, Trial
 from taskvec.tasks.score import LOWER_IS_BETTER, Score, utility
 from taskvec.tasks.suite import Suite
 from taskvec.vectors import TaskVector
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class NegationSettings(Config):
@@ -164,10 +163,9 @@ class Negation(Study[NegationSettings]):
                 rows.append((name, coefficients(searched) if searched else "", *view.figures(models)))
             yield Table(f"Negation of {target.target}", ("", "α", *view.heads), rows, view.note(searches))
 
-    def drawings(self, results: Results) -> Iterator[Drawing]:
+    def charts(self, results: Results) -> Iterator[Dots]:
         if _targets(results):
-            caption = "Negation: the target falls, the control stays."
-            yield Drawing("negation", caption, partial(_draw, results))
+            yield _chart(results)
 
 
 @checked
@@ -338,27 +336,32 @@ def _recalls(models: Sequence[Model]) -> object:
     return Several(classes, " ") if len(classes) <= 6 else NOTHING
 
 
-def _draw(results: Results) -> "Figure":
-    targets = _targets(results)[:4]
+def _chart(results: Results) -> Dots:
+    targets = _targets(results)
     views = [_View(results.plan, target) for target in targets]
     relative = any(units_of([view.metric, *view.controls]) != [""] for view in views)
-    bars = [dict(_bars(results, place)) for place in range(len(targets))]
-    wide = len(bars[0])
-    upright = wide > 5
-    figure, axes = axes_in_a_row(len(targets), max(3.6, 0.7 + 0.4 * wide), 4.6 if upright else 3.2)
-    for ax, target, view, models in zip(axes, targets, views, bars, strict=True):
-        for shift, kind in ((-0.2, "target"), (0.2, "control")):
-            values = [fmean(view.utility(model, kind) for model in seeds) for seeds in models.values()]
-            unit = values[0] if relative else 1.0
-            heights = [100 * value / unit if unit else 0.0 for value in values]
-            ax.bar([i + shift for i in range(wide)], heights, 0.4, label=kind)
-        ax.set_xticks(range(wide), list(models), fontsize="small", rotation=90 if upright else 0)
-        ax.set_title(f"forget {target.target}", fontsize="medium")
-        # Room for the legend.
-        ax.set_ylim(0, 1.18 * ax.get_ylim()[1] if relative else 118)
-    axes[0].set_ylabel("test metric, % of pre-trained" if relative else "test metric, %")
-    axes[0].legend(frameon=False, ncols=2, loc="upper left")
-    return figure
+    axis = Axis("test metric, % of pre-trained" if relative else "test metric, %", low=0)
+    parts = []
+    for place, (target, view) in enumerate(zip(targets, views, strict=True)):
+        models = dict(_bars(results, place))
+        values = {
+            kind: {name: [view.utility(model, kind) for model in of] for name, of in models.items()}
+            for kind in ("target", "control")
+        }
+        units = {kind: fmean(next(iter(of.values()))) if relative else 1.0 for kind, of in values.items()}
+        rows = [
+            Row(
+                name,
+                {
+                    kind: [100 * value / units[kind] if units[kind] else 0.0 for value in of[name]]
+                    for kind, of in values.items()
+                },
+            )
+            for name in models
+        ]
+        parts.append(Rows(f"forget {target.target}", axis, {"": rows}))
+    caption = f"Negation: the target falls, the control stays. {of_seeds(len(results.plan.experiment.seeds))}"
+    return Dots("negation", caption, parts)
 
 
 def _bars(results: Results, place: int) -> Iterator[tuple[str, list[Model]]]:
@@ -366,6 +369,6 @@ def _bars(results: Results, place: int) -> Iterator[tuple[str, list[Model]]]:
     for regime, label, models in _models(results, place):
         space = results.plan.experiment.space(regime)
         if label == "pretrained":
-            yield "pre-trained" if space == "ordinary" else f"pre-trained,\n{space}", models
+            yield "pre-trained" if space == "ordinary" else f"pre-trained, {space}", models
         elif label.startswith("negative"):
-            yield f"{regime}\n{'random' if 'random' in label else 'negated'}", models
+            yield f"{regime}, {'random' if 'random' in label else 'negated'}", models

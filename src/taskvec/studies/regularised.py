@@ -1,17 +1,17 @@
 """Does a coefficient of 1 do? What penalties are trained for: sums whose coefficient needs no search."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from taskvec.errors import InputError
-from taskvec.reports.drawing import Drawing, axes_in_a_row
+from taskvec.reports.charts.lines import Curve, Dot, Lines, Plot
+from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import NOTHING, Mean
 from taskvec.reports.tables import Table
 from taskvec.studies.addition import Sum, sum_of_all, whole_sums
+from taskvec.studies.charting import of_seeds
 from taskvec.studies.compared.records import pack_hits, unpack_hits
 from taskvec.studies.cost import Cost, Measurement
 from taskvec.studies.experiment import Experiment
@@ -31,9 +31,6 @@ from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.kinds.classification import Classifying
 from taskvec.tasks.suite import Suite
 from taskvec.training.penalties.settings import PenaltySettings, files_of, foreign
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Hits(Record):
@@ -74,15 +71,9 @@ class Regularised(Study[bool]):
             rows = [_row(results, regime, seeds) for regime, seeds in hits.items()]
             yield Table("Does α = 1 do?", _COLUMNS, rows, _note(results))
 
-    def drawings(self, results: Results) -> Iterator[Drawing]:
+    def charts(self, results: Results) -> Iterator[Lines]:
         if results.by_regime(Hits):
-            caption = (
-                "The sum of all tasks over its coefficient, on the validation points that were measured; the "
-                "line is at 1. Solid: no penalty."
-            )
-            yield Drawing(
-                "regularised", caption, partial(_draw, whole_sums(results), results.plan.experiment)
-            )
+            yield _chart(whole_sums(results), results.plan.experiment)
 
 
 _COLUMNS = (
@@ -197,28 +188,34 @@ def _note(results: Results) -> str:
     )
 
 
-def _draw(sums: Mapping[str, Sequence[Sum]], experiment: Experiment) -> "Figure":
+def _chart(sums: Mapping[str, Sequence[Sum]], experiment: Experiment) -> Lines:
     spaces: dict[str, list[str]] = {}
     for regime in sums:
         kind = experiment.regime(regime)
         where = kind.selection if kind.space == "ordinary" else f"{kind.space}, {kind.selection}"
         spaces.setdefault(where, []).append(regime)
-    figure, axes = axes_in_a_row(len(spaces), 3.6, 3.0)
-    for ax, (where, regimes) in zip(axes, spaces.items(), strict=True):
-        for place, regime in enumerate(regimes):
-            style = "--" if _penalties(experiment, regime) else "-"
-            alphas, heights = _curve(sums[regime])
-            ax.plot(alphas, heights, style, marker=".", lw=1.2, color=f"C{place % 10}", label=regime)
-        ax.axvline(1, color="0.6", lw=0.8)
-        ax.set_title(where)
-        ax.set_xlabel("α")
-        ax.legend(frameon=False, fontsize="x-small")
-    axes[0].set_ylabel("normalized on validation, %")
-    return figure
+    plots = [
+        Plot(
+            where,
+            Axis("α"),
+            Axis("normalized on validation, %"),
+            [
+                Curve(regime, _curve(sums[regime]), dashed=bool(_penalties(experiment, regime)))
+                for regime in regimes
+            ],
+            marks=[1.0],
+        )
+        for where, regimes in spaces.items()
+    ]
+    caption = (
+        "The sum of all tasks over its coefficient, on the validation points that were measured; the "
+        f"vertical line is at 1. Solid: no penalty. {of_seeds(len(experiment.seeds))}"
+    )
+    return Lines("regularised", caption, plots)
 
 
-def _curve(seeds: Sequence[Sum]) -> tuple[list[float], list[float]]:
-    """Coefficients that every seed measured, and the mean of what they gave."""
+def _curve(seeds: Sequence[Sum]) -> list[Dot]:
+    """At coefficients that every seed measured."""
     traces = [{alpha: height for alpha, height in of.trace if height is not None} for of in seeds]
     shared = sorted(set.intersection(*map(set, traces)))
-    return shared, [100 * fmean(trace[alpha] for trace in traces) for alpha in shared]
+    return [Dot(alpha, [100 * trace[alpha] for trace in traces], f"α = {alpha:g}") for alpha in shared]

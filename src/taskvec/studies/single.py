@@ -1,10 +1,8 @@
 """Every task by itself: the model before training, each task's own model, and the geometry of the vectors."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -12,9 +10,12 @@ from taskvec.arguments import checked
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import majority
 from taskvec.evaluation.points import Points
-from taskvec.reports.drawing import Drawing, axes_in_a_row, name_ticks, number_cells
+from taskvec.reports.charts.dots import Dots, Row, Rows
+from taskvec.reports.charts.matrix import Map, Matrix, Tint
+from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import NOTHING, Mean, Range, percent
 from taskvec.reports.tables import Table
+from taskvec.studies.charting import mean_of, of_seeds
 from taskvec.studies.measured import Scored, in_unit, mean_in_unit, titled, unit_note, units_of
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.study import Results, Study
@@ -22,9 +23,6 @@ from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.kinds.classification import Classification
 from taskvec.tasks.source import SplitName
 from taskvec.vectors import TaskVector, similarity
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Baseline(Record):
@@ -146,10 +144,8 @@ class Single(Study[None]):
         yield Table("Single tasks", ("", *heads, "mean", "‖τ‖"), rows, note)
         yield from _rates_found(geometries, tasks)
 
-    def drawings(self, results: Results) -> Iterator[Drawing]:
-        yield Drawing(
-            "single", "Every task before and after its own fine-tuning.", partial(_draw_bars, results)
-        )
+    def charts(self, results: Results) -> Iterator[Dots]:
+        yield _chart_of_models(results)
 
 
 class Cosine(Study[None]):
@@ -170,14 +166,22 @@ class Cosine(Study[None]):
             ]
             yield Table(f"Cosine of task vectors, {regime}", ("", *tasks), rows)
 
-    def drawings(self, results: Results) -> Iterator[Drawing]:
-        means = {
-            regime: [list(map(fmean, row)) for row in cosines]
+    def charts(self, results: Results) -> Iterator[Matrix]:
+        tasks, count = results.plan.tasks, len(results.plan.experiment.seeds)
+        grids = [
+            Map(regime, tasks, tasks, [list(map(fmean, row)) for row in cosines])
             for regime, cosines in self._cosines(results).items()
-        }
-        if means:
-            draw = partial(_draw_cosines, results.plan.tasks, means)
-            yield Drawing("cosine", "Cosines between task vectors.", draw)
+        ]
+        off = [
+            value
+            for grid in grids
+            for i, row in enumerate(grid.values)
+            for j, value in enumerate(row)
+            if i != j
+        ]
+        if grids:
+            tint = Tint.around_zero(off, "cosine", least=0.1)
+            yield Matrix("cosine", f"Cosines between task vectors. {mean_of(count)}", grids, tint, ".2f")
 
     def _cosines(self, results: Results) -> dict[str, list[list[list[float]]]]:
         """By regime a matrix, whose elements have a value a seed."""
@@ -255,45 +259,23 @@ def _row_of_majority(shares: Sequence[float | None]) -> Iterator[tuple[object, .
         yield ("majority class", *(percent([share]) for share in shares), mean, "")
 
 
-def _draw_bars(results: Results) -> "Figure":
+def _chart_of_models(results: Results) -> Dots:
     tasks, before = results.plan.tasks, baselines(results)
     relative = units_of(results.plan.metrics.values()) != [""]
-    units = [before[task].test.utility if relative else 1.0 for task in tasks]
-    values = {"zero-shot": [before[task].test.utility for task in tasks]}
-    for regime, [seeds] in results.by_regime(OwnModels).items():
-        values[regime] = [fmean(models.test[task] for models in seeds) for task in tasks]
-    bars = {
-        label: [100 * value / unit for value, unit in zip(of, units, strict=True)]
-        for label, of in values.items()
-    }
-    width = 1.2 + 1.1 * len(tasks)
-    columns = min(len(bars), max(2, int(width / 1.7)))
-    figure, [ax] = axes_in_a_row(1, width, 2.8 + 0.25 * math.ceil(len(bars) / columns))
-    wide = 0.8 / len(bars)
-    for place, (label, heights) in enumerate(bars.items()):
-        shift = (place - (len(bars) - 1) / 2) * wide
-        ax.bar([i + shift for i in range(len(tasks))], heights, wide, label=label)
-    ax.set_xticks(range(len(tasks)), tasks, rotation=20, ha="right")
-    ax.set_ylabel("test metric, % of zero-shot (more is better)" if relative else "test metric, %")
-    ax.legend(frameon=False, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return figure
-
-
-def _draw_cosines(tasks: Sequence[str], means: dict[str, list[list[float]]]) -> "Figure":
-    off = [
-        abs(value)
-        for rows in means.values()
-        for i, row in enumerate(rows)
-        for j, value in enumerate(row)
-        if i != j
-    ]
-    top = max([0.1, *off])
-    side = 1.6 + 0.45 * len(tasks)
-    figure, axes = axes_in_a_row(len(means), side, side)
-    for ax, (regime, rows) in zip(axes, means.items(), strict=True):
-        image = ax.imshow(rows, vmin=-top, vmax=top, cmap="RdBu_r")
-        number_cells(ax, rows, "{:.2f}", lambda value: abs(value) > 0.6 * top)
-        name_ticks(ax, tasks)
-        ax.set_title(regime, fontsize="medium")
-    figure.colorbar(image, ax=axes, shrink=0.7)
-    return figure
+    own = {regime: seeds for regime, [seeds] in results.by_regime(OwnModels).items()}
+    rows = []
+    for task in tasks:
+        start = before[task].test.utility
+        unit = start if relative else 1.0
+        values = {"zero-shot": [start], **{regime: [of.test[task] for of in own[regime]] for regime in own}}
+        rows.append(
+            Row(
+                task,
+                {name: [100 * value / unit for value in of] if unit else [] for name, of in values.items()},
+            )
+        )
+    axis = Axis("test metric, % of zero-shot (more is better)" if relative else "test metric, %")
+    caption = (
+        f"Every task before and after its own fine-tuning. {of_seeds(len(results.plan.experiment.seeds))}"
+    )
+    return Dots("single", caption, [Rows("", axis, {"": rows})])

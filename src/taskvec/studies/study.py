@@ -12,9 +12,12 @@ The registry's order is the order of work, of tables and of figures.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from taskvec.reports.block import Block
+from taskvec.reports.charts.chart import Chart
+from taskvec.reports.charts.painting import paint
 from taskvec.reports.drawing import Drawing
 from taskvec.reports.tables import Table
 from taskvec.studies.record import Plain, R, Record
@@ -121,10 +124,12 @@ class Study(Generic[B]):
         """The tables that the results fill; none for cells that are not there."""
         return ()
 
-    def drawings(self, results: Results) -> Iterable[Drawing]:
-        """The figures that the results fill."""
+    def charts(self, results: Results) -> Iterable[Block]:
+        """What the page shows of the results beside tables, such as a ``Chart``."""
         return ()
 
-    def charts(self, results: Results) -> Iterable[Block]:
-        """What the page shows of the results beside tables; where there is any, in place of the drawings."""
-        return ()
+    def drawings(self, results: Results) -> Iterable[Drawing]:
+        """Figures as files: the charts, unless a study draws others."""
+        for chart in self.charts(results):
+            if isinstance(chart, Chart):
+                yield Drawing(chart.name, chart.caption, partial(paint, chart))

@@ -113,7 +113,7 @@ def in_processes(
             sending.close()
             pipes[receiving] = process
         while pipes:
-            for pipe in cast(list[Connection], wait(list(pipes))):
+            for pipe in cast("list[Connection]", wait(list(pipes))):
                 result = _receive(pipe, pipes[pipe])
                 if isinstance(result, BaseException):
                     raise result

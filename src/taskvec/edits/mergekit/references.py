@@ -92,4 +92,4 @@ def _path(value: object) -> str:
 def _check_keys(value: Mapping[str, object], known: tuple[str, ...]) -> None:
     unknown = next((key for key in value if key not in known), None)
     if unknown is not None:
-        raise ValueError(f"unknown key {cast(object, unknown)!r}; {nearest(str(unknown), known)}")
+        raise ValueError(f"unknown key {cast('object', unknown)!r}; {nearest(str(unknown), known)}")
