@@ -345,11 +345,11 @@ def rounds_axis(name: str, rounds: Sequence[int]) -> Axis:
 
 
 _FIGURES = {
-    "loss": ("loss of the mean", "mean of losses"),
+    "loss of the mean; dashed: mean of losses": ("loss_of_mean", "mean_of_losses"),
     "mean validation metric, %": ("validation",),
     "cosine within a round": ("cosine",),
 }
-"""What is drawn side by side: fields of rounds, in words."""
+"""What is drawn side by side, and the fields of rounds that it is."""
 
 
 def _plots_of_rounds(of_regime: Sequence[Sequence[InRounds]]) -> Iterator[Plot]:
@@ -357,14 +357,14 @@ def _plots_of_rounds(of_regime: Sequence[Sequence[InRounds]]) -> Iterator[Plot]:
     for y, fields in _FIGURES.items():
         curves = [
             Curve(
-                f"{runs[0].rounds} rounds{'' if field != 'mean of losses' else ', mean of losses'}",
+                f"{rounds_in_words(runs[0].rounds)}{', mean of losses' if field == 'mean_of_losses' else ''}",
                 points,
-                f"{runs[0].rounds} rounds",
-                dashed=field == "mean of losses",
+                rounds_in_words(runs[0].rounds),
+                dashed=field == "mean_of_losses",
             )
             for runs in of_regime
             for field in fields
-            if (points := _points(runs, field.replace(" ", "_")))
+            if (points := _points(runs, field))
         ]
         if curves:  # a round without validation has no metric, one of a task no cosine
             yield Plot("", Axis("budget spent, %", low=0, high=100), Axis(y), curves)

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any, ClassVar
 
 from taskvec.reports.charts.scales import Axis, Scale, is_shown, number
-from taskvec.reports.charts.svg import Element, clean, element, label
+from taskvec.reports.charts.svg import Element, element, label
 
 LINE = 14.0
 """Height of a line of text."""
@@ -26,16 +26,6 @@ class Panel:
     height: float
     shapes: Sequence[Element]
 
-    @property
-    def named(self) -> str:
-        """The title as a document may hold it."""
-        return clean(self.title) or "Chart"
-
-    @property
-    def told(self) -> str:
-        """What it shows, likewise."""
-        return clean(self.said)
-
 
 @dataclass(frozen=True)
 class Key:
@@ -49,11 +39,6 @@ class Key:
     name: str
     style: str
     line: bool = False
-
-    @property
-    def text(self) -> str:
-        """The name as a document may hold it."""
-        return clean(self.name)
 
 
 @dataclass(frozen=True)

@@ -31,30 +31,14 @@ def element(tag: str, *children: Element | str, **attributes: object) -> Element
         for name, value in attributes.items()
         if value is not None
     }
-    return Element(tag, named, [clean(child) if isinstance(child, str) else child for child in children])
+    return Element(tag, named, children)
 
 
 def written(value: object) -> str:
     """As an attribute: numbers to a tenth."""
     if isinstance(value, float):
         return f"{round(value, 1) + 0.0:.6g}" if abs(value) < 1e6 else f"{value:.0f}"
-    return clean(str(value))
-
-
-def clean(text: str) -> str:
-    """Text without characters that no document may hold, such as those that steer a terminal.
-
-    >>> clean("a\\x00b\\tc")
-    'a�b c'
-    """
-    return "".join(
-        " " if character.isspace() else "\ufffd" if _is_control(character) else character
-        for character in text
-    )
-
-
-def _is_control(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs") or character in "\ufffe\uffff"
+    return str(value)
 
 
 def width_of(text: str, size: float = SIZE) -> float:
@@ -65,7 +49,6 @@ def width_of(text: str, size: float = SIZE) -> float:
 
 def shortened(text: str, room: float) -> str:
     """Text that fits, with an ellipsis if it was cut."""
-    text = clean(text)
     if width_of(text) <= room:
         return text
     while text and width_of(text) > room - 0.6 * SIZE:
