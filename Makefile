@@ -34,10 +34,24 @@ architectures: $(READY)
 	TASKVEC_ARCHITECTURES=$(CURDIR)/runs/architectures $(BIN)/python $(PYTEST) --quiet --tb=line tests/architectures; \
 	  code=$$?; PYTHONPATH=tests $(BIN)/python -m architectures.page runs/architectures docs/architectures.md; exit $$code
 
-.PHONY: minilm smollm2 browser demo test attack architectures lint fix bench bench-edit refresh newest lowest clean
+.PHONY: minilm smollm2 browser demo docs test attack architectures lint fix bench bench-edit refresh newest lowest clean
 
 demo: $(READY)
 	$(BIN)/taskvec demo -o runs/demo
+
+# The documentation site, in site/: a warning is an error, no page fetches anything from elsewhere, every link leads somewhere.
+# What builds it has an environment of its own; mkdocs with mkdocs-material reads the same build/handbook/mkdocs.yml.
+docs: $(READY) $(VENV)-docs/.ready
+	PYTHONPATH=scripts $(BIN)/python -m handbook build/handbook
+	cd build/handbook && $(CURDIR)/$(VENV)-docs/bin/zensical build --clean --strict
+	rm -rf site && mv build/handbook/site site
+	PYTHONPATH=scripts $(BIN)/python -m handbook.built site
+
+$(VENV)-docs/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python $(INSTALL) --constraint constraints.txt $$($(PYTHON) -c \
+	  'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch $@
 
 # The tests of tests/attacks, much harder, an hour on two cores: over 20,000 spoiled inputs, 1,000 kills, 250 full disks and
 # 250 races. What was found, and how to see it again, is printed at the end and lies in runs/attack.
@@ -97,4 +111,4 @@ lowest:
 	$(VENV)-lowest/bin/python $(PYTEST) -W default
 
 clean:
-	rm -rf $(VENV) $(VENV)-* runs
+	rm -rf $(VENV) $(VENV)-* runs build site

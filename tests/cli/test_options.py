@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from cyclopts import App
 from cyclopts.argument import Argument
 
-from taskvec.cli import COMMANDS, _app
+from taskvec.cli import COMMANDS, app_of
 from taskvec.studies import ANALYSES
 
 
 def options() -> Iterator[tuple[str, Argument]]:
     """Every option of every command, those of flattened settings included."""
-    app = _app(None)
+    app = app_of(None)
     commands: dict[str, App] = {name: app[name] for name in COMMANDS if name != "analyze"}
     commands |= {f"analyze {name}": app["analyze"][name] for name in ANALYSES}
     for command, function in commands.items():

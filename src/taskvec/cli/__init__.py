@@ -51,7 +51,7 @@ _BAD_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirector
 """Errors that say that a path cannot be what it was given for."""
 
 
-def _app(command: str | None) -> App:
+def app_of(command: str | None) -> App:
     """The command line. ``command`` is helped by its docstring, the others by their line in the list."""
     app = App(
         name="taskvec",
@@ -142,7 +142,7 @@ def _interrupted_once() -> Iterator[None]:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
-    app = _app(arguments[0] if arguments else None)
+    app = app_of(arguments[0] if arguments else None)
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the end

@@ -5,7 +5,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from taskvec.config import Config
 
 
-class SurgerySettings(Config):
+class SurgerySettings(Config, use_attribute_docstrings=True):
     """Representation surgery: a small map of a merged model's features, for each task."""
 
     rank: PositiveInt = 16

@@ -26,7 +26,7 @@ TENTHS = 10
 mixture; in tangent space they are exact."""
 
 
-class LibrarySettings(Config):
+class LibrarySettings(Config, use_attribute_docstrings=True):
     """Route every input to the vectors whose keys its pre-trained feature is nearest to."""
 
     k: PositiveInt = 1

@@ -63,20 +63,21 @@ class Served(Model):
         return {**self.storage.facts(), **({"lam": self._chosen} if self._chosen else {})}
 
 
-class EmrSettings(Config):
+class EmrSettings(Config, use_attribute_docstrings=True):
     """Serve each task by its mask and scale of one elected vector."""
 
     rescaler: Rescaler = "global"
+    """What a task's scale keeps: the L1 norm of its whole vector, or of the means of its tensors."""
 
 
-class TallSettings(Config):
+class TallSettings(Config, use_attribute_docstrings=True):
     """Serve each task by its mask of the summed vector."""
 
     lam: Annotated[float, Field(ge=0)] | Literal["validation"] = 0.4
     """One threshold for all tasks; or for each the best of 0.2 to 0.6 on its validation data."""
 
 
-class TsvSettings(Config):
+class TsvSettings(Config, use_attribute_docstrings=True):
     """Serve each task by the leading singular components of its own matrices."""
 
     components: Annotated[float, Field(gt=0, le=1)] | None = None
