@@ -61,7 +61,7 @@ def measured_of(method: str) -> list[Table]:
 
 def _names(row: Sequence[str], method: str) -> bool:
     plain = (re.sub(r" \(\d+ steps\)$| [\d.]+(, .*)?$", "", cell) for cell in row[:2])
-    return any(method == name or method in name.split("+") for name in plain)
+    return any(method in re.split(r"\+(?=\w)", name) for name in plain)
 
 
 @cache
