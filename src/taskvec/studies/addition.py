@@ -30,6 +30,7 @@ from taskvec.studies.measured import (
     Scored,
     both,
     coefficients,
+    greatest_is_best,
     measured,
     reciprocal_note,
     search_inputs,
@@ -127,6 +128,8 @@ class Addition(Study[AdditionSettings]):
 
 class Coefficients(Study[None]):
     """What a coefficient for every task gives, and what each vector adds; from the results of addition."""
+
+    title = "A coefficient for every task"
 
     def tables(self, results: Results) -> Iterator[Table]:
         tasks = results.plan.tasks
@@ -306,7 +309,8 @@ def _table_of_wholes(results: Results) -> Table:
         f"{search_note(wholes)}."
     )
     more = ["joint training"] if joint else []
-    return Table(f"Addition of all {len(tasks)} tasks", [*columns, *more], rows, note)
+    compared = greatest_is_best(metrics.values(), *range(2, len(columns + more)))
+    return Table(f"Addition of all {len(tasks)} tasks", [*columns, *more], rows, note, compared=compared)
 
 
 def _table_of_pretraining(results: Results, untrained: Results) -> Table:

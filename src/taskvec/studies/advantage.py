@@ -29,6 +29,8 @@ class Accuracies(Record, RootModel[dict[str, float]]):
 class Advantage(Study[None]):
     """Of experiments with regimes in tangent space, over the same parameters in ordinary space."""
 
+    title = "Non-linear advantage"
+
     def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
         tasks = _classified(trial.plan)
         others = [name for name, task in tasks.items() if task.metric != "accuracy"]

@@ -26,6 +26,7 @@ from taskvec.studies.measured import (
     Measured,
     both,
     coefficients,
+    greatest_is_best,
     measured,
     reciprocal_note,
     search_inputs,
@@ -105,6 +106,7 @@ class InRounds(Protocol):
 class Atm(Study[AtmSettings]):
     """ATM of some numbers of rounds."""
 
+    title = "ATM"
     settings = AtmSettings
 
     def check(self, experiment: Experiment, suite: Suite) -> None:
@@ -145,7 +147,8 @@ class Atm(Study[AtmSettings]):
                 "validation data: "
                 f"{search_note(searches)}. Sent: in every round a vector to each task and one back."
             )
-            yield Table("ATM", ("", "as it is", "best factor", "at best factor", "sent, MB"), rows, note)
+            columns = ("", "as it is", "best factor", "at best factor", "sent, MB")
+            yield Table("ATM", columns, rows, note, compared=greatest_is_best(metrics.values(), 1, 3))
 
     def charts(self, results: Results) -> Iterator[Lines]:
         metrics, runs = results.plan.metrics.values(), results.by_regime(Alternated)

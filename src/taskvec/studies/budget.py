@@ -102,6 +102,7 @@ class Budgeted(Record):
 class Budget(Study[BudgetSettings]):
     """A table and a figure of all of them; what ATM's own study has is not trained again."""
 
+    title = "Equal training steps"
     settings = BudgetSettings
 
     def check(self, experiment: Experiment, suite: Suite) -> None:

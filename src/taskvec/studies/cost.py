@@ -50,6 +50,7 @@ class Measurement(Record):
 class Costs(Study[bool]):
     """The time and memory of a training step of each regime; a block of ``true`` measures them."""
 
+    title = "Training cost"
     settings = bool
     default = False
     of_model = True

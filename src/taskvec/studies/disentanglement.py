@@ -241,6 +241,7 @@ def _cells(summary: Summary) -> Iterator[Mean]:
 class Disentanglement(Study[DisentanglementSettings]):
     """Every pair by itself, in every regime."""
 
+    title = "Weight disentanglement"
     settings = DisentanglementSettings
 
     def check(self, experiment: "Experiment", suite: "Suite") -> None:

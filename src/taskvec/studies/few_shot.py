@@ -82,6 +82,7 @@ class Few(Record):
 class FewShot(Study[FewShotSettings]):
     """Shots against what they give: adaptation, fine-tuning, a linear probe, the best single vector."""
 
+    title = "Few-shot adaptation"
     settings = FewShotSettings
 
     def check(self, experiment: Experiment, suite: Suite) -> None:

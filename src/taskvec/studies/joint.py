@@ -19,7 +19,16 @@ from taskvec.reports.numbers import Mean, percent
 from taskvec.reports.tables import Table
 from taskvec.studies.charting import measures, of_seeds
 from taskvec.studies.experiment import Experiment
-from taskvec.studies.measured import Edit, Measured, both, in_unit, measured, reciprocal_note, titled
+from taskvec.studies.measured import (
+    Edit,
+    Measured,
+    both,
+    greatest_is_best,
+    in_unit,
+    measured,
+    reciprocal_note,
+    titled,
+)
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.single import own_models
 from taskvec.studies.study import Results, Study
@@ -108,6 +117,7 @@ class Joint(Study[JointSettings]):
     """Shown as a column of addition's table and a line in ATM's figure; of combiners, as a table and a figure
     of their own."""
 
+    title = "Joint training"
     settings = Annotated[JointSettings | None, BeforeValidator(_switch)]
 
     def check(self, experiment: Experiment, suite: Suite) -> None:
@@ -258,7 +268,8 @@ def _table(results: Results, regime: str, models: Sequence[Sequence[Joined]], di
             )
         )
     columns = ("", "mean", *(titled(task, metrics[task]) for task in tasks), "conflicts, %", "seconds")
-    return Table(f"Joint training, {regime}", columns, rows, _note(metrics, differing))
+    compared = (*greatest_is_best(metrics.values(), 1), *range(2, len(tasks) + 2))
+    return Table(f"Joint training, {regime}", columns, rows, _note(metrics, differing), compared=compared)
 
 
 def _note(metrics: Mapping[str, str], differing: Differing) -> str:

@@ -66,6 +66,7 @@ class LayersRecord(Record):
 class Layers(Study[LayersSettings]):
     """A map of layers by tasks, and what is lost with fewer of them."""
 
+    title = "Layers that tasks need"
     settings = Annotated[LayersSettings | None, BeforeValidator(_switch)]
 
     def check(self, experiment: Experiment, suite: Suite) -> None:

@@ -59,6 +59,7 @@ class RoutedRecord(Measured):
 class Libraries(Study[LibraryBlock]):
     """What serves an input is chosen by its own feature: what that gives by task, and where inputs went."""
 
+    title = "A library of vectors"
     settings = Annotated[LibraryBlock | None, BeforeValidator(_switch)]
 
     def check(self, experiment: Experiment, suite: Suite) -> None:

@@ -67,6 +67,7 @@ class LmEvalBase(Study[None]):
 class LmEval(Study[HarnessSettings]):
     """The models of every regime of ordinary space; those of tangent space have no weights to run."""
 
+    title = "lm-evaluation-harness"
     settings = HarnessSettings | None
 
     def check(self, experiment: Experiment, suite: Suite) -> None:

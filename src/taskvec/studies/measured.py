@@ -106,6 +106,11 @@ def reciprocal_note(metrics: Iterable[str]) -> str:
     return f" Ratios, differences and means over tasks are of {named}, so that more is better."
 
 
+def greatest_is_best(metrics: Iterable[str], *columns: int) -> tuple[int, ...]:
+    """Columns of means, if all of them are better when they grow; for ``Table.compared``."""
+    return () if LOWER_IS_BETTER & set(metrics) else columns
+
+
 def titled(task: str, metric: str) -> str:
     """A task as the head of a column."""
     return f"{task} ↓" if metric in LOWER_IS_BETTER else task

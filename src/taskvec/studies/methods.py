@@ -72,6 +72,7 @@ def _methods_of(entry: object) -> Iterator[Method]:
 class Methods(Study[MethodsSettings]):
     """A table of methods for each regime; see ``merging/method.py`` for what a method is."""
 
+    title = "Methods side by side"
     settings = MethodsSettings
 
     def check(self, experiment: Experiment, suite: Suite) -> None:

@@ -44,6 +44,7 @@ class Hits(Record):
 class Regularised(Study[bool]):
     """Sums at their best coefficient against sums at 1, with what the regimes' penalties cost."""
 
+    title = "Regularised training"
     settings = bool
     default = False
 

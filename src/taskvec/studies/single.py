@@ -16,7 +16,15 @@ from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import NOTHING, Mean, Range, percent
 from taskvec.reports.tables import Table
 from taskvec.studies.charting import mean_of, of_seeds
-from taskvec.studies.measured import Scored, in_unit, mean_in_unit, titled, unit_note, units_of
+from taskvec.studies.measured import (
+    Scored,
+    greatest_is_best,
+    in_unit,
+    mean_in_unit,
+    titled,
+    unit_note,
+    units_of,
+)
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
@@ -102,6 +110,8 @@ class ZeroShot(Study[None]):
 class Single(Study[None]):
     """Each task's own model, and the vectors that make it."""
 
+    title = "Single tasks"
+
     def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
         yield trial.cell(OwnModels, _score_own_models, trial.tasks)
         yield trial.cell(Geometry, _measure_vectors, trial.tasks)
@@ -141,7 +151,9 @@ class Single(Study[None]):
         over = f"; mean ± standard deviation over {count} seeds" if count > 1 else ""
         note = f"{unit_note(units.values())} on {sizes} test examples a task{over}.{named}"
         heads = [titled(task, metric) for task, metric in units.items()]
-        yield Table("Single tasks", ("", *heads, "mean", "‖τ‖"), rows, note)
+        count = len(tasks)
+        compared = (*range(1, count + 1), *greatest_is_best(units.values(), count + 1))
+        yield Table("Single tasks", ("", *heads, "mean", "‖τ‖"), rows, note, compared=compared)
         yield from _rates_found(geometries, tasks)
 
     def charts(self, results: Results) -> Iterator[Dots]:
@@ -150,6 +162,8 @@ class Single(Study[None]):
 
 class Cosine(Study[None]):
     """How far the tasks' vectors point in one direction; of regimes that train."""
+
+    title = "Cosines of task vectors"
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         if not self._trains(results, regime):

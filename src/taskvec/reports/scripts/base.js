@@ -80,7 +80,8 @@ starts.push(() => {
   });
   document.addEventListener("focusout", hideTip);
   document.addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
-  document.addEventListener("scroll", hideTip, { capture: true, passive: true });
+  const follow = () => !tip.hidden && showTip(document.activeElement.closest("[data-tip]"));
+  document.addEventListener("scroll", follow, { capture: true, passive: true });
 });
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };

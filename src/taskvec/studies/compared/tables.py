@@ -11,6 +11,7 @@ from taskvec.reports.tables import Table
 from taskvec.studies.compared.records import Compared, How, Row, difference, groups_of, rows_of, sums_of
 from taskvec.studies.measured import (
     both,
+    greatest_is_best,
     in_unit,
     mean_in_unit,
     reciprocal_note,
@@ -53,9 +54,10 @@ def _grouped(
     rows: Sequence[Row],
     cells: Callable[[Row], Sequence[object]],
     note: str,
+    compared: Sequence[int] = (),
 ) -> Table:
     groups = {_head(head): list(map(cells, of)) for head, of in groups_of(rows).items()}
-    return Table.grouped(title, columns, groups, note)
+    return Table.grouped(title, columns, groups, note, compared)
 
 
 def _head(consumed: str) -> str:
@@ -78,7 +80,8 @@ def _table_of_methods(rows: Sequence[Row], compared: Methods, metrics: Metrics, 
 
     columns = ("method", "α", "absolute / normalized", "− sum", "fitted", "seconds", "MiB")
     note = " ".join(_notes(rows, compared, metrics))
-    return _grouped(f"Methods side by side{of_regime}", columns, rows, cells, note)
+    compared_by = greatest_is_best(metrics.values(), 2)
+    return _grouped(f"Methods side by side{of_regime}", columns, rows, cells, note, compared_by)
 
 
 def _seconds(values: Sequence[float]) -> Mean:
@@ -158,7 +161,9 @@ def _table_by_task(rows: Sequence[Row], metrics: Metrics, of_regime: str) -> Tab
 
     heads = [titled(task, metric) for task, metric in metrics.items()]
     note = f"{unit_note(metrics.values())} on test."
-    return _grouped(f"Methods by task{of_regime}", ("method", *heads, "mean"), rows, cells, note)
+    columns, count = ("method", *heads, "mean"), len(heads)
+    compared = (*range(1, count + 1), *greatest_is_best(metrics.values(), count + 1))
+    return _grouped(f"Methods by task{of_regime}", columns, rows, cells, note, compared)
 
 
 def learned_of(rows: Sequence[Row]) -> list[Row]:
