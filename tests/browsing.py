@@ -29,6 +29,7 @@ class Browser:
         set_width(self.chrome, width, height)
         prefer(self.chrome, scheme)
         self.chrome.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not scripts})
+        self.chrome.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
         self.complaints(), self.requests()
         self.chrome.get(page.absolute().as_uri())
 

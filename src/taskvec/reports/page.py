@@ -142,8 +142,14 @@ def _style() -> str:
 @cache
 def _script() -> str:
     """All scripts as one function: what the first says the others see, and nothing else is shared."""
-    base, *others = _files("scripts", "*.js")
+    base, *others = map(_dense, _files("scripts", "*.js"))
     return "\n".join(['(() => {"use strict";', base, *(f"{{\n{script}}}" for script in others), "})();"])
+
+
+def _dense(script: str) -> str:
+    """A script without its comments and indents, which readers of a page do not need."""
+    code = re.sub(r"^ *(//[^\n]*|/\*\*.*?\*/) *$", "", script, flags=re.MULTILINE | re.DOTALL)
+    return "\n".join(filter(None, map(str.strip, code.splitlines())))
 
 
 def _files(folder: str, pattern: str) -> list[str]:

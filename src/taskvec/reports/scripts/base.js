@@ -64,7 +64,10 @@ function hideTip() {
   tip.hidden = true;
 }
 
-const tipped = (event) => (event.target.closest ? event.target.closest("[data-tip]") : null);
+/** What an event asks to explain; else what the keyboard stands on. */
+function tipped({ target }) {
+  return (target.closest && target.closest("[data-tip]")) || document.querySelector("[data-tip]:focus-visible");
+}
 
 starts.push(() => {
   document.body.append(tip);
@@ -80,8 +83,7 @@ starts.push(() => {
   });
   document.addEventListener("focusout", hideTip);
   document.addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
-  const follow = () => !tip.hidden && showTip(document.activeElement.closest("[data-tip]"));
-  document.addEventListener("scroll", follow, { capture: true, passive: true });
+  document.addEventListener("scroll", (event) => tip.hidden || showTip(tipped(event)), { capture: true, passive: true });
 });
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -109,20 +111,19 @@ function rove(root, selector) {
   });
 }
 
-/** The element that lies closest in a direction; steps aside count more than steps ahead. */
+/** The closest element in a direction: of those straight ahead if there are any, else a step aside counts four. */
 function nearest(from, elements, [x, y]) {
-  const middle = (element) => {
-    const box = element.getBoundingClientRect();
-    return [box.left + box.width / 2, box.top + box.height / 2];
-  };
-  const [left, top] = middle(from);
+  const at = from.getBoundingClientRect();
   let best = null;
   let least = Infinity;
   for (const element of elements) {
-    const [dx, dy] = [middle(element)[0] - left, middle(element)[1] - top];
+    const box = element.getBoundingClientRect();
+    const dx = box.left + box.right - at.left - at.right;
+    const dy = box.top + box.bottom - at.top - at.bottom;
+    const gap = y ? Math.max(box.left - at.right, at.left - box.right) : Math.max(box.top - at.bottom, at.top - box.bottom);
     const ahead = dx * x + dy * y;
-    const far = ahead + 4 * Math.abs(dx * y) + 4 * Math.abs(dy * x);
-    if (ahead > 0.5 && far < least) [best, least] = [element, far];
+    const far = gap < 0 ? ahead : 1e6 + ahead + 4 * Math.abs(dx * y + dy * x);
+    if (ahead > 1 && far < least) [best, least] = [element, far];
   }
   return best;
 }
