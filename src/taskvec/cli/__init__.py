@@ -38,6 +38,7 @@ COMMANDS = {
     "adapt": "Serve a new task from a few labelled examples, by the coefficients of a pool of task vectors.",
     "eval": "Measure a model, edited or not, on the tasks of a suite.",
     "run": "Run an experiment file: train, edit, search, evaluate, report.",
+    "report": "Make one page of one or several runs, or export their figures: CSV, LaTeX, JSON.",
     "stats": "Measure a model on a task's inputs, for the rules that need it: fisher, regmean.",
     "analyze": "Explain task vectors: disentanglement, linearity, similarity, gradients, kernel.",
     "demo": "Show the whole life of a task vector, offline, on built-in models and data.",

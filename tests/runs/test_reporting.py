@@ -1,0 +1,201 @@
+"""``taskvec report``: pages and exports of one and of several run folders, from their records alone."""
+
+import csv
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from taskvec.cli import main
+from taskvec.runs.exports import csv_of
+from taskvec.runs.several import open_runs
+from taskvec.tasks.score import wilson
+
+Report = Callable[..., tuple[int, str, str]]
+
+EXPERIMENT = """
+experiment: {name}
+model: {model}
+suite: {suite}
+training: {{lr: {lr}, steps: 6, batch_size: 16}}
+regimes: {{full: {{}}}}
+search: {{step: 0.5, coarse: 1, limit: 1}}
+addition: {{subsets: whole}}
+negation: {{targets: [pets], keep: 0.5, baselines: []}}
+inspect: 2
+seeds: [0, 1]
+{more}
+"""
+
+
+def run(folder: Path, **values: object) -> Path:
+    path = folder.with_suffix(".yaml")
+    path.write_text(EXPERIMENT.format(**{"name": "tiny", "lr": 2e-3, "more": "", **values}))
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", str(path), "-o", str(folder), "--quiet"])
+    assert stopped.value.code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model: Path, tiny_suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs that differ in the learning rate; the second also compares methods."""
+    folder = tmp_path_factory.mktemp("runs")
+    model = {"model": tiny_model, "suite": tiny_suite}
+    run(folder / "one", **model)
+    run(folder / "two", lr=4e-3, more="methods: {rules: [ties], coefficient: default}", **model)
+    return folder
+
+
+@pytest.fixture
+def runs(made: Path, tmp_path: Path) -> Path:
+    """The same where neither model nor data is."""
+    for name in ("one", "two"):
+        shutil.copytree(made / name, tmp_path / name, ignore=shutil.ignore_patterns("vectors", "figures"))
+    return tmp_path
+
+
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture[str]) -> Report:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main(["report", *map(str, arguments)])
+        told = capsys.readouterr()
+        return int(stopped.value.code or 0), told.out, told.err
+
+    return call
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_the_page_of_a_run_is_made_again(runs: Path, report: Report) -> None:
+    (runs / "one" / "report.html").unlink()
+    assert report(runs / "one") == (0, f"Written: {runs / 'one' / 'report.html'}\n", "")
+    page = (runs / "one" / "report.html").read_text()
+    for said in ("Single tasks", "Negation of pets", "Inputs and mistakes", "default-src"):
+        assert said in page
+
+
+def test_every_figure_is_a_line_and_leads_to_its_record(runs: Path, report: Report) -> None:
+    code, out, _ = report(runs / "one", "--csv")
+    rows = rows_of(out)
+    records = [json.loads(line) for line in (runs / "one" / "records.jsonl").read_text().splitlines()]
+    by_key = {record["key"]: record for record in records}
+    assert code == 0 and {row["run"] for row in rows} == {"tiny"}
+    assert all(row["key"] in by_key for row in rows)
+    assert {row["study"] for row in rows} >= {"zero-shot", "single", "addition", "negation", "geometry"}
+    for record in records:
+        if record["cell"] != "addition":
+            continue
+        mine = [row for row in rows if row["key"] == record["key"]]
+        best = {row["task"] or row["metric"]: row for row in mine if not row["row"]}
+        result = record["result"]
+        for task, score in result["test"].items():
+            assert float(best[task]["value"]) == score["value"]
+            assert [float(best[task]["low"]), float(best[task]["high"])] == pytest.approx(score["interval"])
+            assert int(best[task]["n"]) == score["examples"]
+        assert float(best["absolute"]["value"]) == result["absolute"]
+        assert {float(row["coefficient"]) for row in best.values()} == {result["coefficient"]}
+        assert {row["row"] for row in mine} == {"", "fixed 1", "fixed 1/T"}
+
+
+def test_intervals_of_shares_are_wilsons(runs: Path) -> None:
+    [one] = open_runs([runs / "one"])
+    of = [fact for fact in one.facts if fact.study == "single" and fact.task]
+    assert of and all(fact.n == 48 and fact.interval == wilson(round(48 * fact.value), 48) for fact in of)
+
+
+def test_a_csv_holds_no_formulas(runs: Path) -> None:
+    path = runs / "one" / "run.json"
+    path.write_text(path.read_text().replace('"experiment":"tiny"', '"experiment":"=cmd|calc"'))
+    assert {row["run"] for row in rows_of(csv_of(open_runs([runs / "one"])))} == {"'=cmd|calc"}
+
+
+def test_json_says_its_version_and_all_figures(runs: Path, report: Report) -> None:
+    code, out, _ = report(runs / "one", runs / "two", "--json")
+    told: dict[str, Any] = json.loads(out)
+    assert code == 0 and told["format"] == 1 and [of["label"] for of in told["runs"]] == ["one", "two"]
+    first = told["runs"][0]
+    assert first["results"]["tasks"] and len(first["figures"]) == len(
+        rows_of(csv_of(open_runs([runs / "one"])))
+    )
+
+
+def test_tables_of_a_paper(runs: Path, report: Report) -> None:
+    assert report(runs / "two", "--latex", "-o", runs / "tables.tex")[0] == 0
+    text = (runs / "tables.tex").read_text()
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") > 3
+    labels = re.findall(r"\\label\{tab:([^}]*)\}", text)
+    assert len(set(labels)) == len(labels) and "\\documentclass" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["one", "two"], "expected -o with the file of the page"),
+        (["one", "--csv", "--json"], "expected one of them"),
+        (["one", "--csv", "--title", "x"], "--title is of the page"),
+        (["one", "one", "-o", "x.html"], "is given twice"),
+        (["nowhere"], "no such folder"),
+        (["."], "holds no run"),
+        (["one", "-o", "there.html"], "exists; --force replaces it"),
+        (["one", "-o", "two"], "is a folder, expected a file"),
+        (["one", "-o", "no/x.html"], "no such folder"),
+        (["analysis"], "holds an analysis, expected a run"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], said: str, runs: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs)
+    Path("there.html").write_text("mine")
+    Path("analysis").mkdir()
+    Path("analysis/record.json").write_text("{}")
+    code, out, told = report(*arguments)
+    assert (code, out) == (2, "") and said in " ".join(told.split()) and told.count("\n") == 1
+    assert Path("there.html").read_text() == "mine"
+
+
+def test_a_run_of_yesterday_and_a_run_cut_short(runs: Path, report: Report) -> None:
+    records = runs / "one" / "records.jsonl"
+    records.write_bytes(records.read_bytes() + b'{"cell": "addi')
+    assert report(runs / "one", "--csv")[0] == 0
+    (runs / "one" / "run.json").unlink()
+    code, _, told = report(runs / "one")
+    assert code == 2 and "run its experiment again in this folder" in told
+
+
+def test_records_that_are_made_up_are_refused_in_one_line(runs: Path, report: Report) -> None:
+    from taskvec.studies.store import key_of
+
+    path = runs / "one" / "records.jsonl"
+    lines = []
+    for line in path.read_text().splitlines():
+        record = json.loads(line)
+        if record["cell"] == "addition":
+            record["result"]["values"] = "none"
+            record["digest"] = key_of(record["cell"], {"key": record["key"], "result": record["result"]})
+        lines.append(json.dumps(record))
+    path.write_text("\n".join(lines) + "\n")
+    code, _, told = report(runs / "one")
+    assert code == 2 and "internal error" not in told and told.count("\n") == 1
+    path.write_text("")
+    assert report(runs / "one")[0] == 2
+
+
+def test_inputs_are_left_out_with_their_folder(runs: Path, report: Report) -> None:
+    assert report(runs / "one")[0] == 0
+    page = (runs / "one" / "report.html").read_text()
+    assert "data-confusion" in page
+    shutil.rmtree(runs / "one" / "inspected")
+    assert report(runs / "one")[0] == 0
+    page = (runs / "one" / "report.html").read_text()
+    assert "data-confusion" not in page and "Who is wrong" in page
