@@ -1,18 +1,22 @@
 """From an experiment to its results: every cell computed once, in the registry's order."""
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
-from typing import Any
+from collections.abc import Iterator
+from itertools import groupby, islice
+from time import perf_counter
+from typing import Any, Self
 
 from taskvec.errors import InputError, TaskvecError
 from taskvec.models.known import path_or_id
 from taskvec.models.loading import load_backbone
 from taskvec.models.own import is_own
 from taskvec.progress import Watch, unwatched
+from taskvec.runs.events import TRAINING, Begun, Done, Finished, Part, Told, Trained, Working, untold
 from taskvec.runs.experiment import active, involved_tasks
+from taskvec.runs.manifest import name_of
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.record import Plain, Record
+from taskvec.studies.single import baselines
 from taskvec.studies.store import Store, key_of
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Lab, Plan, Trial
@@ -47,24 +51,42 @@ class Runner:
         """
         _ = self._lab.evaluator
 
-    def run(self, told: Callable[[Results], None] | None = None) -> Results:
+    def run(self, told: Told = untold) -> Results:
         """All results.
 
         Args:
-            told: called with those that are there whenever a study is done with a regime and seed.
+            told: of everything that begins and ends.
         """
         results = Results(self._lab.plan, list(self._studies))
-        for of_model, group in groupby(self._studies, key=lambda study: study.of_model):
-            studies = list(group)
-            if of_model:
-                _finish(studies, next(self._trials()), results, told)
-                continue
-            for trial in self._trials():
-                _ = trial.vectors
-                _finish(studies, trial, results, told, trial.regime, trial.seed)
+        parts = list(self._parts())
+        told(Begun(self._lab.plan.experiment.name, parts))
+        ends = {part.study: part for part in parts} | {part.study: part for part in parts if part.total}
+        due = iter(parts)
+        for studies, trial, of_model in self._work():
+            if not of_model:
+                _train(next(due), trial, results, told)
+            for study, part in zip(studies, due, strict=False):
+                _finish(study, part, trial, results, told)
+                told(Finished(part, results, part == ends[part.study]))
         if not results.failed:
             shutil.rmtree(self._lab.store.folder / "partial", ignore_errors=True)
         return results
+
+    def _parts(self) -> Iterator[Part]:
+        """What all of the experiment asks for, in order of work; nothing is computed."""
+        for studies, trial, of_model in self._work():
+            place = ("", 0) if of_model else (trial.regime, trial.seed)
+            if not of_model:
+                yield Part(TRAINING, *place, len(trial.tasks))
+            for study in studies:
+                yield Part(name_of(study), *place, len(list(study.cells(trial))))
+
+    def _work(self) -> Iterator[tuple[list[Study[Any]], Trial, bool]]:
+        """Studies, a trial that they are done in, and whether they are about the model alone."""
+        for of_model, group in groupby(self._studies, key=lambda study: study.of_model):
+            studies = list(group)
+            for trial in islice(self._trials(), 1 if of_model else None):
+                yield studies, trial, of_model
 
     def _trials(self) -> Iterator[Trial]:
         """One after the other, since each keeps its points in memory."""
@@ -74,22 +96,46 @@ class Runner:
                 yield Trial(self._lab, regime, seed)
 
 
-def _finish(
-    studies: Iterable[Study[Any]],
-    trial: Trial,
-    results: Results,
-    told: Callable[[Results], None] | None,
-    regime: str = "",
-    seed: int = 0,
-) -> None:
-    for study in studies:
-        for cell in study.cells(trial):
-            failures = len(results.failed)
+def _train(part: Part, trial: Trial, results: Results, told: Told) -> None:
+    """Each task's own vector."""
+    trains = trial.experiment.trained(trial.regime) == trial.regime
+    for done, task in enumerate(trial.tasks, start=1):
+        told(Working(part, task))
+        figures: dict[str, float] = {}
+        with _Timed(trial.lab.store) as timed:
+            trial.vector(task, told=lambda step, values, figures=figures: figures.update(values))
+        told(Done(part, task, done, {}, timed.seconds))
+        before = baselines(results)[task].validation
+        if trains and before and "validation" in figures:
+            told(Trained(task, trial.regime, before.utility, figures["validation"]))
+
+
+def _finish(study: Study[Any], part: Part, trial: Trial, results: Results, told: Told) -> None:
+    """All cells of a part."""
+    for done, cell in enumerate(study.cells(trial), start=1):
+        told(Working(part, cell.label))
+        failures = len(results.failed)
+        with _Timed(trial.lab.store) as timed:
             result = _finished(cell, trial, results)
-            key = key_of(cell.kind.cell, cell.inputs) if len(results.failed) == failures else None
-            results.add(cell.kind.cell, result, regime, seed, key=key)
-        if told is not None:
-            told(results)
+        key = key_of(cell.kind.cell, cell.inputs) if len(results.failed) == failures else None
+        results.add(cell.kind.cell, result, part.regime, part.seed, key=key)
+        told(Done(part, cell.label, done, result, timed.seconds))
+
+
+class _Timed:
+    """Seconds of what is done inside; none where every result was on record."""
+
+    seconds: float | None = None
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._computed, self._begun = store, store.computed, perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._store.computed > self._computed:
+            self.seconds = perf_counter() - self._begun
 
 
 def _finished(cell: Cell[Record], trial: Trial, results: Results) -> Plain:

@@ -39,6 +39,7 @@ class Baseline(Record):
     cell = "zero_shot"
     majority: float | None = None
     """Of a classification."""
+    validation: Scored | None = None
     test: Scored
 
 

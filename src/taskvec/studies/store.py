@@ -58,6 +58,8 @@ class Store:
         self.folder = folder
         self.device = "cpu"
         """What computes, for the records."""
+        self.computed = 0
+        """Results that were not on record."""
         self._path = folder / "records.jsonl"
         if folder.exists() and not folder.is_dir():
             raise OutputExists(f"{folder}: is a file, expected a run folder; choose another name")
@@ -136,6 +138,7 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             self._records[key] = record
+            self.computed += 1
         stored: dict[str, Any] = self._records[key]["result"]
         return stored
 

@@ -203,12 +203,7 @@ class Trial:
 
     def stored(self, cell: Cell[R]) -> Plain:
         """The cell's result as stored, computed if it is not on record."""
-        name, store = cell.kind.cell, self.lab.store
-        known = store.has(name, cell.inputs)
-        result = store.result(name, cell.inputs, lambda: cell.compute(self))
-        if not known:
-            self.lab.watch(f"{name.replace('_', '-')} {cell.label}", 1, 1)
-        return result
+        return self.lab.store.result(cell.kind.cell, cell.inputs, lambda: cell.compute(self))
 
     def result(self, cell: Cell[R]) -> R:
         """The same as a record."""
