@@ -1,9 +1,10 @@
 """What ``run``, ``demo`` and ``analyze`` share: options, and how results are shown."""
 
+import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -11,8 +12,11 @@ from taskvec.cli._common import print_json, print_table
 from taskvec.errors import TaskvecError, and_more
 
 if TYPE_CHECKING:
+    from taskvec.cli._live import Display
     from taskvec.reports.tables import Table
-    from taskvec.studies.study import Results
+    from taskvec.runs.events import Event, Told
+    from taskvec.studies.store import Store
+    from taskvec.studies.study import Results, Study
 
 Fresh = Annotated[bool, Parameter(name="--force", negative=())]
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
@@ -41,18 +45,93 @@ def changes(seeds: tuple[int, ...] | None, device: str | None) -> dict[str, obje
     return {key: value for key, value in given.items() if value is not None}
 
 
-def show(results: "Results", folder: Path, *, json: bool) -> None:
-    """Write the report of a run into its folder, and print its tables, or all results for ``json``.
+def again(seeds: tuple[int, ...] | None, device: str | None) -> list[str]:
+    """The same options, as they are typed."""
+    named = {"--seeds": seeds or (), "--device": (device,) if device else ()}
+    return [word for name, values in named.items() if values for word in (name, *map(str, values))]
+
+
+def work(
+    run: "Callable[[Told], Results]",
+    store: "Store",
+    shown: "Display",
+    *,
+    command: Sequence[str],
+    fresh: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
+    """Run in a run folder, write its report, and print its tables, or all results for ``json``.
+
+    A terminal gets every table as soon as its study is done.
+
+    Args:
+        run: is given whom to tell.
+        command: what goes on with the run.
 
     Raises: TaskvecError at the end, for cells that failed.
     """
+    from taskvec.runs.unfinished import LivePage
+
+    tables = _Tables(shown, early=sys.stdout.isatty() and not json and not quiet)
+    with store.locked(fresh=fresh):
+        with LivePage(store.folder, shlex.join(["taskvec", *command])) as page:
+
+            def tell(event: "Event") -> None:
+                for each in (shown, tables, page):
+                    each(event)
+
+            results = run(tell)
+        with shown.aside():
+            _show(results, store.folder, tables, json=json)
+
+
+class _Tables:
+    """Prints every table once: when its study is done with all that it shows, or at the end."""
+
+    def __init__(self, shown: "Display", *, early: bool) -> None:
+        self._shown, self._early = shown, early
+        self._results: Results | None = None
+        self._done, self._due = set[str](), list[Study[Any]]()
+        self._printed = set[str]()
+
+    def __call__(self, event: "Event") -> None:
+        """Print what is ready."""
+        from taskvec.runs.events import Finished
+        from taskvec.runs.manifest import name_of
+
+        if not (self._early and isinstance(event, Finished)):
+            return
+        if self._results is None:
+            self._results, self._due = event.results, list(event.results.studies)
+        if event.results is not self._results or not event.last:
+            return
+        self._done.add(event.part.study)
+        on = {name_of(study) for study in event.results.studies}
+        for study in list(self._due):
+            if {name_of(study), *on.intersection(study.shows)} <= self._done:
+                self._due.remove(study)
+                with self._shown.aside():
+                    self.print(study.tables(event.results))
+
+    def print(self, tables: "Iterable[Table]") -> None:
+        """Those that were not printed as they are."""
+        for table in tables:
+            if (text := table.markdown()) not in self._printed:
+                self._printed.add(text)
+                print_table(table.title, table.columns, table.rows, note=table.note, heads=table.heads)
+
+
+def _show(results: "Results", folder: Path, tables: _Tables, *, json: bool) -> None:
     from taskvec.runs.report import facts_of, write_report
 
-    tables = write_report(results, folder)
+    every = write_report(results, folder)
     if json:
         print_json(facts_of(results))
     else:
-        print_tables(tables, f"{folder / 'report.html'}, report.md, results.json, records.jsonl")
+        tables.print(every)
+        sys.stdout.write(f"Written: {folder / 'report.html'}, report.md, results.json, records.jsonl\n")
+        sys.stdout.write(f"Open {folder / 'report.html'} in a browser.\n")
     if failed := results.failed:
         raise TaskvecError(
             f"{failed[0]}{and_more(failed)}; the rest is done: run it again to try what failed"

@@ -1,9 +1,10 @@
 """``taskvec demo``."""
 
+from functools import partial
 from pathlib import Path
 
-from taskvec.cli._common import Json, Quiet, watching
-from taskvec.cli._running import Fresh, Output, Place, Seeds, changes, show
+from taskvec.cli._common import Json, Quiet
+from taskvec.cli._running import Fresh, Output, Place, Seeds, again, changes, work
 
 
 def demo(
@@ -25,9 +26,12 @@ def demo(
         seeds: Seeds to run; one by default.
         force: Remove what an earlier run left in the folder and start anew.
     """
+    from taskvec.cli._live import display
     from taskvec.runs.demo import run_demo
     from taskvec.studies.store import Store
 
     given, store = changes(seeds, device), Store(output)
-    with watching(quiet) as watch, store.locked(fresh=force):
-        show(run_demo(store, given, watch), output, json=json)
+    command = ["demo", "-o", str(output), *again(seeds, device)]
+    with display(quiet=quiet) as shown:
+        run = partial(run_demo, store, given, shown.watch)
+        work(run, store, shown, command=command, fresh=force, json=json, quiet=quiet)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from taskvec.cli._common import AllowCode, Json, Quiet, watching
-from taskvec.cli._running import Fresh, Output, Place, Seeds, changes, show
+from taskvec.cli._common import AllowCode, Json, Quiet
+from taskvec.cli._running import Fresh, Output, Place, Seeds, again, changes, work
 from taskvec.code import allowing_code
 
 
@@ -32,6 +32,7 @@ def run(
         seeds: Seeds in place of those in the file.
         force: Remove what an earlier run left in the folder and start anew.
     """
+    from taskvec.cli._live import display
     from taskvec.runs.experiment import load_experiment
     from taskvec.runs.runner import Runner
     from taskvec.studies.store import Store
@@ -39,9 +40,10 @@ def run(
     with allowing_code(allow_code):
         loaded, suite = load_experiment(experiment, changes(seeds, device))
     store = Store(output)
-    with watching(quiet) as watch:
-        runner = Runner(loaded, suite, store, watch)
+    command = ["run", str(experiment), "-o", str(output), *again(seeds, device)]
+    with display(quiet=quiet) as shown:
+        runner = Runner(loaded, suite, store, shown.watch)
         if force:
             runner.load()
-        with store.locked(fresh=force):
-            show(runner.run(), output, json=json)
+        allowed = ["--allow-code"] if allow_code else []
+        work(runner.run, store, shown, command=[*command, *allowed], fresh=force, json=json, quiet=quiet)

@@ -47,6 +47,25 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Unfinished:
+    """How far a run was when its page was written.
+
+    Args:
+        left: what is still to come.
+        written: when.
+        command: that goes on with the run.
+        refresh: seconds after which the page loads itself again; none where nobody writes it.
+    """
+
+    done: int
+    total: int
+    left: Sequence[str]
+    written: str
+    command: str
+    refresh: int | None = None
+
+
+@dataclass(frozen=True)
 class Page:
     """What a page says.
 
@@ -56,7 +75,7 @@ class Page:
         settings: plain data, shown folded.
         records: tables that trace figures to records, shown folded.
         footer: where the figures come from.
-        refresh: seconds after which an unfinished page loads itself again.
+        unfinished: how far the run is, of one that is at work or was stopped.
     """
 
     title: str
@@ -67,7 +86,7 @@ class Page:
     settings: Mapping[str, Any] = field(default_factory=dict)
     records: Sequence[Block] = ()
     footer: str = ""
-    refresh: int | None = None
+    unfinished: Unfinished | None = None
 
 
 def render_page(page: Page) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from taskvec.models.builtin.backbone import configuration, random_initialised
 from taskvec.progress import Watch, unwatched
+from taskvec.runs.events import Told, untold
 from taskvec.runs.experiment import load_experiment
 from taskvec.runs.runner import Runner
 from taskvec.studies import STUDIES
@@ -29,31 +30,39 @@ _ANALOGIES = tuple(
 )
 
 
-def run_demo(store: Store, changes: Mapping[str, object] | None = None, watch: Watch = unwatched) -> Results:
+def run_demo(
+    store: Store,
+    changes: Mapping[str, object] | None = None,
+    watch: Watch = unwatched,
+    told: Told = untold,
+) -> Results:
     """All results of the demo; ``untrained`` holds those of the randomly initialised model.
 
     Args:
         changes: keys of its experiment file to override, such as ``seeds`` and ``device``.
     """
     experiment, suite = load_experiment(FILE, changes)
-    results = Runner(experiment, suite, store, watch).run()
+    results = Runner(experiment, suite, store, watch).run(told)
 
     terms = dict.fromkeys(task for of in _ANALOGIES for task in (of.a, of.b, of.c, of.target))
-    styles = _first_regime(experiment, tasks=tuple(terms), analogies=_ANALOGIES)
-    results.take(Solved, Runner(styles, load_suite("builtin-analogy"), store, watch).run())
+    styles = _first_regime(experiment, "analogies", tasks=tuple(terms), analogies=_ANALOGIES)
+    results.take(Solved, Runner(styles, load_suite("builtin-analogy"), store, watch).run(told))
 
     whole = AdditionSettings(subsets="whole")
-    random = _first_regime(experiment, model=_untrained(store.folder), addition=whole, inspect=False)
-    results.untrained = Runner(random, suite, store, watch).run()
+    changed: dict[str, object] = {"model": _untrained(store.folder), "addition": whole, "inspect": False}
+    random = _first_regime(experiment, "without pre-training", **changed)
+    results.untrained = Runner(random, suite, store, watch).run(told)
     return results
 
 
-def _first_regime(experiment: Experiment, **changes: object) -> Experiment:
-    """The experiment with one regime and no study but those in ``changes``."""
+def _first_regime(experiment: Experiment, part: str, **changes: object) -> Experiment:
+    """A part of the experiment, with one regime and no study but those in ``changes``."""
     first = next(iter(experiment.regimes))
     off = {name: study.default for name, study in STUDIES.items() if study.settings is not None}
     regimes = {first: experiment.regimes[first]}
-    return experiment.model_copy(update={"regimes": regimes, **off, **changes})
+    return experiment.model_copy(
+        update={"name": f"{experiment.name}, {part}", "regimes": regimes, **off, **changes}
+    )
 
 
 def _untrained(folder: Path) -> str:

@@ -15,13 +15,18 @@ class Part:
     """What one study asks for in one regime and seed.
 
     Args:
-        total: how many results.
+        cells: the labels of its results.
     """
 
     study: str
     regime: str = ""
     seed: int = 0
-    total: int = 0
+    cells: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """How many results."""
+        return len(self.cells)
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,10 @@ class Done:
 
 @dataclass(frozen=True)
 class Trained:
-    """A task's vector is there, with its validation metric before and after, more is better."""
+    """A task's vector is there, with its value on validation data before and after, more is better."""
 
     task: str
+    metric: str
     regime: str
     before: float
     after: float

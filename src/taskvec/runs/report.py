@@ -75,7 +75,7 @@ def page_of(results: Results, figures: Mapping[str, Sequence[Block]]) -> Page:
         name = name_of(study)
         charts = list(study.charts(results)) or figures.get(name, ())
         if blocks := [*study.tables(results), *charts]:
-            sections.append(Section(name.replace("_", "-"), study.title or _titled(name), blocks))
+            sections.append(Section(name.replace("_", "-"), title_of(name), blocks))
     return Page(
         title=experiment.name,
         description=experiment.description,
@@ -110,5 +110,7 @@ def _draw(results: Results, folder: Path, facts: str) -> dict[str, list[Figure]]
     return {name: [Figure(*drawing) for drawing in islice(drawn, len(of))] for name, of in drawings.items()}
 
 
-def _titled(name: str) -> str:
-    return name.replace("_", " ").capitalize()
+def title_of(name: str) -> str:
+    """What heads a study's part of a page, by its name in the registry."""
+    title = STUDIES[name].title if name in STUDIES else ""
+    return title or name.replace("_", " ").capitalize()

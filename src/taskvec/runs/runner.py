@@ -77,9 +77,9 @@ class Runner:
         for studies, trial, of_model in self._work():
             place = ("", 0) if of_model else (trial.regime, trial.seed)
             if not of_model:
-                yield Part(TRAINING, *place, len(trial.tasks))
+                yield Part(TRAINING, *place, tuple(trial.tasks))
             for study in studies:
-                yield Part(name_of(study), *place, len(list(study.cells(trial))))
+                yield Part(name_of(study), *place, tuple(cell.label for cell in study.cells(trial)))
 
     def _work(self) -> Iterator[tuple[list[Study[Any]], Trial, bool]]:
         """Studies, a trial that they are done in, and whether they are about the model alone."""
@@ -107,7 +107,8 @@ def _train(part: Part, trial: Trial, results: Results, told: Told) -> None:
         told(Done(part, task, done, {}, timed.seconds))
         before = baselines(results)[task].validation
         if trains and before and "validation" in figures:
-            told(Trained(task, trial.regime, before.utility, figures["validation"]))
+            metric = trial.plan.metrics[task]
+            told(Trained(task, metric, trial.regime, before.utility, figures["validation"]))
 
 
 def _finish(study: Study[Any], part: Part, trial: Trial, results: Results, told: Told) -> None:

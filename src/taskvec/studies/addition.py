@@ -85,6 +85,7 @@ class Addition(Study[AdditionSettings]):
     """Sums of the tasks' vectors, of all tasks and of some."""
 
     settings = AdditionSettings
+    shows = ("joint",)
 
     def check(self, experiment: Experiment, suite: Suite) -> None:
         experiment.check_regimes("addition", self.block.regimes)

@@ -98,6 +98,9 @@ class Study(Generic[B]):
     of_model: ClassVar[bool] = False
     """Its cells are about the model alone: they are asked for once, with the first trial."""
 
+    shows: ClassVar[tuple[str, ...]] = ()
+    """Studies after it whose results its tables show as well, where they are on."""
+
     def __init__(self, block: B) -> None:
         self.block = block
 

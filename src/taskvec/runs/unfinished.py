@@ -1,0 +1,117 @@
+"""A run at work: what of it can be shown, and the page that can be opened before it is done."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Self
+
+from taskvec.reports.page import Page, Unfinished, render_page
+from taskvec.runs.events import Begun, Done, Event, Finished, Part
+from taskvec.runs.manifest import write_manifest
+from taskvec.runs.report import page_of, title_of
+from taskvec.studies.study import Results
+from taskvec.writing import replace_text
+
+_PAUSE = 5.0
+"""Seconds from one writing of the page to the next, at least; and from one look of a reader to the next."""
+
+_SHARE = 20
+"""Writing takes at most one second in so many."""
+
+_note = logging.getLogger(__name__)
+
+
+def settled(results: Results) -> Results:
+    """Results without the seeds that are not as far as the first, so that every mean is of the same seeds."""
+    plan = results.plan
+    first = plan.experiment.seeds[0]
+    asked = {(kind, regime): len(of) for (kind, regime, seed), of in results.cells.items() if seed == first}
+    seeds = tuple(
+        seed
+        for seed in plan.experiment.seeds
+        if all(
+            len(results.cells.get((kind, regime, seed if regime else first), ())) == count
+            for (kind, regime), count in asked.items()
+        )
+    )
+    if seeds == plan.experiment.seeds:
+        return results
+    experiment = plan.experiment.model_copy(update={"seeds": seeds})
+    return replace(results, plan=replace(plan, experiment=experiment))
+
+
+class LivePage:
+    """Writes ``report.html`` and ``run.json`` as parts of a run are done, and says in them that it is not.
+
+    Nothing is drawn for it. Where a run finds all its results on record, the page is left as it is.
+
+    Args:
+        folder: of the run.
+        command: that goes on with the run.
+    """
+
+    def __init__(self, folder: Path, command: str) -> None:
+        self._folder, self._command = folder, command
+        self._left: dict[Part, int] = {}
+        self._results: Results | None = None
+        self._computed = False
+        self._due = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Take note, and write the page where there is news and the last one is some seconds old."""
+        match event:
+            case Begun(parts=parts):
+                self._left |= {part: part.total for part in parts}
+            case Done(part=part, done=done, seconds=seconds):
+                self._left[part] = part.total - done
+                self._computed |= seconds is not None
+            case Finished(results=results):
+                self._results = self._results or results
+                if self._computed and monotonic() >= self._due:
+                    self._try(_PAUSE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Write the page as it stays, where the run ends before it is done."""
+        if kind is not None and self._computed:
+            self._try(None)
+
+    def _try(self, refresh: float | None) -> None:
+        """Write the page; a failure is said once, and ends no run."""
+        begun = monotonic()
+        try:
+            self._write(refresh)
+        except Exception as error:  # a disk that is full, a chart that takes no half of the results
+            _note.warning("the page waits for the end of the run (%s: %s)", type(error).__name__, error)
+            self._computed, self._due = False, float("inf")
+            return
+        self._due = begun + max(_PAUSE, _SHARE * (monotonic() - begun))
+
+    def _write(self, refresh: float | None) -> None:
+        if self._results is not None:
+            write_manifest(self._results, self._folder, finished=False)
+            page = page_of(settled(self._results), {})
+            replace_text(self._folder / "report.html", render_page(self._marked(page, refresh)))
+
+    def _marked(self, page: Page, refresh: float | None) -> Page:
+        total = sum(part.total for part in self._left)
+        state = Unfinished(
+            done=total - sum(self._left.values()),
+            total=total,
+            left=list(dict.fromkeys(self._names())),
+            written=datetime.now(UTC).isoformat(" ", "seconds"),
+            command=self._command,
+            refresh=refresh and round(refresh),
+        )
+        return replace(page, unfinished=state)
+
+    def _names(self) -> Iterator[str]:
+        """Of what is still to come."""
+        for part, left in self._left.items():
+            if left:
+                yield f"{title_of(part.study)} ({part.regime})" if part.regime else title_of(part.study)
