@@ -47,9 +47,7 @@ def file(tiny_model: Path, tiny_suite: Path, tmp_path: Path) -> Path:
     return path
 
 
-def on_terminal(
-    file: Path, columns: int, stop_at: str | None = None, **environment: str
-) -> tuple[int, str]:
+def on_terminal(file: Path, columns: int, stop_at: str | None = None, **environment: str) -> tuple[int, str]:
     """Run the experiment on a terminal; its exit code, and all that was written.
 
     Args:
@@ -64,7 +62,7 @@ def on_terminal(
         stdout=slave,
         stderr=slave,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         env={**kept, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1", **environment},
     )
     os.close(slave)
@@ -192,7 +190,9 @@ def test_plain_lines_are_ten_seconds_apart(
     assert lines[1].startswith("Methods, full: 20 of 100, now 19; learning: 3/40 objective 2.5")
 
 
-def test_what_was_on_record_is_not_reported(capsys: pytest.CaptureFixture[str], plan_results: Results) -> None:
+def test_what_was_on_record_is_not_reported(
+    capsys: pytest.CaptureFixture[str], plan_results: Results
+) -> None:
     shown = Lines()
     part = Part("addition", "full", 0, ("a", "b"))
     shown(Begun("it", [part]))

@@ -1,5 +1,6 @@
 """A run at work: what it tells, what its page shows, and what a run that was stopped leaves."""
 
+import itertools
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -134,9 +135,7 @@ def test_a_run_tells_every_result_once_and_in_order(at_work: tuple[Path, Kept]) 
     assert all(0 <= event.before <= 1 and 0 <= event.after <= 1 for event in trained)
 
 
-def test_a_run_that_is_on_record_leaves_the_page_as_it_is(
-    at_work: tuple[Path, Kept], tmp_path: Path
-) -> None:
+def test_a_run_that_is_on_record_leaves_the_page_as_it_is(at_work: tuple[Path, Kept], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(at_work[0], tmp_path / "again"))
     (folder / "run" / "report.html").write_text("the page")
     store, events = Store(folder / "run"), list[Event]()
@@ -174,7 +173,7 @@ def test_pages_are_seconds_apart(
     for event in at_work[1].events:
         clock[0] += 1.0
         page(event)
-    gaps = [after - before for before, after in zip(written, written[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(written)]
     assert len(written) > 5 and min(gaps) >= 5
 
 
