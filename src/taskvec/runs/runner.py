@@ -1,7 +1,8 @@
 """From an experiment to its results: every cell computed once, in the registry's order."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import groupby, islice
 from time import perf_counter
 from typing import Any, Self
@@ -103,12 +104,17 @@ def _train(part: Part, trial: Trial, results: Results, told: Told) -> None:
         told(Working(part, task))
         figures: dict[str, float] = {}
         with _Timed(trial.lab.store) as timed:
-            trial.vector(task, told=lambda step, values, figures=figures: figures.update(values))
+            trial.vector(task, told=partial(_keep, figures))
         told(Done(part, task, done, {}, timed.seconds))
         before = baselines(results)[task].validation
         if trains and before and "validation" in figures:
             metric = trial.plan.metrics[task]
             told(Trained(task, metric, trial.regime, before.utility, figures["validation"]))
+
+
+def _keep(figures: dict[str, float], step: int, values: Mapping[str, float]) -> None:
+    """The newest figures of a training."""
+    figures.update(values)
 
 
 def _finish(study: Study[Any], part: Part, trial: Trial, results: Results, told: Told) -> None:

@@ -16,7 +16,10 @@ from taskvec.studies.study import Results
 from taskvec.writing import replace_text
 
 _PAUSE = 5.0
-"""Seconds from one writing of the page to the next, at least; and from one look of a reader to the next."""
+"""Seconds from one writing of the page to the next, at least."""
+
+_REFRESH = 5
+"""Seconds after which an open page loads itself again."""
 
 _SHARE = 20
 """Writing takes at most one second in so many."""
@@ -71,7 +74,7 @@ class LivePage:
             case Finished(results=results):
                 self._results = self._results or results
                 if self._computed and monotonic() >= self._due:
-                    self._try(_PAUSE)
+                    self._try(_REFRESH)
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +84,7 @@ class LivePage:
         if kind is not None and self._computed:
             self._try(None)
 
-    def _try(self, refresh: float | None) -> None:
+    def _try(self, refresh: int | None) -> None:
         """Write the page; a failure is said once, and ends no run."""
         begun = monotonic()
         try:
@@ -92,13 +95,13 @@ class LivePage:
             return
         self._due = begun + max(_PAUSE, _SHARE * (monotonic() - begun))
 
-    def _write(self, refresh: float | None) -> None:
+    def _write(self, refresh: int | None) -> None:
         if self._results is not None:
             write_manifest(self._results, self._folder, finished=False)
             page = page_of(settled(self._results), {})
             replace_text(self._folder / "report.html", render_page(self._marked(page, refresh)))
 
-    def _marked(self, page: Page, refresh: float | None) -> Page:
+    def _marked(self, page: Page, refresh: int | None) -> Page:
         total = sum(part.total for part in self._left)
         state = Unfinished(
             done=total - sum(self._left.values()),
@@ -106,7 +109,7 @@ class LivePage:
             left=list(dict.fromkeys(self._names())),
             written=datetime.now(UTC).isoformat(" ", "seconds"),
             command=self._command,
-            refresh=refresh and round(refresh),
+            refresh=refresh,
         )
         return replace(page, unfinished=state)
 
