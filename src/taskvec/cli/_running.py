@@ -92,8 +92,8 @@ class _Tables:
     def __init__(self, shown: "Display", *, early: bool) -> None:
         self._shown, self._early = shown, early
         self._results: Results | None = None
-        self._done, self._due = set[str](), list[Study[Any]]()
-        self._printed = set[str]()
+        self._due: list[Study[Any]] = []
+        self._done, self._printed = set[str](), set[str]()
 
     def __call__(self, event: "Event") -> None:
         """Print what is ready."""

@@ -90,7 +90,7 @@ class Advantage(Study[None]):
         """By task, of the ordinary regime with the same parameters over this one; empty if there is none."""
         experiment, tasks = results.plan.experiment, _classified(results.plan)
         ordinary = next((name for name in experiment.regimes if _is_linear(experiment, regime, name)), None)
-        if ordinary is None:
+        if ordinary is None or not all(_are_known(results, name, seed) for name in (ordinary, regime)):
             return {}
         above, below = (self._accuracies(results, name, seed) for name in (ordinary, regime))
         return {
@@ -103,6 +103,13 @@ def _classified(plan: Plan) -> dict[str, Classification]:
     """The tasks that have an accuracy over classes."""
     tasks = {name: plan.suite.task(name) for name in plan.tasks}
     return {name: task for name, task in tasks.items() if isinstance(task, Classification)}
+
+
+def _are_known(results: Results, regime: str, seed: int) -> bool:
+    """Whether the accuracies of a regime are there; of a run at work they may not be."""
+    others = any(task.metric != "accuracy" for task in _classified(results.plan).values())
+    kinds = (OwnModels, Accuracies) if others else (OwnModels,)
+    return all(results.stored(kind, regime, seed) for kind in kinds)
 
 
 def _is_linear(experiment: Experiment, regime: str, ordinary: str) -> bool:
