@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from taskvec.runs import unfinished
-from taskvec.runs.events import TRAINING, Begun, Done, Event, Finished, Told, Trained
+from taskvec.runs.events import TRAINING, Begun, Done, Event, Finished, Part, Told, Trained
 from taskvec.runs.experiment import load_experiment
 from taskvec.runs.manifest import read_run
 from taskvec.runs.report import tables_of
@@ -47,7 +47,8 @@ class Kept:
 
     events: list[Event] = field(default_factory=list)
     pages: list[str] = field(default_factory=list)
-    read_back: list[int] = field(default_factory=list)
+    tables: list[list[str]] = field(default_factory=list)
+    read_back: list[list[str]] = field(default_factory=list)
 
 
 def follow(page: LivePage, kept: Kept, folder: Path) -> Told:
@@ -55,9 +56,10 @@ def follow(page: LivePage, kept: Kept, folder: Path) -> Told:
         kept.events.append(event)
         page(event)
         if isinstance(event, Finished):
-            shown = [table.markdown() for table in tables_of(settled(event.results))]
-            kept.pages.append((folder / "report.html").read_text() if shown else "")
-            kept.read_back.append(len(read_run(folder).cells))
+            assert page.results is not None
+            kept.tables.append([table.markdown() for table in tables_of(page.results)])
+            kept.pages.append((folder / "report.html").read_text())
+            kept.read_back.append([table.markdown() for table in tables_of(read_run(folder))])
 
     return told
 
@@ -82,7 +84,7 @@ def at_work(
 def test_the_page_is_there_from_the_first_results_on_and_says_how_far_the_run_is(
     at_work: tuple[Path, Kept],
 ) -> None:
-    pages = list(filter(None, at_work[1].pages))
+    pages = at_work[1].pages
     counts = [re.search(r"(\d+) of (\d+) results were there", page) for page in pages]
     found = [(int(each[1]), int(each[2])) for each in counts if each]
     assert len(found) == len(pages) > 20
@@ -98,18 +100,21 @@ def test_the_page_is_there_from_the_first_results_on_and_says_how_far_the_run_is
     assert "Methods side by side" in pages[-1]
 
 
-def test_a_seed_is_shown_once_it_is_as_far_as_the_first(at_work: tuple[Path, Kept]) -> None:
-    whole = [event.results for event in at_work[1].events if isinstance(event, Finished)][-1]
-    assert settled(whole) is whole
-    cells = {place: of for place, of in whole.cells.items() if place != ("negation", "tangent", 5)}
-    part = settled(type(whole)(whole.plan, whole.studies, cells, whole.keys))
-    assert part.plan.experiment.seeds == (3,)
-    assert all("±" not in table.markdown() for table in tables_of(part) if "Single" in table.title)
-    assert any("±" in table.markdown() for table in tables_of(whole))
+def test_a_seed_is_shown_once_all_of_it_is_there(at_work: tuple[Path, Kept]) -> None:
+    results = [event.results for event in at_work[1].events if isinstance(event, Finished)][-1]
+    seeds = results.plan.experiment.seeds
+    for part, shown in (
+        (Part("negation", "tangent", 5), (3,)),
+        (Part("negation", "tangent", 3), seeds),
+        (Part("zero_shot"), seeds),
+    ):
+        assert settled(results, [part]).plan.experiment.seeds == shown
+    spread = ["±" in "".join(tables) for tables in at_work[1].tables]
+    assert spread == sorted(spread) and spread.count(True) == 1
 
 
 def test_a_run_at_work_can_be_read_back(at_work: tuple[Path, Kept]) -> None:
-    assert at_work[1].read_back == sorted(at_work[1].read_back)
+    assert at_work[1].read_back == at_work[1].tables
 
 
 def test_a_run_tells_every_result_once_and_in_order(at_work: tuple[Path, Kept]) -> None:
@@ -207,7 +212,7 @@ def test_what_is_left_is_known_from_results_of_the_same_kind_alone(
     seconds: list[float | None], expected: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from taskvec.runs import standing
-    from taskvec.runs.events import Part, Working
+    from taskvec.runs.events import Working
 
     clock = Clock()
     monkeypatch.setattr(standing, "monotonic", clock)
@@ -224,8 +229,6 @@ def test_what_is_left_is_known_from_results_of_the_same_kind_alone(
 
 
 def test_another_seed_tells_how_long_unlike_results_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    from taskvec.runs.events import Part
-
     first, second = (Part("methods", "full", seed, ("mean", "wudi")) for seed in (0, 1))
     other = Part("atm", "full", 1, ("atm",))
     stands = Standing()

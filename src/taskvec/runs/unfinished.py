@@ -1,7 +1,7 @@
 """A run at work: what of it can be shown, and the page that can be opened before it is done."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,21 +27,13 @@ _SHARE = 20
 _note = logging.getLogger(__name__)
 
 
-def settled(results: Results) -> Results:
-    """Results without the seeds that are not as far as the first, so that every mean is of the same seeds."""
+def settled(results: Results, at_work: Collection[Part]) -> Results:
+    """Results without the seeds that are at work, so that every mean is of the same seeds; but for the first
+    seed, which is shown as far as it is."""
     plan = results.plan
-    first = plan.experiment.seeds[0]
-    asked = {(kind, regime): len(of) for (kind, regime, seed), of in results.cells.items() if seed == first}
-    seeds = tuple(
-        seed
-        for seed in plan.experiment.seeds
-        if all(
-            len(results.cells.get((kind, regime, seed if regime else first), ())) == count
-            for (kind, regime), count in asked.items()
-        )
-    )
-    if seeds == plan.experiment.seeds:
-        return results
+    first, *others = plan.experiment.seeds
+    waiting = {part.seed for part in at_work if part.regime}
+    seeds = (first, *(seed for seed in others if seed not in waiting))
     experiment = plan.experiment.model_copy(update={"seeds": seeds})
     return replace(results, plan=replace(plan, experiment=experiment))
 
@@ -59,6 +51,8 @@ class LivePage:
     def __init__(self, folder: Path, command: str) -> None:
         self._folder, self._command = folder, command
         self._left: dict[Part, int] = {}
+        self._own: list[Part] = []
+        """Those of the first experiment, whose results the page shows."""
         self._results: Results | None = None
         self._computed = False
         self._due = 0.0
@@ -68,6 +62,7 @@ class LivePage:
         match event:
             case Begun(parts=parts):
                 self._left |= {part: part.total for part in parts}
+                self._own = self._own or list(parts)
             case Done(part=part, done=done, seconds=seconds):
                 self._left[part] = part.total - done
                 self._computed |= seconds is not None
@@ -96,10 +91,17 @@ class LivePage:
         self._due = begun + max(_PAUSE, _SHARE * (monotonic() - begun))
 
     def _write(self, refresh: int | None) -> None:
-        if self._results is not None:
-            write_manifest(self._results, self._folder, finished=False)
-            page = page_of(settled(self._results), {})
+        if self.results is not None:
+            write_manifest(self.results, self._folder, finished=False)
+            page = page_of(self.results, {})
             replace_text(self._folder / "report.html", render_page(self._marked(page, refresh)))
+
+    @property
+    def results(self) -> Results | None:
+        """What can be shown."""
+        if self._results is None:
+            return None
+        return settled(self._results, [part for part in self._own if self._left[part]])
 
     def _marked(self, page: Page, refresh: int | None) -> Page:
         total = sum(part.total for part in self._left)
