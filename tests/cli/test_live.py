@@ -83,7 +83,7 @@ def on_terminal(file: Path, columns: int, stop_at: str | None = None, **environm
 
 
 def test_a_terminal_gets_each_table_once_and_is_left_clean(file: Path) -> None:
-    code, written = on_terminal(file, 60, NO_COLOR="1")
+    code, written = on_terminal(file, 100, NO_COLOR="1")
     assert code == 0
     assert written.count(HIDDEN) == written.count(SHOWN) >= 1
     assert written.rindex(SHOWN) > written.rindex(HIDDEN)
