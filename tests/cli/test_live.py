@@ -35,7 +35,7 @@ addition: {{subsets: pairs}}
 joint: true
 negation: {{targets: [pets]}}
 """
-TITLES = ("Single tasks", "Addition of all 2 tasks", "Negation of pets", "Cosine of task vectors, full")
+TITLES = ("Single tasks", "Addition of all 2 tasks", "Negation of pets")
 HIDDEN, SHOWN = "\x1b[?25l", "\x1b[?25h"
 STYLES = re.compile(r"\x1b\[[\d;?]*[A-Za-z]")
 

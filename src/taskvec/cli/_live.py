@@ -30,6 +30,9 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         """Nothing is shown any more."""
 
     def __call__(self, event: Event) -> None:
@@ -145,7 +148,7 @@ class Compact(_Telling):
         self._start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._stop()
 
     @contextmanager

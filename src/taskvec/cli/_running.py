@@ -71,6 +71,7 @@ def work(
 
     Raises: TaskvecError at the end, for cells that failed.
     """
+    from taskvec.runs.report import write_report
     from taskvec.runs.unfinished import LivePage
 
     tables = _Tables(shown, early=sys.stdout.isatty() and not json and not quiet)
@@ -82,8 +83,9 @@ def work(
                     each(event)
 
             results = run(tell)
-        with shown.aside():
-            _show(results, store.folder, tables, json=json)
+        every = write_report(results, store.folder)
+        shown.close()
+        _show(results, every, store.folder, tables, json=json)
 
 
 class _Tables:
@@ -111,8 +113,12 @@ class _Tables:
         for study in list(self._due):
             if {name_of(study), *on.intersection(study.shows)} <= self._done:
                 self._due.remove(study)
-                with self._shown.aside():
-                    self.print(study.tables(event.results))
+                self._print_aside(list(study.tables(event.results)))
+
+    def _print_aside(self, tables: "Sequence[Table]") -> None:
+        if tables:
+            with self._shown.aside():
+                self.print(tables)
 
     def print(self, tables: "Iterable[Table]") -> None:
         """Those that were not printed as they are."""
@@ -122,10 +128,9 @@ class _Tables:
                 print_table(table.title, table.columns, table.rows, note=table.note, heads=table.heads)
 
 
-def _show(results: "Results", folder: Path, tables: _Tables, *, json: bool) -> None:
-    from taskvec.runs.report import facts_of, write_report
+def _show(results: "Results", every: "Iterable[Table]", folder: Path, tables: _Tables, *, json: bool) -> None:
+    from taskvec.runs.report import facts_of
 
-    every = write_report(results, folder)
     if json:
         print_json(facts_of(results))
     else:
