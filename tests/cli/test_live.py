@@ -113,9 +113,9 @@ def test_elsewhere_a_study_is_a_line(file: Path) -> None:
     lines = done.stderr.splitlines()
     assert "\x1b" not in done.stderr + done.stdout
     ended = [line for line in lines if re.search(r": \d+ results? in \d:\d\d", line)]
-    assert [line.partition(":")[0] for line in ended] == [
-        *("Zero shot", "Single", "Addition", "Joint", "Negation"),
-    ]
+    names = [line.partition(":")[0] for line in ended]
+    usual = ["Zero shot", "Single", "Addition", "Joint", "Negation"]
+    assert [name for name in names if name in usual] == usual and len(set(names)) == len(names)
     asked = [line for line in lines if line not in ended and " now " not in line]
     assert len(asked) == 1 and asked[0].startswith("pets: accuracy")
     assert [done.stdout.count(title) for title in TITLES] == [1] * len(TITLES)
