@@ -12,9 +12,12 @@ from taskvec.reports.block import Block, Figure
 from taskvec.reports.drawing import draw_all
 from taskvec.reports.page import Page, Section, markdown_of, render_page
 from taskvec.reports.tables import Table
+from taskvec.runs.costs import cost_blocks
 from taskvec.runs.examples import example_blocks
 from taskvec.runs.manifest import name_of, write_manifest
+from taskvec.runs.training import training_charts
 from taskvec.studies import STUDIES
+from taskvec.studies.store import read_records
 from taskvec.studies.study import Results, Study
 from taskvec.writing import replace_text
 
@@ -63,11 +66,12 @@ def tables_of(results: Results) -> list[Table]:
     return [table for study in _studies_of(results) for table in study.tables(results)]
 
 
-def page_of(results: Results, figures: Mapping[str, Sequence[Block]]) -> Page:
+def page_of(results: Results, figures: Mapping[str, Sequence[Block]], more: Sequence[Section] = ()) -> Page:
     """The page of a run.
 
     Args:
         figures: what files of the run folder show, such as drawings, by the study's name in the registry.
+        more: sections that follow those of the studies.
     """
     experiment = results.plan.experiment
     sections = []
@@ -80,7 +84,7 @@ def page_of(results: Results, figures: Mapping[str, Sequence[Block]]) -> Page:
         title=experiment.name,
         description=experiment.description,
         lead="",
-        sections=sections,
+        sections=[*sections, *more],
         settings=experiment.model_dump(mode="json", by_alias=True),
         footer=f"Base model fingerprint {results.plan.model}. Every number comes from records.jsonl in the "
         "run folder.",
@@ -96,10 +100,22 @@ def write_report(results: Results, folder: Path) -> list[Table]:
     write_manifest(results, folder)
     replace_text(folder / "results.json", json.dumps(_said(facts), indent=1))
     figures = _draw(results, folder, json.dumps(facts))
-    page = page_of(results, {**figures, "inspect": example_blocks(results, folder)})
+    page = page_of(
+        results, {**figures, "inspect": example_blocks(results, folder)}, sections_of(results, folder)
+    )
     replace_text(folder / "report.md", markdown_of(page, [*chain(*figures.values())], folder))
     replace_text(folder / "report.html", render_page(page))
     return tables_of(results)
+
+
+def sections_of(results: Results, folder: Path) -> list[Section]:
+    """What the folder tells of the work itself: how trainings went, and what all of it cost."""
+    records = list(read_records(folder).values()) if (folder / "records.jsonl").is_file() else []
+    blocks: dict[str, Sequence[Block]] = {
+        "Training": training_charts(results.plan, records, folder),
+        "Cost": cost_blocks(records),
+    }
+    return [Section(title.lower(), title, of) for title, of in blocks.items() if of]
 
 
 def _draw(results: Results, folder: Path, facts: str) -> dict[str, list[Figure]]:

@@ -60,6 +60,8 @@ class Store:
         """What computes, for the records."""
         self.computed = 0
         """Results that were not on record."""
+        self._within = 0.0
+        """Seconds of the cells that were finished within the one that is at work."""
         self._path = folder / "records.jsonl"
         if folder.exists() and not folder.is_dir():
             raise OutputExists(f"{folder}: is a file, expected a run folder; choose another name")
@@ -119,14 +121,14 @@ class Store:
         """
         key = key_of(cell, inputs)
         if key not in self._records:
-            started = time.monotonic()
-            result = compute()
+            result, seconds, own = self._timed(compute)
             record = {
                 "cell": cell,
                 "key": key,
                 "inputs": dict(inputs),
                 "result": json.loads(json.dumps(result)),
-                "seconds": round(time.monotonic() - started, 2),
+                "seconds": round(seconds, 2),
+                "own_seconds": round(own, 2),
                 "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "versions": versions(),
                 "device": self.device,
@@ -141,6 +143,19 @@ class Store:
             self.computed += 1
         stored: dict[str, Any] = self._records[key]["result"]
         return stored
+
+    def _timed(
+        self, compute: Callable[[], Mapping[str, object]]
+    ) -> tuple[Mapping[str, object], float, float]:
+        """A result, the seconds that it took, and those of them that no cell within took."""
+        before, self._within = self._within, 0.0
+        started = time.monotonic()
+        try:
+            result = compute()
+            seconds = time.monotonic() - started
+            return result, seconds, seconds - self._within
+        finally:
+            self._within = before + time.monotonic() - started
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:

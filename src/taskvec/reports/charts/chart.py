@@ -1,7 +1,7 @@
 """What charts of all kinds share: panels, a legend, and the frame of two axes."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, ClassVar
 
@@ -48,10 +48,12 @@ class Chart:
     Args:
         name: unique on a page; such as the name of its file, without the ending.
         caption: what it shows, and how to read it.
+        folded: the words under which it is hidden until a reader wants it.
     """
 
     name: str
     caption: str
+    folded: str = field(default="", kw_only=True)
 
     template: ClassVar[str] = "chart"
 
