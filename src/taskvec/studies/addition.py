@@ -121,10 +121,11 @@ class Addition(Study[AdditionSettings]):
 
     def charts(self, results: Results) -> Iterator[Chart]:
         sums, metrics = results.by_regime(Sum), results.plan.metrics.values()
-        if any(len(of) > 1 for of in sums.values()):
+        several = any(len(of) > 1 for of in sums.values())
+        if several:
             yield _chart_of_sizes(sums, metrics)
         if sums:
-            yield _chart_of_wholes(whole_sums(results), metrics)
+            yield _chart_of_wholes(whole_sums(results), metrics, "addition-all" if several else "addition")
 
 
 class Coefficients(Study[None]):
@@ -168,7 +169,9 @@ class Coefficients(Study[None]):
                 "What each vector (row) adds to the sum at the shared α on each task (column), points of the "
                 f"test metric. {mean_of(len(results.plan.experiment.seeds))}"
             )
-            yield Matrix("contributions", caption, grids, tint, ".1f", across="on task", down="vector of")
+            yield Matrix(
+                "contributions", caption, grids, tint, ".1f", across="on task", down="vector of", filed=False
+            )
 
 
 @checked
@@ -384,7 +387,7 @@ def _by_size(subsets_added: Sequence[Sequence[Sum]], measure: str, unit: Unit) -
     return [Dot(size, unit.of(values), f"{size} tasks") for size, values in by_size.items()]
 
 
-def _chart_of_wholes(wholes: Mapping[str, Sequence[Sum]], metrics: Iterable[str]) -> Dots:
+def _chart_of_wholes(wholes: Mapping[str, Sequence[Sum]], metrics: Iterable[str], name: str) -> Dots:
     """The sum of all tasks at its coefficients, by regime."""
     first = next(iter(wholes.values()))
     parts = []
@@ -401,7 +404,7 @@ def _chart_of_wholes(wholes: Mapping[str, Sequence[Sum]], metrics: Iterable[str]
         ]
         parts.append(Rows(measure, unit.axis(measure), {"": rows}))
     caption = f"All {len(first[0].tasks)} tasks in one sum, by its coefficient. {of_seeds(len(first))}"
-    return Dots("addition-all", caption, parts)
+    return Dots(name, caption, parts, filed=name == "addition")
 
 
 def _at_coefficients(of: Sequence[Sum]) -> dict[str, Sequence[Measured]]:

@@ -73,7 +73,7 @@ class Advantage(Study[None]):
             ]
             caption = f"What leaving the tangent space gains on each task. {of_seeds(len(experiment.seeds))}"
             part = Rows("", Axis("non-linear advantage, %"), {"": rows}, {"no gain": 0.0})
-            yield Dots("advantage", caption, [part])
+            yield Dots("advantage", caption, [part], filed=False)
 
     def _compares(self, experiment: Experiment) -> bool:
         return "tangent" in map(experiment.space, experiment.regimes)

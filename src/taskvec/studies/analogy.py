@@ -122,7 +122,7 @@ class Analogies(Study[Sequence[AnalogySettings]]):
                 "Analogies: the fourth task of each, by the model that is measured on it. "
                 f"{of_seeds(len(results.plan.experiment.seeds))}"
             )
-            yield Dots("analogies", caption, parts)
+            yield Dots("analogies", caption, parts, filed=False)
 
 
 @checked

@@ -102,7 +102,12 @@ class Costs(Study[bool]):
                 Rows("", Axis(unit, low=0), {"": [Row(name, {"": [value]}) for name, value in of.items()]})
                 for unit, of in figures.items()
             ]
-            yield Dots("costs", f"What a training step costs, on one batch of {measurement.task}.", parts)
+            yield Dots(
+                "costs",
+                f"What a training step costs, on one batch of {measurement.task}.",
+                parts,
+                filed=False,
+            )
 
 
 def _measure(trial: Trial, task: str, settings: Mapping[str, TrainSettings]) -> Plain:

@@ -324,7 +324,7 @@ def _chart_of_models(name: str, results: Results, regime: str, models: Sequence[
         for measure, of in measures(results.plan.metrics.values()).items()
     ]
     caption = f"Joint training, {regime}: means over tasks. {of_seeds(len(models[0]))}"
-    return Dots(name, caption, parts)
+    return Dots(name, caption, parts, filed=False)
 
 
 def _chart_of_conflicts(name: str, regime: str, courses: Mapping[str, Sequence[Course]]) -> Chart:

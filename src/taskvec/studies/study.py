@@ -134,5 +134,5 @@ class Study(Generic[B]):
     def drawings(self, results: Results) -> Iterable[Drawing]:
         """Figures as files: the charts, unless a study draws others."""
         for chart in self.charts(results):
-            if isinstance(chart, Chart):
+            if isinstance(chart, Chart) and chart.filed:
                 yield Drawing(chart.name, chart.caption, partial(paint, chart))

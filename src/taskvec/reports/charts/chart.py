@@ -49,11 +49,13 @@ class Chart:
         name: unique on a page; such as the name of its file, without the ending.
         caption: what it shows, and how to read it.
         folded: the words under which it is hidden until a reader wants it.
+        filed: whether files show it too, or the page alone.
     """
 
     name: str
     caption: str
     folded: str = field(default="", kw_only=True)
+    filed: bool = field(default=True, kw_only=True)
 
     template: ClassVar[str] = "chart"
 

@@ -76,7 +76,7 @@ def _against_seconds(rows: Sequence[Row], unit: Unit, name: str, regime: str) ->
         f"{of_seeds(len(rows[0].outcomes))}"
     )
     plot = Plot("", Axis("seconds of making it", log=True), unit.axis("mean test metric"), curves)
-    return Lines(name, caption, [plot])
+    return Lines(name, caption, [plot], filed=False)
 
 
 def _by_task(rows: Sequence[Row], single: Row, metrics: Metrics, name: str, regime: str) -> Matrix:
@@ -96,7 +96,7 @@ def _by_task(rows: Sequence[Row], single: Row, metrics: Metrics, name: str, regi
         f"{mean_of(len(single.outcomes))}"
     )
     tint = Tint.between(values, "% of the single model", high=max([100.0, *filter(None, values)]))
-    return Matrix(name, caption, grids, tint, ".0f", across="task", down="method")
+    return Matrix(name, caption, grids, tint, ".0f", across="task", down="method", filed=False)
 
 
 def _relative(row: Row, single: Row, task: str) -> list[float]:
@@ -137,7 +137,7 @@ def _by_layer(rows: Sequence[Row], tasks: Sequence[str], name: str, regime: str)
     )
     seeds = mean_of(len(rows[0].outcomes))
     caption = f"Learned coefficients by layer, {regime}, from the first to the last. {seeds}"
-    return Matrix(name, caption, grids, tint, "", across="layers", down="vector of")
+    return Matrix(name, caption, grids, tint, "", across="layers", down="vector of", filed=False)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
