@@ -2,17 +2,19 @@
 
     python scripts/claims.py RUN … [ANALYSIS …]
 
-The claims are in ``claims.yaml`` beside this file; a new one is an entry there. Figures are measured by the
-records of the folders given, which bear the names of their experiments; those whose folders are not given
-stay as they are. The page is made of the two files alone, and verdicts of the figures alone.
+The claims are in the folder ``claims``, a file a source; a new one is an entry there. Figures are measured by
+the records of the folders given, which bear the names of their experiments; those whose folders are not given
+stay as they are. The page is made of both alone, and verdicts of the figures alone.
 """
 
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -23,17 +25,10 @@ from taskvec.errors import TaskvecError, and_more
 from taskvec.writing import replace_text
 
 HERE = Path(__file__).parent
-CLAIMS = HERE / "claims.yaml"
+CLAIMS = HERE / "claims"
 MEASURED = HERE.parent / "docs" / "claims.json"
 PAGE = HERE.parent / "docs" / "claims.md"
-
-
-class Source(Config):
-    """A paper."""
-
-    name: str
-    title: str
-    arxiv: str
+C = TypeVar("C", bound=Config)
 
 
 class Bench(Config):
@@ -47,7 +42,6 @@ class Bench(Config):
 class Claim(Config):
     """A claim in our words, and the figures that decide it."""
 
-    source: str
     title: str
     says: str
     published: str = ""
@@ -71,13 +65,33 @@ class Claim(Config):
         return next(verdict for verdict in order if verdict in found)
 
 
-class Claims(Config):
-    """All of them, by name."""
+class Source(Config):
+    """A paper, and what it claims."""
 
-    sources: dict[str, Source]
-    benches: dict[str, Bench]
-    """By the name of the run or analysis."""
+    name: str
+    title: str
+    arxiv: str
     claims: dict[str, Claim]
+
+
+class Index(Config):
+    """Which files of claims there are, in order, and the runs and analyses that they read."""
+
+    sources: tuple[str, ...]
+    benches: dict[str, Bench]
+
+
+@dataclass(frozen=True)
+class Claims:
+    """All of them."""
+
+    sources: Sequence[Source]
+    benches: Mapping[str, Bench]
+
+    @cached_property
+    def claims(self) -> dict[str, Claim]:
+        """By name."""
+        return {name: claim for source in self.sources for name, claim in source.claims.items()}
 
 
 class Answer(Config):
@@ -97,7 +111,12 @@ class Answers(Config):
 
 def load_claims() -> Claims:
     """The claims. Raises: InputError."""
-    return Claims.parse(str(CLAIMS), read_yaml(CLAIMS))
+    index = _parsed(Index, CLAIMS / "index.yaml")
+    return Claims([_parsed(Source, CLAIMS / f"{name}.yaml") for name in index.sources], index.benches)
+
+
+def _parsed(kind: type[C], path: Path) -> C:
+    return kind.parse(str(path), read_yaml(path))
 
 
 def load_answers() -> Answers:
@@ -191,24 +210,29 @@ _HOW_TO_READ = f"""**How to read it.**
 - Coefficients are searched on validation data, figures are of test data; see [protocols](protocols.md).
 - [`claims.json`](claims.json) holds every figure by seed, with the keys of its records, their run, cell,
   seed, seconds and versions. `python scripts/claims.py runs/claims …` makes both files from run folders; the
-  claims are in `scripts/claims.yaml`.
+  claims are in `scripts/claims`, a file a source.
 """
 
 
 def _sections(claims: Claims, answers: Answers) -> Iterator[str]:
-    for key, source in claims.sources.items():
+    for source in claims.sources:
         yield f"## {source.name}\n\n*{source.title}*, arXiv:{source.arxiv}.\n"
-        for name, claim in claims.claims.items():
-            if claim.source == key:
-                yield from _section(claim, answers.claims[name], answers.records)
+        for name, claim in source.claims.items():
+            yield from _section(claim, answers.claims[name], claims.benches, answers.records)
 
 
-def _section(claim: Claim, given: Answer, records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _section(
+    claim: Claim, given: Answer, benches: Mapping[str, Bench], records: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
     yield f"### {claim.title}\n\n{claim.says.strip()}\n"
     yield f"- Published: {claim.published or 'no figure known to us'}{f' [{claim.tag}]' if claim.tag else ''}"
+    runs = dict.fromkeys(records[key]["run"] for of in given.figures.values() for key in of.records)
+    if runs:
+        models = dict.fromkeys(f"{benches[run].model} parameters, {benches[run].tasks}" for run in runs)
+        yield f"- Here: {'; '.join(models)}"
     for quantity in claim.figures:
         if quantity.what in given.figures:
-            yield f"- {shown(quantity, given.figures[quantity.what])}"
+            yield f"    - {shown(quantity, given.figures[quantity.what])}"
     reason = " ".join(text.strip() for text in (claim.untestable, claim.note) if text)
     yield f"- **{given.verdict.capitalize()}.**{' ' if reason else ''}{reason}"
     if traced := _traced(given, records):

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 import claims
 from claim_figures import Expect, Figure, Quantity, measure
@@ -57,10 +56,10 @@ def test_every_record_is_of_a_run_that_the_page_names(asked: claims.Claims, answ
     assert {pick.run for pick in picks} == set(asked.benches)
 
 
-def test_claims_are_of_known_sources_and_have_titles_of_their_own(asked: claims.Claims) -> None:
+def test_claims_have_names_and_titles_of_their_own(asked: claims.Claims) -> None:
     titles = [claim.title for claim in asked.claims.values()]
     assert len(titles) == len(set(titles)) >= 25
-    assert {claim.source for claim in asked.claims.values()} == set(asked.sources)
+    assert len(titles) == sum(len(source.claims) for source in asked.sources), "two claims of one name"
 
 
 def test_a_published_figure_says_how_it_is_known(asked: claims.Claims) -> None:
@@ -187,19 +186,18 @@ def test_a_record_whose_inputs_were_changed_is_refused(tmp_path: Path) -> None:
         Runs([tmp_path])
 
 
+def with_one(asked: claims.Claims, claim: claims.Claim) -> claims.Claims:
+    return claims.Claims([asked.sources[0].model_copy(update={"claims": {"mine": claim}})], asked.benches)
+
+
 def test_figures_of_runs_that_are_not_given_stay(tmp_path: Path, asked: claims.Claims) -> None:
     one = next(claim for claim in asked.claims.values() if not claim.untestable)
     figures = (quantity().model_copy(update={"expect": Expect(above=0)}),)
-    mine = asked.model_copy(update={"claims": {"mine": one.model_copy(update={"figures": figures})}})
+    mine = with_one(asked, one.model_copy(update={"figures": figures}))
     write_run(tmp_path / "made")
     first = claims.answer(mine, Runs([tmp_path / "made"]), claims.Answers())
     assert first.claims["mine"].verdict == "holds"
     assert claims.answer(mine, Runs([]), first) == first
     changed = (figures[0].model_copy(update={"exact": True}),)
-    other = mine.model_copy(update={"claims": {"mine": one.model_copy(update={"figures": changed})}})
+    other = with_one(asked, one.model_copy(update={"figures": changed}))
     assert claims.answer(other, Runs([]), first).claims["mine"].verdict == "not measured"
-
-
-def test_the_claims_are_plain_yaml_without_anything_recalled() -> None:
-    plain = yaml.safe_load(claims.CLAIMS.read_text("utf-8"))
-    assert {claim.get("tag", "") for claim in plain["claims"].values()} <= {"", *claims.TAGS}
