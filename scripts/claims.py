@@ -175,31 +175,54 @@ def page(claims: Claims, answers: Answers) -> str:
 
 
 def _opening(claims: Claims, answers: Answers) -> Iterator[str]:
-    counts = Counter(of.verdict for of in answers.claims.values())
-    counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    verdicts = Counter(of.verdict for of in answers.claims.values())
+    counted = ", ".join(
+        f"{verdicts[verdict]} {words}" for verdict, words in _COUNTED.items() if verdicts[verdict]
+    )
     yield _OPENING.format(count=len(answers.claims), counted=counted)
     yield _HOW_TO_READ
-    yield "| claim | verdict |\n| --- | --- |"
-    for name, claim in claims.claims.items():
-        yield f"| [{claim.title}](#{_anchor(claim.title)}) | {answers.claims[name].verdict} |"
-    yield ""
+    for source in claims.sources:
+        yield f"| {source.name} | here | verdict |\n| --- | ---: | --- |"
+        for name, claim in source.claims.items():
+            given = answers.claims[name]
+            link = f"[{claim.title}](#{_anchor(claim.title)})"
+            yield f"| {link} | {_headline(claim, given)} | {given.verdict} |"
+        yield ""
 
+
+def _headline(claim: Claim, given: Answer) -> str:
+    """The figure that decides, the first of them."""
+    known = (quantity for quantity in claim.figures if quantity.expect and quantity.what in given.figures)
+    return next((_measured(quantity, given.figures[quantity.what]) for quantity in known), "–")
+
+
+_COUNTED: Mapping[Verdict, str] = {
+    "holds": "hold",
+    "does not hold here": "do not hold here",
+    "not resolved here": "are not resolved here",
+    "not testable here": "are not testable here",
+    "not measured": "are not measured",
+}
 
 _OPENING = """# Claims, measured
 
 What the papers behind this package claim, each claim in our words, with the figure that its authors give, and
 what we measured: mostly on the [built-in world](builtin.md), a model of 2.7 million parameters and eight
-small image tasks, three seeds. {count} claims: {counted}.
+small image tasks, three seeds.
+
+**{count} claims: {counted}.**
 
 A claim that does not hold here is not refuted: models, tasks and budgets are small. One that holds was not
 tuned to hold: settings are those of the experiment files, chosen before.
 """
 
+_TAGGED = ";\n  ".join(f"[{tag}] {words}" for tag, words in TAGS.items())
 _HOW_TO_READ = f"""**How to read it.**
 
 - *Published*: the source's figure, and how we know it:
-  {"; ".join(f"[{tag}] {words}" for tag, words in TAGS.items())}.
-  What we only remember is not quoted. Two numbers are absolute / normalized, per cent.
+  {_TAGGED}.
+  What we only remember is not quoted. Two numbers are absolute / normalized, per cent. "As TAK repeats it":
+  in the tables of arXiv:2602.17385, which trains the methods before it anew.
 - *Here*: mean over seeds, with its 95 % interval by Student's t: of training again on the same data, not of
   other tasks. Of one seed, the interval of its test examples, as if those of two models were unpaired. An
   exact figure has none.
@@ -242,27 +265,32 @@ def _section(
 
 def shown(quantity: Quantity, figure: Figure) -> str:
     """A figure in one line."""
-    factor, form = scale(quantity), quantity.form
-
-    def number(value: float) -> str:
-        return f"{factor * value:{form}}".replace("-", "−")
-
-    unit = {"": "", "%": " %", "points": " points"}.get(quantity.unit, f" {quantity.unit}")
-    text = f"{quantity.what}: **{number(figure.mean)}**{unit}"
-    if figure.low is not None and figure.high is not None and figure.by != "exact":
-        text += f" [{number(figure.low)}, {number(figure.high)}]"
-    details = [_seeds(figure, number)]
+    details = [_seeds(quantity, figure)]
     if quantity.expect:
         details.append(f"expected {quantity.expect}: {judge(quantity, figure)}")
-    return f"{text} ({'; '.join(filter(None, details))})"
+    return f"{quantity.what}: {_measured(quantity, figure)} ({'; '.join(details)})"
 
 
-def _seeds(figure: Figure, number: Any) -> str:
+def _measured(quantity: Quantity, figure: Figure) -> str:
+    """A figure with its interval and unit."""
+    unit = {"": "", "%": " %", "points": " points"}[quantity.unit]
+    text = f"**{_number(quantity, figure.mean)}**{unit}"
+    if figure.low is None or figure.high is None or figure.by == "exact":
+        return text
+    return f"{text} [{_number(quantity, figure.low)}, {_number(quantity, figure.high)}]"
+
+
+def _number(quantity: Quantity, value: float) -> str:
+    sign = "+" if quantity.unit == "points" else ""
+    return f"{scale(quantity) * value:{sign}{quantity.form}}".replace("-", "−")
+
+
+def _seeds(quantity: Quantity, figure: Figure) -> str:
     if figure.by == "exact":
         return "exact"
     if len(figure.values) == 1:
         return "one seed" if "" not in figure.values else "one measurement"
-    return f"seeds {', '.join(map(number, figure.values.values()))}"
+    return f"seeds {', '.join(_number(quantity, value) for value in figure.values.values())}"
 
 
 def _traced(given: Answer, records: Mapping[str, Mapping[str, Any]]) -> str:
