@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from taskvec.errors import CorruptFile, InputError
-from taskvec.reading import parse_json, read_bytes
-from taskvec.studies.store import key_of
+from taskvec.errors import CorruptFile
+from taskvec.reading import read_mapping
+from taskvec.studies.store import key_of, read_records
 
-_LIMIT = 1 << 30
-_ANALYSIS, _RUN = "record.json", "records.jsonl"
+_LIMIT = 1 << 28
+_ANALYSIS, _MANIFEST = "record.json", "run.json"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Found:
     @property
     def about(self) -> str:
         """What it is about, whatever grid a search in it took."""
-        inputs = {key: value for key, value in self.inputs.items() if key not in ("grid", "search")}
+        inputs = {key: value for key, value in self.inputs.items() if key not in ("grid", "search", "each")}
         return key_of(self.cell, {**inputs, "seed": self.seed})
 
     def told(self) -> dict[str, object]:
@@ -50,7 +50,8 @@ class Runs:
     """The records of some folders.
 
     Args:
-        folders: a run folder bears the name of its experiment file; that of an analysis may end in ``-SEED``.
+        folders: of runs, those without ``run.json`` by the name of their experiment; and of analyses, whose
+            names may end in ``-SEED``.
 
     Raises: InputError for a folder that is neither; CorruptFile.
     """
@@ -58,7 +59,7 @@ class Runs:
     def __init__(self, folders: Iterable[Path]) -> None:
         self._found: dict[str, list[Found]] = defaultdict(list)
         for folder in folders:
-            for found in _records(folder):
+            for found in _of_analysis(folder) if (folder / _ANALYSIS).is_file() else _of_run(folder):
                 self._found[found.run].append(found)
 
     @cached_property
@@ -72,40 +73,25 @@ class Runs:
         return list(latest.values())
 
 
-def _records(folder: Path) -> Iterator[Found]:
-    if (folder / _ANALYSIS).is_file():
-        return _of_analysis(folder)
-    if (folder / _RUN).is_file():
-        return _of_run(folder)
-    raise InputError(f"{folder}: holds neither {_RUN} nor {_ANALYSIS}, expected a run or an analysis")
-
-
 def _of_run(folder: Path) -> Iterator[Found]:
-    path = folder / _RUN
-    for number, line in enumerate(read_bytes(path, _LIMIT).splitlines(), start=1):
-        where = f"{path}, line {number}"
-        record: Any = parse_json(line, where)
-        match record:
-            case {"cell": str() as cell, "key": str() as key, "inputs": dict() as inputs, "result": dict()}:
-                if key_of(cell, inputs) != key:
-                    raise CorruptFile(f"{where}: its key is not that of its inputs; run the experiment again")
-                trained: Any = inputs.get("settings") or inputs.get("training") or {}
-                yield Found(
-                    run=folder.name,
-                    cell=cell,
-                    key=key,
-                    seed=trained.get("seed"),
-                    inputs=inputs,
-                    result=record["result"],
-                    seconds=record.get("seconds"),
-                    versions=record.get("versions", {}),
-                )
-            case _:
-                raise CorruptFile(f"{where}: not a record of a run")
+    """What the run has come to; without ``run.json``, all that is on record."""
+    records, run = read_records(folder), folder.name
+    if (folder / _MANIFEST).is_file():
+        manifest = read_mapping(folder / _MANIFEST, _LIMIT)
+        run = manifest["experiment"]["experiment"]
+        own = {key for part in manifest["cells"] for key in part["cells"] if isinstance(key, str)}
+        records = {key: record for key, record in records.items() if key in own}
+    for key, record in records.items():
+        cell, inputs = record["cell"], record["inputs"]
+        if key_of(cell, inputs) != key:
+            raise CorruptFile(f"{folder}: record {key} has other inputs than its key; run it again")
+        trained = inputs.get("settings") or inputs.get("training") or {}
+        about = (record["result"], record.get("seconds"), record.get("versions", {}))
+        yield Found(run, cell, key, trained.get("seed"), inputs, *about)
 
 
 def _of_analysis(folder: Path) -> Iterator[Found]:
-    record: Any = parse_json(read_bytes(folder / _ANALYSIS, _LIMIT), str(folder / _ANALYSIS))
+    record = read_mapping(folder / _ANALYSIS, _LIMIT)
     versions = record.pop("versions", {})
     name, _, seed = folder.name.rpartition("-")
     run, of_seed = (name, int(seed)) if name and seed.isdigit() else (folder.name, None)

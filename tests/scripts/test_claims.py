@@ -180,10 +180,20 @@ def test_a_record_whose_inputs_were_changed_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "made")
     path = tmp_path / "made" / "records.jsonl"
     path.write_text(path.read_text().replace('"step": 0.1', '"step": 0.2'))
-    with pytest.raises(CorruptFile, match="line 1: its key is not that of its inputs"):
+    with pytest.raises(CorruptFile, match="has other inputs than its key"):
         Runs([tmp_path / "made"])
-    with pytest.raises(InputError, match="holds neither"):
+    with pytest.raises(InputError, match="holds no run"):
         Runs([tmp_path])
+
+
+def test_a_run_says_its_name_and_its_cells(tmp_path: Path) -> None:
+    write_run(tmp_path / "elsewhere", seeds=2)
+    keys = {found.key: found.seed for found in Runs([tmp_path / "elsewhere"]).of("elsewhere", "addition")}
+    own = [key for key, seed in keys.items() if seed == 1]
+    manifest = {"experiment": {"experiment": "made"}, "cells": [{"kind": "addition", "cells": [*own, {}]}]}
+    (tmp_path / "elsewhere" / "run.json").write_text(json.dumps(manifest))
+    figure = measured(tmp_path / "elsewhere", quantity())
+    assert set(figure.values) == {"1"} and set(figure.records) == set(own)
 
 
 def with_one(asked: claims.Claims, claim: claims.Claim) -> claims.Claims:
