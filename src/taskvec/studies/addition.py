@@ -114,7 +114,7 @@ class Addition(Study[AdditionSettings]):
             yield _table_of_wholes(results)
         if results.untrained:
             yield _table_of_pretraining(results, results.untrained)
-        count = len(next(iter(sums.values()), []))
+        count = max(map(len, sums.values()), default=0)
         if 2 <= count <= 40:  # beyond that the figure says it better
             same = {regime: of for regime, of in sums.items() if len(of) == count}
             yield _table_of_subsets(same, results.plan.metrics)
