@@ -1,7 +1,7 @@
 """A run at work: what of it can be shown, and the page that can be opened before it is done."""
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,15 +108,9 @@ class LivePage:
         state = Unfinished(
             done=total - sum(self._left.values()),
             total=total,
-            left=list(dict.fromkeys(self._names())),
+            left=list(dict.fromkeys(title_of(part.study) for part, left in self._left.items() if left)),
             written=datetime.now(UTC).isoformat(" ", "seconds"),
             command=self._command,
             refresh=refresh,
         )
         return replace(page, unfinished=state)
-
-    def _names(self) -> Iterator[str]:
-        """Of what is still to come."""
-        for part, left in self._left.items():
-            if left:
-                yield f"{title_of(part.study)} ({part.regime})" if part.regime else title_of(part.study)
