@@ -8,7 +8,7 @@ import pytest
 from torch import tensor
 
 from taskvec.cli import main
-from taskvec.studies.compared.records import pack_hits
+from taskvec.studies.hits import pack_hits
 from taskvec.studies.regularised import Hits, gain, named
 from taskvec.training.penalties.settings import Decay, OrthoReg, TauJp
 

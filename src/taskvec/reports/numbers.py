@@ -111,6 +111,55 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """From one number to another, such as the 95 % of a mean.
+
+    >>> print(Interval(0.89, 0.908, scale=100), Interval(11.5, 12.25, ".4g"))
+    [89.0, 90.8] [11.5, 12.25]
+    """
+
+    low: float
+    high: float
+    form: str = ".1f"
+    scale: float = 1
+
+    def __str__(self) -> str:
+        low, high = (f"{self.scale * end:{self.form}}" for end in (self.low, self.high))
+        return f"[{low}, {high}]"
+
+    @property
+    def value(self) -> float | None:
+        """The middle."""
+        return self.scale * (self.low + self.high) / 2
+
+    @property
+    def detail(self) -> str:
+        """Both ends are seen."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Probability:
+    """A p-value.
+
+    >>> print(Probability(0.0312), Probability(0.00004), Probability(1.0))
+    0.031 <0.001 1.000
+    """
+
+    value: float | None
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return NOTHING
+        return f"{self.value:.3f}" if self.value >= 0.001 else "<0.001"
+
+    @property
+    def detail(self) -> str:
+        """More of its digits."""
+        return "" if self.value is None else f"p = {self.value:.3g}"
+
+
+@dataclass(frozen=True)
 class Several:
     """Numbers that share a cell.
 

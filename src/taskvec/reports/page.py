@@ -32,7 +32,7 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from taskvec.reports.block import Block, Figure
-from taskvec.reports.tables import Table
+from taskvec.reports.tables import Table, literal
 
 _HERE = Path(__file__).parent
 
@@ -101,11 +101,12 @@ def render_page(page: Page) -> str:
 
 
 def markdown_of(page: Page, figures: Sequence[Figure], folder: Path) -> str:
-    """Title, description, tables and figures, which lie in ``folder``, as Markdown."""
+    """Title, description, lead, tables and figures, which lie in ``folder``, as Markdown."""
     blocks = chain(page.overview, *(section.blocks for section in page.sections))
     tables = [block.markdown() for block in blocks if isinstance(block, Table)]
     pictures = [f"![{figure.caption}]({figure.path.relative_to(folder)})\n" for figure in figures]
-    return "\n".join([f"# {page.title}\n", f"{page.description}\n", *tables, *pictures])
+    lead = [f"{literal(page.lead)}\n"] if page.lead else []
+    return "\n".join([f"# {page.title}\n", f"{page.description}\n", *lead, *tables, *pictures])
 
 
 _HIDDEN = re.compile(

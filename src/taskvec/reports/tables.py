@@ -83,13 +83,13 @@ class Table:
         """A GitHub table with its title and note."""
         rule = "|" + " --- |" + " ---: |" * (len(self.columns) - 1)
         note = [f"\n{self.note}"] if self.note else []
-        title = f"**{_literal(self.title)}**\n"
+        title = f"**{literal(self.title)}**\n"
         return "\n".join([title, _row(self.columns), rule, *self._body(), *note]) + "\n"
 
     def _body(self) -> Iterator[str]:
         for head, rows in self.groups():
             if head:
-                yield f"| **{_literal(head)}** |" + " |" * (len(self.columns) - 1)
+                yield f"| **{literal(head)}** |" + " |" * (len(self.columns) - 1)
             yield from map(_row, rows)
 
 
@@ -128,9 +128,9 @@ def _best(rows: Sequence[Cells], place: int, less: bool) -> str | None:
 
 
 def _row(cells: Cells) -> str:
-    return "| " + " | ".join(_literal(str(cell)) for cell in cells) + " |"
+    return "| " + " | ".join(literal(str(cell)) for cell in cells) + " |"
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """Text in which the characters of a pattern, which a regime may be, stand for themselves."""
     return re.sub(r"[\\|*`<]", r"\\\g<0>", text)

@@ -17,6 +17,8 @@ from taskvec.runs.examples import example_blocks
 from taskvec.runs.manifest import name_of, write_manifest
 from taskvec.runs.training import training_charts
 from taskvec.studies import STUDIES
+from taskvec.studies.comparing import entries_of
+from taskvec.studies.overview import Overview
 from taskvec.studies.store import read_records
 from taskvec.studies.study import Results, Study
 from taskvec.writing import replace_text
@@ -29,6 +31,7 @@ def facts_of(results: Results) -> dict[str, Any]:
         "experiment": experiment.model_dump(mode="json", by_alias=True),
         "tasks": plan.tasks,
         "model": plan.model,
+        "entries": [entry.told() for entry in entries_of(results)],
     }
     for of_model, group in groupby(_studies_of(results), key=lambda study: study.of_model):
         of = list(group)
@@ -63,7 +66,9 @@ def _said(value: object) -> object:
 
 def tables_of(results: Results) -> list[Table]:
     """Every table that the results fill."""
-    return [table for study in _studies_of(results) for table in study.tables(results)]
+    main = Overview(results).table()
+    first = [main.narrow()] if main else []
+    return [*first, *(table for study in _studies_of(results) for table in study.tables(results))]
 
 
 def page_of(results: Results, figures: Mapping[str, Sequence[Block]], more: Sequence[Section] = ()) -> Page:
@@ -73,7 +78,8 @@ def page_of(results: Results, figures: Mapping[str, Sequence[Block]], more: Sequ
         figures: what files of the run folder show, such as drawings, by the study's name in the registry.
         more: sections that follow those of the studies.
     """
-    experiment = results.plan.experiment
+    experiment, overview = results.plan.experiment, Overview(results)
+    main = overview.table()
     sections = []
     for study in _studies_of(results):
         name = name_of(study)
@@ -83,7 +89,8 @@ def page_of(results: Results, figures: Mapping[str, Sequence[Block]], more: Sequ
     return Page(
         title=experiment.name,
         description=experiment.description,
-        lead="",
+        lead=overview.sentence(),
+        overview=[main] if main else [],
         sections=[*sections, *more],
         settings=experiment.model_dump(mode="json", by_alias=True),
         footer=f"Base model fingerprint {results.plan.model}. Every number comes from records.jsonl in the "

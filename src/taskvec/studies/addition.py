@@ -22,7 +22,9 @@ from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import Mean, Range, percent
 from taskvec.reports.tables import Table
 from taskvec.studies.charting import Unit, mean_of, measures, of_seeds
+from taskvec.studies.entry import ADDITION, MEAN, Entry, consumed_with
 from taskvec.studies.experiment import Experiment
+from taskvec.studies.hits import scores_and_hits, without_hits
 from taskvec.studies.joint import Joined
 from taskvec.studies.measured import (
     Edit,
@@ -31,6 +33,7 @@ from taskvec.studies.measured import (
     both,
     coefficients,
     greatest_is_best,
+    measure_point,
     measured,
     reciprocal_note,
     search_inputs,
@@ -105,8 +108,23 @@ class Addition(Study[AdditionSettings]):
             job = partial(_add, tasks=tasks, fixed=fixed, each=whole and each)
             yield trial.cell(Sum, job, tasks, **search_inputs(search), fixed=fixed, **more)
 
+    def entries(self, results: Results) -> Iterator[Entry]:
+        experiment = results.plan.experiment
+        for regime, sums in wholes_by_seed(results):
+            ones, means = (
+                {seed: of.fixed[label] for seed, of in sums.items() if label in of.fixed}
+                for label in ("1", "1/T")
+            )
+            yield from entries_of_sums(experiment, regime, sums, ones)
+            if means:
+                free = consumed_with(experiment, regime)
+                yield Entry(MEAN, regime, means, free, "default", dict.fromkeys(means, 1.0))
+            if each := {seed: of.each for seed, of in sums.items() if of.each}:
+                labels = consumed_with(experiment, regime, "validation labels")
+                yield Entry(f"{ADDITION}, an α each", regime, each, labels, "searched")
+
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
-        return {"addition": results.stored(Sum, regime, seed)}
+        return {"addition": list(map(without_hits, results.stored(Sum, regime, seed)))}
 
     def tables(self, results: Results) -> Iterator[Table]:
         sums = results.by_regime(Sum)
@@ -209,19 +227,16 @@ def addition(
     search = search_addition(
         lambda alpha: evaluator.values(shared(alpha), tasks, "validation"), single["validation"], grid
     )
-    scores = evaluator.scores(shared(search.coefficient), tasks, "test")
+    scores, hits = scores_and_hits(evaluator, shared(search.coefficient), tasks)
     values = {task: score.utility for task, score in scores.items()}
     best = dict.fromkeys(tasks, search.coefficient)
     return {
         "tasks": list(tasks),
         **search.record(),
         "test": {task: score.record() for task, score in scores.items()},
-        **measured(values, single["test"]),
+        **measured(values, single["test"], hits),
         "fixed": {
-            label: {
-                "coefficient": alpha,
-                **measured(evaluator.values(shared(alpha), tasks, "test"), single["test"]),
-            }
+            label: {"coefficient": alpha, **measure_point(evaluator, shared(alpha), tasks, single["test"])}
             for label, alpha in (fixed or {}).items()
         },
         **({"each": _each(evaluator, points, best, single, grid)} if each else {}),
@@ -240,8 +255,10 @@ def _each(
     search = search_each(
         lambda at: evaluator.values(points.at(at), shared, "validation"), single["validation"], shared, grid
     )
-    values = evaluator.values(points.at(search.coefficients), shared, "test")
-    return {**search.record(), **measured(values, single["test"])}
+    return {
+        **search.record(),
+        **measure_point(evaluator, points.at(search.coefficients), shared, single["test"]),
+    }
 
 
 def _without(
@@ -272,7 +289,7 @@ def subsets(tasks: Sequence[str], which: str) -> Iterator[tuple[str, ...]]:
 
 
 def _add(trial: Trial, tasks: Sequence[str], fixed: Values, each: bool) -> Plain:
-    single = own_models(trial).model_dump()
+    single = own_models(trial).values
     return addition(trial.evaluator, trial.points, tasks, single, trial.experiment.search, fixed, each)
 
 
@@ -283,6 +300,29 @@ def sum_of_all(trial: Trial) -> Sum:
     found = trial.result(whole)
     assert isinstance(found, Sum)
     return found
+
+
+def entries_of_sums(
+    experiment: Experiment, regime: str, sums: Mapping[int, Sum], ones: Mapping[int, Measured]
+) -> Iterator[Entry]:
+    """Sums of all tasks at their best coefficient, and at 1."""
+    labels = consumed_with(experiment, regime, "validation labels")
+    chosen = {seed: of.coefficient for seed, of in sums.items()}
+    if sums:
+        yield Entry(ADDITION, regime, sums, labels, "searched", chosen)
+    if ones:
+        free = consumed_with(experiment, regime)
+        yield Entry(ADDITION, regime, ones, free, "default", dict.fromkeys(ones, 1.0))
+
+
+def wholes_by_seed(results: Results) -> Iterator[tuple[str, dict[int, Sum]]]:
+    """The sums of all tasks of each regime, of the seeds that have one."""
+    whole = len(results.plan.tasks)
+    for regime, cells in results.by_seed(Sum):
+        yield (
+            regime,
+            {seed: of for cell in cells for seed, of in cell.items() if len(of.tasks) == whole},
+        )
 
 
 def whole_sums(results: Results) -> dict[str, list[Sum]]:

@@ -12,6 +12,7 @@ from taskvec.config import Config
 from taskvec.errors import InputError
 from taskvec.evaluation.metrics import absolute, normalized
 from taskvec.evaluation.search import Grid, maximize
+from taskvec.merging.method import Consumed
 from taskvec.registry import nearest
 from taskvec.reports.charts.lines import Curve, Dot, Level, Lines, Plot
 from taskvec.reports.charts.scales import Axis
@@ -19,7 +20,9 @@ from taskvec.reports.numbers import NOTHING, Mean
 from taskvec.reports.tables import Table
 from taskvec.rules import RULES
 from taskvec.studies.charting import Unit, of_seeds, unit_of
+from taskvec.studies.entry import Entry, consumed_with
 from taskvec.studies.experiment import Experiment
+from taskvec.studies.hits import without_hits
 from taskvec.studies.joint import Joined
 from taskvec.studies.measured import (
     Edit,
@@ -27,7 +30,7 @@ from taskvec.studies.measured import (
     both,
     coefficients,
     greatest_is_best,
-    measured,
+    measure_point,
     reciprocal_note,
     search_inputs,
     search_note,
@@ -36,7 +39,6 @@ from taskvec.studies.record import Plain, Record
 from taskvec.studies.single import own_models
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
-from taskvec.tasks.source import SplitName
 from taskvec.tasks.suite import Suite
 from taskvec.training.atm import atm, check_aggregator, check_options, participants
 from taskvec.training.logs import Log
@@ -91,6 +93,8 @@ class Alternated(Record):
     tuned: Edit
     history: list[Round] = Field(default_factory=list)
     """A record a round; none for a single one, and of runs from before there were any."""
+    seconds: float = 0.0
+    """Of all training steps; none of a single round, whose vectors are there."""
 
 
 class InRounds(Protocol):
@@ -117,9 +121,14 @@ class Atm(Study[AtmSettings]):
             for rounds in self.block.rounds:
                 yield cell_of(trial, self.block, rounds)
 
+    def entries(self, results: Results) -> Iterator[Entry]:
+        for regime, cells in results.by_seed(Alternated):
+            for runs in cells:
+                yield from entries_of_rounds(results, regime, runs)
+
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         runs = results.stored(Alternated, regime, seed)
-        return {"atm": runs} if runs else {}
+        return {"atm": [said(run) for run in runs]} if runs else {}
 
     def tables(self, results: Results) -> Iterator[Table]:
         rows, searches, metrics = [], {}, results.plan.metrics
@@ -155,6 +164,43 @@ class Atm(Study[AtmSettings]):
         if runs:
             yield _chart(runs, results.by_regime(Joined), unit_of(metrics) or Unit())
         yield from charts_of_rounds("atm-rounds", runs)
+
+
+class Rounds(Protocol):
+    """What some number of rounds gave."""
+
+    @property
+    def rounds(self) -> int: ...
+
+    @property
+    def plain(self) -> Measured: ...
+
+    @property
+    def tuned(self) -> Edit | None: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+def entries_of_rounds(results: Results, regime: str, runs: Mapping[int, Rounds]) -> Iterator[Entry]:
+    """As it is, and rescaled. A single round trains nothing beside the vectors."""
+    rounds = next(iter(runs.values())).rounds
+    name, experiment = f"ATM, {rounds_in_words(rounds)}", results.plan.experiment
+    trained: tuple[Consumed, ...] = ("training",) if rounds > 1 else ()
+    consumed = consumed_with(experiment, regime, *trained)
+    labels = consumed_with(experiment, regime, "validation labels", *trained)
+    tuned = {seed: of.tuned for seed, of in runs.items() if of.tuned}
+    factors = {seed: of.coefficient for seed, of in tuned.items()}
+    seconds = {seed: of.seconds for seed, of in runs.items() if of.seconds}
+    plain = {seed: of.plain for seed, of in runs.items()}
+    yield Entry(name, regime, plain, consumed, "default", dict.fromkeys(plain, 1.0), seconds)
+    if tuned:
+        yield Entry(name, regime, tuned, labels, "searched", factors, seconds)
+
+
+def said(run: Plain) -> Plain:
+    """A record for readers; seconds, which differ from run to run, stay with the hits."""
+    return {key: value for key, value in without_hits(run).items() if key != "seconds"}
 
 
 def rounds_in_words(count: int) -> str:
@@ -252,20 +298,29 @@ def _grid(trial: Trial, settings: AtmSettings, rounds: int) -> Grid:
 
 def _alternate(trial: Trial, rounds: int, settings: AtmSettings, grid: Grid) -> Plain:
     single = own_models(trial)
-    vector = displacement(trial, rounds, settings)
+    seconds: list[float] = []
+    vector = displacement(
+        trial, rounds, settings, lambda _, figures: seconds.append(figures.get("seconds", 0))
+    )
     points = trial.points_of({"atm": vector})
-
-    def values(factor: float, split: SplitName) -> dict[str, float]:
-        return trial.evaluator.values(points.at({"atm": factor}), trial.tasks, split)
 
     search = maximize(
         lambda measured: normalized(measured, single.validation),
-        lambda factor: values(factor, "validation"),
+        lambda factor: trial.evaluator.values(points.at({"atm": factor}), trial.tasks, "validation"),
         grid,
     )
-    plain, tuned = (measured(values(factor, "test"), single.test) for factor in (1.0, search.coefficient))
+    plain, tuned = (
+        measure_point(trial.evaluator, points.at({"atm": factor}), trial.tasks, single.test)
+        for factor in (1.0, search.coefficient)
+    )
     history = (vector.info.training or {}).get("history") or [_merged_once(trial, vector)]
-    return {"rounds": rounds, "plain": plain, "tuned": {**tuned, **search.record()}, "history": history}
+    return {
+        "rounds": rounds,
+        "plain": plain,
+        "tuned": {**tuned, **search.record()},
+        "history": history,
+        **({"seconds": sum(seconds)} if seconds else {}),
+    }
 
 
 def _merged_once(trial: Trial, vector: TaskVector) -> Plain:
@@ -290,8 +345,8 @@ def sent_once(vectors: Mapping[str, TaskVector], lora: Lora | None) -> int:
     return total
 
 
-def displacement(trial: Trial, rounds: int, settings: AtmSettings) -> TaskVector:
-    """What so many rounds give."""
+def displacement(trial: Trial, rounds: int, settings: AtmSettings, told: Log | None = None) -> TaskVector:
+    """What so many rounds give; ``told`` gets the figures of every step that they trained."""
     rule, scale = settings.rule, settings.scale
     if rounds == 1 and settings.participation is None:  # tuning apart and merging once: the vectors are there
         vectors = bind_all(list(trial.vectors.values()), trial.evaluator.backbone.source)
@@ -317,7 +372,7 @@ def displacement(trial: Trial, rounds: int, settings: AtmSettings) -> TaskVector
             **{**{key: value for key, value in options.items() if key != "params"}, **settings.params},
         )
 
-    return trial.train(f"atm{rounds}", compute, trial.tasks, rounds=rounds, **options)
+    return trial.train(f"atm{rounds}", compute, trial.tasks, told=told, rounds=rounds, **options)
 
 
 def _chart(

@@ -21,19 +21,23 @@ from taskvec.studies.atm import (
     cell_of,
     charts_of_rounds,
     check_block,
+    entries_of_rounds,
     is_about,
     megabytes,
     rounds_axis,
     rounds_in_words,
+    said,
     sent_once,
 )
 from taskvec.studies.charting import Unit, of_seeds, unit_of
+from taskvec.studies.entry import ADDITION, JOINT, MEAN, Entry, consumed_with
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.measured import (
     Edit,
     Measured,
     both,
     coefficients,
+    measure_point,
     measured,
     reciprocal_note,
     search_inputs,
@@ -42,7 +46,6 @@ from taskvec.studies.record import Plain, Record
 from taskvec.studies.single import own_models
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
-from taskvec.tasks.source import SplitName
 from taskvec.tasks.suite import Suite
 from taskvec.training.atm import check_aggregator
 from taskvec.training.penalties.settings import foreign
@@ -94,6 +97,8 @@ class Budgeted(Record):
     before: Measured | None = None
     """What was tuned after the fact."""
     tuned: Edit | None = None
+    seconds: float = 0.0
+    """Of ATM's training."""
     rounds: int = 0
     """Of ATM; after the fact, those that were chosen."""
     history: list[Round] = Field(default_factory=list)
@@ -140,9 +145,14 @@ class Budget(Study[BudgetSettings]):
                 job = partial(_refine, block=block, after=after, jointly=jointly)
                 yield trial.cell(Budgeted, job, trial.tasks, jointly=jointly, **chosen)
 
+    def entries(self, results: Results) -> Iterator[Entry]:
+        for regime, cells in results.by_seed(Budgeted):
+            for found in cells:
+                yield from _entries(results, regime, found)
+
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         found = results.stored(Budgeted, regime, seed)
-        return {"budget": found} if found else {}
+        return {"budget": list(map(said, found))} if found else {}
 
     def tables(self, results: Results) -> Iterator[Table]:
         several = len(results.plan.experiment.regimes) > 1
@@ -158,6 +168,31 @@ class Budget(Study[BudgetSettings]):
             yield _chart(f"budget-{number}" if number else "budget", regime, rows, unit)
         rounds = {regime: [row for row in rows if row[0].kind == "rounds"] for regime, rows in found.items()}
         yield from charts_of_rounds("budget-rounds", rounds)
+
+
+def _entries(results: Results, regime: str, found: Mapping[int, Budgeted]) -> Iterator[Entry]:
+    """Of what is a model for all tasks; where another study has it, under the name that it has there."""
+    first = next(iter(found.values()))
+    plain = {seed: of.plain for seed, of in found.items()}
+    free = consumed_with(results.plan.experiment, regime)
+    match first.kind:
+        case "rounds":
+            yield from entries_of_rounds(results, regime, found)
+        case "together":
+            yield Entry(JOINT, regime, plain, ("training",))
+        case "after":
+            yield Entry(first.name, regime, plain, ("validation labels", "training"))
+        case "merged":
+            is_mean = first.name.startswith(MEAN)  # whose multiples are those of the sum
+            name, sums = (MEAN, ADDITION) if is_mean else (first.name, first.name)
+            unit = len(results.plan.tasks) if is_mean else 1
+            tuned = {seed: of.tuned for seed, of in found.items() if of.tuned}
+            usual = 1.0 if name == MEAN or name not in RULES else RULES[name].coefficient
+            labels = consumed_with(results.plan.experiment, regime, "validation labels")
+            factors = {seed: of.coefficient / unit for seed, of in tuned.items()}
+            yield Entry(name, regime, plain, free, "default", dict.fromkeys(plain, usual))
+            if tuned:
+                yield Entry(sums, regime, tuned, labels, "searched", factors)
 
 
 def _check_equal(experiment: Experiment) -> None:
@@ -195,12 +230,12 @@ def _labels(trial: Trial) -> int:
 
 
 def _score_apart(trial: Trial) -> Plain:
-    single = own_models(trial).test
+    own = own_models(trial)
     return {
         "name": "a model for each task",
         "kind": "apart",
         "steps": sum(_steps(trial).values()),
-        "plain": measured(single, single),
+        "plain": measured(own.test, own.test, own.hits),
     }
 
 
@@ -222,22 +257,25 @@ def _measured(trial: Trial, vector: TaskVector, usual: float, grid: Grid) -> dic
     """A vector at a coefficient, and at the one that is best on validation data."""
     single, points = own_models(trial), trial.points_of({"": vector})
 
-    def values(coefficient: float, split: SplitName) -> dict[str, float]:
-        return trial.evaluator.values(points.at({"": coefficient}), trial.tasks, split)
-
-    search = search_scale(lambda at: values(at, "validation"), single.validation, grid)
-    plain, tuned = (measured(values(at, "test"), single.test) for at in (usual, search.coefficient))
+    search = search_scale(
+        lambda at: trial.evaluator.values(points.at({"": at}), trial.tasks, "validation"),
+        single.validation,
+        grid,
+    )
+    plain, tuned = (
+        measure_point(trial.evaluator, points.at({"": at}), trial.tasks, single.test)
+        for at in (usual, search.coefficient)
+    )
     return {"plain": plain, "tuned": {**tuned, **search.record()}}
 
 
 def _train_together(trial: Trial) -> Plain:
     point = trial.points_of({"": trial.joint_vector()}).at({"": 1.0})
-    values = trial.evaluator.values(point, trial.tasks, "test")
     return {
         "name": "joint training",
         "kind": "together",
         "steps": sum(_steps(trial).values()),
-        "plain": measured(values, own_models(trial).test),
+        "plain": measure_point(trial.evaluator, point, trial.tasks, own_models(trial).test),
     }
 
 
@@ -292,10 +330,10 @@ def _refine(trial: Trial, block: BudgetSettings, after: PostHoc, jointly: bool) 
         "rounds": refined.rounds,
         "scale": refined.scale,
         "trace": refined.trace,
-        "before": measured(
-            trial.evaluator.values(points.at({"": search.coefficient}), trial.tasks, "test"), single.test
+        "before": measure_point(
+            trial.evaluator, points.at({"": search.coefficient}), trial.tasks, single.test
         ),
-        "plain": measured(trial.evaluator.values(point, trial.tasks, "test"), single.test),
+        "plain": measure_point(trial.evaluator, point, trial.tasks, single.test),
     }
 
 

@@ -18,14 +18,16 @@ from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import Mean, percent
 from taskvec.reports.tables import Table
 from taskvec.studies.charting import measures, of_seeds
+from taskvec.studies.entry import JOINT, Entry
 from taskvec.studies.experiment import Experiment
+from taskvec.studies.hits import without_hits
 from taskvec.studies.measured import (
     Edit,
     Measured,
     both,
     greatest_is_best,
     in_unit,
-    measured,
+    measure_point,
     reciprocal_note,
     titled,
 )
@@ -154,9 +156,17 @@ class Joint(Study[JointSettings]):
             cell = trial.cell(Joined, job, trial.tasks, combiner=chosen, **more)
             yield replace(cell, label=f"{name_of(chosen)}, {cell.label}")
 
+    def entries(self, results: Results) -> Iterator[Entry]:
+        for regime, cells in results.by_seed(Joined):
+            steps = results.plan.experiment.settings(regime, results.plan.experiment.seeds[0]).steps
+            for models in cells:
+                name = _entry_name(next(iter(models.values())).combiner, shorter=steps is not None)
+                seconds = {seed: of.seconds for seed, of in models.items() if of.seconds}
+                yield Entry(name, regime, models, ("training",), seconds=seconds)
+
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         models = [
-            {key: value for key, value in model.items() if key != "course"}
+            {key: value for key, value in without_hits(model).items() if key not in _unsaid(model)}
             for model in results.stored(Joined, regime, seed)
         ]
         listed = {"combiners": models} if any("combiner" in model for model in models) else {}
@@ -195,13 +205,27 @@ def _shown(value: object) -> str:
     )
 
 
+def _unsaid(model: Plain) -> set[str]:
+    """Fields that are too much for readers, or differ from run to run, so that they stay in the records."""
+    return {"course"} if "combiner" in model else {"seconds"}
+
+
+def _entry_name(combiner: str, *, shorter: bool) -> str:
+    """What the main table calls a model: the same in every study that trains it."""
+    if not combiner:
+        return f"{JOINT}, as long as one task" if shorter else JOINT
+    return JOINT if combiner == name_of(None) else f"{JOINT}, {combiner}"
+
+
 def _train_jointly(trial: Trial) -> Plain:
-    return _measure(trial, trial.vector(*trial.tasks))
+    seconds: list[float] = []
+    vector = trial.vector(*trial.tasks, told=lambda _, figures: seconds.append(figures.get("seconds", 0)))
+    return {**_measure(trial, vector), "seconds": sum(seconds)}
 
 
 def _measure(trial: Trial, vector: TaskVector) -> Plain:
     point = trial.points_of({"joint": vector}).at({"joint": 1.0})
-    return measured(trial.evaluator.values(point, trial.tasks, "test"), own_models(trial).test)
+    return measure_point(trial.evaluator, point, trial.tasks, own_models(trial).test)
 
 
 def _combine(trial: Trial, chosen: Chosen, settings: Mapping[str, Any]) -> Plain:

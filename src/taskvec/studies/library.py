@@ -14,8 +14,11 @@ from taskvec.reports.charts.matrix import Map, Matrix, Tint
 from taskvec.reports.numbers import percent
 from taskvec.reports.tables import Table
 from taskvec.studies.charting import mean_of
+from taskvec.studies.compared.computing import measure_model
+from taskvec.studies.entry import Entry, consumed_with
 from taskvec.studies.experiment import Experiment
-from taskvec.studies.measured import Measured, in_unit, mean_in_unit, measured, titled, unit_note
+from taskvec.studies.hits import without_hits
+from taskvec.studies.measured import Measured, in_unit, mean_in_unit, titled, unit_note
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.single import OwnModels, own_models
 from taskvec.studies.study import Results, Study
@@ -83,9 +86,15 @@ class Libraries(Study[LibraryBlock]):
                 RoutedRecord, partial(_route, options=options), trial.tasks, **options.model_dump()
             )
 
+    def entries(self, results: Results) -> Iterator[Entry]:
+        method = LibraryMethod(self.block.options)
+        for regime, [routed] in results.by_seed(RoutedRecord):
+            consumed = consumed_with(results.plan.experiment, regime, *method.consumes("validation"))
+            yield Entry(method.name, regime, routed, consumed)
+
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         found = results.stored(RoutedRecord, regime, seed)
-        return {"library": found[0]} if found else {}
+        return {"library": without_hits(found[0])} if found else {}
 
     def tables(self, results: Results) -> Iterator[Table]:
         for regime, [of] in results.by_regime(RoutedRecord).items():
@@ -113,8 +122,7 @@ class Libraries(Study[LibraryBlock]):
 def _route(trial: Trial, options: LibrarySettings) -> Plain:
     bench = Bench(trial.evaluator, trial.vectors, trial.space, seed=trial.seed, watch=trial.lab.watch)
     model = LibraryMethod(options).make(bench)
-    values = {task: model.value(task, "test", 1.0) for task in trial.tasks}
-    return {**measured(values, own_models(trial).test), "routing": model.routing("test")}
+    return {**measure_model(bench, model, 1.0, own_models(trial).test), "routing": model.routing("test")}
 
 
 def _mean_of(seeds: Sequence[Shares]) -> dict[str, dict[str, float]]:

@@ -6,9 +6,14 @@ less is better are reciprocals. Tables show every metric in its own unit.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from pydantic import Field
+
+from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import absolute, normalized
+from taskvec.evaluation.points import Point
 from taskvec.evaluation.search import METHOD, Grid
 from taskvec.reports.numbers import NOTHING, Mean, Range, Several, percent
+from taskvec.studies.hits import Hits, values_and_hits
 from taskvec.studies.record import Record
 from taskvec.tasks.score import LOWER_IS_BETTER, utility
 
@@ -33,6 +38,8 @@ class Measured(Record):
     normalized: float
     values: dict[str, float]
     """By task."""
+    hits: dict[str, str] = Field(default_factory=dict)
+    """Which test examples are right, by task, see ``hits.py``; of runs from before there were any, none."""
 
 
 class Searched(Record):
@@ -51,9 +58,20 @@ class Edit(Measured, Searched):
     """An edit at the coefficient that was chosen for it."""
 
 
-def measured(values: Mapping[str, float], single: Mapping[str, float]) -> dict[str, object]:
+def measured(
+    values: Mapping[str, float], single: Mapping[str, float], hits: Hits | None = None
+) -> dict[str, object]:
     """Absolute and normalized, always side by side: normalized alone rewards weak single-task models."""
-    return {"absolute": absolute(values), "normalized": normalized(values, single), "values": dict(values)}
+    figures = {"absolute": absolute(values), "normalized": normalized(values, single), "values": dict(values)}
+    return {**figures, **({"hits": dict(hits)} if hits else {})}
+
+
+def measure_point(
+    evaluator: Evaluator, point: Point, tasks: Iterable[str], single: Mapping[str, float]
+) -> dict[str, object]:
+    """What a model gives on test data, a pass a task."""
+    values, hits = values_and_hits(evaluator, point, tasks)
+    return measured(values, single, hits)
 
 
 def search_inputs(grid: Grid) -> dict[str, object]:

@@ -22,7 +22,9 @@ from taskvec.studies.compared.charts import charts_of
 from taskvec.studies.compared.computing import Coefficient, Protocol, Values, compare, failed
 from taskvec.studies.compared.records import Compared, rows_of
 from taskvec.studies.compared.tables import tables_of
+from taskvec.studies.entry import ADDITION, JOINT, SINGLE, Entry, How, consumed_with
 from taskvec.studies.experiment import Experiment
+from taskvec.studies.hits import without_hits
 from taskvec.studies.measured import search_inputs
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.single import own_models
@@ -35,9 +37,6 @@ from taskvec.training.regimes import Space
 from taskvec.vectors import TaskVector
 
 Entries = Literal["all"] | tuple[str | dict[str, Any], ...]
-
-
-JOINT = "joint training"
 
 
 class MethodsSettings(Config):
@@ -109,9 +108,15 @@ class Methods(Study[MethodsSettings]):
         label = f"{method.name}, {cell.label}"
         return replace(cell, label=label, instead=partial(failed, method.name, tasks))
 
+    def entries(self, results: Results) -> Iterator[Entry]:
+        for regime, cells in results.by_seed(Compared):
+            for of in cells:
+                if len(next(iter(of.values())).tasks) == len(results.plan.tasks):
+                    yield from _entries(results, regime, of)
+
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         compared = results.stored(Compared, regime, seed)
-        return {"methods": list(map(_without_hits, compared))} if compared else {}
+        return {"methods": list(map(without_hits, compared))} if compared else {}
 
     def tables(self, results: Results) -> Iterator[Table]:
         for regime, compared in results.by_regime(Compared).items():
@@ -222,18 +227,35 @@ def _baselines() -> list[Method]:
     return [ZeroShot(), Single(), RuleMethod("mean"), RuleMethod("sum")]
 
 
+_NAMES = {Single.name: SINGLE, "sum": ADDITION}
+"""What other studies call the same models."""
+
+
+def _entries(results: Results, regime: str, compared: Mapping[int, Compared]) -> Iterator[Entry]:
+    """Of a method, at each coefficient that was found."""
+    name = next(iter(compared.values())).name
+    seconds = {seed: of.seconds for seed, of in compared.items() if of.seconds is not None}
+    for how in get_args(How):
+        outcomes = {seed: found for seed, of in compared.items() if (found := of.outcome(how))}
+        if name == ZeroShot.name or not outcomes:
+            continue
+        consumed = next(iter(outcomes.values())).consumed
+        yield Entry(
+            _NAMES.get(name, name),
+            regime,
+            outcomes,
+            consumed if name == Single.name else consumed_with(results.plan.experiment, regime, *consumed),
+            how,
+            {seed: of.coefficient for seed, of in outcomes.items() if of.coefficient is not None},
+            {} if name == Single.name else seconds,
+        )
+
+
 def _tried(bench: Bench, method: Method, protocol: Protocol) -> Plain:
     try:
         return compare(bench, method, protocol)
     except TaskvecError as error:
         return failed(method.name, bench.tasks, error)
-
-
-def _without_hits(stored: Plain) -> Plain:
-    """A record for readers; which examples are right stays in ``records.jsonl``."""
-    outcomes: Any = stored.get("outcomes", ())
-    shown = [{key: value for key, value in outcome.items() if key != "hits"} for outcome in outcomes]
-    return {**stored, "outcomes": shown}
 
 
 def _compare(
@@ -244,9 +266,7 @@ def _compare(
     bench = Bench(
         trial.evaluator, vectors, trial.space, split, trial.seed, scratch=scratch, watch=trial.lab.watch
     )
-    return compare(
-        bench, method, Protocol(own_models(trial).model_dump(), coefficient, trial.experiment.search)
-    )
+    return compare(bench, method, Protocol(own_models(trial).values, coefficient, trial.experiment.search))
 
 
 def _compare_joint(trial: Trial, tasks: Sequence[str]) -> Plain:

@@ -94,6 +94,10 @@ class Negated(Record):
     rows: dict[str, Annotated[SearchedModel | Model, Field(union_mode="left_to_right")]]
 
 
+_TOLD = 3
+"""Targets that a sentence has room for."""
+
+
 class Negation(Study[NegationSettings]):
     """Every target by itself, in every regime."""
 
@@ -146,6 +150,17 @@ class Negation(Study[NegationSettings]):
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         targets = results.stored(Negated, regime, seed)
         return {"negation": targets} if targets else {}
+
+    def headline(self, results: Results) -> str:
+        said = []
+        for place, target in enumerate(_targets(results)):
+            view = _View(results.plan, target)
+            models = {(regime, label): of for regime, label, of in _models(results, place)}
+            negated = {regime: of for (regime, label), of in models.items() if label == "negative fine-tuned"}
+            before = next(of for (_, label), of in models.items() if label == "pretrained")
+            said += [view.headline(regime, before, of) for regime, of in negated.items()]
+        more = f"; and {len(said) - _TOLD} more" if len(said) > _TOLD else ""
+        return f"{'; '.join(said[:_TOLD])}{more}"
 
     def tables(self, results: Results) -> Iterator[Table]:
         for place, target in enumerate(_targets(results)):
@@ -313,6 +328,21 @@ class _View:
             mean_in_unit(self.controls, [model.control for model in models]),
             *([_recalls(models)] if self.classes else []),
         ]
+
+    def headline(self, regime: str, before: Sequence[Model], after: Sequence[Model]) -> str:
+        """What negation made of the target and the controls."""
+        alpha = coefficients([model for model in after if isinstance(model, SearchedModel)])
+        values = (
+            in_unit(self.metric, [utility(self.metric, model.target) for model in models])
+            for models in (before, after)
+        )
+        controls = (
+            mean_in_unit(self.controls, [model.control for model in models]) for models in (before, after)
+        )
+        return (
+            f"negation of {self.negated.target} in regime {regime} at α {alpha} takes its {self.metric} from "
+            f"{' to '.join(map(str, values))}, and the control from {' to '.join(map(str, controls))}"
+        )
 
     def utility(self, model: Model, kind: str) -> float:
         """``target`` or ``control`` of a model, more is better."""

@@ -10,11 +10,12 @@ from taskvec.reports.charts.lines import Curve, Dot, Lines, Plot
 from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import NOTHING, Mean
 from taskvec.reports.tables import Table
-from taskvec.studies.addition import Sum, sum_of_all, whole_sums
+from taskvec.studies.addition import Sum, entries_of_sums, sum_of_all, whole_sums, wholes_by_seed
 from taskvec.studies.charting import of_seeds
-from taskvec.studies.compared.records import pack_hits, unpack_hits
 from taskvec.studies.cost import Cost, Measurement
+from taskvec.studies.entry import Entry
 from taskvec.studies.experiment import Experiment
+from taskvec.studies.hits import has_hits, unpack_hits, values_and_hits
 from taskvec.studies.measured import (
     both,
     coefficients,
@@ -23,12 +24,11 @@ from taskvec.studies.measured import (
     search_inputs,
     search_note,
 )
-from taskvec.studies.numerics.paired import Difference, paired_difference
+from taskvec.studies.numerics.paired import Difference, holm, paired_difference
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.single import OwnModels
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
-from taskvec.tasks.kinds.classification import Classifying
 from taskvec.tasks.suite import Suite
 from taskvec.training.penalties.settings import PenaltySettings, files_of, foreign
 
@@ -58,6 +58,21 @@ class Regularised(Study[bool]):
     def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
         yield trial.cell(Hits, _compare, trial.tasks, **search_inputs(trial.experiment.search))
 
+    def entries(self, results: Results) -> Iterator[Entry]:
+        """Sums that are on record from before they had hits, with those of this study."""
+        hits = {regime: found for regime, [found] in results.by_seed(Hits)}
+        for regime, sums in wholes_by_seed(results):
+            known = {seed: sums[seed] for seed in hits.get(regime, {}) if seed in sums}
+            best = {
+                seed: of.model_copy(update={"hits": hits[regime][seed].best}) for seed, of in known.items()
+            }
+            ones = {
+                seed: of.fixed["1"].model_copy(update={"hits": hits[regime][seed].one})
+                for seed, of in known.items()
+            }
+            if known:
+                yield from entries_of_sums(results.plan.experiment, regime, best, ones)
+
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         hits = results.of(Hits, regime, seed)
         found = gain(hits) if hits else None
@@ -69,7 +84,10 @@ class Regularised(Study[bool]):
     def tables(self, results: Results) -> Iterator[Table]:
         hits = {regime: of for regime, [of] in results.by_regime(Hits).items()}
         if hits:
-            rows = [_row(results, regime, seeds) for regime, seeds in hits.items()]
+            gains = {regime: gain(seeds) for regime, seeds in hits.items()}
+            tested = {regime: found.p for regime, found in gains.items() if found}
+            corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
+            rows = [_row(results, regime, found, corrected.get(regime)) for regime, found in gains.items()]
             yield Table("Does α = 1 do?", _COLUMNS, rows, _note(results))
 
     def charts(self, results: Results) -> Iterator[Lines]:
@@ -83,7 +101,7 @@ _COLUMNS = (
 )
 
 
-def _row(results: Results, regime: str, seeds: Sequence[Hits]) -> Sequence[object]:
+def _row(results: Results, regime: str, found: Difference | None, p: float | None) -> Sequence[object]:
     experiment, metrics = results.plan.experiment, results.plan.metrics
     sums, [own] = whole_sums(results)[regime], results.by_regime(OwnModels)[regime]
     penalties = _penalties(experiment, regime)
@@ -97,7 +115,7 @@ def _row(results: Results, regime: str, seeds: Sequence[Hits]) -> Sequence[objec
         coefficients(sums),
         both(sums, metrics),
         both([whole.fixed["1"] for whole in sums], metrics),
-        _shown(gain(seeds)),
+        _shown(found, p),
         _relative(costs, regime, experiment),
     )
 
@@ -129,33 +147,28 @@ def named(penalty: PenaltySettings) -> str:
 
 
 def _compare(trial: Trial) -> Plain:
-    best = sum_of_all(trial).coefficient
-    hits = _hits(trial, best)
-    return {"best": hits, "one": hits if best == 1 else _hits(trial, 1.0)}
+    found = sum_of_all(trial)
+    best = found.hits or _hits(trial, found.coefficient)
+    return {"best": best, "one": found.fixed["1"].hits or _hits(trial, 1.0)}
 
 
 def _hits(trial: Trial, alpha: float) -> dict[str, str]:
-    """Of the tasks that are scored by accuracy."""
-    evaluator, point = trial.evaluator, trial.points.shared(trial.tasks, alpha)
-    scored = [
-        task
-        for task in trial.tasks
-        if isinstance(of := evaluator.objective(task), Classifying) and of.metric == "accuracy"
-    ]
-    return {task: pack_hits(evaluator.tally(point, task, "test")) for task in scored}
+    """Of sums on record from before they had any; of the tasks that are scored by accuracy."""
+    scored = [task for task in trial.tasks if has_hits(trial.evaluator.objective(task))]
+    return values_and_hits(trial.evaluator, trial.points.shared(trial.tasks, alpha), scored)[1]
 
 
 def _penalties(experiment: Experiment, regime: str) -> tuple[PenaltySettings, ...]:
     return experiment.settings(regime, experiment.seeds[0]).penalty
 
 
-def _shown(difference: Difference | None) -> str:
-    if difference is None:
+def _shown(difference: Difference | None, p: float | None) -> str:
+    if difference is None or p is None:
         return NOTHING
     mean, low, high = (
         f"{round(100 * value, 1) + 0.0:+.1f}" for value in (difference.mean, *difference.interval)
     )
-    return f"{mean} [{low}, {high}]".replace("-", "−")
+    return f"{mean} [{low}, {high}]{'*' if p < 0.05 else ''}".replace("-", "−")
 
 
 def _relative(costs: Mapping[str, Cost], regime: str, experiment: Experiment) -> object:
@@ -182,9 +195,9 @@ def _note(results: Results) -> str:
     return (
         "Absolute / normalized on test, per cent; of others: what a penalty consumed of the other tasks; "
         "single tasks: mean of each task's own model. best − 1: points of accuracy by which the coefficient "
-        "chosen on validation labels is better than 1 on the same test examples, with its 95 % interval; it "
-        "says how sure the difference is on other examples "
-        f"of these tasks, {again}.{reciprocal_note(results.plan.metrics.values())} "
+        "chosen on validation labels is better than 1 on the same test examples, with its 95 % interval; "
+        "* p < 0.05, corrected after Holm for the tests of this table; it says how sure the difference is on "
+        f"other examples of these tasks, {again}.{reciprocal_note(results.plan.metrics.values())} "
         f"α: {search_note(whole_sums(results))}."
     )
 

@@ -1,5 +1,6 @@
 """Every task by itself: the model before training, each task's own model, and the geometry of the vectors."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import fmean
@@ -8,7 +9,7 @@ from pydantic import Field
 
 from taskvec.arguments import checked
 from taskvec.evaluation.evaluator import Evaluator
-from taskvec.evaluation.metrics import majority
+from taskvec.evaluation.metrics import absolute, majority, normalized
 from taskvec.evaluation.points import Points
 from taskvec.reports.charts.dots import Dots, Row, Rows
 from taskvec.reports.charts.matrix import Map, Matrix, Tint
@@ -16,7 +17,10 @@ from taskvec.reports.charts.scales import Axis
 from taskvec.reports.numbers import NOTHING, Mean, Range, percent
 from taskvec.reports.tables import Table
 from taskvec.studies.charting import mean_of, of_seeds
+from taskvec.studies.entry import PRETRAINED, SINGLE, Entry
+from taskvec.studies.hits import scores_and_hits, without_hits
 from taskvec.studies.measured import (
+    Measured,
     Scored,
     greatest_is_best,
     in_unit,
@@ -29,7 +33,6 @@ from taskvec.studies.record import Plain, Record
 from taskvec.studies.study import Results, Study
 from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.kinds.classification import Classification
-from taskvec.tasks.source import SplitName
 from taskvec.vectors import TaskVector, similarity
 
 
@@ -40,6 +43,8 @@ class Baseline(Record):
     majority: float | None = None
     """Of a classification."""
     validation: Scored | None = None
+    hits: str | None = None
+    """Which test examples are right, see ``hits.py``."""
     test: Scored
 
 
@@ -49,6 +54,13 @@ class OwnModels(Record):
     cell = "single"
     validation: dict[str, float]
     test: dict[str, float]
+    hits: dict[str, str] = Field(default_factory=dict)
+    """Which test examples are right, by task, see ``hits.py``."""
+
+    @property
+    def values(self) -> dict[str, dict[str, float]]:
+        """By split and task."""
+        return {"validation": self.validation, "test": self.test}
 
 
 class FoundRate(Record):
@@ -76,12 +88,22 @@ def single_task(evaluator: Evaluator, points: Points, tasks: Sequence[str]) -> d
     These are the denominators of normalized accuracy for every edit of the same regime. The points' vectors
     carry the names of the tasks.
     """
-    values: dict[SplitName, dict[str, float]] = {"validation": {}, "test": {}}
+    return _own_figures(evaluator, points, tasks)[0]
+
+
+def _own_figures(
+    evaluator: Evaluator, points: Points, tasks: Sequence[str]
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """The same, and which test examples are right."""
+    values: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
+    hits: dict[str, str] = {}
     for task in tasks:
         params = points.at({task: 1.0})
-        for split, by_task in values.items():
-            by_task[task] = evaluator.score(params, task, split).utility
-    return {str(split): by_task for split, by_task in values.items()}
+        values["validation"][task] = evaluator.score(params, task, "validation").utility
+        scores, right = scores_and_hits(evaluator, params, [task])
+        values["test"][task] = scores[task].utility
+        hits |= right
+    return values, hits
 
 
 def own_models(trial: Trial) -> OwnModels:
@@ -104,8 +126,25 @@ class ZeroShot(Study[None]):
             inputs = {**trial.plan.evaluation, "tasks": trial.plan.fingerprints([task])}
             yield Cell(Baseline, task, inputs, partial(_score_pretrained, task=task))
 
+    def entries(self, results: Results) -> Iterator[Entry]:
+        tasks = results.plan.tasks
+        before = dict(zip(results.plan.compared, results.of(Baseline), strict=False))
+        if any(task not in before for task in tasks):
+            return  # a run that has just begun
+        values = {task: before[task].test.utility for task in tasks}
+        hits = {task: right for task in tasks if (right := before[task].hits)}
+        own = [of for _, cells in results.by_seed(OwnModels) for of in cells[0].values()]
+        alone = len(results.plan.experiment.regimes) == 1
+        figures = {
+            "absolute": absolute(values),
+            "normalized": fmean(_relative(values, of.test) for of in own) if own and alone else math.nan,
+        }
+        edit = Measured(**figures, values=values, hits=hits)
+        yield Entry(PRETRAINED, "", dict.fromkeys(results.plan.experiment.seeds, edit))
+
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
-        return {"zero_shot": dict(zip(results.plan.compared, results.stored(Baseline), strict=True))}
+        stored = map(without_hits, results.stored(Baseline))
+        return {"zero_shot": dict(zip(results.plan.compared, stored, strict=True))}
 
 
 class Single(Study[None]):
@@ -117,12 +156,25 @@ class Single(Study[None]):
         yield trial.cell(OwnModels, _score_own_models, trial.tasks)
         yield trial.cell(Geometry, _measure_vectors, trial.tasks)
 
+    def entries(self, results: Results) -> Iterator[Entry]:
+        for regime, [models] in results.by_seed(OwnModels):
+            edits = {
+                seed: Measured(
+                    absolute=absolute(of.test),
+                    normalized=_relative(of.test, of.test),
+                    values=of.test,
+                    hits=of.hits,
+                )
+                for seed, of in models.items()
+            }
+            yield Entry(SINGLE, regime, edits, ("task id",))
+
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         [single] = results.stored(OwnModels, regime, seed)
         [geometry] = results.of(Geometry, regime, seed)
         return {
             "space": results.plan.experiment.space(regime),
-            "single": single,
+            "single": without_hits(single),
             "norms": geometry.norms,
             **(
                 {"learning_rates": results.stored(Geometry, regime, seed)[0]["rates"]}
@@ -230,15 +282,18 @@ def _rates_found(geometries: Mapping[str, list[list[Geometry]]], tasks: Sequence
 def _score_pretrained(trial: Trial, task: str) -> Plain:
     evaluator, point = trial.evaluator, trial.evaluator.pretrained
     classified = isinstance(evaluator.task(task), Classification)
+    scores, hits = scores_and_hits(evaluator, point, [task])
     return {
         **({"majority": majority(evaluator.split(task, "test").labels)} if classified else {}),
         "validation": evaluator.score(point, task, "validation").record(),
-        "test": evaluator.score(point, task, "test").record(),
+        "test": scores[task].record(),
+        **({"hits": hits[task]} if hits else {}),
     }
 
 
 def _score_own_models(trial: Trial) -> Plain:
-    return single_task(trial.evaluator, trial.points, trial.tasks)
+    values, hits = _own_figures(trial.evaluator, trial.points, trial.tasks)
+    return {**values, **({"hits": hits} if hits else {})}
 
 
 def _measure_vectors(trial: Trial) -> Plain:
@@ -248,6 +303,11 @@ def _measure_vectors(trial: Trial) -> Plain:
         "cosine": similarity(list(trial.vectors.values())).tolist(),
         **_searches(trial.vectors),
     }
+
+
+def _relative(values: Mapping[str, float], single: Mapping[str, float]) -> float:
+    """Normalized; not a number where no single-task value is positive."""
+    return normalized(values, single) if any(single[task] > 0 for task in values) else math.nan
 
 
 def _searches(vectors: Mapping[str, TaskVector]) -> Plain:

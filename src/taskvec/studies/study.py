@@ -10,7 +10,7 @@ A protocol is one file here and one line in the registry (``studies/__init__.py`
 The registry's order is the order of work, of tables and of figures.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -23,6 +23,7 @@ from taskvec.reports.tables import Table
 from taskvec.studies.record import Plain, R, Record
 
 if TYPE_CHECKING:  # analyses stand beside studies in some files, and their help does not wait for torch
+    from taskvec.studies.entry import Entry
     from taskvec.studies.experiment import Experiment
     from taskvec.studies.trial import Cell, Plan, Trial
     from taskvec.tasks.suite import Suite
@@ -67,6 +68,19 @@ class Results:
     def of(self, kind: type[R], regime: str = "", seed: int = 0) -> list[R]:
         """The same as records."""
         return [kind.model_validate(result) for result in self.stored(kind, regime, seed)]
+
+    def by_seed(self, kind: type[R]) -> Iterator[tuple[str, list[dict[int, R]]]]:
+        """Of each regime that has records of a kind, a list of cells, each a record of every seed that has
+        it: runs that are at work have not all of them."""
+        for regime in self.plan.experiment.regimes:
+            cells: list[dict[int, R]] = []
+            for seed in self.plan.experiment.seeds:
+                for place, record in enumerate(self.of(kind, regime, seed)):
+                    if place == len(cells):
+                        cells.append({})
+                    cells[place][seed] = record
+            if cells:
+                yield regime, cells
 
     def by_regime(self, kind: type[R]) -> dict[str, list[list[R]]]:
         """Of each regime that has records of a kind, a list of cells, each a record a seed."""
@@ -122,6 +136,14 @@ class Study(Generic[B]):
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         """What ``results.json`` says of one regime and seed, or of the model."""
         return {}
+
+    def entries(self, results: Results) -> "Iterable[Entry]":
+        """The models for all tasks that it measured: rows of the main table; see ``entry.py``."""
+        return ()
+
+    def headline(self, results: Results) -> str:
+        """What came of it, as part of a sentence; for runs without a model for all tasks."""
+        return ""
 
     def tables(self, results: Results) -> Iterable[Table]:
         """The tables that the results fill; none for cells that are not there."""

@@ -13,10 +13,10 @@ from taskvec.evaluation.search import Grid, search_scale
 from taskvec.memory import Peak
 from taskvec.merging.method import Bench, Consumed, Method, Model, in_order
 from taskvec.place import enough_memory
-from taskvec.studies.compared.records import How, pack_hits
+from taskvec.studies.compared.records import How
+from taskvec.studies.hits import has_hits, pack_hits
 from taskvec.studies.measured import measured
 from taskvec.studies.record import Plain
-from taskvec.tasks.kinds.classification import Classifying
 
 Coefficient = Literal["default", "searched", "both"]
 Values = Mapping[str, float]
@@ -107,7 +107,7 @@ def _outcome(bench: Bench, method: Method, model: Model, protocol: Protocol, how
         "coefficient": alpha,
         "consumed": in_order(consumed),
         **search,
-        **_measure(bench, model, 1.0 if alpha is None else alpha, protocol.single["test"]),
+        **measure_model(bench, model, 1.0 if alpha is None else alpha, protocol.single["test"]),
     }
 
 
@@ -127,12 +127,11 @@ def _values(bench: Bench, model: Model, alpha: float) -> Values:
     return {task: model.value(task, "validation", alpha) for task in bench.tasks}
 
 
-def _measure(bench: Bench, model: Model, alpha: float, single: Values) -> Plain:
+def measure_model(bench: Bench, model: Model, alpha: float, single: Values) -> dict[str, object]:
     """Figures on test data, a pass a task; of classifications scored by accuracy, also which are right."""
     values, hits = {}, {}
     for task in bench.tasks:
-        of = bench.evaluator.objective(task)
-        if isinstance(of, Classifying) and of.metric == "accuracy":
+        if has_hits(bench.evaluator.objective(task)):
             tally = model.tally(task, "test", alpha)
             values[task], hits[task] = model.worth(task, tally), pack_hits(tally)
         else:

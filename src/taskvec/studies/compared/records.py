@@ -1,20 +1,19 @@
 """What methods gave, and the rows that tables and figures show of it."""
 
-from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from taskvec.merging.method import Consumed
 from taskvec.reports.numbers import NOTHING, Range
+from taskvec.studies.hits import pack_hits as pack_hits
+from taskvec.studies.hits import unpack_hits
 from taskvec.studies.measured import Measured, Searched
 from taskvec.studies.numerics.paired import Difference, paired_difference
 from taskvec.studies.record import Record
-from taskvec.tasks.objective import Tally
 
 How = Literal["default", "searched", "none"]
 
@@ -26,13 +25,6 @@ class Outcome(Measured):
     coefficient: float | None
     consumed: list[Consumed]
     search: Searched | None = None
-    hits: dict[str, str] = Field(default_factory=dict)
-    """By task, of classifications scored by accuracy: how many examples, and whether each is right, a bit
-    each."""
-
-    def right(self, task: str) -> NDArray[np.float64]:
-        """Of each example of a task (n,): 1 if it is right, else 0."""
-        return unpack_hits(self.hits[task])
 
 
 class Compared(Record):
@@ -58,18 +50,6 @@ class Compared(Record):
     def outcome(self, how: How) -> Outcome | None:
         """At the coefficient that was found in this way."""
         return next((outcome for outcome in self.outcomes if outcome.how == how), None)
-
-
-def pack_hits(tally: Tally) -> str:
-    """Which examples of a classification are right: their number, and a bit each."""
-    right = tally["logits"].argmax(1) == tally["labels"]
-    return f"{len(right)}:{b64encode(np.packbits(right.numpy()).tobytes()).decode()}"
-
-
-def unpack_hits(packed: str) -> NDArray[np.float64]:
-    """Of each example (n,): 1 if it is right, else 0."""
-    count, _, bits = packed.partition(":")
-    return np.unpackbits(np.frombuffer(b64decode(bits), np.uint8), count=int(count)).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -152,5 +132,10 @@ def difference(row: Row, other: Row) -> Difference | None:
         return None
     pairs = list(zip(row.outcomes, other.outcomes, strict=True))
     return paired_difference(
-        [np.stack([mine.right(task) - others.right(task) for mine, others in pairs]) for task in tasks]
+        [
+            np.stack(
+                [unpack_hits(mine.hits[task]) - unpack_hits(others.hits[task]) for mine, others in pairs]
+            )
+            for task in tasks
+        ]
     )

@@ -20,6 +20,7 @@ from taskvec.studies.measured import (
     titled,
     unit_note,
 )
+from taskvec.studies.numerics.paired import Difference, holm
 
 Methods = Sequence[Sequence[Compared]]
 """Of each method a record a seed."""
@@ -65,14 +66,14 @@ def _head(consumed: str) -> str:
 
 
 def _table_of_methods(rows: Sequence[Row], compared: Methods, metrics: Metrics, of_regime: str) -> Table:
-    sums = sums_of(rows)
+    against = _against_sums(rows)
 
     def cells(row: Row) -> Sequence[object]:
         return (
             row.name,
             row.alpha,
             both(row.outcomes, metrics),
-            _against(row, sums),
+            against.get(id(row), NOTHING),
             Range([of.coefficients + (row.how == "searched") for of in row.of], "d"),
             _seconds([of.seconds for of in row.of if of.seconds is not None]),
             Mean([_mebibytes(of.peak_bytes) for of in row.of], ".0f", spread=False),
@@ -112,8 +113,9 @@ def _test_note(rows: Sequence[Row], metrics: Metrics) -> str:
     again = "not on how it would come out with other seeds" if seeds == 1 else f"given these {seeds} seeds"
     return (
         "− sum: points over plain addition whose α was found in the same way (that of a method without α: "
-        "searched, if it was) on the same test examples, ± half of the 95 % interval; * p < 0.05, each test "
-        f"by itself. It says how sure the difference is on other examples of these tasks, {again}."
+        "searched, if it was) on the same test examples, ± half of the 95 % interval; * p < 0.05, corrected "
+        "after Holm for the tests of this table. It says how sure the difference is on other examples of "
+        f"these tasks, {again}."
     )
 
 
@@ -133,13 +135,21 @@ def _missing(compared: Methods) -> Iterator[str]:
         yield f"Failed: {'; '.join(f'{name}: {why}' for name, why in wrong.items())}."
 
 
-def _against(row: Row, sums: Mapping[How, Row]) -> str:
-    """A row against plain addition."""
+def _against_sums(rows: Sequence[Row]) -> dict[int, str]:
+    """Rows against plain addition, where that can be tested; by their ids."""
+    sums = sums_of(rows)
+    found = {id(row): of for row in rows if (of := _difference(row, sums))}
+    corrected = holm([of.p for of in found.values()])
+    return {row: _shown(of, p) for (row, of), p in zip(found.items(), corrected, strict=True)}
+
+
+def _difference(row: Row, sums: Mapping[How, Row]) -> Difference | None:
     plain = sums.get(row.how) or sums.get("searched") or sums.get("default")
-    found = None if plain is None or row.name in ("sum", "zero-shot") else difference(row, plain)
-    if found is None:
-        return NOTHING
-    star = "*" if found.p < 0.05 else ""
+    return None if plain is None or row.name in ("sum", "zero-shot") else difference(row, plain)
+
+
+def _shown(found: Difference, p: float) -> str:
+    star = "*" if p < 0.05 else ""
     half = 100 * (found.interval[1] - found.interval[0]) / 2
     return f"{100 * found.mean:+.1f} ± {half:.1f}{star}".replace("-", "−")
 

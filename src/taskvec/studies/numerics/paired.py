@@ -42,3 +42,18 @@ def paired_difference(differences: Sequence[NDArray[np.float64]]) -> Difference:
     half = normal.inv_cdf(0.975) * deviation
     p = 2 * normal.cdf(-abs(mean) / deviation) if deviation else float(mean == 0)
     return Difference(mean, (mean - half, mean + half), p)
+
+
+def holm(probabilities: Sequence[float]) -> list[float]:
+    """The p-values of several tests, corrected so that 5 % is the chance of any false one among them.
+
+        p_(i) -> max over j <= i of min(1, (m - j + 1) p_(j)),    p_(1) <= ... <= p_(m)
+
+    Source: Holm 1979.
+    """
+    order = np.argsort(probabilities, kind="stable")
+    factors = np.arange(len(order), 0, -1)
+    raised = np.minimum(1.0, factors * np.asarray(probabilities, float)[order])
+    corrected = np.empty(len(order))
+    corrected[order] = np.maximum.accumulate(raised) if len(order) else raised
+    return [float(p) for p in corrected]
