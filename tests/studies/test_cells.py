@@ -34,6 +34,7 @@ few_shot: {shots: [1, 2], targets: [gabor], pool: others}
 layers: {by: first-order}
 lm_eval: {tasks: [own], limit: 10}
 inspect: 3
+explore: true
 """
 
 
@@ -66,6 +67,7 @@ def test_every_kind_of_cell_is_there(cells: list[Cell[Record]]) -> None:
     kinds = {"zero_shot", "single", "geometry", "addition", "joint", "atm", "negation", "analogy"}
     also = {
         "budget",
+        "explore",
         "method",
         "disentanglement",
         "costs",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from taskvec.arguments import checked
 from taskvec.errors import Diverged, InputError
+from taskvec.evaluation.linear import LinearFeatures
 from taskvec.evaluation.points import (
     OrdinaryPoints,
     Point,
@@ -209,6 +210,10 @@ class Evaluator:
     def order(self, name: str, split: SplitName) -> Tensor:
         """The places (N,) in the split of the examples in the order of :meth:`features`."""
         return self._prepared(name, split).targets()[1]
+
+    def linear_features(self, points: TangentPoints, name: str, split: SplitName) -> LinearFeatures:
+        """f0 and J tau of each vector, in the order of :meth:`features`."""
+        return points.linear_features(self._prepared(name, split))
 
     def logits(self, point: Point, name: str, split: SplitName) -> tuple[Tensor, Tensor]:
         """Logits (N, C) float32 and labels (N,), in the order of :meth:`features`.

@@ -81,7 +81,7 @@ def read_run(folder: Path) -> Results:
             "run its experiment again in this folder: finished cells are not computed again"
         )
     manifest = _Manifest.parse(str(path), read_mapping(path, _LIMIT))
-    return _results(manifest, records, str(path))
+    return _results(manifest, records, path)
 
 
 def _told(results: Results, finished: bool) -> _Manifest:
@@ -125,18 +125,19 @@ def _plain(study: Study[Any]) -> Any:
     )
 
 
-def _results(manifest: _Manifest, records: Mapping[str, Any], where: str) -> Results:
+def _results(manifest: _Manifest, records: Mapping[str, Any], path: Path) -> Results:
+    where = str(path)
     experiment = model_of_experiments().parse(f"{where}: experiment", manifest.experiment)
     suite = Suite.parse(f"{where}: suite", manifest.suite)
     plan = Plan(experiment, suite, manifest.model, manifest.digests, manifest.compared)
-    results = Results(plan, [_study(name, block, where) for name, block in manifest.studies.items()])
+    results = Results(plan, [_study(*study, where) for study in manifest.studies.items()], folder=path.parent)
     results.failed += manifest.failed
     for of in manifest.cells:
         for cell in of.cells:
             key = cell if isinstance(cell, str) else None
             results.add(of.kind, _found(cell, of.kind, records, where), of.regime, of.seed, key=key)
     if manifest.untrained:
-        results.untrained = _results(manifest.untrained, records, where)
+        results.untrained = _results(manifest.untrained, records, path)
     return results
 
 

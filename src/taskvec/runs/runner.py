@@ -58,7 +58,7 @@ class Runner:
         Args:
             told: of everything that begins and ends.
         """
-        results = Results(self._lab.plan, list(self._studies))
+        results = Results(self._lab.plan, list(self._studies), folder=self._lab.store.folder)
         parts = list(self._parts())
         told(Begun(self._lab.plan.experiment.name, parts))
         ends = {part.study: part for part in parts} | {part.study: part for part in parts if part.total}

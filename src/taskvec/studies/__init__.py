@@ -19,6 +19,7 @@ STUDIES: "Registry[type[Study[Any]]]" = Registry(
         "lm_eval_base": "taskvec.studies.lm_eval:LmEvalBase",
         "single": "taskvec.studies.single:Single",
         "addition": "taskvec.studies.addition:Addition",
+        "explore": "taskvec.studies.explore:Explore",
         "regularised": "taskvec.studies.regularised:Regularised",
         "lm_eval": "taskvec.studies.lm_eval:LmEval",
         "methods": "taskvec.studies.methods:Methods",

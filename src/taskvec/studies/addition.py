@@ -59,6 +59,10 @@ class AdditionSettings(Config):
     each: tuple[str, ...] | None = None
     """Regimes that also search a coefficient for every task; default: those evaluated in tangent space."""
 
+    def searches_each(self, experiment: Experiment, regime: str) -> bool:
+        """Whether the sum of all tasks in a regime gets a coefficient for every task, too."""
+        return experiment.space(regime) == "tangent" if self.each is None else regime in self.each
+
 
 class Each(Measured):
     """The sum with a coefficient of its own for every task."""
@@ -99,7 +103,7 @@ class Addition(Study[AdditionSettings]):
 
     def cells(self, trial: Trial) -> Iterator[Cell[Record]]:
         block, search = self.block, trial.experiment.search
-        each = trial.space == "tangent" if block.each is None else trial.regime in block.each
+        each = block.searches_each(trial.experiment, trial.regime)
         which = block.subsets if trial.regime in (block.regimes or trial.experiment.regimes) else "whole"
         for tasks in subsets(trial.tasks, which):
             whole = len(tasks) == len(trial.tasks)

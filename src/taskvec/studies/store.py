@@ -30,6 +30,7 @@ MADE = (
     "logs",
     "statistics",
     "inspected",
+    "outputs",
     "untrained",
     "figures",
     "run.json",

@@ -13,6 +13,7 @@ The registry's order is the order of work, of tables and of figures.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from taskvec.reports.block import Block
@@ -46,6 +47,8 @@ class Results:
     """What went wrong with cells that others do not need; the next run tries them again."""
     untrained: "Results | None" = None
     """The same experiment on the model before pre-training, if it was made for comparison."""
+    folder: Path | None = None
+    """The run folder, for files that records name; none where there are records alone."""
 
     def add(
         self, kind: str, result: Plain, regime: str = "", seed: int = 0, *, key: str | None = None

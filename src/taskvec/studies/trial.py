@@ -334,7 +334,7 @@ class Trial:
         )
         key = key_of("vector", decisive)
         name = name if len(name.encode()) <= 200 else "many"  # the key tells them apart
-        place = Path(f"seed{self.seed}", _folder(self.regime))
+        place = Path(f"seed{self.seed}", folder_of(self.regime))
         home, stem = store.folder / "vectors" / place, f"{name}-{key[:8]}"
         path, lines = home / f"{stem}.safetensors", store.folder / "logs" / place / f"{stem}.jsonl"
 
@@ -383,6 +383,6 @@ def _held(given: Mapping[str, Any], holding: Callable[[str], str]) -> dict[str, 
     return {"penalty": with_files(given["penalty"], holding)} if "penalty" in given else {}
 
 
-def _folder(regime: str) -> str:
+def folder_of(regime: str) -> str:
     """The regime as the name of a folder, which a pattern may be none of."""
     return regime if re.fullmatch(r"[\w-]+", regime) else f"pattern-{key_of('regime', {'name': regime})[:8]}"
