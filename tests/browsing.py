@@ -74,5 +74,5 @@ const box = (element) => {
 };
 return [...document.querySelectorAll(arguments[0])]
   .filter((element) => element.getClientRects().length && !element.closest(".unseen"))
-  .map((element) => [element.outerHTML.slice(0, 80), ...box(element)]);
+  .map((element) => [[...element.outerHTML].slice(0, 80).join(""), ...box(element)]);
 """

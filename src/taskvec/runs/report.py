@@ -15,6 +15,7 @@ from taskvec.reports.tables import Table
 from taskvec.runs.costs import cost_blocks
 from taskvec.runs.examples import example_blocks
 from taskvec.runs.manifest import name_of, write_manifest
+from taskvec.runs.provenance import table_of_records
 from taskvec.runs.training import training_charts
 from taskvec.studies import STUDIES
 from taskvec.studies.comparing import entries_of
@@ -93,6 +94,7 @@ def page_of(results: Results, figures: Mapping[str, Sequence[Block]], more: Sequ
         overview=[main] if main else [],
         sections=[*sections, *more],
         settings=experiment.model_dump(mode="json", by_alias=True),
+        records=[table_of_records(results)],
         footer=f"Base model fingerprint {results.plan.model}. Every number comes from records.jsonl in the "
         "run folder.",
     )
