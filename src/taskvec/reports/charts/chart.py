@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 from typing import Any, ClassVar
 
 from taskvec.reports.charts.scales import Axis, Scale, is_shown, number
-from taskvec.reports.charts.svg import Element, element, label
+from taskvec.reports.charts.svg import Element, element, label, marker, style_of
 
 LINE = 14.0
 """Height of a line of text."""
@@ -32,13 +32,25 @@ class Key:
     """An entry of the legend.
 
     Args:
-        style: classes of its colour and dashes; see ``svg.style_of``.
-        line: whether it is one, rather than a dot or a bar.
+        place: of the series, which gives it its look.
+        line: its kind, such as ``dashed``; none for a dot or a bar.
     """
 
     name: str
-    style: str
-    line: bool = False
+    place: int
+    line: str | None = None
+
+    @property
+    def style(self) -> str:
+        """Classes of its colour and dashes."""
+        return " ".join(filter(None, (style_of(self.place), self.line)))
+
+    @property
+    def swatch(self) -> Element:
+        """What stands before the name."""
+        if self.line is None:
+            return marker(self.place, 9, 5, size=4)
+        return element("path", class_="line", d="M0 5H18")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Dots(Chart):
     def legend(self) -> list[Key]:
         """The series, if there are several."""
         series = self._series()
-        return [Key(name, style_of(place)) for name, place in series.items() if len(series) > 1]
+        return [Key(name, place) for name, place in series.items() if len(series) > 1]
 
     def _series(self) -> dict[str, int]:
         return places_of(name for part in self.parts for row in part.rows() for name in row.values)

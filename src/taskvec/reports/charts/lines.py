@@ -19,7 +19,7 @@ from taskvec.reports.charts.chart import (
     told,
 )
 from taskvec.reports.charts.scales import Axis, Scale, is_shown, number
-from taskvec.reports.charts.svg import Element, element, marker, path, style_of, width_of
+from taskvec.reports.charts.svg import Element, element, marker, path, width_of
 
 _WIDTH, _HEIGHT = 340.0, 190.0
 _DOTTED = 60
@@ -95,16 +95,10 @@ class Lines(Chart):
 
     def legend(self) -> list[Key]:
         """Every name once; none for a single one."""
-        hues = self.hues()
-        series = {one.name: one for one in reversed(list(self._series()))}
+        hues, series = self.hues(), {one.name: one for one in reversed(list(self._series()))}
         names = places_of(one.name for one in self._series())
-        if len(names) < 2:
-            return []
-        return [
-            Key(name, _style(one, hues), line=isinstance(one, Level) or one.joined)
-            for name in names
-            if (one := series[name])
-        ]
+        keys = [Key(name, hues[series[name].hue or name], _kind(series[name])) for name in names]
+        return keys if len(keys) > 1 else []
 
     def hues(self) -> dict[str, int]:
         """The place of every hue."""
@@ -116,9 +110,15 @@ class Lines(Chart):
         yield from chain.from_iterable(plot.levels for plot in self.plots)
 
 
+def _kind(series: Curve | Level) -> str | None:
+    """Of its line, if it has one."""
+    if isinstance(series, Level):
+        return "level"
+    return ("dashed" if series.dashed else "") if series.joined else None
+
+
 def _style(series: Curve | Level, hues: Mapping[str, int]) -> str:
-    more = " level" if isinstance(series, Level) else " dashed" if series.dashed else ""
-    return style_of(hues[series.hue or series.name]) + more
+    return Key(series.name, hues[series.hue or series.name], _kind(series)).style
 
 
 def _draw(plot: Plot, hues: Mapping[str, int], names: Mapping[str, int]) -> Panel:

@@ -188,7 +188,7 @@ class Matrix(Chart):
             size = {"width": wide - 1, "height": _HEIGHT - 1}
             cell = [element("rect", class_=kind, fill_opacity=shaded(opacity), **size)]
             if self.form:
-                text = f"{value:{self.form}}".replace("-", "−") if is_shown(value) else "–"
+                text = f"{value:z{self.form}}".replace("-", "−") if is_shown(value) else "–"
                 deep = "deep" if opacity > 0.55 and kind != "none" else None
                 cell += [element("text", text, class_=deep, x=wide / 2 - 0.5, y=14, text_anchor="middle")]
             yield element("g", *cell, class_="cell", transform=f"translate({left + wide * place:g} 0)")

@@ -31,7 +31,7 @@ class Stacked(Chart):
     def legend(self) -> list[Key]:
         """The parts, if there are several."""
         parts = self._parts()
-        return [Key(name, style_of(place)) for name, place in parts.items() if len(parts) > 1]
+        return [Key(name, place) for name, place in parts.items() if len(parts) > 1]
 
     def _parts(self) -> dict[str, int]:
         return places_of(name for parts in self.rows.values() for name in parts)

@@ -69,17 +69,17 @@ def style_of(place: int) -> str:
     return f"s{place % HUES}" + (f" k{min(turn, 2)}" if turn else "")
 
 
-def marker(place: int, x: float, y: float, tip: str, size: float = 3.2) -> Element:
+def marker(place: int, x: float, y: float, tip: str = "", size: float = 3.2) -> Element:
     """A dot, a square or a diamond around a point."""
-    title = element("title", tip)
+    title = [element("title", tip)] if tip else []
     turn = place // HUES
     if not turn:
-        return element("circle", title, class_="mark", cx=x, cy=y, r=size)
+        return element("circle", *title, class_="mark", cx=x, cy=y, r=size)
     if turn == 1:
-        return element("rect", title, class_="mark", x=x - size, y=y - size, width=2 * size, height=2 * size)
+        return element("rect", *title, class_="mark", x=x - size, y=y - size, width=2 * size, height=2 * size)
     corner = 1.3 * size
     outline = path((x, y - corner), (x + corner, y), (x, y + corner), (x - corner, y))
-    return element("path", title, class_="mark", d=f"{outline}z")
+    return element("path", *title, class_="mark", d=f"{outline}z")
 
 
 def path(*points: tuple[float, float]) -> str:
