@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from handbook import api, commands, methods
+from handbook import api, commands, gallery, methods
 from handbook.links import ROOT, linked, place_of, relink
 from handbook.sections import SOURCES, read, without_sections
 from taskvec.cli import COMMANDS
@@ -22,6 +22,8 @@ def main(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     pages = _pages()
     for place, text in pages.items():
+        _write(folder / "docs" / place, text)
+    for place, text in gallery.reports():
         _write(folder / "docs" / place, text)
     for path in _linked_files():
         _copy(path, folder / "docs" / place_of(path))
@@ -38,7 +40,7 @@ def repository_pages() -> list[PurePosixPath]:
 
 
 def _pages() -> Pages:
-    moved = methods.moved()
+    moved = methods.moved() | gallery.moved()
     made = {place_of(path): _hand_written(path, moved) for path in repository_pages()}
     made |= {method.place: methods.page(method, moved) for method in methods.every_method()}
     made |= {commands.FOLDER / f"{name}.md": commands.page(name) for name in COMMANDS}
@@ -80,7 +82,8 @@ def _folder_page(folder: PurePosixPath) -> str:
 
 def _linked() -> list[PurePosixPath]:
     pages = set(repository_pages())
-    return sorted({each for page in pages for each in linked(read(page), page)} - pages)
+    found = {each for page in pages for each in linked(read(page), page)}
+    return sorted(found - pages - set(gallery.runs()))
 
 
 def _inside(folder: PurePosixPath) -> list[PurePosixPath]:

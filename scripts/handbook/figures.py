@@ -115,7 +115,13 @@ def _arrows(rule: Rule) -> Figure:
     kinds = ("task-a", "task-b", "task-sum", "merged")
     parts = [_arrow(kind, label, vector) for kind, (label, vector) in zip(kinds, named, strict=True)]
     return Figure(
-        _svg(420, 300, f"Two vectors that conflict, and what {rule.name} makes of them", parts),
+        _svg(
+            420,
+            300,
+            f"Two vectors that conflict, and what {rule.name} makes of them",
+            parts,
+            "handbook arrows",
+        ),
         f"Two vectors that conflict, and their sum. {_computed(rule)}",
     )
 
@@ -132,9 +138,9 @@ def _text(x: float, y: float, label: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}">{label}</text>'
 
 
-def _svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+def _svg(width: int, height: int, title: str, parts: Sequence[str], kind: str = "handbook") -> str:
     body = "".join(parts)
     return (
-        f'<svg class="handbook" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">'
+        f'<svg class="{kind}" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">'
         f"<title>{title}</title>{body}</svg>"
     )

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import taskvec as tv
-from handbook import api, built
+from handbook import api, built, gallery
 from handbook.__main__ import main, repository_pages
 from handbook.links import place_of, relink
 from taskvec.cli import COMMANDS
@@ -72,6 +72,14 @@ def test_every_public_name_is_on_one_page_of_the_interface() -> None:
     shown = re.findall(r"^::: (taskvec\S+)$", "\n".join(api.pages().values()), re.MULTILINE)
     public = {f"taskvec.{api.home(name)}.{name}" for name in tv.__all__ if name != "__version__"}
     assert public <= set(shown) and len(set(shown)) == len(shown)
+
+
+def test_the_gallery_has_the_report_of_every_run_that_is_kept(written: Path) -> None:
+    page = (written / "docs/gallery.md").read_text(encoding="utf-8")
+    for run in gallery.runs():
+        report = (written / f"docs/gallery/{run.name}.html").read_text(encoding="utf-8")
+        assert f"](gallery/{run.name}.html)" in page
+        assert "<table" in report and "default-src 'none'" in report
 
 
 @pytest.mark.parametrize(
