@@ -7,12 +7,14 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 from taskvec.cli import main
-from taskvec.runs.exports import csv_of
+from taskvec.runs.comparison import aligned, changes_of
+from taskvec.runs.exports import csv_of, json_of, latex_tables
 from taskvec.runs.several import open_runs
 from taskvec.tasks.score import wilson
 
@@ -119,6 +121,55 @@ def test_a_csv_holds_no_formulas(runs: Path) -> None:
     assert {row["run"] for row in rows_of(csv_of(open_runs([runs / "one"])))} == {"'=cmd|calc"}
 
 
+def test_two_runs_are_aligned_and_what_changed_is_said(runs: Path, report: Report) -> None:
+    page = runs / "both.html"
+    assert report(runs / "one", runs / "two", "-o", page)[0] == 0
+    first, second = open_runs([runs / "one", runs / "two"])
+    assert (first.label, second.label) == ("one", "two")
+    differs, same, by_task, *beside = aligned([first, second])
+    rows = {str(row[0]): list(map(str, row[1:])) for row in differs.rows}
+    assert rows["training.lr"] == ["0.002", "0.004"] and "seeds" not in rows and "data of pets" not in rows
+    names = [str(row[0]) for row in same.rows]
+    assert any(name.startswith("ties, full") and name.endswith("(only two)") for name in names)
+    assert any("addition, full, α searched" in name and "only" not in name for name in names)
+    assert "Negation" in [table.title for table in beside] and by_task.columns[1:] == tuple(first.tasks)
+    for change in changes_of(first, second).values():
+        before, after = change.absolute
+        if change.test is not None:
+            assert change.test.mean == pytest.approx(after - before, abs=1e-9)
+            assert change.p is not None and change.test.p <= change.p <= 1
+    text = page.read_text()
+    assert "What changed" in text and "training.lr" in text
+
+
+def test_a_run_beside_its_copy_changed_in_nothing(runs: Path) -> None:
+    shutil.copytree(runs / "one", runs / "copy")
+    first, copy = open_runs([runs / "one", runs / "copy"])
+    assert next(table.title for table in aligned([first, copy])) == "The same models"
+    changes = changes_of(first, copy)
+    assert changes and all(change.absolute[0] == change.absolute[1] for change in changes.values())
+    assert all(change.p == 1 for change in changes.values() if change.test)
+    for entry in json_of([first, copy])["compared"]:
+        assert len(set(entry["values"].values())) == 1
+
+
+def test_twenty_runs_are_one_page(runs: Path, report: Report) -> None:
+    folders = [shutil.copytree(runs / "one", runs / f"copy{number}") for number in range(20)]
+    assert report(*folders, "-o", runs / "many.html")[0] == 0
+    page = (runs / "many.html").read_text()
+    assert "20 runs side by side" in page and "copy19" in page and len(page) < 1_500_000
+
+
+def test_runs_of_other_tasks_stand_side_by_side(runs: Path, report: Report) -> None:
+    path = runs / "two" / "run.json"
+    manifest = json.loads(path.read_text())
+    manifest["suite"]["tasks"]["pets"]["metric"] = "macro_f1"
+    path.write_text(json.dumps(manifest))
+    assert report(runs / "one", runs / "two", "-o", runs / "both.html")[0] == 0
+    page = (runs / "both.html").read_text()
+    assert "do not compare" in page and "The same models" not in page
+
+
 def test_json_says_its_version_and_all_figures(runs: Path, report: Report) -> None:
     code, out, _ = report(runs / "one", runs / "two", "--json")
     told: dict[str, Any] = json.loads(out)
@@ -127,6 +178,14 @@ def test_json_says_its_version_and_all_figures(runs: Path, report: Report) -> No
     assert first["results"]["tasks"] and len(first["figures"]) == len(
         rows_of(csv_of(open_runs([runs / "one"])))
     )
+    absolute = [of for of in told["compared"] if of["study"] == "addition" and of["metric"] == "absolute"]
+    for of in absolute:
+        values = [
+            figure["value"]
+            for figure in first["figures"]
+            if (figure["study"], figure["row"], figure["metric"]) == ("addition", of["row"], "absolute")
+        ]
+        assert of["values"]["one"] == pytest.approx(fmean(values))
 
 
 def test_tables_of_a_paper(runs: Path, report: Report) -> None:
@@ -134,7 +193,8 @@ def test_tables_of_a_paper(runs: Path, report: Report) -> None:
     text = (runs / "tables.tex").read_text()
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") > 3
     labels = re.findall(r"\\label\{tab:([^}]*)\}", text)
-    assert len(set(labels)) == len(labels) and "\\documentclass" not in text
+    assert len(set(labels)) == len(labels) and "\\documentclass" not in text and r"\textbf{" in text
+    assert latex_tables(open_runs([runs / "one", runs / "two"])).count("What differs") == 1
 
 
 @pytest.mark.parametrize(

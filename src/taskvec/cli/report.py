@@ -26,13 +26,14 @@ def report(
     title: str | None = None,
     force: Force = False,
 ) -> None:
-    """Make the page of a run, or export figures of one or several for a paper or a script.
+    """Make one page of one or several runs, or export their figures for a paper or a script.
 
-    It reads `run.json` and `records.jsonl` of run folders, and needs neither model nor data.
+    It reads `run.json` and `records.jsonl` of run folders, and needs neither model nor data. Several runs
+    stand side by side: what was set otherwise, the same models aligned, what changed against the first.
 
-    Examples: `taskvec report runs/text4` makes its page again, `taskvec report runs/a runs/b --csv -o
-    figures.csv` gives every figure a line, and `taskvec report runs/text4 --latex > tables.tex` the tables of
-    a paper.
+    Examples: `taskvec report runs/text4` makes its page again, `taskvec report runs/a runs/b -o both.html`
+    compares two, `taskvec report runs/a runs/b --csv -o figures.csv` gives every figure a line, and
+    `taskvec report runs/text4 --latex > tables.tex` the tables of a paper.
 
     Args:
         runs: Folders that `taskvec run` or `taskvec demo` wrote.

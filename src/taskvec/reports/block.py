@@ -47,3 +47,15 @@ class Figure:
     def encoded(self) -> str:
         """The file in base64."""
         return base64.b64encode(self.path.read_bytes()).decode()
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A sentence or two."""
+
+    template: ClassVar[str] = "paragraph"
+
+    text: str
+
+    def data(self) -> None:
+        """It needs none."""

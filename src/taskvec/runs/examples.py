@@ -122,7 +122,7 @@ def _note(found: Mapping[str, Inspection], kept: Mapping[str, object], every: in
     parts[0] += (
         ", evenly spaced among those of their sort. In brackets: the share that a model gives to what it "
         "says. This page holds these inputs: do not pass it on where the data are private; an experiment "
-        "with `inspect: false` keeps none."
+        "that says inspect: false keeps none."
     )
     gone = [regime for regime, tasks in kept.items() if tasks is None]
     if gone:

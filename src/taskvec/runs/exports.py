@@ -9,6 +9,7 @@ from typing import Any
 
 from taskvec.reports.latex import latex_of
 from taskvec.reports.tables import Table
+from taskvec.runs.comparison import aligned, compare
 from taskvec.runs.figures import Fact
 from taskvec.runs.report import facts_of as results_of
 from taskvec.runs.report import page_of
@@ -49,18 +50,21 @@ def _plain(cell: object) -> object:
 
 
 def json_of(runs: Sequence[Run]) -> dict[str, Any]:
-    """All results of the runs and every figure; ``format`` is its version."""
+    """All results of the runs, every figure, and of several how they compare; ``format`` is its version."""
     told: dict[str, Any] = {
         "format": 1,
         "runs": [
             {
                 "label": run.label,
+                "finished": run.finished,
                 "results": results_of(run.results),
                 "figures": [dict(zip(COLUMNS, _cells(run, fact), strict=True)) for fact in run.facts],
             }
             for run in runs
         ],
     }
+    if len(runs) > 1:
+        told["compared"] = compare(runs)
     return {key: _finite(value) for key, value in told.items()}
 
 
@@ -79,7 +83,8 @@ def _finite(value: object) -> object:
 def latex_tables(runs: Sequence[Run]) -> str:
     """Every table of the runs for LaTeX, to paste: they need the package booktabs."""
     several = len(runs) > 1
-    tables = [(run.label, table) for run in runs for table in _tables(run)]
+    tables = [("comparison", table) for table in aligned(runs)] if several else []
+    tables += [(run.label, table) for run in runs for table in _tables(run)]
     texts = [
         latex_of(table, f"{label}: {table.title}" if several else table.title, f"{label} {number}")
         for number, (label, table) in enumerate(tables, start=1)

@@ -21,6 +21,9 @@ _SKIPPED = {
 }
 """What says how a figure was found, and what is no figure of its own."""
 
+_SAID_TWICE = {"negation": {"control", "keep"}}
+"""By kind of record, what is no figure, or the mean of others."""
+
 _BY_TASK = {"single": {"test"}, "layers": {"test"}, "negation": {"controls"}}
 """By kind of record, the keys of values by task."""
 
@@ -150,7 +153,7 @@ def _inside(value: Mapping[str, Any], path: Path, source: _Source) -> Iterator[F
     has_score = any(isinstance(each, dict) and "metric" in each for each in value.values())
     for key, each in value.items():
         inner = path if key == "rows" else (*path, key)
-        if key in _SKIPPED:
+        if key in _SKIPPED or key in _SAID_TWICE.get(source.kind, ()):
             continue
         if key in by_task and isinstance(each, dict):
             yield from _values(each, path, source)

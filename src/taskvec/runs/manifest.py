@@ -84,6 +84,11 @@ def read_run(folder: Path) -> Results:
     return _results(manifest, records, path)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the run of a folder that can be read has all its results. Raises: InputError, CorruptFile."""
+    return bool(read_mapping(folder / FILE, _LIMIT).get("finished", True))
+
+
 def _told(results: Results, finished: bool) -> _Manifest:
     plan = results.plan
     return _Manifest(

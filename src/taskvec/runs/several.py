@@ -11,19 +11,21 @@ from typing import Any
 from taskvec.errors import CorruptFile, InputError, TaskvecError
 from taskvec.reading import is_folder
 from taskvec.runs.figures import Fact, facts_of
-from taskvec.runs.manifest import read_run
+from taskvec.runs.manifest import is_finished, read_run
 from taskvec.studies.store import read_records
 from taskvec.studies.study import Results
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, read from its folder."""
+    """A run, read from its folder."""
 
     label: str
     folder: Path
     results: Results
     records: Mapping[str, Mapping[str, Any]]
+    finished: bool
+    """Whether all results of its experiment are there."""
 
     @cached_property
     def facts(self) -> list[Fact]:
@@ -56,7 +58,7 @@ def open_runs(folders: Sequence[Path]) -> list[Run]:
     read = [(folder, read_run(folder)) for folder in folders]
     labels = _labels([results.plan.experiment.name for _, results in read], places)
     return [
-        Run(label, folder, results, read_records(folder))
+        Run(label, folder, results, read_records(folder), is_finished(folder))
         for label, (folder, results) in zip(labels, read, strict=True)
     ]
 
