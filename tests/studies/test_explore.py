@@ -15,6 +15,7 @@ from xxhash import xxh3_128_hexdigest
 from taskvec.errors import InputError, TaskvecError
 from taskvec.models.heads import Head
 from taskvec.reports.charts.lines import Lines
+from taskvec.reports.page import Page, Section, render_page
 from taskvec.reports.sliders import Missing, Sliders
 from taskvec.runs.experiment import load_experiment
 from taskvec.runs.manifest import read_run
@@ -262,3 +263,36 @@ def test_a_regime_of_ordinary_space_is_refused(tiny_model: Path, tiny_suite: Pat
     path.write_text(text.replace("[tangent, post-hoc, tangent-attention, mine]", "[full]"))
     with pytest.raises(InputError, match=r"explore\.regimes: 'full' is evaluated in ordinary space"):
         load_experiment(path)
+
+
+def test_one_task_has_sliders_without_addition(tiny_model: Path, tiny_suite: Path, tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(
+        f"experiment: one\nmodel: {tiny_model}\nsuite: {tiny_suite}\ntasks: [pets]\n"
+        "training: {lr: 3e-3, steps: 3, batch_size: 16}\nregimes: {tangent: {}}\n"
+    )
+    runner = Runner(*load_experiment(path), Store(tmp_path / "run"))
+    write_report(runner.run(), tmp_path / "run")
+    [block] = [
+        of for of in Explore(ExploreSettings()).charts(read_run(tmp_path / "run")) if isinstance(of, Sliders)
+    ]
+    assert block.start == [1.0] and [label for label, _ in block.marks] == ["α = 0", "α = 1"]
+    [data] = block.data()["tasks"]
+    single = json.loads((tmp_path / "run" / "results.json").read_text())["seeds"]["0"]["tangent"]["single"]
+    assert unpacked(data, 1).accuracy([1.0]) == single["test"]["pets"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Coefficients of tangent" in page and 'class="plane"' not in page
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "a" * 300]
+)
+def test_names_are_text(name: str) -> None:
+    scores = AffineScores(np.ones((2, 3, 1), "float32"), np.array([0, 1]))
+    tasks = [
+        {"name": f"{name}{own}", "own": own, "zero": 50.0, "alone": 50.0, **packed(scores)}
+        for own in range(2)
+    ]
+    block = Sliders(name, name, [f"{name}0", f"{name}1"], tasks, [(name, [0.0, 0.0])], [0.0, 0.0])
+    html = render_page(Page("t", "", "", [Section("explore", name, [block, Missing(name, name)])]))
+    assert "<script>alert" not in html and "<img" not in html and ">49" not in html

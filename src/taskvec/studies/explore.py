@@ -86,7 +86,10 @@ class Explore(Study[ExploreSettings]):
 
     def facts(self, results: Results, regime: str, seed: int) -> Plain:
         found = results.of(Explored, regime, seed)
-        return {"explored": found[0].model_dump(mode="json")} if found else {}
+        if not found:
+            return {}
+        counts = {task: {"examples": of.examples, "of": of.of} for task, of in found[0].tasks.items()}
+        return {"explored": {"tasks": counts, "left_out": found[0].left_out}}
 
     def charts(self, results: Results) -> Iterator[Block]:
         yield from slider_blocks(results)
