@@ -51,7 +51,7 @@ def _side_by_side(rows: Sequence[Row], metrics: Metrics, name: str, regime: str)
         levels = {row.name: fmean(values[id(row)]) for row in rows if row.name == "zero-shot"}
         parts.append(Rows(measure, unit.axis(measure), groups, levels))
     caption = (
-        f"Methods side by side, {regime}: mean over tasks, by what each consumed; dotted: zero-shot. "
+        f"Methods side by side, {regime}: mean over tasks, by what each consumed; the line: zero-shot. "
         f"{of_seeds(len(rows[0].outcomes))}"
     )
     return Dots(name, caption, parts)
