@@ -91,7 +91,7 @@ def page_of(results: Results, figures: Mapping[str, Sequence[Block]], more: Sequ
         title=experiment.name,
         description=experiment.description,
         lead=overview.sentence(),
-        overview=[main] if main else [],
+        overview=[block for block in (overview.chart(), main) if block],
         sections=[*sections, *more],
         settings=experiment.model_dump(mode="json", by_alias=True),
         records=[table_of_records(results)],
@@ -130,7 +130,8 @@ def sections_of(results: Results, folder: Path) -> list[Section]:
 def _draw(results: Results, folder: Path, facts: str) -> dict[str, list[Figure]]:
     """Every drawing as a file; by study."""
     code = [path for package in (reports, studies) for path in Path(package.__path__[0]).rglob("*.py")]
-    drawings = {name_of(study): list(study.drawings(results)) for study in _studies_of(results)}
+    drawings = {"overview": list(Overview(results).drawings())}
+    drawings |= {name_of(study): list(study.drawings(results)) for study in _studies_of(results)}
     drawn = iter(draw_all(chain(*drawings.values()), folder / "figures", facts, code))
     return {name: [Figure(*drawing) for drawing in islice(drawn, len(of))] for name, of in drawings.items()}
 

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 
+from taskvec.reports.charts.dots import Dots, Row, Rows
+from taskvec.reports.charts.painting import paint
+from taskvec.reports.drawing import Drawing
 from taskvec.reports.numbers import NOTHING, Interval, Mean, Probability, Range, percent
 from taskvec.reports.tables import Cells, Table
+from taskvec.studies.charting import Unit
 from taskvec.studies.comparing import SHARES, Line, compare, entries_of
 from taskvec.studies.entry import ADDITION, PRETRAINED, SINGLE, Entry, of_regimes
 from taskvec.studies.measured import in_unit, mean_in_unit, reciprocal_note, titled, unit_note, units_of
@@ -191,6 +195,48 @@ class Overview:
             f"{seeds}; p: of the paired test, corrected after Holm for the {tests} tests of this table."
         )
 
+    def chart(self) -> Dots | None:
+        """The best of each class, and lines where the models are that others are compared with."""
+        made = [line for line in self.lines if not line.entry.is_reference]
+        if not made:
+            return None
+        unit = Unit(self.unit or "")
+        groups: dict[str, list[Row]] = {}
+        for line in made:
+            rows = groups.setdefault(_head(line.entry), [])
+            if len(rows) < _DRAWN:
+                rows.append(self._row(line, unit))
+        measure = "normalized" if self.unit is None else "absolute"
+        levels = {
+            line.entry.name: fmean(unit.of(self._means(line.entry)))
+            for line in self.lines
+            if line.entry.is_reference
+        }
+        several = "the best" if any(len(rows) == _DRAWN for rows in groups.values()) else "models"
+        caption = (
+            f"One model for all tasks: {several} of each class of what was consumed, with "
+            f"{'95 % intervals' if self.unit is not None else 'the deviation over seeds'}; "
+            f"dashed: {' and '.join(reversed(levels))}."
+        )
+        return Dots("overview", caption, [Rows("", unit.axis(measure), groups, levels)])
+
+    def _row(self, line: Line, unit: Unit) -> Row:
+        entry = line.entry
+        several = len(self.results.plan.experiment.regimes) > 1
+        name = ", ".join(filter(None, (entry.name, entry.regime if several else "")))
+        alpha = "" if entry.how == "none" or not entry.coefficients else f", α {_alpha(entry)}"
+        ends = None if line.interval is None or self.unit is None else sorted(unit.of(line.interval))
+        return Row(f"{name}{alpha}", {"": unit.of(self._means(entry))}, (ends[0], ends[1]) if ends else None)
+
+    def _means(self, entry: Entry) -> list[float]:
+        """Over tasks, of each seed: absolute where the tasks have one unit."""
+        return [edit.normalized if self.unit is None else edit.absolute for edit in entry.edits]
+
+    def drawings(self) -> Iterator[Drawing]:
+        """The chart as a file."""
+        if chart := self.chart():
+            yield Drawing(chart.name, chart.caption, partial(paint, chart))
+
     def sentence(self) -> str:
         """What was run and what came of it."""
         return f"{self._subject()}: {self._outcome()}."
@@ -216,7 +262,7 @@ class Overview:
         return told
 
     def _mean(self, line: Line) -> float:
-        return fmean(edit.normalized if self.unit is None else edit.absolute for edit in line.entry.edits)
+        return fmean(self._means(line.entry))
 
     def _told(self, line: Line) -> str:
         """A model and what it gives."""
@@ -260,6 +306,9 @@ class Overview:
         what = self._of_what() if self.unit is not None else ""
         return f"{' against '.join(f'{name} {value}' for name, value in told.items())}{what}"
 
+
+_DRAWN = 8
+"""Models of a class that the chart has room for."""
 
 _PLACES = ("is_compared", "is_folded")
 

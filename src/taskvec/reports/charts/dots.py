@@ -27,10 +27,15 @@ Values = Sequence[float | None]
 
 @dataclass(frozen=True)
 class Row:
-    """A name, and the values of every series there, such as one a seed."""
+    """A name, and the values of every series there, such as one a seed.
+
+    Args:
+        interval: of their mean, in place of the values' deviation.
+    """
 
     name: str
     values: Mapping[str, Values]
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def _draw(part: Rows, series: Mapping[str, int]) -> Panel:
         value
         for row in part.rows()
         for values in row.values.values()
-        for value in reach(values, part.axis.log)
+        for value in (*reach(values, part.axis.log, spread=row.interval is None), *(row.interval or ()))
     ]
     scale = Scale.over(part.axis, [*numbers, *part.levels.values()], (left + 4, left + _PLOT - 10), 4)
     width = left + _PLOT
@@ -125,20 +130,28 @@ def _row(
         place = series[name] if count > 1 else group
         y = middle + apart * (series[name] - (count - 1) / 2)
         if values:
-            shapes = _dot(f"{row.name}, {name}" if name else row.name, values, scale, y, place)
+            tip = f"{row.name}, {name}" if name else row.name
+            shapes = _dot(tip, values, scale, y, place, row.interval)
             yield element("g", *shapes, class_=style_of(place), data_key=series[name])
 
 
-def _dot(tip: str, values: Sequence[float], scale: Scale, y: float, place: int) -> Iterator[Element]:
+def _dot(
+    tip: str,
+    values: Sequence[float],
+    scale: Scale,
+    y: float,
+    place: int,
+    interval: tuple[float, float] | None,
+) -> Iterator[Element]:
     mean = fmean(values)
-    if len(values) > 1:
-        half = stdev(values)
-        if not scale.log:
-            ends = f"M{scale.at(mean - half):g} {y:g}H{scale.at(mean + half):g}"
-            yield element("path", class_="bar", d=ends)
-        for value in values[:100]:
-            yield element("circle", class_="seed", cx=scale.at(value), cy=y, r=1.6)
-    yield marker(place, scale.at(mean), y, f"{tip}: {told(values)}")
+    half = stdev(values) if len(values) > 1 else 0.0
+    low, high = interval or (mean - half, mean + half)
+    if low < high and not scale.log:
+        yield element("path", class_="bar", d=f"M{scale.at(low):g} {y:g}H{scale.at(high):g}")
+    for value in values[:100] if len(values) > 1 else ():
+        yield element("circle", class_="seed", cx=scale.at(value), cy=y, r=1.6)
+    sure = f", 95 %: {number(low)} to {number(high)}" if interval else ""
+    yield marker(place, scale.at(mean), y, f"{tip}: {told(values)}{sure}")
 
 
 def _said(part: Rows) -> str:

@@ -126,6 +126,14 @@ def _paint_dots(chart: Dots) -> "Figure":
     return figure
 
 
+def _spread(values: Sequence[float], interval: tuple[float, float] | None) -> object:
+    """How far bars reach to both sides of the mean."""
+    if interval is None:
+        return stdev(values) if len(values) > 1 else None
+    mean = fmean(values)
+    return [[max(0.0, mean - interval[0])], [max(0.0, interval[1] - mean)]]
+
+
 def _paint_rows(ax: "Axes", part: Rows, series: Mapping[str, int], named: bool) -> None:
     names: list[str] = []
     for group, (head, rows) in enumerate(part.groups.items()):
@@ -135,7 +143,7 @@ def _paint_rows(ax: "Axes", part: Rows, series: Mapping[str, int], named: bool) 
                 if values := shown(given):
                     color = f"C{(series[name] if len(series) > 1 else group) % 10}"
                     y = len(names) + (series[name] - (len(series) - 1) / 2) * 0.8 / len(series)
-                    spread = stdev(values) if len(values) > 1 else None
+                    spread = _spread(values, row.interval)
                     ax.errorbar(
                         fmean(values), y, xerr=spread, fmt="o", ms=4, lw=1.2, color=color, label=name or None
                     )
