@@ -126,7 +126,9 @@ def _paint_dots(chart: Dots) -> "Figure":
     return figure
 
 
-def _spread(values: Sequence[float], interval: tuple[float, float] | None) -> object:
+def _spread(
+    values: Sequence[float], interval: tuple[float, float] | None
+) -> float | list[list[float]] | None:
     """How far bars reach to both sides of the mean."""
     if interval is None:
         return stdev(values) if len(values) > 1 else None
