@@ -117,9 +117,8 @@ def test_what_is_there_is_not_computed_again(write: Write) -> None:
     path = write("true")
     assert run(path) == 0
     [before] = records(path, "joint")
-    assert (
-        set(before["result"]) == {"absolute", "normalized", "values"} and "combiner" not in before["inputs"]
-    )
+    assert set(before["result"]) - {"hits", "seconds"} == {"absolute", "normalized", "values"}
+    assert "combiner" not in before["inputs"]
     assert "combiners" not in facts(path)
     write("{combiner: pcgrad}")
     assert run(path) == 0
