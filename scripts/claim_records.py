@@ -64,8 +64,9 @@ class Runs:
 
     @cached_property
     def told(self) -> dict[str, dict[str, object]]:
-        """What a reader needs to find a record again, by key."""
-        return {found.key: found.told() for of_run in self._found.values() for found in of_run}
+        """What a reader needs to find a record again, by key; of runs that share one, the first is named."""
+        every = [found for of_run in self._found.values() for found in of_run]
+        return {found.key: found.told() for found in reversed(every)}
 
     def of(self, run: str, cell: str) -> list[Found]:
         """The records of a kind, the latest of those that are about the same."""

@@ -249,13 +249,12 @@ def _section(
 ) -> Iterator[str]:
     yield f"### {claim.title}\n\n{claim.says.strip()}\n"
     yield f"- Published: {claim.published or 'no figure known to us'}{f' [{claim.tag}]' if claim.tag else ''}"
-    runs = dict.fromkeys(records[key]["run"] for of in given.figures.values() for key in of.records)
-    if runs:
-        models = dict.fromkeys(f"{benches[run].model} parameters, {benches[run].tasks}" for run in runs)
-        yield f"- Here: {'; '.join(models)}"
-    for quantity in claim.figures:
-        if quantity.what in given.figures:
-            yield f"    - {shown(quantity, given.figures[quantity.what])}"
+    known = [quantity for quantity in claim.figures if quantity.what in given.figures]
+    if known:
+        runs = [benches[pick.run] for quantity in known for pick in quantity.picks]
+        yield f"- Here: {'; '.join(dict.fromkeys(f'{run.model} parameters, {run.tasks}' for run in runs))}"
+    for quantity in known:
+        yield f"    - {shown(quantity, given.figures[quantity.what])}"
     reason = " ".join(text.strip() for text in (claim.untestable, claim.note) if text)
     yield f"- **{given.verdict.capitalize()}.**{' ' if reason else ''}{reason}"
     if traced := _traced(given, records):
