@@ -224,7 +224,8 @@ class Overview:
         entry = line.entry
         several = len(self.results.plan.experiment.regimes) > 1
         name = ", ".join(filter(None, (entry.name, entry.regime if several else "")))
-        alpha = "" if entry.how == "none" or not entry.coefficients else f", α {_alpha(entry)}"
+        is_scaled = entry.how != "none" and entry.coefficients
+        alpha = f", α {Range(entry.coefficients.values())}" if is_scaled else ""
         ends = None if line.interval is None or self.unit is None else sorted(unit.of(line.interval))
         return Row(f"{name}{alpha}", {"": unit.of(self._means(entry))}, (ends[0], ends[1]) if ends else None)
 
