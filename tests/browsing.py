@@ -73,6 +73,6 @@ const box = (element) => {
   return [left + scrollX, top + scrollY, right + scrollX, bottom + scrollY];
 };
 return [...document.querySelectorAll(arguments[0])]
-  .filter((element) => element.getClientRects().length && !element.closest(".unseen"))
+  .filter((element) => element.checkVisibility() && !element.closest(".unseen"))
   .map((element) => [[...element.outerHTML].slice(0, 80).join(""), ...box(element)]);
 """
