@@ -26,7 +26,7 @@ from taskvec.tasks.source import SOURCES
 from taskvec.tasks.suite import Suite
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -67,9 +67,14 @@ def test_every_import_shown_works(page: Path) -> None:
         exec(statement, {})
 
 
-def test_the_readme_counts_the_rules() -> None:
-    counts = re.findall(r"(\d+) rules", (ROOT / "README.md").read_text())
-    assert set(counts) == {str(len(RULES))}, f"README.md counts {set(counts)} rules, there are {len(RULES)}"
+@pytest.mark.parametrize("page", ["README.md", "docs/supported.md"])
+def test_the_rules_are_counted(page: str) -> None:
+    counts = re.findall(r"(\d+) rules", (ROOT / page).read_text())
+    assert set(counts) == {str(len(RULES))}, f"{page} counts {set(counts)} rules, there are {len(RULES)}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 170
 
 
 def test_every_key_of_an_experiment_file_is_on_its_page() -> None:

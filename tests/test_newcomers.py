@@ -27,13 +27,13 @@ TEXT = {
     ("kind", "names", "page", "pattern"),
     [
         ("regime", REGIMES, "docs/training.md", r"^\| `{}` \|"),
-        ("regime", REGIMES, "README.md", r"^\| regimes \|.*`{}`"),
+        ("regime", REGIMES, "docs/supported.md", r"^\| regimes \|.*`{}`"),
         ("metric", METRICS, "docs/suites.md", r"^\| `metric` \|.*`{}`"),
         ("kind of task", KINDS, "docs/suites.md", r"kind \*\*`{}`\*\*"),
-        ("kind of task", KINDS, "README.md", r"^\| kinds of task \|.*`{}`"),
+        ("kind of task", KINDS, "docs/supported.md", r"^\| kinds of task \|.*`{}`"),
         ("data source", SOURCES, "docs/suites.md", r"^`[\w`, ]*\b{}`[\w`, ]*:"),
         ("kind of model", [TEXT.get(name, name) for name in LOADERS], "docs/models.md", r"^\| `?{}`? \|"),
-        ("suite", suite_names(), "README.md", r"^\| suites \|.*`{}`"),
+        ("suite", suite_names(), "docs/supported.md", r"^\| suites \|.*`{}`"),
     ],
 )
 def test_whatever_is_registered_is_on_its_page(
