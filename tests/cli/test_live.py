@@ -100,6 +100,8 @@ def test_a_terminal_gets_each_table_once_and_is_left_clean(file: Path) -> None:
 
 
 def test_ctrl_c_leaves_the_terminal_clean_and_a_page_that_says_so(file: Path) -> None:
+    longer = "joint: {combiner: [mean, pcgrad, mgda, upgrad]}\natm: {rounds: [1, 2, 3]}"
+    file.write_text(file.read_text().replace("joint: true", longer))
     code, written = on_terminal(file, 80, stop_at="Single tasks")
     assert code == 130
     assert written.rindex(SHOWN) > written.rindex(HIDDEN)

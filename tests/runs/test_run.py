@@ -67,6 +67,8 @@ def test_a_run_leaves_records_vectors_tables_and_figures(finished: Path) -> None
         "atm",
         "negation",
         "cosine",
+        "overview",
+        "explore-measured",
     }
     trained = len(list(folder.glob("vectors/seed0/*/*.safetensors")))
     assert trained == 2 * (3 + 2) + 1  # tasks, joint, ascent; ATM of two rounds

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, groupby, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,21 @@ from taskvec.writing import replace_text
 
 
 def facts_of(results: Results) -> dict[str, Any]:
-    """All results as plain data."""
-    plan, experiment = results.plan, results.plan.experiment
+    """All results as plain data, which JSON can hold."""
+    plan, experiment, shown = results.plan, results.plan.experiment, _studies_of(results)
+    of_trials = [study for study in shown if not study.of_model]
     facts: dict[str, Any] = {
         "experiment": experiment.model_dump(mode="json", by_alias=True),
         "tasks": plan.tasks,
         "model": plan.model,
         "entries": [entry.told() for entry in entries_of(results)],
+        **_facts((study for study in shown if study.of_model), results),
+        "seeds": {
+            str(seed): {regime: _facts(of_trials, results, regime, seed) for regime in experiment.regimes}
+            for seed in experiment.seeds
+        },
     }
-    for of_model, group in groupby(_studies_of(results), key=lambda study: study.of_model):
-        of = list(group)
-        if of_model:
-            facts |= _facts(of, results)
-        else:
-            facts["seeds"] = {
-                str(seed): {regime: _facts(of, results, regime, seed) for regime in experiment.regimes}
-                for seed in experiment.seeds
-            }
+    facts = {key: _said(fact) for key, fact in facts.items()}
     return {**facts, "untrained": facts_of(results.untrained)} if results.untrained else facts
 
 
@@ -107,7 +105,7 @@ def write_report(results: Results, folder: Path) -> list[Table]:
     """
     facts = facts_of(results)
     write_manifest(results, folder)
-    replace_text(folder / "results.json", json.dumps(_said(facts), indent=1))
+    replace_text(folder / "results.json", json.dumps(facts, indent=1))
     figures = _draw(results, folder, json.dumps(facts))
     page = page_of(
         results, {**figures, "inspect": example_blocks(results, folder)}, sections_of(results, folder)

@@ -35,8 +35,8 @@ STUDIES: "Registry[type[Study[Any]]]" = Registry(
         "advantage": "taskvec.studies.advantage:Advantage",
         "disentanglement": "taskvec.studies.disentanglement:Disentanglement",
         "layers": "taskvec.studies.layers:Layers",
-        "costs": "taskvec.studies.cost:Costs",
         "inspect": "taskvec.studies.inspected:Inspect",
+        "costs": "taskvec.studies.cost:Costs",
     },
 )
 
