@@ -96,41 +96,15 @@ def test_a_legend_hides_its_series_in_every_panel(browser: Browser, charts: Path
     assert browser.js(seen) == 8
 
 
-def order(browser: Browser) -> list[str]:
-    """Rows of the matrix that are seen, from the top."""
-    found: list[str] = browser.js("""
-      const rows = [...document.querySelectorAll("#matrix .map .row")].filter(r => r.getClientRects().length);
-      const top = (row) => row.getBoundingClientRect().top;
-      return rows.sort((a, b) => top(a) - top(b)).map(row => row.textContent);
-    """)
-    return found
-
-
-def test_a_matrix_sorts_by_a_column_and_back(browser: Browser, charts: Path) -> None:
+def test_a_matrix_says_its_cell_to_pointer_and_keyboard(browser: Browser, charts: Path) -> None:
     browser.open(charts)
-    browser.js("document.querySelector('#matrix .column').focus()")
-    browser.press("ENTER")
-    assert [row[:4] for row in order(browser)] == ["high", HOSTILE[:4], "low"]
-    browser.press("ENTER")
-    assert [row[:4] for row in order(browser)] == ["low", "high", HOSTILE[:4]]
-
-
-def test_rows_and_columns_of_a_matrix_can_be_hidden(browser: Browser, charts: Path) -> None:
-    browser.open(charts)
-    hide = """
-      document.querySelector("#matrix details").open = true;
-      const labels = [...document.querySelectorAll("#matrix details label")];
-      labels.find(label => label.textContent.trim() === arguments[0]).click();
-    """
-    browser.js(hide, "high")
-    assert [row[:4] for row in order(browser)] == ["low", HOSTILE[:4]]
-    browser.js(hide, "a")
-    cells = (
-        "return [...document.querySelectorAll('#matrix .cell')].filter(c => c.getClientRects().length).length"
-    )
-    assert browser.js(cells) == 2
-    browser.js(hide, "high")
-    assert len(order(browser)) == 3
+    row = browser.js("return document.querySelector('#matrix .map').children[1].querySelector('.cell rect')")
+    browser.js(OVER, row, (0.5, 0.5))
+    assert browser.js(TIP) == "high, a: 0.8"
+    browser.js("document.querySelector('#matrix .cursor').focus()")
+    browser.press("ARROW_RIGHT", "ARROW_DOWN", "ARROW_DOWN")
+    assert browser.js(TIP) == f"{HOSTILE}, b: 0.4"
+    assert not browser.complaints()
 
 
 @pytest.mark.parametrize(

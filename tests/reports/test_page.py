@@ -110,6 +110,7 @@ def test_the_policy_allows_the_one_style_and_the_one_script_and_nothing_else() -
 def test_scripts_are_small_strict_and_write_no_markup() -> None:
     [script] = inlined(page_of(), "script")
     assert len(script.encode()) <= 25_000
+    assert sum(path.stat().st_size for path in SCRIPTS.glob("*.js")) <= 25_000
     for path in sorted(SCRIPTS.glob("*.js")):
         text = path.read_text("utf-8")
         assert text.startswith('"use strict";\n'), path

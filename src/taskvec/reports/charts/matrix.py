@@ -172,7 +172,6 @@ class Matrix(Chart):
                 0,
                 110,
                 class_="column",
-                data_place=place,
                 transform=f"translate({x:g} {y:g})rotate(-40)",
             )
 
@@ -182,7 +181,7 @@ class Matrix(Chart):
         return element("g", head, *cells(values, left, wide), transform=f"translate(0 {y:g})")
 
     def _cells(self, values: Sequence[float | None], left: float, wide: float) -> Iterator[Element]:
-        """Each by itself, so that a script can move it."""
+        """Each by itself."""
         for place, value in enumerate(values):
             kind, opacity = self.tint.shade(value)
             size = {"width": wide - 1, "height": _HEIGHT - 1}

@@ -23,6 +23,11 @@ function filled(element, attributes, children) {
   return element;
 }
 
+/** Where the pointer is, in the units of a drawing. */
+function pointed(svg, { clientX, clientY }) {
+  return new DOMPoint(clientX, clientY).matrixTransform(svg.getScreenCTM().inverse());
+}
+
 /** A number as tables show it; a dash where there is none. */
 function number(value, digits = 1) {
   return Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "–";
@@ -44,6 +49,8 @@ function blocks(name, start) {
 function say(text) {
   document.getElementById("said").textContent = text;
 }
+
+const sayLeft = (count, what) => say(`${count} ${what}${count === 1 ? "" : "s"}`);
 
 const tip = make("div", { id: "tip", role: "tooltip", hidden: true });
 
@@ -88,6 +95,14 @@ starts.push(() => {
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
+/** What an arrow key does: go([right, down], event), unless that is false. */
+function arrows(root, go) {
+  root.addEventListener("keydown", (event) => {
+    const way = !event.defaultPrevented && ARROWS[event.key];
+    if (way && go(way, event) !== false) event.preventDefault();
+  });
+}
+
 /** Let Tab reach one of the elements, and the arrow keys the nearest ones from there. */
 function rove(root, selector) {
   const all = () => [...root.querySelectorAll(selector)].filter((element) => element.getClientRects().length);
@@ -101,13 +116,11 @@ function rove(root, selector) {
     const chosen = event.target.closest(selector);
     if (chosen) enter(chosen);
   });
-  root.addEventListener("keydown", (event) => {
-    const way = ARROWS[event.key];
-    const from = way && event.target.closest(selector);
+  arrows(root, (way, { target }) => {
+    const from = target.closest(selector);
     const to = from && nearest(from, all(), way);
-    if (!to) return;
-    event.preventDefault();
-    to.focus();
+    if (to) to.focus();
+    return Boolean(to);
   });
 }
 

@@ -1,12 +1,6 @@
 "use strict";
 // Examples that a reader filters by task, mistake, regime, and by what was taken for what.
 
-const facts = (row) => {
-  const found = { confusion: row.dataset.confusion };
-  for (const cell of row.querySelectorAll("[data-by]")) found[cell.dataset.by] = cell.textContent;
-  return found;
-};
-
 /** How often each value of a fact occurs among rows, the most frequent first. */
 function tallied(rows, name) {
   const counts = new Map();
@@ -25,7 +19,7 @@ function offer(select, label, counts) {
 const CHOICES = { regime: "every regime", task: "every task", what: "every mistake", confusion: "every confusion" };
 
 blocks("examples", (root) => {
-  const rows = [...root.querySelectorAll("tbody tr")].map((row) => ({ row, ...facts(row) }));
+  const rows = [...root.querySelectorAll("tbody tr")].map((row) => ({ row, ...row.dataset }));
   const names = Object.keys(CHOICES).filter((name) => tallied(rows, name).length > 1);
   const selects = new Map(names.map((name) => [name, make("select", { "aria-label": `Show ${CHOICES[name]}`, change: show })]));
   const fits = (row, but) =>
@@ -38,7 +32,7 @@ blocks("examples", (root) => {
       left += !each.row.hidden;
     }
     root.querySelector(".none").hidden = left > 0;
-    say(left === 1 ? "1 example" : `${left} examples`);
+    sayLeft(left, "example");
   }
   root.querySelector(".tools").append(...selects.values());
   for (const name of names) offer(selects.get(name), CHOICES[name], tallied(rows, name));

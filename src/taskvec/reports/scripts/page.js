@@ -1,5 +1,5 @@
 "use strict";
-// The page itself: light or dark, where the reader is, and paper.
+// The page itself: light or dark, and where the reader is.
 
 starts.push(() => {
   const root = document.documentElement;
@@ -11,32 +11,18 @@ starts.push(() => {
     root.dataset.theme = dark() ? "light" : "dark";
     show();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
   show();
 });
 
 starts.push(() => {
-  const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
-  const watch = new IntersectionObserver(
-    (entries) => {
-      for (const { target, isIntersecting } of entries) {
-        if (!isIntersecting) continue;
-        for (const link of links.values()) link.removeAttribute("aria-current");
-        links.get(target.id).setAttribute("aria-current", "true");
-      }
-    },
-    { rootMargin: "-10% 0px -80% 0px" },
-  );
-  for (const id of links.keys()) watch.observe(document.getElementById(id));
-});
-
-starts.push(() => {
-  let closed = [];
-  addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll("details:not([open])")];
-    for (const details of closed) details.open = true;
-  });
-  addEventListener("afterprint", () => {
-    for (const details of closed) details.open = false;
-  });
+  const links = [...document.querySelectorAll("nav a")];
+  const mark = (entries) => {
+    const seen = entries.find((entry) => entry.isIntersecting);
+    for (const link of seen ? links : []) {
+      if (link.hash === `#${seen.target.id}`) link.setAttribute("aria-current", "true");
+      else link.removeAttribute("aria-current");
+    }
+  };
+  const watch = new IntersectionObserver(mark, { rootMargin: "-10% 0px -80% 0px" });
+  for (const link of links) watch.observe(document.getElementById(link.hash.slice(1)));
 });

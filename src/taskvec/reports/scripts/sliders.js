@@ -40,7 +40,7 @@ function judge({ classes, columns, labels, offsets, sum }) {
   let right = 0;
   for (let n = 0, row = 0; n < labels.length; n++, row += columns) {
     let length = 0;
-    for (let k = classes - 1; k < columns; k++) length += sum[row + k] * sum[row + k];
+    for (let k = classes - 1; offsets && k < columns; k++) length += sum[row + k] ** 2;
     length = Math.max(Math.sqrt(length), 1e-30);
     let best = 0;
     let found = 0;
@@ -79,18 +79,18 @@ function plane(root, tasks, at, go) {
   let next = 0;
   let frame = 0;
 
-  function share(task, a, one, b, other) {
-    const { sum, rest } = task;
-    for (let i = 0; i < sum.length; i++) sum[i] = rest[i] + a * one[i] + b * other[i];
+  function share(task, [one, other], [a, b]) {
+    const { sum, rest, terms } = task;
+    const [right, upwards] = [terms[one.own + 1], terms[other.own + 1]];
+    for (let i = 0; i < sum.length; i++) sum[i] = rest[i] + a * right[i] + b * upwards[i];
     return judge(task);
   }
 
   function paint() {
-    const [right, upwards] = pair();
+    const both = pair();
     for (const until = performance.now() + 6; next < cells.length && performance.now() < until; next++) {
-      const [a, b] = [(next % SIDE) * STEP - END, Math.floor(next / SIDE) * STEP - END];
-      const of = (task) => share(task, a, task.terms[right.own + 1], right === upwards ? 0 : b, task.terms[upwards.own + 1]);
-      cells[next].setAttribute("fill-opacity", tidy((of(right) + of(upwards)) / 2));
+      const at = [(next % SIDE) * STEP - END, both[0] === both[1] ? 0 : Math.floor(next / SIDE) * STEP - END];
+      cells[next].setAttribute("fill-opacity", tidy(mean(both.map((task) => share(task, both, at)))));
     }
     frame = next < cells.length ? requestAnimationFrame(paint) : 0;
   }
@@ -118,20 +118,16 @@ function plane(root, tasks, at, go) {
   }
 
   function point(event) {
-    const box = svg.getBoundingClientRect();
+    const { x, y } = pointed(svg, event);
     const value = (length) => Math.round(20 * ((length / CELL - 0.5) * STEP - END)) / 20;
-    const scale = 324 / box.width;
-    move(value((event.clientX - box.left) * scale - 30), value(SIDE * CELL - (event.clientY - box.top) * scale));
+    move(value(x), value(SIDE * CELL - y));
   }
   root.addEventListener("change", show);
   svg.addEventListener("pointerdown", point);
   svg.addEventListener("pointermove", (event) => event.buttons && point(event));
-  svg.addEventListener("keydown", (event) => {
-    const way = ARROWS[event.key];
-    if (!way) return;
-    event.preventDefault();
+  arrows(svg, ([x, y]) => {
     const [right, upwards] = pair();
-    move(tidy(at[right.own] + way[0] / 20), tidy(at[upwards.own] - way[1] / 20));
+    move(tidy(at[right.own] + x / 20), tidy(at[upwards.own] - y / 20));
   });
   return show;
 }
@@ -175,7 +171,6 @@ blocks("sliders", (root, data) => {
     every.querySelector("output").value = `mean ${number(100 * mean(shares))} %, normalized ${number(100 * mean(ratios))} %`;
     map();
     typed = null;
-    root.dispatchEvent(new CustomEvent("taskvec:coefficients", { bubbles: true, detail: [...at] }));
   }
 
   root.addEventListener("input", ({ target }) => {

@@ -6,23 +6,19 @@ const textOf = (cell) => cell.textContent.trim();
 
 /** How two rows stand by a column: numbers by value, words as people sort them, what is not there last. */
 function inOrder(column, up) {
-  const sign = up ? 1 : -1;
+  const facts = ({ cells }) => {
+    const [value, text] = [valueOf(cells[column]), textOf(cells[column])];
+    return [value !== null ? 0 : text === "" || text === "–" ? 2 : 1, value, text];
+  };
   return (one, other) => {
-    const [a, b] = [one.cells[column], other.cells[column]];
-    const [x, y] = [valueOf(a), valueOf(b)];
-    if (x !== null && y !== null) return sign * (x - y);
-    const [s, t] = [textOf(a), textOf(b)];
-    const rank = (value, text) => (value !== null ? 0 : text === "" || text === "–" ? 2 : 1);
-    return rank(x, s) - rank(y, t) || sign * s.localeCompare(t, "en", { numeric: true });
+    const [[kind, a, s], [its, b, t]] = [facts(one), facts(other)];
+    return kind - its || (up ? 1 : -1) * (kind ? s.localeCompare(t, "en", { numeric: true }) : a - b);
   };
 }
 
 /** Sort the rows of every group; null brings back the order in which they came. */
-function sortRows(table, first, column, up) {
-  for (const [group, rows] of first) {
-    const sorted = column === null ? rows : [...rows].sort(inOrder(column, up));
-    group.append(...sorted);
-  }
+function sortRows(first, column, up) {
+  for (const [group, rows] of first) group.append(...(column === null ? rows : [...rows].sort(inOrder(column, up))));
 }
 
 /** Whether a column begins with its least: words do, and numbers of which less is better. */
@@ -39,7 +35,7 @@ function makeSortable(table, first) {
     if (sorted !== column) [sorted, up] = [column, begins];
     else if (up === begins) up = !begins;
     else sorted = null;
-    sortRows(table, first, sorted, up);
+    sortRows(first, sorted, up);
     for (const head of heads) head.removeAttribute("aria-sort");
     if (sorted !== null) heads[sorted].setAttribute("aria-sort", up ? "ascending" : "descending");
     say(sorted === null ? "In the first order" : `Sorted by ${textOf(heads[column])}`);
@@ -66,53 +62,33 @@ function filterRows(first, words) {
   return left;
 }
 
-/** What is shown, as lines of cells. */
-function shownCells(table) {
+/** What is shown, for a spreadsheet. */
+function shownText(table) {
   const seen = (element) => element.getClientRects().length > 0;
-  return [...table.rows].filter(seen).map((row) => [...row.cells].filter(seen).map(textOf));
+  const line = (row) => [...row.cells].filter(seen).map((cell) => textOf(cell).replace(/\s+/g, " "));
+  return [...table.rows].filter(seen).map((row) => line(row).join("\t")).join("\n");
 }
 
-const asTabs = (lines) => lines.map((line) => line.map((text) => text.replace(/\s+/g, " ")).join("\t")).join("\n");
-
-function asMarkdown([head, ...lines]) {
-  const row = (cells) => {
-    const written = cells.map((text) => text.replace(/[\\|*`<]/g, "\\$&").replace(/\s+/g, " "));
-    return `| ${written.join(" | ")} |${" |".repeat(Math.max(0, head.length - cells.length))}`;
+/** Copy what is shown, in the way that browsers let a file on disk do, too. */
+function makeCopied(button, table) {
+  const write = (event) => {
+    event.clipboardData.setData("text/plain", shownText(table));
+    event.preventDefault();
   };
-  return [row(head), `|${" --- |"}${" ---: |".repeat(head.length - 1)}`, ...lines.map(row)].join("\n");
-}
-
-/** Put text on the clipboard; where the browser has none for pages like this, by the old way. */
-async function copy(text) {
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch {
-    const field = make("textarea", { class: "unseen" });
-    field.value = text;
-    document.body.append(field);
-    field.select();
-    document.execCommand("copy");
-    field.remove();
-  }
-}
-
-function makeCopied(root, table) {
-  for (const button of root.querySelectorAll("button[data-copy]")) {
-    const write = button.dataset.copy === "tabs" ? asTabs : asMarkdown;
-    button.addEventListener("click", async () => {
-      await copy(write(shownCells(table)));
-      say("Copied");
-      button.classList.add("done");
-      setTimeout(() => button.classList.remove("done"), 1200);
-    });
-  }
+  button.addEventListener("click", () => {
+    document.addEventListener("copy", write, { once: true });
+    if (!document.execCommand("copy")) return;
+    say("Copied");
+    button.classList.add("done");
+    setTimeout(() => button.classList.remove("done"), 1200);
+  });
 }
 
 blocks("table", (root) => {
   const table = root.querySelector("table");
   const first = new Map([...table.tBodies].map((group) => [group, [...group.querySelectorAll("tr:not(.head)")]]));
   makeSortable(table, first);
-  makeCopied(root, table);
+  makeCopied(root.querySelector("[data-copy]"), table);
   rove(table, "button.sort, [data-tip]");
   const filter = root.querySelector("input[type=search]");
   if (filter) {
@@ -120,7 +96,7 @@ blocks("table", (root) => {
     filter.addEventListener("input", () => {
       const left = filterRows(first, filter.value.toLowerCase().split(/\s+/));
       none.hidden = left > 0;
-      say(left === 1 ? "1 row" : `${left} rows`);
+      sayLeft(left, "row");
     });
   }
   const fold = root.querySelector("button[data-fold]");
