@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from language_models import save_language_model
 from taskvec.cli import main
-from taskvec.runs.comparison import aligned, changes_of
+from taskvec.runs.comparison import _apart, aligned, changes_of
 from taskvec.runs.exports import csv_of, json_of, latex_tables
-from taskvec.runs.several import open_runs
+from taskvec.runs.several import Run, open_runs
+from taskvec.studies.comparing import entries_of
 from taskvec.tasks.score import wilson
 
 Report = Callable[..., tuple[int, str, str]]
@@ -134,7 +136,7 @@ def test_two_runs_are_aligned_and_what_changed_is_said(runs: Path, report: Repor
     assert any("addition, full, α searched" in name and "only" not in name for name in names)
     assert "Negation" in [table.title for table in beside] and by_task.columns[1:] == tuple(first.tasks)
     for change in changes_of(first, second).values():
-        before, after = change.absolute
+        before, after = change.shown
         if change.test is not None:
             assert change.test.mean == pytest.approx(after - before, abs=1e-9)
             assert change.p is not None and change.test.p <= change.p <= 1
@@ -147,7 +149,7 @@ def test_a_run_beside_its_copy_changed_in_nothing(runs: Path) -> None:
     first, copy = open_runs([runs / "one", runs / "copy"])
     assert next(table.title for table in aligned([first, copy])) == "The same models"
     changes = changes_of(first, copy)
-    assert changes and all(change.absolute[0] == change.absolute[1] for change in changes.values())
+    assert changes and all(change.shown[0] == change.shown[1] for change in changes.values())
     assert all(change.p == 1 for change in changes.values() if change.test)
     for entry in json_of([first, copy])["compared"]:
         assert len(set(entry["values"].values())) == 1
@@ -259,3 +261,70 @@ def test_inputs_are_left_out_with_their_folder(runs: Path, report: Report) -> No
     assert report(runs / "one")[0] == 0
     page = (runs / "one" / "report.html").read_text()
     assert "data-confusion" not in page and "Who is wrong" in page
+
+
+WORDS = """
+suite: words
+control: cows
+defaults: {kind: language, context: 8, data: {source: text, path: '{task}.txt', separator: "\\n"}}
+tasks: {dogs: {}, cats: {}, cows: {}}
+"""
+
+PERPLEXITY = """
+experiment: {name}
+model: {model}
+suite: words.yaml
+limits: {{train: 12, validation: 6, test: 6}}
+training: {{lr: {lr}, steps: 4, batch_size: 8, validations: 0}}
+regimes: {{full: {{}}}}
+search: {{step: 0.5, coarse: 1, limit: 1}}
+addition: {{subsets: whole}}
+negation: {{targets: [dogs], keep: 0.5, baselines: []}}
+inspect: false
+"""
+
+
+@pytest.fixture(scope="module")
+def languages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
+    """Two runs whose tasks are measured by perplexity."""
+    folder = tmp_path_factory.mktemp("languages")
+    model = save_language_model(folder / "gpt")
+    for task in ("dogs", "cats", "cows"):
+        (folder / f"{task}.txt").write_text("\n".join(f"the {task} {word} bark" for word in "abcdefgh" * 3))
+    (folder / "words.yaml").write_text(WORDS)
+    for name, lr in (("slow", 1e-2), ("fast", 3e-2)):
+        (folder / f"{name}.yaml").write_text(PERPLEXITY.format(name=name, model=model, lr=lr))
+        with pytest.raises(SystemExit) as stopped:
+            main(["run", str(folder / f"{name}.yaml"), "-o", str(folder / name), "--quiet"])
+        assert stopped.value.code == 0
+    slow, fast = open_runs([folder / "slow", folder / "fast"])
+    return slow, fast
+
+
+def test_changes_of_perplexities_are_in_their_unit(languages: tuple[Run, Run]) -> None:
+    means = [{row.name: row for row in entries_of(run.results) if row.how != "searched"} for run in languages]
+    _, same, by_task, *beside = aligned(languages)
+    assert "below 0 is better" in same.note and not same.compared
+    assert by_task.columns[1:] == ("dogs ↓", "cats ↓")
+    changes = {str(row[0]).split(",")[0]: str(row[3]) for row in same.rows if "searched" not in str(row[0])}
+    for name in ("addition", "single-task models"):
+        before, after = (len(of) / sum(of) for of in (list(m[name].seeds[0].values.values()) for m in means))
+        assert changes[name] == f"{after - before:+.3g}".replace("-", "−")
+    [negated] = [table for table in beside if table.title == "Negation"]
+    assert len({str(row[0]) for row in negated.rows}) == len(negated.rows)
+
+
+def test_figures_of_negation_are_in_the_unit_of_their_tasks(languages: tuple[Run, Run]) -> None:
+    run = languages[0]
+    [record] = [each["result"] for each in run.records.values() if each["cell"] == "negation"]
+    told = {(fact.row, fact.task): fact.value for fact in run.facts if fact.study == "negation" and fact.task}
+    for row, of in record["rows"].items():
+        assert told[f"dogs, {row}", "dogs"] == of["target_score"]["perplexity"] > 1
+        assert told[f"dogs, {row}", "cows"] == of["controls"]["cows"] > 1
+    places = [(fact.place, fact.seed) for fact in run.facts]
+    assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize(("sizes", "apart"), [((10, 10), False), ((1000, 10), False), ((1000, 1000), True)])
+def test_stars_of_tasks_are_of_each_runs_own_examples(sizes: tuple[int, int], apart: bool) -> None:
+    assert _apart([0.5], [0.8], sizes) is apart

@@ -16,7 +16,7 @@ from taskvec.runs.several import Run
 from taskvec.studies.comparing import entries_of
 from taskvec.studies.entry import Entry
 from taskvec.studies.hits import unpack_hits
-from taskvec.studies.measured import mean_in_unit, reciprocal_note
+from taskvec.studies.measured import mean_in_unit, reciprocal_note, titled, unit_note, units_of
 from taskvec.studies.numerics.paired import Difference, holm, paired_difference
 from taskvec.tasks.score import LOWER_IS_BETTER, utility, wilson
 
@@ -35,12 +35,12 @@ class Change:
     """What became of a model's mean over tasks from the first run to another.
 
     Args:
-        absolute: before and after, over seeds.
+        shown: before and after, over seeds: in the unit of the tasks, normalized where they have several.
         test: on the same examples with the same seeds; none where they are not the same.
         p: of the test, corrected by Holm for all models.
     """
 
-    absolute: tuple[float, float]
+    shown: tuple[float, float]
     test: Difference | None
     p: float | None = None
 
@@ -87,10 +87,10 @@ def _means_by_place(runs: Sequence[Run]) -> dict[tuple[str, ...], dict[str, list
 def changes_of(first: Run, other: Run) -> dict[Place, Change]:
     """What changed of every model that both runs have."""
     before, after = _models(first), _models(other)
-    same = _same_examples(first, other)
+    same, unit = _same_examples(first, other), _unit(first.metrics)
     changes = {
         place: Change(
-            (fmean(_absolutes(entry)), fmean(_absolutes(after[place]))),
+            (_shown(entry, unit), _shown(after[place], unit)),
             _test(entry, after[place]) if same else None,
         )
         for place, entry in before.items()
@@ -109,6 +109,13 @@ def _models(run: Run) -> dict[Place, Entry]:
 
 def _absolutes(entry: Entry) -> list[float]:
     return [edit.absolute for edit in entry.edits]
+
+
+def _shown(entry: Entry, unit: str | None) -> float:
+    """The mean over seeds that changes are of."""
+    if unit is None:
+        return fmean(edit.normalized for edit in entry.edits)
+    return fmean(utility(unit, mean) for mean in _absolutes(entry))
 
 
 def _same_examples(first: Run, other: Run) -> bool:
@@ -187,21 +194,22 @@ def _means(runs: Sequence[Run], changes: Mapping[str, Mapping[Place, Change]]) -
     """Absolute and normalized means of every model, a column a run; and what changed against the first."""
     models = {run.label: _models(run) for run in runs}
     first, metrics = runs[0], runs[0].metrics
+    unit = _unit(metrics)
     groups: dict[str, list[tuple[object, ...]]] = {}
     for place, entry in {place: entry for of in models.values() for place, entry in of.items()}.items():
         has = [label for label, of in models.items() if place in of]
         only = f" (only {has[0]})" if len(has) == 1 else ""
         cells = [_both(of.get(place), metrics) for of in models.values()]
-        moved = [cell for of in changes.values() for cell in _change(of.get(place), wide=len(runs) == 2)]
+        moved = [cell for of in changes.values() for cell in _change(of.get(place), unit, len(runs) == 2)]
         groups.setdefault(f"consumed: {entry.group}", []).append((f"{_named(entry)}{only}", *cells, *moved))
     heads = ["change", "95 %", "p"] if len(runs) == 2 else [f"change in {run.label}" for run in runs[1:]]
     note = (
-        "Absolute / normalized, per cent, mean over tasks; ± standard deviation over seeds. "
-        f"Change: points of the absolute mean from {first.label}; * p < 0.05. Interval and "
+        f"Absolute / normalized, mean over tasks: {_words(metrics)}; ± standard deviation over seeds. "
+        f"Change: {_of_change(unit)} from {first.label}; * p < 0.05. Interval and "
         "p are of a z-test on the same test examples and seeds, where both runs have on record which are "
         f"right; p is corrected by Holm for all models of a run.{reciprocal_note(metrics.values())}"
     )
-    compared = range(1, len(runs) + 1)
+    compared = () if unit else range(1, len(runs) + 1)
     return Table.grouped("The same models", ["", *models, *heads], groups, note, compared)
 
 
@@ -222,12 +230,31 @@ def _both(entry: Entry | None, metrics: Mapping[str, str]) -> object:
     )
 
 
-def _change(change: Change | None, *, wide: bool) -> Iterator[object]:
+def _unit(metrics: Mapping[str, str]) -> str | None:
+    """The unit of means over tasks: empty for shares; none where tasks have several."""
+    units = units_of(metrics.values())
+    return units[0] if len(units) == 1 else None
+
+
+def _words(metrics: Mapping[str, str]) -> str:
+    words = unit_note(metrics.values())
+    return f"{words[0].lower()}{words[1:]}"
+
+
+def _of_change(unit: str | None) -> str:
+    """What a change is of."""
+    if unit is None:
+        return "points of the normalized mean"
+    return (
+        f"of the mean {unit.replace('_', ' ')}, below 0 is better," if unit else "points of the absolute mean"
+    )
+
+
+def _change(change: Change | None, unit: str | None, wide: bool) -> Iterator[object]:
     if change is None:
         yield from [NOTHING] * (3 if wide else 1)
         return
-    before, after = change.absolute
-    moved = str(Mean([100 * (after - before)], "+.1f"))
+    moved = _said(change, unit)
     yield f"{moved}*" if change.p is not None and change.p < 0.05 else moved
     if wide and change.test is not None and change.p is not None:
         low, high = (f"{100 * bound:+.1f}".replace("-", "−") for bound in change.test.interval)
@@ -237,45 +264,65 @@ def _change(change: Change | None, *, wide: bool) -> Iterator[object]:
         yield from (NOTHING, NOTHING)
 
 
+def _said(change: Change, unit: str | None) -> str:
+    """A change in the unit of its means, or in points."""
+    before, after = change.shown
+    if isnan(after - before):
+        return NOTHING
+    return str(Mean([after - before], "+.3g") if unit else Mean([100 * (after - before)], "+.1f"))
+
+
 def _by_task(first: Run, other: Run) -> Iterator[Table]:
     """Change of every model on every task, marked where the intervals are apart."""
     tasks, after = first.tasks, _models(other)
-    sizes = {fact.task: fact.n for fact in first.facts if fact.study == "zero-shot"}
+    sizes = [_sizes(run) for run in (first, other)]
     rows = [
         (
             _named(entry),
-            *(_moved(task, first.metrics[task], entry, after[place], sizes.get(task)) for task in tasks),
+            *(
+                _moved(task, first.metrics[task], (entry, after[place]), [of.get(task) for of in sizes])
+                for task in tasks
+            ),
         )
         for place, entry in _models(first).items()
         if place in after
     ]
     if rows:
+        heads = [titled(task, first.metrics[task]) for task in tasks]
         note = (
-            f"From {first.label} to {other.label}, means over seeds, in points of the metric; perplexities "
-            "and errors in their own unit. * the 95 % intervals over examples do not overlap, with any seed."
+            f"From {first.label} to {other.label}, means over seeds, in points of the metric; ↓ in the "
+            "metric's own unit, below 0 is better. * the 95 % intervals over examples do not overlap, with "
+            "any seed."
         )
-        yield Table(f"Changes by task, {other.label}", ("", *tasks), rows, note)
+        yield Table(f"Changes by task, {other.label}", ("", *heads), rows, note)
 
 
-def _moved(task: str, metric: str, before: Entry, after: Entry, n: int | None) -> str:
-    values = [
+def _sizes(run: Run) -> dict[str, int | None]:
+    """Test examples by task."""
+    return {fact.task: fact.n for fact in run.facts if fact.study == "zero-shot"}
+
+
+def _moved(task: str, metric: str, entries: Sequence[Entry], sizes: Sequence[int | None]) -> str:
+    """The change of a task's value from the first entry to the second, each of so many examples."""
+    first, second = (
         [utility(metric, edit.values[task]) for edit in entry.edits if task in edit.values]
-        for entry in (before, after)
-    ]
-    if not all(values):
+        for entry in entries
+    )
+    if not first or not second:
         return NOTHING
     own = metric in LOWER_IS_BETTER
-    first, second = values
     text = str(Mean([(fmean(second) - fmean(first)) * (1 if own else 100)], "+.3g" if own else "+.1f"))
-    return f"{text}*" if metric == "accuracy" and n and _apart(first, second, n) else text
+    return f"{text}*" if metric == "accuracy" and _apart(first, second, sizes) else text
 
 
-def _apart(before: Sequence[float], after: Sequence[float], n: int) -> bool:
-    """Whether every interval of one lies above every interval of the other; shares of n examples."""
-    (low, high), (other_low, other_high) = (
-        (wilson(round(min(of) * n), n)[0], wilson(round(max(of) * n), n)[1]) for of in (before, after)
-    )
-    return high < other_low or other_high < low
+def _apart(before: Sequence[float], after: Sequence[float], sizes: Sequence[int | None]) -> bool:
+    """Whether every interval of one lies above every interval of the other; shares of so many examples."""
+    ranges = [
+        (wilson(round(min(of) * n), n)[0], wilson(round(max(of) * n), n)[1])
+        for of, n in zip((before, after), sizes, strict=True)
+        if n
+    ]
+    return len(ranges) == 2 and (ranges[0][1] < ranges[1][0] or ranges[1][1] < ranges[0][0])
 
 
 def _beside(runs: Sequence[Run]) -> Iterator[Table]:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -14,6 +13,7 @@ from taskvec.runs.figures import Fact
 from taskvec.runs.report import facts_of as results_of
 from taskvec.runs.report import page_of
 from taskvec.runs.several import Run
+from taskvec.studies.record import plain
 
 COLUMNS = (
     *("run", "study", "row", "regime", "seed", "task", "metric", "value", "low", "high", "n"),
@@ -65,19 +65,8 @@ def json_of(runs: Sequence[Run]) -> dict[str, Any]:
     }
     if len(runs) > 1:
         told["compared"] = compare(runs)
-    return {key: _finite(value) for key, value in told.items()}
-
-
-def _finite(value: object) -> object:
-    """With nothing for numbers that JSON has no word for."""
-    match value:
-        case dict():
-            return {key: _finite(each) for key, each in value.items()}
-        case list() | tuple():
-            return [_finite(each) for each in value]
-        case float() if not math.isfinite(value):
-            return None
-    return value
+    facts: dict[str, Any] = plain(told)
+    return facts
 
 
 def latex_tables(runs: Sequence[Run]) -> str:

@@ -24,11 +24,17 @@ _SKIPPED = {
 _SAID_TWICE = {"negation": {"control", "keep"}}
 """By kind of record, what is no figure, or the mean of others."""
 
-_BY_TASK = {"single": {"test"}, "layers": {"test"}, "negation": {"controls"}}
+_BY_TASK = {"single": {"test"}, "negation": {"controls"}}
 """By kind of record, the keys of values by task."""
 
-_OF_TARGET = {"negation": {"target"}, "few_shot": {"values"}}
+_OF_TARGET = {"negation": {"target"}, "few_shot": {"values"}, "layers": {"test"}}
 """By kind of record, the keys of values of its target."""
+
+_OF_ONE_TASK = {"zero_shot", "layers"}
+"""Kinds with a record a task that does not name it."""
+
+_IN_UNIT = {"negation"}
+"""Kinds whose values are in the unit of the task's metric, and not as protocols compare them."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +108,13 @@ def facts_of(results: Results, records: Mapping[str, Mapping[str, Any]]) -> list
         for place, (result, key) in enumerate(zip(cells, results.keys[kind, regime, seed], strict=True)):
             if kind in _UNTOLD:
                 continue
-            row = plan.compared[place] if kind == "zero_shot" else _label(result, plan.tasks)
+            of_one = plan.compared if kind == "zero_shot" else plan.tasks if kind in _OF_ONE_TASK else ()
             like = Fact(
-                "zero-shot" if kind == "zero_shot" else kind.replace("_", "-"),
-                "" if kind == "zero_shot" else row,
+                kind.replace("_", "-"),
+                _label(result, plan.tasks),
                 regime,
                 seed if regime else None,
-                row if kind == "zero_shot" else "",
+                of_one[place] if of_one else "",
                 "",
                 0.0,
                 seconds=records.get(key or "", {}).get("seconds"),
@@ -153,7 +159,7 @@ def _inside(value: Mapping[str, Any], path: Path, source: _Source) -> Iterator[F
     has_score = any(isinstance(each, dict) and "metric" in each for each in value.values())
     for key, each in value.items():
         inner = path if key == "rows" else (*path, key)
-        if key in _SKIPPED or key in _SAID_TWICE.get(source.kind, ()):
+        if key in _SKIPPED or key in _SAID_TWICE.get(source.kind, ()) or f"{key}_score" in value:
             continue
         if key in by_task and isinstance(each, dict):
             yield from _values(each, path, source)
@@ -215,11 +221,12 @@ def _values(values: Mapping[str, Any], path: Path, source: _Source) -> Iterator[
 def _value(
     task: str, number: object, path: Path, source: _Source, score: object = None, **more: Any
 ) -> Iterator[Fact]:
-    """A value as protocols compare it, in the unit of its task's metric."""
+    """A value in the unit of its task's metric, which a record holds as protocols compare it."""
     if not _is_number(number):
         return
     metric = source.metrics.get(task, "")
-    value = utility(metric, float(number))  # type: ignore[arg-type]
+    value = float(number)  # type: ignore[arg-type]
+    value = value if source.kind in _IN_UNIT else utility(metric, value)
     if isinstance(score, dict):
         sure = _sure(score, metric, value)
     else:
@@ -242,7 +249,7 @@ def _share(value: float, n: int | None) -> tuple[float, float] | None:
 
 
 def _target(source: _Source) -> str:
-    target = source.result.get("target", source.result.get("task", ""))
+    target = source.result.get("target", source.result.get("task", source.like.task))
     return target if isinstance(target, str) else ""
 
 

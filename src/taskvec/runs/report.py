@@ -1,7 +1,6 @@
 """The report of a run: results.json, tables, figures, and the pages that show them."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -20,27 +19,29 @@ from taskvec.runs.training import training_charts
 from taskvec.studies import STUDIES
 from taskvec.studies.comparing import entries_of
 from taskvec.studies.overview import Overview
+from taskvec.studies.record import plain
 from taskvec.studies.store import read_records
 from taskvec.studies.study import Results, Study
 from taskvec.writing import replace_text
 
 
 def facts_of(results: Results) -> dict[str, Any]:
-    """All results as plain data, which JSON can hold."""
+    """All results as JSON has them, None where a number is none or has no bound."""
     plan, experiment, shown = results.plan, results.plan.experiment, _studies_of(results)
     of_trials = [study for study in shown if not study.of_model]
-    facts: dict[str, Any] = {
-        "experiment": experiment.model_dump(mode="json", by_alias=True),
-        "tasks": plan.tasks,
-        "model": plan.model,
-        "entries": [entry.told() for entry in entries_of(results)],
-        **_facts((study for study in shown if study.of_model), results),
-        "seeds": {
-            str(seed): {regime: _facts(of_trials, results, regime, seed) for regime in experiment.regimes}
-            for seed in experiment.seeds
-        },
-    }
-    facts = {key: _said(fact) for key, fact in facts.items()}
+    facts: dict[str, Any] = plain(
+        {
+            "experiment": experiment.model_dump(mode="json", by_alias=True),
+            "tasks": plan.tasks,
+            "model": plan.model,
+            "entries": [entry.told() for entry in entries_of(results)],
+            **_facts((study for study in shown if study.of_model), results),
+            "seeds": {
+                str(seed): {regime: _facts(of_trials, results, regime, seed) for regime in experiment.regimes}
+                for seed in experiment.seeds
+            },
+        }
+    )
     return {**facts, "untrained": facts_of(results.untrained)} if results.untrained else facts
 
 
@@ -52,15 +53,6 @@ def _studies_of(results: Results) -> list[Study[Any]]:
 
 def _facts(of: Iterable[Study[Any]], results: Results, regime: str = "", seed: int = 0) -> dict[str, object]:
     return {key: fact for study in of for key, fact in study.facts(results, regime, seed).items()}
-
-
-def _said(value: object) -> object:
-    """In JSON, which has no word for a number that is none, such as the cosine of a vector without length."""
-    if isinstance(value, dict):
-        return {key: _said(of) for key, of in value.items()}
-    if isinstance(value, list | tuple):
-        return [_said(of) for of in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def tables_of(results: Results) -> list[Table]:

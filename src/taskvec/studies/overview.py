@@ -142,7 +142,7 @@ class Overview:
         if line.difference is None or line.baseline is None or self.unit is None:
             return NOTHING
         if self.unit:
-            mine, other = (utility(self.unit, fmean(_absolutes(of))) for of in (line.entry, line.baseline))
+            mine, other = (_shown_mean(self.unit, of) for of in (line.entry, line.baseline))
             return Mean([mine - other], "+.3g")
         if line.test is None:
             return Mean([100 * line.difference], "+.1f")
@@ -276,8 +276,8 @@ class Overview:
     def _value(self, entry: Entry) -> str:
         if self.unit is None:
             return f"{100 * fmean(edit.normalized for edit in entry.edits):.1f} %"
-        mean = fmean(_absolutes(entry))
-        return f"{utility(self.unit, mean):.4g}" if self.unit else f"{100 * mean:.1f} %"
+        mean = _shown_mean(self.unit, entry)
+        return f"{mean:.4g}" if self.unit else f"{100 * mean:.1f} %"
 
     def _of_what(self) -> str:
         if self.unit is None:
@@ -320,6 +320,11 @@ def _head(entry: Entry) -> str:
 
 def _absolutes(entry: Entry) -> list[float]:
     return [edit.absolute for edit in entry.edits]
+
+
+def _shown_mean(unit: str, entry: Entry) -> float:
+    """Over seeds of the means over tasks, as the table has it: in the unit of the tasks."""
+    return fmean(utility(unit, mean) for mean in _absolutes(entry))
 
 
 def _known(value: float) -> float | None:
