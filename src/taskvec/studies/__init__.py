@@ -31,7 +31,7 @@ STUDIES: "Registry[type[Study[Any]]]" = Registry(
         "negation": "taskvec.studies.negation:Negation",
         "analogies": "taskvec.studies.analogy:Analogies",
         "cosine": "taskvec.studies.single:Cosine",
-        "coefficients": "taskvec.studies.addition:Coefficients",
+        "coefficients": "taskvec.studies.contributions:Coefficients",
         "advantage": "taskvec.studies.advantage:Advantage",
         "disentanglement": "taskvec.studies.disentanglement:Disentanglement",
         "layers": "taskvec.studies.layers:Layers",

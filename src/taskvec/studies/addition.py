@@ -17,11 +17,10 @@ from taskvec.evaluation.search import Grid, search_addition, search_each
 from taskvec.reports.charts.chart import Chart
 from taskvec.reports.charts.dots import Dots, Row, Rows
 from taskvec.reports.charts.lines import Curve, Dot, Lines, Plot
-from taskvec.reports.charts.matrix import Map, Matrix, Tint
 from taskvec.reports.charts.scales import Axis
-from taskvec.reports.numbers import Mean, Range, percent
+from taskvec.reports.numbers import percent
 from taskvec.reports.tables import Table
-from taskvec.studies.charting import Unit, mean_of, measures, of_seeds
+from taskvec.studies.charting import Unit, measures, of_seeds
 from taskvec.studies.entry import ADDITION, MEAN, Entry, consumed_with
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.hits import scores_and_hits, without_hits
@@ -43,7 +42,7 @@ from taskvec.studies.measured import (
 from taskvec.studies.record import Plain, Record
 from taskvec.studies.single import OwnModels, baselines, own_models
 from taskvec.studies.study import Results, Study
-from taskvec.studies.trial import Cell, Plan, Trial
+from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.suite import Suite
 
 Values = Mapping[str, float]
@@ -148,52 +147,6 @@ class Addition(Study[AdditionSettings]):
             yield _chart_of_sizes(sums, metrics)
         if sums:
             yield _chart_of_wholes(whole_sums(results), metrics, "addition-all" if several else "addition")
-
-
-class Coefficients(Study[None]):
-    """What a coefficient for every task gives, and what each vector adds; from the results of addition."""
-
-    title = "A coefficient for every task"
-
-    def tables(self, results: Results) -> Iterator[Table]:
-        tasks = results.plan.tasks
-        wholes = {regime: of for regime, of in whole_sums(results).items() if of[0].each}
-        if not wholes:
-            return
-        yield Table(
-            "A coefficient for every task",
-            ("α of", *tasks, "an α each", "one α"),
-            [_coefficients_of_each(regime, of, results.plan) for regime, of in wholes.items()],
-            "Addition of all tasks in tangent space. α of each task: coordinate ascent on the mean "
-            "normalized validation metric from the shared α, to where no single α can be changed for the "
-            "better; absolute / normalized on test, per cent."
-            f"{reciprocal_note(results.plan.metrics.values())}",
-        )
-        yield Table(
-            "What each vector contributes",
-            ("", *(column for regime in wholes for column in (f"{regime}: own", f"{regime}: others"))),
-            [(task, *_contributions(task, wholes.values(), tasks)) for task in tasks],
-            "Points of the test metric that the task's vector adds to the sum at the shared α: to its own "
-            f"task, and on average to the others.{reciprocal_note(results.plan.metrics.values())}",
-        )
-
-    def charts(self, results: Results) -> Iterator[Chart]:
-        tasks = results.plan.tasks
-        gains = {
-            regime: [[100 * fmean(whole.gain(task, on=on) for whole in of) for on in tasks] for task in tasks]
-            for regime, of in whole_sums(results).items()
-            if of[0].each
-        }
-        if gains:
-            grids = [Map(regime, tasks, tasks, values) for regime, values in gains.items()]
-            tint = Tint.around_zero([value for rows in chain(*gains.values()) for value in rows], "points")
-            caption = (
-                "What each vector (row) adds to the sum at the shared α on each task (column), points of the "
-                f"test metric. {mean_of(len(results.plan.experiment.seeds))}"
-            )
-            yield Matrix(
-                "contributions", caption, grids, tint, ".1f", across="on task", down="vector of", filed=False
-            )
 
 
 @checked
@@ -390,24 +343,6 @@ def _table_of_subsets(sums: Mapping[str, Sequence[Sequence[Sum]]], metrics: Mapp
     searches = [edit for of_regime in sums.values() for edits in of_regime for edit in edits]
     note = f"Measured on the added tasks. {tally_note(searches)}."
     return Table("Addition, every subset", ("tasks added", *columns), rows, note)
-
-
-def _coefficients_of_each(regime: str, wholes: Sequence[Sum], plan: Plan) -> list[object]:
-    each = [whole.each for whole in wholes if whole.each]
-    return [
-        regime,
-        *(Range([edit.coefficients[task] for edit in each]) for task in plan.tasks),
-        both(each, plan.metrics),
-        both(wholes, plan.metrics),
-    ]
-
-
-def _contributions(task: str, regimes: Iterable[Sequence[Sum]], tasks: Sequence[str]) -> Iterator[Mean]:
-    """To its own task and to the others, in points, for each regime."""
-    for wholes in regimes:
-        gains = [{other: whole.gain(task, on=other) for other in tasks} for whole in wholes]
-        yield Mean([100 * gain.pop(task) for gain in gains], "+.1f")
-        yield Mean([100 * fmean(gain.values()) for gain in gains], "+.1f")
 
 
 def _chart_of_sizes(sums: Mapping[str, Sequence[Sequence[Sum]]], metrics: Iterable[str]) -> Lines:
