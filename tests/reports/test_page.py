@@ -222,3 +222,10 @@ def test_equal_looking_cells_are_marked_alike() -> None:
     )
     [(_, shown)] = table.shown_groups()
     assert ["best" in (row[1].classes or "") for row in shown] == [True, True, False]
+
+
+def test_a_closed_table_is_a_title_that_opens_without_a_script() -> None:
+    page = page_of(Table("cosines", ["", "a"], [["a", "1"]], closed=True), Table("open", ["x"], [["1"]]))
+    [closed] = re.findall(r"<details><summary>cosines</summary>(.*?)</details>", page, flags=re.DOTALL)
+    assert "<table" in closed and 'class="unseen">cosines</h3>' in closed
+    assert page.count("<table") == 2

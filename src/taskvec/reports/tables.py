@@ -20,6 +20,7 @@ class Table:
         compared: columns whose best number in each group a page marks: the greatest, or the least where the
             column's name ends with ↓.
         folded: columns that a page shows when asked, if there are many, such as one a task.
+        closed: whether a page shows only the title, until it is asked, as where a chart says the same.
     """
 
     template: ClassVar[str] = "table"
@@ -31,6 +32,7 @@ class Table:
     heads: Mapping[int, str] = field(default_factory=dict)
     compared: Sequence[int] = ()
     folded: Sequence[int] = ()
+    closed: bool = False
 
     @classmethod
     def grouped(

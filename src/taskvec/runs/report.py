@@ -75,7 +75,9 @@ def page_of(results: Results, figures: Mapping[str, Sequence[Block]], more: Sequ
     for study in _studies_of(results):
         name = name_of(study)
         charts = list(study.charts(results)) or figures.get(name, ())
-        if blocks := [*study.tables(results), *charts]:
+        tables = list(study.tables(results))
+        opened = [table for table in tables if not table.closed]
+        if blocks := [*opened, *charts, *(table for table in tables if table.closed)]:
             sections.append(Section(name.replace("_", "-"), title_of(name), blocks))
     return Page(
         title=experiment.name,

@@ -342,7 +342,7 @@ def _table_of_subsets(sums: Mapping[str, Sequence[Sequence[Sum]]], metrics: Mapp
     columns = [column for regime in sums for column in (f"{regime}: α", f"{regime}: absolute / normalized")]
     searches = [edit for of_regime in sums.values() for edits in of_regime for edit in edits]
     note = f"Measured on the added tasks. {tally_note(searches)}."
-    return Table("Addition, every subset", ("tasks added", *columns), rows, note)
+    return Table("Addition, every subset", ("tasks added", *columns), rows, note, closed=len(rows) > 12)
 
 
 def _chart_of_sizes(sums: Mapping[str, Sequence[Sequence[Sum]]], metrics: Iterable[str]) -> Lines:

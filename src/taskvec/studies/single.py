@@ -231,7 +231,7 @@ class Cosine(Study[None]):
                 (task, *(Mean(values, ".3f", spread=False) for values in row))
                 for task, row in zip(tasks, cosines, strict=True)
             ]
-            yield Table(f"Cosine of task vectors, {regime}", ("", *tasks), rows)
+            yield Table(f"Cosine of task vectors, {regime}", ("", *tasks), rows, closed=True)
 
     def charts(self, results: Results) -> Iterator[Matrix]:
         tasks, count = results.plan.tasks, len(results.plan.experiment.seeds)

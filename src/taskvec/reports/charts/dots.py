@@ -19,7 +19,7 @@ from taskvec.reports.charts.chart import (
 from taskvec.reports.charts.scales import Axis, Scale, is_shown, number
 from taskvec.reports.charts.svg import Element, element, label, marker, style_of, width_of
 
-_PLOT, _NAMES = 220.0, 190.0
+_PLOT, _NAMES = 220.0, 230.0
 """Widths of the plot, and of names at most."""
 
 Values = Sequence[float | None]
