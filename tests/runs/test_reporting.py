@@ -84,7 +84,14 @@ def test_the_page_of_a_run_is_made_again(runs: Path, report: Report) -> None:
     (runs / "one" / "report.html").unlink()
     assert report(runs / "one") == (0, f"Written: {runs / 'one' / 'report.html'}\n", "")
     page = (runs / "one" / "report.html").read_text()
-    for said in ("Single tasks", "Negation of pets", "Inputs and mistakes", "default-src"):
+    for said in (
+        "Training, step by step",
+        "Cost",
+        "Single tasks",
+        "Negation of pets",
+        "Inputs and mistakes",
+        "default-src",
+    ):
         assert said in page
 
 
@@ -328,3 +335,10 @@ def test_figures_of_negation_are_in_the_unit_of_their_tasks(languages: tuple[Run
 @pytest.mark.parametrize(("sizes", "apart"), [((10, 10), False), ((1000, 10), False), ((1000, 1000), True)])
 def test_stars_of_tasks_are_of_each_runs_own_examples(sizes: tuple[int, int], apart: bool) -> None:
     assert _apart([0.5], [0.8], sizes) is apart
+
+
+@pytest.mark.parametrize("name", ["run.json", "records.jsonl"])
+def test_no_output_takes_the_place_of_what_is_read(runs: Path, report: Report, name: str) -> None:
+    before = (runs / "one" / name).read_bytes()
+    code, _, told = report(runs / "two", runs / "one", "--json", "-o", runs / "one" / name, "--force")
+    assert code == 2 and "expected another file" in told and (runs / "one" / name).read_bytes() == before

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from taskvec.runs.several import Run
 
+_SOURCES = ("run.json", "records.jsonl")
+"""Of a run folder, which no output takes the place of."""
+
 
 def report(
     runs: Annotated[tuple[Path, ...], Parameter(name="RUN", negative=())],
@@ -83,6 +86,8 @@ def _check(
         raise InputError(f"{output}: is a folder, expected a file; take {output / 'report.html'}")
     if not output.absolute().parent.is_dir():
         raise InputError(f"{output}: no such folder, expected one that is there; make it first")
+    if output.name in _SOURCES and any(output.resolve() == (run / output.name).resolve() for run in runs):
+        raise InputError(f"{output}: is what the run is read from, expected another file")
     if output.exists() and not force:
         raise OutputExists(f"{output}: exists; --force replaces it")
 

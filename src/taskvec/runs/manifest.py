@@ -74,14 +74,14 @@ def read_run(folder: Path) -> Results:
     Raises: InputError if it holds no run, or one of a version that wrote no ``run.json``; CorruptFile for
         damaged files.
     """
-    records, path = read_records(folder), folder / FILE
+    path = folder / FILE
     if not path.is_file():
         raise InputError(
             f"{folder}: has no {FILE}, as of a run that was cut short at once or made by an earlier version; "
             "run its experiment again in this folder: finished cells are not computed again"
         )
     manifest = _Manifest.parse(str(path), read_mapping(path, _LIMIT))
-    return _results(manifest, records, path)
+    return _results(manifest, read_records(folder), path)  # after it: a run at work adds records first
 
 
 def is_finished(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from taskvec.reports.block import Paragraph
 from taskvec.reports.page import Page, Section
 from taskvec.runs.comparison import aligned, alike
 from taskvec.runs.examples import example_blocks
-from taskvec.runs.report import page_of
+from taskvec.runs.report import page_of, sections_of
 from taskvec.runs.several import Run
 
 
@@ -19,7 +19,8 @@ def page_of_runs(runs: Sequence[Run], title: str | None = None) -> Page:
 
 def _own(run: Run) -> Page:
     """The page that the run itself leaves, without figures that are drawn into files."""
-    page = page_of(run.results, {"inspect": example_blocks(run.results, run.folder)})
+    examples = {"inspect": example_blocks(run.results, run.folder)}
+    page = page_of(run.results, examples, sections_of(run.results, run.folder))
     return replace(page, description=" ".join(filter(None, (_unfinished([run]), page.description))))
 
 
