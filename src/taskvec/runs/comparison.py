@@ -290,9 +290,9 @@ def _by_task(first: Run, other: Run) -> Iterator[Table]:
     if rows:
         heads = [titled(task, first.metrics[task]) for task in tasks]
         note = (
-            f"From {first.label} to {other.label}, means over seeds, in points of the metric; tasks with ↓ in "
-            "the metric's own unit, below 0 is better. * the 95 % intervals over examples do not overlap, "
-            "with any seed."
+            f"From {first.label} to {other.label}, means over seeds, in points of the metric; tasks with ↓ "
+            "in the metric's own unit, below 0 is better. * the 95 % intervals over examples do not "
+            "overlap, with any seed."
         )
         yield Table(f"Changes by task, {other.label}", ("", *heads), rows, note)
 
