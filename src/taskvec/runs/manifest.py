@@ -76,6 +76,7 @@ def read_run(folder: Path) -> Results:
     """
     path = folder / FILE
     if not path.is_file():
+        read_records(folder)
         raise InputError(
             f"{folder}: has no {FILE}, as of a run that was cut short at once or made by an earlier version; "
             "run its experiment again in this folder: finished cells are not computed again"
