@@ -209,14 +209,14 @@ class Overview:
         measure = "normalized" if self.unit is None else "absolute"
         levels = {
             line.entry.name: fmean(unit.of(self._means(line.entry)))
-            for line in self.lines
+            for line in reversed(self.lines)
             if line.entry.is_reference
         }
         several = "the best" if any(len(rows) == _DRAWN for rows in groups.values()) else "models"
         caption = (
             f"One model for all tasks: {several} of each class of what was consumed, with "
             f"{'95 % intervals' if self.unit is not None else 'the deviation over seeds'}; "
-            f"dashed: {' and '.join(reversed(levels))}."
+            f"dashed: {' and '.join(levels)}."
         )
         return Dots("overview", caption, [Rows("", unit.axis(measure), groups, levels)])
 
