@@ -12,9 +12,9 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from taskvec.cli._standard import say_line
+from taskvec.cli._tables import Cells, make_tables
 from taskvec.errors import InputError
 from taskvec.progress import Watch, is_detail, unwatched
 from taskvec.reading import printable
@@ -94,17 +94,16 @@ def print_table(
     Args:
         heads: of groups of rows, by the place of a group's first row.
     """
-    table = Table(title=title and printable(title), title_justify="left", header_style="bold")
-    for place, column in enumerate(columns):
-        numeric = place > 0 and all(_numeric(row[place]) for row in rows)
-        table.add_column(printable(column), justify="right" if numeric else "left", overflow="fold")
-    for place, row in enumerate(rows):
-        if heads and place in heads:
-            table.add_section()
-            table.add_row(printable(heads[place]), style="bold")
-        table.add_row(*(printable(str(cell)) for cell in row))
+    cells = Cells(
+        [printable(column) for column in columns],
+        [[printable(str(cell)) for cell in row] for row in rows],
+        {place: printable(head) for place, head in (heads or {}).items()},
+        [place > 0 and all(_numeric(row[place]) for row in rows) for place in range(len(columns))],
+    )
     console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, emoji=False)
-    console.print(table)
+    for place, table in enumerate(make_tables(cells, console.width)):
+        table.title, table.title_justify = (title and not place and printable(title)) or None, "left"
+        console.print(table)
     if note:
         console.print(printable(note), highlight=False, style="dim")
     if title:
