@@ -1,8 +1,10 @@
 """A run at work: what it tells, what its page shows, and what a run that was stopped leaves."""
 
 import itertools
+import os
 import re
 import shutil
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from taskvec.runs import unfinished
 from taskvec.runs.events import TRAINING, Begun, Done, Event, Finished, Part, Told, Trained
 from taskvec.runs.experiment import load_experiment
 from taskvec.runs.manifest import read_run
-from taskvec.runs.report import tables_of, title_of
+from taskvec.runs.report import page_of, tables_of, title_of
 from taskvec.runs.runner import Runner
 from taskvec.runs.standing import Standing
 from taskvec.runs.unfinished import LivePage, settled
@@ -165,6 +167,26 @@ def test_a_run_that_ends_early_leaves_a_page_that_stands_still(
     shown = (tmp_path / "report.html").read_text()
     assert "refresh" not in re.sub(r"<script>.*?</script>", "", shown, flags=re.DOTALL)
     assert "The run was stopped; <code>taskvec demo -o &#39;a b&#39;</code> goes on" in shown
+
+
+def test_ctrl_c_while_a_page_is_made_waits_for_it(
+    at_work: tuple[Path, Kept], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = list[str]()
+
+    def slow(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        made.append("page")
+        return page_of(*given)
+
+    monkeypatch.setattr(unfinished, "page_of", slow)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), LivePage(tmp_path, "taskvec run it.yaml") as page:
+        for event in at_work[1].events:
+            page(event)
+    assert made == ["page", "page"]  # of the first part, and as it stays
+    assert "The run was stopped" in (tmp_path / "report.html").read_text()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_pages_are_seconds_apart(

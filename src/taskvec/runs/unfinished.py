@@ -1,10 +1,13 @@
 """A run at work: what of it can be shown, and the page that can be opened before it is done."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from signal import SIGINT, signal
+from threading import current_thread, main_thread
 from time import monotonic
 from typing import Self
 
@@ -36,6 +39,22 @@ def settled(results: Results, at_work: Collection[Part]) -> Results:
     seeds = (first, *(seed for seed in others if seed not in waiting))
     experiment = plan.experiment.model_copy(update={"seeds": seeds})
     return replace(results, plan=replace(plan, experiment=experiment))
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of this: an import that it cuts short may fail ever after."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    came: list[object] = []
+    before = signal(SIGINT, lambda *told: came.append(told))
+    try:
+        yield
+    finally:
+        signal(SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 class LivePage:
@@ -83,7 +102,8 @@ class LivePage:
         """Write the page; a failure is said once, and ends no run."""
         begun = monotonic()
         try:
-            self._write(refresh)
+            with _uninterrupted():
+                self._write(refresh)
         except Exception as error:  # a disk that is full, a chart that takes no half of the results
             _note.warning("the page waits for the end of the run (%s: %s)", type(error).__name__, error)
             self._computed, self._due = False, float("inf")
