@@ -1,5 +1,6 @@
 """The page of a run at work loads itself again, until its reader works with it."""
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -32,3 +33,16 @@ def test_the_page_follows_its_run_and_stands_still_for_its_reader(
     assert browser.js("return window.mine") is True
     assert browser.js("return document.querySelector('#unfinished .held').hidden") is False
     assert not browser.complaints()
+
+
+def test_a_page_that_nobody_writes_any_more_is_not_loaded_for_ever(
+    browser: Browser, run_folder: Path, tmp_path: Path
+) -> None:
+    """A run that was killed leaves one."""
+    path = tmp_path / "report.html"
+    state = Unfinished(3, 9, [], "2030-01-01", "taskvec run it.yaml", 1)
+    path.write_text(render_page(replace(page_of(read_run(run_folder), {}), unfinished=state)))
+    os.utime(path, (time.time() - 3600,) * 2)
+    browser.open(path)
+    time.sleep(4)
+    assert browser.js(LOADED) == "navigate"

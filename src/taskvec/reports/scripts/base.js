@@ -1,5 +1,5 @@
 "use strict";
-// What every block's script may use. All files are joined into one function: nothing here is global.
+// What every script may use: all are joined into one function.
 
 const SVG = "http://www.w3.org/2000/svg";
 

@@ -1,5 +1,5 @@
 "use strict";
-// Tables that sort, filter, fold columns and can be copied.
+// Tables that sort, filter, fold and copy.
 
 const valueOf = (cell) => (cell.dataset.value === undefined ? null : Number(cell.dataset.value));
 const textOf = (cell) => cell.textContent.trim();
