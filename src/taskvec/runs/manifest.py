@@ -22,6 +22,9 @@ from taskvec.tasks.suite import Suite
 from taskvec.writing import replace_text
 
 FILE = "run.json"
+_NAMES: dict[object, str] = {}
+"""Of studies, once known: the registry asks the machinery of imports, which may swallow a Ctrl-C."""
+
 _LIMIT = 1 << 28
 """Bytes; a run of a hundred thousand cells has some 5 MB."""
 
@@ -55,7 +58,10 @@ class _Manifest(Config):
 
 def name_of(study: Study[Any]) -> str:
     """A study's name in the registry."""
-    return next(name for name, known in STUDIES.items() if known is type(study))
+    kind = type(study)
+    if kind not in _NAMES:
+        _NAMES[kind] = next(name for name, known in STUDIES.items() if known is kind)
+    return _NAMES[kind]
 
 
 def write_manifest(results: Results, folder: Path, *, finished: bool = True) -> None:
