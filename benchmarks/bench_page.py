@@ -12,10 +12,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from measure import write
-from screenshots import browser
 from taskvec.reports.numbers import percent
 from taskvec.reports.page import Page, Section, render_page
 from taskvec.reports.tables import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from screenshots import browser
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -72,7 +72,9 @@ def main() -> None:
     """Measure and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=60)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "bench_sliders.json")
+    parser.add_argument(
+        "out", nargs="?", type=Path, default=Path(__file__).parent / "results" / "bench_sliders.json"
+    )
     given = parser.parse_args()
     found: dict[str, object] = {}
     with TemporaryDirectory() as folder, browser() as chrome:

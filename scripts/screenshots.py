@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 WIDTHS = (360, 800, 1400)
+_TALLEST = 16_000
+"""Pixels; Chromium gives no picture of some taller pages."""
+
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
 
 
@@ -51,8 +54,10 @@ def prefer(chrome: "Chrome", scheme: str) -> None:
 
 
 def picture(chrome: "Chrome") -> bytes:
-    """The whole page, as PNG."""
-    taken = chrome.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+    """The page, as PNG, as far down as the browser can draw at once."""
+    width, height = chrome.execute_script("return [innerWidth, document.documentElement.scrollHeight]")
+    clip = {"x": 0, "y": 0, "width": width, "height": min(height, _TALLEST), "scale": 1}
+    taken = chrome.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
     return base64.b64decode(taken["data"])
 
 
