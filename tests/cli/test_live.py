@@ -218,3 +218,22 @@ def plan_results() -> Results:
 @pytest.mark.parametrize(("seconds", "said"), [(0.4, "0:00"), (62, "1:02"), (3723, "1:02:03")])
 def test_durations_are_read_at_once(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_ctrl_c_waits_for_the_end_of_an_import(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time\nfor _ in range(10):\n    time.sleep(0.1)\ndone = True\n")
+    code = """
+import os, signal, sys, time
+from threading import Timer
+from taskvec.cli import _interrupted_once
+Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    with _interrupted_once():
+        import slow
+        time.sleep(20)
+except KeyboardInterrupt:
+    sys.exit(3 if slow.done else 4)
+"""
+    begun = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == 3
+    assert time.monotonic() - begun < 20

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from threading import current_thread, main_thread
+from threading import Timer, current_thread, main_thread
 from types import FrameType
 from typing import NoReturn
 
@@ -123,13 +123,22 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 @contextmanager
 def _interrupted_once() -> Iterator[None]:
-    """Let the first Ctrl-C end the work, and no second one disturb what is cleared up and said after it."""
+    """Let the first Ctrl-C end the work, and no second one disturb what is cleared up and said after it.
+
+    It waits for the end of an import, up to some seconds: one that is cut short may swallow it, or leave half
+    a module, with which nothing can be written any more.
+    """
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler or current_thread() is not main_thread():
         yield
         return
 
+    waits = iter(range(60))
+
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if _is_importing(frame) and next(waits, None) is not None:
+            Timer(0.05, os.kill, (os.getpid(), number)).start()
+            return
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.default_int_handler(number, frame)
 
@@ -139,6 +148,14 @@ def _interrupted_once() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, before)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _run(argv: Sequence[str] | None) -> int:
