@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 INSTALL := -m pip install --quiet --disable-pip-version-check
-EVERYTHING := --editable '.[dev,hf,data,plots,gguf,search]'
+EVERYTHING := --editable '.[dev,hf,data,plots,gguf,ray,search]'
 PYTEST := -m pytest --numprocesses auto --dist worksteal
 # The release that the constraints hold. It moves by hand: pip may fetch gigabytes of CUDA libraries with another.
 TORCH ?= 2.13.0

@@ -1,0 +1,99 @@
+"""Places that are no paths of this machine: buckets, servers, the hub; opened through fsspec.
+
+A URL may hold a password or a signature. It is printed, recorded and made part of a key as :func:`said` says
+it, and no other way.
+"""
+
+import re
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from taskvec.errors import InputError, MissingExtra
+from taskvec.reading import shown
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+
+_URL = re.compile(r"(?P<chain>([\w+.-]+::)*)(?P<protocol>[A-Za-z][A-Za-z0-9+.-]+)://.+", re.DOTALL)
+
+_WRAPPERS = frozenset(
+    {"blockcache", "cached", "dask", "data", "dir", "dirfs", "filecache", "generic", "git", "jlab"}
+    | {"jupyter", "libarchive", "reference", "simplecache", "tar", "zip"}
+)
+"""Protocols that are about other places, or make new ones of what they read."""
+
+
+def is_url(text: object) -> bool:
+    """Whether this is written like a URL; a path never holds ``://``, as its slashes are one.
+
+    >>> is_url("s3://bucket/model"), is_url("org/name@main"), is_url("C:/model")
+    (True, False, False)
+    """
+    return isinstance(text, str) and _URL.fullmatch(text) is not None
+
+
+def said(url: str) -> str:
+    """A URL as it may be printed and stored: without user, password, query and fragment.
+
+    >>> said("https://me:secret@host/model.safetensors?signature=1"), said("hf://org/name@v1")
+    ('https://host/model.safetensors', 'hf://org/name@v1')
+    """
+    match = _URL.fullmatch(url)
+    if match is None:
+        return url
+    if match["chain"]:
+        return match["chain"] + said(url.removeprefix(match["chain"]))
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # of what looks like an IPv6 address and is none
+        return f"{match['protocol']}://…"
+    host = parts.netloc if parts.scheme == "hf" else parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def protocol_of(url: str) -> str:
+    """What stands before ``://``, in lower case.
+
+    Raises: InputError for what is no URL, or chains several.
+    """
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise InputError(f"{shown(url)}: no URL, expected PROTOCOL://PLACE")
+    protocol = match["protocol"].lower()
+    if match["chain"] or "::" in url.partition("?")[0] or protocol in _WRAPPERS:
+        raise InputError(f"{said(url)}: a place inside another one, expected the URL of the place itself")
+    return protocol
+
+
+def open_filesystem(url: str) -> "tuple[AbstractFileSystem, str]":
+    """The file system of a URL, and the place in it.
+
+    What it needs to know besides, such as keys and endpoints, it takes from where its package looks for it:
+    the environment, or a file in the home folder.
+
+    Raises: InputError for a protocol that nobody knows, or a URL that makes no sense to its package;
+        MissingExtra for one whose package is not installed.
+    """
+    protocol = protocol_of(url)
+    import fsspec.core
+    from fsspec.registry import known_implementations
+
+    url = protocol + url[len(protocol) :]
+    if protocol == "file":
+        url = f"file://{unquote(urlsplit(url).path)}"
+    try:
+        fs, place = fsspec.core.url_to_fs(url)
+    except ImportError:
+        need: dict[str, Any] = known_implementations.get(protocol, {})
+        raise MissingExtra(
+            f"{said(url)}: {protocol}:// needs a package that is not installed; "
+            f"{need.get('err', 'install it').rstrip('.')}"
+        ) from None
+    except ValueError as error:
+        if protocol not in fsspec.available_protocols():
+            raise InputError(
+                f"{said(url)}: nobody knows the protocol {protocol}://, expected one such as s3://, gs://, "
+                "abfs://, hf://, https:// or file://"
+            ) from None
+        raise InputError(f"{said(url)}: no place for {protocol}:// ({type(error).__name__})") from None
+    return fs, str(place)

@@ -1,0 +1,66 @@
+"""URLs: told from paths, opened through fsspec, never printed with what is secret in them."""
+
+from pathlib import Path
+
+import pytest
+
+from taskvec.errors import InputError, MissingExtra
+from taskvec.urls import is_url, open_filesystem, protocol_of, said
+
+SECRETS = ("hunter2", "AKIA", "sig")
+
+
+@pytest.mark.parametrize("text", ["s3://b/x", "https://h/x.safetensors", "memory://x", "hf://org/name@rev"])
+def test_urls_are_urls(text: str) -> None:
+    assert is_url(text) and protocol_of(text) == text.split(":")[0]
+
+
+@pytest.mark.parametrize("text", ["org/name@rev", "s3:/b/x", "/tmp/x", "C:\\model", "://x", "s3://", "", 3])
+def test_paths_and_ids_are_none(text: object) -> None:
+    assert not is_url(text)
+
+
+@pytest.mark.parametrize(
+    ("url", "printed"),
+    [
+        ("s3://AKIA:hunter2@bucket/model", "s3://bucket/model"),
+        ("https://me:hunter2@host:8080/a@b/x?X-Amz-Signature=sig#sig", "https://host:8080/a@b/x"),
+        ("https://a@b:hunter2@host/x", "https://host/x"),
+        ("hf://org/name@v1/sub", "hf://org/name@v1/sub"),
+        ("https://[hunter2/x", "https://…"),
+        ("a path", "a path"),
+    ],
+)
+def test_no_secret_is_said(url: str, printed: str) -> None:
+    assert said(url) == printed
+
+
+@pytest.mark.parametrize(
+    "url", ["simplecache::s3://AKIA:hunter2@b/x", "zip://x::file:///tmp/x.zip", "reference://x", "tar://x"]
+)
+def test_places_inside_others_are_refused(url: str) -> None:
+    with pytest.raises(InputError) as caught:
+        open_filesystem(url)
+    assert not any(secret in str(caught.value) for secret in SECRETS)
+
+
+def test_unknown_protocols_and_missing_packages_are_said() -> None:
+    with pytest.raises(InputError, match=r"bogus://h/x: nobody knows the protocol bogus://"):
+        open_filesystem("bogus://me:hunter2@h/x?sig")
+    with pytest.raises(MissingExtra, match=r"gs://b/x: .*gcsfs"):
+        open_filesystem("gs://b/x")
+
+
+def test_a_file_url_is_a_path(tmp_path: Path) -> None:
+    (tmp_path / "with space").write_text("here")
+    fs, place = open_filesystem((tmp_path / "with space").as_uri())
+    assert fs.cat_file(place) == b"here"
+
+
+def test_memory_is_shared_in_a_process() -> None:
+    fs, place = open_filesystem("memory://test_urls/x")
+    fs.pipe_file(place, b"here")
+    try:
+        assert open_filesystem("MEMORY://test_urls/x")[0].cat_file(place) == b"here"
+    finally:
+        fs.rm(place)
