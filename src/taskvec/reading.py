@@ -11,7 +11,7 @@ import reprlib
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 _AGAIN = "download or write it again"
+
+awaited: dict[str, Callable[[], None]] = {}
+"""Files of places elsewhere that get their content when they are first opened: path -> what fetches it."""
 
 
 def local_path(text: str | os.PathLike[str]) -> Path:
@@ -79,6 +82,8 @@ def open_regular(path: Path) -> int:
     Raises: InputError if it is not there, may not be read, or is a pipe, a device, a socket or a folder;
         opening one of those can wait forever, or do things.
     """
+    if fetch := awaited.get(str(path)):
+        fetch()
     try:
         _check_regular(path, _check_path(path).stat())
         # Between the look and the opening another file may have come: look at what was opened too.

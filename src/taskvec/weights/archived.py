@@ -9,6 +9,7 @@ import os
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from taskvec.errors import CorruptFile
 from taskvec.pickles import Unplaced, load_pickle, load_placed
-from taskvec.reading import open_regular
+from taskvec.reading import fill, open_regular
 from taskvec.weights.blocks import TensorSpec, rows_of
 from taskvec.weights.dtypes import NAMES
 from taskvec.weights.in_memory import MemoryWeights
@@ -82,12 +83,12 @@ class ArchivedWeights(Weights):
         _check_held(path, self)
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
-        spec, view = self._specs[name], self._views[name]
+        spec, view, fill_from = self._specs[name], self._views[name], partial(fill, self._handle)
         if self.in_rows(name):
-            made = read_rows(self, name, self._handle, view.place, rows)
+            made = read_rows(self, name, fill_from, view.place, rows)
         else:
             empty = torch.empty(view.extent, dtype=spec.dtype)
-            flat = fill_tensor(self, name, self._handle, view.place, empty)
+            flat = fill_tensor(self, name, fill_from, view.place, empty)
             made = rows_of(flat.as_strided(spec.shape, view.stride), rows)
         conjugate, negative = view.turned
         made = made.conj().resolve_conj() if conjugate else made

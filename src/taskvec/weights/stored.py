@@ -8,9 +8,10 @@ import math
 import os
 import struct
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,16 +36,16 @@ class StoredWeights(Weights):
         handle = open_regular(path)
         self._close = weakref.finalize(self, os.close, handle)
         self._handle = handle
-        specs, self._places, metadata = _read_header(path, handle)
-        # Where tensors were tied, the writer names the alias and what it stands for in the metadata.
-        tied = {alias: kept for alias, kept in metadata.items() if kept in specs and alias not in specs}
+        length = os.fstat(handle).st_size
+        header = read_header(str(path), length, lambda size, place: os.pread(handle, size, place))
+        self._places = header.places
         super().__init__(
             ref or str(path),
-            specs,
+            header.specs,
             file_identity(path),
-            tied=tied,
+            tied=header.tied,
             folder=folder,
-            metadata={key: text for key, text in metadata.items() if key not in tied},
+            metadata=header.metadata,
             files=(path.resolve(),),
         )
 
@@ -60,14 +61,18 @@ class StoredWeights(Weights):
         self._close = weakref.finalize(self, os.close, handle)
 
     def _read(self, name: str, rows: slice | None) -> Tensor:
-        return read_rows(self, name, self._handle, self._places[name], rows)
+        return read_rows(self, name, partial(fill, self._handle), self._places[name], rows)
 
     def close(self) -> None:
         """Close the file. Tensors read before stay valid."""
         self._close()
 
 
-def read_rows(weights: Weights, name: str, handle: int, place: int, rows: slice | None) -> Tensor:
+Fill = Callable[[memoryview, int], bool]
+"""Fills a buffer with what lies at a byte of a file; says whether the file is long enough."""
+
+
+def read_rows(weights: Weights, name: str, fill: Fill, place: int, rows: slice | None) -> Tensor:
     """A tensor, or some of its rows, that lies in a file in order and without gaps.
 
     Args:
@@ -80,19 +85,19 @@ def read_rows(weights: Weights, name: str, handle: int, place: int, rows: slice 
     if rows is not None:
         first, _, step = rows.indices(row_count(shape))
         if step != 1:
-            return rows_of(read_rows(weights, name, handle, place, None), rows)
+            return rows_of(read_rows(weights, name, fill, place, None), rows)
         shape = rows_shape(shape, rows)
     start = place + (first and first * row_size(spec.shape) * spec.dtype.itemsize)
-    return fill_tensor(weights, name, handle, start, torch.empty(shape, dtype=spec.dtype))
+    return fill_tensor(weights, name, fill, start, torch.empty(shape, dtype=spec.dtype))
 
 
-def fill_tensor(weights: Weights, name: str, handle: int, place: int, tensor: Tensor) -> Tensor:
+def fill_tensor(weights: Weights, name: str, fill: Fill, place: int, tensor: Tensor) -> Tensor:
     """Fill what is to hold a tensor, or a part of it, with what lies in a file.
 
     Raises: TaskvecError; CorruptFile if the file ends before.
     """
     try:
-        whole = fill(handle, raw_bytes(tensor), place)
+        whole = fill(raw_bytes(tensor), place)
     except OSError as error:  # of the input: not to be taken for one of an output being written
         raise TaskvecError(f"{weights.ref}: could not be read ({reason(error)}) inside {name!r}") from error
     if not whole:
@@ -115,14 +120,32 @@ def file_identity(path: Path) -> tuple[str, int, int, int, int]:
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
-_Header = tuple[dict[str, TensorSpec], dict[str, int], dict[str, str]]
-"""Of a file: its tensors in file order, the byte at which each begins, and the free text."""
+class Header(NamedTuple):
+    """What the header of a file says.
+
+    Attributes:
+        specs: of its tensors, in file order.
+        places: the byte at which each begins.
+        tied: alias -> the name under which the tensor is stored.
+        metadata: the free text.
+    """
+
+    specs: dict[str, TensorSpec]
+    places: dict[str, int]
+    tied: dict[str, str]
+    metadata: dict[str, str]
 
 
-def _read_header(path: Path, handle: int) -> _Header:
-    """Raises: CorruptFile if it is no header, or does not describe exactly the bytes that follow."""
-    length = os.fstat(handle).st_size
-    prefix = os.pread(handle, 8, 0)
+def read_header(path: str, length: int, read: Callable[[int, int], bytes]) -> Header:
+    """The header of a file of so many bytes.
+
+    Args:
+        path: opens messages.
+        read: gives so many bytes from a place on.
+
+    Raises: CorruptFile if it is no header, or does not describe exactly the bytes that follow.
+    """
+    prefix = read(8, 0)
     size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else length
     if 8 + size > length:
         raise CorruptFile(f"{path}: no safetensors file, or cut off in its header; {_AGAIN}")
@@ -131,7 +154,7 @@ def _read_header(path: Path, handle: int) -> _Header:
             f"{path}: a header of {size / 1e6:,.0f} MB, expected {HEADER_LIMIT / 1e6:,.0f} MB at most; "
             "save fewer tensors in a file"
         )
-    header = parse_json(os.pread(handle, size, 8), f"{path}: the safetensors header")
+    header = parse_json(read(size, 8), f"{path}: the safetensors header")
     if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
         raise CorruptFile(f"{path}: the safetensors header is no mapping of tensors; {_AGAIN}")
     metadata = header.pop("__metadata__", {})
@@ -154,17 +177,20 @@ def _read_header(path: Path, handle: int) -> _Header:
         end = stop
     if end != length - 8 - size:
         raise CorruptFile(f"{path}: holds {length - 8 - size} bytes of data, expected {shown(end)}; {_AGAIN}")
-    return specs, {name: 8 + size + start for name, (start, _) in offsets.items()}, metadata
+    places = {name: 8 + size + start for name, (start, _) in offsets.items()}
+    # Where tensors were tied, the writer names the alias and what it stands for in the metadata.
+    tied = {alias: kept for alias, kept in metadata.items() if kept in specs and alias not in specs}
+    return Header(specs, places, tied, {key: text for key, text in metadata.items() if key not in tied})
 
 
-def _offsets(path: Path, name: str, entry: Any) -> tuple[int, int]:
+def _offsets(path: str, name: str, entry: Any) -> tuple[int, int]:
     match entry:
         case {"data_offsets": [start, stop]} if type(start) is type(stop) is int:
             return start, stop
     raise CorruptFile(f"{path}: {name!r} has no place in the file; {_AGAIN}")
 
 
-def _spec(path: Path, name: str, entry: Mapping[str, Any]) -> TensorSpec:
+def _spec(path: str, name: str, entry: Mapping[str, Any]) -> TensorSpec:
     code, shape = entry.get("dtype"), entry.get("shape")
     if not isinstance(code, str) or code not in CODES:
         raise InputError(f"{path}: {name!r} has dtype {_quote(code)}, expected one of {', '.join(CODES)}")
