@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from taskvec.coefficients.settings import CoefficientSettings
     from taskvec.coefficients.surgery import fit_surgery
     from taskvec.edits.opening import open_recipe, save_merge
+    from taskvec.edits.upload import push
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.harness import HarnessSettings, harness
     from taskvec.evaluation.linear import LinearFeatures, linear_features
@@ -83,6 +84,7 @@ _HOME = {
     "emr": "vectors.stored.masked",
     "tall_masks": "vectors.stored.masked",
     "open_recipe": "edits.opening",
+    "push": "edits.upload",
     "save_merge": "edits.opening",
     "RULES": "rules",
     "Linearization": "tangent.linearization",
@@ -207,6 +209,7 @@ __all__ = [
     "open_recipe",
     "open_weights",
     "prune_layers",
+    "push",
     "refine",
     "route",
     "save_adapter",

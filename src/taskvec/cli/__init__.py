@@ -31,6 +31,7 @@ COMMANDS = {
     "mask": "Store the vectors of many tasks as one, with a mask for each.",
     "prune-layers": "Keep the fewest layers of a task vector that hold its validation score.",
     "inspect": "Show what checkpoints and task vectors hold.",
+    "push": "Upload a task vector or a model to the hub, with its model card.",
     "rules": "List the rules that turn several task vectors into one.",
     "methods": "List the methods that the study `methods` compares: rules, learned coefficients, others.",
     "train": "Fine-tune a model on a task and store the task vector.",

@@ -12,7 +12,7 @@ from taskvec.config import parse_yaml
 from taskvec.edits.merge import Merge
 from taskvec.errors import InputError
 from taskvec.reading import check_inside, exists, read_text
-from taskvec.weights import Weights, hub
+from taskvec.weights import hub
 
 _FRONT = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?\n)---[ \t]*(\r?\n|$)", re.DOTALL)
 
@@ -52,29 +52,29 @@ def render_card(merge: Merge, title: str) -> str:
 
     Cost: a fingerprint of every input, which is free once all has been read.
     """
-    recipe = yaml.safe_dump(_without_folders(merge.record.get("recipe")), sort_keys=False, allow_unicode=True)
+    recipe = yaml.safe_dump(without_folders(merge.record.get("recipe")), sort_keys=False, allow_unicode=True)
     # Markdown, not HTML: names are shown as they are, only what would end a table cell is taken out.
     template = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
     return template.from_string(_TEMPLATE).render(
-        title=_cell(title),
+        title=table_cell(title),
         version=__version__,
         front=yaml.safe_dump(_front(merge), sort_keys=False, allow_unicode=True),
         inputs=[
-            (_cell(name), _cell(_shown_ref(weights)), weights.fingerprint())
+            (table_cell(name), table_cell(_shown_ref(weights.ref)), weights.fingerprint())
             for name, weights in merge.inputs.items()
         ],
         recipe=recipe,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0)),
-        notes=[_cell(note) for note in merge.notes],
+        notes=[table_cell(note) for note in merge.notes],
     )
 
 
 def _front(merge: Merge) -> dict[str, object]:
     """What the hub reads of a card."""
-    on_hub = [weights.ref for weights in merge.inputs.values() if _on_hub(weights)]
+    bases = [weights.ref for weights in merge.inputs.values() if on_hub(weights.ref)]
     return {
         "tags": ["merge", "task-arithmetic", "taskvec"],
-        **({"base_model": on_hub} if on_hub else {}),
+        **({"base_model": bases} if bases else {}),
         **read_licence(merge.like.folder),
     }
 
@@ -103,23 +103,25 @@ def _is_public(value: object) -> bool:
     )
 
 
-def _without_folders(value: object) -> object:
+def without_folders(value: object) -> object:
     """A recipe with the last part of every absolute path: the rest is private."""
     if isinstance(value, Mapping):
-        return {key: _without_folders(inner) for key, inner in value.items()}
+        return {key: without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_folders(inner) for inner in value]
+        return [without_folders(inner) for inner in value]
     return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
-def _on_hub(weights: Weights) -> bool:
-    return hub.is_reference(weights.ref) and not exists(weights.ref)
+def on_hub(ref: str) -> bool:
+    """Whether a reference leads to the hub, where a path that exists wins."""
+    return hub.is_reference(ref) and not exists(ref)
 
 
-def _shown_ref(weights: Weights) -> str:
+def _shown_ref(ref: str) -> str:
     """A hub reference, or the last part of a path: the rest is private."""
-    return weights.ref if _on_hub(weights) else Path(weights.ref).name
+    return ref if on_hub(ref) else Path(ref).name
 
 
-def _cell(text: str) -> str:
+def table_cell(text: str) -> str:
+    """A text for a cell of a table in Markdown."""
     return " ".join(text.replace("|", "/").split())
