@@ -14,8 +14,19 @@ from measure_house import circles_of, import_graph
 
 SOURCE = Path(taskvec.__file__).parent
 GROUND = {
-    *("_version", "arguments", "code", "compiled", "config", "errors", "memory", "patterns", "pickles"),
-    *("names", "parameters", "place", "progress", "reading", "registry", "substitution", "urls", "writing"),
+    *("_version", "arguments", "code", "compiled", "config", "errors", "group", "memory", "patterns"),
+    *(
+        "names",
+        "parameters",
+        "pickles",
+        "place",
+        "progress",
+        "reading",
+        "registry",
+        "substitution",
+        "urls",
+        "writing",
+    ),
 }
 EDITING = {"weights", "combiners", "rules", "vectors", "edits"}
 LEARNING = {"models", "tangent", "tasks", "statistics", "training"}
