@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "studies": EDITING | LEARNING | {"evaluation", "coefficients", "merging", "reports"},
     "runs": EDITING | LEARNING | {"evaluation", "coefficients", "merging", "reports", "studies"},
     "searching": EDITING | LEARNING | {"evaluation", "coefficients", "reports", "studies"},
+    "integrations": EDITING | LEARNING,
     "reports": set(),
     "cli": EDITING | LEARNING | ABOVE | {"reports"},
     "__init__": EDITING | LEARNING | ABOVE | {"reports"},

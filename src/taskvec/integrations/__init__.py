@@ -1,0 +1,1 @@
+"""taskvec inside the training programs that users already run."""

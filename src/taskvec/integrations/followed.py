@@ -1,0 +1,196 @@
+"""A network that something else trains, followed from where it started."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from taskvec.errors import BaseMismatch, InputError
+from taskvec.integrations.adapted import adapter_of
+from taskvec.integrations.start import is_adapted, moved, open_start
+from taskvec.names import select_names
+from taskvec.substitution import substituted
+from taskvec.training.regimes import Regime
+from taskvec.vectors import TaskVector
+from taskvec.vectors.geometry import gram
+from taskvec.weights import WeightsLike
+
+
+class Followed:
+    """What a regime trains of a network, and what that started from.
+
+    Args:
+        regime: ``None`` for what the network says by ``requires_grad``, or by its adapter.
+        base: see :func:`taskvec.integrations.start.open_start`.
+        main: whether this is the process that writes.
+        apart: whether training puts the weights elsewhere, as FSDP does.
+
+    Attributes:
+        moving: names of the parameters and running statistics that may change.
+        start: ``None`` in processes that do not write.
+
+    Raises: InputError for a regime that selects nothing, and where the network is not what it was loaded
+        from.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        regime: Regime | None,
+        base: WeightsLike | None,
+        *,
+        main: bool = True,
+        apart: bool = False,
+    ) -> None:
+        _check_kind(network, regime)
+        self.network, self.regime = network, regime
+        self._own = {name: value.requires_grad for name, value in network.named_parameters()}
+        self._asked = self._own if regime is None else _asked(network, regime)
+        self.freeze()
+        self.moving = frozenset(_moving(network))
+        if not any(value.requires_grad for value in network.parameters()):
+            raise InputError(
+                f"{type(network).__name__}: no parameter has requires_grad, expected some to train; name a "
+                "regime, such as regime='full'"
+            )
+        copied = frozenset(network.state_dict()) if apart else self.moving
+        self.start = open_start(network, base, copied) if main else None
+
+    @property
+    def regime_name(self) -> str | None:
+        """What the provenance says; ``None`` for a selection of the user's own."""
+        if is_adapted(self.network):
+            return "lora"
+        if self.regime is not None:
+            return self.regime.name
+        return "full" if all(self._own.values()) else None
+
+    def freeze(self) -> None:
+        """Train what is asked for, and nothing else."""
+        _set(self.network, self._asked)
+
+    def unfreeze(self) -> None:
+        """Give the parameters the ``requires_grad`` that they had."""
+        _set(self.network, self._own)
+
+    @contextmanager
+    def vector(self) -> Iterator[TaskVector | None]:
+        """The vector as it is now, to be used inside the context; ``None`` in processes that do not write.
+
+        All processes that share the weights have to ask together.
+        """
+        sharded = any(isinstance(value, DTensor) for value in self.network.parameters())
+        state = self.network.state_dict()
+        if sharded:
+            state = _whole(state, keep=self.start is not None)
+        if self.start is None:
+            yield None
+        elif is_adapted(self.network):
+            with adapter_of(self.network, self.start, state if sharded else None) as vector:
+                yield vector
+        else:
+            yield moved(self.start, state, self.moving)
+
+    def figures(self, others: Mapping[str, TaskVector]) -> dict[str, float]:
+        """The norm of the vector as it is now, and its cosine with others; empty where nothing is written.
+
+        Raises: BaseMismatch for a vector of another base.
+        """
+        with self.vector() as vector:
+            if vector is None:
+                return {}
+            products = gram([vector, *others.values()])
+        lengths = products.diagonal().sqrt()
+        angles = (products[0] / (lengths[0] * lengths)).tolist()[1:]
+        named = {f"taskvec/cosine/{name}": angle for name, angle in zip(others, angles, strict=True)}
+        return {
+            "taskvec/norm": float(lengths[0]),
+            **{name: angle for name, angle in named.items() if not math.isnan(angle)},
+        }
+
+    def check_others(self, others: Mapping[str, TaskVector]) -> None:
+        """Refuse vectors of another base. Raises: BaseMismatch."""
+        if self.start is None:
+            return
+        for name, vector in others.items():
+            base = vector.base
+            if not base.unbound and base.fingerprint() != self.start.fingerprint():
+                raise BaseMismatch(
+                    f"vectors: {name!r} is of base {base}, expected {self.start.ref} (fingerprint "
+                    f"{self.start.fingerprint()}), from which this training starts; leave it out"
+                )
+
+    def is_finite(self) -> bool:
+        """Whether the weights in this process are; of those that lie on several the training must tell."""
+        held = [p.detach() for p in self.network.parameters() if p.requires_grad]
+        held = [value for value in held if not isinstance(value, DTensor) and value.numel()]
+        return not held or bool(torch.stack([n.float() for n in torch._foreach_norm(held)]).isfinite().all())
+
+    @contextmanager
+    def at(self, coefficient: float, theta0: Mapping[str, Tensor]) -> Iterator[None]:
+        """The network at the start plus so much of the vector, for a while; then the very same tensors again.
+
+        Args:
+            theta0: of the parameters that are trained.
+        """
+        held = dict(self.network.named_parameters())
+        with torch.no_grad():
+            steps = {name: held[name] - value for name, value in theta0.items()}
+            values = {name: value + coefficient * steps[name] for name, value in theta0.items()}
+        with substituted(self.network, values):
+            yield
+
+
+def _check_kind(network: nn.Module, regime: Regime | None) -> None:
+    """Refuse what cannot be followed. Raises: InputError."""
+    where = type(network).__name__
+    if regime is not None and is_adapted(network):
+        raise InputError(
+            f"regime: {regime.name!r} given, but {where} trains an adapter of PEFT, which says what is "
+            "trained; leave it out"
+        )
+    if any(hasattr(value, "ds_id") for value in network.parameters()):
+        raise InputError(
+            f"{where}: its parameters are partitioned by DeepSpeed (stage 3), expected whole ones; use stage "
+            "2, or FSDP with fsdp_version 2"
+        )
+    if regime is not None and any(value.dtype.itemsize == 1 for value in network.parameters()):
+        raise InputError(
+            f"{where}: its weights are quantized, which no regime trains; add an adapter of PEFT and leave "
+            "regime out"
+        )
+
+
+def _asked(network: nn.Module, regime: Regime) -> dict[str, bool]:
+    """Whether each parameter is to be trained."""
+    known = {name: value for name, value in network.named_parameters() if value.is_floating_point()}
+    chosen = set(select_names(known, regime.selection, type(network).__name__))
+    return {name: name in chosen for name in known}
+
+
+def _moving(network: nn.Module) -> Iterator[str]:
+    """The names under which the state dict has what may change, those of tied parameters too."""
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    for name, value in network.state_dict().items():
+        trained = parameters[name].requires_grad if name in parameters else value.is_floating_point()
+        if trained:
+            yield name
+
+
+def _set(network: nn.Module, wanted: Mapping[str, bool]) -> None:
+    for name, value in network.named_parameters():
+        if name in wanted and value.requires_grad != wanted[name]:
+            value.requires_grad_(wanted[name])
+
+
+def _whole(state: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Tensors that lie on several devices, gathered one by one into memory where they are kept."""
+    whole = {}
+    for name, value in state.items():
+        gathered = value.full_tensor() if isinstance(value, DTensor) else value
+        if keep:
+            whole[name] = gathered.cpu()
+    return whole
