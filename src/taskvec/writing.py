@@ -61,16 +61,33 @@ def _open(path: Path, flags: int, expected: Callable[[int], bool]) -> int:
     return handle
 
 
-def lock(handle: int) -> bool:
+def lock(handle: int, *, shared: bool = False, wait: bool = False) -> bool:
     """Lock an open file or folder; whether no other process has it locked.
 
     The lock ends when the handle is closed or the process dies, so one that is killed blocks nobody.
+
+    Args:
+        shared: with all who lock it so.
+        wait: until others have let go of it.
     """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True
+
+
+def unlock(handle: int) -> None:
+    """Let go of the lock on what stays open; also where a forked process has it open too."""
+    fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def is_at(handle: int, path: Path) -> bool:
+    """Whether a name still stands for what is open."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def remove(path: Path) -> None:

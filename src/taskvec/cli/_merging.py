@@ -15,6 +15,7 @@ from taskvec.cli._writing import Writing
 if TYPE_CHECKING:
     from taskvec.edits.merge import Merge
     from taskvec.weights import Weights
+    from taskvec.weights.parts import Part
 
 DryRun = Annotated[bool, Parameter(negative=(), help="Check everything, print the plan, write nothing.")]
 Resume = Annotated[
@@ -24,10 +25,22 @@ Resume = Annotated[
         help="Keep the finished shards of a run that was interrupted, if it was writing the same.",
     ),
 ]
+PartOption = Annotated[
+    str | None,
+    Parameter(
+        name="--part",
+        help="Write part `3/8`: the third of eight shares of the shards, of about as many bytes each. Run "
+        "all parts, at once or in any order, here or on machines that share the disk; the last one completes "
+        "OUT. A part that was interrupted goes on when it is run again.",
+    ),
+]
 
 
-def check_output(writing: Writing, inputs: Sequence["Weights"], *, resume: bool) -> None:
+def check_output(writing: Writing, inputs: Sequence["Weights"], *, goes_on: bool) -> None:
     """Refuse what can be refused before anything but headers is read.
+
+    Args:
+        goes_on: whether what exists may be what an earlier run has written.
 
     Raises: InputError; OutputExists.
     """
@@ -36,7 +49,7 @@ def check_output(writing: Writing, inputs: Sequence["Weights"], *, resume: bool)
 
     check_outside(writing.output, inputs)
     files = [file for weights in inputs for file in weights.files]
-    check_target(writing.output, force=writing.force or resume, inputs=files)
+    check_target(writing.output, force=writing.force or goes_on, inputs=files)
     writing.bound(())
 
 
@@ -46,27 +59,35 @@ def write(
     *,
     dry_run: bool,
     resume: bool,
+    part: str | None = None,
     facts: Mapping[str, object] | None = None,
     footnote: str = "",
 ) -> None:
-    """Write a merge, or show its plan; notes go to standard error.
+    """Write a merge, or a part of it, or show its plan; notes go to standard error.
 
     Args:
+        part: such as ``3/8``.
         facts: printed with those of the model written.
         footnote: printed below them.
     """
     from taskvec.edits.inputs import check_outside
     from taskvec.edits.opening import save_merge
     from taskvec.edits.outcome import note_identity
+    from taskvec.weights.parts import Part
     from taskvec.weights.staging import check_target
 
+    chosen = None if part is None else Part.parse(part)
     output, force = writing.output, writing.force
+    goes_on = resume or part is not None
     check_outside(output, made.inputs.values())
-    check_target(output, force=force or resume, inputs=(*made.weights.files, *made.like.files))
+    check_target(output, force=force or goes_on, inputs=(*made.weights.files, *made.like.files))
     say(made.notes)
     memory = writing.bound((name, made.weights.working_bytes(name)) for name in made.weights)
     if dry_run:
-        _show_plan(made, writing, memory)
+        _show_plan(made, writing, memory, chosen)
+        return
+    if chosen is not None:
+        _write_part(made, chosen, writing, memory, facts or {}, footnote)
         return
     begun = perf_counter()
     with watching(writing.quiet) as watch:
@@ -74,6 +95,49 @@ def write(
         save_merge(made, output, force=force, memory=memory, processes=processes, resume=resume, watch=watch)
     say(note_identity(made.weights, made.inputs))
     print_facts("edited model", _facts(made, output, begun, facts or {}), json=writing.json, note=footnote)
+
+
+def _write_part(
+    made: "Merge", part: "Part", writing: Writing, memory: float, more: Mapping[str, object], footnote: str
+) -> None:
+    """Write one part of a merge; what is printed says how far the whole is."""
+    from taskvec.edits.opening import save_part
+    from taskvec.edits.outcome import note_identity
+    from taskvec.weights.parts import listed
+
+    begun = perf_counter()
+    with watching(writing.quiet) as watch:
+        processes = workers(made.weights)
+        progress = save_part(
+            made, writing.output, part, force=writing.force, memory=memory, processes=processes, watch=watch
+        )
+    if not progress.shards:
+        say([_idle(part, made)])
+    facts: dict[str, object] = {
+        "part": str(part),
+        "shards of the part": progress.shards,
+        "bytes of the part": progress.bytes,
+        "done": list(progress.done),
+        "waiting": list(progress.waiting),
+        "complete": progress.complete,
+    }
+    words = {"done": f"{len(progress.done)} of {part.of}", "waiting": listed(progress.waiting) or "none"}
+    if made.weights.changes is None:  # somebody else completed it, or will
+        facts = {"path": str(writing.output), **facts, "seconds": round(perf_counter() - begun, 3)}
+    else:
+        say(note_identity(made.weights, made.inputs))
+        facts = _facts(made, writing.output, begun, {**more, **facts})
+    note = f"{footnote}\n{progress}".strip()
+    print_facts(f"part {part.number} of {part.of}", facts, json=writing.json, words=words, note=note)
+
+
+def _idle(part: "Part", made: "Merge") -> str:
+    """Words for a part without shards."""
+    enough = made.weights.nbytes / part.of / 1e9
+    return (
+        f"part {part} has nothing to write: there are fewer shards than parts; with a smaller --max-shard-gb "
+        f"for all parts, such as {enough:.2g}, there are more"
+    )
 
 
 def _facts(made: "Merge", output: Path, begun: float, more: Mapping[str, object]) -> dict[str, object]:
@@ -94,12 +158,16 @@ def _facts(made: "Merge", output: Path, begun: float, more: Mapping[str, object]
     }
 
 
-def _show_plan(made: "Merge", writing: Writing, memory: float) -> None:
+def _show_plan(made: "Merge", writing: Writing, memory: float, part: "Part | None") -> None:
     from taskvec.edits.plan import make_plan
+    from taskvec.weights.parts import share_out
 
     expected = make_plan(made, writing.output, memory=memory, force=writing.force)
+    mine = share_out(expected.shards, part.of)[part.number - 1] if part else ()
+    sizes = [expected.shards[place] for place in mine]
     if writing.json:
-        print_json({"path": str(writing.output), **asdict(expected)})
+        share = {"part": str(part), "shards_of_the_part": sizes} if part else {}
+        print_json({"path": str(writing.output), **asdict(expected), **share})
         return
     again = f", {expected.passes} times over" if expected.passes > 1 else ""
     work = "read, computing comes on top" if expected.ahead else "read and compute"
@@ -113,6 +181,8 @@ def _show_plan(made: "Merge", writing: Writing, memory: float) -> None:
         ("memory", f"about {_size(expected.memory)} for blocks at work"),
         ("time", f"{_duration(expected.seconds)} to {work}, estimated from a sample"),
     ]
+    if part:
+        rows.insert(5, (f"part {part}", f"{len(sizes)} of the shards, {_size(sum(sizes))}"))
     print_table(None, ["plan", str(writing.output)], rows, "Nothing was written.")
 
 

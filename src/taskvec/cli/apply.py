@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from taskvec.cli._adapters import AS_MODEL, AsAdapter, write_edit
 from taskvec.cli._common import assignments, flattened
 from taskvec.cli._editing import AllowOther, Expression, Patterns, Vectors, known_model, load_vectors
-from taskvec.cli._merging import DryRun, Resume, check_output, write
+from taskvec.cli._merging import DryRun, PartOption, Resume, check_output, write
 from taskvec.cli._writing import Writing
 from taskvec.errors import InputError
 
@@ -39,6 +39,7 @@ def apply(
     precision: Literal["float32", "float64"] = "float32",
     dry_run: DryRun = False,
     resume: Resume = False,
+    part: PartOption = None,
     adapter: Annotated[AsAdapter, flattened()] = AS_MODEL,
     writing: Annotated[Writing, flattened()],
 ) -> None:
@@ -72,7 +73,8 @@ def apply(
     from taskvec.edits.recipe import Recipe, build
     from taskvec.weights.selecting import parse_renames
 
-    adapter.check({"--dry-run": dry_run, "--resume": resume, "--allow-nonfinite": allow_nonfinite})
+    unused = {"--dry-run": dry_run, "--resume": resume, "--part": part, "--allow-nonfinite": allow_nonfinite}
+    adapter.check(unused)
     loaded = load_vectors(vector)  # which refuses, in words of the option, what no recipe could hold
     _check_options(loaded, expression, rule, param, stats)
     fields = {
@@ -91,7 +93,7 @@ def apply(
         "allow_other_base": allow_other_base,
         "allow_nonfinite": allow_nonfinite,
     }
-    check = partial(check_output, writing, resume=resume)
+    check = partial(check_output, writing, goes_on=resume or part is not None)
     made = build(Recipe.parse("", fields), known=known_model, check=check)
     if adapter.as_adapter:
         from taskvec.edits.adapters import edit_of
@@ -102,7 +104,7 @@ def apply(
     tangent = ", ".join(name for name, vector in loaded.items() if vector.info.space == "tangent")
     footnote = _TANGENT.format(tangent) if tangent else ""
     facts = {"edit": edit, "scale": scale}
-    write(made, writing, dry_run=dry_run, resume=resume, facts=facts, footnote=footnote)
+    write(made, writing, dry_run=dry_run, resume=resume, part=part, facts=facts, footnote=footnote)
 
 
 def _check_options(

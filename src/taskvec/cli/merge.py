@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from taskvec.cli._adapters import AS_MODEL, AsAdapter, write_edit
 from taskvec.cli._common import Force, Json, Quiet, flattened, print_json
 from taskvec.cli._editing import Memory, ShardSize, known_ref
-from taskvec.cli._merging import DryRun, Resume, write
+from taskvec.cli._merging import DryRun, PartOption, Resume, write
 from taskvec.cli._writing import Writing
 from taskvec.errors import InputError
 
@@ -31,6 +31,7 @@ def merge(
     allow_nonfinite: _Flag = False,
     allow_unloadable: _Flag = False,
     resume: Resume = False,
+    part: PartOption = None,
     adapter: Annotated[AsAdapter, flattened()] = AS_MODEL,
     schema: _Flag = False,
     force: Force = False,
@@ -71,12 +72,13 @@ def merge(
     if recipe is None or output is None:
         missing = "RECIPE" if recipe is None else "--output (-o)"
         raise InputError(f"{missing}: missing, expected taskvec merge RECIPE.yaml -o OUT")
-    check_target(output, force=force or resume, inputs=[recipe.resolve()])
+    check_target(output, force=force or resume or part is not None, inputs=[recipe.resolve()])
     writing = Writing(output=output, memory=memory, force=force, json=json, quiet=quiet)
     adapter.check(
         {
             "--dry-run": dry_run,
             "--resume": resume,
+            "--part": part,
             "--max-shard-gb": max_shard_gb,
             "--allow-nonfinite": allow_nonfinite,
             "--allow-unloadable": allow_unloadable,
@@ -97,4 +99,4 @@ def merge(
         allow_nonfinite=made.allow_nonfinite or allow_nonfinite,
         allow_unloadable=allow_unloadable,
     )
-    write(made, writing, dry_run=dry_run, resume=resume)
+    write(made, writing, dry_run=dry_run, resume=resume, part=part)

@@ -19,6 +19,8 @@ from taskvec.reading import local_path
 from taskvec.vectors.checks import Fit
 from taskvec.vectors.stored.files import summary
 from taskvec.weights import save_weights
+from taskvec.weights.parts import Part, Progress
+from taskvec.weights.writer import write_part
 
 
 @checked
@@ -90,25 +92,56 @@ def save_merge(
     Raises: InputError for a folder that would not load; OutputExists; DiskFull; NonFinite.
     Cost: one read of the inputs, or more where a rule prepares; their fingerprints come with it.
     """
+    arguments = _prepare(merge, path)
+    arguments |= {"force": force, "memory": memory, "processes": processes, "watch": watch}
+    return save_weights(merge.weights, path, resume=resume, **arguments)
+
+
+@checked
+def save_part(
+    merge: Merge,
+    path: str | Path,
+    part: Part,
+    *,
+    force: bool = False,
+    memory: float = 512e6,
+    processes: int = 1,
+    watch: Watch = unwatched,
+) -> Progress:
+    """Write one of several parts of a merged model, while other processes write others.
+
+    The model, manifest and card included, has the bytes that ``save_merge`` writes. A part that was
+    interrupted is gone on with by writing it again.
+
+    Args:
+        path: a folder on a disk that all of them see.
+        part: which one; ``Part(3, 8)``.
+        force, memory, processes, watch: as for ``save_weights``.
+
+    Returns: how far the model is; whoever comes last completes it.
+    Raises: as ``save_merge``; InputError for parts of another recipe, other inputs, options or versions.
+    Cost: reading what the part is made of; a pass that a rule takes over the whole model is taken by each
+        part.
+    """
+    arguments = _prepare(merge, path)
+    arguments |= {"force": force, "memory": memory, "processes": processes, "watch": watch}
+    return write_part(merge.weights, path, part, about=merge.record, **arguments)
+
+
+def _prepare(merge: Merge, path: str | Path) -> dict[str, Any]:
+    """The arguments that a merge is written with."""
     check_outside(Path(path), merge.inputs.values())
     if local_path(path).suffix != ".safetensors":
         check_loads(merge)
     for weights in merge.inputs.values():
         weights.fingerprint_while_reading()
-    return save_weights(
-        merge.weights,
-        path,
-        force=force,
-        max_shard_size=merge.max_shard_size,
-        like=merge.like,
-        manifest=lambda: _manifest(merge),
-        extra_files={**merge.files, "README.md": lambda: render_card(merge, Path(path).name)},
-        watch=watch,
-        allow_nonfinite=merge.allow_nonfinite,
-        memory=memory,
-        processes=processes,
-        resume=resume,
-    )
+    return {
+        "max_shard_size": merge.max_shard_size,
+        "like": merge.like,
+        "manifest": lambda: _manifest(merge),
+        "extra_files": {**merge.files, "README.md": lambda: render_card(merge, Path(path).name)},
+        "allow_nonfinite": merge.allow_nonfinite,
+    }
 
 
 def _manifest(merge: Merge) -> dict[str, Any]:

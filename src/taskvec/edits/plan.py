@@ -19,8 +19,8 @@ from taskvec.reading import local_path
 from taskvec.vectors import EditedWeights
 from taskvec.weights import Weights
 from taskvec.weights.beside import files_beside
+from taskvec.weights.output import folders_of, plan_files
 from taskvec.weights.staging import check_space, check_target
-from taskvec.weights.writer import folders_of, plan_files
 
 _log = logging.getLogger(__name__)
 

@@ -75,7 +75,7 @@ class ArchivedWeights(Weights):
         specs = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
         tied = _tied(specs, views)
         self._views = views
-        identity = (*file_identity(path), part)
+        identity = (file_identity(path), part)
         stored = {name: spec for name, spec in specs.items() if name not in tied}
         super().__init__(
             ref or str(path), stored, identity, tied=tied, folder=folder, files=(path.resolve(),)
@@ -158,7 +158,7 @@ class PickledWeights(MemoryWeights):
         self, path: Path, *, ref: str | None = None, folder: Path | None = None, part: str | None = None
     ) -> None:
         tensors = state_dict_in(path, load_pickle(path), part)
-        identity = (*file_identity(path), part)
+        identity = (file_identity(path), part)
         super().__init__(ref or str(path), tensors, identity, folder=folder, files=(path.resolve(),))
         _check_held(path, self)
 

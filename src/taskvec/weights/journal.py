@@ -1,95 +1,143 @@
 """What an output that is being written has finished, so that an interrupted run can be resumed."""
 
 import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import torch
 import xxhash
+from pydantic import Field
 
 from taskvec._version import __version__
 from taskvec.config import Config
 from taskvec.errors import InputError, TaskvecError
 from taskvec.reading import read_json
+from taskvec.weights.change import Change
 from taskvec.weights.lazy import Weights
 from taskvec.weights.plan import Shard
-from taskvec.weights.staging import JOURNAL
-from taskvec.weights.stored import StoredWeights
-from taskvec.writing import remove, replace_text
+from taskvec.weights.stored import FileIdentity, StoredWeights, file_identity
+from taskvec.writing import replace_text
 
-_log = logging.getLogger(__name__)
-
-
-class _Written(Config):
-    """The content of a journal: what was being written, and the digests of the tensors of finished shards."""
-
-    key: str
-    shards: dict[str, dict[str, str]]
+_Digests = dict[str, str]
 
 
-class Journal:
-    """The finished shards of one output, with the digest of every tensor in them.
+class Finished(Config):
+    """The content of a journal.
 
-    Args:
-        partial: the hidden folder; the journal is a file in it.
-        work: the folder of the shards.
-        shards: all that will be.
-        weights: what is being written. What can change behind our back is never resumed.
+    Attributes:
+        key: of what is being written.
+        shards: file -> the digest of each tensor in it.
+        changes: tensor -> how far it is from what it was made of, its floats in hexadecimal.
+        states: file -> what it looked like when it was finished.
+        inputs: for each input in its order, tensor -> digest, as far as known.
     """
 
-    def __init__(self, partial: Path, work: Path, shards: Sequence[Shard], weights: Weights) -> None:
-        self._path, self._work = partial / JOURNAL, work
-        origin = f"{__version__}\0{_spell(weights.identity)}".encode()
-        self._key = xxhash.xxh3_128_hexdigest(b"".join(shard.header for shard in shards) + origin)
-        self._lasting = weights.frozen
-        self._planned = {shard.file for shard in shards}
-        self._shards: dict[str, dict[str, str]] = {}
+    key: str
+    shards: dict[str, _Digests]
+    changes: dict[str, tuple[int, int, str, str]]
+    states: dict[str, tuple[int, int, int, int]] = Field(default_factory=dict)
+    inputs: list[_Digests] = Field(default_factory=list)
 
-    def keep_finished(self) -> set[str]:
-        """The shards of an earlier run that are whole and the same; everything else is removed."""
-        recorded = self._read()
-        if recorded is not None and not (self._lasting and recorded.key == self._key):
-            _log.warning(
-                "%s: begins afresh, as inputs or settings are not surely those of the interrupted run",
-                self._path.parent,
-            )
-        elif recorded is not None:
-            self._shards = {
-                name: digests
-                for name, digests in recorded.shards.items()
-                # Those of modules are small, and files are copied beside them: they are written again.
-                if name in self._planned
-                and Path(name).name == name
-                and _digests(self._work / name) == digests
-            }
-        for file in self._work.iterdir():
-            if file.name not in self._shards:
-                remove(file)
-        return set(self._shards)
-
-    def _read(self) -> _Written | None:
-        if not self._path.exists():
+    @classmethod
+    def read(cls, path: Path) -> "Finished | None":
+        """A journal; none if there is none, an empty one for a damaged one."""
+        if not path.exists():
             return None
         try:
-            return _Written.parse(str(self._path), read_json(self._path))
-        except InputError:
-            return _Written(key="", shards={})
-
-    def add(self, shard: str, digests: Mapping[str, bytes]) -> None:
-        """Record a shard that is on the disk."""
-        self._shards[shard] = {name: digest.hex() for name, digest in digests.items()}
-        replace_text(self._path, json.dumps({"key": self._key, "shards": self._shards}))
+            found = cls.parse(str(path), read_json(path))
+            found.digests(), found.moved()
+        except (InputError, ValueError, OverflowError):
+            return cls(key="", shards={}, changes={})
+        return found
 
     def digests(self) -> dict[str, bytes]:
         """The digest of every tensor of every finished shard."""
-        return {name: bytes.fromhex(text) for shard in self._shards.values() for name, text in shard.items()}
+        return {name: bytes.fromhex(text) for shard in self.shards.values() for name, text in shard.items()}
+
+    def moved(self) -> dict[str, Change]:
+        """How far the tensors are from what they were made of."""
+        return {
+            name: Change(entries, changed, float.fromhex(distance), float.fromhex(norm))
+            for name, (entries, changed, distance, norm) in self.changes.items()
+        }
+
+    def without(self, shards: Collection[str]) -> "Finished":
+        """The same but for some shards."""
+        kept = {name: digests for name, digests in self.shards.items() if name not in shards}
+        return self.model_copy(update={"shards": kept})
 
 
-def _digests(shard: Path) -> dict[str, str] | None:
-    if shard.is_symlink():  # nothing of ours
+class Journal:
+    """The finished shards of one output, or of a part of it.
+
+    Args:
+        path: of the file it is kept in.
+        places: file -> where it is, or will be, of all shards.
+        key: of what is being written; an earlier run's with another is not gone on with.
+    """
+
+    def __init__(self, path: Path, places: Mapping[str, Path], key: str) -> None:
+        self._path, self._places = path, places
+        self.finished = Finished(key=key, shards={}, changes={})
+
+    def keep_finished(self) -> bool | None:
+        """Take over the shards of an earlier run that are whole and the same.
+
+        Returns: whether that run was writing the same; none if there was no such run.
+        """
+        before = Finished.read(self._path)
+        if before is None or before.key != self.finished.key:
+            return None if before is None else False
+        bad = {
+            name
+            for name, digests in before.shards.items()
+            if name not in self._places or digests_of(self._places[name]) != digests
+        }
+        self.finished = before.without(bad)
+        return True
+
+    def forget(self, shards: Iterable[str]) -> None:
+        """Take shards for unfinished."""
+        self.finished = self.finished.without(set(shards))
+
+    def add(self, shard: str, digests: Mapping[str, bytes], changes: Mapping[str, Change]) -> None:
+        """Record a shard that is on the disk."""
+        spelled = {
+            name: (each.entries, each.changed, float(each.distance).hex(), float(each.norm).hex())
+            for name, each in changes.items()
+            if name in digests
+        }
+        self._keep(
+            shards={**self.finished.shards, shard: {name: digest.hex() for name, digest in digests.items()}},
+            changes={**self.finished.changes, **spelled},
+            states={**self.finished.states, shard: state_of(self._places[shard])},
+        )
+
+    def add_inputs(self, inputs: Sequence[Mapping[str, bytes]]) -> None:
+        """Record what is known of the inputs."""
+        before = self.finished.inputs or [{}] * len(inputs)
+        self._keep(
+            inputs=[
+                old | {name: digest.hex() for name, digest in new.items()}
+                for old, new in zip(before, inputs, strict=True)
+            ]
+        )
+
+    def _keep(self, **more: object) -> None:
+        self.finished = self.finished.model_copy(update=more)
+        replace_text(self._path, json.dumps(self.finished.model_dump()))
+
+
+def state_of(file: Path) -> tuple[int, int, int, int]:
+    """What a finished file looks like: whoever finds it so need not read it again."""
+    return file_identity(file)[1:]
+
+
+def digests_of(shard: Path) -> _Digests | None:
+    """The digests of the tensors in a shard; none for what is no whole shard of ours."""
+    if shard.is_symlink() or shard.parent.is_symlink():
         return None
     try:
         with StoredWeights(shard) as weights:
@@ -98,16 +146,33 @@ def _digests(shard: Path) -> dict[str, str] | None:
         return None
 
 
-def _spell(identity: Any) -> str:
-    """An identity in words that are the same in another process; one that has none never matches."""
+def key_of(shards: Sequence[Shard], weights: Weights) -> str:
+    """What tells one output from another: of weights that can change behind our back, one that never comes
+    again."""
+    origin = f"{__version__}\0{spell(weights.identity) if weights.frozen else token_hex()}".encode()
+    return xxhash.xxh3_128_hexdigest(b"".join(shard.header for shard in shards) + origin)
+
+
+def spell(identity: Any, *, anywhere: bool = False) -> str:
+    """An identity in words that are the same in another process; one that has none never matches.
+
+    Args:
+        anywhere: the same on another machine too, which has the same files elsewhere.
+    """
+
+    def inner(part: Any) -> str:
+        return spell(part, anywhere=anywhere)
+
     match identity:
+        case FileIdentity() if anywhere:
+            return repr(identity.anywhere)
         case tuple() | list():
-            return f"({','.join(map(_spell, identity))})"
+            return f"({','.join(map(inner, identity))})"
         case frozenset() | set():
-            return f"{{{','.join(sorted(map(_spell, identity)))}}}"
+            return f"{{{','.join(sorted(map(inner, identity)))}}}"
         case Callable() as function if hasattr(function, "__qualname__"):
             return f"{function.__module__}.{function.__qualname__}"
         case str() | bytes() | int() | float() | None | Path() | torch.dtype():
             return repr(identity)
-    inner = getattr(identity, "identity", None)
-    return token_hex() if inner is None else _spell(inner)
+    below = getattr(identity, "identity", None)
+    return token_hex() if below is None else inner(below)

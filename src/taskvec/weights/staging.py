@@ -8,6 +8,7 @@ is a link, another user's, or holds what no run writes is refused, and nothing i
 
 import logging
 import os
+import re
 import shutil
 import stat
 import time
@@ -16,10 +17,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from taskvec.errors import DiskFull, InputError, OutputExists, and_more
 from taskvec.reading import describe, read_mapping, reason, shown
-from taskvec.writing import flush, lock, open_own_folder, remove
+from taskvec.writing import flush, is_at, lock, open_own_folder, remove
 
 _log = logging.getLogger(__name__)
 
@@ -38,10 +40,16 @@ MANIFEST = "taskvec.json"
 JOURNAL = "journal.json"
 """What is finished of an output, beside it in the hidden folder."""
 
+PLAN = "parts.json"
+"""What is being written by several processes, in the hidden folder (``taskvec.weights.parts``)."""
+
+_OF_PARTS = re.compile(r"\.?parts?(-\d+)?(-[0-9a-f]{8}|\.lock|\.json)(\.partial)?")
+"""Names of what these have there."""
+
 LONGEST = 255 - len("..partial")
 """Bytes of the longest name of an output."""
 
-_WAITS = 50
+WAITS = 50
 """How often a lock is tried, 20 ms apart: the workers of a run that was killed take that long to end."""
 
 
@@ -72,23 +80,22 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
         inputs: Iterable[Path] = (),
         resume: bool = False,
     ) -> None:
-        self.target, self.partial = target, target.parent / f".{target.name}.partial"
+        self.target, self._place = target, Place.of(target)
+        self.partial, self._work, self._aside = self._place
         self.keep, self._touched = False, True
         self._folder, self._resume = folder, resume
         self._check = partial(check_target, target, force=force, inputs=tuple(inputs))
-        self._work = self.partial / target.name
-        self._aside = self.partial / ("old" if target.name == "replaced" else "replaced")
-        self._ours = (self._work.name, self._aside.name, JOURNAL, f".{JOURNAL}.partial")
+
+    @property
+    def kept(self) -> str:
+        """How to go on with what is left behind, in words."""
+        return f"finished shards wait in {self.partial.name}, --resume (resume=True) goes on with them"
 
     def __enter__(self) -> Path:
         self._check()
         if not os.path.lexists(self.target):  # whoever makes a folder there meanwhile wants it
             self._check = partial(self._check, empty=False)
-        if foreign := _foreign(self.target):
-            _log.warning(
-                "%s: %r goes with what is replaced, though taskvec did not write it%s",
-                *(self.target, foreign[0], and_more(foreign)),
-            )
+        warn_of_foreign(self.target)
         self.target.parent.mkdir(parents=True, exist_ok=True)
         self._handle = _lock(self.partial, self.target)
         try:
@@ -100,14 +107,15 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
         return self._work
 
     def _clear(self) -> None:
-        if foreign := sorted({path.name for path in self.partial.iterdir()} - set(self._ours)):
-            self._touched = False
-            raise InputError(
-                f"{self.partial}: holds {foreign[0]!r}, which taskvec did not write, and taskvec works under "
-                "that name; move it away, or choose another output"
+        self._touched = False
+        self._place.check_ours()
+        if (self.partial / PLAN).exists() and self._work.exists():
+            raise OutputExists(
+                f"{self.target}: is being written in parts, and some may be done; write the others with "
+                f"--part, or remove {self.partial} to begin anew"
             )
-        if os.path.lexists(self._aside) and not os.path.lexists(self.target):  # killed in a swap
-            self._aside.rename(self.target)
+        self._touched = True
+        self._place.undo_swap()
         self._check()  # again, as whoever held the lock may have finished just now
         for leftover in self.partial.iterdir():
             kept = self._resume and self._folder and leftover != self._aside
@@ -124,9 +132,7 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
             if error is None:
                 self._check()  # again, as work takes long and anything may be there by now
                 self.keep = False
-                flush(self._work)
-                _swap_in(self._work, self.target, self._aside)
-                flush(self.target.parent)
+                self._place.swap_in()
             elif isinstance(error, InputError):  # would come again
                 self.keep = False
         finally:
@@ -134,11 +140,78 @@ class staged:  # in lower case, as it is used like a function: with staged(...) 
 
     def _leave(self) -> None:
         with suppress(OSError):
-            if self._touched and not self.keep and _is_at(self._handle, self.partial):
-                for name in self._ours:
-                    remove(self.partial / name)
-                self.partial.rmdir()
+            if self._touched and not self.keep and is_at(self._handle, self.partial):
+                self._place.remove()
         os.close(self._handle)
+
+
+class Place(NamedTuple):
+    """Where an output is made.
+
+    Attributes:
+        partial: the hidden folder that work goes on in.
+        work: what becomes the output.
+        aside: what is there before, while one takes the place of the other.
+    """
+
+    partial: Path
+    work: Path
+    aside: Path
+
+    @classmethod
+    def of(cls, target: Path) -> "Place":
+        """The place of the output at ``target``."""
+        partial = target.parent / f".{target.name}.partial"
+        aside = "old" if target.name == "replaced" else "replaced"
+        return cls(partial, partial / target.name, partial / aside)
+
+    def check_ours(self) -> None:
+        """Refuse a hidden folder that holds what no run writes.
+
+        Raises: InputError.
+        """
+        if foreign := sorted(path.name for path in self.partial.iterdir() if not self._is_ours(path)):
+            raise InputError(
+                f"{self.partial}: holds {foreign[0]!r}, which taskvec did not write, and taskvec works under "
+                "that name; move it away, or choose another output"
+            )
+
+    def _is_ours(self, path: Path) -> bool:
+        known = (self.work, self.aside, self.partial / JOURNAL, self.partial / f".{JOURNAL}.partial")
+        return path in known or _OF_PARTS.fullmatch(path.name) is not None
+
+    def undo_swap(self) -> None:
+        """Put back what had stepped aside for an output, if the process was killed right then."""
+        target = self.partial.with_name(self.work.name)
+        if os.path.lexists(self.aside) and not os.path.lexists(target):
+            self.aside.rename(target)
+
+    def swap_in(self) -> None:
+        """Give the output its name."""
+        target = self.partial.with_name(self.work.name)
+        flush(self.work)
+        _swap_in(self.work, target, self.aside)
+        flush(target.parent)
+
+    def clear(self, *kept: Path) -> None:
+        """Remove all of ours in the hidden folder but some."""
+        for path in self.partial.iterdir():
+            if path not in kept and self._is_ours(path):
+                remove(path)
+
+    def remove(self) -> None:
+        """Remove the hidden folder, if nothing but ours is in it."""
+        self.clear()
+        self.partial.rmdir()
+
+
+def warn_of_foreign(target: Path) -> None:
+    """Say what goes with a folder of ours that is replaced, though it was not written here."""
+    if foreign := _foreign(target):
+        _log.warning(
+            "%s: %r goes with what is replaced, though taskvec did not write it%s",
+            *(target, foreign[0], and_more(foreign)),
+        )
 
 
 def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = (), empty: bool = True) -> None:
@@ -249,24 +322,17 @@ def _lock(folder: Path, target: Path) -> int:
 
     Raises: OutputExists if another process holds it.
     """
-    for _ in range(_WAITS):
+    for _ in range(WAITS):
         with suppress(FileNotFoundError):  # whoever held it has just finished and removed it
             handle = open_own_folder(folder)
             locked = lock(handle)
-            if locked and _is_at(handle, folder):
+            if locked and is_at(handle, folder):
                 return handle
             os.close(handle)
             if not locked:
                 time.sleep(0.02)
-    raise OutputExists(f"{target}: another process is writing it")
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    """Whether a name still stands for what is open."""
-    try:
-        return os.path.samestat(os.fstat(handle), path.lstat())
-    except FileNotFoundError:
-        return False
+    in_parts = " in parts; wait for it, or choose another output" if (folder / PLAN).exists() else ""
+    raise OutputExists(f"{target}: another process is writing it{in_parts}")
 
 
 def _swap_in(work: Path, target: Path, aside: Path) -> None:

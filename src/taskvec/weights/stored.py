@@ -105,8 +105,27 @@ def fill_tensor(weights: Weights, name: str, fill: Fill, place: int, tensor: Ten
     return tensor
 
 
-def file_identity(path: Path) -> tuple[str, int, int, int, int]:
-    """What tells one state of a file from another: resolved path, size, times of last change, inode.
+class FileIdentity(NamedTuple):
+    """What tells one state of a file from another: resolved path, size, times of last change, inode."""
+
+    path: str
+    size: int
+    mtime: int
+    ctime: int
+    inode: int
+
+    @property
+    def anywhere(self) -> tuple[str | int, ...]:
+        """What of it holds on other machines too, that see the file elsewhere or have a copy with its times.
+
+        A download of the hub's cache is called as its content's digest; its time is that of the download.
+        """
+        path = Path(self.path)
+        return (path.name, self.size, *(() if path.parent.name == "blobs" else (self.mtime,)))
+
+
+def file_identity(path: Path) -> FileIdentity:
+    """The state that a file is in.
 
     Copying and unpacking set the time of the last change of content (mtime) to what it was elsewhere; nothing
     sets that of the inode (ctime).
@@ -117,7 +136,7 @@ def file_identity(path: Path) -> tuple[str, int, int, int, int]:
         stat = path.stat()
     except OSError as error:
         raise InputError(f"{path}: could not be read ({reason(error)}); was it removed meanwhile?") from None
-    return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+    return FileIdentity(str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 class Header(NamedTuple):

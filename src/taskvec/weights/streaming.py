@@ -98,11 +98,9 @@ class Outcome:
         for name, changed in other.changes.items():
             change.add_to(self.changes, name, changed)
 
-    def digest(self, name: str) -> bytes:
-        """The digest of a tensor that was written whole."""
-        digest = self.tally.digest(name)
-        assert digest is not None
-        return digest
+    def digests(self, shard: Shard) -> dict[str, bytes]:
+        """The digests of the tensors of a shard that was written whole."""
+        return self.tally.digests(shard.places)
 
 
 def stream(

@@ -1,6 +1,6 @@
 """Digests of tensors, block by block, and the fingerprint that they fold to."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import xxhash
 from torch import Tensor
@@ -41,6 +41,14 @@ class Tally:
     def digest(self, name: str) -> bytes | None:
         """The digest of a tensor, or ``None`` while blocks of it are missing."""
         return self._whole.get(name)
+
+    def digests(self, names: Iterable[str]) -> dict[str, bytes]:
+        """The digests of those of these tensors that are known."""
+        return {name: self._whole[name] for name in names if name in self._whole}
+
+    def know(self, digests: Mapping[str, bytes]) -> None:
+        """Take over digests of whole tensors."""
+        self._whole.update(digests)
 
     def _fold(self, name: str, spec: TensorSpec, known: Mapping[int, bytes]) -> None:
         """One digest of a tensor for those of its blocks, once all are there."""

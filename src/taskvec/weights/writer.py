@@ -1,36 +1,29 @@
 """Weights written as safetensors: streamed, sharded, and complete before they get their name."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from taskvec._version import __version__
 from taskvec.arguments import checked
-from taskvec.errors import CorruptFile, InputError, NonFinite, TaskvecError
+from taskvec.errors import NonFinite, OutputExists, TaskvecError
 from taskvec.progress import Watch, unwatched
-from taskvec.reading import copy_regular, local_path
-from taskvec.weights import change
-from taskvec.weights.beside import Beside, files_beside
-from taskvec.weights.change import Change
-from taskvec.weights.filenames import homes_of
-from taskvec.weights.journal import Journal
+from taskvec.weights.journal import Journal, key_of
 from taskvec.weights.lazy import Weights
-from taskvec.weights.opening import WeightsLike, open_weights
-from taskvec.weights.plan import Shard, plan_shards
-from taskvec.weights.staging import MANIFEST, check_space, check_target, files_in, staged
-from taskvec.weights.stored import StoredWeights, file_identity
+from taskvec.weights.opening import WeightsLike
+from taskvec.weights.output import Output, Text
+from taskvec.weights.parts import Part, Progress, all_done, parted
+from taskvec.weights.plan import Shard
+from taskvec.weights.staging import JOURNAL, check_space, check_target, staged
 from taskvec.weights.streaming import Outcome, stream
-from taskvec.weights.tally import folded
-from taskvec.writing import flush, unwritable, write_json
+from taskvec.writing import remove, unwritable
 
 _log = logging.getLogger(__name__)
-
-Text = str | Callable[[], str]
 
 
 @checked
@@ -78,174 +71,181 @@ def save_weights(
     Cost: one read and one write of everything; memory of a few MiB a thread, or of the largest tensor
         where the weights cannot be had in pieces.
     """
-    source = open_weights(weights)
-    like = like or source
-    target = local_path(path)
-    single = target.suffix == ".safetensors"
-    shards = plan_files(source, like, None if single else max_shard_size, metadata or {})
-    texts: dict[str, Text] = {} if single else {**like.makes, **like.texts, **(extra_files or {})}
-    beside = _beside(None if single else like.folder, texts, shards)
-    needed = sum(shard.size for shard in shards) + beside.size
-    inputs = (*source.files, *like.files)
+    output = Output.of(weights, path, like, max_shard_size, metadata or {}, manifest, extra_files or {})
+    target, single, shards = output.target, output.single, output.shards
     if not resume:
-        check_target(target, force=force, inputs=inputs)
-        check_space(target, needed)
-    staging = staged(target, folder=not single, force=force, inputs=inputs, resume=resume)
+        check_target(target, force=force, inputs=output.inputs)
+        check_space(target, output.size)
+    staging = staged(target, folder=not single, force=force, inputs=output.inputs, resume=resume)
     with _failing_in_words(target, staging), staging as work:
-        journal = Journal(staging.partial, work, shards, source)
-        places = {work if single else work / shard.file: shard for shard in shards}
-        finished = set() if single else journal.keep_finished()
+        places = {shard.file: work if single else work / shard.file for shard in shards}
+        journal = Journal(staging.partial / JOURNAL, places, key_of(shards, output.source))
+        if not single:
+            _keep_finished(journal, work)
+        finished = journal.finished.shards
         staging.keep = bool(finished)
-        left = {place: shard for place, shard in places.items() if shard.file not in finished}
-        kept = [place for place in places if place not in left]
         if resume:
-            check_space(target, needed - sum(place.stat().st_size for place in kept))
-        total, done = sum(len(shard.places) for shard in shards), count(1)
+            check_space(target, output.size - sum(places[file].stat().st_size for file in finished))
 
-        def tensor_done(_: str) -> None:
-            watch(f"writing {target.name}", next(done), total)
-
-        def shard_done(place: Path, outcome: Outcome) -> None:
-            journal.add(places[place].file, {name: outcome.digest(name) for name in places[place].places})
+        def shard_done(shard: Shard, outcome: Outcome) -> None:
+            journal.add(shard.file, outcome.digests(shard), outcome.changes)
             staging.keep = not single
 
-        if not single:
-            for note in beside.notes:
-                _log.warning("%s", note)
-            for place in left:
-                place.parent.mkdir(exist_ok=True, parents=True)
-        for place in kept:
-            for name in places[place].places:
-                tensor_done(name)
-        states = {file: file_identity(file) for file in inputs}
-        outcome = stream(
-            source,
-            left,
-            memory=memory,
-            threads=threads or max(2, torch.get_num_threads()),
-            processes=processes,
-            allow_nonfinite=allow_nonfinite,
-            tensor_done=tensor_done,
-            shard_done=shard_done,
-        )
-        for file, state in states.items():
-            if file_identity(file) != state:
-                raise CorruptFile(f"{file}: was written to while it was read; run again")
+        for note in () if single else output.beside.notes:
+            _log.warning("%s", note)
+        how = _Streaming(memory, threads, processes, allow_nonfinite, watch)
+        outcome = how.write(output, places, shards, finished, shard_done)
         if outcome.bad and not allow_nonfinite:
             staging.keep = False
-            raise NonFinite(nonfinite_message(source.ref, outcome.bad))
-        for place in kept:
-            outcome.changes |= _changes(source, place)
-        source.keep_outcome(journal.digests(), outcome.changes)
-        if not single:
-            _write_beside(work, beside, texts)
-            _write_indexes(work, shards)
-            facts = {
-                "created_by": f"taskvec {__version__}",
-                "fingerprint": folded(journal.digests()),
-                "files": files_in(work),
-            }
-            more = manifest() if callable(manifest) else manifest or {}
-            _write(work / MANIFEST, {**facts, **more})
+            raise NonFinite(nonfinite_message(output.source.ref, outcome.bad))
+        output.complete(work, [journal.finished])
     return target
 
 
-def plan_files(
-    source: Weights, like: Weights, max_size: float | None, metadata: Mapping[str, str]
-) -> list[Shard]:
-    """The files of weights written like others: in one file if there is no ``max_size``, else in a folder."""
-    if max_size is None:
-        return plan_shards(source, None, metadata)
-    return plan_shards(source, max_size, metadata, homes_of(like))
+@checked
+def write_part(
+    weights: WeightsLike,
+    path: str | Path,
+    part: Part,
+    *,
+    about: Mapping[str, Any] | None = None,
+    force: bool = False,
+    max_shard_size: float = 5e9,
+    like: Weights | None = None,
+    metadata: Mapping[str, str] | None = None,
+    manifest: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+    extra_files: Mapping[str, Text] | None = None,
+    watch: Watch = unwatched,
+    allow_nonfinite: bool = False,
+    memory: float = 512e6,
+    threads: int | None = None,
+    processes: int = 1,
+) -> Progress:
+    """Write one of several parts of a folder, while other processes, here or elsewhere, may write others.
 
+    The bytes of the folder are those that ``save_weights`` writes with the same options. A part that was
+    interrupted is gone on with by writing it again. The other arguments are those of ``save_weights``.
 
-def _changes(weights: Weights, shard: Path) -> dict[str, Change]:
-    """How far the tensors of a finished shard are from what they were made of."""
-    changes: dict[str, Change] = {}
-    with StoredWeights(shard) as made:
-        for name in made:
-            for rows in weights.row_blocks(name):
-                change.add_to(changes, name, weights.change_to(name, rows, made.read(name, rows)))
-    return changes
+    Args:
+        part: which one.
+        about: what the manifest will say of how the weights are made; the same for all parts.
 
-
-def _beside(folder: Path | None, texts: Mapping[str, Text], shards: Sequence[Shard]) -> Beside:
-    """What lies beside the weights and is copied; texts win over files of their names.
-
-    Raises: InputError for a file that would lie where something is written.
+    Returns: how far the output is; it has its name once all parts are done.
+    Raises: as ``save_weights``; InputError for parts of something else, or weights that other processes
+        cannot have.
+    Cost: reading what the shards of the part are made of; passes over the whole model that a rule needs are
+        taken by each part.
     """
-    # On some disks names that differ by case are one.
-    given = {name.casefold() for name in texts}
-    found = files_beside(folder, folders_of(shards))
-    copied = [(file, place) for file, place in found.copied if str(place).casefold() not in given]
-    written = {MANIFEST, *(shard.index for shard in shards), *(shard.file for shard in shards)}
-    ours = given | {name.casefold() for name in written}
-    for file, place in copied:
-        for part in (place, *place.parents):
-            if str(part).casefold() in ours:
-                raise InputError(f"{file}: would lie where {part} is written; rename it")
-    return found._replace(copied=copied)
+    output = Output.of(weights, path, like, max_shard_size, metadata or {}, manifest, extra_files or {})
+    about = about or (manifest if isinstance(manifest, Mapping) else {})
+    facts = output.facts(about, allow_nonfinite=allow_nonfinite)
+    if output.is_written(about):
+        return all_done(part, output.shards)
+    share = parted(output.target, part, output.shards, facts, force=force, inputs=output.inputs)
+    try:
+        with _failing_in_words(output.target, share), share:
+            share.journal.keep_finished()
+            finished = share.journal.finished.shards
+            left = sum(shard.size for shard in share.mine if shard.file not in finished)
+            check_space(output.target, left + output.beside.size)
+
+            def shard_done(shard: Shard, outcome: Outcome) -> None:
+                share.finish(shard)
+                share.journal.add(shard.file, outcome.digests(shard), outcome.changes)
+
+            places = {shard.file: share.own / shard.file for shard in share.mine}
+            how = _Streaming(memory, threads, processes, allow_nonfinite, watch)
+            outcome = how.write(output, places, share.mine, finished, shard_done)
+            if outcome.bad and not allow_nonfinite:
+                rest = f"part {part} was not written"
+                raise NonFinite(nonfinite_message(output.source.ref, outcome.bad, rest))
+            share.journal.add_inputs(output.input_digests())
+            return share.close(partial(output.complete_parts, share.work))
+    except OutputExists:  # completed by another process meanwhile
+        if output.is_written(about):
+            return all_done(part, output.shards)
+        raise
 
 
-def _write_beside(work: Path, beside: Beside, texts: Mapping[str, Text]) -> None:
-    """Put files and texts into a folder."""
-    for file, place in beside.copied:
-        (work / place).parent.mkdir(parents=True, exist_ok=True)
-        copy_regular(file, work / place)
-        flush(work / place)
-    for name, text in texts.items():
-        if (content := text() if callable(text) else text) != "":
-            _write(work / name, content)
+class _Streaming(NamedTuple):
+    """How tensors are written: as the arguments of ``save_weights`` say."""
+
+    memory: float
+    threads: int | None
+    processes: int
+    allow_nonfinite: bool
+    watch: Watch
+
+    def write(
+        self,
+        output: Output,
+        places: Mapping[str, Path],
+        shards: Sequence[Shard],
+        finished: Collection[str],
+        shard_done: Callable[[Shard, Outcome], None],
+    ) -> Outcome:
+        """Write those of ``shards`` that are not finished, each at its place.
+
+        Raises: as ``stream``; CorruptFile for inputs that change meanwhile.
+        """
+        total, done = sum(len(shard.places) for shard in shards), count(1)
+
+        def tensor_done(_: str) -> None:
+            self.watch(f"writing {output.target.name}", next(done), total)
+
+        left = {places[shard.file]: shard for shard in shards if shard.file not in finished}
+        for place in left:
+            place.parent.mkdir(exist_ok=True, parents=True)
+        for name in (name for shard in shards if shard.file in finished for name in shard.places):
+            tensor_done(name)
+        states = output.states()
+        outcome = Outcome()
+        if left:
+            outcome = stream(
+                output.source,
+                left,
+                memory=self.memory,
+                threads=self.threads or max(2, torch.get_num_threads()),
+                processes=self.processes,
+                allow_nonfinite=self.allow_nonfinite,
+                tensor_done=tensor_done,
+                shard_done=lambda place, outcome: shard_done(left[place], outcome),
+            )
+        output.check_unchanged(states)
+        return outcome
 
 
-def folders_of(shards: Sequence[Shard]) -> set[str]:
-    """The folders, inside that of the model, that files of weights are written into."""
-    return {str(Path(shard.file).parent) for shard in shards}
+def _keep_finished(journal: Journal, work: Path) -> None:
+    """Keep the finished shards of an interrupted run; everything else is removed."""
+    if journal.keep_finished() is False:
+        _log.warning(
+            "%s: begins afresh, as inputs or settings are not surely those of the interrupted run",
+            work.parent,
+        )
+    # Those of modules are small, and files are copied beside them: they are written again.
+    journal.forget(name for name in journal.finished.shards if Path(name).name != name)
+    for file in work.iterdir():
+        if file.name not in journal.finished.shards:
+            remove(file)
 
 
-def nonfinite_message(where: str, bad: Mapping[str, int]) -> str:
+def nonfinite_message(where: str, bad: Mapping[str, int], rest: str = "nothing was written") -> str:
     """The line for tensors (name -> count) that hold NaN or infinity."""
     first, count = next(iter(bad.items()))
-    rest = len(bad) - 1
-    more = f" ({sum(bad.values()) - count} more in {rest} other tensors)" if rest else ""
-    return f"{where}: {first!r} holds {count} values that are NaN or infinite{more}; nothing was written"
-
-
-def _write_indexes(folder: Path, shards: Sequence[Shard]) -> None:
-    """The index of each folder that holds several shards."""
-    listed: dict[str, list[Shard]] = {}
-    for shard in shards:
-        listed.setdefault(shard.index, []).append(shard)
-    for index, group in listed.items():
-        if len(group) > 1:
-            content = {
-                "metadata": {"total_size": sum(shard.data_size for shard in group)},
-                "weight_map": {
-                    name.removeprefix(shard.prefix): Path(shard.file).name
-                    for shard in group
-                    for name in shard.places
-                },
-            }
-            _write(folder / index, content)
-
-
-def _write(path: Path, content: str | Mapping[str, Any]) -> None:
-    """A text, or a JSON document, that is on the disk."""
-    if isinstance(content, str):
-        path.write_text(content, encoding="utf-8")
-    else:
-        write_json(path, content)
-    flush(path)
+    others = len(bad) - 1
+    more = f" ({sum(bad.values()) - count} more in {others} other tensors)" if others else ""
+    return f"{where}: {first!r} holds {count} values that are NaN or infinite{more}; {rest}"
 
 
 @contextmanager
-def _failing_in_words(target: Path, staging: staged) -> Iterator[None]:
-    kept = f"finished shards wait in {staging.partial.name}, --resume (resume=True) goes on with them"
+def _failing_in_words(target: Path, staging: staged | parted) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, TaskvecError) as error:
         if not staging.keep:
             raise
-        raise type(error)(f"{str(error) or 'interrupted'}; {kept}") from None
+        raise type(error)(f"{str(error) or 'interrupted'}; {staging.kept}") from None
     except OSError as error:
-        raise unwritable(target, error, kept if staging.keep else "nothing was left behind") from error
+        raise unwritable(
+            target, error, staging.kept if staging.keep else "nothing was left behind"
+        ) from error
