@@ -95,6 +95,7 @@ def test_a_vector_comes_back_as_it_was(hub: Hub, shell: Push, vector: Path, mode
 
     back = shell("apply", models["base"], "-v", "v=me/vector", "-e", "1.0*v", "-o", "out")
     assert back.returncode == 0, back.stderr
+    assert "Fetching" not in back.stderr  # the client's bars are for terminals
     made, meant = (
         load_file(vector.parent / "out" / "model.safetensors"),
         load_file(models["tuned"] / "model.safetensors"),

@@ -71,7 +71,7 @@ def render_card(merge: Merge, title: str) -> str:
 
 def _front(merge: Merge) -> dict[str, object]:
     """What the hub reads of a card."""
-    bases = [weights.ref for weights in merge.inputs.values() if on_hub(weights.ref)]
+    bases = [weights.ref.partition("@")[0] for weights in merge.inputs.values() if on_hub(weights.ref)]
     return {
         "tags": ["merge", "task-arithmetic", "taskvec"],
         **({"base_model": bases} if bases else {}),

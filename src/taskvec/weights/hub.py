@@ -1,6 +1,9 @@
 """References to models on the Hugging Face hub, turned into local folders."""
 
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,12 +45,28 @@ def resolve(reference: str) -> Path:
 
 
 def _snapshot(reference: str, match: re.Match[str], weights: str) -> Path:
-    download = import_module("huggingface_hub").snapshot_download
+    client = import_module("huggingface_hub")
+    asked = [weights, *_SIDE_FILES]
     try:
-        folder = download(match["name"], revision=match["revision"], allow_patterns=[weights, *_SIDE_FILES])
+        with bars():
+            folder = client.snapshot_download(match["name"], revision=match["revision"], allow_patterns=asked)
     except Exception as error:  # the hub client raises many kinds, from HTTP errors to value errors
         what = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise InputError(
             f"{reference}: no such file or folder, and not to be had from the hub ({what})"
         ) from None
     return Path(folder)
+
+
+@contextmanager
+def bars(*, quiet: bool = False) -> Iterator[None]:
+    """The client's progress bars: on a terminal, and nowhere else."""
+    shown = import_module("huggingface_hub.utils")
+    before = shown.are_progress_bars_disabled()
+    if quiet or not sys.stderr.isatty():
+        shown.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            shown.enable_progress_bars()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import InputError, OutputExists, TaskvecError, and_more, optional
+from taskvec.weights.hub import bars
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf")
 
@@ -38,7 +39,7 @@ def push_files(
     client = optional("huggingface_hub", "taskvec push: needs the hub's client: pip install 'taskvec[hf]'")
     api = client.HfApi()
     branch = revision or "main"
-    with _in_words(name), _progress(client, quiet):
+    with _in_words(name), bars(quiet=quiet):
         api.create_repo(name, private=private or None, exist_ok=True)
         if private and not api.repo_info(name).private:
             raise OutputExists(
@@ -75,20 +76,6 @@ def _is_made(api: Any, name: str, branch: str) -> bool:
 
 def _source(source: Path | bytes) -> str | bytes:
     return source if isinstance(source, bytes) else str(source)
-
-
-@contextmanager
-def _progress(client: Any, quiet: bool) -> Iterator[None]:
-    """The client's own bars, or none."""
-    bars = client.utils
-    before = bars.are_progress_bars_disabled()
-    if quiet:
-        bars.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if quiet and not before:
-            bars.enable_progress_bars()
 
 
 @contextmanager
