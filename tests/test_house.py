@@ -14,19 +14,20 @@ from measure_house import circles_of, import_graph
 
 SOURCE = Path(taskvec.__file__).parent
 GROUND = {
-    *("_version", "arguments", "code", "compiled", "config", "errors", "group", "memory", "patterns"),
     *(
+        "_version",
+        "arguments",
+        "code",
+        "compiled",
+        "config",
+        "errors",
+        "group",
+        "memory",
         "names",
         "parameters",
-        "pickles",
-        "place",
-        "progress",
-        "reading",
-        "registry",
-        "substitution",
-        "urls",
-        "writing",
     ),
+    *("patterns", "pickles", "place", "progress", "reading", "registry", "substitution", "turns", "urls"),
+    "writing",
 }
 EDITING = {"weights", "combiners", "rules", "vectors", "edits"}
 LEARNING = {"models", "tangent", "tasks", "statistics", "training"}

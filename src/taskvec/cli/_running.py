@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from taskvec.cli._common import print_json, print_table
 from taskvec.errors import TaskvecError, and_more
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from taskvec.cli._live import Display
     from taskvec.reports.tables import Table
     from taskvec.runs.events import Event, Told
+    from taskvec.runs.executors.executor import Executor
     from taskvec.studies.store import Store
     from taskvec.studies.study import Results, Study
 
@@ -31,6 +33,23 @@ Place = Annotated[
     ),
 ]
 
+Workers = Annotated[
+    int,
+    Parameter(
+        validator=Number(gte=1),
+        help="Processes that make results at the same time, to the bit those of one process. Each holds the "
+        "model, and what a training needs beside it, in memory of its own.",
+    ),
+]
+
+
+def executor_of(workers: int) -> "Executor":
+    """Where results are made."""
+    from taskvec.runs.executors.executor import HERE
+    from taskvec.runs.executors.processes import processes
+
+    return processes(workers) if workers > 1 else HERE
+
 
 def changes(seeds: tuple[int, ...] | None, device: str | None) -> dict[str, object]:
     """What the command line says in place of the experiment file.
@@ -45,9 +64,10 @@ def changes(seeds: tuple[int, ...] | None, device: str | None) -> dict[str, obje
     return {key: value for key, value in given.items() if value is not None}
 
 
-def again(seeds: tuple[int, ...] | None, device: str | None) -> list[str]:
+def again(seeds: tuple[int, ...] | None, device: str | None, workers: int = 1) -> list[str]:
     """The same options, as they are typed."""
-    named = {"--seeds": seeds or (), "--device": (device,) if device else ()}
+    several = (workers,) if workers > 1 else ()
+    named = {"--seeds": seeds or (), "--device": (device,) if device else (), "--workers": several}
     return [word for name, values in named.items() if values for word in (name, *map(str, values))]
 
 

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from taskvec.cli._common import Json, Quiet
-from taskvec.cli._running import Fresh, Output, Place, Seeds, again, changes, work
+from taskvec.cli._running import Fresh, Output, Place, Seeds, Workers, again, changes, executor_of, work
 
 
 def demo(
@@ -12,6 +12,7 @@ def demo(
     output: Output = Path("taskvec-demo"),
     seeds: Seeds = None,
     device: Place = None,
+    workers: Workers = 1,
     force: Fresh = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -31,7 +32,7 @@ def demo(
     from taskvec.studies.store import Store
 
     given, store = changes(seeds, device), Store(output)
-    command = ["demo", "-o", str(output), *again(seeds, device)]
+    command = ["demo", "-o", str(output), *again(seeds, device, workers)]
     with display(quiet=quiet) as shown:
-        run = partial(run_demo, store, given, shown.watch)
+        run = partial(run_demo, store, given, shown.watch, executor=executor_of(workers))
         work(run, store, shown, command=command, fresh=force, json=json, quiet=quiet)

@@ -1,9 +1,10 @@
 """``taskvec run``."""
 
+from functools import partial
 from pathlib import Path
 
 from taskvec.cli._common import AllowCode, Json, Quiet
-from taskvec.cli._running import Fresh, Output, Place, Seeds, again, changes, work
+from taskvec.cli._running import Fresh, Output, Place, Seeds, Workers, again, changes, executor_of, work
 from taskvec.code import allowing_code
 
 
@@ -13,6 +14,7 @@ def run(
     output: Output,
     seeds: Seeds = None,
     device: Place = None,
+    workers: Workers = 1,
     force: Fresh = False,
     allow_code: AllowCode = False,
     json: Json = False,
@@ -40,10 +42,11 @@ def run(
     with allowing_code(allow_code):
         loaded, suite = load_experiment(experiment, changes(seeds, device))
     store = Store(output)
-    command = ["run", str(experiment), "-o", str(output), *again(seeds, device)]
+    command = ["run", str(experiment), "-o", str(output), *again(seeds, device, workers)]
     with display(quiet=quiet) as shown:
         runner = Runner(loaded, suite, store, shown.watch)
         if force:
             runner.load()
         allowed = ["--allow-code"] if allow_code else []
-        work(runner.run, store, shown, command=[*command, *allowed], fresh=force, json=json, quiet=quiet)
+        run = partial(runner.run, executor=executor_of(workers))
+        work(run, store, shown, command=[*command, *allowed], fresh=force, json=json, quiet=quiet)

@@ -7,6 +7,7 @@ from pathlib import Path
 from taskvec.models.builtin.backbone import configuration, random_initialised
 from taskvec.progress import Watch, unwatched
 from taskvec.runs.events import Told, untold
+from taskvec.runs.executors.executor import HERE, Executor
 from taskvec.runs.experiment import load_experiment
 from taskvec.runs.runner import Runner
 from taskvec.studies import STUDIES
@@ -35,6 +36,7 @@ def run_demo(
     changes: Mapping[str, object] | None = None,
     watch: Watch = unwatched,
     told: Told = untold,
+    executor: Executor = HERE,
 ) -> Results:
     """All results of the demo; ``untrained`` holds those of the randomly initialised model.
 
@@ -42,16 +44,16 @@ def run_demo(
         changes: keys of its experiment file to override, such as ``seeds`` and ``device``.
     """
     experiment, suite = load_experiment(FILE, changes)
-    results = Runner(experiment, suite, store, watch).run(told)
+    results = Runner(experiment, suite, store, watch).run(told, executor)
 
     terms = dict.fromkeys(task for of in _ANALOGIES for task in (of.a, of.b, of.c, of.target))
     styles = _first_regime(experiment, "analogies", tasks=tuple(terms), analogies=_ANALOGIES)
-    results.take(Solved, Runner(styles, load_suite("builtin-analogy"), store, watch).run(told))
+    results.take(Solved, Runner(styles, load_suite("builtin-analogy"), store, watch).run(told, executor))
 
     whole = AdditionSettings(subsets="whole")
     changed: dict[str, object] = {"model": _untrained(store.folder), "addition": whole, "inspect": False}
     random = _first_regime(experiment, "without pre-training", **changed)
-    results.untrained = Runner(random, suite, store, watch).run(told)
+    results.untrained = Runner(random, suite, store, watch).run(told, executor)
     return results
 
 

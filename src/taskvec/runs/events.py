@@ -1,6 +1,6 @@
 """What a run tells as it goes, so that others can show it: a display, a page, a printer of tables."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from taskvec.studies.record import Plain
@@ -86,7 +86,41 @@ class Finished:
     last: bool
 
 
-Event = Begun | Working | Done | Trained | Finished
+@dataclass(frozen=True)
+class Taken:
+    """A worker begins with a result, or has none to begin with.
+
+    Args:
+        worker: its name.
+        label: of the result, with its part; none where the worker waits.
+        due: results that no worker has begun with.
+    """
+
+    worker: str
+    part: Part | None
+    label: str
+    due: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """A worker tells how far it is within a result, as watchers are told."""
+
+    worker: str
+    label: str
+    done: int
+    total: int
+    facts: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Left:
+    """A worker is gone, and with it what it was at."""
+
+    worker: str
+
+
+Event = Begun | Working | Done | Trained | Finished | Taken | Step | Left
 Told = Callable[[Event], None]
 
 

@@ -1,6 +1,6 @@
 """Experiment files: what every experiment says, and a block for each study of the registry."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -113,4 +113,17 @@ def model_of_experiments() -> type[Experiment]:
         if study.settings is not None:
             kind = study.settings | None if study.default is None else study.settings
             fields[name] = (kind, study.default)
-    return create_model("Experiment", __base__=Experiment, **fields)
+    return create_model("Experiment", __base__=_OfAllStudies, **fields)
+
+
+class _OfAllStudies(Experiment):
+    """What experiments with the blocks of all studies have in common: they can be sent to another process."""
+
+    def __reduce__(self) -> tuple[Callable[[], Experiment], tuple[()], dict[Any, Any]]:
+        return _blank, (), self.__getstate__()
+
+
+def _blank() -> Experiment:
+    """An experiment whose state follows."""
+    model = model_of_experiments()
+    return model.__new__(model)

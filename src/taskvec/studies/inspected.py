@@ -30,6 +30,7 @@ from taskvec.studies.trial import Cell, Trial
 from taskvec.tasks.kinds.classification import Classifying
 from taskvec.tasks.kinds.regression import Regressing
 from taskvec.tasks.objective import Objective, Tally
+from taskvec.turns import alone
 from taskvec.writing import replace_text
 
 FOLDER = "inspected"
@@ -152,7 +153,8 @@ def _inspect(trial: Trial, most: int) -> Plain:
     digest = xxh3_128_hexdigest(content.encode())
     folder = trial.lab.store.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    replace_text(folder / f"{digest}.json", content)
+    with alone(digest):  # equal examples are one file
+        replace_text(folder / f"{digest}.json", content)
     return {
         "coefficient": alpha,
         "file": f"{FOLDER}/{digest}.json",

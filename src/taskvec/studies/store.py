@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ import xxhash
 
 from taskvec.errors import CorruptFile, InputError, OutputExists
 from taskvec.reading import parse_json, read_bytes
+from taskvec.turns import alone
 from taskvec.writing import lock, open_own, remove
 
 _RECORDS = 1 << 30
@@ -42,17 +44,14 @@ MADE = (
 """What runs leave in their folder; the records come last, so that a folder half removed is a run still."""
 
 
-class Store:
-    """The records of a run folder.
+class Records(ABC):
+    """Results by key, wherever their records are kept.
 
     A *cell* is one result that can be computed on its own. Its key is a digest of everything that decides the
     result, so a cell whose settings changed is another cell, and one that is there is taken as it is.
 
-    Nothing is read or written before it is asked for. Reading drops a last line cut short, which a killed run
-    leaves.
-
-    Raises: OutputExists if the folder is there and is no run folder; on first use, CorruptFile for any other
-        damaged record.
+    Args:
+        folder: of the run, for files that records name.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,7 +61,98 @@ class Store:
         self.computed = 0
         """Results that were not on record."""
         self._within = 0.0
-        """Seconds of the cells that were finished within the one that is at work."""
+        """Seconds of the cells that were finished, or waited for, within the one that is at work."""
+
+    @abstractmethod
+    def find(self, key: str) -> dict[str, Any] | None:
+        """The record of this key; none if there is none."""
+
+    @abstractmethod
+    def put(self, record: dict[str, Any]) -> None:
+        """Put a new result on record; the disk holds it when this returns."""
+
+    def has(self, cell: str, inputs: Mapping[str, object]) -> bool:
+        """Whether this cell is finished."""
+        return self.find(key_of(cell, inputs)) is not None
+
+    def result(
+        self,
+        cell: str,
+        inputs: Mapping[str, object],
+        compute: Callable[[], Mapping[str, object]],
+        there: Callable[[], bool] = lambda: True,
+    ) -> dict[str, Any]:
+        """The cell's result: the one on record, or a new one, which is put on record before it is returned.
+
+        Args:
+            cell: what kind of result, such as ``addition``.
+            inputs: everything that decides it, plain data.
+            there: whether the file is there that the record names. One that was lost is made again; computing
+                is deterministic, so the record still holds.
+        """
+        key = key_of(cell, inputs)
+        record = self.find(key)
+        if record is None or not there():
+            begun = time.monotonic()
+            with alone(key):
+                self._within += time.monotonic() - begun
+                record = self.find(key)
+                if record is None:
+                    record = self._new(cell, key, inputs, compute)
+                    self.put(record)
+                    self.computed += 1
+                elif not there():
+                    self._timed(compute)
+        stored: dict[str, Any] = record["result"]
+        return stored
+
+    def _new(
+        self,
+        cell: str,
+        key: str,
+        inputs: Mapping[str, object],
+        compute: Callable[[], Mapping[str, object]],
+    ) -> dict[str, Any]:
+        result, seconds, own = self._timed(compute)
+        record = {
+            "cell": cell,
+            "key": key,
+            "inputs": dict(inputs),
+            "result": json.loads(json.dumps(result)),
+            "seconds": round(seconds, 2),
+            "own_seconds": round(own, 2),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "device": self.device,
+        }
+        return {**record, "digest": _digest(record)}
+
+    def _timed(
+        self, compute: Callable[[], Mapping[str, object]]
+    ) -> tuple[Mapping[str, object], float, float]:
+        """A result, the seconds that it took, and those of them that no cell within took."""
+        before, self._within = self._within, 0.0
+        started = time.monotonic()
+        try:
+            result = compute()
+            seconds = time.monotonic() - started
+            return result, seconds, seconds - self._within
+        finally:
+            self._within = before + time.monotonic() - started
+
+
+class Store(Records):
+    """The records of a run folder.
+
+    Nothing is read or written before it is asked for. Reading drops a last line cut short, which a killed run
+    leaves.
+
+    Raises: OutputExists if the folder is there and is no run folder; on first use, CorruptFile for any other
+        damaged record.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self._path = folder / "records.jsonl"
         if folder.exists() and not folder.is_dir():
             raise OutputExists(f"{folder}: is a file, expected a run folder; choose another name")
@@ -107,56 +197,19 @@ class Store:
                 os.close(open_own(self._path))
             yield
 
-    def has(self, cell: str, inputs: Mapping[str, object]) -> bool:
-        """Whether this cell is finished."""
-        return key_of(cell, inputs) in self._records
+    def find(self, key: str) -> dict[str, Any] | None:
+        """The record of this key; none if there is none."""
+        return self._records.get(key)
 
-    def result(
-        self, cell: str, inputs: Mapping[str, object], compute: Callable[[], Mapping[str, object]]
-    ) -> dict[str, Any]:
-        """The cell's result: the one on record, or a new one, which is put on record before it is returned.
-
-        Args:
-            cell: what kind of result, such as ``addition``.
-            inputs: everything that decides it, plain data.
-        """
-        key = key_of(cell, inputs)
-        if key not in self._records:
-            result, seconds, own = self._timed(compute)
-            record = {
-                "cell": cell,
-                "key": key,
-                "inputs": dict(inputs),
-                "result": json.loads(json.dumps(result)),
-                "seconds": round(seconds, 2),
-                "own_seconds": round(own, 2),
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                "versions": versions(),
-                "device": self.device,
-            }
-            record["digest"] = _digest(record)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(open_own(self._path), "ab") as file:
-                file.write(json.dumps(record).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            self._records[key] = record
-            self.computed += 1
-        stored: dict[str, Any] = self._records[key]["result"]
-        return stored
-
-    def _timed(
-        self, compute: Callable[[], Mapping[str, object]]
-    ) -> tuple[Mapping[str, object], float, float]:
-        """A result, the seconds that it took, and those of them that no cell within took."""
-        before, self._within = self._within, 0.0
-        started = time.monotonic()
-        try:
-            result = compute()
-            seconds = time.monotonic() - started
-            return result, seconds, seconds - self._within
-        finally:
-            self._within = before + time.monotonic() - started
+    def put(self, record: dict[str, Any]) -> None:
+        """Put a new result on record; the disk holds it when this returns."""
+        known = self._records
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(open_own(self._path), "ab") as file:
+            file.write(json.dumps(record).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        known[record["key"]] = record
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from taskvec.progress import Watch
 from taskvec.studies.experiment import Experiment
 from taskvec.studies.given import digest_of, load_given
 from taskvec.studies.record import Plain, R, Record
-from taskvec.studies.store import Store, key_of
+from taskvec.studies.store import Records, key_of
 from taskvec.tasks.suite import Suite
 from taskvec.tasks.task import outputs_for
 from taskvec.training.finetune import finetune
@@ -100,7 +100,7 @@ class Lab:
     """A plan at work in a run folder; its model is loaded when a result is first missing."""
 
     plan: Plan
-    store: Store
+    store: Records
     watch: Watch
 
     @cached_property
@@ -353,9 +353,7 @@ class Trial:
             vector.save(path, force=True)
             return {"file": str(path.relative_to(store.folder))}
 
-        if store.has("vector", decisive) and not path.exists():
-            make()  # the record outlived its file; training is deterministic, so the record still holds
-        store.result("vector", decisive, make)
+        store.result("vector", decisive, make, path.exists)
         if told is not None:
             replay(lines, told)
         return TaskVector.load(path)

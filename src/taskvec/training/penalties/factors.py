@@ -21,6 +21,7 @@ from taskvec.tasks.loaders import in_batches
 from taskvec.training.parts import Part, check_outputs
 from taskvec.training.penalties.penalty import Given
 from taskvec.training.penalties.settings import Curved, Diagonal, PenaltySettings, Tak
+from taskvec.turns import alone
 from taskvec.vectors.statistics import (
     Opened,
     StatisticsInfo,
@@ -117,12 +118,13 @@ class Source:
             return self._measured(part)
         info = self._info(part)
         place = keep / _filename(info, sorted(self.given.moved.tau()), len(part.split))
-        if not place.exists():
-            keep.mkdir(parents=True, exist_ok=True)
-            # Another training may be at the same: each writes a file of its own, and the last one stays.
-            own = place.with_name(f"{place.stem}.{token_hex(4)}.safetensors")
-            save_statistics(self._measured(part), own, info)
-            own.replace(place)
+        with alone(place.name):
+            if not place.exists():
+                keep.mkdir(parents=True, exist_ok=True)
+                # Another run may be at the same: each writes a file of its own, and the last one stays.
+                own = place.with_name(f"{place.stem}.{token_hex(4)}.safetensors")
+                save_statistics(self._measured(part), own, info)
+                own.replace(place)
         try:
             return self._of_file(place)
         except InputError as error:

@@ -1,0 +1,129 @@
+"""The side of a worker: makes results, and asks its driver for the rest."""
+
+import logging
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+
+from taskvec.errors import TaskvecError
+from taskvec.runs.executors.messages import (
+    Claim,
+    Failed,
+    Find,
+    Message,
+    Note,
+    Progress,
+    Put,
+    Ready,
+    Release,
+    Setup,
+)
+from taskvec.runs.experiment import active
+from taskvec.runs.jobs import Outcome, Worker
+from taskvec.studies.store import Records
+from taskvec.studies.trial import Lab
+from taskvec.turns import taking_turns
+
+Ask = Callable[[Message], Any]
+"""Says something to the driver, and returns its answer."""
+
+_PAUSE = 0.2
+"""Seconds between two reports on progress, at least."""
+
+
+def serve(setup: Setup, ask: Ask) -> None:
+    """Do jobs until there are no more, or one fails for good."""
+    if torch.get_num_threads() != setup.threads:
+        torch.set_num_threads(setup.threads)
+    lab = Lab(setup.plan, _Asked(setup.folder, ask), _Reporting(ask))
+    vars(lab).update(digests=dict(setup.digests), files=dict(setup.files))
+    with taking_turns(_turns(ask)), _noting(ask):
+        try:
+            worker = Worker(lab, active(setup.plan.experiment))
+            outcome: Outcome | None = None
+            while (job := ask(Ready(outcome))) is not None:
+                outcome = worker.do(job)
+        except Exception as error:  # also a defect of ours: the driver raises it
+            ask(Failed(_portable(error)))
+
+
+class _Asked(Records):
+    """The records of the driver."""
+
+    def __init__(self, folder: Path, ask: Ask) -> None:
+        super().__init__(folder)
+        self._ask = ask
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        """The record of this key; none if there is none."""
+        if key not in self._known and (record := self._ask(Find(key))) is not None:
+            self._known[key] = record
+        return self._known.get(key)
+
+    def put(self, record: dict[str, Any]) -> None:
+        """Have the driver put a new result on record."""
+        self._ask(Put(record))
+        self._known[record["key"]] = record
+
+
+def _turns(ask: Ask) -> Callable[[str], Any]:
+    @contextmanager
+    def turn(name: str) -> Iterator[None]:
+        ask(Claim(name))
+        try:
+            yield
+        finally:
+            ask(Release(name))
+
+    return turn
+
+
+class _Reporting:
+    """A watcher that tells the driver, and not too often."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask, self._due = ask, 0.0
+
+    def __call__(self, label: str, done: int, total: int, **facts: float) -> None:
+        """As every watcher."""
+        if done == total or monotonic() >= self._due:
+            self._due = monotonic() + _PAUSE
+            self._ask(Progress(label, done, total, facts))
+
+
+class _Noting(logging.Handler):
+    """What the library notes is for the driver's log."""
+
+    def __init__(self, ask: Ask) -> None:
+        super().__init__()
+        self._ask = ask
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell the driver."""
+        self._ask(Note(record.name, record.levelno, record.getMessage()))
+
+
+@contextmanager
+def _noting(ask: Ask) -> Iterator[None]:
+    logger, handler = logging.getLogger("taskvec"), _Noting(ask)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _portable(error: Exception) -> Exception:
+    """The same error in a form that another process can read."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        kind = TaskvecError if isinstance(error, TaskvecError) else RuntimeError
+        return kind(f"{type(error).__name__}: {error}")
+    return error
