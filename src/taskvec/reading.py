@@ -45,6 +45,16 @@ _AGAIN = "download or write it again"
 awaited: dict[str, Callable[[], None]] = {}
 """Files of places elsewhere that get their content when they are first opened: path -> what fetches it."""
 
+mirrored: dict[str, str] = {}
+"""Folders that stand for places elsewhere -> the URL of each, as it may be printed."""
+
+
+def with_places(text: str) -> str:
+    """A message in which folders that stand for places elsewhere are called by their URLs."""
+    for folder, place in mirrored.copy().items():
+        text = text.replace(folder, place)
+    return text
+
 
 def local_path(text: str | os.PathLike[str]) -> Path:
     """A path that somebody gave, with ``~`` filled in.

@@ -65,6 +65,17 @@ def protocol_of(url: str) -> str:
     return protocol
 
 
+def local_place(url: str) -> str | None:
+    """The path that a ``file://`` URL stands for; ``None`` for other URLs.
+
+    >>> local_place("file:///models/a%20b"), local_place("s3://bucket/model")
+    ('/models/a b', None)
+    """
+    if protocol_of(url) != "file":
+        return None
+    return unquote(urlsplit(url).path)
+
+
 def open_filesystem(url: str) -> "tuple[AbstractFileSystem, str]":
     """The file system of a URL, and the place in it.
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from taskvec.errors import CorruptFile, InputError, WrongType
-from taskvec.reading import exists, local_path
+from taskvec.reading import exists, local_path, with_places
+from taskvec.urls import is_url, local_place
 from taskvec.weights import hub
 from taskvec.weights.adapters import find_settings
 from taskvec.weights.archived import open_pickled
@@ -16,6 +17,7 @@ from taskvec.weights.in_memory import MemoryWeights
 from taskvec.weights.lazy import Direction, Site, Weights
 from taskvec.weights.modules import Modular, holds_weights, module_folders
 from taskvec.weights.quantized import dequantized
+from taskvec.weights.remote.mirror import Mirror, mirror_of
 from taskvec.weights.sharded import ShardedWeights
 from taskvec.weights.stored import StoredWeights
 
@@ -29,7 +31,9 @@ def open_weights(ref: WeightsLike) -> Weights:
         ref: a folder (also that of an adapter), a ``.safetensors`` file, a ``*.index.json``, a
             ``.bin``/``.pt``/``.pth``/``.ckpt`` state dict (``FILE#KEY`` for one of several inside it), a hub
             id ``org/name[@revision]`` (a path that exists wins), a module, a mapping of tensors, or weights
-            that are open already (given back as they are).
+            that are open already (given back as they are). Or a URL of a folder, a ``.safetensors`` file or
+            an index, read in place by ranges: ``hf://org/name[@revision][/sub]``, ``https://…``, and what
+            fsspec knows, such as ``s3://bucket/model``.
 
     Raises: InputError if there is nothing of that name; CorruptFile, UnsafeFile for files that lie.
 
@@ -59,6 +63,9 @@ def with_part(ref: str | Path) -> tuple[Path, str | None]:
 
 
 def _open_path(ref: str) -> Weights:
+    if is_url(ref):
+        local = local_place(ref)
+        return _open_place(ref) if local is None else _open_path(local)
     path, part = with_part(ref)
     if not exists(path):
         check_unfinished(path)
@@ -69,6 +76,19 @@ def _open_path(ref: str) -> Weights:
     return dequantized(_open_folder(path, ref, part) if path.is_dir() else _open_named(path, ref, part))
 
 
+def _open_place(url: str) -> Weights:
+    """What a URL names, read in place."""
+    from taskvec.weights.remote.place import find_place
+
+    try:
+        mirror = Mirror(find_place(url))
+        path, ref = mirror.named, with_places(str(mirror.named))
+        opened = _open_folder(path, ref, None) if path.is_dir() else _open_named(path, ref, None)
+        return dequantized(opened)
+    except InputError as error:
+        raise type(error)(with_places(str(error))) from None
+
+
 def _open_folder(folder: Path, ref: str, part: str | None) -> Weights:
     """The weights in a folder, with those of its modules."""
     modules = [module for module in module_folders(folder) if holds_weights(module)]
@@ -77,7 +97,7 @@ def _open_folder(folder: Path, ref: str, part: str | None) -> Weights:
         return _open_found(found, ref, part, found[0].parent)
     homes = [folder, *modules] if holds_weights(folder) else modules
     places = {"" if home == folder else home.relative_to(folder).as_posix(): home for home in homes}
-    names = {place: str(Path(ref) / place) if place else ref for place in places}
+    names = {place: f"{ref.rstrip('/')}/{place}" if place else ref for place in places}
     return Modular(
         ref,
         folder,
@@ -114,6 +134,10 @@ def _open_file(
     path: Path, *, ref: str | None = None, folder: Path | None = None, part: str | None = None
 ) -> Weights:
     """One file of tensors, of the kind that its content shows, or else its name."""
+    if (mirror := mirror_of(path)) is not None and path.suffix == ".safetensors":
+        from taskvec.weights.remote.weights import RemoteWeights
+
+        return RemoteWeights(mirror, path, ref=ref, folder=folder)
     kind = kind_of_file(path)
     if kind is None and path.suffix not in (".safetensors", *PICKLES):
         raise unknown_kind(path, ref or str(path))

@@ -1,7 +1,7 @@
 """What is written: the files of an output, planned, and what completes them once all tensors are there."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from taskvec.weights.lazy import Weights
 from taskvec.weights.opening import WeightsLike, open_weights
 from taskvec.weights.plan import Shard, plan_shards
 from taskvec.weights.staging import MANIFEST, SUFFIX, files_in
-from taskvec.weights.stored import FileIdentity, file_identity
+from taskvec.weights.stored import identity_of
 from taskvec.weights.tally import folded
 from taskvec.writing import flush, remove, write_json
 
@@ -83,17 +83,17 @@ class Output:
         """Bytes, without texts."""
         return sum(shard.size for shard in self.shards) + self.beside.size
 
-    def states(self) -> dict[Path, FileIdentity]:
+    def states(self) -> dict[Path, tuple[Hashable, ...]]:
         """The states that the inputs are in."""
-        return {file: file_identity(file) for file in self.inputs}
+        return {file: identity_of(file) for file in self.inputs}
 
-    def check_unchanged(self, states: Mapping[Path, FileIdentity]) -> None:
+    def check_unchanged(self, states: Mapping[Path, tuple[Hashable, ...]]) -> None:
         """Refuse what was made of inputs that changed meanwhile.
 
         Raises: CorruptFile.
         """
         for file, state in states.items():
-            if file_identity(file) != state:
+            if identity_of(file) != state:
                 raise CorruptFile(f"{file}: was written to while it was read; run again")
 
     def complete(self, work: Path, finished: Sequence[Finished]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from taskvec.errors import CorruptFile, InputError, and_more
 from taskvec.reading import exists, inside, read_json, shown
 from taskvec.weights.lazy import Weights
-from taskvec.weights.stored import file_identity
+from taskvec.weights.stored import identity_of
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class ShardedWeights(Weights):
         super().__init__(
             ref,
             {name: shard.spec(name) for name, shard in self._owners.items()},
-            (*map(file_identity, files), *(shard.identity for shard in self._shards)),
+            (*map(identity_of, files), *(shard.identity for shard in self._shards)),
             tied={alias: kept for shard in self._shards for alias, kept in shard.tied.items()},
             folder=folder,
             metadata={key: text for shard in self._shards for key, text in shard.metadata.items()},
