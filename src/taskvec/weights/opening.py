@@ -78,7 +78,7 @@ def _open_path(ref: str) -> Weights:
 
 def _open_place(url: str) -> Weights:
     """What a URL names, read in place."""
-    from taskvec.weights.remote.place import find_place
+    from taskvec.weights.remote.finding import find_place
 
     try:
         mirror = Mirror(find_place(url))

@@ -1,7 +1,7 @@
 """What is written: the files of an output, planned, and what completes them once all tensors are there."""
 
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from taskvec.weights.journal import Finished, spell
 from taskvec.weights.lazy import Weights
 from taskvec.weights.opening import WeightsLike, open_weights
 from taskvec.weights.plan import Shard, plan_shards
+from taskvec.weights.remote.file import Elsewhere
 from taskvec.weights.staging import MANIFEST, SUFFIX, files_in
-from taskvec.weights.stored import identity_of
+from taskvec.weights.stored import FileIdentity, identity_of
 from taskvec.weights.tally import folded
 from taskvec.writing import flush, remove, write_json
 
@@ -83,11 +84,11 @@ class Output:
         """Bytes, without texts."""
         return sum(shard.size for shard in self.shards) + self.beside.size
 
-    def states(self) -> dict[Path, tuple[Hashable, ...]]:
+    def states(self) -> dict[Path, FileIdentity | Elsewhere]:
         """The states that the inputs are in."""
         return {file: identity_of(file) for file in self.inputs}
 
-    def check_unchanged(self, states: Mapping[Path, tuple[Hashable, ...]]) -> None:
+    def check_unchanged(self, states: Mapping[Path, FileIdentity | Elsewhere]) -> None:
         """Refuse what was made of inputs that changed meanwhile.
 
         Raises: CorruptFile.

@@ -8,7 +8,7 @@ import math
 import os
 import struct
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from taskvec.reading import fill, open_regular, parse_json, reason, shown
 from taskvec.weights.blocks import TensorSpec, row_count, row_size, rows_of, rows_shape
 from taskvec.weights.dtypes import CODES, HEADER_LIMIT, raw_bytes
 from taskvec.weights.lazy import Weights
+from taskvec.weights.remote.file import Elsewhere
 from taskvec.weights.remote.mirror import file_behind
 
 _LARGEST = 1 << 63
@@ -140,7 +141,7 @@ def file_identity(path: Path) -> FileIdentity:
     return FileIdentity(str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
-def identity_of(path: Path) -> tuple[Hashable, ...]:
+def identity_of(path: Path) -> FileIdentity | Elsewhere:
     """The state that a file is in, here or elsewhere.
 
     Raises: InputError if it is gone.

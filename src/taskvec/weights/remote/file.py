@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from typing import NamedTuple
 
 from taskvec.errors import CorruptFile, InputError, TaskvecError
 
@@ -33,6 +33,31 @@ class Broken(Exception):
         self.got, self.wait, self.tries = got, wait, tries
 
 
+class Elsewhere(NamedTuple):
+    """What tells one state of a file elsewhere from another.
+
+    Attributes:
+        url: as it may be stored.
+        state: what the server says of it, such as an ETag.
+        fixed: whether the URL can never have another content, as that of a commit.
+    """
+
+    url: str
+    size: int
+    state: str
+    fixed: bool = False
+
+    @property
+    def anywhere(self) -> tuple[str | int, ...]:
+        """What of it holds on other machines too: all of it."""
+        return tuple(self)
+
+    @property
+    def mtime(self) -> int:
+        """Nanoseconds of its last change, which nobody knows: for ever ago, or now."""
+        return 0 if self.fixed else time.time_ns()
+
+
 class RemoteFile(ABC):
     """A file elsewhere.
 
@@ -51,7 +76,7 @@ class RemoteFile(ABC):
 
     @property
     @abstractmethod
-    def identity(self) -> tuple[Hashable, ...]:
+    def identity(self) -> Elsewhere:
         """What tells one state of the file from another."""
 
     @abstractmethod

@@ -17,6 +17,14 @@ _REFERENCE = re.compile(
 )
 _OTHERS = ("datasets/", "spaces/", "buckets/")
 
+_KNOWN = {
+    "RepositoryNotFoundError": "no such model, or a private one, which takes a token (hf auth login)",
+    "GatedRepoError": "its authors give access; ask for it on its page, and log in (hf auth login)",
+    "RevisionNotFoundError": "no such revision",
+    "OfflineModeIsEnabled": "offline mode is on (HF_HUB_OFFLINE); name a folder, or ORG/NAME in the cache",
+}
+"""What errors of the hub client mean."""
+
 
 def find_on_hub(url: str) -> Place:
     """A model, a folder in it, or a file, at the commit that the revision stands for now.
@@ -40,7 +48,11 @@ def _info(hub: Any, where: str, name: str, revision: str | None) -> Any:
     try:
         return hub.HfApi().model_info(name, revision=revision, files_metadata=True)
     except Exception as error:  # the hub client raises many kinds, from HTTP errors to value errors
-        what = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        what = (
+            _KNOWN.get(type(error).__name__)
+            or next(iter(str(error).strip().splitlines()), "")
+            or type(error).__name__
+        )
         raise InputError(f"{where}: not to be had from the hub ({printable(what)})") from None
 
 

@@ -2,13 +2,13 @@
 
 import os
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import InputError
 from taskvec.reading import printable, shortened
 from taskvec.urls import open_filesystem, said
-from taskvec.weights.remote.file import Broken, RemoteFile
+from taskvec.weights.remote.file import Broken, Elsewhere, RemoteFile
 from taskvec.weights.remote.place import Place
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ class StoredFile(RemoteFile):
         return self._listed if self._listed is not None else int(self._known()["size"])
 
     @property
-    def identity(self) -> tuple[Hashable, ...]:
+    def identity(self) -> Elsewhere:
         """Its URL, and what the store says of its state."""
-        return self.said, *sorted(self._known().items())
+        return Elsewhere(self.said, self.size, repr(sorted(self._known().items())))
 
     def _known(self) -> dict[str, str]:
         if self._state is None:

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException, HTTPResponse
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from taskvec.errors import InputError
 from taskvec.weights.remote.connections import Answer, ask
-from taskvec.weights.remote.file import Broken, RemoteFile
+from taskvec.weights.remote.file import Broken, Elsewhere, RemoteFile
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _LATER = (408, 425, 429, 500, 502, 503, 504)
@@ -85,10 +85,11 @@ class WebFile(RemoteFile):
         return self._known().size
 
     @property
-    def identity(self) -> tuple[Hashable, ...]:
+    def identity(self) -> Elsewhere:
         """Its URL, size, and the best that the server says of its state."""
         size, linked, tag, modified = self._known()
-        return self.said, size, self._version or linked or tag or modified
+        state = self._version or linked or tag or modified or ""
+        return Elsewhere(self.said, size, state, bool(self._version))
 
     def read(self, size: int, place: int = 0) -> bytes:
         """As of any file; from memory where that came before."""
