@@ -22,6 +22,7 @@ GROUND = {
         "config",
         "errors",
         "group",
+        "later",
         "memory",
         "names",
         "parameters",

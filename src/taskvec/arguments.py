@@ -91,8 +91,7 @@ def _fits(value: object, hint: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_fits(value, part) for part in args)
     if isinstance(hint, str | ForwardRef):
-        name = _annotation(hint)
-        return not name.isidentifier() or any(kind.__name__ == name for kind in type(value).__mro__)
+        return any(_is_called(value, name) for name in _annotation(hint).split(" | "))
     kind = origin or hint
     if not isinstance(kind, type) or kind is Any or getattr(kind, "_is_protocol", False):
         return True
@@ -106,7 +105,15 @@ def _fits(value: object, hint: Any) -> bool:
     return all(_fits(item, args[0]) for item in _items(list(value) if isinstance(value, dict) else value))
 
 
+def _is_called(value: object, name: str) -> bool:
+    """Whether a value may be of the class of this name: of an expression nothing is known."""
+    kinds = {kind.__name__ for kind in type(value).__mro__}
+    return not name.isidentifier() or name in kinds or (name == "None" and value is None)
+
+
 def _annotation(hint: Any) -> str:
     """A type as the signature has it, without the modules it comes from."""
+    if get_origin(hint) is Union:
+        return " | ".join(map(_annotation, get_args(hint))).replace("NoneType", "None")
     text = hint if isinstance(hint, str) else inspect.formatannotation(hint)
     return re.sub(r"(\w+\.)+(?=\w)|ForwardRef\(|'\)?", "", text)

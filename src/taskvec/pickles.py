@@ -18,9 +18,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, NoReturn, cast
 
-import torch
-
 from taskvec.errors import CorruptFile, UnsafeFile
+from taskvec.later import torch
 from taskvec.reading import check_regular, printable
 
 _STRANGERS = 200

@@ -64,8 +64,8 @@ class Spied(Weights):
     def frozen(self) -> bool:
         return False
 
-    def prepare(self, precision: torch.dtype = torch.float32) -> None:
-        self.prepared.append(precision)
+    def prepare(self, precision: torch.dtype | None = None) -> None:
+        self.prepared.append(precision or torch.float32)
 
     def own_bytes(self, name: str) -> int:
         return 12345

@@ -183,7 +183,7 @@ _FACTS: dict[Kind, Callable[["Weights", bool], dict[str, Any]]] = {
 
 
 def _sizes(weights: "Weights", kind: str) -> dict[str, Any]:
-    from taskvec.weights.dtypes import short
+    from taskvec.weights.dtypes import name_of
 
     specs = [weights.spec(name) for name in weights]
     return {
@@ -193,7 +193,7 @@ def _sizes(weights: "Weights", kind: str) -> dict[str, Any]:
         "tensors": len(specs),
         "elements": sum(spec.numel for spec in specs),
         "bytes": weights.nbytes,
-        "dtypes": sorted({short(spec.dtype) for spec in specs}),
+        "dtypes": sorted({name_of(spec.code) for spec in specs}),
     }
 
 

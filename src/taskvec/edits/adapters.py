@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from taskvec.config import read_documents
 from taskvec.edits.inputs import describe_copy, errors_at, find_copies
 from taskvec.edits.merge import Merge
@@ -15,6 +13,7 @@ from taskvec.edits.opening import open_recipe
 from taskvec.edits.parameters import is_constant
 from taskvec.edits.recipe import Recipe, check_fields, combine_by
 from taskvec.errors import InputError
+from taskvec.later import torch
 from taskvec.reading import exists, local_path
 from taskvec.vectors import EditedWeights, TaskVector
 from taskvec.vectors.lora.adapter import Adapter
@@ -37,7 +36,7 @@ class Edit:
     inputs: Mapping[str, Weights]
     record: Mapping[str, Any]
     notes: tuple[str, ...] = ()
-    dtype: torch.dtype | None = None
+    dtype: "torch.dtype | None" = None
 
 
 def open_edit(path: Path, *, known: Known = none_known, **instead: object) -> Edit:

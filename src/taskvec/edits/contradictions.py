@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
-import torch
-
 from taskvec.edits.configs import read_config, read_vocabulary_size
 from taskvec.edits.loading import fits_its_config
 from taskvec.edits.rows import find_embeddings, find_heads
 from taskvec.errors import InputError, TaskvecError, and_more
+from taskvec.later import torch
 from taskvec.names import count_blocks
 from taskvec.reading import shortened
 from taskvec.vectors import EditedWeights, TaskVector
 from taskvec.weights import Weights, change, open_weights
 from taskvec.weights.blocks import row_count, row_size
 from taskvec.weights.depth import DEPTHS, PREDICTING, flatten
-from taskvec.weights.dtypes import EDITABLE
 
 LOOK = 1 << 12
 """Entries of a matrix that are read to judge how far two models are apart."""
@@ -181,7 +179,7 @@ def _equal(model: Weights, name: str, other: str) -> bool:
 def _quantized(model: Weights, config: Mapping[str, Any]) -> Iterator[str]:
     quantized = isinstance(config.get("quantization_config"), Mapping) and "config.json" not in model.texts
     matrices = [model.spec(name) for name in model if len(model.spec(name).shape) > 1]
-    if quantized and matrices and all(spec.dtype in EDITABLE for spec in matrices):
+    if quantized and matrices and all(spec.editable for spec in matrices):
         yield (
             f"{model.ref}: config.json has a quantization_config, but all matrices are plain floating point; "
             "remove it, unless they are to be quantized when loaded"
@@ -207,8 +205,8 @@ def _beside(model: Weights) -> Iterator[str]:
 
 def _first_difference(model: Weights, other: Weights) -> str | None:
     """A floating-point tensor that one of two lacks, or whose shape or first entries differ."""
-    held = [(name, each.spec(name).dtype) for each in (model, other) for name in each]
-    for name in dict.fromkeys(name for name, dtype in held if dtype in EDITABLE):
+    held = [(name, each.spec(name)) for each in (model, other) for name in each]
+    for name in dict.fromkeys(name for name, spec in held if spec.editable):
         if name not in model or name not in other or model.spec(name).shape != other.spec(name).shape:
             return name
         rows = _looked_at(model, name, first=True)

@@ -1,15 +1,16 @@
 """Models made of other models' layers, put one after the other; and the zero that they may start from."""
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from taskvec.later import torch
 from taskvec.weights import Weights
 from taskvec.weights.blocks import rows_of
 from taskvec.weights.change import Change
-from taskvec.weights.dtypes import EDITABLE
 from taskvec.weights.lazy import Lazy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Origin(Weights):
@@ -28,9 +29,9 @@ class Origin(Weights):
         )
         self._model = model
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         spec = self._specs[name]
-        if spec.dtype not in EDITABLE:
+        if not spec.editable:
             return self._model.read(name, rows)
         zeros = torch.zeros((), dtype=spec.dtype).expand(spec.shape)
         return rows_of(zeros, rows)
@@ -65,14 +66,14 @@ class Joined(Weights):
             },
         )
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         return self._owner[name].read(name, rows)
 
-    def read_with_change(self, name: str, rows: slice | None = None) -> tuple[Tensor, Change | None]:
+    def read_with_change(self, name: str, rows: slice | None = None) -> "tuple[Tensor, Change | None]":
         """That of the part that has it."""
         return self._owner[name].read_with_change(name, rows)
 
-    def change_to(self, name: str, rows: slice | None, made: Tensor) -> Change | None:
+    def change_to(self, name: str, rows: slice | None, made: "Tensor") -> Change | None:
         """That of the part that has it."""
         return self._owner[name].change_to(name, rows, made)
 

@@ -9,9 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.edits.configs import read_config, render
 from taskvec.edits.merge import Merge
@@ -20,6 +18,9 @@ from taskvec.names import block_of, renumber
 from taskvec.reading import parse_json
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.network import Layout, Network, network_in, network_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Kind = Mapping[tuple[str, str], object]
 """What a layer is made of: (module in it, attribute) -> value."""
@@ -47,7 +48,7 @@ def kinds_of(network: Network) -> list[Kind] | None:
     return [_kind(layer) for layer in network.model.get_submodule(*stacks).children()]
 
 
-def _kind(layer: nn.Module) -> Kind:
+def _kind(layer: "nn.Module") -> Kind:
     kind: dict[tuple[str, str], object] = {}
     for place, module in layer.named_modules():
         if _DROPPING.search(place):

@@ -10,7 +10,6 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Annotated, Any, cast, get_args, get_origin
 
-import torch
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from taskvec.config import Config
@@ -20,11 +19,11 @@ from taskvec.names import block_depths
 from taskvec.patterns import Pattern
 from taskvec.registry import nearest
 from taskvec.rules import Rule
+from taskvec.weights.dtypes import LARGEST
 
 FORMS = ("default", "filters", "gradient")
 """Keys of values, which no vector may be called."""
 
-LARGEST = torch.finfo(torch.float32).max
 
 _Scalar = bool | int | float | str
 Plain = _Scalar | list[_Scalar]

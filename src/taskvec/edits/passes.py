@@ -1,17 +1,18 @@
 """How often a rule reads a model, counted by letting it merge a made-up one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
-
+from taskvec.later import torch
 from taskvec.rules import Rule
 from taskvec.vectors import TaskVector, combine
 from taskvec.vectors.combining import Combined
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.directions import Scaled
 from taskvec.weights import TensorSpec, Weights, open_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROWS = 1 << 20
 """Of the made-up tensors: too many for shortcuts, and so many that a sample does not count as a pass."""
@@ -79,7 +80,7 @@ class _MadeUp(Weights):
         self.rows = dict.fromkeys(names, 0)
         self._values = torch.randn(ROWS, 1, generator=torch.Generator().manual_seed(task))
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         values = self._values if rows is None else self._values[rows]
         self.rows[name] += len(values)
         return values

@@ -9,12 +9,11 @@ from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 
-import torch
-
 from taskvec.edits.inputs import check_outside
 from taskvec.edits.loading import check_loads
 from taskvec.edits.merge import Merge
 from taskvec.edits.passes import Passes
+from taskvec.later import torch
 from taskvec.reading import local_path
 from taskvec.vectors import EditedWeights
 from taskvec.weights import Weights

@@ -3,15 +3,18 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
 import xxhash
-from torch import Tensor
 
+from taskvec.later import torch
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import rows_of
-from taskvec.weights.dtypes import compute_dtype, raw_bytes
+from taskvec.weights.dtypes import compute_code, compute_dtype, raw_bytes, size_of
 from taskvec.weights.lazy import Lazy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,10 @@ class Alignment:
     """
 
     models: tuple[Weights, ...]
-    places: Tensor
+    places: "Tensor"
     axes: Mapping[str, int]
     like: Weights
-    donors: Tensor | None = None
+    donors: "Tensor | None" = None
     based: bool = True
 
     @cached_property
@@ -40,10 +43,10 @@ class Alignment:
         return f"{self.based} {xxhash.xxh3_128_hexdigest(raw_bytes(tables))}"
 
     @property
-    def _donors(self) -> Tensor:
+    def _donors(self) -> "Tensor":
         return self.places if self.donors is None else self.donors
 
-    def sources(self, name: str, number: int, entries: slice) -> Tensor:
+    def sources(self, name: str, number: int, entries: slice) -> "Tensor":
         """The row of each model that some entries of a model's view are the mean of; -1 for none."""
         held = torch.tensor([name in model for model in self.models])
         own, donors = self.places[number, entries], self._donors[:, entries].clone()
@@ -93,9 +96,9 @@ class Realigned(Weights):
         if name not in self._alignment.axes:
             return 0
         spec = self.spec(name)
-        return 2 * compute_dtype(spec.dtype).itemsize * self.block_size(name, spec.shape)
+        return 2 * size_of(compute_code(spec.code)) * self.block_size(name, spec.shape)
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         axis = self._alignment.axes.get(name)
         if axis is None:
             return self._model.read(name, rows)
@@ -105,7 +108,7 @@ class Realigned(Weights):
             return self._joined(name, slice(None), axis, rows)
         return self._joined(name, rows or slice(None), 0, None)
 
-    def _joined(self, name: str, entries: slice, axis: int, rows: slice | None) -> Tensor:
+    def _joined(self, name: str, entries: slice, axis: int, rows: slice | None) -> "Tensor":
         """Some entries along ``axis``; ``rows`` of the first, if another."""
         sources = self._alignment.sources(name, self._number, entries)
         if (sources[self._number] >= 0).all():
@@ -132,8 +135,8 @@ class Realigned(Weights):
 
 
 def _mean(
-    parts: Sequence[tuple[Tensor, Tensor]], shape: Sequence[int], axis: int, dtype: torch.dtype
-) -> Tensor:
+    parts: "Sequence[tuple[Tensor, Tensor]]", shape: Sequence[int], axis: int, dtype: "torch.dtype"
+) -> "Tensor":
     """The mean of parts that hold some of the entries along ``axis``; zero where none does."""
     total, counts = torch.zeros(tuple(shape), dtype=dtype), torch.zeros(shape[axis], dtype=torch.int64)
     for where, _ in parts:
@@ -156,7 +159,7 @@ class Padded(Weights):
     """
 
     def __init__(self, model: Weights, axes: Mapping[str, int], size: int) -> None:
-        self._model, self._axes, self._means = model, axes, dict[str, Tensor]()
+        self._model, self._axes, self._means = model, axes, dict[str, "Tensor"]()
         super().__init__(
             model.ref,
             {name: _resized(model.spec(name), axes.get(name), size) for name in model},
@@ -169,7 +172,7 @@ class Padded(Weights):
         """Whether rows can be read by themselves."""
         return super().in_rows(name) and (name not in self._axes or len(self._specs[name].shape) <= 2)
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         axis = self._axes.get(name)
         if axis is None or self._specs[name] == self._model.spec(name):
             return self._model.read(name, rows)
@@ -182,12 +185,12 @@ class Padded(Weights):
             return self._mean(name, 0).expand([stop - start, *self._specs[name].shape[1:]])
         return self._padded(name, self._model.read(name, slice(start, min(stop, held))), 0, stop - start)
 
-    def _padded(self, name: str, tensor: Tensor, axis: int, size: int) -> Tensor:
+    def _padded(self, name: str, tensor: "Tensor", axis: int, size: int) -> "Tensor":
         shape = list(tensor.shape)
         shape[axis] = size - shape[axis]
         return torch.cat([tensor, self._mean(name, axis).expand(shape)], axis) if shape[axis] else tensor
 
-    def _mean(self, name: str, axis: int) -> Tensor:
+    def _mean(self, name: str, axis: int) -> "Tensor":
         """Of all entries; one read of the tensor, once."""
         if name not in self._means:
             blocks = self._model.row_blocks(name) if axis == 0 and self.in_rows(name) else [None]
@@ -198,10 +201,12 @@ class Padded(Weights):
 
 
 def _resized(spec: TensorSpec, axis: int | None, size: int) -> TensorSpec:
-    return TensorSpec(tuple(size if place == axis else n for place, n in enumerate(spec.shape)), spec.dtype)
+    return TensorSpec(tuple(size if place == axis else n for place, n in enumerate(spec.shape)), spec.code)
 
 
-def take_entries(weights: Weights, name: str, index: Tensor, axis: int, rows: slice | None = None) -> Tensor:
+def take_entries(
+    weights: Weights, name: str, index: "Tensor", axis: int, rows: slice | None = None
+) -> "Tensor":
     """The entries ``index`` (int64, none negative) of a tensor along ``axis``.
 
     Cost: along the first axis of a matrix, one read for each run of consecutive rows.

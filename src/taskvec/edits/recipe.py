@@ -7,7 +7,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field, PositiveFloat
 
 from taskvec.edits import contradictions
@@ -32,6 +31,7 @@ from taskvec.edits.roles import list_left
 from taskvec.edits.tokens import check_in_order, replaces_tokenizer
 from taskvec.edits.vocabulary import VOCABS, Aligned, Vocab, Wanted, align
 from taskvec.errors import InputError
+from taskvec.later import torch
 from taskvec.registry import nearest
 from taskvec.rules import RULES, Rule
 from taskvec.vectors import TaskVector, apply, combine, parse_expression
@@ -42,7 +42,6 @@ from taskvec.vectors.fitting import chosen
 from taskvec.vectors.opening import between, delta_in, difference
 from taskvec.weights import Weights
 from taskvec.weights.depth import names_behind
-from taskvec.weights.dtypes import EDITABLE
 
 Names = dict[str, Annotated[str, Field(min_length=1)]]
 
@@ -316,7 +315,7 @@ class Building:
 
     def _edit(self, base: Weights, vectors: Mapping[str, TaskVector]) -> tuple[TaskVector, Mapping[str, Any]]:
         """The scaled edit, and its rule with the parameters that are the same for all tensors."""
-        held = [name for name in base if base.spec(name).dtype in EDITABLE]
+        held = [name for name in base if base.spec(name).editable]
         named = [name for vector in vectors.values() for name in vector.specs]
         names = list(dict.fromkeys([*held, *named]))
         edited = [name for name in names if any(vector.terms_at(name) for vector in vectors.values())]

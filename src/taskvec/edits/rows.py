@@ -5,16 +5,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.edits.configs import read_vocabulary_size
 from taskvec.edits.realigned import take_entries
 from taskvec.edits.tokens import opaque_files, read_tokens, replace_tokenizer
 from taskvec.errors import InputError, KeyMismatch
+from taskvec.later import torch
 from taskvec.names import block_of, goes_by_token, is_embedding, is_head
 from taskvec.weights import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Key = str | int
 """What a row is known by: its token, or its number where no token has it."""
@@ -84,11 +86,11 @@ class Model:
         tokens = frozenset(key for key in self.at if isinstance(key, str))
         return tokens or frozenset(self.keys)
 
-    def rows_of(self, keys: Sequence[Key]) -> Tensor:
+    def rows_of(self, keys: Sequence[Key]) -> "Tensor":
         """The row of each key, int64; -1 for a token that the model lacks."""
         return torch.tensor([self.at.get(key, -1) for key in keys])
 
-    def keeps_rows(self, rows: Tensor) -> bool:
+    def keeps_rows(self, rows: "Tensor") -> bool:
         """Whether these are the model's own rows in their order."""
         return torch.equal(rows, torch.arange(len(self.keys)))
 

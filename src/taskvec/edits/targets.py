@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from taskvec.edits.rows import Key, Model, check_related
 from taskvec.edits.tokens import add_tokens, added_tokens, plain_token
 from taskvec.errors import InputError, and_more
 from taskvec.weights import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Vocab = Literal["base", "union", "intersection"]
 VOCABS: tuple[Vocab, ...] = get_args(Vocab)
@@ -69,7 +70,7 @@ def find_target(models: Sequence[Model], wanted: Wanted) -> Model:
     return target if wanted.multiple is None else _cut(target)
 
 
-def give_rows(token: str, given: Given, models: Sequence[Model], places: Tensor, donors: Tensor) -> None:
+def give_rows(token: str, given: Given, models: Sequence[Model], places: "Tensor", donors: "Tensor") -> None:
     """Enter where the row of one token comes from into the columns of an ``Alignment``.
 
     Raises: InputError for a model that is not merged, or that lacks the row.

@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from taskvec.edits.realigned import Alignment, Padded, Realigned
 from taskvec.edits.rows import (
     Key,
@@ -17,6 +15,7 @@ from taskvec.edits.rows import (
 from taskvec.edits.targets import VOCABS, Given, Vocab, Wanted, find_target, give_rows
 from taskvec.edits.tokens import read_tokens
 from taskvec.errors import InputError
+from taskvec.later import torch
 from taskvec.weights import Weights
 
 __all__ = ["VOCABS", "Aligned", "Given", "Vocab", "Wanted", "align"]

@@ -18,7 +18,7 @@ from taskvec.vectors import TaskVector
 from taskvec.vectors.lora.lowrank import leading
 from taskvec.vectors.stored.masked import MaskedVectors, Rescaler, emr, tall_masks
 from taskvec.weights import open_weights
-from taskvec.weights.dtypes import compute_dtype
+from taskvec.weights.dtypes import compute_code, size_of
 
 LAMS = (0.2, 0.3, 0.4, 0.5, 0.6)
 """What a TALL mask's threshold is chosen from."""
@@ -197,7 +197,7 @@ def _masked_bytes(made: MaskedVectors, vectors: Vectors) -> Storage:
 def _whole_bytes(vectors: Vectors) -> dict[str, int]:
     return {
         task: sum(
-            spec.numel * compute_dtype(spec.dtype).itemsize
+            spec.numel * size_of(compute_code(spec.code))
             for name, spec in vector.specs.items()
             if vector.terms_at(name)
         )

@@ -4,14 +4,15 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
-from typing import Any, get_args
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, get_args
 
 from taskvec.errors import InputError
 from taskvec.registry import Registry
 from taskvec.rules.pairs import Deltas, stacked
 from taskvec.rules.rule import Consumes, Piece, Rule, Scope, Stacks, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _STATED: Mapping[tuple[str, ...], float] = {("dare", "ties"): 0.5}
 """The coefficients of chains whose source has another than that of their last rule."""
@@ -80,7 +81,7 @@ def chained(name: str, parts: Sequence[Rule]) -> Rule:
             raise InputError(f"rule {name!r}: two of its rules have the parameter {twice[0]!r}; chain others")
         keywords.update({key: value for key, value in part.keywords.items() if key not in _OF_CHAINS})
 
-    def function(deltas: Deltas, **values: Any) -> Tensor:
+    def function(deltas: Deltas, **values: Any) -> "Tensor":
         made = stacked(deltas).double() if looks_back else deltas
         told = dict(zip(_OF_CHAINS, (deltas, deltas.dtype), strict=True))
         for part in parts:

@@ -3,14 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from taskvec.compiled import compiled
+from taskvec.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Bits = NDArray[np.uint16]
 """Of bfloat16 numbers: the upper half of a float32."""
@@ -31,16 +33,20 @@ class Pairs:
     ends: tuple[Bits, ...]
     starts: tuple[Bits, ...]
     shape: tuple[int, ...]
-    dtype = torch.float32
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """Of the deltas."""
+        return torch.float32
 
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, task: int) -> Tensor:
+    def __getitem__(self, task: int) -> "Tensor":
         only = slice(task, task + 1)
         return Pairs(self.ends[only], self.starts[only], (1, *self.shape[1:])).stack()[0]
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> "Iterator[Tensor]":
         return (self[task] for task in range(len(self)))
 
     def part(self, first: int, shape: Sequence[int]) -> "Pairs":
@@ -49,14 +55,14 @@ class Pairs:
         ends, starts = (tuple(bits[entries] for bits in side) for side in (self.ends, self.starts))
         return Pairs(ends, starts, (len(self), *shape))
 
-    def stack(self) -> Tensor:
+    def stack(self) -> "Tensor":
         """The deltas, as a new tensor."""
         stack = torch.empty(self.shape)
         _subtract(self.ends, self.starts, stack.reshape(len(self), -1).numpy())
         return stack
 
 
-Deltas = Tensor | Pairs
+Deltas = Union["Tensor", Pairs]
 """A stack of deltas (task, *shape)."""
 
 
@@ -67,7 +73,7 @@ def entries_of(deltas: Deltas, task: int) -> tuple[NDArray[Any], Bits | None]:
     return deltas[task].reshape(-1).numpy(), None
 
 
-def stacked(deltas: Deltas) -> Tensor:
+def stacked(deltas: Deltas) -> "Tensor":
     """As one tensor."""
     return deltas.stack() if isinstance(deltas, Pairs) else deltas
 

@@ -19,15 +19,17 @@ import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from taskvec.errors import InputError
+from taskvec.later import torch
 from taskvec.parameters import Schema, check_numbers, keywords_of, schema_of, settle
 from taskvec.rules.pairs import Deltas
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Scope = Literal["linear", "element", "model", "tensor", "matrix"]
 Stage = Literal["each", "merge", "after"]
@@ -161,7 +163,7 @@ class Rule:
     """
 
     name: str
-    function: Callable[..., Tensor]
+    function: "Callable[..., Tensor]"
     scope: Scope
     stage: Stage = "merge"
     consumes: Consumes = "deltas"
@@ -178,7 +180,7 @@ class Rule:
     coefficient: float = 1.0
     breaks: tuple[Law, ...] = ()
 
-    def __call__(self, deltas: Deltas, **params: Any) -> Tensor:
+    def __call__(self, deltas: Deltas, **params: Any) -> "Tensor":
         """Combine one stack of deltas by itself, (task, *shape) -> (*shape).
 
         Raises: InputError if the rule is not for so many tasks.
@@ -309,7 +311,7 @@ def task_by_task(*values: float | Sequence[float]) -> Iterator[tuple[float, ...]
     return zip(*(for_each(value, number) for value in values), strict=False)
 
 
-def present(base: Tensor | None) -> Tensor:
+def present(base: "Tensor | None") -> "Tensor":
     """The weights of the base, for a rule that acts on weights.
 
     Raises: InputError if they are not at hand.

@@ -1,23 +1,25 @@
 """What the rules that use statistics of the tasks' inputs share."""
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.errors import InputError, NonFinite
+from taskvec.later import torch
 from taskvec.rules.rule import Consumes, Place
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONSUMES: Consumes = "deltas, unlabelled inputs"
 NEEDED = "statistics, one file for each vector (--stats, stats=); make them with: taskvec stats"
 
-Statistics = Sequence[Tensor | None]
+Statistics = Sequence["Tensor | None"]
 """One a task; none where a task's file lacks the tensor."""
 
 
 def given(
-    rule: str, stats: Statistics | None, deltas: Tensor, shape: Sequence[int], place: Place
-) -> Tensor | None:
+    rule: str, stats: Statistics | None, deltas: "Tensor", shape: Sequence[int], place: Place
+) -> "Tensor | None":
     """The statistics (task, *shape) of one tensor, new, in the dtype of its deltas; none if no task has any.
 
     Raises: InputError if there are none for the whole model, only some tasks have them here, or for other

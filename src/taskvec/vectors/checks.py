@@ -9,7 +9,7 @@ from taskvec.vectors.advice import advise
 from taskvec.vectors.info import has_info
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.buffers import is_computed
-from taskvec.weights.dtypes import EDITABLE, raw_bytes, short
+from taskvec.weights.dtypes import EDITABLE, name_of, raw_bytes
 from taskvec.weights.matched import SHOWN, list_some
 from taskvec.weights.quantized import check_plain
 from taskvec.weights.selecting import Choice
@@ -57,14 +57,14 @@ def editable_names(base: Weights, tuned: Weights, fit: Fit) -> list[str]:
     _check_specs(tuned.ref, {name: tuned.spec(name) for name in counting}, base)
     _check_still_tied(base, tuned)
     for name in counting:
-        if base.spec(name).dtype not in EDITABLE and not _same_bytes(base, tuned, name):
+        if not base.spec(name).editable and not _same_bytes(base, tuned, name):
             raise KeyMismatch(
-                f"{tuned.ref}: {name!r} has dtype {short(base.spec(name).dtype)} and differs from the base, "
-                f"expected {', '.join(sorted(map(short, EDITABLE)))}; convert both models first"
+                f"{tuned.ref}: {name!r} has dtype {name_of(base.spec(name).code)} and differs from the base, "
+                f"expected {', '.join(sorted(map(name_of, EDITABLE)))}; convert both models first"
             )
     _check_plain(base, tuned, [name for name in shared if not _counts(base.spec(name))])
     _check_enough(base, tuned, fit)
-    return [name for name in base if base.spec(name).dtype in EDITABLE and fit.choice.takes(name)]
+    return [name for name in base if base.spec(name).editable and fit.choice.takes(name)]
 
 
 def _check_same_names(base: Weights, tuned: Weights, fit: Fit) -> None:
@@ -113,7 +113,7 @@ def _numbers(weights: Weights, fit: Fit) -> list[str]:
 
 def _check_enough(base: Weights, tuned: Weights, fit: Fit) -> None:
     """Refuse a difference that holds next to nothing, unless it is asked for."""
-    held = [name for name in base if base.spec(name).dtype in EDITABLE]
+    held = [name for name in base if base.spec(name).editable]
     shared, choice = [name for name in held if name in tuned], fit.choice
     if choice and shared and not any(choice.takes(name) or name in choice.left for name in shared):
         raise KeyMismatch(
@@ -136,7 +136,7 @@ def _check_plain(base: Weights, tuned: Weights, names: Iterable[str]) -> None:
         shape, spec = base.spec(name).shape, tuned.spec(name)
         if len(shape) > 1 and shape[0] > 1 and not _is_same(base, tuned, name):
             raise KeyMismatch(
-                f"{tuned.ref}: {name!r} has dtype {short(spec.dtype)} and differs from the base, "
+                f"{tuned.ref}: {name!r} has dtype {name_of(spec.code)} and differs from the base, "
                 "expected floating-point weights; if both are quantized, convert them back first"
             )
 
@@ -164,10 +164,10 @@ def check_fits(where: str, vector: Mapping[str, TensorSpec], base: Weights) -> N
             f"{where}: {foreign[0]!r} found, expected a tensor of the base {base.ref}{and_more(foreign)}; "
             "was it taken from another model?"
         )
-    fixed = [name for name in vector if base.spec(name).dtype not in EDITABLE]
+    fixed = [name for name in vector if not base.spec(name).editable]
     if fixed:
         raise KeyMismatch(
-            f"{where}: {fixed[0]!r} has dtype {short(base.spec(fixed[0]).dtype)} in {base.ref}, expected "
+            f"{where}: {fixed[0]!r} has dtype {name_of(base.spec(fixed[0]).code)} in {base.ref}, expected "
             f"a floating-point tensor{and_more(fixed)}"
         )
     _check_specs(where, vector, base, dtypes=False)
@@ -186,10 +186,10 @@ def _check_specs(where: str, specs: Mapping[str, TensorSpec], base: Weights, *, 
             f"{where}: {shaped[0]!r} has shape {have}, expected {want} as in the base{transposed}"
             f"{and_more(shaped)}{_vocabulary_hint(shaped, specs, base, _MATCHING if dtypes else '')}"
         )
-    pairs = ((name, {spec.dtype, base.spec(name).dtype}) for name, spec in specs.items())
+    pairs = ((name, {spec.code, base.spec(name).code}) for name, spec in specs.items())
     typed = [name for name, found in pairs if dtypes and len(found) > 1 and not found <= EDITABLE]
     if typed:
-        have_type, want_type = (short(spec.dtype) for spec in (specs[typed[0]], base.spec(typed[0])))
+        have_type, want_type = (name_of(spec.code) for spec in (specs[typed[0]], base.spec(typed[0])))
         raise KeyMismatch(
             f"{where}: {typed[0]!r} has dtype {have_type}, expected {want_type} as in the base"
             f"{and_more(typed)}; save both models in the same dtype"
@@ -204,7 +204,7 @@ def differing_buffers(base: Weights, tuned: Weights) -> list[str]:
 
 def _counts(spec: TensorSpec) -> bool:
     """Whether a tensor holds real or complex numbers, not integers or truth values."""
-    return spec.dtype.is_floating_point or spec.dtype.is_complex
+    return spec.floating or spec.code == "C64"
 
 
 def _same_bytes(base: Weights, tuned: Weights, name: str) -> bool:

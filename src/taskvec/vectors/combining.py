@@ -5,13 +5,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache, partial
 from threading import RLock
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from taskvec.arguments import checked
 from taskvec.errors import InputError
+from taskvec.later import torch
 from taskvec.registry import nearest
 from taskvec.rules import RULES, Rule
 from taskvec.rules.rule import Piece, Place, Stacks
@@ -33,6 +31,9 @@ from taskvec.weights.blocks import (
 )
 from taskvec.weights.depth import names_behind
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 # Singular vectors cost far more than reading, and the same merge is often evaluated at many scales.
 ROOM = 1 << 29
 """Bytes of tensors made of singular vectors that a combination keeps."""
@@ -40,7 +41,7 @@ ROOM = 1 << 29
 
 @checked
 def combine(
-    rule: str | Rule | Callable[..., Tensor],
+    rule: str | Rule | Callable[..., "Tensor"],
     vectors: Sequence[TaskVector],
     *,
     each: Mapping[str, Mapping[str, Any]] | None = None,
@@ -106,7 +107,7 @@ def bind_all(vectors: Sequence[TaskVector], base: WeightsLike) -> list[TaskVecto
     ]
 
 
-def _rule(rule: str | Rule | Callable[..., Tensor]) -> Rule:
+def _rule(rule: str | Rule | Callable[..., "Tensor"]) -> Rule:
     if isinstance(rule, str):
         return RULES[rule]
     if isinstance(rule, Rule):
@@ -176,7 +177,7 @@ class Combined(Summand):
         self._of_tensor: dict[tuple[str, torch.dtype], Mapping[str, Any]] = {}
         self._of_model: dict[torch.dtype, Mapping[str, Mapping[str, Any]]] = {}
         self._locks: defaultdict[object, RLock] = defaultdict(RLock)
-        wide = any(spec.dtype == torch.float64 for spec in specs.values())
+        wide = any(spec.code == "F64" for spec in specs.values())
         self._widest = torch.float64 if wide else torch.float32
         self._stacks: Callable[[torch.dtype], Stacks] = lru_cache(None)(self._make_stacks)
 
@@ -202,20 +203,20 @@ class Combined(Summand):
             elements = max(elements, spec.shape[1] ** 2)
         each, besides = self.rule.copies
         copies = each * len(self.vectors) + besides + (self._start is not None)
-        return int(copies * spec.dtype.itemsize * elements)
+        return int(copies * spec.itemsize * elements)
 
     @property
     def frozen(self) -> bool:
         """Whether the rule is one of ours, which stays what it is, and the vectors do."""
         return self.rule.name in RULES and RULES[self.rule.name] is self.rule and super().frozen
 
-    def prepare(self, precision: torch.dtype = torch.float32) -> None:
+    def prepare(self, precision: "torch.dtype | None" = None) -> None:
         """Take the passes over the whole model; each tensor is read once then, so none is kept."""
         self._room = 0
         super().prepare(precision)
-        self._measure_model(precision)
+        self._measure_model(precision or torch.float32)
 
-    def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def compute(self, name: str, rows: slice | None, dtype: "torch.dtype") -> "Tensor":
         """The rule's tensor, computed from all vectors' tensors."""
         if self.in_rows(name) and (rows is None or rows.step in (None, 1)):
             return self._combine(name, rows, dtype)
@@ -228,7 +229,7 @@ class Combined(Summand):
                     self._kept[name, dtype] = made
         return rows_of(made, rows)
 
-    def _combine(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def _combine(self, name: str, rows: slice | None, dtype: "torch.dtype") -> "Tensor":
         settings = self.rule.accepted_parameters({**self._settings_at(name), **self._measure(name, dtype)})
         parts = []
         for stack, context in self._pieces(name, rows, dtype):
@@ -245,7 +246,7 @@ class Combined(Summand):
     def _settings_at(self, name: str) -> Mapping[str, Any]:
         return {**self.settings, **self._each.get(name, {})}
 
-    def _pieces(self, name: str, rows: slice | None, dtype: torch.dtype) -> Iterator[Piece]:
+    def _pieces(self, name: str, rows: slice | None, dtype: "torch.dtype") -> Iterator[Piece]:
         """The deltas of all vectors and what goes with them, a block at a time if the rule goes by rows."""
         shape = rows_shape(self.specs[name].shape, rows)
         reading = Reading(name, rows, dtype)
@@ -265,14 +266,14 @@ class Combined(Summand):
                 context["_stats"] = [rows_of(t, part) if t is not None and alike else t for t, alike in stats]
             yield deltas.pairs(part) if self.rule.takes_pairs else deltas.stack(part), context
 
-    def _read_stats(self, stats: Weights, name: str, rows: slice | None) -> tuple[Tensor | None, bool]:
+    def _read_stats(self, stats: Weights, name: str, rows: slice | None) -> "tuple[Tensor | None, bool]":
         """Statistics of a tensor, if any; whether of the same rows, as they have the shape of the deltas."""
         if name not in stats:
             return None, False
         alike = stats.spec(name).shape == self.specs[name].shape
         return stats.read(name, rows if alike else None), alike
 
-    def _measure(self, name: str, dtype: torch.dtype) -> Mapping[str, Any]:
+    def _measure(self, name: str, dtype: "torch.dtype") -> Mapping[str, Any]:
         """What the rule wants to know first: of the whole model, and of this tensor."""
         of_model = self._measure_model(dtype).get(name, {})
         if self.rule.measure_tensor is None:
@@ -284,7 +285,7 @@ class Combined(Summand):
                 self._of_tensor[name, dtype] = {**of_model, **(of_tensor or {})}
             return self._of_tensor[name, dtype]
 
-    def _measure_model(self, precision: torch.dtype) -> Mapping[str, Mapping[str, Any]]:
+    def _measure_model(self, precision: "torch.dtype") -> Mapping[str, Mapping[str, Any]]:
         """What the rule wants to know of the whole model, from a pass over it in the widest precision."""
         if self.rule.measure_model is None:
             return {}
@@ -295,7 +296,7 @@ class Combined(Summand):
                 self._of_model[precision] = self.rule.measure_model(stacks, **self.settings) or {}
             return self._of_model[precision]
 
-    def _make_stacks(self, dtype: torch.dtype) -> Stacks:
+    def _make_stacks(self, dtype: "torch.dtype") -> Stacks:
         return Stacks(
             {name: spec.shape for name, spec in self.specs.items()},
             tuple(name for name in self.specs if self.changes(name)),

@@ -3,24 +3,26 @@
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import count
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.errors import KeyMismatch
+from taskvec.later import torch
 from taskvec.vectors.base import Base
 from taskvec.vectors.info import BaseInfo, VectorInfo
 from taskvec.vectors.linear import Operand, total
 from taskvec.weights import Direction, TensorSpec, Weights
 from taskvec.weights.blocks import rows_of
-from taskvec.weights.dtypes import EDITABLE, compute_dtype
+from taskvec.weights.dtypes import compute_code
 from taskvec.weights.lazy import Lazy
 from taskvec.weights.picked import Grown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _serial = count()
 
 
-class Delta(Lazy, Direction, Mapping[str, Tensor]):
+class Delta(Lazy, Direction, Mapping[str, "Tensor"]):
     """A direction in weight space, read tensor by tensor: a task vector, or what task vectors are sums of.
 
     Whatever measures, stores, combines or applies directions knows nothing else of them.
@@ -84,7 +86,7 @@ class Delta(Lazy, Direction, Mapping[str, Tensor]):
             )
         return next(iter(grown.values()), base)
 
-    def read(self, name: str, rows: slice | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    def read(self, name: str, rows: slice | None = None, dtype: "torch.dtype | None" = None) -> "Tensor":
         """The delta of one tensor, or of some of its rows, as a new tensor.
 
         Args:
@@ -94,7 +96,7 @@ class Delta(Lazy, Direction, Mapping[str, Tensor]):
         """
         return self.evaluate(Reading(name, rows, dtype or self.specs[name].dtype))
 
-    def evaluate(self, reading: "Reading") -> Tensor:
+    def evaluate(self, reading: "Reading") -> "Tensor":
         """The delta of what is being read."""
         terms = self.terms_at(reading.name)
         if terms:
@@ -109,7 +111,7 @@ class Delta(Lazy, Direction, Mapping[str, Tensor]):
         base = BaseInfo(ref=self.base.ref, fingerprint=self.base.fingerprint())
         return recorded.model_copy(update={"base": base})
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> "Tensor":
         return self.read(name)
 
     def __contains__(self, name: object) -> bool:
@@ -135,7 +137,7 @@ class Summand(Delta):
     """The weights it leads from and to, where it is the difference of two."""
 
     @abstractmethod
-    def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def compute(self, name: str, rows: slice | None, dtype: "torch.dtype") -> "Tensor":
         """The direction of one tensor. Not to be written into: it may be memory of a file."""
 
     def changes(self, name: str) -> bool:
@@ -153,7 +155,7 @@ class Summand(Delta):
     def own_bytes(self, name: str) -> int:
         """Bytes of a block twice: before and after it is computed."""
         spec = self.specs[name]
-        return 2 * spec.dtype.itemsize * self.block_size(name, spec.shape)
+        return 2 * spec.itemsize * self.block_size(name, spec.shape)
 
 
 Term = tuple[Summand, float]
@@ -172,8 +174,8 @@ class Reading:
         self,
         name: str,
         rows: slice | None,
-        dtype: torch.dtype,
-        known: tuple[Weights, Tensor] | None = None,
+        dtype: "torch.dtype",
+        known: "tuple[Weights, Tensor] | None" = None,
     ) -> None:
         """Begin to read.
 
@@ -201,7 +203,7 @@ class Reading:
         start, end = summand.ends
         return Operand(factor, end.read(self.name, self.rows), self._start(start))
 
-    def _start(self, weights: Weights) -> Tensor:
+    def _start(self, weights: Weights) -> "Tensor":
         if weights.identity not in self._starts:
             self._starts[weights.identity] = weights.read(self.name, self.rows)
         return self._starts[weights.identity]
@@ -209,12 +211,12 @@ class Reading:
 
 def computing(spec: TensorSpec) -> TensorSpec:
     """The same shape in the precision that arithmetic is done in."""
-    return TensorSpec(spec.shape, compute_dtype(spec.dtype))
+    return TensorSpec(spec.shape, compute_code(spec.code))
 
 
 def computed_specs(base: Weights) -> dict[str, TensorSpec]:
     """Of every tensor of a base that an edit may change, as arithmetic is done with it."""
-    return {name: computing(spec) for name, spec in base.specs.items() if spec.dtype in EDITABLE}
+    return {name: computing(spec) for name, spec in base.specs.items() if spec.editable}
 
 
 def join_specs(where: str, specs: Mapping[str, TensorSpec], other: Delta) -> Mapping[str, TensorSpec]:
@@ -231,6 +233,6 @@ def join_specs(where: str, specs: Mapping[str, TensorSpec], other: Delta) -> Map
             raise KeyMismatch(
                 f"{other.ref}: {name!r} has shape {spec.shape}, expected {known.shape} as in {where}"
             )
-        if spec.dtype == torch.float64:
+        if spec.code == "F64":
             joined[name] = spec
     return joined

@@ -1,17 +1,19 @@
 """The plainest directions: between two models, stored in a file, scaled tensor by tensor."""
 
 from collections.abc import Mapping
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.errors import InputError, NonFinite
+from taskvec.later import torch
 from taskvec.registry import nearest
 from taskvec.vectors.base import Base
 from taskvec.vectors.delta import Delta, Summand, Term, computing
 from taskvec.vectors.info import VectorInfo
 from taskvec.weights import TensorSpec, Weights
-from taskvec.weights.dtypes import LARGEST
+from taskvec.weights.dtypes import LARGEST, promoted
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Difference(Summand):
@@ -35,14 +37,14 @@ class Difference(Summand):
         """Bytes of the difference alone: the two models' blocks stay as they were read."""
         return super().own_bytes(name) // 2
 
-    def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def compute(self, name: str, rows: slice | None, dtype: "torch.dtype") -> "Tensor":
         base, tuned = self._models  # whose difference is exact where they are within a factor of two
         return tuned.read(name, rows).to(dtype) - base.read(name, rows).to(dtype)
 
 
 def _computing(base: Weights, tuned: Weights, name: str) -> TensorSpec:
     """The precision that holds both."""
-    wide = torch.promote_types(base.spec(name).dtype, (tuned if name in tuned else base).spec(name).dtype)
+    wide = promoted(base.spec(name).code, (tuned if name in tuned else base).spec(name).code)
     return computing(TensorSpec(base.spec(name).shape, wide))
 
 
@@ -69,7 +71,7 @@ class Stored(Summand):
     def changes(self, name: str) -> bool:
         return name in self.weights
 
-    def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def compute(self, name: str, rows: slice | None, dtype: "torch.dtype") -> "Tensor":
         return self.weights.read(name, rows).to(dtype)
 
 

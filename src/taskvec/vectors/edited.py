@@ -1,11 +1,10 @@
 """A base plus a task vector: the edited model, tensor by tensor."""
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.errors import BaseMismatch, InputError, KeyMismatch
+from taskvec.later import torch
 from taskvec.vectors.base import Base
 from taskvec.vectors.checks import check_fits, check_point
 from taskvec.vectors.delta import Delta, Reading
@@ -13,8 +12,11 @@ from taskvec.vectors.fitting import under_names_of
 from taskvec.vectors.linear import total
 from taskvec.weights import TensorSpec, Weights, change
 from taskvec.weights.change import Change
-from taskvec.weights.dtypes import EDITABLE, compute_dtype, rounded, short
+from taskvec.weights.dtypes import compute_dtype, is_editable, rounded, short
 from taskvec.weights.lazy import Lazy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def edit(
@@ -22,8 +24,8 @@ def edit(
     delta: Delta,
     *,
     allow_other_base: bool = False,
-    dtype: torch.dtype | None = None,
-    precision: torch.dtype = torch.float32,
+    dtype: "torch.dtype | None" = None,
+    precision: "torch.dtype | None" = None,
     start: Weights | None = None,
 ) -> "EditedWeights":
     """``base + delta``, lazily, after a look at whether they fit; as ``apply`` says.
@@ -33,7 +35,7 @@ def edit(
 
     Raises: BaseMismatch, naming both fingerprints; KeyMismatch if the direction does not fit.
     """
-    if precision not in (torch.float32, torch.float64):
+    if precision is not None and short(precision) not in ("float32", "float64"):
         raise InputError(f"precision: {short(precision)}, expected float32 or float64")
     check_point(base)
     base = delta.room(base)
@@ -57,39 +59,39 @@ class EditedWeights(Weights):
         self,
         base: Weights,
         vector: Delta,
-        dtype: torch.dtype | None = None,
-        precision: torch.dtype = torch.float32,
+        dtype: "torch.dtype | None" = None,
+        precision: "torch.dtype | None" = None,
         start: Weights | None = None,
     ) -> None:
+        self._precision, self._wide = precision, "float32" if precision is None else short(precision)
         super().__init__(
             f"{base.ref} + {vector.ref}",
             {name: _in(dtype, base.spec(name)) for name in base},
-            ("edited", base.identity, vector.identity, dtype, precision),
+            ("edited", base.identity, vector.identity, dtype, self._wide),
             parts=(base, vector),
             tied=base.tied,
         )
         self.base, self.vector, self.dtype = base, vector, dtype
         self._start = base if start is None else start
-        self._precision = precision
         self._names = _by_stored_name(base, vector)
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         return self._edit(name, rows, None)
 
-    def read_with_change(self, name: str, rows: slice | None = None) -> tuple[Tensor, Change | None]:
+    def read_with_change(self, name: str, rows: slice | None = None) -> "tuple[Tensor, Change | None]":
         """As ``read``, and how far that is from what it was made of; integers stay as they are."""
-        if self._specs[name].dtype not in EDITABLE:
+        if not self._specs[name].editable:
             return super().read_with_change(name, rows)
         begun = self._start.read(name, rows)
         made = self._edit(name, rows, begun if self._start is self.base else None)
         return made, change.between(begun, made)
 
-    def change_to(self, name: str, rows: slice | None, made: Tensor) -> Change | None:
+    def change_to(self, name: str, rows: slice | None, made: "Tensor") -> Change | None:
         """How far ``made``, which was read here before, is from the start."""
-        editable = made.dtype in EDITABLE
+        editable = is_editable(made.dtype)
         return change.between(self._start.read(name, rows), made) if editable else None
 
-    def _edit(self, name: str, rows: slice | None, stored: Tensor | None) -> Tensor:
+    def _edit(self, name: str, rows: slice | None, stored: "Tensor | None") -> "Tensor":
         """The edited tensor, or some of its rows; ``stored`` are those of the base, if known."""
         there = self._names.get(name, "")
         terms = self.vector.terms_at(there)
@@ -102,7 +104,7 @@ class EditedWeights(Weights):
             stored = self.base.read(name, rows)
         if not terms:
             return rounded(stored, dtype)
-        precision = torch.promote_types(compute_dtype(stored.dtype), self._precision)
+        precision = torch.promote_types(compute_dtype(stored.dtype), self._precision or torch.float32)
         reading = Reading(there, rows, precision, (self.base, stored) if there == name else None)
         return total(reading.operands(terms), precision, stored, dtype)
 
@@ -111,15 +113,15 @@ class EditedWeights(Weights):
         return [(self.base, name), *([] if there is None else [(self.vector, there)])]
 
     def working_bytes(self, name: str) -> int:
-        return super().working_bytes(name) * (self._precision.itemsize // torch.float32.itemsize)
+        return super().working_bytes(name) * (2 if self._wide == "float64" else 1)
 
-    def prepare(self, precision: torch.dtype = torch.float32) -> None:
+    def prepare(self, precision: "torch.dtype | None" = None) -> None:
         super().prepare(self._precision)
 
 
-def _in(dtype: torch.dtype | None, spec: TensorSpec) -> TensorSpec:
+def _in(dtype: "torch.dtype | None", spec: TensorSpec) -> TensorSpec:
     """The spec after a cast; only what arithmetic is done on is cast."""
-    return TensorSpec(spec.shape, dtype) if dtype is not None and spec.dtype in EDITABLE else spec
+    return TensorSpec(spec.shape, dtype) if dtype is not None and spec.editable else spec
 
 
 def _by_stored_name(base: Weights, vector: Delta) -> dict[str, str]:

@@ -3,8 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.directions import Stored
@@ -13,6 +12,9 @@ from taskvec.weights import Weights
 from taskvec.weights.matched import Seen, see_as
 from taskvec.weights.picked import Picked
 from taskvec.weights.selecting import Choice, Renames
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +26,7 @@ class Deltas(Weights):
         super().__init__(delta.ref, delta.specs, ("deltas", delta), parts=[delta])
         self._delta = delta
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         return self._delta.read(name, rows)
 
     def own_bytes(self, name: str) -> int:

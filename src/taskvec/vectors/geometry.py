@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from taskvec.later import torch
 from taskvec.vectors.base import shared_base
 from taskvec.vectors.delta import Delta
 from taskvec.weights.blocks import block_size, row_blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def norms(vector: Delta) -> dict[str, float]:
@@ -35,7 +37,7 @@ def norm(vector: Delta) -> float:
     return math.sqrt(float(gram([vector])[0, 0]))
 
 
-def gram(vectors: Sequence[Delta]) -> Tensor:
+def gram(vectors: Sequence[Delta]) -> "Tensor":
     """All inner products, (n, n) float64.
 
     Raises: BaseMismatch unless all vectors have the same base.
@@ -51,7 +53,7 @@ def gram(vectors: Sequence[Delta]) -> Tensor:
     return total
 
 
-def cosines(vectors: Sequence[Delta]) -> Tensor:
+def cosines(vectors: Sequence[Delta]) -> "Tensor":
     """The cosine matrix, (n, n) float64, ones on the diagonal; NaN in the rows of a zero vector."""
     products = gram(vectors)
     lengths = products.diagonal().sqrt()
@@ -59,7 +61,7 @@ def cosines(vectors: Sequence[Delta]) -> Tensor:
     return angles.fill_diagonal_(1.0).masked_fill((lengths == 0)[:, None] | (lengths == 0), math.nan)
 
 
-def _gram_of(name: str, vectors: Sequence[Delta]) -> Tensor:
+def _gram_of(name: str, vectors: Sequence[Delta]) -> "Tensor":
     """Inner products of one tensor of each vector, (n, n) float64."""
     total = torch.zeros(len(vectors), len(vectors), dtype=torch.float64)
     places = [place for place, vector in enumerate(vectors) if name in vector and vector.terms_at(name)]

@@ -7,15 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from taskvec._version import __version__
 from taskvec.arguments import checked
 from taskvec.errors import BaseMismatch, CorruptFile, InputError, KeyMismatch, NonFinite, UnknownName
+from taskvec.later import torch
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import inside, local_path, printable, read_mapping, shown
 from taskvec.registry import nearest
@@ -25,6 +24,9 @@ from taskvec.vectors.vector import TaskVector
 from taskvec.weights import open_weights, save_weights
 from taskvec.weights.staging import MANIFEST, SUFFIX, check_target, files_in, staged
 from taskvec.writing import write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KIND: Literal["library of task vectors"] = "library of task vectors"
 
@@ -61,11 +63,11 @@ class Library:
     def __init__(
         self,
         vectors: Mapping[str, TaskVector],
-        keys: Mapping[str, Tensor] | Tensor,
+        keys: "Mapping[str, Tensor] | Tensor",
         ref: str = "library",
     ) -> None:
         _check_names(ref, list(vectors))
-        if isinstance(keys, Tensor):
+        if isinstance(keys, torch.Tensor):
             if keys.ndim != 2 or len(keys) != len(vectors):
                 raise InputError(f"{ref}: keys of shape {tuple(keys.shape)}, expected ({len(vectors)}, d)")
             keys = dict(zip(vectors, keys, strict=True))
@@ -89,7 +91,7 @@ class Library:
         """What all vectors lead away from."""
         return self._zero.base
 
-    def add(self, name: str, vector: TaskVector, key: Tensor) -> "Library":
+    def add(self, name: str, vector: TaskVector, key: "Tensor") -> "Library":
         """A library with one more entry, the last.
 
         Raises: InputError for a name that is taken, or a key of another dimension; BaseMismatch.
@@ -98,7 +100,7 @@ class Library:
             raise InputError(f"{self.ref}: holds {name!r} already; choose another name")
         return Library({**self.vectors, name: vector}, {**self.keys, name: key}, self.ref)
 
-    def similarities(self, features: Tensor) -> Tensor:
+    def similarities(self, features: "Tensor") -> "Tensor":
         """The cosine with the nearest key of each vector, float64: (T,) for (d,), (N, T) for (N, d).
 
         A feature of length zero has cosine 0 with everything.
@@ -109,7 +111,7 @@ class Library:
         return torch.stack([piece.amax(-1) for piece in pieces], dim=-1)
 
     @checked
-    def select(self, features: Tensor, k: int = 1, *, temperature: float = 0.1) -> Tensor:
+    def select(self, features: "Tensor", k: int = 1, *, temperature: float = 0.1) -> "Tensor":
         """How much of each vector serves an input: weights (T,) for (d,), (N, T) for (N, d), float32.
 
             w = softmax(cosine / temperature) over the k nearest keys, 0 elsewhere
@@ -130,7 +132,7 @@ class Library:
         weights = torch.softmax(below / temperature, dim=-1)
         return torch.zeros_like(near).scatter(-1, place[..., :k], weights).float()
 
-    def vector(self, weights: Mapping[str, float] | Sequence[float] | Tensor) -> TaskVector:
+    def vector(self, weights: "Mapping[str, float] | Sequence[float] | Tensor") -> TaskVector:
         """The weighted sum of the vectors, lazily; weights by name or in order, as ``select`` gives them.
 
         Raises: InputError for another number of weights; UnknownName; NonFinite.
@@ -189,11 +191,11 @@ class Library:
         return f"<library {self.ref}: {len(self.vectors)} vectors, keys of {self.dim} numbers>"
 
     @cached_property
-    def _stacked(self) -> Tensor:
+    def _stacked(self) -> "Tensor":
         """All keys, one below the other, of length 1."""
         return torch.nn.functional.normalize(torch.cat(list(self.keys.values())).double(), dim=-1)
 
-    def _queries(self, features: Tensor) -> Tensor:
+    def _queries(self, features: "Tensor") -> "Tensor":
         if features.ndim not in (1, 2) or features.shape[-1] != self.dim:
             raise InputError(
                 f"features: shape {tuple(features.shape)}, expected ({self.dim},) or (N, {self.dim})"
@@ -202,13 +204,13 @@ class Library:
             raise NonFinite("features: hold NaN or infinity")
         return features.detach().cpu().double()
 
-    def _named(self, weights: Mapping[str, float] | Sequence[float] | Tensor) -> Mapping[str, float]:
+    def _named(self, weights: "Mapping[str, float] | Sequence[float] | Tensor") -> Mapping[str, float]:
         if isinstance(weights, Mapping):
             for name in weights:
                 if name not in self.vectors:
                     raise UnknownName(f"{self.ref}: no vector called {name!r}; {nearest(name, self.vectors)}")
             return weights
-        shape = tuple(weights.shape) if isinstance(weights, Tensor) else (len(weights),)
+        shape = tuple(weights.shape) if isinstance(weights, torch.Tensor) else (len(weights),)
         if shape != (len(self.vectors),):
             raise InputError(f"weights: shape {shape}, expected ({len(self.vectors)},), one a vector")
         return dict(zip(self.vectors, map(float, weights), strict=True))
@@ -250,7 +252,7 @@ def _check_names(where: str, names: Sequence[str]) -> None:
         alike[name.casefold()] = name
 
 
-def _checked_keys(where: str, names: Sequence[str], keys: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _checked_keys(where: str, names: Sequence[str], keys: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """Keys (K, d) in the order of the names."""
     if set(keys) != set(names):
         raise InputError(
@@ -267,7 +269,7 @@ def _checked_keys(where: str, names: Sequence[str], keys: Mapping[str, Tensor]) 
     return made
 
 
-def _checked_key(where: str, key: Tensor) -> Tensor:
+def _checked_key(where: str, key: "Tensor") -> "Tensor":
     if key.ndim not in (1, 2) or 0 in key.shape or not key.is_floating_point():
         raise InputError(
             f"{where} has shape {tuple(key.shape)} and dtype {str(key.dtype).removeprefix('torch.')}, "

@@ -5,17 +5,19 @@ an edit costs little more than moving its bytes.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from taskvec.compiled import compiled
+from taskvec.later import torch
 from taskvec.rules.pairs import Bits, Deltas, Pairs, stacked
 from taskvec.weights.blocks import row_size, rows_of, rows_shape
 from taskvec.weights.dtypes import rounded
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Three float32 buffers of so many elements, and what they are made of, stay in the second cache of a core.
 CHUNK = 1 << 16
@@ -29,16 +31,16 @@ class Operand(NamedTuple):
     """What is added: ``factor * (end - start)``."""
 
     factor: float
-    end: Tensor
-    start: Tensor | None
+    end: "Tensor"
+    start: "Tensor | None"
 
 
 def total(
     operands: Sequence[Operand],
-    precision: torch.dtype,
-    base: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
+    precision: "torch.dtype",
+    base: "Tensor | None" = None,
+    dtype: "torch.dtype | None" = None,
+) -> "Tensor":
     """``sum_i factor_i (end_i - start_i)`` as a new tensor; or ``base`` plus that.
 
     Args:
@@ -78,7 +80,7 @@ def total(
     return out
 
 
-def _added(operands: Sequence[Operand], base: Tensor, out: Tensor) -> bool:
+def _added(operands: Sequence[Operand], base: "Tensor", out: "Tensor") -> bool:
     """Write ``base`` plus the operands into ``out``, if both are bfloat16 and a compiled loop can."""
     if not _are_bfloat16(base, out):
         return False
@@ -104,7 +106,7 @@ class DeltaStack:
     """
 
     def __init__(
-        self, operands: Sequence[Operand | None], precision: torch.dtype, shape: Sequence[int]
+        self, operands: Sequence[Operand | None], precision: "torch.dtype", shape: Sequence[int]
     ) -> None:
         self._operands, self._dtype, self._shape = operands, precision, tuple(shape)
         self._pairs: Pairs | None = None
@@ -120,7 +122,7 @@ class DeltaStack:
         shape = rows_shape(self._shape, rows)
         return self._pairs.part(0 if rows is None else rows.start * row_size(shape), shape)
 
-    def stack(self, rows: slice | None = None) -> Tensor:
+    def stack(self, rows: slice | None = None) -> "Tensor":
         """The deltas (direction, *rows), as a new tensor."""
         if self._pairs is not None:
             return stacked(self.pairs(rows))
@@ -135,11 +137,11 @@ class DeltaStack:
         return stack
 
 
-def _are_bfloat16(*tensors: Tensor | None) -> bool:
+def _are_bfloat16(*tensors: "Tensor | None") -> bool:
     return all(tensor is not None and tensor.dtype == torch.bfloat16 for tensor in tensors)
 
 
-def _bits(tensor: Tensor) -> Bits:
+def _bits(tensor: "Tensor") -> Bits:
     bits: Bits = tensor.reshape(-1).view(torch.uint16).numpy()
     return bits
 
@@ -178,5 +180,5 @@ def _add(
             target[i] = np.uint16(0x7FC0) if np.isnan(exact) else np.uint16(nearest >> 16)
 
 
-def _chunks(tensor: Tensor) -> Sequence[Tensor]:
+def _chunks(tensor: "Tensor") -> "Sequence[Tensor]":
     return torch.split(tensor.reshape(-1), CHUNK)

@@ -1,13 +1,17 @@
 """Random directions with the size of real ones."""
 
-import torch
-import xxhash
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+import xxhash
+
+from taskvec.later import torch
 from taskvec.vectors.delta import Delta, Summand
 from taskvec.vectors.info import VectorInfo
 from taskvec.weights import Weights
 from taskvec.weights.blocks import rows_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Noise(Summand):
@@ -35,7 +39,7 @@ class Noise(Summand):
     def bind(self, base: Weights, *, drop: bool = False) -> "Noise":
         return Noise(self._like.bind(base, drop=drop), self._seed)
 
-    def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def compute(self, name: str, rows: slice | None, dtype: "torch.dtype") -> "Tensor":
         wanted = torch.linalg.vector_norm(self._like.read(name), dtype=torch.float64)
         generator = torch.Generator().manual_seed(
             xxhash.xxh3_64_intdigest(f"{self._seed}/{name}".encode()) >> 1

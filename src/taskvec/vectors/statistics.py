@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from taskvec._version import __version__
 from taskvec.errors import InputError, KeyMismatch, and_more
@@ -14,6 +12,9 @@ from taskvec.rules.statistics import NEEDED
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.info import BaseInfo, HeaderInfo, VectorInfo
 from taskvec.weights import Weights, open_weights, save_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEY = "taskvec_statistics"
 Kind = Literal["fisher", "gram", "kfac", "ekfac", "ggn"]
@@ -67,7 +68,7 @@ def open_statistics(ref: str | Path) -> Opened:
     return open_weights(ref)
 
 
-def save_statistics(tensors: Mapping[str, Tensor], path: Path, info: StatisticsInfo) -> None:
+def save_statistics(tensors: "Mapping[str, Tensor]", path: Path, info: StatisticsInfo) -> None:
     """Write a file of statistics, in the place of one that is there."""
     save_weights(tensors, path, force=True, metadata=info.header())
 

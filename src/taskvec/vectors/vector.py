@@ -4,13 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any, overload
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, overload
 
 from taskvec.arguments import checked
 from taskvec.errors import KeyMismatch, NonFinite
+from taskvec.later import torch
 from taskvec.vectors import geometry, opening
 from taskvec.vectors.base import Base, shared_base
 from taskvec.vectors.checks import Fit, OnExtra, OnMissing, check_fits, check_point
@@ -21,9 +19,12 @@ from taskvec.vectors.fitting import under_names_of
 from taskvec.vectors.info import VectorInfo, check_fields
 from taskvec.weights import TensorSpec, Weights, WeightsLike, open_weights
 from taskvec.weights.change import Change
-from taskvec.weights.dtypes import EDITABLE, LARGEST, short
+from taskvec.weights.dtypes import LARGEST, name_of
 from taskvec.weights.in_memory import MemoryWeights
 from taskvec.weights.selecting import Choice, checked_renames
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TaskVector(Delta):
@@ -99,7 +100,7 @@ class TaskVector(Delta):
     @classmethod
     @checked
     def from_tensors(
-        cls, deltas: Mapping[str, Tensor], base: WeightsLike | None, **info: Any
+        cls, deltas: Mapping[str, "Tensor"], base: WeightsLike | None, **info: Any
     ) -> "TaskVector":
         """A vector of deltas that are at hand; they are not copied, so leave them as they are.
 
@@ -114,16 +115,16 @@ class TaskVector(Delta):
         check_fields(info)
         held = open_weights(deltas) if isinstance(deltas, Weights) else MemoryWeights("deltas", dict(deltas))
         for name in held:
-            if held.spec(name).dtype not in EDITABLE:
+            if not held.spec(name).editable:
                 raise KeyMismatch(
-                    f"deltas: {name!r} has dtype {short(held.spec(name).dtype)}, expected floating point"
+                    f"deltas: {name!r} has dtype {name_of(held.spec(name).code)}, expected floating point"
                 )
         start = None if base is None else open_weights(base)
         unchanged: dict[str, TensorSpec] = {}
         if start is not None:
             check_fits("deltas", {name: held.spec(name) for name in held}, start)
             given = {start.tied.get(name, name) for name in held}
-            rest = (name for name in start if name not in given and start.spec(name).dtype in EDITABLE)
+            rest = (name for name in start if name not in given and start.spec(name).editable)
             unchanged = {name: computing(start.spec(name)) for name in rest}
         return cls.of(Stored(held, Base.of(start), VectorInfo(**info), unchanged))
 
@@ -164,7 +165,7 @@ class TaskVector(Delta):
         self,
         path: str | Path,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: "torch.dtype | None" = None,
         form: str | None = None,
         force: bool = False,
         **options: Any,
@@ -337,8 +338,8 @@ def apply(
     scale: float = 1.0,
     *,
     allow_other_base: bool = False,
-    dtype: torch.dtype | None = None,
-    precision: torch.dtype = torch.float32,
+    dtype: "torch.dtype | None" = None,
+    precision: "torch.dtype | None" = None,
 ) -> EditedWeights:
     """``base + scale * vector``, lazily; ``base + vector`` is the same for open weights.
 
@@ -361,6 +362,6 @@ def apply(
 
 
 @checked
-def similarity(vectors: Sequence[TaskVector]) -> Tensor:
+def similarity(vectors: Sequence[TaskVector]) -> "Tensor":
     """The cosine matrix, (n, n) float64, ones on the diagonal; NaN in the rows of a zero vector."""
     return geometry.cosines(vectors)

@@ -19,7 +19,7 @@ from taskvec.errors import CorruptFile
 from taskvec.pickles import Unplaced, load_pickle, load_placed
 from taskvec.reading import fill, open_regular
 from taskvec.weights.blocks import TensorSpec, rows_of
-from taskvec.weights.dtypes import NAMES
+from taskvec.weights.dtypes import code_of
 from taskvec.weights.in_memory import MemoryWeights
 from taskvec.weights.lazy import Weights
 from taskvec.weights.nested import state_dict_in
@@ -106,7 +106,7 @@ class ArchivedWeights(Weights):
 
     def own_bytes(self, name: str) -> int:
         """Bytes of a block; of what is turned, or has gaps, with those between."""
-        held = self._views[self._stored_name(name)].extent * self.spec(name).dtype.itemsize
+        held = self._views[self._stored_name(name)].extent * self.spec(name).itemsize
         return super().own_bytes(name) + (0 if self.in_rows(name) else held)
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class ArchivedWeights(Weights):
 def _view(name: object, tensor: Tensor, places: Mapping[int, tuple[int, int]]) -> _View:
     """Where a tensor lies."""
     plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_nested and tensor.layout == torch.strided
-    if not plain or not isinstance(name, str) or not name.isprintable() or tensor.dtype not in NAMES:
+    if not plain or not isinstance(name, str) or not name.isprintable() or code_of(tensor.dtype) is None:
         raise Unplaced
     start, size = places.get(tensor.untyped_storage()._cdata, (0, -1))
     steps = zip(tensor.shape, tensor.stride(), strict=True)

@@ -3,21 +3,60 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from taskvec.weights.dtypes import EDITABLE, code_of, dtype_of, name_of, short, size_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 
 BLOCK = 1 << 19
 """Elements that are read, computed, written and digested at a time, so that they stay in cache from one step
 to the next; another number would make other fingerprints."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class TensorSpec:
-    """What a header says of a tensor."""
+    """What a header says of a tensor.
+
+    Attributes:
+        shape: of the tensor.
+        code: of its element type, as in safetensors files.
+    """
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    code: str
+
+    def __init__(self, shape: tuple[int, ...], dtype: "torch.dtype | str") -> None:
+        """A spec of a shape and an element type, or its code."""
+        code = dtype if isinstance(dtype, str) else code_of(dtype) or short(dtype)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "code", code)
+
+    def __repr__(self) -> str:
+        return f"TensorSpec(shape={self.shape}, dtype=torch.{name_of(self.code)})"
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """The element type. It takes the import of torch, which ``code`` does not."""
+        return dtype_of(self.code)
+
+    @property
+    def itemsize(self) -> int:
+        """The bytes of an element."""
+        return size_of(self.code)
+
+    @property
+    def editable(self) -> bool:
+        """Whether deltas are taken of it: of floating-point numbers of 16 bits or more."""
+        return self.code in EDITABLE
+
+    @property
+    def floating(self) -> bool:
+        """Whether its entries are floating-point numbers."""
+        return "float" in name_of(self.code)
 
     @property
     def numel(self) -> int:
@@ -27,7 +66,7 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         """The size in bytes when stored densely."""
-        return self.numel * self.dtype.itemsize
+        return self.numel * self.itemsize
 
 
 def row_blocks(shape: tuple[int, ...], multiple: int = 1) -> Iterator[slice | None]:
@@ -53,7 +92,7 @@ def rows_shape(shape: tuple[int, ...], rows: slice | None) -> tuple[int, ...]:
     return (len(range(*rows.indices(row_count(shape)))), *shape[1:][-1:])
 
 
-def rows_of(tensor: Tensor, rows: slice | None) -> Tensor:
+def rows_of(tensor: "Tensor", rows: slice | None) -> "Tensor":
     """Some rows of a tensor."""
     if rows is None:
         return tensor

@@ -3,8 +3,7 @@
 import re
 from collections.abc import Container, Iterable, Mapping
 
-import torch
-
+from taskvec.later import torch
 from taskvec.names import goes_by_token, is_embedding, is_head
 from taskvec.weights.blocks import TensorSpec
 from taskvec.weights.configs import config_beside

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from taskvec.compiled import reassociated
-from taskvec.weights.dtypes import EDITABLE
+from taskvec.later import torch
+from taskvec.weights.dtypes import EDITABLE, dtype_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TILE = 1 << 12  # entries summed in float32 before float64 takes over
 _CHUNK = 1 << 19  # entries converted at a time, where the dtypes are not those of the compiled loops
@@ -67,7 +69,7 @@ def add_to(totals: dict[str, Change], name: str, more: Change | None) -> None:
         totals[name] = total((totals.get(name, Change()), more))
 
 
-def between(before: Tensor, after: Tensor) -> Change:
+def between(before: "Tensor", after: "Tensor") -> Change:
     """The change from one block to another of the same shape.
 
     >>> between(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0]))
@@ -79,19 +81,19 @@ def between(before: Tensor, after: Tensor) -> Change:
     return _measure_in_range(before, after, step=False)
 
 
-def step(before: Tensor, delta: Tensor) -> Change:
+def step(before: "Tensor", delta: "Tensor") -> Change:
     """The change that adding ``delta`` is, before it is rounded."""
     return _measure_in_range(before, delta, step=True)
 
 
-def warm_up(dtypes: Iterable[torch.dtype]) -> None:
-    """Load, or compile, the loops for these dtypes: once before a fork rather than in every process."""
-    for dtype in set(dtypes) & EDITABLE:
-        block = torch.zeros(_SMALL + 1, dtype=dtype)
+def warm_up(codes: Iterable[str]) -> None:
+    """Load, or compile, the loops for these element types: once before a fork, not in every process."""
+    for code in set(codes) & EDITABLE:
+        block = torch.zeros(_SMALL + 1, dtype=dtype_of(code))
         between(block, block)
 
 
-def _measure_in_range(before: Tensor, after: Tensor, *, step: bool) -> Change:
+def _measure_in_range(before: "Tensor", after: "Tensor", *, step: bool) -> Change:
     if torch.float64 not in (before.dtype, after.dtype):
         change = _measure(before, after, torch.float32, step=step)
         if _is_exact(change):
@@ -104,7 +106,7 @@ def _is_exact(change: Change) -> bool:
     return change.finite and (change.distance > 0 or not change.changed)
 
 
-def _measure(before: Tensor, after: Tensor, wide: torch.dtype, *, step: bool) -> Change:
+def _measure(before: "Tensor", after: "Tensor", wide: "torch.dtype", *, step: bool) -> Change:
     if before.numel() <= _SMALL:
         delta = after if step else after.to(wide) - before.to(wide)
         distance, norm = (float(part.double().square().sum()) for part in (delta, before))
@@ -119,7 +121,7 @@ def _measure(before: Tensor, after: Tensor, wide: torch.dtype, *, step: bool) ->
     return Change(before.numel(), int(sums[0]), sums[1], sums[2])
 
 
-def _bits(tensor: Tensor) -> NDArray[np.uint16]:
+def _bits(tensor: "Tensor") -> NDArray[np.uint16]:
     bits: NDArray[np.uint16] = tensor.reshape(-1).view(torch.uint16).numpy()
     return bits
 

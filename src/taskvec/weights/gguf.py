@@ -17,19 +17,21 @@ from importlib import import_module
 from io import BufferedReader
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from taskvec.errors import CorruptFile, InputError, optional
+from taskvec.later import torch
 from taskvec.reading import fill, open_file, open_regular, shown
 from taskvec.weights.blocks import TensorSpec, rows_of
 from taskvec.weights.dtypes import HEADER_LIMIT
 from taskvec.weights.lazy import Weights
 from taskvec.weights.network import quiet
 from taskvec.weights.stored import file_identity
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ class GgufWeights(Weights):
             raise ValueError
         return int(math.prod(entry.shape) // block * size)
 
-    def _check_places(self, path: Path, state: Mapping[str, Tensor]) -> None:
+    def _check_places(self, path: Path, state: "Mapping[str, Tensor]") -> None:
         length = path.stat().st_size
         for place, (name, entry) in self._entries.items():
             expected = tuple(state[place].shape)
@@ -136,7 +138,7 @@ class GgufWeights(Weights):
             f"know; pip install --upgrade gguf, or {_AGAIN}"
         )
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         there, entry = self._entries[name]
         codes = np.empty(self._nbytes(entry), np.uint8)
         if not fill(self._handle, codes.data, entry.place):

@@ -2,14 +2,16 @@
 
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.errors import InputError
+from taskvec.later import torch
 from taskvec.weights.blocks import TensorSpec, rows_of
-from taskvec.weights.dtypes import NAMES
+from taskvec.weights.dtypes import code_of
 from taskvec.weights.lazy import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class MemoryWeights(Weights):
@@ -20,7 +22,7 @@ class MemoryWeights(Weights):
     def __init__(
         self,
         ref: str,
-        tensors: Mapping[str, Tensor],
+        tensors: "Mapping[str, Tensor]",
         identity: Hashable = None,
         *,
         folder: Path | None = None,
@@ -35,7 +37,7 @@ class MemoryWeights(Weights):
         super().__init__(ref, stored, identity, tied=tied, folder=folder, files=files)
         self._tensors = tensors
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         tensor = self._tensors[name].detach()
         return rows_of(tensor, rows).cpu().resolve_conj().resolve_neg()
 
@@ -51,13 +53,13 @@ def _spec_of(ref: str, name: object, value: object) -> TensorSpec:
         name.encode()
     except UnicodeEncodeError:
         raise InputError(f"{ref}: name {name!r} holds half a character, expected text") from None
-    if not isinstance(value, Tensor):
+    if not isinstance(value, torch.Tensor):
         raise InputError(f"{ref}: {name!r} is {type(value).__name__}, expected a tensor")
     if (
         value.is_nested
         or value.layout != torch.strided
         or value.device.type == "meta"
-        or value.dtype not in NAMES
+        or code_of(value.dtype) is None
     ):
         layout = "nested" if value.is_nested else value.layout
         raise InputError(
@@ -67,7 +69,7 @@ def _spec_of(ref: str, name: object, value: object) -> TensorSpec:
     return TensorSpec(tuple(value.shape), value.dtype)
 
 
-def _shared_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def _shared_names(tensors: "Mapping[str, Tensor]") -> dict[str, str]:
     """Names of the very same memory: alias -> the first name. Partly overlapping views do not count."""
     first: dict[Hashable, str] = {}
     aliases: dict[str, str] = {}

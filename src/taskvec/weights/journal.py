@@ -6,13 +6,13 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-import torch
 import xxhash
 from pydantic import Field
 
 from taskvec._version import __version__
 from taskvec.config import Config
 from taskvec.errors import InputError, TaskvecError
+from taskvec.later import torch
 from taskvec.reading import read_json
 from taskvec.weights.change import Change
 from taskvec.weights.lazy import Weights

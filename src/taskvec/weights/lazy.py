@@ -6,15 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-import torch
-from torch import Tensor
-
+from taskvec.later import torch
 from taskvec.registry import nearest
 from taskvec.weights.blocks import TensorSpec, block_size, block_step, row_blocks
 from taskvec.weights.change import Change
 from taskvec.weights.tally import Tally, folded
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 THREADS = 4
 """Threads that take digests; more of them would only wait for the disk or the memory."""
@@ -82,8 +83,12 @@ class Lazy(ABC):
         """The weights, themselves not computed, that this is computed from."""
         return tuple(dict.fromkeys(weights for part in self.parts for weights in part.inputs))
 
-    def prepare(self, precision: torch.dtype = torch.float32) -> None:
-        """Take the passes over the model that reading in a precision needs; else the first read does."""
+    def prepare(self, precision: "torch.dtype | None" = None) -> None:
+        """Take the passes over the model that reading needs; else the first read does.
+
+        Args:
+            precision: of computing, float32 by default.
+        """
         for part in self.parts:
             part.prepare(precision)
 
@@ -108,7 +113,7 @@ class Direction:
     """A mapping of tensors that is a direction, not a point: ``open_weights`` refuses it."""
 
 
-class Weights(Lazy, Mapping[str, Tensor]):
+class Weights(Lazy, Mapping[str, "Tensor"]):
     """A point in weight space: tensors by name, read when asked for.
 
     Iteration gives every tensor once, in file order, under its first name; reading an alias of a
@@ -163,10 +168,10 @@ class Weights(Lazy, Mapping[str, Tensor]):
         self.makes: Mapping[str, Callable[[], str]] = {} if like is None else like.makes
 
     @abstractmethod
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         """The tensor stored under ``name``, or some of its rows."""
 
-    def read(self, name: str, rows: slice | None = None) -> Tensor:
+    def read(self, name: str, rows: slice | None = None) -> "Tensor":
         """The tensor called ``name``, or some of its rows: a slice of its first axis, or of all axes but the
         last taken as one if there are more than two.
 
@@ -178,12 +183,12 @@ class Weights(Lazy, Mapping[str, Tensor]):
             self.tally.add(stored, self._specs[stored], rows, tensor)
         return tensor
 
-    def read_with_change(self, name: str, rows: slice | None = None) -> tuple[Tensor, Change | None]:
+    def read_with_change(self, name: str, rows: slice | None = None) -> "tuple[Tensor, Change | None]":
         """As ``read``, and how far that is from what it was made of, where the weights are an edit."""
         made = self.read(name, rows)
         return made, self.change_to(name, rows, made)
 
-    def change_to(self, name: str, rows: slice | None, made: Tensor) -> Change | None:
+    def change_to(self, name: str, rows: slice | None, made: "Tensor") -> Change | None:
         """How far ``made``, which was read here before, is from what it was made of."""
         return None
 
@@ -195,7 +200,7 @@ class Weights(Lazy, Mapping[str, Tensor]):
     def own_bytes(self, name: str) -> int:
         """Bytes of one of the ``row_blocks`` of ``name``."""
         spec = self.spec(name)
-        return self.block_size(name, spec.shape) * spec.dtype.itemsize
+        return self.block_size(name, spec.shape) * spec.itemsize
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -268,7 +273,7 @@ class Weights(Lazy, Mapping[str, Tensor]):
             raise KeyError(f"{self.ref}: no tensor called {name!r}; {nearest(name, self._specs)}")
         return stored
 
-    def __getitem__(self, name: str) -> Tensor:
+    def __getitem__(self, name: str) -> "Tensor":
         return self.read(name)
 
     def __contains__(self, name: object) -> bool:

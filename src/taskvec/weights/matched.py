@@ -131,9 +131,7 @@ def _lacking(weights: Weights, other: Weights) -> list[str]:
     return [
         name
         for name in other
-        if name not in weights
-        and other.spec(name).dtype.is_floating_point
-        and not is_computed(name, other.spec(name))
+        if name not in weights and other.spec(name).floating and not is_computed(name, other.spec(name))
     ]
 
 
@@ -205,10 +203,10 @@ class _Layouts:
         held = {place: self._held.get(place, "") for place in conversion.targets}
         if not all(held.values()) or any(name in self._other for name in conversion.sources):
             return None
-        dtype = self._other.spec(next(iter(held.values()))).dtype
+        code = self._other.spec(next(iter(held.values()))).code
         return Step(
             tuple(held.values()),
-            {name: TensorSpec(self._base.spec(name).shape, dtype) for name in conversion.sources},
+            {name: TensorSpec(self._base.spec(name).shape, code) for name in conversion.sources},
             lambda tensors: conversion.revert({place: tensors[name] for place, name in held.items()}),
         )
 
@@ -261,6 +259,5 @@ def _surplus(weights: Weights, other: Weights) -> list[str]:
     return [
         name
         for name in weights
-        if weights.spec(name).dtype.is_floating_point
-        and not any(known in other for known in (name, *aliases.get(name, ())))
+        if weights.spec(name).floating and not any(known in other for known in (name, *aliases.get(name, ())))
     ]

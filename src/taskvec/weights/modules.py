@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.errors import CorruptFile, InputError
 from taskvec.reading import inside, read_json
 from taskvec.weights.lazy import Weights
 from taskvec.weights.picked import Picked
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LISTED = "modules.json"
 
@@ -80,7 +82,7 @@ class Modular(Weights):
             for site in weights.sites
         )
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         return self._owner[name].read(name, rows)
 
     def own_bytes(self, name: str) -> int:

@@ -15,19 +15,16 @@ from functools import cached_property, lru_cache
 from importlib import import_module
 from itertools import count
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
+from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import InputError
+from taskvec.later import torch
 from taskvec.reading import read_mapping
 from taskvec.weights.blocks import TensorSpec
 from taskvec.weights.lazy import Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _COUNTS = re.compile(
     r"((^|_)(n|num)_(\w+_)?|_|^)(layers?|blocks?|experts?|stages?)$|depths?$|attention_types$"
@@ -63,14 +60,14 @@ class Conversion:
     _patterns: tuple[str, ...]
     _key: str
 
-    def convert(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def convert(self, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """The tensors of the network made of those of the file, which must be whole."""
         converter = deepcopy(self._converter)
         for name, pattern in zip(self.sources, self._patterns, strict=True):
             converter.add_tensor(self._key, name, pattern, tensors[name])
         return _converted(converter, self._key, self._network.model)
 
-    def revert(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def revert(self, tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """The tensors of the file made of those of the network; the inverse of ``convert``."""
         converter = self._converter.reverse_transform()
         keys = dict[str, str]()
@@ -119,7 +116,7 @@ class Network:
         tied: alias -> the name that the tensor has in ``specs``.
     """
 
-    def __init__(self, ref: str, model: nn.Module) -> None:
+    def __init__(self, ref: str, model: "nn.Module") -> None:
         self.ref = ref
         self.model = model
         self._state = model.state_dict()
@@ -294,8 +291,8 @@ def _at_most(bound: int) -> Iterator[None]:
             raise InputError(f"a network of more than {bound} modules and parameters")
 
     hooks = (
-        register_module_module_registration_hook(add),
-        register_module_parameter_registration_hook(add),
+        torch.nn.modules.module.register_module_module_registration_hook(add),
+        torch.nn.modules.module.register_module_parameter_registration_hook(add),
     )
     try:
         yield
@@ -304,7 +301,7 @@ def _at_most(bound: int) -> Iterator[None]:
             hook.remove()
 
 
-def _converted(converter: Any, key: str, model: nn.Module) -> dict[str, Tensor]:
+def _converted(converter: Any, key: str, model: "nn.Module") -> "dict[str, Tensor]":
     made = converter.convert(key, model=model, config=model.config)
     return {name: held[0] if isinstance(held, list) else held for name, held in made.items()}
 
@@ -314,11 +311,11 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name.split(".")]
 
 
-def _patterns(model: nn.Module, attribute: str) -> list[re.Pattern[str]]:
+def _patterns(model: "nn.Module", attribute: str) -> list[re.Pattern[str]]:
     return [re.compile(pattern) for pattern in getattr(model, attribute, None) or ()]
 
 
-def _spec(tensor: Tensor) -> TensorSpec:
+def _spec(tensor: "Tensor") -> TensorSpec:
     return TensorSpec(tuple(tensor.shape), tensor.dtype)
 
 

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Union
 
 from taskvec.errors import CorruptFile, InputError, WrongType
+from taskvec.later import torch
 from taskvec.reading import exists, local_path, with_places
 from taskvec.urls import is_url, local_place
 from taskvec.weights import hub
 from taskvec.weights.adapters import find_settings
-from taskvec.weights.archived import open_pickled
 from taskvec.weights.folders import Found, find_weights, is_index
 from taskvec.weights.formats import PICKLES, check_unfinished, kind_of_file, unknown_kind
 from taskvec.weights.in_memory import MemoryWeights
@@ -21,7 +20,11 @@ from taskvec.weights.remote.mirror import Mirror, mirror_of
 from taskvec.weights.sharded import ShardedWeights
 from taskvec.weights.stored import StoredWeights
 
-WeightsLike = str | Path | Mapping[str, Tensor] | nn.Module | Weights
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Not with |, which takes no quoted class: opening a file needs no torch.
+WeightsLike = Union[str, Path, Mapping[str, "Tensor"], "nn.Module", Weights]
 
 
 def open_weights(ref: WeightsLike) -> Weights:
@@ -44,13 +47,13 @@ def open_weights(ref: WeightsLike) -> Weights:
         return ref
     if isinstance(ref, Direction):
         raise WrongType("a task vector is a direction, not weights; add it to a base first")
-    if isinstance(ref, nn.Module):
+    if isinstance(ref, str | Path):
+        return _open_path(str(ref))
+    if isinstance(ref, torch.nn.Module):
         return MemoryWeights(type(ref).__name__, ref.state_dict())
     if isinstance(ref, Mapping):
         return MemoryWeights("weights in memory", dict(ref))
-    if not isinstance(ref, str | Path):
-        raise WrongType(f"weights are a path, a hub id, a module or a mapping, not {type(ref).__name__}")
-    return _open_path(str(ref))
+    raise WrongType(f"weights are a path, a hub id, a module or a mapping, not {type(ref).__name__}")
 
 
 def with_part(ref: str | Path) -> tuple[Path, str | None]:
@@ -144,6 +147,8 @@ def _open_file(
     if kind == "pickle" and path.suffix == ".safetensors":
         raise CorruptFile(f"{path}: a file of torch.save, no safetensors file; rename it to {path.stem}.bin")
     if kind == "pickle" or (kind is None and path.suffix in PICKLES):
+        from taskvec.weights.archived import open_pickled  # which, as torch.load, needs torch
+
         return open_pickled(path, ref=ref, folder=folder, part=part)
     if part is not None:
         raise InputError(f"{ref}: holds one set of tensors, no parts to choose; leave '#{part}' out")

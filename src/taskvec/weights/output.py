@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 
 from taskvec._version import __version__
 from taskvec.errors import CorruptFile, InputError
+from taskvec.later import torch
 from taskvec.reading import copy_regular, local_path, read_mapping
 from taskvec.weights.beside import Beside, files_beside
 from taskvec.weights.change import Change

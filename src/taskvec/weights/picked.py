@@ -3,19 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
+from taskvec.later import torch
 from taskvec.weights.blocks import TensorSpec, rows_of
-from taskvec.weights.dtypes import EDITABLE
+from taskvec.weights.dtypes import EDITABLE, dtype_of
 from taskvec.weights.lazy import Lazy, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _KEPT = 2
 """Groups of tensors that stay in memory, as several are read of one group in turn."""
 
-Tensors = Mapping[str, Tensor]
+Tensors = Mapping[str, "Tensor"]
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,13 @@ class Picked(Weights):
         self,
         model: Weights,
         names: Mapping[str, str],
-        dtypes: Mapping[str, torch.dtype] | None = None,
+        dtypes: "Mapping[str, torch.dtype] | None" = None,
         tied: Mapping[str, str] | None = None,
         steps: Sequence[Step] = (),
     ) -> None:
         dtypes = dtypes or {}
         here = ((name, model.spec(stored)) for name, stored in names.items())
-        specs = {name: TensorSpec(spec.shape, dtypes.get(name, spec.dtype)) for name, spec in here}
+        specs = {name: TensorSpec(spec.shape, dtypes.get(name, spec.code)) for name, spec in here}
         self._made = {name: place for place, step in enumerate(steps) for name in step.targets}
         for step in steps:
             specs |= step.targets
@@ -70,7 +71,7 @@ class Picked(Weights):
         # A cache cannot be pickled, nor could steps.
         self._group: Callable[[int], Tensors] = lru_cache(_KEPT)(self._make) if steps else self._make
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         if name in self._made:
             tensor = rows_of(self._group(self._made[name])[name], rows)
         else:
@@ -107,13 +108,13 @@ def widen(models: Sequence[Weights]) -> list[Weights]:
     """The models with their floating-point tensors in the narrowest dtypes that hold them all exactly."""
     wide: dict[str, torch.dtype] = {}
     for name in models[0]:
-        dtypes = {model.spec(name).dtype for model in models if name in model}
-        if len(dtypes) > 1 and dtypes <= EDITABLE:
-            wide[name] = reduce(torch.promote_types, dtypes)
+        codes = {model.spec(name).code for model in models if name in model}
+        if len(codes) > 1 and codes <= EDITABLE:
+            wide[name] = reduce(torch.promote_types, map(dtype_of, codes))
     return [_widened(model, wide) for model in models]
 
 
-def _widened(model: Weights, wide: Mapping[str, torch.dtype]) -> Weights:
+def _widened(model: Weights, wide: "Mapping[str, torch.dtype]") -> Weights:
     wider = {name: dtype for name, dtype in wide.items() if name in model and model.spec(name).dtype != dtype}
     return Picked(model, {name: name for name in model}, wider) if wider else model
 
@@ -148,7 +149,7 @@ class Grown(Weights):
         givers = tuple(dict.fromkeys(each.weights for each in added.values()))
         specs = {name: before.spec(name) for name in before}
         for name, each in added.items():
-            specs[name] = TensorSpec((each.size, *specs[name].shape[1:]), specs[name].dtype)
+            specs[name] = TensorSpec((each.size, *specs[name].shape[1:]), specs[name].code)
         sizes = {name: each.size for name, each in added.items()}
         super().__init__(
             before.ref,
@@ -166,7 +167,7 @@ class Grown(Weights):
         added = self._added.get(stored)
         return [(self.before, stored), *([] if added is None else [(added.weights, added.name)])]
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         added = self._added.get(name)
         if added is None:
             return self.before.read(name, rows)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from taskvec.errors import InputError
-from taskvec.weights.dtypes import HEADER_LIMIT, NAMES
+from taskvec.weights.dtypes import HEADER_LIMIT
 from taskvec.weights.filenames import Home, home_of
 from taskvec.weights.lazy import Weights
 
@@ -83,7 +83,7 @@ def _plan_shard(
     weights: Weights, home: Home, file: str, names: Sequence[str], metadata: Mapping[str, str]
 ) -> Shard:
     # Wide elements first, so that every tensor is aligned to its own element size.
-    ordered = sorted(names, key=lambda name: -weights.spec(name).dtype.itemsize)
+    ordered = sorted(names, key=lambda name: -weights.spec(name).itemsize)
     here, own = set(names), {} if home.prefix else weights.metadata
     local = len(home.prefix)
     aliases = {alias[local:]: kept[local:] for alias, kept in weights.tied.items() if kept in here}
@@ -95,7 +95,7 @@ def _plan_shard(
         starts[name], end = end, end + spec.nbytes
         offsets = [starts[name], end]
         header[name[local:]] = {
-            "dtype": NAMES[spec.dtype],
+            "dtype": spec.code,
             "shape": list(spec.shape),
             "data_offsets": offsets,
         }

@@ -6,22 +6,23 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from taskvec.errors import CorruptFile, InputError, and_more
+from taskvec.later import torch
 from taskvec.reading import shown
 from taskvec.weights.blocks import TensorSpec, rows_of
 from taskvec.weights.configs import config_beside
-from taskvec.weights.dtypes import EDITABLE, short
+from taskvec.weights.dtypes import EDITABLE, dtype_of, name_of, short
 from taskvec.weights.lazy import Lazy, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
-_EIGHT = frozenset({torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz})
-"""Element types whose products with a scale are the weights."""
+_EIGHT = frozenset({"F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ"})
+"""Codes of the element types whose products with a scale are the weights."""
 
 _SCALES = ("_scale_inv", "_scale")
 """What the name of a matrix's scales adds to its own."""
@@ -65,7 +66,7 @@ def check_plain(weights: Weights) -> None:
 
     Raises: InputError.
     """
-    if all(spec.dtype in EDITABLE for spec in map(weights.spec, weights)):
+    if all(spec.editable for spec in map(weights.spec, weights)):
         return
     for pattern, what, remedy in _SCHEMES:
         ending = re.compile(pattern)
@@ -76,10 +77,10 @@ def check_plain(weights: Weights) -> None:
                 f"floating-point weights; {remedy}"
             )
     for name in weights:
-        dtype = weights.spec(name).dtype
-        if dtype not in EDITABLE and f"{name}_scale" in weights:
+        spec = weights.spec(name)
+        if not spec.editable and f"{name}_scale" in weights:
             raise InputError(
-                f"{weights.ref}: {name!r} holds {short(dtype)} codes with scales, expected plain "
+                f"{weights.ref}: {name!r} holds {name_of(spec.code)} codes with scales, expected plain "
                 f"floating-point weights; {_ORIGINAL}"
             )
     if (codes := _mlx_codes(weights)) is not None:
@@ -119,11 +120,11 @@ def check_config(path: Path, settings: Mapping[str, Any]) -> None:
 
 def _has_codes(weights: Weights) -> bool:
     """Whether some matrix holds no floating-point numbers of 16 bits or more."""
-    return any(spec.dtype not in EDITABLE and len(spec.shape) > 1 for spec in map(weights.spec, weights))
+    return any(not spec.editable and len(spec.shape) > 1 for spec in map(weights.spec, weights))
 
 
 def _mlx_codes(weights: Weights) -> str | None:
-    packed = (name for name in weights if weights.spec(name).dtype == torch.uint32)
+    packed = (name for name in weights if weights.spec(name).code == "U32")
     return next((name for name in packed if name.removesuffix("weight") + "scales" in weights), None)
 
 
@@ -147,7 +148,7 @@ def dequantized(weights: Weights) -> Weights:
 
 
 def _scale_of(weights: Weights, name: str) -> str | None:
-    if weights.spec(name).dtype not in _EIGHT:
+    if weights.spec(name).code not in _EIGHT:
         return None
     return next((name + ending for ending in _SCALES if name + ending in weights), None)
 
@@ -162,7 +163,7 @@ class Dequantized(Weights):
     """
 
     def __init__(
-        self, held: Weights, scales: Mapping[str, str], dtype: torch.dtype, settings: Mapping[str, Any]
+        self, held: Weights, scales: Mapping[str, str], dtype: "torch.dtype", settings: Mapping[str, Any]
     ) -> None:
         self._held, self._scales = held, dict(scales)
         left = {*scales.values(), *(name for name in held if name.endswith(".input_scale"))}
@@ -178,14 +179,14 @@ class Dequantized(Weights):
         texts = {"config.json": plain, _BESIDE: "" if beside else None}
         self.texts = {name: text for name, text in texts.items() if text is not None}
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         if name not in self._scales:
             return self._held.read(name, rows)
         if len(self.spec(name).shape) != 2:
             return rows_of(self._product(name, None), rows)
         return self._product(name, rows)
 
-    def _product(self, name: str, rows: slice | None) -> Tensor:
+    def _product(self, name: str, rows: slice | None) -> "Tensor":
         codes = self._held.read(name, rows).float()
         scale = _unpacked(self._held.read(self._scales[name]))
         (high, wide), shape = self._blocks[name], self.spec(name).shape
@@ -213,7 +214,7 @@ class Dequantized(Weights):
         return 8 * self.block_size(name, self.spec(name).shape) if name in self._scales else 0
 
 
-def _unpacked(scale: Tensor) -> Tensor:
+def _unpacked(scale: "Tensor") -> "Tensor":
     """Scales in float32, with two axes at least."""
     wide = (scale.float() - 127).exp2() if scale.dtype == torch.uint8 else scale.float()
     return wide.reshape(*(1,) * (2 - wide.ndim), *wide.shape) if wide.ndim != 1 else wide[:, None]
@@ -254,14 +255,14 @@ def _quantization(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def _dtype(settings: Mapping[str, Any]) -> torch.dtype:
+def _dtype(settings: Mapping[str, Any]) -> "torch.dtype":
     """The element type that the config names, bfloat16 by default."""
     inner = settings.get("text_config")
     for config in (settings, inner if isinstance(inner, dict) else {}):
         for key in ("dtype", "torch_dtype"):
-            found = next((dtype for dtype in EDITABLE if short(dtype) == config.get(key)), None)
+            found = next((code for code in EDITABLE if name_of(code) == config.get(key)), None)
             if found is not None:
-                return found
+                return dtype_of(found)
     return torch.bfloat16
 
 

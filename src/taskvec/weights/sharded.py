@@ -4,14 +4,15 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Self
 
 from taskvec.errors import CorruptFile, InputError, and_more
 from taskvec.reading import exists, inside, read_json, shown
 from taskvec.weights.lazy import Weights
 from taskvec.weights.stored import identity_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class ShardedWeights(Weights):
         shards = {file.name: open_shard(_shard(folder, file.name, folder)) for file in files}
         return cls(ref or str(folder), folder, shards, _owners(folder, shards))
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         return self._owners[name].read(name, rows)
 
     def close(self) -> None:

@@ -11,18 +11,19 @@ import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.errors import CorruptFile, InputError, TaskvecError
+from taskvec.later import torch
 from taskvec.reading import fill, open_regular, parse_json, reason, shown
 from taskvec.weights.blocks import TensorSpec, row_count, row_size, rows_of, rows_shape
-from taskvec.weights.dtypes import CODES, HEADER_LIMIT, raw_bytes
+from taskvec.weights.dtypes import HEADER_LIMIT, TYPES, raw_bytes, size_of
 from taskvec.weights.lazy import Weights
 from taskvec.weights.remote.file import Elsewhere
 from taskvec.weights.remote.mirror import file_behind
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LARGEST = 1 << 63
 """What sizes, and a tensor's bytes, stay below."""
@@ -62,7 +63,7 @@ class StoredWeights(Weights):
         handle = self._handle = open_regular(path)
         self._close = weakref.finalize(self, os.close, handle)
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         return read_rows(self, name, partial(fill, self._handle), self._places[name], rows)
 
     def close(self) -> None:
@@ -74,7 +75,7 @@ Fill = Callable[[memoryview, int], bool]
 """Fills a buffer with what lies at a byte of a file; says whether the file is long enough."""
 
 
-def read_rows(weights: Weights, name: str, fill: Fill, place: int, rows: slice | None) -> Tensor:
+def read_rows(weights: Weights, name: str, fill: Fill, place: int, rows: slice | None) -> "Tensor":
     """A tensor, or some of its rows, that lies in a file in order and without gaps.
 
     Args:
@@ -89,11 +90,11 @@ def read_rows(weights: Weights, name: str, fill: Fill, place: int, rows: slice |
         if step != 1:
             return rows_of(read_rows(weights, name, fill, place, None), rows)
         shape = rows_shape(shape, rows)
-    start = place + (first and first * row_size(spec.shape) * spec.dtype.itemsize)
+    start = place + (first and first * row_size(spec.shape) * spec.itemsize)
     return fill_tensor(weights, name, fill, start, torch.empty(shape, dtype=spec.dtype))
 
 
-def fill_tensor(weights: Weights, name: str, fill: Fill, place: int, tensor: Tensor) -> Tensor:
+def fill_tensor(weights: Weights, name: str, fill: Fill, place: int, tensor: "Tensor") -> "Tensor":
     """Fill what is to hold a tensor, or a part of it, with what lies in a file.
 
     Raises: TaskvecError; CorruptFile if the file ends before.
@@ -222,15 +223,15 @@ def _offsets(path: str, name: str, entry: Any) -> tuple[int, int]:
 
 def _spec(path: str, name: str, entry: Mapping[str, Any]) -> TensorSpec:
     code, shape = entry.get("dtype"), entry.get("shape")
-    if not isinstance(code, str) or code not in CODES:
-        raise InputError(f"{path}: {name!r} has dtype {_quote(code)}, expected one of {', '.join(CODES)}")
+    if not isinstance(code, str) or code not in TYPES:
+        raise InputError(f"{path}: {name!r} has dtype {_quote(code)}, expected one of {', '.join(TYPES)}")
     # A tensor of no elements has strides all the same, which must be numbers too.
     sizes: list[Any] = shape if isinstance(shape, list) else [None]
     if not all(type(size) is int and 0 <= size < _LARGEST for size in sizes) or (
-        math.prod(max(1, size) for size in sizes) * CODES[code].itemsize >= _LARGEST
+        math.prod(max(1, size) for size in sizes) * size_of(code) >= _LARGEST
     ):
         raise CorruptFile(f"{path}: {name!r} has shape {shown(shape)}, expected a list of sizes; {_AGAIN}")
-    return TensorSpec(tuple(sizes), CODES[code])
+    return TensorSpec(tuple(sizes), code)
 
 
 def _quote(value: object) -> str:

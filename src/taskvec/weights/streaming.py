@@ -17,8 +17,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
+from taskvec.later import torch
 from taskvec.memory import give_back, within
 from taskvec.weights import change
 from taskvec.weights.blocks import row_size
@@ -210,7 +209,7 @@ def _parts(weights: Weights, path: Path, shard: Shard, largest: float) -> list[S
 
 def _blocks(weights: Weights, name: str, place: int) -> Iterator[Block]:
     spec = weights.spec(name)
-    row = row_size(spec.shape) * spec.dtype.itemsize if spec.shape else 0
+    row = row_size(spec.shape) * spec.itemsize if spec.shape else 0
     for rows in weights.row_blocks(name):
         if rows is None:
             yield Block(name, None, place, spec.nbytes)
@@ -223,7 +222,7 @@ def _warm_up(weights: Weights, spans: Sequence[Span]) -> None:
     first = min(spans, key=lambda span: span.size).blocks[0]
     _, changed = weights.read_with_change(first.name, first.rows)
     if changed is not None:
-        change.warm_up(weights.spec(name).dtype for span in spans for name in span.names)
+        change.warm_up(weights.spec(name).code for span in spans for name in span.names)
 
 
 def _write(weights: Weights, span: Span, allow_nonfinite: bool) -> Outcome:

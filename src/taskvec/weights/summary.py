@@ -3,15 +3,14 @@
 import math
 from collections.abc import Mapping
 
-import torch
-
+from taskvec.later import torch
 from taskvec.names import layer_label
 from taskvec.weights.lazy import Weights
 
 
 def tensor_norms(weights: Weights) -> dict[str, float]:
     """The Euclidean norm of each floating-point tensor, in float64."""
-    return {name: _norm(weights, name) for name in weights if weights.spec(name).dtype.is_floating_point}
+    return {name: _norm(weights, name) for name in weights if weights.spec(name).floating}
 
 
 def by_layer(norms: Mapping[str, float]) -> dict[str, float]:

@@ -1,12 +1,15 @@
 """Digests of tensors, block by block, and the fingerprint that they fold to."""
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import xxhash
-from torch import Tensor
 
 from taskvec.weights.blocks import TensorSpec, block_step, row_blocks, row_count, rows_of
-from taskvec.weights.dtypes import NAMES, raw_bytes
+from taskvec.weights.dtypes import raw_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Tally:
@@ -16,7 +19,7 @@ class Tally:
         self._blocks: dict[str, tuple[TensorSpec, dict[int, bytes]]] = {}
         self._whole: dict[str, bytes] = {}
 
-    def add(self, name: str, spec: TensorSpec, rows: slice | None, tensor: Tensor) -> None:
+    def add(self, name: str, spec: TensorSpec, rows: slice | None, tensor: "Tensor") -> None:
         """Digest what was read, if it is the whole tensor or one of its ``row_blocks``."""
         if name in self._whole:
             return
@@ -54,7 +57,7 @@ class Tally:
         """One digest of a tensor for those of its blocks, once all are there."""
         step = block_step(spec.shape)
         if len(known) == (1 if step is None else -(-row_count(spec.shape) // step)):
-            header = f"{name}\0{NAMES[spec.dtype]}\0{'x'.join(map(str, spec.shape))}\0".encode()
+            header = f"{name}\0{spec.code}\0{'x'.join(map(str, spec.shape))}\0".encode()
             blocks = b"".join(known[start] for start in sorted(known))
             self._whole[name] = xxhash.xxh3_128_digest(header + blocks)
             self._blocks.pop(name, None)
@@ -67,7 +70,7 @@ def _is_block(shape: tuple[int, ...], rows: slice) -> bool:
     return bool(rows.start % step == 0 and rows.stop == min(rows.start + step, row_count(shape)))
 
 
-def _digest_of(tensor: Tensor) -> bytes:
+def _digest_of(tensor: "Tensor") -> bytes:
     return xxhash.xxh3_128_digest(raw_bytes(tensor))
 
 

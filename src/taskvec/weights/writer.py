@@ -8,10 +8,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from taskvec.arguments import checked
 from taskvec.errors import NonFinite, OutputExists, TaskvecError
+from taskvec.later import torch
 from taskvec.progress import Watch, unwatched
 from taskvec.weights.journal import Journal, key_of
 from taskvec.weights.lazy import Weights

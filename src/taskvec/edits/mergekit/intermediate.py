@@ -4,13 +4,15 @@ import shutil
 import weakref
 from pathlib import Path
 from tempfile import mkdtemp
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.edits.merge import Merge
 from taskvec.reading import copy_regular
 from taskvec.weights import Weights
 from taskvec.weights.beside import files_beside
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Intermediate(Weights):
@@ -33,7 +35,7 @@ class Intermediate(Weights):
             folder=_stage(merge, folder),
         )
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         return self.merge.weights.read(name, rows)
 
     def own_bytes(self, name: str) -> int:

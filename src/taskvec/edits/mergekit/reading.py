@@ -6,8 +6,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from taskvec.edits import contradictions
 from taskvec.edits.configs import derive_config, read_config_of, retype_modules
 from taskvec.edits.inputs import describe_copy, errors_at, find_copies
@@ -31,10 +29,11 @@ from taskvec.edits.stacking import Place, group_layers, stack_config
 from taskvec.edits.tokens import check_in_order, replaces_tokenizer
 from taskvec.edits.vocabulary import align
 from taskvec.errors import InputError
+from taskvec.later import torch
 from taskvec.names import goes_by_token
 from taskvec.vectors.checks import Fit
 from taskvec.weights import Weights
-from taskvec.weights.dtypes import EDITABLE, short
+from taskvec.weights.dtypes import EDITABLE, name_of
 from taskvec.weights.matched import named_like
 from taskvec.weights.picked import Picked
 
@@ -195,8 +194,8 @@ class _Reading:
         document = self.document
         notes = [f"{document.merge_method}: {note}" for note in self.method.notes]
         held = [section.sources[0] for section in sections]
-        dtypes = {model.spec(name).dtype for model in held for name in model} & EDITABLE
-        computing = {document.dtype} if document.dtype else {short(dtype) for dtype in dtypes}
+        codes = {model.spec(name).code for model in held for name in model} & EDITABLE
+        computing = {document.dtype} if document.dtype else set(map(name_of, codes))
         narrow = sorted(computing & {"bfloat16", "float16"})
         if narrow and document.merge_method not in _WIDE_ANYWAY:
             notes.append(

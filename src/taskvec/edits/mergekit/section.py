@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from taskvec.edits.contradictions import note_distances
 from taskvec.edits.inputs import errors_at
 from taskvec.edits.layers import Joined, Origin
@@ -14,6 +12,7 @@ from taskvec.edits.mergekit.methods import Method, Values
 from taskvec.edits.mergekit.values import Scope, Value, join
 from taskvec.edits.parameters import value_at
 from taskvec.errors import InputError, KeyMismatch
+from taskvec.later import torch
 from taskvec.vectors import TaskVector
 from taskvec.vectors.checks import Fit, note_left_out
 from taskvec.vectors.edited import EditedWeights, edit
@@ -50,7 +49,7 @@ class Section:
     may_be_base: bool = False
     fit: Fit = field(default_factory=Fit)
 
-    def merge(self, dtype: torch.dtype | None) -> EditedWeights:
+    def merge(self, dtype: "torch.dtype | None") -> EditedWeights:
         """The layers, merged; lazy."""
         models, _ = self._seen
         _check_same_names(self.where, models, models[self.base or 0])
@@ -148,7 +147,7 @@ def _fitted(first: Weights, model: Weights, fit: Fit) -> Weights:
 def _check_same_names(where: str, models: Sequence[Weights], first: Weights) -> None:
     """Refuse models of which one lacks a floating-point tensor that another has."""
     held = dict.fromkeys(
-        name for model in models for name in (*model, *model.tied) if model.spec(name).dtype.is_floating_point
+        name for model in models for name in (*model, *model.tied) if model.spec(name).floating
     )
     for model in models:
         for name in held:

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 from functools import lru_cache
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.errors import InputError
+from taskvec.later import torch
 from taskvec.vectors.base import Base
 from taskvec.vectors.delta import Summand
 from taskvec.vectors.info import BaseInfo, VectorInfo
@@ -19,6 +18,9 @@ from taskvec.vectors.lora.reading import read_contents
 from taskvec.vectors.lora.stacks import multiplied_stacks, unstacked
 from taskvec.weights import Weights
 from taskvec.weights.blocks import row_blocks, rows_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Threads take blocks of the same few layers in turn; each would else read both factors for every block.
 _KEPT = 8
@@ -62,7 +64,7 @@ class Adapter(Summand):
         """Made anew from its files, without the factors that are in memory."""
         return Adapter, (self.contents, self._start)
 
-    def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def compute(self, name: str, rows: slice | None, dtype: "torch.dtype") -> "Tensor":
         """The change of one tensor, exact but for rounding in ``dtype``.
 
         Raises: InputError if it takes a base that is not at hand.
@@ -95,7 +97,7 @@ class Adapter(Summand):
         piece, factors = self.contents.pieces.get(name), 0
         if isinstance(piece, Product | Stacked):
             factors = sum(self.weights.spec(key).numel for key in (piece.layer.a, piece.layer.b))
-        return super().own_bytes(name) + factors * self.specs[name].dtype.itemsize
+        return super().own_bytes(name) + factors * self.specs[name].itemsize
 
     def bind(self, base: Weights, *, drop: bool = False) -> Summand:
         return bind_contents(self.contents, base, drop=drop) if self.base.unbound else self
@@ -116,12 +118,12 @@ class Adapter(Summand):
             return None
         return piece if isinstance(piece, Product | Stacked) else None
 
-    def factors(self, piece: Product | Stacked, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def factors(self, piece: Product | Stacked, dtype: "torch.dtype") -> "tuple[Tensor, Tensor]":
         """(experts, out, rank) and (experts, rank, in), whose products are what plain factors change."""
         a, b = self._factors(piece.layer, dtype)
         return unstacked(a, b, piece.experts if isinstance(piece, Stacked) else 1)
 
-    def _read_start(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def _read_start(self, name: str, rows: slice | None, dtype: "torch.dtype") -> "Tensor":
         if self._start is None:
             raise InputError(
                 f"{self.ref}: {name!r} is known only relative to the base (DoRA, or saved whole), which "
@@ -129,7 +131,7 @@ class Adapter(Summand):
             )
         return self._start.read(name, rows).to(dtype)
 
-    def _scaled(self, name: str, piece: Scales, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def _scaled(self, name: str, piece: Scales, rows: slice | None, dtype: "torch.dtype") -> "Tensor":
         """What factors along one axis change."""
         start = self._read_start(name, rows, dtype)
         steps = self.weights.read(piece.key).to(dtype).reshape(-1) - 1
@@ -141,7 +143,7 @@ class Adapter(Summand):
             steps = steps.repeat_interleave(len(start) // len(steps), 0)
         return start * steps.reshape(*steps.shape, *[1] * (start.ndim - 2))
 
-    def _replaced(self, name: str, piece: Rows, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def _replaced(self, name: str, piece: Rows, rows: slice | None, dtype: "torch.dtype") -> "Tensor":
         """What the rows of some tokens differ by; and all others, where the weights were saved too."""
         start = self._read_start(name, rows, dtype)
         if piece.start is None:
@@ -156,7 +158,7 @@ class Adapter(Summand):
             change[here] = self.weights.read(piece.key).to(dtype)[list(given)] - start[here]
         return change
 
-    def _tuned(self, name: str, product: Product, change: Tensor, rows: slice | None) -> Tensor:
+    def _tuned(self, name: str, product: Product, change: "Tensor", rows: slice | None) -> "Tensor":
         """The weights that training ended with, made of their change in place."""
         dtype, layer = change.dtype, product.layer
         tuned = change.add_(self._read_before(name, product, rows, dtype))
@@ -169,23 +171,23 @@ class Adapter(Summand):
         factors = (lengths if rows is None else lengths[rows]) / torch.linalg.vector_norm(flat, dim=1)
         return flat.mul_(factors[:, None]).view(tuned.shape)
 
-    def _read_before(self, name: str, product: Product, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def _read_before(self, name: str, product: Product, rows: slice | None, dtype: "torch.dtype") -> "Tensor":
         if product.start is not None:
             return self.weights.read(product.start, rows).to(dtype)
         return self._read_start(name, rows, dtype)
 
-    def _product(self, product: Product, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def _product(self, product: Product, rows: slice | None, dtype: "torch.dtype") -> "Tensor":
         a, b = self._factors(product.layer, dtype)
         return multiplied(a.T, b.T, rows) if product.transposed else multiplied(b, a, rows)
 
-    def _read_factors(self, layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _read_factors(self, layer: Layer, dtype: "torch.dtype") -> "tuple[Tensor, Tensor]":
         """(rank, in) and (out, rank), the second times the scaling."""
         a, b = self.weights.read(layer.a).to(dtype), self.weights.read(layer.b).to(dtype)
         if layer.flipped:
             a, b = a.T, b.T
         return a.reshape(len(a), -1), b.reshape(len(b), -1) * layer.scaling
 
-    def _column_lengths(self, name: str, dtype: torch.dtype) -> Tensor:
+    def _column_lengths(self, name: str, dtype: "torch.dtype") -> "Tensor":
         """The Euclidean length of every column of base plus change, in blocks of rows."""
         piece = self.contents.pieces[name]
         assert isinstance(piece, Product)

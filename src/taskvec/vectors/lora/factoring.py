@@ -3,12 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from taskvec.errors import NonFinite
+from taskvec.later import torch
 from taskvec.vectors.delta import Delta, Summand
 from taskvec.vectors.lora.adapter import Adapter
 from taskvec.vectors.lora.contents import Product, Stacked
@@ -19,6 +17,9 @@ from taskvec.vectors.stored.compact.decoding import Decoded
 from taskvec.vectors.stored.factored import factors_in
 from taskvec.weights.dtypes import nonfinite_count
 from taskvec.weights.writer import nonfinite_message
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PREFIX = "base_model.model."
 
@@ -62,7 +63,7 @@ class AdapterPart:
         layer = self.piece.layer
         return () if layer.flipped else self.adapter.weights.spec(layer.a).shape[2:]
 
-    def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def read(self, dtype: "torch.dtype") -> "tuple[Tensor, Tensor]":
         """(experts, out, rank) and (experts, rank, in)."""
         return self.adapter.factors(self.piece, dtype)
 
@@ -89,7 +90,7 @@ class StoredPart:
         """Of the matrix."""
         return len(self.held.pair(self.name)[1])
 
-    def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def read(self, dtype: "torch.dtype") -> "tuple[Tensor, Tensor]":
         """(1, out, rank) and (1, rank, in)."""
         left, right = (half.to(dtype) for half in self.held.pair(self.name))
         b, a = (right.mT, left.mT) if self.turned else (left, right)
@@ -120,7 +121,7 @@ class Factors:
         """Whether the layer looks up the columns of the product."""
         return self.parts[0].embeds
 
-    def read(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def read(self, dtype: "torch.dtype") -> "tuple[Tensor, Tensor]":
         """(experts, out, rank) and (experts, rank, in), whose products are the sum."""
         pairs = [part.read(dtype) for part in self.parts]
         lefts = [b * part.coefficient for part, (b, _) in zip(self.parts, pairs, strict=True)]
@@ -171,12 +172,12 @@ class Factored:
         missed: the norm of what the factors miss of it.
     """
 
-    b: Tensor
-    a: Tensor
+    b: "Tensor"
+    a: "Tensor"
     size: float
     missed: float
 
-    def tensors(self, matrix: "Matrix", module: str) -> dict[str, Tensor]:
+    def tensors(self, matrix: "Matrix", module: str) -> "dict[str, Tensor]":
         """The factors as PEFT keeps them in a file.
 
         Args:
@@ -218,7 +219,7 @@ class Matrix:
         assert self.factors is not None
         return self.factors.rank
 
-    def nbytes(self, dtype: torch.dtype | None) -> int:
+    def nbytes(self, dtype: "torch.dtype | None") -> int:
         """Bytes of the factors."""
         element = dtype or self.target.spec.dtype
         return self.target.experts * self.rank * sum(self.target.matrix) * element.itemsize
@@ -232,7 +233,7 @@ class Matrix:
         dense = target.working_bytes(self.vector)
         return dense + factoring_bytes(target.matrix, self.asked or 0, target.spec.dtype)
 
-    def factor(self, dtype: torch.dtype | None) -> Factored:
+    def factor(self, dtype: "torch.dtype | None") -> Factored:
         """Its factors, in ``dtype``, or in that of computing.
 
         Raises: NonFinite.
@@ -257,7 +258,7 @@ class Matrix:
             return self.factors
         return None
 
-    def _of_product(self, factors: Factors, dtype: torch.dtype | None) -> Factored:
+    def _of_product(self, factors: Factors, dtype: "torch.dtype | None") -> Factored:
         left, right = map(self._finite, factors.read(self.target.spec.dtype))
         b, a = (left, right) if self.asked is None else leading_of_product(left, right, self.asked)
         b, a = b.to(dtype or b.dtype), a.to(dtype or a.dtype)
@@ -267,14 +268,14 @@ class Matrix:
             missed = norm_of_product(*both)
         return Factored(b, a, norm_of_product(left, right), missed)
 
-    def _finite(self, held: Tensor) -> Tensor:
+    def _finite(self, held: "Tensor") -> "Tensor":
         bad = nonfinite_count(held)
         if bad:
             raise NonFinite(nonfinite_message(self.vector.ref, {self.target.name: bad}))
         return held
 
 
-def _matrices(target: Target, delta: Tensor) -> Tensor:
+def _matrices(target: Target, delta: "Tensor") -> "Tensor":
     """(experts, out, in)."""
     if target.form == "convolution":
         delta = delta.flatten(1)

@@ -3,12 +3,11 @@
 import math
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from taskvec.errors import KeyMismatch
+from taskvec.later import torch
 from taskvec.vectors.lora.contents import Layer, Piece, Product, Shift
 from taskvec.weights import TensorSpec, Weights
-from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
+from taskvec.weights.dtypes import compute_dtype, is_editable, short
 
 Found = tuple[str, Piece, TensorSpec | None]
 """Name in the model, change, and the shape where the file tells it."""
@@ -55,5 +54,5 @@ def check_floating(weights: Weights, key: str) -> None:
     Raises: KeyMismatch.
     """
     dtype = weights.spec(key).dtype
-    if dtype not in EDITABLE:
+    if not is_editable(dtype):
         raise KeyMismatch(f"{weights.ref}: {key!r} has dtype {short(dtype)}, expected floating point")

@@ -14,7 +14,7 @@ from taskvec.vectors.lora.naming import find_layers
 from taskvec.vectors.lora.stacks import resolve_stacks
 from taskvec.vectors.lora.ties import check_alone, find_twins, holds_same, is_silently_tied, shared_with
 from taskvec.weights import Weights
-from taskvec.weights.dtypes import EDITABLE, short
+from taskvec.weights.dtypes import is_editable, short
 from taskvec.weights.network import Network
 
 _log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def _is_square(adapter: Contents, piece: Product) -> bool:
 def _check_shape(adapter: Contents, piece: Piece, base: Weights, name: str) -> None:
     ref, want = adapter.weights.ref, base.spec(name).shape
     dtype = base.spec(name).dtype
-    if dtype not in EDITABLE:
+    if not is_editable(dtype):
         remedy = "; save the base in bfloat16 first" if dtype.is_floating_point else ""
         raise KeyMismatch(
             f"{ref}: {name!r} has dtype {short(dtype)} in {base.ref}, expected a floating-point tensor"

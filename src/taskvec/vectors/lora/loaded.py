@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from threading import Lock
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.errors import MissingExtra
+from taskvec.later import torch
 from taskvec.vectors.base import Base
 from taskvec.vectors.delta import Summand, computed_specs
 from taskvec.vectors.lora.contents import Contents
@@ -20,6 +19,9 @@ from taskvec.weights.blocks import rows_of
 from taskvec.weights.lazy import Lazy
 from taskvec.weights.network import Layout, Network, network_of
 from taskvec.weights.picked import Picked, Step
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ class Reverted(Summand):
     def changes(self, name: str) -> bool:
         return any(self.inner.changes(there) for there in self._places(name))
 
-    def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def compute(self, name: str, rows: slice | None, dtype: "torch.dtype") -> "Tensor":
         """The change of one tensor of a file."""
         if name in self._renamed:
             return self.inner.compute(self._renamed[name], rows, dtype)
@@ -103,7 +105,7 @@ class Reverted(Summand):
             return [self._renamed[name]]
         return list(self._converted[name].targets) if name in self._converted else []
 
-    def _revert(self, sources: tuple[str, ...], dtype: torch.dtype) -> dict[str, Tensor]:
+    def _revert(self, sources: tuple[str, ...], dtype: "torch.dtype") -> "dict[str, Tensor]":
         """What a change of the network is in all tensors of a file that are converted together."""
         conversion = self._converted[sources[0]]
         changes = {

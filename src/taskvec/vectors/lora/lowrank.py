@@ -1,9 +1,13 @@
 """Matrices of low rank: their product by rows, and the best one for a given matrix."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from taskvec.later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 # Always the same rows are multiplied together, whichever are asked for, so that blocks change no bit.
 TILE = 128
@@ -17,7 +21,7 @@ _SPARE = 16
 _SWEEPS = 4
 
 
-def multiplied(left: Tensor, right: Tensor, rows: slice | None) -> Tensor:
+def multiplied(left: "Tensor", right: "Tensor", rows: slice | None) -> "Tensor":
     """Some rows of ``left @ right``, (m, r) and (r, n)."""
     first, last, step = (rows or slice(None)).indices(len(left))
     if step != 1:
@@ -30,7 +34,7 @@ def multiplied(left: Tensor, right: Tensor, rows: slice | None) -> Tensor:
     return product
 
 
-def factoring_bytes(shape: tuple[int, ...], rank: int, dtype: torch.dtype) -> int:
+def factoring_bytes(shape: tuple[int, ...], rank: int, dtype: "torch.dtype") -> int:
     """Bytes that ``leading`` takes beside the matrix, about, and telling what the factors miss of it."""
     m, n = shape
     if _is_exact(shape, rank):
@@ -42,7 +46,7 @@ def _is_exact(shape: Sequence[int], rank: int) -> bool:
     return min(shape) <= max(_EXACT, 4 * (rank + _SPARE))
 
 
-def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def leading(matrix: "Tensor", rank: int) -> "tuple[Tensor, Tensor]":
     """Two factors (m, rank) and (rank, n) of the nearest matrix of that rank, each with half of the strength.
 
     Up to 512 rows or columns, or where the rank is no small part of them, from the singular value
@@ -54,14 +58,16 @@ def leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return _halves(u, s, v, rank, matrix.dtype)
 
 
-def _halves(u: Tensor, s: Tensor, v: Tensor, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _halves(
+    u: "Tensor", s: "Tensor", v: "Tensor", rank: int, dtype: "torch.dtype"
+) -> "tuple[Tensor, Tensor]":
     """``u`` and ``v`` up to a rank, each times half of the strength; zeros where there are fewer."""
     strength, missing, pad = s[..., :rank].sqrt(), max(0, rank - s.shape[-1]), torch.nn.functional.pad
     left, right = u[..., :rank] * strength[..., None, :], strength[..., None] * v[..., :rank, :]
     return pad(left, (0, missing)).to(dtype), pad(right, (0, 0, 0, missing)).to(dtype)
 
 
-def leading_of_product(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def leading_of_product(left: "Tensor", right: "Tensor", rank: int) -> "tuple[Tensor, Tensor]":
     """As ``leading`` of each ``left @ right`` of a stack, which are never made: from what lies between
     orthonormal factors."""
     q, core, p = _between_orthonormal(left, right)
@@ -69,18 +75,18 @@ def leading_of_product(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, 
     return _halves(q @ u, s, v @ p.mT, rank, left.dtype)
 
 
-def norm_of_product(left: Tensor, right: Tensor) -> float:
+def norm_of_product(left: "Tensor", right: "Tensor") -> float:
     """The Euclidean norm of ``left @ right``, of a stack all together, which are never made."""
     return float(torch.linalg.vector_norm(_between_orthonormal(left, right)[1]))
 
 
-def _between_orthonormal(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _between_orthonormal(left: "Tensor", right: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
     """``left @ right = q core p.mT`` with orthonormal columns of q and p, in float64."""
     (q, r), (p, t) = torch.linalg.qr(left.double()), torch.linalg.qr(right.double().mT)
     return q, r @ t.mT, p
 
 
-def _iterated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def _iterated(matrix: "Tensor", rank: int) -> "tuple[Tensor, Tensor, Tensor]":
     """The leading singular vectors, by randomized subspace iteration (Halko et al. 2011, arXiv:0909.4061)."""
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(matrix.shape[1], rank + _SPARE, generator=generator, dtype=matrix.dtype)

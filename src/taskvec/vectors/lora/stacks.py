@@ -3,16 +3,18 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import permutations
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.errors import KeyMismatch
+from taskvec.later import torch
 from taskvec.vectors.lora.contents import Contents, Piece, Product, Stacked
 from taskvec.vectors.lora.lowrank import multiplied
 from taskvec.vectors.lora.reading import read_stacked
 from taskvec.weights import Weights
 from taskvec.weights.network import Network
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MOST = 6
 """Parameters of one module that are tried for its factors, in any order."""
@@ -109,7 +111,9 @@ class _Place:
         return bool(getattr(self.network.model.get_submodule(self.there), "is_transposed", False))
 
 
-def multiplied_stacks(a: Tensor, b: Tensor, piece: Stacked, rows: slice | None, dtype: torch.dtype) -> Tensor:
+def multiplied_stacks(
+    a: "Tensor", b: "Tensor", piece: Stacked, rows: slice | None, dtype: "torch.dtype"
+) -> "Tensor":
     """The products of all experts, or some of their rows taken as one axis.
 
     Args:
@@ -128,7 +132,7 @@ def multiplied_stacks(a: Tensor, b: Tensor, piece: Stacked, rows: slice | None, 
     return torch.cat(parts) if parts else torch.empty((0, right.shape[2]), dtype=dtype)
 
 
-def unstacked(a: Tensor, b: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+def unstacked(a: "Tensor", b: "Tensor", experts: int) -> "tuple[Tensor, Tensor]":
     """(experts, out, rank) and (experts, rank, in) of ``b`` and ``a`` as files have them."""
     return b.reshape(len(b), -1, experts).permute(2, 0, 1), a.reshape(experts, -1, a.shape[-1])
 

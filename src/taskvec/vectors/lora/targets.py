@@ -3,9 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from taskvec.errors import InputError
 from taskvec.names import is_lookup
@@ -13,6 +11,9 @@ from taskvec.vectors.delta import Delta
 from taskvec.vectors.lora.fit import bias_of, is_transposed, kind
 from taskvec.weights.blocks import TensorSpec
 from taskvec.weights.network import Conversion
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Form = Literal["linear", "embedding", "convolution", "parameter"]
 
@@ -67,7 +68,7 @@ class Target:
         """How many matrices it is."""
         return self.spec.shape[0] if self.form == "parameter" and len(self.spec.shape) == 3 else 1
 
-    def read(self, vector: Delta) -> Tensor:
+    def read(self, vector: Delta) -> "Tensor":
         """The delta of the tensor, whole, as the network stores it."""
         if self.conversion is None:
             return vector.read(self.sources[0])

@@ -3,9 +3,8 @@
 import re
 from collections.abc import Iterator, Mapping
 
-import torch
-
 from taskvec.errors import KeyMismatch
+from taskvec.later import torch
 from taskvec.names import is_embedding, is_head
 from taskvec.vectors.lora.contents import Contents, Piece, Product, Rows, Saved
 from taskvec.weights import Weights

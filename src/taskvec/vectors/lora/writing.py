@@ -7,14 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from taskvec._version import __version__
 from taskvec.arguments import checked
 from taskvec.errors import InputError
+from taskvec.later import torch
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path
 from taskvec.vectors.delta import Delta
@@ -28,6 +26,9 @@ from taskvec.weights import save_weights
 from taskvec.weights.dtypes import check_editable
 from taskvec.weights.staging import FOREIGN, MANIFEST, check_space, check_target, files_in, staged
 from taskvec.writing import write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def save_adapter(
     *,
     rank: int | None = None,
     only: str = "all",
-    dtype: torch.dtype | None = None,
+    dtype: "torch.dtype | None" = None,
     task: str | None = None,
     record: Mapping[str, Any] | None = None,
     force: bool = False,
@@ -152,7 +153,7 @@ def _matrices(vector: Delta, selection: Selection, rank: int | None) -> list[Mat
     return [Matrix(vector, item, selection.factors.get(item.name), rank) for item in selection.targets]
 
 
-def _check(target: Path, rank: int | None, dtype: torch.dtype | None) -> None:
+def _check(target: Path, rank: int | None, dtype: "torch.dtype | None") -> None:
     if rank is not None and rank < 1:
         raise InputError(f"rank: {rank}, expected 1 or more")
     if target.suffix.casefold() in FOREIGN:

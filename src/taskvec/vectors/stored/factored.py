@@ -1,11 +1,9 @@
 """Deltas as products of two thin matrices, kept as such in memory and in files."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
+from taskvec.later import torch
 from taskvec.vectors.delta import Delta, Summand
 from taskvec.vectors.directions import Stored
 from taskvec.vectors.info import CompactInfo
@@ -14,14 +12,17 @@ from taskvec.vectors.stored.compact.form import part_name
 from taskvec.vectors.stored.compact.low_rank import LowRank
 from taskvec.weights.in_memory import MemoryWeights
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class Pair(NamedTuple):
     """Factors (m, rank) and (rank, n) of a matrix."""
 
-    left: Tensor
-    right: Tensor
+    left: "Tensor"
+    right: "Tensor"
 
-    def product(self) -> Tensor:
+    def product(self) -> "Tensor":
         """(m, n)."""
         return self.left @ self.right
 
@@ -53,7 +54,7 @@ def factors_in(summand: Summand) -> Decoded | None:
     return None
 
 
-def as_stored(vector: Delta, dtype: torch.dtype | None) -> Decoded | None:
+def as_stored(vector: Delta, dtype: "torch.dtype | None") -> Decoded | None:
     """The factors that a vector is, in ``dtype`` or their own; ``None`` for one that is more than factors."""
     terms = {term for name in vector for term in vector.terms_at(name)}
     [(summand, coefficient)] = terms if len(terms) == 1 else [(None, 0.0)]

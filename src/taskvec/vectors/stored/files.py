@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.errors import InputError
+from taskvec.later import torch
 from taskvec.memory import within
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path, shown
@@ -23,8 +21,11 @@ from taskvec.vectors.stored.factored import as_stored
 from taskvec.weights import TensorSpec, Weights, change, save_weights
 from taskvec.weights.blocks import row_blocks
 from taskvec.weights.change import Change
-from taskvec.weights.dtypes import check_editable, short
+from taskvec.weights.dtypes import check_editable, name_of, short
 from taskvec.weights.staging import check_target
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Saved(NamedTuple):
@@ -43,7 +44,7 @@ def save_vector(
     vector: Delta,
     path: str | Path,
     *,
-    dtype: torch.dtype | None,
+    dtype: "torch.dtype | None",
     force: bool,
     form: str | None = None,
     memory: float = 512e6,
@@ -87,11 +88,11 @@ def _write(
     writing: Mapping[str, Any],
 ) -> Saved:
     """Write what is stored of a vector, whole tensors or parts, under a header that says so."""
-    types = {stored.spec(name).dtype for name in stored}
+    types = {stored.spec(name).code for name in stored}
     present = stored if compact is None else compact.errors
     facts = {
         "format": 2 if compact and compact.coded else 1,
-        "dtype": short(types.pop()) if len(types) == 1 else None,
+        "dtype": name_of(types.pop()) if len(types) == 1 else None,
         "compact": compact,
         "masks": None,
         "unchanged": {name: spec.shape for name, spec in vector.specs.items() if name not in present},
@@ -113,7 +114,7 @@ def summary(info: VectorInfo) -> dict[str, Any]:
     return info.model_dump(mode="json", exclude={"unchanged": True, "compact": {"errors", "coded"}})
 
 
-def choose_form(name: str, settings: Mapping[str, Any], dtype: torch.dtype | None) -> Form:
+def choose_form(name: str, settings: Mapping[str, Any], dtype: "torch.dtype | None") -> Form:
     """A form with its parameters.
 
     Raises: UnknownName; InputError for parameters that it has not, or that do not fit.
@@ -141,9 +142,9 @@ def open_vector(weights: Weights) -> Stored:
 
 def stored_deltas(weights: Weights, info: VectorInfo) -> Stored:
     """The direction whose deltas that are not zero are ``weights``."""
-    wide = any(weights.spec(name).dtype == torch.float64 for name in weights)
-    dtype = torch.float64 if wide else torch.float32
-    unchanged = {name: TensorSpec(shape, dtype) for name, shape in info.unchanged.items()}
+    wide = any(weights.spec(name).code == "F64" for name in weights)
+    code = "F64" if wide else "F32"
+    unchanged = {name: TensorSpec(shape, code) for name, shape in info.unchanged.items()}
     return Stored(weights, Base(info.base.ref, info.base.fingerprint), info, unchanged)
 
 
@@ -176,20 +177,20 @@ def _changes(vector: Delta, stored: Weights) -> Mapping[str, Change] | None:
 class Uncoded(Weights):
     """The tensors of a vector that are not zero, in the element type they are stored in."""
 
-    def __init__(self, vector: Delta, dtype: torch.dtype | None) -> None:
+    def __init__(self, vector: Delta, dtype: "torch.dtype | None") -> None:
         specs = {name: spec for name, spec in vector.specs.items() if is_changed(vector, name)}
         super().__init__(
             vector.ref,
-            {name: TensorSpec(spec.shape, dtype or spec.dtype) for name, spec in specs.items()},
+            {name: TensorSpec(spec.shape, dtype or spec.code) for name, spec in specs.items()},
             ("uncoded", hash(vector), dtype),
             parts=[vector],
         )
         self._vector = vector
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         return self._vector.read(name, rows).to(self._specs[name].dtype)
 
-    def read_with_change(self, name: str, rows: slice | None = None) -> tuple[Tensor, Change | None]:
+    def read_with_change(self, name: str, rows: slice | None = None) -> "tuple[Tensor, Change | None]":
         """As ``read``, and how far that leads from the base, if it is at hand."""
         base = self._vector.base.weights
         if base is None:
@@ -199,7 +200,7 @@ class Uncoded(Weights):
         delta = self._vector.evaluate(reading).to(self._specs[name].dtype)
         return delta, change.step(begun, delta)
 
-    def change_to(self, name: str, rows: slice | None, made: Tensor) -> Change | None:
+    def change_to(self, name: str, rows: slice | None, made: "Tensor") -> Change | None:
         """How far ``made``, which was read here before, leads from the base, if it is at hand."""
         base = self._vector.base.weights
         return None if base is None else change.step(base.read(name, rows), made)

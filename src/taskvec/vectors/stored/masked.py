@@ -9,13 +9,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from taskvec.arguments import checked
 from taskvec.errors import InputError, NonFinite, UnknownName
+from taskvec.later import torch
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path
 from taskvec.registry import nearest
@@ -32,6 +30,9 @@ from taskvec.weights import TensorSpec, Weights, open_weights
 from taskvec.weights.blocks import block_size, row_blocks, row_size, rows_of
 from taskvec.weights.dtypes import check_editable, nonfinite_count, short
 from taskvec.weights.staging import check_target
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Rescaler = Literal["global", "tensor_mean"]
 
@@ -57,7 +58,7 @@ class Masked(Summand):
     def changes(self, name: str) -> bool:
         return bool(self._unified.terms_at(name))
 
-    def compute(self, name: str, rows: slice | None, dtype: torch.dtype) -> Tensor:
+    def compute(self, name: str, rows: slice | None, dtype: "torch.dtype") -> "Tensor":
         if rows is not None and rows.step not in (None, 1):
             return rows_of(self.compute(name, None, dtype), rows)
         unified = self._unified.read(name, rows, dtype)
@@ -103,7 +104,7 @@ class MaskedVectors:
         self,
         path: str | Path,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: "torch.dtype | None" = None,
         force: bool = False,
         max_shard_size: float = 5e9,
         memory: float = 512e6,
@@ -141,12 +142,12 @@ class MaskedVectors:
             writing = {"force": force, "memory": memory, "watch": watch, "max_shard_size": max_shard_size}
             return write_with(header, "masked task vectors", spool, path, writing)
 
-    def _put_into(self, spool: Spool, dtype: torch.dtype | None, watch: Watch) -> None:
+    def _put_into(self, spool: Spool, dtype: "torch.dtype | None", watch: Watch) -> None:
         """Unified tensors and masks, from one pass over all vectors."""
         changed = [name for name in self.unified if self.unified.terms_at(name)]
         for done, name in enumerate(changed, 1):
             spec = self.unified.specs[name]
-            spool.allot(name, TensorSpec(spec.shape, dtype or spec.dtype))
+            spool.allot(name, TensorSpec(spec.shape, dtype or spec.code))
             for task in self.tasks:
                 if part_name(name, task) in self.unified:
                     raise InputError(
@@ -206,7 +207,7 @@ def masking_needs(vectors: Mapping[str, TaskVector]) -> Iterator[tuple[str, int]
     unified = combine("emr", list(vectors.values()))
     for name, spec in unified.specs.items():
         elements = block_size(spec.shape, whole=not unified.in_rows(name))
-        yield name, unified.working_bytes(name) + 4 * spec.dtype.itemsize * elements
+        yield name, unified.working_bytes(name) + 4 * spec.itemsize * elements
 
 
 @checked
@@ -262,11 +263,11 @@ def tall_masks(vectors: Mapping[str, TaskVector], *, lam: float | Mapping[str, f
     return _computed("tall", {"lam": lam}, vectors, unified, dict.fromkeys(vectors, 1.0), needed)
 
 
-def _agrees(deltas: Tensor, unified: Tensor) -> Tensor:
+def _agrees(deltas: "Tensor", unified: "Tensor") -> "Tensor":
     return (deltas.sign() == unified.sign()) & (deltas != 0)
 
 
-def _outweighs(deltas: Tensor, unified: Tensor, *, lam: float) -> Tensor:
+def _outweighs(deltas: "Tensor", unified: "Tensor", *, lam: float) -> "Tensor":
     return deltas.abs() > lam * (unified - deltas).abs()
 
 

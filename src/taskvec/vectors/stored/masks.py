@@ -2,19 +2,20 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.errors import CorruptFile
+from taskvec.later import torch
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.info import MaskInfo
 from taskvec.vectors.stored.compact.form import entries, packed_size, part_name, unpack
 from taskvec.weights import TensorSpec, Weights
-from taskvec.weights.dtypes import EDITABLE
 from taskvec.weights.lazy import Lazy
 
-Needed = Callable[[Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Needed = Callable[["Tensor", "Tensor"], "Tensor"]
 """A task's deltas and the unified ones, of one shape -> which of the unified the task needs, bool."""
 
 
@@ -28,7 +29,7 @@ class Masks(Lazy):
     identity: Hashable
 
     @abstractmethod
-    def read(self, task: str, name: str, rows: slice | None, unified: Tensor) -> Tensor:
+    def read(self, task: str, name: str, rows: slice | None, unified: "Tensor") -> "Tensor":
         """The mask of one tensor, or of rows of it (a slice of step 1), bool.
 
         Args:
@@ -47,7 +48,7 @@ class Computed(Masks):
     def __contains__(self, name: object) -> bool:
         return any(name in vector for vector in self.parts)
 
-    def read(self, task: str, name: str, rows: slice | None, unified: Tensor) -> Tensor:
+    def read(self, task: str, name: str, rows: slice | None, unified: "Tensor") -> "Tensor":
         return self._needed[task](deltas_like(unified, self._vectors[task], name, rows), unified)
 
 
@@ -65,7 +66,7 @@ class Packed(Masks):
     def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
         return [(self._weights, part_name(name, task)) for task in self._tasks[:1] if name in self._shapes]
 
-    def read(self, task: str, name: str, rows: slice | None, unified: Tensor) -> Tensor:
+    def read(self, task: str, name: str, rows: slice | None, unified: "Tensor") -> "Tensor":
         first, last = entries(self._shapes[name], rows)
         bits = unpack(lambda octets: self._weights.read(part_name(name, task), octets), first, last)
         return bits.reshape(unified.shape)
@@ -83,7 +84,7 @@ class Unified(Weights):
         for name in names:
             for task in info.factors:
                 _check_mask(weights, name, part_name(name, task))
-        wrong = [name for name in names if weights.spec(name).dtype not in EDITABLE]
+        wrong = [name for name in names if not weights.spec(name).editable]
         if wrong or not info.factors:
             what = f"{wrong[0]!r} found, expected floating point" if wrong else "no tasks, expected some"
             raise CorruptFile(f"{weights.ref}: {what}, and a mask for each task; download or write it again")
@@ -95,7 +96,7 @@ class Unified(Weights):
         )
         self._weights = weights
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         return self._weights.read(name, rows)
 
 
@@ -109,6 +110,6 @@ def _check_mask(weights: Weights, name: str, place: str) -> None:
         )
 
 
-def deltas_like(unified: Tensor, vector: Delta, name: str, rows: slice | None) -> Tensor:
+def deltas_like(unified: "Tensor", vector: Delta, name: str, rows: slice | None) -> "Tensor":
     """The deltas of one task in the shape and dtype of the unified ones; zeros for a tensor that it lacks."""
     return vector.read(name, rows, unified.dtype) if name in vector else torch.zeros_like(unified)

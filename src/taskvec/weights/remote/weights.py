@@ -1,12 +1,14 @@
 """Safetensors files elsewhere: the header is fetched on opening, tensors and rows when they are asked for."""
 
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.weights.lazy import Weights
 from taskvec.weights.remote.mirror import Mirror
 from taskvec.weights.stored import read_header, read_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RemoteWeights(Weights):
@@ -33,5 +35,5 @@ class RemoteWeights(Weights):
             files=(path,),
         )
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         return read_rows(self, name, self._file.fill, self._places[name], rows)

@@ -1,17 +1,18 @@
 """A compact file as the tensors that were encoded."""
 
 from collections.abc import Sequence, Set
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.errors import CorruptFile
 from taskvec.vectors.info import CompactInfo
 from taskvec.vectors.stored.compact.form import PLAIN, ContradictoryParts, Form, Parts, part_name
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import block_size, rows_of
-from taskvec.weights.dtypes import EDITABLE, compute_dtype, short
+from taskvec.weights.dtypes import compute_code, name_of
 from taskvec.weights.lazy import Lazy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _COPIES = 10
 """Of a block, while it is decoded: int64 places and their like."""
@@ -36,7 +37,7 @@ class Decoded(Weights):
         self.stored, self._coded = weights, coded
         self.form, self.info = form, info
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         shape = self._specs[name].shape
         if rows is not None and rows.step not in (None, 1):
             return rows_of(self._read(name, None), rows)
@@ -47,7 +48,7 @@ class Decoded(Weights):
         except ContradictoryParts as error:
             raise CorruptFile(f"{self.ref}: {name!r}: {error}; {_AGAIN}") from None
 
-    def pair(self, name: str) -> tuple[Tensor, Tensor]:
+    def pair(self, name: str) -> "tuple[Tensor, Tensor]":
         """The two factors that a tensor of low rank is stored as."""
         parts = self._coded[name]
         return parts.read("left", None), parts.read("right", None)
@@ -62,7 +63,7 @@ class Decoded(Weights):
             return super().own_bytes(name)
         spec, parts = self.spec(name), self._coded[name].specs
         right = parts["right"].numel if "right" in parts else 0  # of low rank, which every block takes whole
-        return (_COPIES * block_size(spec.shape) + 2 * right) * spec.dtype.itemsize
+        return (_COPIES * block_size(spec.shape) + 2 * right) * spec.itemsize
 
 
 def _parts(weights: Weights, form: Form, name: str, shape: tuple[int, ...]) -> Parts:
@@ -99,8 +100,8 @@ def _check_stored(weights: Weights, info: CompactInfo, claimed: Set[str]) -> Non
     for name in weights:
         if name not in claimed and name not in plain:
             raise CorruptFile(f"{weights.ref}: {name!r} found, expected only what the header lists; {_AGAIN}")
-        if name in plain and weights.spec(name).dtype not in EDITABLE:
-            dtype = short(weights.spec(name).dtype)
+        if name in plain and not weights.spec(name).editable:
+            dtype = name_of(weights.spec(name).code)
             raise CorruptFile(f"{weights.ref}: {name!r} has dtype {dtype}, expected floating point; {_AGAIN}")
 
 
@@ -108,13 +109,13 @@ def _spec(weights: Weights, name: str, shape: tuple[int, ...] | None, parts: Par
     """The shape of a tensor, and the precision that it is decoded to."""
     if shape is None or parts is None:
         spec = weights.spec(name)
-        return TensorSpec(spec.shape, compute_dtype(spec.dtype))
-    wide = any(spec.dtype == torch.float64 for spec in parts.specs.values())
-    return TensorSpec(shape, torch.float64 if wide else torch.float32)
+        return TensorSpec(spec.shape, compute_code(spec.code))
+    wide = any(spec.code == "F64" for spec in parts.specs.values())
+    return TensorSpec(shape, "F64" if wide else "F32")
 
 
 def _words(spec: TensorSpec) -> str:
-    return f"{short(spec.dtype)} {spec.shape}"
+    return f"{name_of(spec.code)} {spec.shape}"
 
 
 _AGAIN = "download or write it again"

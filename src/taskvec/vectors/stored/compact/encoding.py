@@ -2,9 +2,8 @@
 
 import math
 
-import torch
-
 from taskvec.errors import InputError, NonFinite
+from taskvec.later import torch
 from taskvec.progress import Watch
 from taskvec.vectors.delta import Delta
 from taskvec.vectors.info import CompactInfo
@@ -15,7 +14,7 @@ from taskvec.weights.dtypes import nonfinite_count
 from taskvec.weights.writer import nonfinite_message
 
 
-def encode(vector: Delta, form: Form, spool: Spool, dtype: torch.dtype | None, watch: Watch) -> CompactInfo:
+def encode(vector: Delta, form: Form, spool: Spool, dtype: "torch.dtype | None", watch: Watch) -> CompactInfo:
     """Put the parts of every tensor that is not zero into ``spool``; what the header says of them.
 
     A tensor for which the form needs no fewer bytes is kept as it is.
@@ -56,7 +55,7 @@ def encode(vector: Delta, form: Form, spool: Spool, dtype: torch.dtype | None, w
 
 
 def _store(
-    vector: Delta, name: str, tensor: Entries, form: Form, spool: Spool, dtype: torch.dtype | None
+    vector: Delta, name: str, tensor: Entries, form: Form, spool: Spool, dtype: "torch.dtype | None"
 ) -> Parts:
     """Put the parts of a tensor into the spool: those of the form, or itself if that is smaller."""
     plain_dtype = dtype or tensor.spec.dtype

@@ -4,16 +4,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from taskvec.config import Config
+from taskvec.later import torch
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import BLOCK, row_blocks, row_count, row_size
-from taskvec.weights.dtypes import EDITABLE
+from taskvec.weights.dtypes import is_editable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shape = tuple[int, ...]
 Specs = Mapping[str, TensorSpec]
@@ -39,7 +41,7 @@ class Parts:
     name: str
     specs: Specs
 
-    def read(self, part: str, rows: slice | None) -> Tensor:
+    def read(self, part: str, rows: slice | None) -> "Tensor":
         """A part, or rows of it."""
         return self.weights.read(part_name(self.name, part), rows)
 
@@ -54,9 +56,9 @@ class Entries:
     """
 
     spec: TensorSpec
-    read: Callable[[slice | None], Tensor]
+    read: "Callable[[slice | None], Tensor]"
 
-    def pieces(self, size: int) -> Iterator[Tensor]:
+    def pieces(self, size: int) -> "Iterator[Tensor]":
         """So many entries at a time, in row-major order, flat; each piece takes the memory of the last."""
         piece = torch.empty(min(size, self.spec.numel), dtype=self.spec.dtype)
         filled = 0
@@ -82,7 +84,7 @@ class Coded(NamedTuple):
     """
 
     specs: Specs
-    pieces: Iterator[tuple[str, int, Tensor]]
+    pieces: "Iterator[tuple[str, int, Tensor]]"
 
 
 class ContradictoryParts(ValueError):
@@ -99,15 +101,15 @@ class Form(Config, ABC):
     """Whether the element type of what is stored as floats is the user's choice."""
 
     @abstractmethod
-    def encode(self, tensor: Entries, dtype: torch.dtype) -> Coded:
+    def encode(self, tensor: Entries, dtype: "torch.dtype") -> Coded:
         """The parts of a tensor, with floats in ``dtype``."""
 
-    def working_bytes(self, shape: Shape, dtype: torch.dtype) -> int:
+    def working_bytes(self, shape: Shape, dtype: "torch.dtype") -> int:
         """Bytes that encoding a tensor of this shape in this precision takes, beside reading it; at most."""
         return _COPIES * dtype.itemsize * min(math.prod(shape), max(BLOCK, row_size(shape) if shape else 1))
 
     @abstractmethod
-    def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
+    def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> "Tensor":
         """The tensor of this shape, or rows of it (a slice of step 1), in the dtype of computing.
 
         Raises: ContradictoryParts for content that no tensor is encoded to.
@@ -122,7 +124,7 @@ class Form(Config, ABC):
         """
 
 
-def plain(tensor: Entries, dtype: torch.dtype) -> Coded:
+def plain(tensor: Entries, dtype: "torch.dtype") -> Coded:
     """A tensor as it is, in ``dtype``."""
     pieces = (
         (PLAIN, 0 if rows is None else rows.start, tensor.read(rows).to(dtype))
@@ -145,10 +147,10 @@ def entries(shape: Shape, rows: slice | None) -> tuple[int, int]:
     return first * width, max(first, last) * width
 
 
-def floating(specs: Specs, part: str) -> torch.dtype:
+def floating(specs: Specs, part: str) -> "torch.dtype":
     """The dtype of a part if it is floating point, as it has to be; float32 if it is not."""
     dtype = specs[part].dtype
-    return dtype if dtype in EDITABLE else torch.float32
+    return dtype if is_editable(dtype) else torch.float32
 
 
 def packed_size(count: int) -> int:
@@ -156,12 +158,12 @@ def packed_size(count: int) -> int:
     return -(-count // 8)
 
 
-def pack(flags: Tensor) -> Tensor:
+def pack(flags: "Tensor") -> "Tensor":
     """The flags in row-major order, the first in the lowest bit: uint8 (bytes,)."""
     return torch.from_numpy(np.packbits(flags.reshape(-1).numpy(), bitorder="little"))
 
 
-def unpack(read: Callable[[slice], Tensor], first: int, last: int) -> Tensor:
+def unpack(read: "Callable[[slice], Tensor]", first: int, last: int) -> "Tensor":
     """The flags from place ``first`` to before ``last``, bool (last - first,), of bytes read for it."""
     octets = read(slice(first // 8, packed_size(last))).numpy()
     flags = np.unpackbits(octets, count=first % 8 + last - first, bitorder="little")

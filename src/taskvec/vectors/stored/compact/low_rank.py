@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
+from taskvec.later import torch
 from taskvec.vectors.lora.lowrank import TILE, multiplied
 from taskvec.vectors.stored.compact.form import Coded, Entries, Form, Parts, Shape, Specs, floating, plain
 from taskvec.weights import TensorSpec
 from taskvec.weights.dtypes import compute_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class LowRank(Form):
@@ -25,7 +27,7 @@ class LowRank(Form):
     parts: ClassVar[tuple[str, ...]] = ("left", "right")
     rank: Annotated[int, Field(ge=1)]
 
-    def encode(self, tensor: Entries, dtype: torch.dtype) -> Coded:
+    def encode(self, tensor: Entries, dtype: "torch.dtype") -> Coded:
         shape = tensor.spec.shape
         if not self._reduces(shape):
             return plain(tensor, dtype)
@@ -33,7 +35,7 @@ class LowRank(Form):
         specs["right"] = TensorSpec((self.rank, shape[1]), dtype)
         return Coded(specs, self._factors(tensor, dtype))
 
-    def working_bytes(self, shape: Shape, dtype: torch.dtype) -> int:
+    def working_bytes(self, shape: Shape, dtype: "torch.dtype") -> int:
         if not self._reduces(shape):
             return super().working_bytes(shape, dtype)
         shorter, wide = min(shape), torch.float64.itemsize
@@ -43,7 +45,7 @@ class LowRank(Form):
     def _reduces(self, shape: Shape) -> bool:
         return len(shape) == 2 and self.rank * sum(shape) < math.prod(shape)
 
-    def _factors(self, tensor: Entries, dtype: torch.dtype) -> Iterator[tuple[str, int, Tensor]]:
+    def _factors(self, tensor: Entries, dtype: "torch.dtype") -> "Iterator[tuple[str, int, Tensor]]":
         """The projection on the leading singular vectors of the shorter side, in float64.
 
         Cost: a Gram matrix and its eigenvectors, min(m, n)^3 operations or so; two float64 copies.
@@ -59,7 +61,7 @@ class LowRank(Form):
         yield "left", 0, (left * size).to(dtype)
         yield "right", 0, right.contiguous().to(dtype)
 
-    def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
+    def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> "Tensor":
         first, last, _ = (rows or slice(None)).indices(shape[0])
         start = first // TILE * TILE
         left = parts.read("left", slice(start, min(-(-last // TILE) * TILE, shape[0])))

@@ -3,13 +3,12 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 from torch.nn.functional import pad
 
+from taskvec.later import torch
 from taskvec.vectors.stored.compact.form import (
     PLAIN,
     Coded,
@@ -28,6 +27,9 @@ from taskvec.vectors.stored.compact.form import (
 from taskvec.weights import TensorSpec
 from taskvec.weights.blocks import BLOCK, rows_shape
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Group = Annotated[int, Field(ge=1, le=1 << 31)]
 
 _COPIES = 10
@@ -41,10 +43,10 @@ class Rounded(Form):
     parts: ClassVar[tuple[str, ...]] = ()
     takes_dtype: ClassVar[bool] = False
 
-    def encode(self, tensor: Entries, dtype: torch.dtype) -> Coded:
+    def encode(self, tensor: Entries, dtype: "torch.dtype") -> Coded:
         return plain(tensor, torch.bfloat16)
 
-    def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
+    def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> "Tensor":
         return parts.read(PLAIN, rows).float()
 
     def layout(self, shape: Shape, specs: Specs) -> Specs:
@@ -62,27 +64,27 @@ class Quantized(Form):
     group: Group
 
     @abstractmethod
-    def scales(self, groups: Tensor) -> Tensor:
+    def scales(self, groups: "Tensor") -> "Tensor":
         """The scale of each group: (groups, group), NaN after the last entry -> (groups,)."""
 
     @abstractmethod
-    def codes(self, multiples: Tensor) -> Tensor:
+    def codes(self, multiples: "Tensor") -> "Tensor":
         """What is stored of entries in units of their scales, (entries,)."""
 
     @abstractmethod
-    def factors(self, parts: Parts, first: int, last: int) -> Tensor:
+    def factors(self, parts: Parts, first: int, last: int) -> "Tensor":
         """The multiples that the codes from ``first`` to before ``last`` stand for."""
 
     @abstractmethod
     def code_spec(self, count: int) -> TensorSpec:
         """The codes of so many entries."""
 
-    def encode(self, tensor: Entries, dtype: torch.dtype) -> Coded:
+    def encode(self, tensor: Entries, dtype: "torch.dtype") -> Coded:
         count = tensor.spec.numel
         scales = TensorSpec((-(-count // self.group),), tensor.spec.dtype)
         return Coded({"scales": scales, "codes": self.code_spec(count)}, self._pieces(tensor))
 
-    def working_bytes(self, shape: Shape, dtype: torch.dtype) -> int:
+    def working_bytes(self, shape: Shape, dtype: "torch.dtype") -> int:
         return _COPIES * dtype.itemsize * min(math.prod(shape), max(BLOCK, self._together))
 
     @property
@@ -91,7 +93,7 @@ class Quantized(Form):
         whole_bytes = 8 * self.group
         return max(1, BLOCK // whole_bytes) * whole_bytes
 
-    def _pieces(self, tensor: Entries) -> Iterator[tuple[str, int, Tensor]]:
+    def _pieces(self, tensor: Entries) -> "Iterator[tuple[str, int, Tensor]]":
         first = 0
         for flat in tensor.pieces(self._together):
             scales, codes = self._piece(flat)
@@ -99,7 +101,7 @@ class Quantized(Form):
             yield "codes", self.code_spec(first).numel, codes
             first += len(flat)
 
-    def _piece(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+    def _piece(self, flat: "Tensor") -> "tuple[Tensor, Tensor]":
         """A group of zeros has the scale zero and stays as it is."""
         group = self.group if self.group <= BLOCK else min(self.group, len(flat))
         groups = pad(flat, (0, -len(flat) % group), value=torch.nan).reshape(-1, group)
@@ -107,7 +109,7 @@ class Quantized(Form):
         multiples = torch.where(scales[:, None] > 0, groups / scales[:, None], 0)
         return scales, self.codes(multiples.reshape(-1)[: len(flat)])
 
-    def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
+    def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> "Tensor":
         first, last = entries(shape, rows)
         start, end = first // self.group, -(-last // self.group)
         # Of each group as many entries as lie in the rows: a group may be larger than all memory.
@@ -127,13 +129,13 @@ class Int8(Quantized):
     name: ClassVar[str] = "int8"
     group: Group = 128
 
-    def scales(self, groups: Tensor) -> Tensor:
+    def scales(self, groups: "Tensor") -> "Tensor":
         return groups.abs().nan_to_num(0.0).amax(1) / 127
 
-    def codes(self, multiples: Tensor) -> Tensor:
+    def codes(self, multiples: "Tensor") -> "Tensor":
         return multiples.round().clamp(-127, 127).to(torch.int8)
 
-    def factors(self, parts: Parts, first: int, last: int) -> Tensor:
+    def factors(self, parts: Parts, first: int, last: int) -> "Tensor":
         return parts.read("codes", slice(first, last))
 
     def code_spec(self, count: int) -> TensorSpec:
@@ -151,13 +153,13 @@ class OneBit(Quantized):
     name: ClassVar[str] = "1-bit"
     group: Group = 512
 
-    def scales(self, groups: Tensor) -> Tensor:
+    def scales(self, groups: "Tensor") -> "Tensor":
         return groups.abs().nanmean(1, dtype=torch.float64).to(groups.dtype)
 
-    def codes(self, multiples: Tensor) -> Tensor:
+    def codes(self, multiples: "Tensor") -> "Tensor":
         return pack(multiples >= 0)
 
-    def factors(self, parts: Parts, first: int, last: int) -> Tensor:
+    def factors(self, parts: Parts, first: int, last: int) -> "Tensor":
         return unpack(lambda octets: parts.read("codes", octets), first, last).to(torch.int8) * 2 - 1
 
     def code_spec(self, count: int) -> TensorSpec:

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
+from taskvec.later import torch
 from taskvec.rules.magnitude import Cut, cuts_of, share, trim
 from taskvec.rules.rule import ANYWHERE, Stacks
 from taskvec.vectors.stored.compact.form import (
@@ -28,6 +27,9 @@ from taskvec.vectors.stored.compact.form import (
 from taskvec.weights import TensorSpec
 from taskvec.weights.blocks import row_blocks, row_size, rows_shape
 from taskvec.weights.dtypes import compute_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST = 1 << 26
 """Entries of the longest row that is stored sparsely: a row is decoded whole, however few bytes it has."""
@@ -58,7 +60,7 @@ class Sparse(Form):
     parts: ClassVar[tuple[str, ...]] = ("values", "starts", "bits", "bytes", "counts", "words")
     density: Annotated[float, Field(gt=0, le=1)]
 
-    def encode(self, tensor: Entries, dtype: torch.dtype) -> Coded:
+    def encode(self, tensor: Entries, dtype: "torch.dtype") -> Coded:
         # Three passes over the tensor, and one more where of equal entries not all are kept.
         if _row(tensor.spec.shape) > LONGEST:
             return plain(tensor, dtype)
@@ -70,10 +72,10 @@ class Sparse(Form):
         way = min(ways, key=lambda way: sum(part.nbytes for part in ways[way].values()))
         return Coded(_specs(count, kept, dtype, way), _pieces(tensor, cut, way, dtype))
 
-    def working_bytes(self, shape: Shape, dtype: torch.dtype) -> int:
+    def working_bytes(self, shape: Shape, dtype: "torch.dtype") -> int:
         return super().working_bytes(shape, dtype) + _COPIES * dtype.itemsize * _TOGETHER
 
-    def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> Tensor:
+    def decode(self, parts: Parts, shape: Shape, rows: slice | None = None) -> "Tensor":
         count = math.prod(shape)
         first, last = entries(shape, rows)
         pages = slice(first // PAGE, -(-last // PAGE))
@@ -108,7 +110,7 @@ def _stacks(tensor: Entries) -> Stacks:
     )
 
 
-def _specs(count: int, kept: int, dtype: torch.dtype, way: str) -> Specs:
+def _specs(count: int, kept: int, dtype: "torch.dtype", way: str) -> Specs:
     """All parts, if positions are stored in one of the ways."""
     starts = TensorSpec((-(-count // PAGE) + 1,), torch.int64)
     return {"values": TensorSpec((kept,), dtype), "starts": starts, **_ways(count, kept)[way]}
@@ -126,7 +128,7 @@ def _ways(count: int, kept: int) -> dict[str, Specs]:
     }
 
 
-def _pieces(tensor: Entries, cut: Cut, way: str, dtype: torch.dtype) -> Iterator[tuple[str, int, Tensor]]:
+def _pieces(tensor: Entries, cut: Cut, way: str, dtype: "torch.dtype") -> "Iterator[tuple[str, int, Tensor]]":
     first = before = 0
     for flat in tensor.pieces(_TOGETHER):
         trimmed = trim(flat, cut, first)
@@ -144,7 +146,7 @@ def _pieces(tensor: Entries, cut: Cut, way: str, dtype: torch.dtype) -> Iterator
     yield "starts", -(-first // PAGE), torch.tensor([before])
 
 
-def _places(parts: Parts, count: int, starts: Tensor, pages: slice) -> Tensor:
+def _places(parts: Parts, count: int, starts: "Tensor", pages: slice) -> "Tensor":
     """The row-major places of the values of some pages, from whichever part there is."""
     origin = pages.start * PAGE
     if "bits" in parts.specs:
@@ -163,13 +165,13 @@ def _places(parts: Parts, count: int, starts: Tensor, pages: slice) -> Tensor:
     return local.add_(parents.repeat_interleave(counts))
 
 
-def _check_starts(starts: Tensor, pages: slice, count: int, kept: int) -> None:
+def _check_starts(starts: "Tensor", pages: slice, count: int, kept: int) -> None:
     meets_ends = (pages.start > 0 or starts[0] == 0) and (pages.stop * PAGE < count or starts[-1] == kept)
     if not meets_ends or starts[0] < 0 or starts[-1] > kept or bool((starts.diff() < 0).any()):
         raise ContradictoryParts("'starts' does not count the values")
 
 
-def _check_places(places: Tensor, starts: Tensor, pages: slice, count: int) -> None:
+def _check_places(places: "Tensor", starts: "Tensor", pages: slice, count: int) -> None:
     bounds = torch.arange(pages.start, pages.stop + 1) * PAGE
     in_order = bool((places.diff() > 0).all()) and (not len(places) or bool(places[-1] < count))
     if not in_order or not torch.equal(torch.searchsorted(places, bounds), starts - starts[0]):

@@ -5,15 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from taskvec.later import torch
 from taskvec.reading import fill
 from taskvec.weights import TensorSpec, Weights
 from taskvec.weights.blocks import row_count, row_size, rows_shape
 from taskvec.weights.dtypes import raw_bytes
 from taskvec.writing import unwritable, write_at
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _serial = count()
 
@@ -45,7 +47,7 @@ class Spool(Weights):
         with self._failing_in_words():
             self._file.truncate(self._end)
 
-    def put(self, name: str, tensor: Tensor, first: int = 0) -> None:
+    def put(self, name: str, tensor: "Tensor", first: int = 0) -> None:
         """Write a tensor that there is room for, or its rows from ``first`` on.
 
         Raises: TaskvecError if the disk is full.
@@ -53,7 +55,7 @@ class Spool(Weights):
         with self._failing_in_words():
             write_at(self._file.fileno(), raw_bytes(tensor), self._place(name, first))
 
-    def add(self, name: str, tensor: Tensor) -> None:
+    def add(self, name: str, tensor: "Tensor") -> None:
         """Make room for a tensor and write it."""
         self.allot(name, TensorSpec(tuple(tensor.shape), tensor.dtype))
         self.put(name, tensor)
@@ -71,9 +73,9 @@ class Spool(Weights):
 
     def _place(self, name: str, first: int) -> int:
         spec = self._known[name]
-        return self._places[name] + (first and first * row_size(spec.shape) * spec.dtype.itemsize)
+        return self._places[name] + (first and first * row_size(spec.shape) * spec.itemsize)
 
-    def _read(self, name: str, rows: slice | None) -> Tensor:
+    def _read(self, name: str, rows: slice | None) -> "Tensor":
         spec = self._known[name]
         first = 0 if rows is None else rows.indices(row_count(spec.shape))[0]
         tensor = torch.empty(rows_shape(spec.shape, rows), dtype=spec.dtype)
