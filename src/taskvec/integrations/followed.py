@@ -27,10 +27,12 @@ class Followed:
         base: see :func:`taskvec.integrations.start.open_start`.
         main: whether this is the process that writes.
         apart: whether training puts the weights elsewhere, as FSDP does.
+        anchored: keep ``theta0``, of what is trained, where the network is, in all processes.
 
     Attributes:
         moving: names of the parameters and running statistics that may change.
-        start: ``None`` in processes that do not write.
+        start: what it started from; ``None`` in processes that do not need it.
+        theta0: by the names of the network; empty unless it is anchored.
 
     Raises: InputError for a regime that selects nothing, and where the network is not what it was loaded
         from.
@@ -44,6 +46,7 @@ class Followed:
         *,
         main: bool = True,
         apart: bool = False,
+        anchored: bool = False,
     ) -> None:
         _check_kind(network, regime)
         self.network, self.regime = network, regime
@@ -57,7 +60,9 @@ class Followed:
                 "regime, such as regime='full'"
             )
         copied = frozenset(network.state_dict()) if apart else self.moving
-        self.start = open_start(network, base, copied) if main else None
+        self._main = main
+        self.start = open_start(network, base, copied, exact=anchored) if main or anchored else None
+        self.theta0 = dict(self._copied()) if anchored else {}
 
     @property
     def regime_name(self) -> str | None:
@@ -85,8 +90,8 @@ class Followed:
         sharded = any(isinstance(value, DTensor) for value in self.network.parameters())
         state = self.network.state_dict()
         if sharded:
-            state = _whole(state, keep=self.start is not None)
-        if self.start is None:
+            state = _whole(state, keep=self._main)
+        if self.start is None or not self._main:
             yield None
         elif is_adapted(self.network):
             with adapter_of(self.network, self.start, state if sharded else None) as vector:
@@ -130,18 +135,32 @@ class Followed:
         return not held or bool(torch.stack([n.float() for n in torch._foreach_norm(held)]).isfinite().all())
 
     @contextmanager
-    def at(self, coefficient: float, theta0: Mapping[str, Tensor]) -> Iterator[None]:
+    def at(self, coefficient: float) -> Iterator[None]:
         """The network at the start plus so much of the vector, for a while; then the very same tensors again.
 
-        Args:
-            theta0: of the parameters that are trained.
+        It must be anchored.
         """
         held = dict(self.network.named_parameters())
         with torch.no_grad():
-            steps = {name: held[name] - value for name, value in theta0.items()}
-            values = {name: value + coefficient * steps[name] for name, value in theta0.items()}
+            if is_adapted(self.network):  # the product of two factors goes with the second
+                outer = [name for name in self.theta0 if ".lora_B." in name or ".lora_embedding_B." in name]
+                values = {name: coefficient * held[name] for name in outer}
+            else:
+                start = {name: value.to(held[name].device) for name, value in self.theta0.items()}
+                values = {name: value + coefficient * (held[name] - value) for name, value in start.items()}
         with substituted(self.network, values):
             yield
+
+    def _copied(self) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self.network.named_parameters():
+            if value.requires_grad:
+                if (is_adapted(self.network) and ".lora_" not in name) or "magnitude" in name:
+                    raise InputError(
+                        f"coefficients: {name!r} is trained beside plain LoRA, expected its factors alone; "
+                        "leave "
+                        "coefficients out"
+                    )
+                yield name, value.detach().clone()
 
 
 def _check_kind(network: nn.Module, regime: Regime | None) -> None:

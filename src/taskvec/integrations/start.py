@@ -29,13 +29,16 @@ _REMEDY = (
 )
 
 
-def open_start(network: nn.Module, base: WeightsLike | None, moving: Collection[str]) -> Weights:
+def open_start(
+    network: nn.Module, base: WeightsLike | None, moving: Collection[str], *, exact: bool = False
+) -> Weights:
     """The weights that a vector of the network leads away from, which stay as they are while it is trained.
 
     Args:
         base: ``None`` for what the network was loaded from, or the weights it has now if that is not known; a
             module for the weights it has now.
         moving: names of what is trained, of which the weights of now are copied.
+        exact: refuse a base that is not what the network has now, also one that was named.
 
     Raises: InputError if the network does not have the weights that it was loaded from; KeyMismatch if the
         base is of another model.
@@ -58,7 +61,7 @@ def open_start(network: nn.Module, base: WeightsLike | None, moving: Collection[
     except KeyMismatch as error:
         what, _, _ = str(error).partition("; ")
         raise KeyMismatch(f"base: {what}; {_REMEDY}") from None
-    if base is None:
+    if base is None or exact:
         _check_same(found, seen.weights, names)
     extra = [name for name in seen.weights if name not in found and name not in found.tied]
     if extra:
@@ -95,8 +98,8 @@ def _check_same(base: Weights, seen: Weights, names: Collection[str]) -> None:
     differing = [name for name in names if name in seen and not _is_same(base.read(name), seen.read(name))]
     if differing:
         raise InputError(
-            f"base: the model in memory differs from {base.ref}, which it was loaded from, in "
-            f"{differing[0]!r}{and_more(differing)}, expected the same weights; {_REMEDY}"
+            f"base: the model in memory differs from {base.ref} in {differing[0]!r}"
+            f"{and_more(differing)}, expected the same weights; {_REMEDY}"
         )
 
 
@@ -136,6 +139,18 @@ def moved(start: Weights, state: Mapping[str, Tensor], moving: Collection[str]) 
         )
     fit = Fit("drop", "zero", allow_partial=True)
     return TaskVector.of(difference(start, without(seen, still), fit))
+
+
+def names_in(start: Weights, network: nn.Module) -> dict[str, str]:
+    """The name that each parameter of a network has in the base, of those that are the same tensor there."""
+    seen = see_as(start, MemoryWeights("network", state_of(network))).weights
+    parameters = dict(network.named_parameters())
+    found: dict[str, str] = {}
+    for name in seen:
+        held = [there for there in origins(seen, name) if there in parameters]
+        if name in start and len(held) == 1:
+            found[held[0]] = name
+    return found
 
 
 def origins(weights: Lazy, name: str) -> set[str]:

@@ -3,299 +3,96 @@
 >>> Trainer(model=model, args=args, callbacks=[TaskVectorCallback("a.safetensors")])  # doctest: +SKIP
 """
 
-import logging
-import os
-import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import Trainer
 
-from taskvec.arguments import checked
-from taskvec.errors import InputError, MissingExtra, NonFinite, TaskvecError, TrainingDiverged
-from taskvec.integrations.followed import Followed
-from taskvec.integrations.told import describe_metrics, describe_training
-from taskvec.reading import local_path
-from taskvec.training.regimes import Regime, regime_called
-from taskvec.vectors import TaskVector
-from taskvec.weights import WeightsLike
-from taskvec.weights.staging import check_target
+from taskvec.errors import InputError
+from taskvec.integrations.callback import TaskVectorCallback
 
-try:
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-except ImportError:
-    raise MissingExtra(
-        "taskvec.integrations.transformers: transformers is not installed; pip install 'taskvec[trainer]'"
-    ) from None
-
-_log = logging.getLogger(__name__)
-
-_KEPT = "taskvec"
-"""What checkpoints say of a vector goes by this name, beside the states of callbacks."""
+__all__ = ["TaskVectorCallback", "TaskVectorMixin"]
 
 
-class TaskVectorCallback(TrainerCallback):
-    """Saves the task vector of a training by ``Trainer``, and trains what a regime says.
+class TaskVectorMixin(Trainer):
+    """For what a callback cannot reach: tangent space, penalties, evaluations at coefficients.
 
-    The vector leads from what the model was loaded from to what the training ends with (with
-    ``load_best_model_at_end`` the best checkpoint), whether the training was resumed or not. The main process
-    writes it.
+    ``class MyTrainer(TaskVectorMixin, Trainer): pass`` is used as ``Trainer`` is, with one
+    :class:`TaskVectorCallback` among its callbacks. Another trainer may stand in the place of ``Trainer``.
 
-    Args:
-        output: a ``.safetensors`` file, or else a folder.
-        task: what the vector is called.
-        regime: what is trained: ``full``, ``attention`` or any other selection, as ``taskvec.finetune`` has
-            them; all else is frozen until the training ends. By default what the model itself says by
-            ``requires_grad``, or by PEFT's adapter.
-        base: what the vector is to be added to, anything that ``open_weights`` takes. By default what the
-            model was loaded from, or the weights that it has when the trainer is made, if it was not loaded;
-            a module stands for these weights too.
-        vectors: others of the same base by name; the cosine with each is logged.
-        validate_every: steps after which the norm and the cosines are logged. By default evaluations log
-            them; 0 for never.
-        dtype: of the deltas in the file; float32 by default.
-        force: replace an output that exists.
-
-    Attributes:
-        path: where the vector was written; ``None`` before.
-
-    Raises: UnknownName and InputError for a regime that cannot be had here; OutputExists. When the trainer is
-        made, InputError for a regime that selects nothing and a model that is not what it was loaded from.
+    Raises: InputError without the callback.
     """
 
-    @checked
-    def __init__(
-        self,
-        output: str | Path,
-        *,
-        task: str | None = None,
-        regime: str | Regime | None = None,
-        base: WeightsLike | None = None,
-        vectors: Mapping[str, TaskVector] | None = None,
-        validate_every: int | None = None,
-        dtype: torch.dtype | None = None,
-        force: bool = False,
-    ) -> None:
-        self.regime = None if regime is None else regime_called(regime)
-        if self.regime is not None:
-            _check_space(self.regime)
-        self.output, self.task = local_path(output), task
-        self.path: Path | None = None
-        self._base, self._dtype, self._force = base, dtype, force
-        self._vectors, self._every = dict(vectors or {}), validate_every
-        self._followed: Followed | None = None
-        self._check_output()
-
-    def save(self, path: str | Path, **options: Any) -> Path | None:
-        """Write the vector as it is now; for options see :meth:`taskvec.TaskVector.save`.
-
-        Returns: the path; ``None`` in a process that does not write.
-        """
-        with self._follows().vector() as vector:
-            return None if vector is None else self._write(vector, path, **options)
-
-    # What the trainer calls
-
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Freeze what is not trained, before the optimizer is made, and open what the vector leads from."""
-        self._follow(kwargs["model"], args, state)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Check what would be found after the training only."""
-        if state.is_hyper_param_search:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        given = [kwargs.get("callbacks"), *args]
+        lists = [each for each in given if isinstance(each, list | tuple)]
+        found = [each for items in lists for each in items if isinstance(each, TaskVectorCallback)]
+        if len(found) != 1:
             raise InputError(
-                "TaskVectorCallback: a search for hyperparameters trains many models, expected one; leave "
-                "the callback out, and train once more with what the search found"
+                f"{type(self).__name__}: callbacks holds {len(found)} TaskVectorCallback, expected one, that "
+                "says what to do; add callbacks=[TaskVectorCallback(OUTPUT, ...)]"
             )
-        self._check_output()
-        self._follow_again(kwargs["model"], args, state, kwargs["optimizer"])
-        self._check_resumed(state)
+        self.task_vector = found[0]
+        self.task_vector.attach(self)
+        super().__init__(*args, **kwargs)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Log where the vector stands."""
-        if self._every and state.global_step % self._every == 0:
-            self._report(state)
+    def _in_space(self) -> AbstractContextManager[None]:
+        anchored = self.task_vector.anchored
+        return nullcontext() if anchored is None else anchored.in_space()
 
-    def on_evaluate(
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A step in the space of the regime."""
+        with self._in_space():
+            return super().training_step(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """An evaluation in the space of the regime."""
+        with self._in_space():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss of the trainer; in training, with the penalties."""
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        anchored = self.task_vector.anchored
+        term = anchored.penalty(self.state.global_step) if anchored and model.training else None
+        if term is None:
+            return result
+        count = kwargs.get("num_items_in_batch", args[1] if len(args) > 1 else None)
+        term = term / self._shares(count)
+        return (result[0] + term, *result[1:]) if isinstance(result, tuple) else result + term
+
+    def _shares(self, count: Any) -> int:
+        """In how many parts a step adds up its loss, where the trainer does not divide it."""
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        if scaled is None:
+            scaled = (
+                self.model_accepts_loss_kwargs and count is not None
+            ) or self.compute_loss_func is not None
+        return self.current_gradient_accumulation_steps if scaled else 1
+
+    def evaluate(
         self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Log where the vector stands, and add it to what the evaluation gives."""
-        if self._every is None and self._followed is not None:
-            figures = self._report(state)
-            if metrics is not None:
-                metrics.update(figures)
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """End a training that has diverged."""
-        if self._followed is not None and not self._followed.is_finite():
-            raise TrainingDiverged(
-                f"step {state.global_step}: the weights are NaN or infinite; lower the learning rate, and go "
-                f"on from a checkpoint in {args.output_dir} if there is one"
-            )
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Save the vector, and give the model its own ``requires_grad`` back."""
-        try:
-            self._save(args, state)
-        finally:
-            self._follows().unfreeze()
-
-    # How it is done
-
-    def _follows(self) -> Followed:
-        if self._followed is None:
-            raise InputError("TaskVectorCallback: no model yet, expected a Trainer made with this callback")
-        return self._followed
-
-    def _follow(self, model: nn.Module, args: TrainingArguments, state: TrainerState) -> None:
-        network = _inside(model)
-        main = state.is_world_process_zero
-        self._followed = Followed(network, self.regime, self._base, main=main, apart=bool(args.fsdp))
-        self._followed.check_others(self._vectors)
-        with self._followed.vector():  # an adapter that is no direction is refused here
-            pass
-
-    def _follow_again(
-        self, model: nn.Module, args: TrainingArguments, state: TrainerState, optimizer: Any
-    ) -> None:
-        """Freeze again what an earlier training gave back; or what ``model_init`` has made since."""
-        followed, network = self._follows(), _inside(model)
-        if network is not followed.network:
-            if args.world_size > 1 and self.regime is not None and self.regime.selection != "full":
-                raise InputError(
-                    "TaskVectorCallback: model_init makes the model anew after it was frozen, expected "
-                    "model= in a training by several processes; pass the model itself"
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """The metrics of the trainer, and those of the model at each coefficient."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        several = isinstance(self.eval_dataset if eval_dataset is None else eval_dataset, dict)
+        if several:  # each was evaluated by itself
+            return metrics
+        for coefficient in self.task_vector.coefficients:
+            with self.task_vector.follows().at(coefficient):
+                loop = self.evaluation_loop(
+                    self.get_eval_dataloader(eval_dataset),
+                    description=f"Evaluation at {coefficient:g}",
+                    prediction_loss_only=True if self.compute_metrics is None else None,
+                    ignore_keys=ignore_keys,
+                    metric_key_prefix=metric_key_prefix,
                 )
-            start = followed.start
-            self._base = self._base if start is None else start
-            self._follow(network, args, state)
-            for group in optimizer.param_groups:
-                group["params"] = [value for value in group["params"] if value.requires_grad]
-        self._follows().freeze()
-
-    def _check_output(self) -> None:
-        """Refuse an output that could not be written. Raises: OutputExists; InputError."""
-        check_target(self.output, force=self._force)
-        place = next(path for path in self.output.absolute().parents if path.exists())
-        if not place.is_dir():
-            raise InputError(f"{self.output}: {place} is a file, expected a folder to write into")
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise InputError(f"{self.output}: {place} cannot be written to; choose another output")
-
-    def _check_resumed(self, state: TrainerState) -> None:
-        """Refuse to go on from a checkpoint that started elsewhere; and note where this one starts.
-
-        Raises: InputError.
-        """
-        start = self._follows().start
-        if start is None:
-            return
-        # The state is written as JSON with every checkpoint; its other entries are those of callbacks.
-        states: dict[str, Any] = state.stateful_callbacks  # type: ignore[assignment]
-        before, now = states.get(_KEPT, {}).get("base"), start.fingerprint()
-        if before is not None and before != now:
-            raise InputError(
-                f"resume_from_checkpoint: that training started from weights of fingerprint {before}, "
-                f"expected {now}, of {start.ref}; load the model that it started from, or name it with "
-                "base=REFERENCE"
-            )
-        states[_KEPT] = {"base": now}
-
-    def _report(self, state: TrainerState) -> dict[str, float]:
-        """Log the norm and the cosines."""
-        figures = self._follows().figures(self._vectors)
-        if figures:
-            state.log_history.append({**figures, "epoch": state.epoch or 0.0, "step": state.global_step})
-        return figures
-
-    def _save(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Write the vector to the output or, where that fails, beside the checkpoints.
-
-        Raises: TrainingDiverged; TaskvecError that says where it is instead.
-        """
-        told = {
-            "training": describe_training(args, state, self.regime, ()),
-            "metrics": describe_metrics(state, args.load_best_model_at_end),
-        }
-        with self._follows().vector() as vector:  # once, as all processes have to take part
-            if vector is None:
-                return
-            try:
-                self.path = self._write(vector, self.output, force=self._force, **told)
-            except NonFinite as error:
-                raise TrainingDiverged(
-                    f"{error}; lower the learning rate, and go on from a checkpoint in {args.output_dir} if "
-                    "there is one"
-                ) from None
-            except (TaskvecError, OSError) as error:
-                self._rescue(vector, args, error, told)
-
-    def _write(self, vector: TaskVector, path: str | Path, **options: Any) -> Path:
-        told = {"task": self.task, "regime": self._follows().regime_name, "space": "ordinary"}
-        return vector.save(path, **{"dtype": self._dtype, **told, **options})
-
-    def _rescue(
-        self, vector: TaskVector, args: TrainingArguments, failure: Exception, told: Mapping[str, Any]
-    ) -> None:
-        """Write elsewhere what a long training has made. Raises: TaskvecError that says where it is."""
-        for folder in (str(args.output_dir), tempfile.gettempdir()):
-            with suppress(TaskvecError, OSError):
-                self.path = self._write(
-                    vector, Path(folder, f"rescued-{self.output.name}"), force=True, **told
-                )
-                break
-        if self.path is not None:
-            raise TaskvecError(f"{failure}; the vector is in {self.path} instead")
-        _log.error(
-            "%s; no vector is written: keep the weights with trainer.save_model(FOLDER), and make it with: "
-            "taskvec diff BASE FOLDER -o VECTOR",
-            failure,
-        )
-
-
-def _check_space(regime: Regime) -> None:
-    """Refuse regimes that the trainer cannot have. Raises: InputError."""
-    remedy = {
-        "lora": "wrap the model by peft.get_peft_model(model, LoraConfig(...)), and leave the regime out",
-        "tangent-lora": "use taskvec.finetune",
-        "gated": "use taskvec.finetune",
-        "tangent": "use taskvec.finetune",
-    }.get(regime.space)
-    if remedy is not None:
-        raise InputError(
-            f"regime: {regime.name!r} is of space {regime.space}, expected a selection of parameters; "
-            f"{remedy}"
-        )
-
-
-def _inside(model: nn.Module) -> nn.Module:
-    """The network inside the wrappers of torch. Raises: InputError for one that hides its parameters."""
-    network: nn.Module = model
-    while isinstance(
-        held := getattr(network, "_orig_mod", None) or getattr(network, "module", None), nn.Module
-    ):
-        network = held
-    if any(type(part).__name__ == "FullyShardedDataParallel" for part in model.modules()):
-        raise InputError(
-            f"{type(network).__name__}: wrapped by FSDP 1, which hides its parameters; set fsdp_version: 2 "
-            "in fsdp_config"
-        )
-    return network
+            figures = {f"taskvec/{coefficient:g}/{key}": value for key, value in loop.metrics.items()}
+            self.log(dict(figures))
+            metrics |= figures
+        return metrics

@@ -72,7 +72,7 @@ def linearize(model: nn.Module, params: Choice = "all", *, route: Route = "auto"
     >>> bool(torch.equal(lin(x), model(x)))
     True
     """
-    _check_modules(model)
+    check_modules(model)
     known = [name for name, value in model.named_parameters() if value.is_floating_point()]
     where = type(model).__name__
     chosen = select_names(known, params, where) if isinstance(params, str) else list(filter(params, known))
@@ -81,7 +81,7 @@ def linearize(model: nn.Module, params: Choice = "all", *, route: Route = "auto"
     return TangentModel(model, chosen, route)
 
 
-def _check_modules(model: nn.Module) -> None:
+def check_modules(model: nn.Module) -> None:
     """Refuse modules whose tangent would be wrong or missing.
 
     Raises: NoTangent naming the first of them.
@@ -112,7 +112,7 @@ def _trouble(module: nn.Module) -> str | None:
 
 def _called(model: nn.Module, params: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
     """The model with other parameters; buffers that it replaces on the way are put back."""
-    _check_modules(model)  # its mode may have changed since
+    check_modules(model)  # its mode may have changed since
     with substituted(model, {**params, **dict(model.named_buffers())}):
         return model(*args, **kwargs)
 
