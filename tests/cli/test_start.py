@@ -50,6 +50,68 @@ def test_help_imports_no_libraries_but_those_that_print_it() -> None:
     assert "taskvec diff" in run(code)
 
 
+HEAVY = ("torch", "numba", "scipy", "sklearn", "pandas", "transformers", "matplotlib", "jinja2")
+"""What work on files alone has no use for."""
+
+
+def imported_by(*words: str | Path) -> set[str]:
+    """The libraries of ``HEAVY`` that a command has imported when it is done."""
+    code = (
+        "import sys\nfrom taskvec.cli import main\n"
+        f"try: main({list(map(str, words))!r})\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        f"print('heavy', *(name for name in {HEAVY!r} if name in sys.modules))"
+    )
+    return set(run(code).splitlines()[-1].split()[1:])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Models of several element types, in a file and in shards, and a task vector."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("files")
+    made = {}
+    for kind in ("bfloat16", "float16", "float32", "float64"):
+        for place in ("base", "tuned"):
+            torch.manual_seed(len(place))
+            tensors = {
+                f"layers.{n}.w": torch.randn(70 + n, 9, dtype=torch.float64).to(getattr(torch, kind))
+                for n in range(3)
+            }
+            made[f"{place} {kind}"] = folder / f"{place}-{kind}"
+            taskvec.save_weights(
+                {**tensors, "steps": torch.arange(4)}, made[f"{place} {kind}"], max_shard_size=4000
+            )
+    made["vector"] = folder / "vector.safetensors"
+    taskvec.TaskVector.between(made["base bfloat16"], made["tuned bfloat16"]).save(made["vector"])
+    return made
+
+
+@pytest.mark.parametrize("name", ["base bfloat16", "base float16", "base float32", "base float64", "vector"])
+@pytest.mark.parametrize("options", [[], ["--headers"], ["--json"]])
+def test_inspecting_a_file_imports_no_torch(files: dict[str, Path], name: str, options: list[str]) -> None:
+    assert imported_by("inspect", files[name], *options) == set()
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "float64"])
+def test_what_inspect_shows_is_what_torch_computes(
+    files: dict[str, Path], kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = files[f"base {kind}"]
+    with pytest.raises(SystemExit):
+        main(["inspect", str(folder), "--json"])
+    [facts] = json.loads(capsys.readouterr().out)["files"]
+    with taskvec.open_weights(folder) as weights:
+        assert facts["fingerprint"] == taskvec.open_weights(dict(weights)).fingerprint()
+        norms = {name: float(weights[name].double().norm()) for name in weights if name != "steps"}
+    assert facts["dtypes"] == sorted([kind, "int64"])
+    assert facts["norm"] == pytest.approx(sum(norm**2 for norm in norms.values()) ** 0.5, rel=1e-14)
+    assert facts["norms_by_layer"] == pytest.approx(
+        {name.removesuffix(".w"): norm for name, norm in norms.items()}, rel=1e-14
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

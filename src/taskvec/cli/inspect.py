@@ -125,11 +125,14 @@ def _weights_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
         facts |= {"kind": f"statistics ({statistics.kind})", **origin}
     if headers:
         return facts
-    return {**facts, "fingerprint": weights.fingerprint(), **_norm_facts(tensor_norms(weights))}
+    weights.fingerprint_while_reading()
+    norms = tensor_norms(weights)
+    return {**facts, "fingerprint": weights.fingerprint(), **_norm_facts(norms)}
 
 
 def _vector_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
     from taskvec.vectors import TaskVector
+    from taskvec.weights.summary import tensor_norms
 
     vector = TaskVector.opened(weights)
     info = vector.info.model_dump(mode="json", exclude={"unchanged", "format", "dtype", "compact", "masks"})
@@ -152,7 +155,12 @@ def _vector_facts(weights: "Weights", headers: bool) -> dict[str, Any]:
             **compact.settings,
             "relative_error": compact.error,
         }
-    return facts if headers else {**facts, **_norm_facts(vector.norms())}
+    if headers:
+        return facts
+    if adapter or compact:
+        return {**facts, **_norm_facts(vector.norms())}
+    stored = tensor_norms(weights)  # without torch, which the norms of what is computed need
+    return {**facts, **_norm_facts({name: stored.get(name, 0.0) for name in vector})}
 
 
 def _kind_of_adapter(training: dict[str, Any]) -> str:

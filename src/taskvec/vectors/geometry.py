@@ -29,7 +29,7 @@ def working_bytes(vectors: Sequence[Delta], name: str) -> int:
     whole = not all(vector.in_rows(name) for vector in held)
     elements = max((block_size(vector.specs[name].shape, whole=whole) for vector in held), default=0)
     reading = max((vector.working_bytes(name) for vector in held), default=0)
-    return reading + 2 * (len(held) + 1) * torch.float64.itemsize * elements
+    return reading + 2 * (len(held) + 1) * 8 * elements  # float64
 
 
 def norm(vector: Delta) -> float:

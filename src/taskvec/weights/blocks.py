@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from numpy.typing import NDArray
 
 from taskvec.weights.dtypes import EDITABLE, code_of, dtype_of, name_of, short, size_of
 
@@ -11,6 +13,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+
+Block = TypeVar("Block", "Tensor", NDArray[Any])
+"""Some rows of a tensor: torch's, or an array as ``Weights.read_array`` gives it."""
 
 BLOCK = 1 << 19
 """Elements that are read, computed, written and digested at a time, so that they stay in cache from one step
@@ -92,8 +97,8 @@ def rows_shape(shape: tuple[int, ...], rows: slice | None) -> tuple[int, ...]:
     return (len(range(*rows.indices(row_count(shape)))), *shape[1:][-1:])
 
 
-def rows_of(tensor: "Tensor", rows: slice | None) -> "Tensor":
-    """Some rows of a tensor."""
+def rows_of(tensor: Block, rows: slice | None) -> Block:
+    """Some rows of a tensor, or of an array."""
     if rows is None:
         return tensor
     shape = tuple(tensor.shape)

@@ -2,9 +2,10 @@
 
 from functools import cache
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taskvec.errors import InputError
 from taskvec.later import torch
@@ -70,6 +71,12 @@ def size_of(code: str) -> int:
     return TYPES[code][1] if code in TYPES else dtype_of(code).itemsize
 
 
+def array_type(code: str) -> "np.dtype[Any]":
+    """What arrays of numpy hold for a code; the bits where it has no such numbers."""
+    bits = code == "BF16" or code.startswith("F8")
+    return np.dtype(f"uint{8 * size_of(code)}" if bits else name_of(code))
+
+
 def is_editable(dtype: "torch.dtype") -> bool:
     """Whether deltas are taken of an element type."""
     return code_of(dtype) in EDITABLE
@@ -118,8 +125,11 @@ def check_editable(where: object, dtype: "torch.dtype | None") -> None:
         raise InputError(f"{where}: dtype {short(dtype)}, expected one of {wanted}")
 
 
-def raw_bytes(tensor: "Tensor") -> memoryview:
-    """The content of a CPU tensor in row-major order, as a flat view of bytes; no copy if contiguous."""
+def raw_bytes(tensor: "Tensor | NDArray[Any]") -> memoryview:
+    """The content of a CPU tensor, or of an array, in row-major order, as a flat view of bytes; no copy if
+    contiguous."""
+    if isinstance(tensor, np.ndarray):
+        return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
     dense = tensor.detach().contiguous()
     flat = dense.as_strided((dense.numel(),), (1,))  # one entry alone may have any stride
     return flat.view(torch.uint8).numpy().data

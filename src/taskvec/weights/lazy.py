@@ -6,12 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from taskvec.later import torch
 from taskvec.registry import nearest
 from taskvec.weights.blocks import TensorSpec, block_size, block_step, row_blocks
 from taskvec.weights.change import Change
+from taskvec.weights.dtypes import array_type, raw_bytes
 from taskvec.weights.tally import Tally, folded
 
 if TYPE_CHECKING:
@@ -183,6 +187,23 @@ class Weights(Lazy, Mapping[str, "Tensor"]):
             self.tally.add(stored, self._specs[stored], rows, tensor)
         return tensor
 
+    def _read_array(self, name: str, rows: slice | None) -> NDArray[Any]:
+        """As ``_read``, for ``read_array``; without torch where it can be."""
+        tensor, spec = self._read(name, rows), self._specs[name]
+        content = np.frombuffer(raw_bytes(tensor), array_type(spec.code))
+        return content.reshape(tuple(tensor.shape))
+
+    def read_array(self, name: str, rows: slice | None = None) -> NDArray[Any]:
+        """As ``read``, as an array, which files give without torch: bits of bfloat16 and 8-bit floats.
+
+        Raises: KeyError for a name that is not there.
+        """
+        stored = self._stored_name(name)
+        array = self._read_array(stored, rows)
+        if self.tally is not None:
+            self.tally.add(stored, self._specs[stored], rows, array)
+        return array
+
     def read_with_change(self, name: str, rows: slice | None = None) -> "tuple[Tensor, Change | None]":
         """As ``read``, and how far that is from what it was made of, where the weights are an edit."""
         made = self.read(name, rows)
@@ -256,7 +277,7 @@ class Weights(Lazy, Mapping[str, "Tensor"]):
         digest = tally.digest(name)
         if digest is None:
             for rows in self.row_blocks(name):
-                tally.add(name, spec, rows, self._read(name, rows))
+                tally.add(name, spec, rows, self._read_array(name, rows))
             digest = tally.digest(name)
         assert digest is not None
         return digest

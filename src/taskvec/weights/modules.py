@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from taskvec.errors import CorruptFile, InputError
 from taskvec.reading import inside, read_json
@@ -84,6 +86,9 @@ class Modular(Weights):
 
     def _read(self, name: str, rows: slice | None) -> "Tensor":
         return self._owner[name].read(name, rows)
+
+    def _read_array(self, name: str, rows: slice | None) -> NDArray[Any]:
+        return self._owner[name].read_array(name, rows)
 
     def own_bytes(self, name: str) -> int:
         """None: what was read is passed on."""

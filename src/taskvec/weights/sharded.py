@@ -4,7 +4,9 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from numpy.typing import NDArray
 
 from taskvec.errors import CorruptFile, InputError, and_more
 from taskvec.reading import exists, inside, read_json, shown
@@ -65,6 +67,9 @@ class ShardedWeights(Weights):
 
     def _read(self, name: str, rows: slice | None) -> "Tensor":
         return self._owners[name].read(name, rows)
+
+    def _read_array(self, name: str, rows: slice | None) -> NDArray[Any]:
+        return self._owners[name].read_array(name, rows)
 
     def close(self) -> None:
         """Close every shard."""

@@ -13,11 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from taskvec.errors import CorruptFile, InputError, TaskvecError
 from taskvec.later import torch
 from taskvec.reading import fill, open_regular, parse_json, reason, shown
 from taskvec.weights.blocks import TensorSpec, row_count, row_size, rows_of, rows_shape
-from taskvec.weights.dtypes import HEADER_LIMIT, TYPES, raw_bytes, size_of
+from taskvec.weights.dtypes import HEADER_LIMIT, TYPES, array_type, raw_bytes, size_of
 from taskvec.weights.lazy import Weights
 from taskvec.weights.remote.file import Elsewhere
 from taskvec.weights.remote.mirror import file_behind
@@ -66,6 +69,9 @@ class StoredWeights(Weights):
     def _read(self, name: str, rows: slice | None) -> "Tensor":
         return read_rows(self, name, partial(fill, self._handle), self._places[name], rows)
 
+    def _read_array(self, name: str, rows: slice | None) -> NDArray[Any]:
+        return read_array(self, name, partial(fill, self._handle), self._places[name], rows)
+
     def close(self) -> None:
         """Close the file. Tensors read before stay valid."""
         self._close()
@@ -84,14 +90,27 @@ def read_rows(weights: Weights, name: str, fill: Fill, place: int, rows: slice |
     Raises: as ``fill_tensor``.
     """
     spec = weights.spec(name)
-    first, shape = 0, spec.shape
-    if rows is not None:
-        first, _, step = rows.indices(row_count(shape))
-        if step != 1:
-            return rows_of(read_rows(weights, name, fill, place, None), rows)
-        shape = rows_shape(shape, rows)
-    start = place + (first and first * row_size(spec.shape) * spec.itemsize)
+    if rows is not None and rows.step not in (None, 1):
+        return rows_of(read_rows(weights, name, fill, place, None), rows)
+    start, shape = place + _offset(spec, rows), rows_shape(spec.shape, rows)
     return fill_tensor(weights, name, fill, start, torch.empty(shape, dtype=spec.dtype))
+
+
+def read_array(weights: Weights, name: str, fill: Fill, place: int, rows: slice | None) -> NDArray[Any]:
+    """The same as an array: of ``bfloat16`` and 8-bit floats the bits."""
+    spec = weights.spec(name)
+    if rows is not None and rows.step not in (None, 1):
+        return read_array(weights, name, fill, place, None).reshape(row_count(spec.shape), -1)[rows]
+    start, shape = place + _offset(spec, rows), rows_shape(spec.shape, rows)
+    array = np.empty(shape, array_type(spec.code))
+    _fill(weights, name, fill, start, raw_bytes(array))
+    return array
+
+
+def _offset(spec: TensorSpec, rows: slice | None) -> int:
+    """The byte within a tensor at which its rows begin."""
+    first = 0 if rows is None else rows.indices(row_count(spec.shape))[0]
+    return first and first * row_size(spec.shape) * spec.itemsize
 
 
 def fill_tensor(weights: Weights, name: str, fill: Fill, place: int, tensor: "Tensor") -> "Tensor":
@@ -99,13 +118,17 @@ def fill_tensor(weights: Weights, name: str, fill: Fill, place: int, tensor: "Te
 
     Raises: TaskvecError; CorruptFile if the file ends before.
     """
+    _fill(weights, name, fill, place, raw_bytes(tensor))
+    return tensor
+
+
+def _fill(weights: Weights, name: str, fill: Fill, place: int, content: memoryview) -> None:
     try:
-        whole = fill(raw_bytes(tensor), place)
+        whole = fill(content, place)
     except OSError as error:  # of the input: not to be taken for one of an output being written
         raise TaskvecError(f"{weights.ref}: could not be read ({reason(error)}) inside {name!r}") from error
     if not whole:
         raise CorruptFile(f"{weights.ref}: ends inside {name!r}; was it written to since it was opened?")
-    return tensor
 
 
 class FileIdentity(NamedTuple):

@@ -2,15 +2,26 @@
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
-from taskvec.later import torch
+import numpy as np
+from numpy.typing import NDArray
+
 from taskvec.names import layer_label
-from taskvec.weights.lazy import Weights
+from taskvec.weights.dtypes import dtype_of
+from taskvec.weights.lazy import THREADS, Weights
+
+_CHUNK = 1 << 16
+"""Entries squared at a time: what they are as float64 stays in cache."""
 
 
 def tensor_norms(weights: Weights) -> dict[str, float]:
-    """The Euclidean norm of each floating-point tensor, in float64."""
-    return {name: _norm(weights, name) for name in weights if weights.spec(name).floating}
+    """The Euclidean norm of each floating-point tensor, in float64; files need no torch for it."""
+    names = [name for name in weights if weights.spec(name).floating]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(names, pool.map(partial(_norm, weights), names), strict=True))
 
 
 def by_layer(norms: Mapping[str, float]) -> dict[str, float]:
@@ -23,5 +34,29 @@ def by_layer(norms: Mapping[str, float]) -> dict[str, float]:
 
 
 def _norm(weights: Weights, name: str) -> float:
-    blocks = (weights.read(name, rows) for rows in weights.row_blocks(name))
-    return math.hypot(*(float(torch.linalg.vector_norm(block.double())) for block in blocks))
+    code = weights.spec(name).code
+    return math.sqrt(sum(_square(weights.read_array(name, rows), code) for rows in weights.row_blocks(name)))
+
+
+def _square(block: NDArray[Any], code: str) -> float:
+    """The sum of squares; the same on every machine, as numpy adds in pairs."""
+    flat, total = block.reshape(-1), 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are said as they are
+        for first in range(0, len(flat), _CHUNK):
+            wide = _as_float64(flat[first : first + _CHUNK], code)
+            total += float(np.add.reduce(np.multiply(wide, wide, out=wide)))
+    return total
+
+
+def _as_float64(entries: NDArray[Any], code: str) -> NDArray[np.float64]:
+    """Entries, or the bits of them, as new numbers."""
+    if code == "BF16":
+        bits = entries.astype(np.uint32)
+        bits <<= 16
+        entries = bits.view(np.float32)
+    elif code.startswith("F8"):
+        import torch
+
+        table = torch.arange(256, dtype=torch.uint8).view(dtype_of(code)).double().numpy()
+        return np.asarray(table[entries])
+    return entries.astype(np.float64)

@@ -1,11 +1,12 @@
 """Digests of tensors, block by block, and the fingerprint that they fold to."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import xxhash
+from numpy.typing import NDArray
 
-from taskvec.weights.blocks import TensorSpec, block_step, row_blocks, row_count, rows_of
+from taskvec.weights.blocks import Block, TensorSpec, block_step, row_blocks, row_count, rows_of
 from taskvec.weights.dtypes import raw_bytes
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ class Tally:
         self._blocks: dict[str, tuple[TensorSpec, dict[int, bytes]]] = {}
         self._whole: dict[str, bytes] = {}
 
-    def add(self, name: str, spec: TensorSpec, rows: slice | None, tensor: "Tensor") -> None:
+    def add(self, name: str, spec: TensorSpec, rows: slice | None, tensor: Block) -> None:
         """Digest what was read, if it is the whole tensor or one of its ``row_blocks``."""
         if name in self._whole:
             return
@@ -70,7 +71,7 @@ def _is_block(shape: tuple[int, ...], rows: slice) -> bool:
     return bool(rows.start % step == 0 and rows.stop == min(rows.start + step, row_count(shape)))
 
 
-def _digest_of(tensor: "Tensor") -> bytes:
+def _digest_of(tensor: "Tensor | NDArray[Any]") -> bytes:
     return xxhash.xxh3_128_digest(raw_bytes(tensor))
 
 

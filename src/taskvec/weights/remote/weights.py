@@ -1,11 +1,13 @@
 """Safetensors files elsewhere: the header is fetched on opening, tensors and rows when they are asked for."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from taskvec.weights.lazy import Weights
 from taskvec.weights.remote.mirror import Mirror
-from taskvec.weights.stored import read_header, read_rows
+from taskvec.weights.stored import read_array, read_header, read_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,3 +39,6 @@ class RemoteWeights(Weights):
 
     def _read(self, name: str, rows: slice | None) -> "Tensor":
         return read_rows(self, name, self._file.fill, self._places[name], rows)
+
+    def _read_array(self, name: str, rows: slice | None) -> NDArray[Any]:
+        return read_array(self, name, self._file.fill, self._places[name], rows)
