@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from taskvec.errors import CorruptFile, InputError
 
@@ -57,12 +58,14 @@ def with_places(text: str) -> str:
 
 
 def local_path(text: str | os.PathLike[str]) -> Path:
-    """A path that somebody gave, with ``~`` filled in.
+    """A path that somebody gave, with ``~`` filled in; that of a ``file://`` URL.
 
     Raises: InputError for what can be no path.
     """
     if not str(text):
         raise InputError("an empty name, expected a path")
+    if str(text)[:7].lower() == "file://":
+        text = "/" + unquote(str(text)[7:].partition("/")[2])
     try:
         path = Path(text).expanduser()
     except RuntimeError:

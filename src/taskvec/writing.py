@@ -134,6 +134,6 @@ def write_at(handle: int, data: memoryview, place: int) -> None:
         data, place = data[count:], place + count
 
 
-def unwritable(target: Path, error: OSError, rest: str = "nothing was left behind") -> TaskvecError:
+def unwritable(target: Path | str, error: OSError, rest: str = "nothing was left behind") -> TaskvecError:
     """What to raise where the system refuses to write a part of ``target``."""
     return TaskvecError(f"{target}: could not be written ({(error.strerror or str(error)).lower()}); {rest}")

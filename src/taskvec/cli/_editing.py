@@ -132,7 +132,7 @@ def _own_weights(ref: str) -> "Weights | None":
     return open_weights(load(ref).source) if is_own(ref) else None
 
 
-def check_vectors(vectors: "Mapping[str, TaskVector]", output: Path) -> list[str]:
+def check_vectors(vectors: "Mapping[str, TaskVector]", output: Path | str) -> list[str]:
     """Refuse an output inside the folder of a vector.
 
     Returns: notes on vectors that are the same.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import gettempdir
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,8 @@ from cyclopts import Parameter
 
 from taskvec.cli._common import print_facts, print_json, print_table, say, watching
 from taskvec.cli._editing import workers
-from taskvec.cli._writing import Writing
+from taskvec.cli._writing import Writing, check_place
+from taskvec.urls import said
 
 if TYPE_CHECKING:
     from taskvec.edits.merge import Merge
@@ -45,11 +47,10 @@ def check_output(writing: Writing, inputs: Sequence["Weights"], *, goes_on: bool
     Raises: InputError; OutputExists.
     """
     from taskvec.edits.inputs import check_outside
-    from taskvec.weights.staging import check_target
 
     check_outside(writing.output, inputs)
     files = [file for weights in inputs for file in weights.files]
-    check_target(writing.output, force=writing.force or goes_on, inputs=files)
+    check_place(writing.output, force=writing.force or goes_on, inputs=files)
     writing.bound(())
 
 
@@ -74,13 +75,12 @@ def write(
     from taskvec.edits.opening import save_merge
     from taskvec.edits.outcome import note_identity
     from taskvec.weights.parts import Part
-    from taskvec.weights.staging import check_target
 
     chosen = None if part is None else Part.parse(part)
     output, force = writing.output, writing.force
     goes_on = resume or part is not None
     check_outside(output, made.inputs.values())
-    check_target(output, force=force or goes_on, inputs=(*made.weights.files, *made.like.files))
+    check_place(output, force=force or goes_on, inputs=(*made.weights.files, *made.like.files))
     say(made.notes)
     memory = writing.bound((name, made.weights.working_bytes(name)) for name in made.weights)
     if dry_run:
@@ -123,7 +123,7 @@ def _write_part(
     }
     words = {"done": f"{len(progress.done)} of {part.of}", "waiting": listed(progress.waiting) or "none"}
     if made.weights.changes is None:  # somebody else completed it, or will
-        facts = {"path": str(writing.output), **facts, "seconds": round(perf_counter() - begun, 3)}
+        facts = {"path": said(str(writing.output)), **facts, "seconds": round(perf_counter() - begun, 3)}
     else:
         say(note_identity(made.weights, made.inputs))
         facts = _facts(made, writing.output, begun, {**more, **facts})
@@ -140,7 +140,7 @@ def _idle(part: "Part", made: "Merge") -> str:
     )
 
 
-def _facts(made: "Merge", output: Path, begun: float, more: Mapping[str, object]) -> dict[str, object]:
+def _facts(made: "Merge", output: Path | str, begun: float, more: Mapping[str, object]) -> dict[str, object]:
     """What is printed of an edited model; ``begun``, by ``perf_counter``, is when writing began."""
     from taskvec.edits.outcome import summarize_change
     from taskvec.edits.plan import count_edited
@@ -148,7 +148,7 @@ def _facts(made: "Merge", output: Path, begun: float, more: Mapping[str, object]
     weights = made.weights
     edited = count_edited(weights)
     return {
-        "path": str(output),
+        "path": said(str(output)),
         **more,
         "edited tensors": edited,
         "copied tensors": len(weights) - edited,
@@ -162,12 +162,15 @@ def _show_plan(made: "Merge", writing: Writing, memory: float, part: "Part | Non
     from taskvec.edits.plan import make_plan
     from taskvec.weights.parts import share_out
 
-    expected = make_plan(made, writing.output, memory=memory, force=writing.force)
+    # What goes elsewhere is made on this machine first.
+    remote = isinstance(writing.output, str)
+    target = Path(gettempdir()) / Path(said(str(writing.output))).name if remote else Path(writing.output)
+    expected = make_plan(made, target, memory=memory, force=writing.force or remote)
     mine = share_out(expected.shards, part.of)[part.number - 1] if part else ()
     sizes = [expected.shards[place] for place in mine]
     if writing.json:
         share = {"part": str(part), "shards_of_the_part": sizes} if part else {}
-        print_json({"path": str(writing.output), **asdict(expected), **share})
+        print_json({"path": said(str(writing.output)), **asdict(expected), **share})
         return
     again = f", {expected.passes} times over" if expected.passes > 1 else ""
     work = "read, computing comes on top" if expected.ahead else "read and compute"
@@ -175,7 +178,7 @@ def _show_plan(made: "Merge", writing: Writing, memory: float, part: "Part | Non
         ("edited tensors", f"{expected.edited:,}"),
         ("copied tensors", f"{expected.copied:,}"),
         ("read", _size(expected.read) + again),
-        ("write", f"{_size(expected.written)}, of {_size(expected.free)} free"),
+        ("write", _size(expected.written) + ("" if remote else f", of {_size(expected.free)} free")),
         ("shards", f"{len(expected.shards)}, the largest {_size(max(expected.shards))}"),
         ("largest tensor", f"{expected.largest}, {_size(expected.largest_bytes)}"),
         ("memory", f"about {_size(expected.memory)} for blocks at work"),
@@ -183,7 +186,7 @@ def _show_plan(made: "Merge", writing: Writing, memory: float, part: "Part | Non
     ]
     if part:
         rows.insert(5, (f"part {part}", f"{len(sizes)} of the shards, {_size(sum(sizes))}"))
-    print_table(None, ["plan", str(writing.output)], rows, "Nothing was written.")
+    print_table(None, ["plan", said(str(writing.output))], rows, "Nothing was written.")
 
 
 def _size(count: float) -> str:

@@ -1,6 +1,6 @@
 """The options of commands that write tensors, and writing by them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +12,7 @@ from taskvec.cli._editing import Memory, ShardSize, bound
 
 if TYPE_CHECKING:
     import torch
+    from cyclopts import Token
 
     from taskvec.weights import Weights
 
@@ -21,12 +22,38 @@ Dtype = Annotated[
 ]
 
 
+def _to_target(_: object, tokens: Sequence["Token"]) -> Path | str:
+    from taskvec.urls import is_url
+
+    text = tokens[0].value
+    return text if is_url(text) else Path(text)
+
+
+Target = Annotated[Path | str, Parameter(name=["--output", "-o"], converter=_to_target)]
+"""Where an output goes: a path, or the URL of a bucket or the like."""
+
+
+def check_place(target: Path | str, *, force: bool, inputs: Iterable[Path] = ()) -> None:
+    """Refuse an output that must not be written, as far as this machine knows.
+
+    Raises: InputError; OutputExists.
+    """
+    from taskvec.urls import protocol_of
+    from taskvec.weights.staging import check_suffix, check_target
+
+    if isinstance(target, str):
+        protocol_of(target)
+        check_suffix(Path(target.partition("?")[0]))
+    else:
+        check_target(target, force=force, inputs=inputs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Writing:
     """Where and how tensors are written; flattened into options (``flattened``)."""
 
-    output: Annotated[Path, Parameter(name=["--output", "-o"])]
-    """A .safetensors file, or a folder."""
+    output: Target
+    """A .safetensors file, or a folder; or the URL of one, such as s3://bucket/model."""
     max_shard_gb: ShardSize = 5.0
     memory: Memory = None
     force: Force = False
@@ -42,7 +69,7 @@ class Writing:
         from taskvec.weights import open_weights
 
         with watching(self.quiet) as watch:
-            path = save(
+            path: Path | str = save(
                 self.output,
                 force=self.force,
                 max_shard_size=self.max_shard_gb * 1e9,
@@ -50,7 +77,7 @@ class Writing:
                 watch=watch,
                 **more,
             )
-        return open_weights(path)
+        return open_weights(self.output if isinstance(self.output, str) else path)
 
 
 def element_type(dtype: Dtype) -> "torch.dtype | None":

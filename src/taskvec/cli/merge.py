@@ -10,7 +10,7 @@ from taskvec.cli._adapters import AS_MODEL, AsAdapter, write_edit
 from taskvec.cli._common import Force, Json, Quiet, flattened, print_json
 from taskvec.cli._editing import Memory, ShardSize, known_ref
 from taskvec.cli._merging import DryRun, PartOption, Resume, write
-from taskvec.cli._writing import Writing
+from taskvec.cli._writing import Target, Writing, check_place
 from taskvec.errors import InputError
 
 _Flag = Annotated[bool, Parameter(negative=())]
@@ -20,7 +20,7 @@ def merge(
     recipe: Path | None = None,
     /,
     *,
-    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    output: Target | None = None,
     dry_run: DryRun = False,
     scale: float | None = None,
     vocab: str | None = None,
@@ -49,7 +49,7 @@ def merge(
         recipe: A YAML file; docs/recipes.md describes it. Paths in it are relative to it, in files of
             mergekit to the working directory.
         output: A folder, which also gets what lies beside the weights of the base, such as config and
-            tokenizer, or a .safetensors file.
+            tokenizer, or a .safetensors file; or the URL of one, such as s3://bucket/model.
         scale: The scaling coefficient, in place of the recipe's.
         vocab: Bring models of different vocabularies to that of the base (`base`), to the `union` or
             `intersection` of all, or to that of the model of this name, in place of the recipe's.
@@ -61,8 +61,6 @@ def merge(
         allow_unloadable: Write a model of which transformers would make tensors at random, or ignore some.
         schema: Print the JSON schema of recipes and end.
     """
-    from taskvec.weights.staging import check_target
-
     if schema:
         from taskvec.edits.recipe import Recipe
 
@@ -72,7 +70,7 @@ def merge(
     if recipe is None or output is None:
         missing = "RECIPE" if recipe is None else "--output (-o)"
         raise InputError(f"{missing}: missing, expected taskvec merge RECIPE.yaml -o OUT")
-    check_target(output, force=force or resume or part is not None, inputs=[recipe.resolve()])
+    check_place(output, force=force or resume or part is not None, inputs=[recipe.resolve()])
     writing = Writing(output=output, memory=memory, force=force, json=json, quiet=quiet)
     adapter.check(
         {

@@ -7,12 +7,14 @@ from pathlib import Path
 from taskvec.edits.configs import read_config
 from taskvec.errors import CorruptFile, InputError, OutputExists
 from taskvec.reading import exists, is_folder, local_path, read_bytes
+from taskvec.urls import said
 from taskvec.vectors import TaskVector
 from taskvec.vectors.directions import Stored
 from taskvec.vectors.lora.adapter import Adapter
 from taskvec.weights import Weights
 from taskvec.weights.blocks import row_size
 from taskvec.weights.dtypes import raw_bytes
+from taskvec.weights.output import url_of
 from taskvec.weights.quantized import check_plain
 
 LOOK = 1 << 10
@@ -52,13 +54,21 @@ def check_sound(weights: Weights) -> Weights:
     return weights
 
 
-def check_outside(target: Path, inputs: Iterable[Weights]) -> None:
+def check_outside(target: str | Path, inputs: Iterable[Weights]) -> None:
     """Refuse an output that would lie inside an input folder, among the files of another model.
 
-    Outputs that are input files themselves are left to ``check_target``.
+    Outputs that are input files themselves are left to ``check_target``; those that go elsewhere are not, as
+    nothing else looks at them.
 
     Raises: OutputExists.
     """
+    if (url := url_of(target)) is not None:
+        here = f"{said(url).rstrip('/')}/"
+        for weights in inputs:
+            there = f"{said(weights.ref).rstrip('/')}/"
+            if there.startswith(here) or here.startswith(there):
+                raise OutputExists(f"{said(url)}: lies inside the input {weights.ref}; choose another output")
+        return
     place = local_path(target).resolve()
     for weights in inputs:
         folder = Path(weights.ref).expanduser()

@@ -15,11 +15,12 @@ from taskvec.edits.named import Known, none_known
 from taskvec.edits.outcome import summarize_change
 from taskvec.errors import InputError
 from taskvec.progress import Watch, unwatched
-from taskvec.reading import local_path
+from taskvec.urls import said
 from taskvec.vectors.checks import Fit
 from taskvec.vectors.stored.files import summary
 from taskvec.weights import save_weights
 from taskvec.weights.parts import Part, Progress
+from taskvec.weights.staging import SUFFIX
 from taskvec.weights.writer import write_part
 
 
@@ -85,7 +86,7 @@ def save_merge(
     """Write a merged model, with a manifest and a model card.
 
     Args:
-        path: a folder, or a ``.safetensors`` file, which holds the weights alone.
+        path: a folder, or a ``.safetensors`` file, which holds the weights alone; or the URL of one.
         force, memory, processes, resume, watch: as for ``save_weights``.
 
     Returns: the path written.
@@ -130,8 +131,9 @@ def save_part(
 
 def _prepare(merge: Merge, path: str | Path) -> dict[str, Any]:
     """The arguments that a merge is written with."""
-    check_outside(Path(path), merge.inputs.values())
-    if local_path(path).suffix != ".safetensors":
+    check_outside(path, merge.inputs.values())
+    name = Path(said(str(path))).name
+    if Path(name).suffix != SUFFIX:
         check_loads(merge)
     for weights in merge.inputs.values():
         weights.fingerprint_while_reading()
@@ -139,7 +141,7 @@ def _prepare(merge: Merge, path: str | Path) -> dict[str, Any]:
         "max_shard_size": merge.max_shard_size,
         "like": merge.like,
         "manifest": lambda: _manifest(merge),
-        "extra_files": {**merge.files, "README.md": lambda: render_card(merge, Path(path).name)},
+        "extra_files": {**merge.files, "README.md": lambda: render_card(merge, name)},
         "allow_nonfinite": merge.allow_nonfinite,
     }
 

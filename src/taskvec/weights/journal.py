@@ -31,13 +31,15 @@ class Finished(Config):
         shards: file -> the digest of each tensor in it.
         changes: tensor -> how far it is from what it was made of, its floats in hexadecimal.
         states: file -> what it looked like when it was finished.
+        others: of an output elsewhere, what may lie there too.
         inputs: for each input in its order, tensor -> digest, as far as known.
     """
 
     key: str
     shards: dict[str, _Digests]
     changes: dict[str, tuple[int, int, str, str]]
-    states: dict[str, tuple[int, int, int, int]] = Field(default_factory=dict)
+    states: dict[str, str] = Field(default_factory=dict)
+    others: list[str] = Field(default_factory=list)
     inputs: list[_Digests] = Field(default_factory=list)
 
     @classmethod
@@ -90,11 +92,7 @@ class Journal:
         before = Finished.read(self._path)
         if before is None or before.key != self.finished.key:
             return None if before is None else False
-        bad = {
-            name
-            for name, digests in before.shards.items()
-            if name not in self._places or digests_of(self._places[name]) != digests
-        }
+        bad = {name for name in before.shards if name not in self._places or not self._is_whole(name, before)}
         self.finished = before.without(bad)
         return True
 
@@ -104,16 +102,22 @@ class Journal:
 
     def add(self, shard: str, digests: Mapping[str, bytes], changes: Mapping[str, Change]) -> None:
         """Record a shard that is on the disk."""
+        self.know(shard, digests, changes)
+        self._keep(states={**self.finished.states, shard: self._state(shard)})
+
+    def know(self, shard: str, digests: Mapping[str, bytes], changes: Mapping[str, Change]) -> None:
+        """Keep in mind what is known of a shard; that it is finished is recorded by ``add``."""
         spelled = {
             name: (each.entries, each.changed, float(each.distance).hex(), float(each.norm).hex())
             for name, each in changes.items()
             if name in digests
         }
-        self._keep(
-            shards={**self.finished.shards, shard: {name: digest.hex() for name, digest in digests.items()}},
-            changes={**self.finished.changes, **spelled},
-            states={**self.finished.states, shard: state_of(self._places[shard])},
-        )
+        hexed = {name: digest.hex() for name, digest in digests.items()}
+        more = {
+            "shards": {**self.finished.shards, shard: hexed},
+            "changes": {**self.finished.changes, **spelled},
+        }
+        self.finished = self.finished.model_copy(update=more)
 
     def add_inputs(self, inputs: Sequence[Mapping[str, bytes]]) -> None:
         """Record what is known of the inputs."""
@@ -125,14 +129,24 @@ class Journal:
             ]
         )
 
+    def _state(self, shard: str) -> str:
+        return state_of(self._places[shard])
+
+    def _is_whole(self, shard: str, before: Finished) -> bool:
+        return digests_of(self._places[shard]) == before.shards[shard]
+
+    def begin(self, others: Sequence[str]) -> None:
+        """Record that work begins, at a place where other files may lie."""
+        self._keep(others=list(others))
+
     def _keep(self, **more: object) -> None:
         self.finished = self.finished.model_copy(update=more)
         replace_text(self._path, json.dumps(self.finished.model_dump()))
 
 
-def state_of(file: Path) -> tuple[int, int, int, int]:
+def state_of(file: Path) -> str:
     """What a finished file looks like: whoever finds it so need not read it again."""
-    return file_identity(file)[1:]
+    return " ".join(map(str, file_identity(file)[1:]))
 
 
 def digests_of(shard: Path) -> _Digests | None:

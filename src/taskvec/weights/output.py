@@ -12,6 +12,7 @@ from taskvec._version import __version__
 from taskvec.errors import CorruptFile, InputError
 from taskvec.later import torch
 from taskvec.reading import copy_regular, local_path, read_mapping
+from taskvec.urls import is_url, local_place, said
 from taskvec.weights.beside import Beside, files_beside
 from taskvec.weights.change import Change
 from taskvec.weights.filenames import homes_of
@@ -30,13 +31,18 @@ Text = str | Callable[[], str]
 Manifest = Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None
 
 
+def url_of(path: str | Path) -> str | None:
+    """The URL of an output that does not go to a disk of this machine; none for one that does."""
+    return path if isinstance(path, str) and is_url(path) and local_place(path) is None else None
+
+
 @dataclass(frozen=True)
 class Output:
     """A file or folder of weights to be.
 
     Attributes:
         source: what is written.
-        target: where.
+        target: where; for a place elsewhere, good for its name alone.
         shards: its files of weights.
         texts: name -> text of more files; or a function that gives it once all has been read.
         beside: the files that are copied.
@@ -66,7 +72,8 @@ class Output:
         """The output that ``save_weights`` writes with these arguments."""
         source = open_weights(weights)
         like = like or source
-        target = local_path(path)
+        url = url_of(path)
+        target = local_path(path) if url is None else Path(said(url))
         single = target.suffix == SUFFIX
         shards = plan_files(source, like, None if single else max_shard_size, metadata)
         texts: dict[str, Text] = {} if single else {**like.makes, **like.texts, **extra_files}
@@ -83,6 +90,13 @@ class Output:
     def size(self) -> int:
         """Bytes, without texts."""
         return sum(shard.size for shard in self.shards) + self.beside.size
+
+    @property
+    def names(self) -> list[str]:
+        """The places of all files that a folder may get but the manifest, which comes last."""
+        shards = [shard.file for shard in self.shards]
+        beside = [place.as_posix() for _, place in self.beside.copied]
+        return list(dict.fromkeys([*shards, *indexes_of(self.shards), *beside, *self.texts]))
 
     def states(self) -> dict[Path, FileIdentity | Elsewhere]:
         """The states that the inputs are in."""
@@ -119,7 +133,7 @@ class Output:
         facts = {
             "created_by": f"taskvec {__version__}",
             "fingerprint": folded(digests),
-            "files": files_in(work),
+            "files": sorted({*files_in(work), *(shard.file for shard in self.shards)}),
         }
         more = self.manifest() if callable(self.manifest) else self.manifest or {}
         _write(work / MANIFEST, {**facts, **more})
@@ -240,22 +254,26 @@ def folders_of(shards: Sequence[Shard]) -> set[str]:
     return {str(Path(shard.file).parent) for shard in shards}
 
 
-def _write_indexes(folder: Path, shards: Sequence[Shard]) -> None:
-    """The index of each folder that holds several shards."""
+def indexes_of(shards: Sequence[Shard]) -> dict[str, list[Shard]]:
+    """The indexes to be, each with the shards that it lists; a single shard has none."""
     listed: dict[str, list[Shard]] = {}
     for shard in shards:
         listed.setdefault(shard.index, []).append(shard)
-    for index, group in listed.items():
-        if len(group) > 1:
-            content = {
-                "metadata": {"total_size": sum(shard.data_size for shard in group)},
-                "weight_map": {
-                    name.removeprefix(shard.prefix): Path(shard.file).name
-                    for shard in group
-                    for name in shard.places
-                },
-            }
-            _write(folder / index, content)
+    return {index: group for index, group in listed.items() if len(group) > 1}
+
+
+def _write_indexes(folder: Path, shards: Sequence[Shard]) -> None:
+    """The index of each folder that holds several shards."""
+    for index, group in indexes_of(shards).items():
+        content = {
+            "metadata": {"total_size": sum(shard.data_size for shard in group)},
+            "weight_map": {
+                name.removeprefix(shard.prefix): Path(shard.file).name
+                for shard in group
+                for name in shard.places
+            },
+        }
+        _write(folder / index, content)
 
 
 def _write(path: Path, content: str | Mapping[str, Any]) -> None:

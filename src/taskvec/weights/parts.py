@@ -363,7 +363,7 @@ class parted:  # like ``staged``: with parted(...) as share
                 self._place.remove()
 
 
-def _looks(file: Path, state: tuple[int, int, int, int] | None) -> bool:
+def _looks(file: Path, state: str | None) -> bool:
     try:
         return not file.is_symlink() and state_of(file) == state
     except InputError:

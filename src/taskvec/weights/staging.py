@@ -226,6 +226,10 @@ def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = (), empt
         that promises another format.
     """
     check_suffix(target)
+    if re.fullmatch(r"[A-Za-z][\w+.-]+:", top := target.parts[0] if len(target.parts) > 1 else "") and not (
+        os.path.lexists(top)
+    ):
+        raise InputError(f"{top}//…: a URL, expected a path of this machine, as nothing else is written here")
     if len(os.fsencode(target.name)) > LONGEST:
         raise InputError(f"{target}: the name is longer than {LONGEST} bytes; choose a shorter one")
     resolved = target.resolve()

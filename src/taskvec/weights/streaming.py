@@ -176,6 +176,14 @@ def stream(
     return outcome
 
 
+def nonfinite_message(where: str, bad: Mapping[str, int], rest: str = "nothing was written") -> str:
+    """The line for tensors (name -> count) that hold NaN or infinity."""
+    first, count = next(iter(bad.items()))
+    others = len(bad) - 1
+    more = f" ({sum(bad.values()) - count} more in {others} other tensors)" if others else ""
+    return f"{where}: {first!r} holds {count} values that are NaN or infinite{more}; {rest}"
+
+
 def _begin(path: Path, shard: Shard) -> None:
     """A file with its header, as long as it will be."""
     with path.open("wb") as file:

@@ -6,20 +6,21 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from taskvec.arguments import checked
-from taskvec.errors import NonFinite, OutputExists, TaskvecError
+from taskvec.errors import InputError, NonFinite, OutputExists, TaskvecError
 from taskvec.later import torch
 from taskvec.progress import Watch, unwatched
+from taskvec.urls import said
 from taskvec.weights.journal import Journal, key_of
 from taskvec.weights.lazy import Weights
 from taskvec.weights.opening import WeightsLike
-from taskvec.weights.output import Output, Text
+from taskvec.weights.output import Output, Text, url_of
 from taskvec.weights.parts import Part, Progress, all_done, parted
 from taskvec.weights.plan import Shard
 from taskvec.weights.staging import JOURNAL, check_space, check_target, staged
-from taskvec.weights.streaming import Outcome, stream
+from taskvec.weights.streaming import Outcome, nonfinite_message, stream
 from taskvec.writing import remove, unwritable
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,8 @@ def save_weights(
 
     Args:
         path: a ``.safetensors`` file, or a folder: then with an index if there are several shards, with
-            what lies beside the weights of ``like``, and with a manifest ``taskvec.json``.
+            what lies beside the weights of ``like``, and with a manifest ``taskvec.json``. Or the URL of one
+            (``s3://bucket/model``), for which shards are made on this machine one at a time.
         force: replace an output that exists. Old output is intact until the new one is complete.
         max_shard_size: bytes of tensor data in a shard of a folder; a larger tensor gets its own.
         like: whose side files are copied, and whose names its files get; by default ``weights``.
@@ -65,12 +67,17 @@ def save_weights(
             threads and no CUDA context.
         resume: keep the finished shards of a run that was interrupted, if it was writing the same.
 
-    Returns: the path written.
+    Returns: the path written; for a URL, a path that is good for its name alone.
     Raises: OutputExists; DiskFull before work starts; NonFinite, with the first tensor and the count.
     Cost: one read and one write of everything; memory of a few MiB a thread, or of the largest tensor
         where the weights cannot be had in pieces.
     """
     output = Output.of(weights, path, like, max_shard_size, metadata or {}, manifest, extra_files or {})
+    if (url := url_of(path)) is not None:
+        # Forked processes would share sockets.
+        how = _Streaming(memory, threads, 1, allow_nonfinite, watch, one_by_one=True)
+        _upload(output, url, how, force=force, resume=resume)
+        return output.target
     target, single, shards = output.target, output.single, output.shards
     if not resume:
         check_target(target, force=force, inputs=output.inputs)
@@ -99,6 +106,17 @@ def save_weights(
             raise NonFinite(nonfinite_message(output.source.ref, outcome.bad))
         output.complete(work, [journal.finished])
     return target
+
+
+def _upload(output: Output, url: str, how: "_Streaming", *, force: bool, resume: bool) -> None:
+    """Write an output to a place elsewhere."""
+    from taskvec.weights.uploads import upload
+
+    job = upload(output, url, force=force, resume=resume)
+    with _failing_in_words(job.store.said, job):
+        for note in () if output.single else output.beside.notes:
+            _log.warning("%s", note)
+        job.run(lambda *made: how.write(output, *made), allow_nonfinite=how.allow_nonfinite)
 
 
 @checked
@@ -136,6 +154,11 @@ def write_part(
         taken by each part.
     """
     output = Output.of(weights, path, like, max_shard_size, metadata or {}, manifest, extra_files or {})
+    if (url := url_of(path)) is not None:
+        raise InputError(
+            f"{said(url)}: elsewhere, where parts cannot know of each other, expected a folder on a disk "
+            "that all of them see; or write it without parts"
+        )
     about = about or (manifest if isinstance(manifest, Mapping) else {})
     facts = output.facts(about, allow_nonfinite=allow_nonfinite)
     if output.is_written(about):
@@ -166,14 +189,24 @@ def write_part(
         raise
 
 
+class _Keeping(Protocol):
+    """Where an output is made: whether something finished stays there, and how to go on with it."""
+
+    @property
+    def keep(self) -> bool: ...
+    @property
+    def kept(self) -> str: ...
+
+
 class _Streaming(NamedTuple):
-    """How tensors are written: as the arguments of ``save_weights`` say."""
+    """How tensors are written: as the arguments of ``save_weights`` say, and perhaps a shard at a time."""
 
     memory: float
     threads: int | None
     processes: int
     allow_nonfinite: bool
     watch: Watch
+    one_by_one: bool = False
 
     def write(
         self,
@@ -199,10 +232,12 @@ class _Streaming(NamedTuple):
             tensor_done(name)
         states = output.states()
         outcome = Outcome()
-        if left:
-            outcome = stream(
+        for some in [{place: shard} for place, shard in left.items()] if self.one_by_one else [left]:
+            if not some or (outcome.bad and not self.allow_nonfinite):
+                break
+            written = stream(
                 output.source,
-                left,
+                some,
                 memory=self.memory,
                 threads=self.threads or max(2, torch.get_num_threads()),
                 processes=self.processes,
@@ -210,6 +245,7 @@ class _Streaming(NamedTuple):
                 tensor_done=tensor_done,
                 shard_done=lambda place, outcome: shard_done(left[place], outcome),
             )
+            outcome.merge(written)
         output.check_unchanged(states)
         return outcome
 
@@ -228,16 +264,8 @@ def _keep_finished(journal: Journal, work: Path) -> None:
             remove(file)
 
 
-def nonfinite_message(where: str, bad: Mapping[str, int], rest: str = "nothing was written") -> str:
-    """The line for tensors (name -> count) that hold NaN or infinity."""
-    first, count = next(iter(bad.items()))
-    others = len(bad) - 1
-    more = f" ({sum(bad.values()) - count} more in {others} other tensors)" if others else ""
-    return f"{where}: {first!r} holds {count} values that are NaN or infinite{more}; {rest}"
-
-
 @contextmanager
-def _failing_in_words(target: Path, staging: staged | parted) -> Iterator[None]:
+def _failing_in_words(target: Path | str, staging: _Keeping) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, TaskvecError) as error:

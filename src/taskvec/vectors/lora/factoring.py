@@ -16,7 +16,7 @@ from taskvec.vectors.lora.targets import Target
 from taskvec.vectors.stored.compact.decoding import Decoded
 from taskvec.vectors.stored.factored import factors_in
 from taskvec.weights.dtypes import nonfinite_count
-from taskvec.weights.writer import nonfinite_message
+from taskvec.weights.streaming import nonfinite_message
 
 if TYPE_CHECKING:
     from torch import Tensor

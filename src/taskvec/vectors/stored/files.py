@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from taskvec.errors import InputError
@@ -22,6 +23,7 @@ from taskvec.weights import TensorSpec, Weights, change, save_weights
 from taskvec.weights.blocks import row_blocks
 from taskvec.weights.change import Change
 from taskvec.weights.dtypes import check_editable, name_of, short
+from taskvec.weights.output import url_of
 from taskvec.weights.staging import check_target
 
 if TYPE_CHECKING:
@@ -62,11 +64,13 @@ def save_vector(
     info = {name: value for name, value in options.items() if form is None or name in OPEN_FIELDS}
     check_fields(info)
     check_editable(path, dtype)
-    target = local_path(path)
+    url = url_of(path)
+    target = local_path(path) if url is None else Path(gettempdir()) / "vector"  # where scratch space is
     settings = {name: value for name, value in options.items() if name not in info}
     chosen = None if form is None else choose_form(form, settings, dtype)
     # Refuse what cannot be written before reading gigabytes to find out what changed.
-    check_target(target, force=force, inputs=vector.files)
+    if url is None:
+        check_target(target, force=force, inputs=vector.files)
     check_bound(vector.ref, vector.base)
     writing |= {"force": force, "memory": memory, "watch": watch}
     kept = None if form else as_stored(vector, dtype)

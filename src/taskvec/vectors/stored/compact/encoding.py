@@ -11,7 +11,7 @@ from taskvec.vectors.stored.compact.form import PLAIN, Entries, Form, Parts, par
 from taskvec.vectors.stored.compact.spool import Spool
 from taskvec.weights.blocks import row_blocks, rows_of
 from taskvec.weights.dtypes import nonfinite_count
-from taskvec.weights.writer import nonfinite_message
+from taskvec.weights.streaming import nonfinite_message
 
 
 def encode(vector: Delta, form: Form, spool: Spool, dtype: "torch.dtype | None", watch: Watch) -> CompactInfo:
