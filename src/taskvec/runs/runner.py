@@ -36,7 +36,7 @@ class Runner:
         for study in self._studies:
             compared += study.compared(experiment, suite)
         digests = {task: suite.task(task).fingerprint for task in involved_tasks(experiment, suite)}
-        model = _fingerprint(experiment.checkpoint)
+        model = fingerprint_of(experiment.checkpoint)
         self._lab = Lab(Plan(experiment, suite, model, digests, list(dict.fromkeys(compared))), store, watch)
         if not store.begun:
             self.load()
@@ -97,7 +97,8 @@ def _tell_trained(job: Job, outcome: Outcome, results: Results, told: Told) -> N
         told(Trained(job.label, plan.metrics[job.label], regime, before.utility, after))
 
 
-def _fingerprint(model: str) -> str:
+def fingerprint_of(model: str) -> str:
+    """Of a model's weights. Raises: InputError."""
     if is_own(model):
         return open_weights(load_backbone(model).source).fingerprint()
     try:

@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from secrets import token_hex
 from typing import Protocol, TypeVar
@@ -15,7 +17,7 @@ import xxhash
 from taskvec.errors import CorruptFile, DiskFull, InputError, TaskvecError
 from taskvec.reading import parse_json, reason, shown
 from taskvec.urls import is_url, open_filesystem, protocol_of, said
-from taskvec.writing import open_own, replacing
+from taskvec.writing import lock, open_own, open_own_folder, replacing
 
 T = TypeVar("T")
 
@@ -31,8 +33,10 @@ _ATOMIC = frozenset({"abfs", "abfss", "az", "gcs", "gs", "oci", "oss", "s3", "s3
 _PAUSES = (0.5, 1.0, 2.0)
 """Seconds before a request is tried again; the packages of stores do so by themselves."""
 
-_PROBE = ".probe-"
+PROBE = ".probe-"
 """What the names of files begin with by which processes find out whether they see the same place."""
+
+_SCRATCH = "taskvec-files-"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -44,6 +48,8 @@ class Files(Protocol):
 
     folder: Path
     """Where cells read and write them."""
+    storage: str | None = None
+    """The URL under which they lie, if not in the folder alone."""
 
     def fetch(self, path: Path) -> bool:
         """Whether a file of the folder is there; it is brought here first if it lies elsewhere."""
@@ -63,8 +69,17 @@ class Files(Protocol):
     def unprobe(self, name: str) -> None:
         """Remove a mark."""
 
+    def waits_for(self, name: str, seconds: float) -> bool:
+        """Whether a mark is seen within so many seconds: a shared disk may be late."""
+        ends = time.monotonic() + seconds
+        while name not in self.probes():
+            if time.monotonic() > ends:
+                return False
+            time.sleep(0.2)
+        return True
 
-class Here:
+
+class Here(Files):
     """Files in the run folder itself, which all processes of the run see."""
 
     def __init__(self, folder: Path) -> None:
@@ -83,21 +98,20 @@ class Here:
     def probe(self, name: str) -> None:
         """Leave a mark. Raises: InputError where nothing can be written."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            os.close(open_own(self.folder / f"{_PROBE}{name}", fresh=True))
+            os.close(open_own(self.folder / f"{PROBE}{name}", fresh=True))
         except OSError as error:
             raise InputError(f"{self.folder}: nothing can be written here ({reason(error)})") from None
 
     def probes(self) -> set[str]:
         """The marks that are seen."""
-        return {path.name.removeprefix(_PROBE) for path in self.folder.glob(f"{_PROBE}*")}
+        return {path.name.removeprefix(PROBE) for path in self.folder.glob(f"{PROBE}*")}
 
     def unprobe(self, name: str) -> None:
         """Remove a mark."""
-        (self.folder / f"{_PROBE}{name}").unlink(missing_ok=True)
+        (self.folder / f"{PROBE}{name}").unlink(missing_ok=True)
 
 
-class Stored:
+class Stored(Files):
     """Files under a URL, and a folder here that holds those that were made or used here.
 
     A file is uploaded whole or not at all, and is known by its size and digest, which lie beside it; what is
@@ -112,6 +126,7 @@ class Stored:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.url = folder, checked_storage(url)
+        self.storage = self.url
         self._fs, root = open_filesystem(self.url)
         self._root = root.rstrip("/")
         self._direct = protocol_of(self.url) in _ATOMIC
@@ -121,7 +136,9 @@ class Stored:
 
     def fetch(self, path: Path) -> bool:
         """Whether a file is there; it is brought here first. Raises: CorruptFile, TaskvecError."""
-        return path.exists() or self._brought(path.relative_to(self.folder).as_posix())
+        if path.exists() or not path.is_relative_to(self.folder):
+            return path.exists()
+        return self._brought(path.relative_to(self.folder).as_posix())
 
     def bring(self, *names: str) -> None:
         """Bring here what others have made. Raises: CorruptFile, TaskvecError."""
@@ -139,17 +156,17 @@ class Stored:
 
     def probe(self, name: str) -> None:
         """Leave a mark. Raises: TaskvecError where nothing can be written."""
-        self._put(f"{_PROBE}{name}", lambda place: self._fs.pipe_file(place, b"1"))
+        self._put(f"{PROBE}{name}", lambda place: self._fs.pipe_file(place, b"1"))
 
     def probes(self) -> set[str]:
         """The marks that are seen. Raises: TaskvecError."""
         names = (place.rpartition("/")[2] for place in self._looked(self._fs.ls, "", detail=False))
-        return {name.removeprefix(_PROBE) for name in names if name.startswith(_PROBE)}
+        return {name.removeprefix(PROBE) for name in names if name.startswith(PROBE)}
 
     def unprobe(self, name: str) -> None:
         """Remove a mark; one that cannot be removed does no harm."""
         with suppress(Exception):
-            self._fs.rm_file(f"{self._root}/{_PROBE}{name}")
+            self._fs.rm_file(f"{self._root}/{PROBE}{name}")
 
     def _made(self) -> Iterator[Path]:
         for folder in map(self.folder.joinpath, KEPT):
@@ -304,6 +321,33 @@ class Stored:
 
 class _Different(Exception):
     """What was read is not what was written."""
+
+
+def open_files(folder: Path, storage: str | None) -> Files:
+    """The files of a run. Raises: InputError for a storage that makes no sense."""
+    return Here(folder) if storage is None else Stored(folder, storage)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A new folder on this machine; those of processes that were killed are removed."""
+    home = Path(tempfile.gettempdir())
+    for path in home.glob(f"{_SCRATCH}*"):
+        with suppress(InputError, OSError):
+            handle = open_own_folder(path)
+            try:
+                if lock(handle):
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(handle)
+    path = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+    handle = open_own_folder(path)
+    try:
+        lock(handle)
+        yield path
+    finally:
+        os.close(handle)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def checked_storage(storage: str) -> str:

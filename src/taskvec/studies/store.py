@@ -16,7 +16,8 @@ from typing import Any
 import xxhash
 
 from taskvec.errors import CorruptFile, InputError, OutputExists
-from taskvec.reading import parse_json, read_bytes
+from taskvec.reading import inside, parse_json, read_bytes
+from taskvec.studies.files import PROBE, Files, open_files
 from taskvec.turns import alone
 from taskvec.writing import lock, open_own, remove
 
@@ -51,11 +52,11 @@ class Records(ABC):
     result, so a cell whose settings changed is another cell, and one that is there is taken as it is.
 
     Args:
-        folder: of the run, for files that records name.
+        files: of the run, which records name.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, files: Files) -> None:
+        self.files, self.folder = files, files.folder
         self.device = "cpu"
         """What computes, for the records."""
         self.computed = 0
@@ -144,6 +145,10 @@ class Records(ABC):
 class Store(Records):
     """The records of a run folder.
 
+    Args:
+        storage: a URL under which the files lie that records name, with copies in the folder; none for the
+            folder alone.
+
     Nothing is read or written before it is asked for. Reading drops a last line cut short, which a killed run
     leaves.
 
@@ -151,12 +156,12 @@ class Store(Records):
         damaged record.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, storage: str | None = None) -> None:
+        super().__init__(open_files(folder, storage))
         self._path = folder / "records.jsonl"
         if folder.exists() and not folder.is_dir():
             raise OutputExists(f"{folder}: is a file, expected a run folder; choose another name")
-        if folder.exists() and not self._path.exists() and any(folder.iterdir()):
+        if folder.exists() and not self._path.exists() and not _is_empty(folder):
             raise OutputExists(f"{folder}: exists and holds no run (no records.jsonl); choose another folder")
 
     @property
@@ -204,12 +209,20 @@ class Store(Records):
     def put(self, record: dict[str, Any]) -> None:
         """Put a new result on record; the disk holds it when this returns."""
         known = self._records
+        self.files.publish()
         self.folder.mkdir(parents=True, exist_ok=True)
         with os.fdopen(open_own(self._path), "ab") as file:
             file.write(json.dumps(record).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         known[record["key"]] = record
+        if isinstance(name := record["result"].get("file"), str) and record["cell"] != "vector":
+            self.files.fetch(inside(self.folder, name, self._path))  # the page shows what it holds
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing is in a folder but what a killed process left that looked whether others see it."""
+    return all(path.name.startswith(PROBE) for path in folder.iterdir())
 
 
 def read_records(folder: Path) -> dict[str, dict[str, Any]]:

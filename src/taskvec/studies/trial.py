@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -353,7 +353,7 @@ class Trial:
             vector.save(path, force=True)
             return {"file": str(path.relative_to(store.folder))}
 
-        store.result("vector", decisive, make, path.exists)
+        store.result("vector", decisive, make, partial(store.files.fetch, path))
         if told is not None:
             replay(lines, told)
         return TaskVector.load(path)

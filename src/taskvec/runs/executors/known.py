@@ -18,7 +18,7 @@ class _Kept(Records):
     """Records of others, to read."""
 
     def __init__(self, records: Records) -> None:
-        super().__init__(records.folder)
+        super().__init__(records.files)
         self._records = records
 
     def find(self, key: str) -> dict[str, Any] | None:

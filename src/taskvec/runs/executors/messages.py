@@ -16,6 +16,7 @@ class Setup:
 
     Args:
         folder: of the run, for files.
+        storage: where files lie that all workers see, if not in that folder.
         digests, files: of given vectors, and of files of statistics by path, as the driver found them.
         threads: of torch. Results depend on their number, by rounding, so that it is the driver's.
         versions: of the driver.
@@ -23,6 +24,7 @@ class Setup:
 
     plan: Plan
     folder: Path
+    storage: str | None
     digests: Mapping[str, str]
     files: Mapping[str, str]
     threads: int

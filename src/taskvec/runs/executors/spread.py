@@ -83,6 +83,7 @@ class Spread:
         try:
             desk.begin(self._count)
             yield desk.outcome
+            work.lab.store.files.bring("logs", "inspected", "outputs")
             desk.sum_up()
         finally:
             desk.close()
@@ -113,7 +114,8 @@ class _Desk:
                 self._due.append(job)
         lab = self._work.lab
         vars(lab).pop("evaluator", None)  # it served to check the model; the workers have their own
-        self._setup = Setup(lab.plan, lab.store.folder, lab.digests, lab.files, torch.get_num_threads())
+        folder, storage = lab.store.folder.absolute(), lab.store.files.storage
+        self._setup = Setup(lab.plan, folder, storage, lab.digests, lab.files, torch.get_num_threads())
         for _ in range(min(count, len(self._due))):
             self._start()
 

@@ -3,7 +3,7 @@
 import logging
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -25,9 +25,10 @@ from taskvec.runs.executors.messages import (
 )
 from taskvec.runs.experiment import active
 from taskvec.runs.jobs import Outcome, Worker
+from taskvec.studies.files import Files, open_files, scratch_folder
 from taskvec.studies.store import Records
 from taskvec.studies.trial import Lab
-from taskvec.turns import taking_turns
+from taskvec.turns import Turn, taking_turns
 
 Ask = Callable[[Message], Any]
 """Says something to the driver, and returns its answer."""
@@ -40,10 +41,14 @@ def serve(setup: Setup, ask: Ask) -> None:
     """Do jobs until there are no more, or one fails for good."""
     if torch.get_num_threads() != setup.threads:
         torch.set_num_threads(setup.threads)
-    lab = Lab(setup.plan, _Asked(setup.folder, ask), _Reporting(ask))
-    vars(lab).update(digests=dict(setup.digests), files=dict(setup.files))
-    with taking_turns(_turns(ask)), _noting(ask):
+    with ExitStack() as stack:
+        stack.enter_context(_noting(ask))
         try:
+            folder = stack.enter_context(scratch_folder()) if setup.storage else setup.folder
+            files = open_files(folder, setup.storage)
+            stack.enter_context(taking_turns(_turns(ask, files)))
+            lab = Lab(setup.plan, _Asked(files, ask), _Reporting(ask))
+            vars(lab).update(digests=dict(setup.digests), files=dict(setup.files))
             worker = Worker(lab, active(setup.plan.experiment))
             outcome: Outcome | None = None
             while (job := ask(Ready(outcome))) is not None:
@@ -55,8 +60,8 @@ def serve(setup: Setup, ask: Ask) -> None:
 class _Asked(Records):
     """The records of the driver."""
 
-    def __init__(self, folder: Path, ask: Ask) -> None:
-        super().__init__(folder)
+    def __init__(self, files: Files, ask: Ask) -> None:
+        super().__init__(files)
         self._ask = ask
         self._known: dict[str, dict[str, Any]] = {}
 
@@ -67,17 +72,22 @@ class _Asked(Records):
         return self._known.get(key)
 
     def put(self, record: dict[str, Any]) -> None:
-        """Have the driver put a new result on record."""
+        """Have the driver put a new result on record, once others have its files."""
+        self.files.publish()
         self._ask(Put(record))
         self._known[record["key"]] = record
 
 
-def _turns(ask: Ask) -> Callable[[str], Any]:
+def _turns(ask: Ask, files: Files) -> Turn:
     @contextmanager
-    def turn(name: str) -> Iterator[None]:
+    def turn(name: str, *paths: Path) -> Iterator[None]:
         ask(Claim(name))
         try:
+            for path in paths:
+                files.fetch(path)
             yield
+            if paths:
+                files.publish()
         finally:
             ask(Release(name))
 

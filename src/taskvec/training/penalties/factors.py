@@ -118,7 +118,7 @@ class Source:
             return self._measured(part)
         info = self._info(part)
         place = keep / _filename(info, sorted(self.given.moved.tau()), len(part.split))
-        with alone(place.name):
+        with alone(place.name, place):
             if not place.exists():
                 keep.mkdir(parents=True, exist_ok=True)
                 # Another run may be at the same: each writes a file of its own, and the last one stays.
