@@ -160,7 +160,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    arguments = with_values(sys.argv[1:] if argv is None else argv)
     app = app_of(arguments[0] if arguments else None)
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
@@ -168,6 +168,24 @@ def _run(argv: Sequence[str] | None) -> int:
     except CycloptsError as error:
         return _fail(_request_error(error), 2)
     return 0
+
+
+def with_values(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with its default after an option that may stand without a value.
+
+    >>> with_values(["run", "x.yaml", "--ray"]), with_values(["--ray", "10.0.0.5:6379"])
+    (['run', 'x.yaml', '--ray', 'auto'], ['--ray', '10.0.0.5:6379'])
+    """
+    given = []
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        given.append(word)
+        if word == "--ray" and not _is_address(following):
+            given.append("auto")
+    return given
+
+
+def _is_address(word: str) -> bool:
+    return word in ("auto", "local") or (":" in word and not word.startswith("-"))
 
 
 def _request_error(error: CycloptsError) -> str:

@@ -2,7 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from taskvec.cli._common import print_json, print_table
+from taskvec.cli._standard import say_line
 from taskvec.errors import TaskvecError, and_more
 
 if TYPE_CHECKING:
@@ -34,21 +36,65 @@ Place = Annotated[
 ]
 
 Workers = Annotated[
-    int,
+    int | None,
     Parameter(
         validator=Number(gte=1),
         help="Processes that make results at the same time, to the bit those of one process. Each holds the "
-        "model, and what a training needs beside it, in memory of its own.",
+        "model, and what a training needs beside it, in memory of its own. Default: 1; with `--ray`, as many "
+        "as the cluster has cores, or GPUs where `--device` is `cuda`.",
+    ),
+]
+
+OnRay = Annotated[
+    str | None,
+    Parameter(
+        name="--ray",
+        help="Make results on a Ray cluster: at `HOST:PORT`; without a value the one of `RAY_ADDRESS`, else "
+        "one that runs on this machine, else a new one with its cores.",
+    ),
+]
+
+Storage = Annotated[
+    str | None,
+    Parameter(
+        help="Where vectors and other files of the run lie, if not in its folder: a URL, such as "
+        "`s3://bucket/run`, or the path of a shared disk. Every worker must see it. Records stay in the "
+        "folder.",
     ),
 ]
 
 
-def executor_of(workers: int) -> "Executor":
-    """Where results are made."""
+@contextmanager
+def executing(
+    workers: int | None,
+    ray: str | None,
+    output: Path,
+    storage: str | None,
+    *,
+    device: str = "cpu",
+    quiet: bool,
+) -> "Iterator[Executor]":
+    """Where results are made; what they need is looked at before anything begins.
+
+    Args:
+        ray: the address of a cluster, or ``auto``; none for this machine.
+        output: the run folder.
+    """
     from taskvec.runs.executors.executor import HERE
     from taskvec.runs.executors.processes import processes
+    from taskvec.studies.files import check_storage
 
-    return processes(workers) if workers > 1 else HERE
+    if ray is None:
+        if storage is not None:
+            check_storage(storage)
+        yield processes(workers) if workers and workers > 1 else HERE
+        return
+    from taskvec.runs.executors.actors import on_ray
+
+    with on_ray(ray, workers, output, storage, device=device) as executor:
+        if not quiet:
+            say_line(executor.told())
+        yield executor
 
 
 def changes(seeds: tuple[int, ...] | None, device: str | None) -> dict[str, object]:
@@ -64,10 +110,18 @@ def changes(seeds: tuple[int, ...] | None, device: str | None) -> dict[str, obje
     return {key: value for key, value in given.items() if value is not None}
 
 
-def again(seeds: tuple[int, ...] | None, device: str | None, workers: int = 1) -> list[str]:
+def again(
+    seeds: tuple[int, ...] | None,
+    device: str | None,
+    workers: int | None = None,
+    ray: str | None = None,
+    storage: str | None = None,
+) -> list[str]:
     """The same options, as they are typed."""
-    several = (workers,) if workers > 1 else ()
-    named = {"--seeds": seeds or (), "--device": (device,) if device else (), "--workers": several}
+    from taskvec.urls import said
+
+    one = {"--device": device, "--workers": workers, "--ray": ray, "--storage": storage and said(storage)}
+    named = {"--seeds": seeds or (), **{name: (value,) for name, value in one.items() if value}}
     return [word for name, values in named.items() if values for word in (name, *map(str, values))]
 
 

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from taskvec.cli._common import Json, Quiet
-from taskvec.cli._running import Fresh, Output, Place, Seeds, Workers, again, changes, executor_of, work
+from taskvec.cli._running import Fresh, Output, Place, Seeds, Workers, again, changes, executing, work
 
 
 def demo(
@@ -12,7 +12,7 @@ def demo(
     output: Output = Path("taskvec-demo"),
     seeds: Seeds = None,
     device: Place = None,
-    workers: Workers = 1,
+    workers: Workers = None,
     force: Fresh = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -33,6 +33,7 @@ def demo(
 
     given, store = changes(seeds, device), Store(output)
     command = ["demo", "-o", str(output), *again(seeds, device, workers)]
-    with display(quiet=quiet) as shown:
-        run = partial(run_demo, store, given, shown.watch, executor=executor_of(workers))
+    at_work = executing(workers, None, output, None, quiet=quiet)
+    with at_work as executor, display(quiet=quiet) as shown:
+        run = partial(run_demo, store, given, shown.watch, executor=executor)
         work(run, store, shown, command=command, fresh=force, json=json, quiet=quiet)

@@ -4,7 +4,19 @@ from functools import partial
 from pathlib import Path
 
 from taskvec.cli._common import AllowCode, Json, Quiet
-from taskvec.cli._running import Fresh, Output, Place, Seeds, Workers, again, changes, executor_of, work
+from taskvec.cli._running import (
+    Fresh,
+    OnRay,
+    Output,
+    Place,
+    Seeds,
+    Storage,
+    Workers,
+    again,
+    changes,
+    executing,
+    work,
+)
 from taskvec.code import allowing_code
 
 
@@ -14,7 +26,9 @@ def run(
     output: Output,
     seeds: Seeds = None,
     device: Place = None,
-    workers: Workers = 1,
+    workers: Workers = None,
+    ray: OnRay = None,
+    storage: Storage = None,
     force: Fresh = False,
     allow_code: AllowCode = False,
     json: Json = False,
@@ -41,12 +55,13 @@ def run(
 
     with allowing_code(allow_code):
         loaded, suite = load_experiment(experiment, changes(seeds, device))
-    store = Store(output)
-    command = ["run", str(experiment), "-o", str(output), *again(seeds, device, workers)]
-    with display(quiet=quiet) as shown:
+    store = Store(output, storage)
+    command = ["run", str(experiment), "-o", str(output), *again(seeds, device, workers, ray, storage)]
+    at_work = executing(workers, ray, output, storage, device=loaded.device, quiet=quiet)
+    with at_work as executor, display(quiet=quiet) as shown:
         runner = Runner(loaded, suite, store, shown.watch)
         if force:
             runner.load()
         allowed = ["--allow-code"] if allow_code else []
-        run = partial(runner.run, executor=executor_of(workers))
+        run = partial(runner.run, executor=executor)
         work(run, store, shown, command=[*command, *allowed], fresh=force, json=json, quiet=quiet)

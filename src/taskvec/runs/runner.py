@@ -56,6 +56,7 @@ class Runner:
             executor: where they are made: in this process, or in several.
         """
         lab, studies = self._lab, self._studies
+        lab.store.files.publish()  # what was made before others could see it
         results = Results(lab.plan, list(studies), folder=lab.store.folder)
         parts = list(parts_of(lab, studies))
         told(Begun(lab.plan.experiment.name, parts))
@@ -70,6 +71,7 @@ class Runner:
                     _tell_trained(job, outcome, results, told)
                 if part.study != TRAINING:
                     told(Finished(part, results, part == ends[part.study]))
+        lab.store.files.bring("logs", "inspected", "outputs")  # of which the page is made
         if not results.failed:
             shutil.rmtree(lab.store.folder / "partial", ignore_errors=True)
         return results

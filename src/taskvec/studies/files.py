@@ -36,6 +36,11 @@ _PAUSES = (0.5, 1.0, 2.0)
 PROBE = ".probe-"
 """What the names of files begin with by which processes find out whether they see the same place."""
 
+_KEPT = "; what is finished is kept: run it again to go on"
+
+LATE = 10.0
+"""Seconds after which a shared disk shows what another machine wrote."""
+
 _SCRATCH = "taskvec-files-"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -155,8 +160,12 @@ class Stored(Files):
                 self._known[name] = state
 
     def probe(self, name: str) -> None:
-        """Leave a mark. Raises: TaskvecError where nothing can be written."""
-        self._put(f"{PROBE}{name}", lambda place: self._fs.pipe_file(place, b"1"))
+        """Leave a mark. Raises: InputError where nothing can be written."""
+        try:
+            self._put(f"{PROBE}{name}", lambda place: self._fs.pipe_file(place, b"1"))
+        except TaskvecError as error:
+            what = str(error).removesuffix(_KEPT).replace(f"/{PROBE}{name}: could not", ": nothing can", 1)
+            raise InputError(f"{what}; expected a place that can be written to") from None
 
     def probes(self) -> set[str]:
         """The marks that are seen. Raises: TaskvecError."""
@@ -304,9 +313,7 @@ class Stored(Files):
             PermissionError: "access is denied",
         }
         why = known.get(type(error)) or getattr(error, "strerror", None) or type(error).__name__
-        return TaskvecError(
-            f"{self._said(name)}: {what} ({why}); what is finished is kept: run it again to go on"
-        )
+        return TaskvecError(f"{self._said(name)}: {what} ({why}){_KEPT}")
 
     def _full(self, name: str, error: OSError) -> DiskFull:
         reason = (error.strerror or "no space left").lower()
@@ -326,6 +333,23 @@ class _Different(Exception):
 def open_files(folder: Path, storage: str | None) -> Files:
     """The files of a run. Raises: InputError for a storage that makes no sense."""
     return Here(folder) if storage is None else Stored(folder, storage)
+
+
+def check_storage(storage: str) -> None:
+    """Make sure that something can be written there, and read.
+
+    Raises: InputError.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        files, mark = Stored(Path(folder), storage), token_hex(4)
+        files.probe(mark)
+        try:
+            if not files.waits_for(mark, LATE):
+                raise InputError(
+                    f"{said(files.url)}: what is written there is not seen again; give another place"
+                )
+        finally:
+            files.unprobe(mark)
 
 
 @contextmanager

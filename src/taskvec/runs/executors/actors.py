@@ -138,19 +138,25 @@ class OnRay:
     def __init__(self, cluster: Cluster, count: int | None, *, on_devices: bool) -> None:
         self._cluster, self._actors = cluster, Actors(cluster, on_devices=on_devices)
         slots = self._actors.slots()
-        self.count = min(count or slots, slots)
+        self._count = min(count or slots, slots)
+
+    def told(self) -> str:
+        """What works, and where, in a sentence."""
+        nodes = len(self._cluster.nodes())
+        on = f"{self._cluster.where}{f' of {nodes} nodes' if nodes > 1 else ''}"
+        return f"Ray: {self._count} worker{'s' if self._count > 1 else ''} on {on}"
 
     @contextmanager
     def open(self, work: Work) -> Iterator[Callable[[Job], Outcome]]:
         """As every executor."""
         self._cluster.check_inputs(work.lab.plan, work.lab.digests)
-        with Spread(self._actors, self.count).open(work) as outcome_of:
+        with Spread(self._actors, self._count).open(work) as outcome_of:
             yield outcome_of
 
 
 @contextmanager
 def on_ray(
-    address: str | None, count: int | None, folder: Path, storage: str | None, *, on_devices: bool = False
+    address: str | None, count: int | None, folder: Path, storage: str | None, *, device: str = "cpu"
 ) -> Iterator[OnRay]:
     """An executor whose workers are on the nodes of a cluster, all of which were found fit.
 
@@ -159,9 +165,13 @@ def on_ray(
         count: of workers, at most; none for as many as the cluster has cores, or devices.
         folder: of the run.
         storage: a URL where files lie that all nodes see; none for the run folder.
+        device: where models compute; each worker has one for itself if that is ``cuda``.
 
     Raises: MissingExtra, InputError.
     """
+    on_devices = device.startswith("cuda")
+    if device.startswith("cuda:"):
+        raise InputError(f"device {device}: Ray gives each worker a GPU of its own, expected cuda")
     with connected(address) as cluster:
         cluster.check(folder, storage)
         yield OnRay(cluster, count, on_devices=on_devices)

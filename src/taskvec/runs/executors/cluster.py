@@ -17,7 +17,7 @@ from typing import Any
 from taskvec.errors import InputError, optional
 from taskvec.reading import shown
 from taskvec.runs.executors import host, machine
-from taskvec.studies.files import open_files
+from taskvec.studies.files import LATE, Files, open_files
 from taskvec.studies.trial import Plan
 from taskvec.urls import said
 
@@ -26,7 +26,6 @@ _ADDRESS = re.compile(r"(?P<host>[\w.-]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})")
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 """No figures of usage are collected or sent, and no warnings are written among the lines of a run."""
@@ -148,8 +147,8 @@ class Cluster:
             if what
         )
 
-    def _unseen(self, files: Any, mark: str) -> str:
-        return "" if files.waits_for(mark, 10.0) else host.BLIND
+    def _unseen(self, files: Files, mark: str) -> str:
+        return "" if files.waits_for(mark, LATE) else host.BLIND
 
     def _ask(self, nodes: Sequence[Node], function: Callable[..., Any], *arguments: object) -> list[Any]:
         """What a function returns on each of some nodes."""

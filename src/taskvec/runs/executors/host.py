@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 BLIND = "blind"
 """What a machine says that does not see what another one wrote."""
 
-_PATIENCE = 10.0
-"""Seconds after which a shared disk shows what another machine wrote."""
-
 
 class Host:
     """A worker in a thread, with which its driver talks turn by turn.
@@ -67,12 +64,12 @@ def settle(home: str, variables: Mapping[str, str]) -> None:
 def leave_mark(folder: Path, storage: str | None, first: str, own: str) -> str:
     """See the mark of another machine where files are to lie, and leave one; what is wrong, if anything."""
     from taskvec.errors import TaskvecError
-    from taskvec.studies.files import Here, Stored
+    from taskvec.studies.files import LATE, Here, Stored
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
             files = Here(folder) if storage is None else Stored(Path(scratch), storage)
-            if not files.waits_for(first, _PATIENCE):
+            if not files.waits_for(first, LATE):
                 return BLIND
             files.probe(own)
         except TaskvecError as error:

@@ -83,7 +83,6 @@ class Spread:
         try:
             desk.begin(self._count)
             yield desk.outcome
-            work.lab.store.files.bring("logs", "inspected", "outputs")
             desk.sum_up()
         finally:
             desk.close()
