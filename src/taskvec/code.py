@@ -18,6 +18,7 @@ import xxhash
 
 from taskvec.errors import InputError
 from taskvec.reading import printable, shortened
+from taskvec.urls import is_url
 
 _allowed: ContextVar[bool] = ContextVar("allowed", default=False)
 
@@ -44,7 +45,7 @@ def check_allowed(ref: str, where: str) -> None:
 def names_code(value: str) -> bool:
     """Whether a text has the form ``module:function``."""
     module, colon, function = value.rpartition(":")
-    return bool(colon and module and function.isidentifier())
+    return bool(colon and module and function.isidentifier()) and not is_url(value)
 
 
 def named_callable(ref: str, where: str, folder: Path | None = None) -> Callable[..., Any]:

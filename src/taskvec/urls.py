@@ -5,6 +5,7 @@ it, and no other way.
 """
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -49,6 +50,19 @@ def said(url: str) -> str:
         return f"{match['protocol']}://…"
     host = parts.netloc if parts.scheme == "hf" else parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def without_secrets(value: Any) -> Any:
+    """Plain data in which URLs are as they may be stored.
+
+    >>> without_secrets({"base": "s3://me:hush@bucket/model", "layers": ["https://host/x?key=1"]})
+    {'base': 's3://bucket/model', 'layers': ['https://host/x']}
+    """
+    if isinstance(value, Mapping):
+        return {key: without_secrets(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(inner) for inner in value]
+    return said(value) if is_url(value) else value
 
 
 def protocol_of(url: str) -> str:

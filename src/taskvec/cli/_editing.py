@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from taskvec.cli._common import assignments, say
 from taskvec.errors import InputError
+from taskvec.urls import said
 
 if TYPE_CHECKING:
     from taskvec.vectors import TaskVector
@@ -168,6 +169,7 @@ def _check_distinct(vectors: Mapping[str, "TaskVector"], paths: Mapping[str, str
     for place, name in enumerate(names):
         for earlier in names[:place]:
             if vectors[name].terms == vectors[earlier].terms:
+                path = said(paths[name])
                 raise InputError(
-                    f"--vector: {name!r} and {earlier!r} are the same vector, {paths[name]}; give it once"
+                    f"--vector: {name!r} and {earlier!r} are the same vector, {path}; give it once"
                 )

@@ -58,7 +58,7 @@ def train(
     combiner: str | None = None,
     combiner_param: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     limit: Count | None = None,
-    like: Path | None = None,
+    like: str | None = None,
     log: Path | None = None,
     log_to: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
     resume: Annotated[bool, Parameter(negative=())] = False,

@@ -15,6 +15,7 @@ from taskvec.edits.recipe import Recipe, check_fields, combine_by
 from taskvec.errors import InputError
 from taskvec.later import torch
 from taskvec.reading import exists, local_path
+from taskvec.urls import is_url, without_secrets
 from taskvec.vectors import EditedWeights, TaskVector
 from taskvec.vectors.lora.adapter import Adapter
 from taskvec.weights import Weights, open_weights
@@ -90,7 +91,7 @@ def _without_base(recipe: Recipe, folder: Path, known: Known) -> Edit:
     names = list(dict.fromkeys(name for vector in vectors.values() for name in vector))
     edit = float(str(recipe.scale)) * combine_by(recipe, vectors, names, names)[0]
     dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
-    record = {"recipe": recipe.model_dump(mode="json", exclude_defaults=True)}
+    record = {"recipe": without_secrets(recipe.model_dump(mode="json", exclude_defaults=True))}
     notes = tuple(f"{name}: {describe_copy(first)}" for first, name in find_copies(inputs))
     return Edit(edit, inputs, record, notes, dtype)
 
@@ -108,6 +109,8 @@ def _check_free(name: str, vector: TaskVector) -> None:
 
 
 def _open(ref: str, folder: Path, known: Known) -> Weights:
+    if is_url(ref):
+        return open_weights(ref)
     path = folder / local_path(ref)
     return open_weights(path if exists(path) else known(ref) or ref)
 

@@ -12,6 +12,7 @@ from taskvec.config import parse_yaml
 from taskvec.edits.merge import Merge
 from taskvec.errors import InputError
 from taskvec.reading import check_inside, exists, read_text
+from taskvec.urls import is_url
 from taskvec.weights import hub
 
 _FRONT = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?\n)---[ \t]*(\r?\n|$)", re.DOTALL)
@@ -71,7 +72,8 @@ def render_card(merge: Merge, title: str) -> str:
 
 def _front(merge: Merge) -> dict[str, object]:
     """What the hub reads of a card."""
-    bases = [weights.ref.partition("@")[0] for weights in merge.inputs.values() if on_hub(weights.ref)]
+    refs = [hub.id_in(weights.ref) for weights in merge.inputs.values()]
+    bases = [ref.partition("@")[0] for ref in refs if on_hub(ref)]
     return {
         "tags": ["merge", "task-arithmetic", "taskvec"],
         **({"base_model": bases} if bases else {}),
@@ -104,12 +106,15 @@ def _is_public(value: object) -> bool:
 
 
 def without_folders(value: object) -> object:
-    """A recipe with the last part of every absolute path: the rest is private."""
+    """A recipe with the last part of every absolute path, and of URLs but the hub's: the rest is private."""
     if isinstance(value, Mapping):
         return {key: without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [without_folders(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
+    private = isinstance(value, str) and (
+        value.startswith(("/", "~")) or (is_url(value) and not value.startswith("hf://"))
+    )
+    return Path(str(value)).name if private else value
 
 
 def on_hub(ref: str) -> bool:
@@ -119,7 +124,8 @@ def on_hub(ref: str) -> bool:
 
 def _shown_ref(ref: str) -> str:
     """A hub reference, or the last part of a path: the rest is private."""
-    return ref if on_hub(ref) else Path(ref).name
+    named = hub.id_in(ref)
+    return named if on_hub(named) else Path(ref).name
 
 
 def table_cell(text: str) -> str:

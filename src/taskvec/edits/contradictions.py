@@ -8,7 +8,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
@@ -268,7 +267,7 @@ def _before(key: str) -> str:
 
 
 def _is_file(model: Weights) -> bool:
-    return Path(model.ref).expanduser().is_file()
+    return any(site.chosen for site in model.sites)
 
 
 # Distances

@@ -42,8 +42,7 @@ def check_sound(weights: Weights) -> Weights:
     if folder is None:
         return weights
     read_config(folder)
-    place = Path(weights.ref).expanduser()
-    if exists(place) and not is_folder(place):  # the user said which
+    if any(site.chosen for site in weights.sites):  # the user said which
         return weights
     for shard in sorted(folder.glob("model-*-of-*.safetensors")):
         if shard.resolve() not in weights.files:

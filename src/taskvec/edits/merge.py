@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskvec.edits.passes import Passes
+from taskvec.urls import without_secrets
 from taskvec.vectors import TaskVector
 from taskvec.weights import Weights
 
@@ -42,3 +43,6 @@ class Merge:
     files: Mapping[str, str] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
     allow_unloadable: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "record", without_secrets(self.record))

@@ -6,6 +6,7 @@ from pathlib import Path
 from taskvec.edits.inputs import check_sound
 from taskvec.errors import InputError
 from taskvec.reading import exists, local_path
+from taskvec.urls import is_url
 from taskvec.vectors.opening import with_task
 from taskvec.weights import Weights, hub, open_weights
 from taskvec.weights.opening import with_part
@@ -21,7 +22,7 @@ def none_known(_: str) -> None:
 
 
 class Named:
-    """What a recipe may name: paths, hub ids and short names.
+    """What a recipe may name: paths, URLs, hub ids and short names.
 
     Args:
         where: the file of the recipe; none for one that was made of options.
@@ -34,7 +35,7 @@ class Named:
 
     def open_vector(self, name: str, ref: str) -> Held:
         """The file of a vector; of masked vectors also the task."""
-        task = with_task(self._folder / local_path(ref))[1]
+        task = with_task(ref if is_url(ref) else self._folder / local_path(ref))[1]
         return self.open(f"vectors: {name}", ref.removesuffix(f"#{task}")), task
 
     def open(self, field: str, ref: str) -> Weights:
@@ -42,6 +43,8 @@ class Named:
 
         Raises: InputError if it is not there.
         """
+        if is_url(ref):
+            return check_sound(open_weights(ref))
         path = self._folder / local_path(ref)
         if exists(with_part(path)[0]):
             return check_sound(open_weights(path))

@@ -20,6 +20,7 @@ from taskvec.weights import Weights
 from taskvec.weights.beside import files_beside
 from taskvec.weights.output import folders_of, plan_files
 from taskvec.weights.staging import check_space, check_target
+from taskvec.weights.stored import identity_of
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def make_plan(merge: Merge, target: Path, *, memory: float, force: bool = False)
     return Plan(
         edited=edited,
         copied=len(weights) - edited,
-        read=sum(file.stat().st_size for file in files),
+        read=sum(identity_of(file).size for file in files),
         passes=passes.all,
         ahead=passes.ahead,
         written=written,

@@ -23,6 +23,7 @@ from taskvec.models.known import LOADERS, MODELS, check_installed, path_or_id
 from taskvec.place import enough_memory, find_device
 from taskvec.reading import exists, is_folder, local_path
 from taskvec.registry import nearest
+from taskvec.urls import is_url, local_place, said
 from taskvec.weights.hub import is_reference
 
 
@@ -65,7 +66,7 @@ def _load(ref: str | Path, outputs: Outputs) -> Backbone:
 def locate_model(ref: str | Path) -> str:
     """The folder, GGUF file or hub id that a reference stands for. Raises: as :func:`load_backbone`."""
     check_installed(str(ref))
-    name = path_or_id(str(ref))
+    name = _on_the_disk(path_or_id(str(ref)))
     place = local_path(name)
     if place.suffix == ".py" or ".py:" in name:
         raise InputError(
@@ -80,6 +81,23 @@ def locate_model(ref: str | Path) -> str:
     elif not is_reference(name) or exists(place.parts[0]) or ".." in name.replace("@", "/").split("/"):
         raise InputError(f"{ref}: no folder, hub id or known model of this name; {nearest(name, MODELS)}")
     return name
+
+
+def _on_the_disk(ref: str) -> str:
+    """A path or hub id in place of a URL that stands for one.
+
+    Raises: InputError for other URLs: what reads in place does not run models.
+    """
+    if not is_url(ref):
+        return ref
+    if (path := local_place(ref)) is not None:
+        return path
+    name = ref.removeprefix("hf://")
+    if name != ref and is_reference(name):
+        return name
+    raise InputError(
+        f"{said(ref)}: a model that runs has to lie on the disk; download its folder, and name that"
+    )
 
 
 _GENERAL = ("text", "language", "image", "classifier")

@@ -22,6 +22,7 @@ from taskvec.searching.scores import FunctionScore, Judge, open_scores, parse_ke
 from taskvec.searching.settings import Method, SearchSettings
 from taskvec.searching.space import Varied, open_space, parse_vary
 from taskvec.searching.trace import Trace
+from taskvec.urls import is_url, said, without_secrets
 from taskvec.weights.opening import with_part
 from taskvec.writing import replace_text
 
@@ -164,7 +165,7 @@ def _key(searching: Searching) -> dict[str, Any]:
     start = searching.variant(space.recipe(space.start))
     grid = [len(axis) for axis in axes(space, settings)] if settings.method == "grid" else []
     return {
-        "recipe": space.recipe(space.start),
+        "recipe": without_secrets(space.recipe(space.start)),
         "inputs": {name: weights.fingerprint() for name, weights in start.inputs.items()},
         "vary": space.record(),
         "score": dict(searching.score.key),
@@ -198,6 +199,8 @@ def located(recipe: Mapping[str, Any], home: Path) -> dict[str, Any]:
 
 
 def _absolute(ref: str, home: Path) -> str:
+    if is_url(ref):
+        return said(ref)
     path = home / local_path(ref)
     return str(path.absolute()) if exists(with_part(path)[0]) else ref
 

@@ -23,6 +23,17 @@ def is_reference(text: str) -> bool:
     return _REFERENCE.fullmatch(text) is not None
 
 
+def id_in(text: str) -> str:
+    """What a URL of the hub names, as a reference; other texts as they are.
+
+    >>> id_in("hf://org/name@v1/folder"), id_in("s3://bucket/model")
+    ('org/name@v1', 's3://bucket/model')
+    """
+    if not text.startswith("hf://"):
+        return text
+    return "/".join(text.removeprefix("hf://").removeprefix("models/").split("/")[:2])
+
+
 def resolve(reference: str) -> Path:
     """The local folder of a hub model, downloaded unless the cache has it.
 
