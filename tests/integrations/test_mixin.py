@@ -249,11 +249,11 @@ def test_evaluations_at_coefficients(llama: Path, tmp_path: Path, regime: str | 
     metrics = trainer.evaluate()
     assert held == {name: id(value) for name, value in model.named_parameters()}
     assert all(torch.equal(model.state_dict()[name], value) for name, value in after.items())
-    assert metrics["taskvec/1/eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-6)
+    assert metrics["eval_taskvec/1/loss"] == pytest.approx(metrics["eval_loss"], rel=1e-6)
     rows = torch.tensor([row["input_ids"] for row in texts(1, 4)])
     start, lin = load(llama), tv.linearize(load(llama))
     with torch.no_grad():
-        assert metrics["taskvec/0/eval_loss"] == pytest.approx(
+        assert metrics["eval_taskvec/0/loss"] == pytest.approx(
             loss_of(start(input_ids=rows).logits, rows).item(), rel=1e-5
         )
         if regime is None:
@@ -263,8 +263,8 @@ def test_evaluations_at_coefficients(llama: Path, tmp_path: Path, regime: str | 
         else:
             steps = {name: 0.5 * vector[name] for name in lin.tau}
             made = lin.linearization(steps, input_ids=rows, use_cache=False).logits
-        assert metrics["taskvec/0.5/eval_loss"] == pytest.approx(loss_of(made, rows).item(), rel=1e-5)
-    assert any("taskvec/0.5/eval_loss" in entry for entry in trainer.state.log_history)
+        assert metrics["eval_taskvec/0.5/loss"] == pytest.approx(loss_of(made, rows).item(), rel=1e-5)
+    assert any("eval_taskvec/0.5/loss" in entry for entry in trainer.state.log_history)
 
 
 def test_what_takes_the_mixin_is_refused_without(llama: Path, tmp_path: Path) -> None:

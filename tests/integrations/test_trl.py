@@ -92,7 +92,7 @@ def test_the_mixin_before_a_trainer_of_trl(llama: Path, tmp_path: Path, told: An
         trainer = MixedTrainer(load(llama), args, callbacks=[made], **data, **told)
         trainer.train()
         norms[strength] = tv.TaskVector.load(made.path or "").norm()
-        assert "taskvec/0.5/eval_loss" in trainer.evaluate()
+        assert "eval_taskvec/0.5/loss" in trainer.evaluate()
     assert norms[100.0] < 0.9 * norms[0.0]
     tangent = TaskVectorCallback(tmp_path / "tangent.safetensors", regime="tangent")
     with pytest.raises(InputError, match="MixedTrainer makes the loss inside of the network"):

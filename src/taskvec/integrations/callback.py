@@ -60,7 +60,7 @@ class TaskVectorCallback(TrainerCallback):
         penalty: terms of the loss, as ``TrainSettings`` has them; they take :class:`TaskVectorMixin`.
         references: datasets of other tasks by name, whose inputs the penalty ``tau_jp`` reads.
         coefficients: of the vector, at which evaluations measure the model too, with
-            :class:`TaskVectorMixin`; ``taskvec/0.5/eval_loss`` is one of what they give.
+            :class:`TaskVectorMixin`; ``eval_taskvec/0.5/loss`` is one of what they give.
         dtype: of the deltas in the file; float32 by default.
         force: replace an output that exists.
 

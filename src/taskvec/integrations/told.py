@@ -50,6 +50,7 @@ _OF_TRL = (
 
 _PACKAGES = ("transformers", "accelerate", "peft", "trl")
 
+_MEASURED = ("eval_", "taskvec/")
 _OF_SPEED = ("runtime", "per_second", "preparation_time")
 
 
@@ -79,11 +80,15 @@ def describe_training(
 
 def describe_metrics(state: "TrainerState", best: bool) -> dict[str, float] | None:
     """The last figures on evaluation data, or those of the best checkpoint; ``None`` without any."""
-    entries = [entry for entry in state.log_history if any(key.startswith("eval_") for key in entry)]
-    if best and state.best_global_step is not None:
-        entries = [entry for entry in entries if entry.get("step") == state.best_global_step] or entries
-    figures = {key: value for entry in entries[-1:] for key, value in _finite(entry).items()}
-    return {key: value for key, value in figures.items() if not key.endswith(_OF_SPEED)} or None
+    history = [entry for entry in state.log_history if any(key.startswith(_MEASURED) for key in entry)]
+    steps = [entry["step"] for entry in history if any(key.startswith("eval_") for key in entry)]
+    if not steps:
+        return None
+    step = state.best_global_step if best and state.best_global_step in steps else steps[-1]
+    found: dict[str, float] = {}
+    for entry in history:
+        found |= _finite(entry) if entry["step"] == step else {}
+    return {key: value for key, value in found.items() if not key.endswith(_OF_SPEED)}
 
 
 def _finite(figures: Mapping[str, Any]) -> dict[str, float]:

@@ -92,7 +92,8 @@ class TaskVectorMixin(Trainer):
                     ignore_keys=ignore_keys,
                     metric_key_prefix=metric_key_prefix,
                 )
-            figures = {f"taskvec/{coefficient:g}/{key}": value for key, value in loop.metrics.items()}
+            at, start = f"{metric_key_prefix}_taskvec/{coefficient:g}/", f"{metric_key_prefix}_"
+            figures = {f"{at}{key.removeprefix(start)}": value for key, value in loop.metrics.items()}
             self.log(dict(figures))
             metrics |= figures
         return metrics
