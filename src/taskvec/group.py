@@ -127,6 +127,16 @@ def current() -> Group:
     return _CURRENT.get()
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside, this process works for itself, as a group of one."""
+    token = _CURRENT.set(ALONE)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
 def launched(environment: Mapping[str, str] = os.environ) -> Group:
     """What ``torchrun`` says of this process in its environment. Raises: InputError."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

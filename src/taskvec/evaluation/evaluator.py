@@ -20,6 +20,7 @@ from taskvec.evaluation.points import (
     can_keep,
     dense_deltas,
 )
+from taskvec.group import apart, current
 from taskvec.models.backbone import Backbone, on_device
 from taskvec.models.functional import encode, placed
 from taskvec.models.heads import Head
@@ -235,14 +236,21 @@ class Evaluator:
         batch at a time, where they were computed.
         """
         prepared = self._prepared(name, split)
-        if self.backbone.outputs != "tokens" or can_keep(point, prepared, self.backbone.dim):
+        if self._is_one_piece(point, prepared):
             yield self._features(point, name, split), Batch({}, *prepared.targets())
-        elif isinstance(point, TangentPoint):
-            pieces = (prepared[place : place + 1] for place in range(len(prepared)))
-            for piece in self._told(pieces, name, split):
-                yield point.features(piece), Batch({}, *piece.targets())
         else:
-            yield from self._run(point, name, split)
+            yield from self._pieces(point, name, split, prepared)
+
+    def _pieces(
+        self, point: Point, name: str, split: SplitName, prepared: Batches
+    ) -> Iterator[tuple[Tensor, Batch]]:
+        """Outputs a batch at a time, see ``outputs``."""
+        if not isinstance(point, TangentPoint):
+            yield from self._run(point, name, split, prepared)
+            return
+        pieces = (prepared[place : place + 1] for place in range(len(prepared)))
+        for piece in self._told(pieces, name, split, len(prepared)):
+            yield point.features(piece), Batch({}, *piece.targets())
 
     @torch.no_grad()
     def tally(
@@ -254,9 +262,18 @@ class Evaluator:
             after: what becomes of the model's outputs (R, d) before the task's head reads them.
 
         Raises: Diverged when the model's outputs are no longer finite.
+        Cost: several processes share it batch by batch, and the bits stay the same.
         """
-        made = ((after(given), batch) for given, batch in self.outputs(point, name, split))
-        return self._tallied(point, name, split, made)
+        group, prepared = current(), self._prepared(name, split)
+        if group.alone or self._is_one_piece(point, prepared):
+            made = ((after(given), batch) for given, batch in self.outputs(point, name, split))
+            return self._tallied(point, name, split, made)
+        with apart():
+            own = self._pieces(point, name, split, prepared[group.rank :: group.size])
+            made = ((after(given), batch) for given, batch in own)
+            pieces = self._tally_pieces(point, name, made)
+        held = [{key: value.cpu() for key, value in piece.items()} for piece in pieces]
+        return _joined(group.collect(held), name, split)
 
     @torch.no_grad()
     def tally_chosen(self, at: Callable[[int], Params], chosen: Tensor, name: str, split: SplitName) -> Tally:
@@ -282,12 +299,15 @@ class Evaluator:
     def _tallied(
         self, point: Point, name: str, split: SplitName, outputs: Iterable[tuple[Tensor, Batch]]
     ) -> Tally:
+        return _joined(self._tally_pieces(point, name, outputs), name, split)
+
+    def _tally_pieces(self, point: Point, name: str, outputs: Iterable[tuple[Tensor, Batch]]) -> list[Tally]:
         objective = self.objective(name).at({} if isinstance(point, TangentPoint) else point)
-        pieces = [objective.on(given.device).tally(given, batch) for given, batch in outputs]
-        tally = {key: torch.cat([piece[key] for piece in pieces]).cpu() for key in pieces[0]}
-        for values in tally.values():
-            _check_finite(values, name, split)
-        return tally
+        return [objective.on(given.device).tally(given, batch) for given, batch in outputs]
+
+    def _is_one_piece(self, point: Point, prepared: Batches) -> bool:
+        """Whether outputs of these batches come in one piece, see ``outputs``."""
+        return self.backbone.outputs != "tokens" or can_keep(point, prepared, self.backbone.dim)
 
     def score(self, point: Point, name: str, split: SplitName) -> Score:
         """All figures of a model on one split of one task."""
@@ -322,7 +342,8 @@ class Evaluator:
             device, "writing texts", "lower sampling: max_new_tokens, or take shorter prompts"
         )
         with room, autocast(self.precision, device), placed(self.backbone, on_device(point, device)):
-            return self.objective(name).measure(self.backbone, self.split(name, split), split)
+            score = self.objective(name).measure(self.backbone, self.split(name, split), split)
+        return current().broadcast(score)
 
     def _prepared(self, name: str, split: SplitName) -> Batches:
         if (name, split) not in self._batches:
@@ -330,9 +351,9 @@ class Evaluator:
             self._batches[name, split] = in_batches(prepared, self.batch_size)
         return self._batches[name, split]
 
-    def _told(self, batches: Iterable[T], name: str, split: SplitName) -> Iterator[T]:
+    def _told(self, batches: Iterable[T], name: str, split: SplitName, total: int) -> Iterator[T]:
         """The batches of a split, or what is made of them, one after the other, before a watcher's eyes."""
-        watch, total = patient(self.watch), len(self._prepared(name, split))
+        watch = patient(self.watch)
         for done, batch in enumerate(batches, start=1):
             yield batch
             watch(f"measuring {name}, {split}", done, total)
@@ -340,27 +361,33 @@ class Evaluator:
     def _features(self, point: Point, name: str, split: SplitName) -> Tensor:
         if isinstance(point, TangentPoint):
             return point.features(self._prepared(name, split))
-        return torch.cat([outputs for outputs, _ in self._run(point, name, split)]).cpu()
+        group, prepared = current(), self._prepared(name, split)
+        own = [outputs for outputs, _ in self._run(point, name, split, prepared[group.rank :: group.size])]
+        return torch.cat(own).cpu() if group.alone else torch.cat(group.collect([of.cpu() for of in own]))
 
     @torch.no_grad()
     def _run(
-        self, point: Params, name: str, split: SplitName, some: Batches | None = None
+        self, point: Params, name: str, split: SplitName, prepared: Batches
     ) -> Iterator[tuple[Tensor, Batch]]:
-        """Outputs (R, d), float32 or more, batch by batch, and the batch, on the backbone's device.
-
-        Args:
-            some: of the split's batches; all by default.
-        """
+        """Outputs (R, d), float32 or more, of some batches of a split, and the batch, on the backbone's
+        device."""
         device, remedy = self.backbone.device, f"lower the batch size of evaluation (now {self.batch_size})"
         params = on_device(point, device)
-        prepared = self._prepared(name, split) if some is None else some
         stacked = ahead(lambda place: for_device(prepared[place], device), range(len(prepared)), device)
-        for given in self._told(stacked, name, split):
+        for given in self._told(stacked, name, split, len(prepared)):
             batch = given.on(device)
             at_once = f"a pass of {self.batch_size} examples"
             with enough_memory(device, at_once, remedy), autocast(self.precision, device):
                 outputs = encode(self.backbone, params, batch.inputs)
             yield outputs.to(torch.promote_types(outputs.dtype, torch.float32)), batch
+
+
+def _joined(pieces: Sequence[Tally], name: str, split: SplitName) -> Tally:
+    """The tally of a split. Raises: Diverged."""
+    tally = {key: torch.cat([piece[key] for piece in pieces]).cpu() for key in pieces[0]}
+    for values in tally.values():
+        _check_finite(values, name, split)
+    return tally
 
 
 def _check_finite(values: Tensor, name: str, split: SplitName) -> None:

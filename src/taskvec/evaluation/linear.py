@@ -1,13 +1,15 @@
 """Features of a linearized encoder at every coefficient, from one pass over the data."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from taskvec.arguments import checked
+from taskvec.group import current
 from taskvec.place import Precision, autocast
 from taskvec.tangent.linearization import Linearization
 from taskvec.tasks.objective import Batch
@@ -59,7 +61,7 @@ def linear_features(
     *,
     precision: Precision = "float32",
 ) -> LinearFeatures:
-    """One pass over ``loader`` for f0 and ``J tau_t`` of every direction.
+    """One pass over ``loader`` for f0 and ``J tau_t`` of every direction; several processes share it.
 
     Args:
         lin: of a function ``(params, inputs of a batch) -> features (n, d)``.
@@ -70,17 +72,22 @@ def linear_features(
     """
     check_precision(precision, "tangent")
     device = next(iter(lin.theta0.values())).device
-    base: list[Tensor] = []
-    steps: list[list[Tensor]] = []
-    labels: list[Tensor] = []
-    for batch in loader:
+    found: list[tuple[Tensor, list[Tensor], Tensor]] = []
+    for batch in _dealt(loader):
         with autocast(precision, device):
             value, slopes = lin.jvps(list(taus.values()), batch.on(device).inputs)
-        base.append(_kept(value))
-        steps.append([_kept(slope) for slope in slopes])
-        labels.append(batch.labels)
+        found.append((_kept(value), [_kept(slope) for slope in slopes], batch.labels))
+    base, steps, labels = zip(*current().collect(found), strict=True)
     by_direction = {label: torch.cat(of) for label, of in zip(taus, zip(*steps, strict=True), strict=True)}
     return LinearFeatures(torch.cat(base), by_direction, torch.cat(labels))
+
+
+def _dealt(loader: Iterable[Batch]) -> Iterable[Batch]:
+    """This process's share."""
+    group = current()
+    if isinstance(loader, Sequence):  # which stacks no inputs of the others'
+        return group.deal(loader)
+    return islice(loader, group.rank, None, group.size)
 
 
 def _kept(value: Tensor) -> Tensor:

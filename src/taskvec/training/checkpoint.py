@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError
+from taskvec.group import current
 from taskvec.reading import open_file, parse_json
 from taskvec.training.scaling import LossScale
 from taskvec.writing import replacing
@@ -30,10 +31,27 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def read_shared(path: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint, if there is one, as the first process of a group reads it, in all of them.
+
+    Raises: any of a dozen types for a damaged one, in all of them.
+    """
+    group = current()
+    found: dict[str, Any] | Exception | None = None
+    try:
+        found = load_state(path) if group.first and path.exists() else None
+    except Exception as error:  # is raised in all
+        found = error
+    found = group.broadcast(found)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
 class Checkpoint:
     """The loop's state on disk: leaves, optimizer, step, and the loss's factor where it varies.
 
-    It is read to any device, whatever device wrote it.
+    It is read to any device, whatever device wrote it. Of several processes the first reads and writes it.
     """
 
     every = 20.0  # seconds: writing the optimizer's moments takes about one
@@ -53,10 +71,12 @@ class Checkpoint:
 
     def restore(self) -> int:
         """Load the state if there is one of the same training; the step to go on from."""
-        if self._path is None or not self._path.exists():
+        if self._path is None:
             return 0
         try:
-            state = load_state(self._path)
+            state = read_shared(self._path)
+            if state is None:
+                return 0
             if not self._agrees(state["signature"], state.get("device", "cpu")):
                 raise InputError(
                     f"{self._path}: the checkpoint is of another training (settings, data or start differ); "
@@ -111,7 +131,7 @@ class Checkpoint:
 
     def save_if_due(self, step: int) -> None:
         """Write the state after ``step`` steps, unless it was written a moment ago."""
-        if self._path is None or time.monotonic() - self._last < self.every:
+        if self._path is None or not current().first or time.monotonic() - self._last < self.every:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         state = {
@@ -130,7 +150,7 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Training is over: forget the state."""
-        if self._path is not None:
+        if self._path is not None and current().first:
             self._path.unlink(missing_ok=True)
 
 

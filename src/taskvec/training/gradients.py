@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from taskvec.group import current
 from taskvec.place import autocast
 from taskvec.tasks.objective import Objective
 from taskvec.training.joint import Joint
 from taskvec.training.penalties import PENALTIES
 from taskvec.training.penalties.penalty import Given
 from taskvec.training.settings import TrainSettings
+from taskvec.training.sharing import add_shared
 from taskvec.training.space import Moved
 from taskvec.training.stream import Step
 
@@ -56,6 +58,8 @@ def add_gradients(
 ) -> Terms:
     """Add the gradient of ``scale * (sign * mean loss + penalties)`` to the leaves.
 
+    Of several processes each computes its share: its micro-batches, and some of the penalties.
+
     Args:
         asked: the objective of each part.
         given: examples of one part; or of several, whose gradients ``joint`` combines.
@@ -67,10 +71,20 @@ def add_gradients(
         step = given[place]
         return _add_loss(moved, asked[step.chunk.part], step, settings, sign * scale * factor, only)
 
-    losses, facts = (
-        (add(0), {}) if joint is None else joint.add(moved.leaves, add, number, lr=lr, scale=scale)
-    )
-    return Terms(losses, [_add_penalty(penalty, number, scale) for penalty in penalties], facts)
+    def add_penalties() -> list[Tensor]:
+        return [_add_penalty(penalty, number, scale) for penalty in group.deal(penalties)]
+
+    group, leaves = current(), list(moved.leaves.values())
+    if joint is None:
+        losses, penalized = add_shared(group, leaves, lambda: [add(0), add_penalties()])
+        return Terms(losses, penalized)
+
+    def add_whole(place: int, factor: float, only: Sequence[Tensor]) -> list[Tensor]:
+        return list(*add_shared(group, only, lambda: [add(place, factor, only)]))
+
+    losses, facts = joint.add(moved.leaves, add_whole, number, lr=lr, scale=scale)
+    [penalized] = add_shared(group, leaves, lambda: [add_penalties()]) if penalties else [[]]
+    return Terms(losses, penalized, facts)
 
 
 def _add_loss(

@@ -15,6 +15,7 @@ from taskvec.code import names_code
 from taskvec.combiners import COMBINERS, Combiner, combiner_called
 from taskvec.combiners.conflicts import conflicts
 from taskvec.errors import InputError, UnknownName
+from taskvec.group import current
 from taskvec.memory import device_memory
 from taskvec.registry import nearest
 from taskvec.training.meta import Meta
@@ -94,7 +95,8 @@ def joint_by(asked: Asked, parts: Sequence[Part], settings: TrainSettings, devic
     tasks = [part.name for part in parts]
     combiner = combiner_for(asked, tasks)
     given = settings.combiner_memory
-    room = device_memory(device) / 2 if given is None else 1e9 * given
+    here = device_memory(device) / 2 if given is None else 1e9 * given
+    room = min(current().gather(here))  # which decides what is computed together, in all processes
     return Joint(combiner, tasks, settings.seed, room, _said(combiner, asked))
 
 

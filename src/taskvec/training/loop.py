@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError
+from taskvec.group import current
 from taskvec.models.backbone import Backbone
 from taskvec.progress import Watch, unwatched
 from taskvec.tasks.ahead import ahead
@@ -26,6 +27,7 @@ from taskvec.training.penalties.penalty import Given
 from taskvec.training.penalties.settings import files_of
 from taskvec.training.regimes import Gates, Lora, Space
 from taskvec.training.settings import TrainSettings
+from taskvec.training.sharing import check_same
 from taskvec.training.space import move
 from taskvec.training.steps import Steps
 from taskvec.training.stream import Chunk, Step, collate, joint_steps, joint_stream, stream, total_steps
@@ -92,6 +94,7 @@ def train(
     check_precision(settings.precision, space)
     inside = None if mask is None else fitted(mask, start)
     start = start if inside is None else {name: start[name] for name in start if name in inside}
+    group = current()
     moved = move(backbone, start, space, lora, settings.seed, gates, displaced)
     if inside is not None:
         moved.confine(inside)
@@ -106,11 +109,13 @@ def train(
         moments.into(steps.optimizer)
     used = others if penalties else []
     signature = _signature(parts, settings, space, lora or gates, sign, start, used, joint, inside)
+    if not group.alone:
+        check_same(group, _told_apart(backbone, parts, signature))
     signature = _continued(signature, displaced, portion, moments)
     state = Checkpoint(checkpoint, moved.leaves, steps.optimizer, signature, steps.scale)
     taking = portion or range(total)
     done = max(taking.start, state.restore())
-    ready = partial(_ready, partial(collate, prepared, settings.accumulation, backbone.device))
+    ready = partial(_ready, partial(collate, prepared, settings.accumulation, backbone.device, group))
     collated = ahead(ready, islice(order, done, taking.stop), backbone.device)
     for number, given in enumerate(collated, start=done):
         began = perf_counter()
@@ -188,6 +193,13 @@ def _signature(
     )
 
 
+def _told_apart(backbone: Backbone, parts: Sequence[Part], signature: str) -> dict[str, object]:
+    """What must be the same in all processes; heads that two devices made differ by rounding."""
+    said = {name: held for name, held in json.loads(signature).items() if name not in ("parts", "start")}
+    data = {f"data of {part.name}": _told(part) for part in parts}
+    return {"model": sums(backbone.encoder_parameters()), **data, **said}
+
+
 def _told(part: Part) -> list[object]:
     return [part.name, part.fingerprint, len(part.split)]
 
@@ -206,4 +218,4 @@ def _continued(
 
 def sums(params: Params) -> dict[str, float]:
     """By name, for the signatures of checkpoints."""
-    return {name: float(value.cpu().double().sum()) for name, value in params.items()}
+    return {name: float(value.detach().cpu().double().sum()) for name, value in params.items()}

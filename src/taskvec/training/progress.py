@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import InputError
+from taskvec.group import current
 from taskvec.training import checkpoint
 from taskvec.training.moments import Moments
 from taskvec.writing import replacing
@@ -48,10 +49,12 @@ class RoundFile:
 
         Raises: InputError for a damaged file, and one of another training.
         """
-        if self._path is None or not self._path.exists():
+        if self._path is None:
             return beginning
         try:
-            state = checkpoint.load_state(self._path)
+            state = checkpoint.read_shared(self._path)
+            if state is None:
+                return beginning
             if state["signature"] != self._signature:
                 raise InputError(
                     f"{self._path}: the checkpoint is of another training (settings, data or start differ); "
@@ -67,7 +70,9 @@ class RoundFile:
 
     def save_if_due(self, progress: Progress) -> None:
         """Write the progress, unless it was written a moment ago."""
-        if self._path is None or time.monotonic() - self._last < checkpoint.Checkpoint.every:
+        if self._path is None or not current().first:
+            return
+        if time.monotonic() - self._last < checkpoint.Checkpoint.every:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         state = {
@@ -82,7 +87,7 @@ class RoundFile:
 
     def remove(self) -> None:
         """All rounds are over."""
-        if self._path is not None:
+        if self._path is not None and current().first:
             self._path.unlink(missing_ok=True)
 
 

@@ -14,6 +14,7 @@ import xxhash
 from torch import Tensor
 
 from taskvec.errors import InputError, TrainingDiverged
+from taskvec.group import current
 from taskvec.models.backbone import Backbone, on_device
 from taskvec.models.functional import encode
 from taskvec.place import autocast
@@ -250,14 +251,14 @@ def validation_loss(
     outputs, means = _displaced(backbone, start, displacement, space), []
     for part in parts:
         asked = part.objective.on(backbone.device)
-        total, rows = 0.0, 0
+        measured: list[tuple[float, int]] = []
         for batch in _batches(asked.prepare(backbone, examples[part.name]), settings, part.name, watch):
             there = batch.on(backbone.device)
             with autocast(settings.precision, backbone.device):
                 given = outputs(there.inputs)
-            total += float(asked.loss(given.float(), there)) * len(batch.index)
-            rows += len(batch.index)
-        means.append(total / rows)
+            measured.append((float(asked.loss(given.float(), there)), len(batch.index)))
+        measured = current().collect(measured)
+        means.append(sum(loss * rows for loss, rows in measured) / sum(rows for _, rows in measured))
     mean = sum(means) / len(means)
     return mean if math.isfinite(mean) else math.inf
 
@@ -274,9 +275,10 @@ def _displaced(
 
 
 def _batches(prepared: Prepared, settings: TrainSettings, name: str, watch: Watch) -> Iterator[Batch]:
-    """All examples, those of similar size together."""
+    """All examples, those of similar size together; of several processes, this one's share of the batches."""
     size = min(max(1, settings.batch_size // settings.accumulation), prepared.together or settings.batch_size)
-    pieces, told = torch.split(prepared.sizes.argsort(stable=True), size), patient(watch)
+    pieces = current().deal(torch.split(prepared.sizes.argsort(stable=True), size))
+    told = patient(watch)
     for done, places in enumerate(pieces, start=1):
         yield prepared.batch(places)
         told(f"measuring {name}, validation", done, len(pieces))
@@ -291,23 +293,29 @@ class Notes(dict[float, float]):
     def __init__(self, checkpoint: Path | None, digest: str) -> None:
         super().__init__()
         self._path, self._digest = checkpoint and notes_beside(checkpoint), digest
-        if self._path is not None and self._path.exists():
-            with suppress(InputError, LookupError, ValueError, TypeError, AttributeError):
-                kept = read_mapping(self._path, 1 << 16)
-                if kept["search"] == digest:
-                    self.update({float(rate): _read(loss) for rate, loss in kept["losses"].items()})
+        if self._path is not None:
+            self.update(current().broadcast(_kept(self._path, digest)))
 
     def __setitem__(self, rate: float, loss: float) -> None:
         super().__setitem__(rate, loss)
-        if self._path is not None:
+        if self._path is not None and current().first:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             losses = {repr(rate): _plain(loss) for rate, loss in self.items()}
             replace_text(self._path, json.dumps({"search": self._digest, "losses": losses}))
 
 
+def _kept(path: Path, digest: str) -> dict[float, float]:
+    """What a file tells of a search; nothing of another one."""
+    with suppress(InputError, LookupError, ValueError, TypeError, AttributeError):
+        kept = read_mapping(path, 1 << 16) if path.exists() else {}
+        if kept["search"] == digest:
+            return {float(rate): _read(loss) for rate, loss in kept["losses"].items()}
+    return {}
+
+
 def forget(checkpoint: Path | None) -> None:
     """A training is over: remove what its search kept."""
-    if checkpoint is not None:
+    if checkpoint is not None and current().first:
         notes_beside(checkpoint).unlink(missing_ok=True)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from taskvec.group import Group
 from taskvec.tasks.ahead import for_device
 from taskvec.tasks.objective import Batch, Prepared
 from taskvec.training.settings import TrainSettings
@@ -25,7 +26,8 @@ class Step:
     """A chunk, collated in micro-batches.
 
     Args:
-        rows: of output, of all micro-batches.
+        micros: those that this process computes.
+        rows: of output, of the whole chunk.
     """
 
     chunk: Chunk
@@ -97,10 +99,17 @@ def _shuffled(sizes: Tensor, batch: int, order: torch.Generator) -> Sequence[Ten
     return torch.split(torch.cat([window[sizes[window].argsort(stable=True)] for window in windows]), batch)
 
 
-def collate(prepared: Sequence[Prepared], accumulation: int, device: torch.device, chunk: Chunk) -> Step:
-    """A chunk in as many micro-batches as ``accumulation`` says, or more if memory is short of outputs."""
+def collate(
+    prepared: Sequence[Prepared], accumulation: int, device: torch.device, group: Group, chunk: Chunk
+) -> Step:
+    """A chunk in as many micro-batches as ``accumulation`` says, or more if memory is short of outputs.
+
+    Args:
+        group: of several processes, of which each collates its share; it may be none of a small chunk.
+    """
     of_part, places = prepared[chunk.part], chunk.places
-    size = math.ceil(len(places) / accumulation)
-    micros = torch.split(places, min(size, of_part.together or size))
+    mine = places[group.rank :: group.size]
+    size = math.ceil(len(mine) / accumulation)
+    micros = torch.split(mine, min(size, of_part.together or size)) if size else ()
     batches = [for_device(of_part.batch(micro), device) for micro in micros]
     return Step(chunk, batches, int(of_part.rows[places].sum()))
