@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ def recipe(**changes: Any) -> tv.TrainSettings:
     return tv.TrainSettings.model_validate({**RECIPE.model_dump(), **changes})
 
 
-def tuned(*tasks: str, **options: Any) -> Callable[[tv.Evaluator], Made]:
+def tuned(
+    *tasks: str, settings: Mapping[str, Any] | None = None, references: Sequence[str] = (), **options: Any
+) -> Callable[[tv.Evaluator], Made]:
     """A training on some tasks, by default one."""
 
     def make(evaluator: tv.Evaluator) -> Made:
-        references = [evaluator.part(name) for name in options.pop("references", ())]
-        settings = recipe(**options.pop("settings", {}))
-        parts = [evaluator.part(name) for name in tasks or ("pets",)]
-        return tv.finetune(evaluator.backbone, parts, settings=settings, references=references, **options)
+        parts, others = (list(map(evaluator.part, names)) for names in (tasks or ("pets",), references))
+        asked = recipe(**(settings or {}))
+        return tv.finetune(evaluator.backbone, parts, settings=asked, references=others, **options)
 
     return make
 

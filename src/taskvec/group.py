@@ -6,11 +6,12 @@ anything.
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
+from time import sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from taskvec.errors import InputError, TaskvecError
@@ -23,8 +24,15 @@ T = TypeVar("T")
 _BEGIN = timedelta(minutes=10)
 """How long to wait for all processes to begin."""
 
+_LAST = 10.0
+"""Seconds that a process waits for another to say what is wrong."""
+
 _WORK = timedelta(days=2)
 """How long for one that works alone; it is torchrun that notices when one dies."""
+
+
+class Gone(TaskvecError):
+    """Another process of the group has ended."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,21 @@ class Group:
         with _heard(self):
             dist.broadcast_object_list(held)
         return given if self.first else held[0]
+
+    def of_first(self, make: Callable[[], T]) -> T:
+        """What the first process makes, or the error that it raises, in all of them."""
+        if self.alone:
+            return make()
+        made: Any = None
+        failed: Exception | None = None
+        try:
+            made = make() if self.first else None
+        except Exception as error:  # is raised in all
+            failed = error
+        made, failed = self.broadcast((made, failed))
+        if failed is not None:
+            raise failed
+        return made  # type: ignore[no-any-return]
 
     def barrier(self) -> None:
         """Wait until all have come here."""
@@ -177,11 +200,15 @@ def joined(group: Group | None = None) -> Iterator[Group]:
 
 
 def speaks() -> bool:
-    """Whether this process is to say why all of them end: the first that fails."""
+    """Whether this process is to say why all of them end: the first that fails.
+
+    Any other waits for its end, which comes with that of the first one.
+    """
     with suppress(Exception):  # whoever keeps the notes may be gone
-        if _TOLD:
-            return int(_TOLD[-1].add("taskvec/failed", 1)) == 1
-        return launched().first
+        if int(_TOLD[-1].add("taskvec/failed", 1)) == 1 if _TOLD else launched().first:
+            return True
+        sleep(_LAST)
+        return not _TOLD
     return True
 
 
@@ -236,7 +263,7 @@ def _heard(group: Group) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise TaskvecError(
+        raise Gone(
             f"process {group.rank} of {group.size}: another process is gone ({_line(error)}); start all again"
         ) from None
 

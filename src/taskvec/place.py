@@ -4,13 +4,14 @@ Reading this file imports nothing heavy, so that options and settings may use it
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator
 
 from taskvec.errors import InputError, OutOfMemory
+from taskvec.group import Group, current
 from taskvec.reading import shown
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def find_device(name: "str | torch.device") -> "torch.device":
 
     if isinstance(name, torch.device):
         return name
-    there = devices()
+    there, group = devices(), current()
+    if not group.alone and device_name(name) != "cpu":
+        return _device_of(group, name, there)
     if device_name(name) == "auto":
         return torch.device("cuda" if "cuda:0" in there else "cpu")
     if (name if name != "cuda" else "cuda:0") not in there:
@@ -53,6 +56,24 @@ def find_device(name: "str | torch.device") -> "torch.device":
         why = f" (torch {torch.__version__} is built without CUDA; pytorch.org has builds with it)"
         raise InputError(f"device {name}: not there; this machine has {', '.join(there)}{why * built}")
     return torch.device(name)
+
+
+def _device_of(group: Group, name: str, there: Sequence[str]) -> "torch.device":
+    """A device of its own for a process of a group; all compute on the CPU where there is no other."""
+    import torch
+
+    if name == "auto" and "cuda:0" not in there:
+        return torch.device("cpu")
+    if name not in ("auto", "cuda"):
+        raise InputError(
+            f"device {name}: is one, and torchrun gives every process a device of its own; take cuda, or cpu"
+        )
+    if (own := f"cuda:{group.place}") not in there:
+        raise InputError(
+            f"device {own}: not there; this machine has {', '.join(there)}: start a process for each device "
+            "(--nproc-per-node), or take --device cpu"
+        )
+    return torch.device(own)
 
 
 def devices() -> list[str]:

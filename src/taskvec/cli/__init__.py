@@ -20,7 +20,9 @@ from cyclopts import App, CycloptsError
 
 from taskvec._version import __version__
 from taskvec.cli._standard import Notes, open_standard_streams, say_line
+from taskvec.cli._together import together
 from taskvec.errors import TaskvecError
+from taskvec.group import speaks
 
 COMMANDS = {
     "diff": "Extract a task vector: what fine-tuning changed.",
@@ -163,8 +165,9 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = with_values(sys.argv[1:] if argv is None else argv)
     app = app_of(arguments[0] if arguments else None)
     try:
-        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-        sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the end
+        with together(arguments):
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the end
     except CycloptsError as error:
         return _fail(_request_error(error), 2)
     return 0
@@ -201,7 +204,8 @@ def _request_error(error: CycloptsError) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    say_line("taskvec: " + message)
+    if speaks():
+        say_line("taskvec: " + message)
     return code
 
 

@@ -12,7 +12,8 @@ from cyclopts.validators import Number
 
 from taskvec.cli._common import print_json, print_table
 from taskvec.cli._standard import say_line
-from taskvec.errors import TaskvecError, and_more
+from taskvec.errors import InputError, TaskvecError, and_more
+from taskvec.group import current
 
 if TYPE_CHECKING:
     from taskvec.cli._live import Display
@@ -84,6 +85,7 @@ def executing(
     from taskvec.runs.executors.processes import processes
     from taskvec.studies.files import check_storage
 
+    _check_alone(workers, ray, storage)
     if ray is None:
         if storage is not None:
             check_storage(storage)
@@ -95,6 +97,16 @@ def executing(
         if not quiet:
             say_line(executor.told())
         yield executor
+
+
+def _check_alone(workers: int | None, ray: str | None, storage: str | None) -> None:
+    """Refuse to share results among processes that share every training. Raises: InputError."""
+    given = {"--workers": workers and workers > 1, "--ray": ray, "--storage": storage}
+    if (option := next((name for name, value in given.items() if value), None)) and not current().alone:
+        raise InputError(
+            f"{option}: is for results that are made one by one, and the processes of torchrun share each; "
+            "take one of them"
+        )
 
 
 def changes(seeds: tuple[int, ...] | None, device: str | None) -> dict[str, object]:
@@ -145,11 +157,15 @@ def work(
 
     Raises: TaskvecError at the end, for cells that failed.
     """
+    from taskvec.runs.events import untold
     from taskvec.runs.report import write_report
     from taskvec.runs.unfinished import LivePage
 
     tables = _Tables(shown, early=sys.stdout.isatty() and not json and not quiet)
     with store.locked(fresh=fresh):
+        if not current().first:
+            run(untold)
+            return
         with LivePage(store.folder, shlex.join(["taskvec", *command])) as page:
 
             def tell(event: "Event") -> None:

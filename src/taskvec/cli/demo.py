@@ -29,9 +29,9 @@ def demo(
     """
     from taskvec.cli._live import display
     from taskvec.runs.demo import run_demo
-    from taskvec.studies.store import Store
+    from taskvec.studies.shared import open_store
 
-    given, store = changes(seeds, device), Store(output)
+    given, store = changes(seeds, device), open_store(output)
     command = ["demo", "-o", str(output), *again(seeds, device, workers)]
     at_work = executing(workers, None, output, None, quiet=quiet)
     with at_work as executor, display(quiet=quiet) as shown:

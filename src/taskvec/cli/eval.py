@@ -23,6 +23,7 @@ from taskvec.cli._editing import Expression, Vectors, load_vectors
 from taskvec.cli._harness import asked_of_harness, print_harnessed
 from taskvec.code import allowing_code
 from taskvec.errors import InputError
+from taskvec.group import current
 from taskvec.place import Precision
 from taskvec.training.regimes import Space
 
@@ -127,6 +128,7 @@ def eval(
         if edited.names.keys() != backbone.names.keys():
             raise InputError(f"{model}: its encoder has other parameters than {heads_from!r}")
         start = values_of(edited, backbone)
+    _check_same(evaluator, start)
     point = _edited(evaluator, loaded, expression, start, space) if loaded else start
     scores = {}
     with watching(quiet) as watch:
@@ -155,6 +157,16 @@ def eval(
         _print_scores(f"{model}, {split}{manner}", scores)
     if asked:
         print_harnessed(f"{model}, lm-eval{manner}", harnessed)
+
+
+def _check_same(evaluator: "Evaluator", start: "Params") -> None:
+    """Refuse processes that would measure different models or data. Raises: InputError."""
+    from taskvec.training.loop import sums
+    from taskvec.training.sharing import check_same
+
+    if not (group := current()).alone:
+        data = {f"data of {name}": task.fingerprint for name, task in evaluator.tasks.items()}
+        check_same(group, {"model": sums(start), **data})
 
 
 def _chosen(suite: str | None, task: Sequence[str]) -> "list[Task]":

@@ -51,11 +51,11 @@ def run(
     from taskvec.cli._live import display
     from taskvec.runs.experiment import load_experiment
     from taskvec.runs.runner import Runner
-    from taskvec.studies.store import Store
+    from taskvec.studies.shared import open_store
 
     with allowing_code(allow_code):
         loaded, suite = load_experiment(experiment, changes(seeds, device))
-    store = Store(output, storage)
+    store = open_store(output, storage)
     command = ["run", str(experiment), "-o", str(output), *again(seeds, device, workers, ray, storage)]
     at_work = executing(workers, ray, output, storage, device=loaded.device, quiet=quiet)
     with at_work as executor, display(quiet=quiet) as shown:

@@ -25,6 +25,7 @@ from taskvec.cli._common import (
 )
 from taskvec.cli._penalties import Penalty, References, check_references, parse_penalty
 from taskvec.code import allowing_code
+from taskvec.group import current
 from taskvec.training.regimes import REGIMES, RegimeSettings
 from taskvec.training.settings import TrainSettings
 
@@ -136,14 +137,16 @@ def train(
         return {f"validation/{of.name}": utility(of.metric, values[of.name]) for of in tasks}
 
     checkpoint = output.with_name(f".{output.name}.training.pt")
-    if not resume:
+    group = current()
+    if not resume and group.first:
         checkpoint.unlink(missing_ok=True)
         forget(checkpoint)
     described = {"model": model, "tasks": names, "regime": regime, **settings.told()}
     described |= {"combiner": asked} if asked else {}
+    written = (log, log_to) if group.first else (None, ())
     with (
         watching(quiet) as watch,
-        recording(log, log_to, folder=output.parent, name=output.stem, config=described) as figures,
+        recording(*written, folder=output.parent, name=output.stem, config=described) as figures,
     ):
         evaluator.watch = watch
         if twin is not None:
@@ -165,7 +168,8 @@ def train(
         scores = evaluator.scores(at_one(vector), names, "test")
         drawn: dict[str, Any] = {"task": "+".join(names), "regime": regime, "space": space} if twin else {}
         metrics = {name: score.record() for name, score in scores.items()}
-        vector.save(output, force=force, metrics=metrics, **drawn)
+        if group.first:
+            vector.save(output, force=force, metrics=metrics, **drawn)
         found = (vector.info.training or {}).get("lr_search")
         before = {} if json else evaluator.scores(evaluator.pretrained, names, "test")
     if kind.gating and not any(map(vector.terms_at, vector)):

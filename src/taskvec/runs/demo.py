@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from taskvec.group import current
 from taskvec.models.builtin.backbone import configuration, random_initialised
 from taskvec.progress import Watch, unwatched
 from taskvec.runs.events import Told, untold
@@ -70,9 +71,13 @@ def _first_regime(experiment: Experiment, part: str, **changes: object) -> Exper
 def _untrained(folder: Path) -> str:
     """A checkpoint of the built-in model before any training."""
     place = folder / "untrained"
+    current().of_first(lambda: _write_untrained(place))
+    return str(place)
+
+
+def _write_untrained(place: Path) -> None:
     if not (place / "config.json").exists():
         backbone = random_initialised(seed=0)
         save_weights(backbone.network, place, force=True)
         config = configuration(backbone.vocabulary)
         (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return str(place)

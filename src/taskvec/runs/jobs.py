@@ -7,7 +7,8 @@ from itertools import groupby, islice, product
 from time import perf_counter
 from typing import Any, Self
 
-from taskvec.errors import TaskvecError
+from taskvec.errors import OutOfMemory, TaskvecError
+from taskvec.group import Gone, current
 from taskvec.runs.events import TRAINING, Part
 from taskvec.runs.manifest import name_of
 from taskvec.studies.experiment import Experiment
@@ -117,7 +118,8 @@ class Worker:
         try:
             return Outcome(kind, trial.stored(cell), key_of(kind, cell.inputs))
         except TaskvecError as error:
-            if cell.instead is None:
+            mine = isinstance(error, OutOfMemory | Gone) and not current().alone  # and the others go on
+            if cell.instead is None or mine:
                 raise
             return Outcome(kind, cell.instead(error), failed=str(error))
 

@@ -13,6 +13,7 @@ from xxhash import xxh3_128_hexdigest
 
 from taskvec.errors import CorruptFile
 from taskvec.evaluation.evaluator import Evaluator
+from taskvec.group import current
 from taskvec.reading import parse_json, read_bytes, shortened
 from taskvec.studies.addition import sum_of_all
 from taskvec.studies.measured import search_inputs
@@ -153,8 +154,9 @@ def _inspect(trial: Trial, most: int) -> Plain:
     digest = xxh3_128_hexdigest(content.encode())
     folder = trial.lab.store.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    with alone(digest):  # equal examples are one file
-        replace_text(folder / f"{digest}.json", content)
+    if current().first:
+        with alone(digest):  # equal examples are one file
+            replace_text(folder / f"{digest}.json", content)
     return {
         "coefficient": alpha,
         "file": f"{FOLDER}/{digest}.json",

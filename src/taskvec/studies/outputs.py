@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from taskvec.errors import CorruptFile
+from taskvec.group import current
 from taskvec.reading import inside, read_bytes
 from taskvec.writing import replacing
 
@@ -30,8 +31,9 @@ def write_arrays(folder: Path, name: Path, arrays: Arrays) -> dict[str, str]:
     path = folder / FOLDER / name.with_name(f"{name.name}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     content = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
-    with replacing(path) as file:
-        file.write(content)
+    if current().first:
+        with replacing(path) as file:
+            file.write(content)
     return {"file": str(path.relative_to(folder)), "digest": xxhash.xxh3_128_hexdigest(content)}
 
 

@@ -11,6 +11,7 @@ from taskvec.errors import InputError, TaskvecError
 from taskvec.evaluation.evaluator import Evaluator
 from taskvec.evaluation.metrics import absolute
 from taskvec.evaluation.points import Points
+from taskvec.group import current
 from taskvec.models.loading import load_backbone
 from taskvec.models.own import is_own
 from taskvec.place import describe_device
@@ -342,15 +343,16 @@ class Trial:
             check_space(path, sum(value.nbytes for value in self.evaluator.pretrained.values()))
             home.mkdir(parents=True, exist_ok=True)
             with recording(
-                lines,
-                self.experiment.log_to,
+                lines if current().first else None,
+                self.experiment.log_to if current().first else (),
                 folder=store.folder / "logs",
                 project=self.experiment.name,
                 name=f"{place}/{name}",
                 config=decisive,
             ) as log:
                 vector = compute(store.folder / "partial" / f"{stem}.pt", log)
-            vector.save(path, force=True)
+            if current().first:
+                vector.save(path, force=True)
             return {"file": str(path.relative_to(store.folder))}
 
         store.result("vector", decisive, make, partial(store.files.fetch, path))

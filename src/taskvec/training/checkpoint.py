@@ -36,16 +36,7 @@ def read_shared(path: Path) -> dict[str, Any] | None:
 
     Raises: any of a dozen types for a damaged one, in all of them.
     """
-    group = current()
-    found: dict[str, Any] | Exception | None = None
-    try:
-        found = load_state(path) if group.first and path.exists() else None
-    except Exception as error:  # is raised in all
-        found = error
-    found = group.broadcast(found)
-    if isinstance(found, Exception):
-        raise found
-    return found
+    return current().of_first(lambda: load_state(path) if path.exists() else None)
 
 
 class Checkpoint:
