@@ -15,6 +15,8 @@ from threading import Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
+
 TOKEN = "hf_" + "s3cr3tT0k3nOfTheTests"
 
 LARGE = 1 << 12
@@ -102,6 +104,16 @@ class Hub:
             "HF_HUB_OFFLINE": "0",
             **({"HF_TOKEN": token} if token else {}),
         }
+
+
+def lead_here(hub: Hub, patch: pytest.MonkeyPatch, token: str = TOKEN) -> None:
+    """Lead the client of this process, which has read its environment already, to the stand-in."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    patch.setattr(constants, "ENDPOINT", hub.url)
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    patch.setenv("HF_TOKEN", token)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -10,7 +10,10 @@ import torch
 import yaml
 from torch import Tensor
 
+from hub import lead_here
+from hub import serving as serving_hub
 from remote import Web, serving
+from snippets import commands, snippets
 from taskvec.cli import main
 from taskvec.vectors import TaskVector
 from taskvec.vectors.stored.masked import emr
@@ -203,3 +206,30 @@ def test_bad_urls_are_refused_in_a_line(
     assert said.replace("AT", web.url) in err
     assert err.count("\n") == 1
     assert not Path("x").exists()
+
+
+def test_the_page_works_as_it_is_printed(
+    web: Web, store: str, here: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pytest.importorskip("huggingface_hub")
+    memory = fsspec.filesystem("memory")
+    memory.cp("/shelf/a.safetensors", "/shelf/tuned.safetensors")
+    memory.cp("/shelf/a", "/shelf/tuned", recursive=True)
+
+    def led(text: str) -> str:
+        text = text.replace("https://models.example.com/base", f"{web.url}/a")
+        return text.replace("s3://bucket", store)
+
+    blocks = [snippet for snippet in snippets() if snippet.page == "docs/remote.md" and "\n" in snippet.text]
+    [recipe] = [block.text for block in blocks if block.language == "yaml"]
+    Path("recipe.yaml").write_text(led(recipe))
+    with serving_hub() as hub:
+        lead_here(hub, monkeypatch)
+        hub.put("org/base", here / "base")
+        for page, words in commands():
+            if page == "docs/remote.md":
+                code, _, err = run(*map(led, words))
+                assert code == 0, (words, err)
+    [code] = [block.text for block in blocks if block.language == "python"]
+    exec(led(code), {})

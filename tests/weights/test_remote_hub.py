@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from hub import TOKEN, Hub, serving
+from hub import Hub, lead_here, serving
 from taskvec.errors import InputError
 from taskvec.weights import open_weights, save_weights
 from taskvec.weights.remote import connections, file
@@ -21,15 +21,7 @@ MODEL = {f"layers.{number}.weight": torch.randn(64, 100) for number in range(6)}
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(file, "PAUSE", 0.01)
     with serving() as served:
-        # The client reads its environment once, when it is imported.
-        from huggingface_hub import constants
-
-        monkeypatch.setattr(constants, "ENDPOINT", served.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        lead_here(served, monkeypatch)
         yield served
     connections.close_connections()
     huggingface_hub.close_session()
