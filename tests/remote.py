@@ -61,14 +61,17 @@ class Handler(BaseHTTPRequestHandler):
         if not file.is_file():
             self.reply(404, b"no such file")
             return
-        content, tag = file.read_bytes(), {"ETag": f'"{file.stat().st_mtime_ns:x}"'} if self.web.tags else {}
-        asked = self.asked_range(len(content))
+        size, tag = file.stat().st_size, {"ETag": f'"{file.stat().st_mtime_ns:x}"'} if self.web.tags else {}
+        asked = self.asked_range(size)
         if asked is None:
-            self.reply(200, content, tag)
-        elif asked[0] >= len(content):
-            self.reply(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+            self.reply(200, file.read_bytes(), tag)
+        elif asked[0] >= size:
+            self.reply(416, b"", {"Content-Range": f"bytes */{size}"})
         else:
-            self.part(content, *asked, tag)
+            with file.open("rb") as content:
+                content.seek(asked[0])
+                body = content.read(asked[1] + 1 - asked[0])
+            self.reply(206, body, {"Content-Range": f"bytes {asked[0]}-{asked[1]}/{size}", **tag})
 
     def part(self, content: bytes, first: int, last: int, headers: Mapping[str, str] | None = None) -> None:
         """Bytes of a file, the last included."""

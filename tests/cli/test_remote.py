@@ -231,5 +231,5 @@ def test_the_page_works_as_it_is_printed(
             if page == "docs/remote.md":
                 code, _, err = run(*map(led, words))
                 assert code == 0, (words, err)
-    [code] = [block.text for block in blocks if block.language == "python"]
-    exec(led(code), {})
+    [python] = [block.text for block in blocks if block.language == "python"]
+    exec(led(python), {})

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from buckets import bucket
 from remote import Handler, Web, serving
 from taskvec.errors import CorruptFile, InputError, TaskvecError
 from taskvec.weights import open_weights, save_weights
@@ -415,7 +416,51 @@ def test_an_object_that_changes_between_two_reads_is_refused(tmp_path: Path) -> 
             weights.read("embed.weight")
 
 
+def test_another_content_than_the_manifest_states_is_refused(web: Web, folder: Path, tmp_path: Path) -> None:
+    def spoil(handler: Handler, path: Path) -> bool:
+        there = handler.asked_range(path.stat().st_size) if path.suffix == ".safetensors" else None
+        if there is None or there[1] - there[0] < 50_000:
+            return False
+        content = bytearray(path.read_bytes())
+        content[there[1]] ^= 1
+        handler.part(bytes(content), *there)
+        return True
+
+    web.spoil = spoil
+    with open_weights(f"{web.url}/model") as weights:
+        with pytest.raises(
+            CorruptFile, match=r"model: what was read has the fingerprint \w+, its taskvec.json"
+        ):
+            weights.fingerprint()
+        manifest = {"input": weights}
+        weights.fingerprint_while_reading()
+        with pytest.raises(CorruptFile, match=r"its taskvec\.json states"):
+            save_weights(
+                weights,
+                tmp_path / "out",
+                manifest=lambda: {name: each.fingerprint() for name, each in manifest.items()},
+            )
+    assert not (tmp_path / "out").exists()
+
+
 # Other servers, other places
+
+
+def test_a_bucket_reads_as_a_folder_does(folder: Path) -> None:
+    with bucket("ranges") as url:
+        store = fsspec.filesystem("s3")
+        store.put(str(folder / "alone"), "ranges/alone", recursive=True)
+        with (
+            open_weights(f"{url}/alone") as whole,
+            open_weights(f"{url}/alone/weights.safetensors") as weights,
+        ):
+            assert same(whole)
+            assert weights.identity == whole.identity
+            with pytest.raises(InputError, match="no such file or folder"):
+                open_weights(f"{url}/none")
+            store.pipe("ranges/alone/weights.safetensors", b"another")
+            with pytest.raises(CorruptFile, match="changed while it was read"):
+                weights.read("norm.weight")
 
 
 def test_a_token_goes_to_no_other_server(web: Web, folder: Path) -> None:

@@ -90,10 +90,14 @@ def _rounded_up(size: int) -> str:
 
 
 def workers(weights: "Weights") -> int:
-    """How many processes to share an edit out to: one a core, but one for what is done in no time, and where
-    a process with libraries of its own had better not be forked."""
+    """How many processes to share an edit out to: one a core, but one for what is done in no time, for what
+    waits for a network, and where a process with libraries of its own had better not be forked."""
     import torch
 
+    from taskvec.weights.remote.mirror import file_behind
+
+    if any(file_behind(path) is not None for path in weights.files):
+        return 1
     size = weights.nbytes + _TENSOR * len(weights)
     return min(16, torch.get_num_threads()) if size >= _SHARED and sys.platform == "linux" else 1
 

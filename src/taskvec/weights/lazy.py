@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from taskvec.errors import CorruptFile
 from taskvec.later import torch
+from taskvec.reading import shown
 from taskvec.registry import nearest
 from taskvec.weights.blocks import TensorSpec, block_size, block_step, row_blocks
 from taskvec.weights.change import Change
@@ -139,6 +141,8 @@ class Weights(Lazy, Mapping[str, "Tensor"]):
             written for an empty one. By default those of the first part.
     """
 
+    stated: Callable[[], str | None] | None = None
+    """Gives the fingerprint that weights elsewhere have to have, if the manifest beside them states one."""
     adapter: Path | None = None
     """The settings beside the weights, if these are no model's but the factors of an adapter."""
 
@@ -247,12 +251,23 @@ class Weights(Lazy, Mapping[str, "Tensor"]):
 
         Cost: one read of everything, once for an object whose content cannot change; less after
         ``fingerprint_while_reading``.
+
+        Raises: CorruptFile for weights elsewhere whose manifest states another.
         """
         if self._fingerprint is not None:
             return self._fingerprint
-        fingerprint = folded(self.digests())
+        fingerprint = self._as_stated(folded(self.digests()))
         if self.frozen:
             self._fingerprint, self.tally = fingerprint, None
+        return fingerprint
+
+    def _as_stated(self, fingerprint: str) -> str:
+        stated = None if self.stated is None else self.stated()
+        if stated not in (None, fingerprint):
+            raise CorruptFile(
+                f"{self.ref}: what was read has the fingerprint {fingerprint}, its taskvec.json states "
+                f"{shown(stated)}; upload it again, or without that file if it was changed on purpose"
+            )
         return fingerprint
 
     def digests(self) -> dict[str, bytes]:
@@ -270,7 +285,7 @@ class Weights(Lazy, Mapping[str, "Tensor"]):
         """Keep what writing all tensors has told: what changed, and with the digests the fingerprint."""
         self.changes = changes
         if self.frozen:
-            self._fingerprint, self.tally = folded(digests), None
+            self._fingerprint, self.tally = self._as_stated(folded(digests)), None
 
     def _digest(self, tally: Tally, name: str) -> bytes:
         spec = self._specs[name]

@@ -1,12 +1,13 @@
 """One door to every kind of weights."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
 from taskvec.errors import CorruptFile, InputError, WrongType
 from taskvec.later import torch
-from taskvec.reading import exists, local_path, with_places
+from taskvec.reading import exists, local_path, read_mapping, with_places
 from taskvec.urls import is_url, local_place
 from taskvec.weights import hub
 from taskvec.weights.adapters import find_settings
@@ -86,10 +87,20 @@ def _open_place(url: str) -> Weights:
     try:
         mirror = Mirror(find_place(url))
         path, ref = mirror.named, with_places(str(mirror.named))
-        opened = _open_folder(path, ref, None) if path.is_dir() else _open_named(path, ref, None)
-        return dequantized(opened)
+        if not path.is_dir():
+            return dequantized(_open_named(path, ref, None))
+        weights = _open_folder(path, ref, None)
+        weights.stated = partial(_stated_beside, path)
+        return dequantized(weights)
     except InputError as error:
         raise type(error)(with_places(str(error))) from None
+
+
+def _stated_beside(folder: Path) -> str | None:
+    """The fingerprint in the manifest of a folder."""
+    manifest = folder / "taskvec.json"
+    stated = read_mapping(manifest).get("fingerprint") if manifest.is_file() else None
+    return stated if isinstance(stated, str) else None
 
 
 def _open_folder(folder: Path, ref: str, part: str | None) -> Weights:

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,12 +12,15 @@ from numpy.typing import NDArray
 from taskvec.errors import CorruptFile, InputError, and_more
 from taskvec.reading import exists, inside, read_json, shown
 from taskvec.weights.lazy import Weights
+from taskvec.weights.remote.mirror import mirror_of
 from taskvec.weights.stored import identity_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _log = logging.getLogger(__name__)
+
+_AT_A_TIME = 8
 
 OpenShard = Callable[[Path], Weights]
 
@@ -49,7 +53,7 @@ class ShardedWeights(Weights):
         Raises: CorruptFile if a shard is missing, or if index and shards disagree.
         """
         weight_map = _read_index(index)
-        shards = {name: open_shard(path) for name, path in _present(index, weight_map).items()}
+        shards = _opened(_present(index, weight_map), open_shard)
         owners = _owners(index, shards)
         _check_listed(index, weight_map, shards, owners)
         return cls(ref or str(index), index.parent, shards, owners, index)
@@ -75,6 +79,14 @@ class ShardedWeights(Weights):
         """Close every shard."""
         for shard in self._shards:
             shard.close()
+
+
+def _opened(paths: Mapping[str, Path], open_shard: OpenShard) -> dict[str, Weights]:
+    """The shards; of those elsewhere several headers at a time, as each takes a while to come."""
+    if all(mirror_of(path) is None for path in paths.values()):
+        return {name: open_shard(path) for name, path in paths.items()}
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        return dict(zip(paths, pool.map(open_shard, paths.values()), strict=True))
 
 
 def _read_index(index: Path) -> dict[str, str]:

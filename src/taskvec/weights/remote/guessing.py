@@ -19,7 +19,7 @@ _WEIGHTS = (
     *("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"),
     *("pytorch_model.bin.index.json", "pytorch_model.bin"),
 )
-_SETTINGS = ("config.json", "adapter_config.json")
+_SETTINGS = ("config.json", "adapter_config.json", "taskvec.json")
 _BESIDE = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),

@@ -91,17 +91,28 @@ class StoredFile(RemoteFile):
         try:
             content = self._store.open().cat_file(self._path, start=place, end=place + len(buffer))
         except Exception as error:  # of any of many packages
-            if isinstance(error, FileNotFoundError):
-                raise self._changed(": it is gone") from None
+            self._check_state(error)
             if isinstance(error, PermissionError):
                 raise InputError(f"{self.said}: {reason_of(error)}") from None
             raise Broken(reason_of(error)) from None
         if len(content) > len(buffer):
             raise InputError(f"{self.said}: the store knows no ranges of files; download it first")
-        if self._look() != self._state:
-            raise self._changed()
+        self._check_state()
         buffer[: len(content)] = content
         return len(content)
+
+    def _check_state(self, error: Exception | None = None) -> None:
+        """Refuse another state than the first; of a store that failed to read, only what it says for sure."""
+        if isinstance(error, FileNotFoundError):
+            raise self._changed(": it is gone")
+        try:
+            now = self._look()
+        except InputError:
+            if error is None:
+                raise
+            return
+        if now != self._state:
+            raise self._changed()
 
 
 def reason_of(error: Exception) -> str:
