@@ -4,13 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from taskvec.arguments import label
 from taskvec.errors import InputError, OutOfMemory, and_more
+from taskvec.models.sharding import Sharding
 from taskvec.place import enough_memory
 from taskvec.reading import shortened
 
@@ -165,6 +166,11 @@ class Backbone(nn.Module, ABC):
         return self.network
 
     @property
+    def sharding(self) -> Sharding | None:
+        """How the parameters are dealt to several processes, if they are; then training moves them in place."""
+        return cast("Sharding | None", vars(self.network).get("taskvec_sharding"))
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.network.parameters()).device
@@ -201,8 +207,19 @@ def _reached(backbone: Backbone) -> list[str]:
     try:
         with torch.enable_grad(), evaluating(backbone):
             total = backbone(**on_device(backbone.example(), backbone.device)).sum()
-        slopes = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+        slopes = _slopes(total, list(named.values()), dealt=backbone.sharding is not None)
     finally:
         for p in frozen:
             p.requires_grad_(False)
     return [name for name, slope in zip(named, slopes, strict=True) if slope is not None]
+
+
+def _slopes(total: Tensor, parameters: Sequence[nn.Parameter], *, dealt: bool) -> Sequence[Tensor | None]:
+    """Gradients of a number; no entry for parameters that it does not depend on."""
+    if not dealt:
+        return torch.autograd.grad(total, parameters, allow_unused=True)
+    total.backward()  # type: ignore[no-untyped-call]  # dealt out, they are no part of the graph themselves
+    slopes = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    return slopes

@@ -1,7 +1,7 @@
 """Checkpoint folders in the transformers layout, local or on the hub."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +25,9 @@ _SENSES = ("IMAGE", "VIDEO", "VIS", "AUDIO", "SPEECH", "WAVEFORM", "SPECTROGRAM"
 
 _LAYERS = re.compile(r"(num|n)_(hidden_|decoder_)?layers?$|(encoder|decoder)_layers$|depth$")
 """Settings that say how many layers there are."""
+
+Build = Callable[[Any, str], Any]
+"""Makes the network of a transformers class, with the weights of a folder or hub id."""
 
 _SHARED = 1000
 """Layers that may share their tensors, as those of ALBERT do; others have one at least."""
@@ -189,13 +192,7 @@ def load_network(kind: Any, ref: str) -> Any:
         which is to blame, also for weights that are quantized in another way.
     """
     path, file = config_file(ref), gguf_file(ref)
-    config = read_config(path)
-    check_config(path, config)
-    if is_folder(ref) or file is not None:
-        with open_weights(file or ref) as weights:
-            check_whole(weights)
-            _check_layers(path, config, len(weights))
-            _check_size(kind, path, weights.nbytes)
+    check_described(kind, ref)
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         if file is not None:
@@ -203,21 +200,45 @@ def load_network(kind: Any, ref: str) -> Any:
         else:
             network, report = _from_pretrained(kind, ref, **options)
     except Exception as error:  # what does not fit surfaces as any of a dozen types
-        where = path if is_folder(ref) else ref
-        raise InputError(
-            f"{where}: does not describe a model that can be built ({reason(error)}); take the config.json "
-            "that belongs to the weights"
-        ) from None
+        raise unbuilt(ref, error) from None
     for name, stored, expected in sorted(report["mismatched_keys"]):
-        raise InputError(
-            f"{ref}: {name!r} has shape {tuple(stored)} in the weights and {tuple(expected)} by config.json; "
-            "take the config.json that belongs to the weights"
-        )
-    _in_plain_operations(network)
+        raise mismatched(ref, name, stored, expected)
+    in_plain_operations(network)
     return network
 
 
-def _in_plain_operations(network: nn.Module) -> None:
+def unbuilt(ref: str, error: Exception) -> InputError:
+    """What to say of a config.json that makes no network."""
+    return InputError(
+        f"{config_file(ref) if is_folder(ref) else ref}: does not describe a model that can be built "
+        f"({reason(error)}); take the config.json that belongs to the weights"
+    )
+
+
+def mismatched(ref: str, name: str, stored: Sequence[int], expected: Sequence[int]) -> InputError:
+    """What to say of a tensor of another shape than the network has."""
+    return InputError(
+        f"{ref}: {name!r} has shape {tuple(stored)} in the weights and {tuple(expected)} by config.json; "
+        "take the config.json that belongs to the weights"
+    )
+
+
+def check_described(kind: Any, ref: str) -> None:
+    """Refuse a config.json that is of no model, or of another one than the weights beside it.
+
+    Raises: InputError, CorruptFile.
+    """
+    path, file = config_file(ref), gguf_file(ref)
+    config = read_config(path)
+    check_config(path, config)
+    if is_folder(ref) or file is not None:
+        with open_weights(file or ref) as weights:
+            check_whole(weights)
+            _check_layers(path, config, len(weights))
+            _check_size(kind, path, weights.nbytes)
+
+
+def in_plain_operations(network: nn.Module) -> None:
     """BLOOM's activation without its own autograd function, which cuts derivatives in a direction."""
     for module in network.modules():
         if type(module).__name__ == "BloomGelu":
@@ -246,7 +267,7 @@ def _check_size(kind: Any, path: Path, held: int) -> None:
     """
     try:
         with quiet(), torch.device("meta"):
-            config = _configuration(path)
+            config = configuration(path)
             make = kind.from_config if hasattr(kind, "from_config") else kind._from_config
             wanted = sum(tensor.numel() for tensor in make(config).parameters())
     except Exception:  # loading it in earnest finds what is wrong, and says so
@@ -258,7 +279,7 @@ def _check_size(kind: Any, path: Path, held: int) -> None:
         )
 
 
-def _configuration(path: Path) -> Any:
+def configuration(path: Path) -> Any:
     """What transformers makes of the config.json of a folder or GGUF file."""
     kind = transformers().AutoConfig
     if (file := gguf_file(path.parent)) is not None:

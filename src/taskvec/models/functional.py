@@ -31,6 +31,9 @@ def placed(backbone: Backbone, params: Mapping[str, Tensor]) -> Iterator[None]:
     """The backbone at other values of some parameters and statistics, by checkpoint name, for a while."""
     head = backbone.head_parameters()
     values = {backbone.places[name]: value for name, value in params.items() if name not in head}
+    if backbone.sharding is not None:
+        backbone.sharding.check_own(backbone.network, values)
+        values = {}  # which the network puts in their places itself, block by block
     with substituted(backbone.network, values):
         yield
 

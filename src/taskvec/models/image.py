@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone
 from taskvec.models.checkpoint import (
+    Build,
     config_file,
     fetch,
     load_network,
@@ -186,7 +187,7 @@ def _mean_of_patches(out: Any) -> Tensor:
     return hidden[:, 1:].mean(1)
 
 
-def load(ref: str) -> ImageBackbone:
+def load(ref: str, build: Build = load_network) -> ImageBackbone:
     """The image encoder in a checkpoint folder or on the hub, in float32.
 
     Its feature is the first of :func:`features_of` that depends on stored weights alone: a pooler that a
@@ -196,7 +197,7 @@ def load(ref: str) -> ImageBackbone:
     """
     path = config_file(ref)
     kind = model_type(path)
-    network = load_network(transformers().AutoModel, ref)
+    network = build(transformers().AutoModel, ref)
     if kind == "vit_mae":
         network.config.mask_ratio = 0.0  # in pre-training the encoder sees a quarter of the image
     preprocessing = prepare(ref, network)

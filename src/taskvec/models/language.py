@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone, Outputs, evaluating
 from taskvec.models.checkpoint import (
+    Build,
     config_file,
     has_encoder,
     load_network,
@@ -226,11 +227,11 @@ def _sizes(text: str, count: int, offsets: Sequence[tuple[int, int]] | None) -> 
     return [len(text[start:stop].encode()) for start, stop in pairwise(reached)]
 
 
-def load(ref: str) -> LanguageModel:
+def load(ref: str, build: Build = load_network) -> LanguageModel:
     """The language model in a checkpoint folder or on the hub, in float32."""
     package = transformers()
     file = config_file(ref)
     kind = package.AutoModelForSeq2SeqLM if has_encoder(file) else package.AutoModelForCausalLM
-    network = load_network(kind, ref)
+    network = build(kind, ref)
     tokenizer = load_tokenizer(ref, file.parent, rows_of(network.get_input_embeddings()), padded=False)
     return LanguageModel(network, tokenizer, ref=ref, checkpoint=stored_names(file.parent, network))

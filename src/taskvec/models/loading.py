@@ -6,6 +6,7 @@ import torch
 
 from taskvec.arguments import checked
 from taskvec.errors import InputError
+from taskvec.group import current
 from taskvec.models import own
 from taskvec.models.backbone import Backbone, Outputs
 from taskvec.models.checkpoint import (
@@ -20,7 +21,8 @@ from taskvec.models.checkpoint import (
 from taskvec.models.gguf import gguf_file
 from taskvec.models.image import reads_images
 from taskvec.models.known import LOADERS, MODELS, check_installed, path_or_id
-from taskvec.place import enough_memory, find_device
+from taskvec.models.sharding import REPLICATED, Sharding
+from taskvec.place import Precision, enough_memory, find_device
 from taskvec.reading import exists, is_folder, local_path
 from taskvec.registry import nearest
 from taskvec.urls import is_url, local_place, said
@@ -29,7 +31,11 @@ from taskvec.weights.hub import is_reference
 
 @checked
 def load_backbone(
-    ref: str | Path, outputs: Outputs = "features", *, device: str | torch.device = "cpu"
+    ref: str | Path,
+    outputs: Outputs = "features",
+    *,
+    device: str | torch.device = "cpu",
+    fsdp: Precision | None = None,
 ) -> Backbone:
     """The model behind a checkpoint folder, a GGUF file, a known name, a hub id ``org/name[@revision]``, or a
     function of the user's own, ``module:function`` or ``file.py:function``, that gives a backbone.
@@ -42,12 +48,18 @@ def load_backbone(
             ``classifier``, the features that its trained head reads, with that head.
         device: where it computes: ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or ``auto`` for a CUDA device if
             there is one.
+        fsdp: deal the parameters to the processes of the current group, :mod:`taskvec.group`, so that none
+            holds the whole model, and gather them in this precision to compute. Training then moves them in
+            place.
 
     Raises: InputError, one line, for a reference that is none of these, with the nearest known model, for
         files that do not make a model which can be trained and evaluated, and for a device that is not there;
         MissingExtra without transformers; OutOfMemory for a model that the device has no memory for.
     """
     place = find_device(device)
+    if fsdp is not None:
+        with enough_memory(place, "loading a share of the model", "take more processes"):
+            return _load_dealt(ref, outputs, Sharding(place, fsdp))
     backbone = _load(ref, outputs)
     with enough_memory(place, "moving the model there", "take a smaller model, or device cpu"):
         backbone.to(place)
@@ -58,9 +70,26 @@ def _load(ref: str | Path, outputs: Outputs) -> Backbone:
     if own.is_own(str(ref)):
         return own.load(str(ref))
     name = locate_model(ref)
-    kind = {"features": _kind, "tokens": _language}[outputs](name) if outputs != "classifier" else outputs
-    backbone: Backbone = LOADERS[kind](name)
+    backbone: Backbone = LOADERS[_kind(name, outputs)](name)
     return backbone.eval()
+
+
+def _load_dealt(ref: str | Path, outputs: Outputs, sharding: Sharding) -> Backbone:
+    """A backbone of whose network every process has its share. Raises: InputError."""
+    if current().alone:
+        raise InputError(
+            "fsdp: one process has nobody to share a model with; start several, torchrun --nproc-per-node N "
+            "-m taskvec …, or leave it out"
+        )
+    name = str(ref) if own.is_own(str(ref)) else locate_model(ref)
+    kind = "your own" if own.is_own(name) else _kind(name, outputs)
+    if kind not in _DEALT:
+        raise InputError(
+            f"{ref}: a model of kind {kind!r} cannot be dealt to processes, expected one of kind "
+            f"{', '.join(_DEALT)}; {REPLICATED}"
+        )
+    backbone: Backbone = LOADERS[kind](name, sharding.build)
+    return backbone.to(sharding.device).eval()
 
 
 def locate_model(ref: str | Path) -> str:
@@ -104,8 +133,17 @@ _GENERAL = ("text", "language", "image", "classifier")
 """Loaders of many types of models."""
 
 
-def _kind(ref: str) -> str:
-    """The loader for a checkpoint, by the model type that its config.json states."""
+_DEALT = ("language", "text", "image")
+"""Those whose models can be dealt to processes."""
+
+
+def _kind(ref: str, outputs: Outputs) -> str:
+    """The loader for a checkpoint that is to give these outputs."""
+    return {"features": _encoder, "tokens": _language}[outputs](ref) if outputs != "classifier" else outputs
+
+
+def _encoder(ref: str) -> str:
+    """The loader for an encoder, by the model type that its config.json states."""
     path = config_file(ref)
     stated = model_type(path)
     if stated in LOADERS and stated not in _GENERAL:

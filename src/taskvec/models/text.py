@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from taskvec.errors import InputError
 from taskvec.models.backbone import Backbone, evaluating, in_batches
 from taskvec.models.checkpoint import (
+    Build,
     config_file,
     encodes_text,
     load_network,
@@ -163,12 +164,12 @@ def vocabulary_rows(network: Any) -> int:
         return rows_of(None)
 
 
-def load(ref: str) -> TextBackbone:
+def load(ref: str, build: Build = load_network) -> TextBackbone:
     """The text encoder in a checkpoint folder or on the hub, in float32."""
     package = transformers()
     path = config_file(ref)
     folder = path.parent
-    network = load_network(package.AutoModel, ref)
+    network = build(package.AutoModel, ref)
     if not width_of(network):
         raise InputError(f"{ref}: config.json gives no 'hidden_size', the size of a feature")
     tokenizer = load_tokenizer(ref, folder, vocabulary_rows(network))

@@ -69,17 +69,25 @@ class Checkpoint:
             if state is None:
                 return 0
             if not self._agrees(state["signature"], state.get("device", "cpu")):
-                raise InputError(
-                    f"{self._path}: the checkpoint is of another training (settings, data or start differ); "
-                    "remove it to start anew"
-                )
+                raise self._another(self._path)
             return self._take_over(state)
         except InputError:
             raise
         except Exception as error:  # torch reports a damaged archive in many types
-            raise InputError(
-                f"{self._path}: damaged training checkpoint ({type(error).__name__}); remove it to start anew"
-            ) from None
+            raise self._damaged(self._path, error) from None
+
+    @staticmethod
+    def _another(path: Path) -> InputError:
+        return InputError(
+            f"{path}: the checkpoint is of another training (settings, data or start differ); "
+            "remove it to start anew"
+        )
+
+    @staticmethod
+    def _damaged(path: Path, error: Exception) -> InputError:
+        return InputError(
+            f"{path}: damaged training checkpoint ({type(error).__name__}); remove it to start anew"
+        )
 
     def _agrees(self, signature: str, device: str) -> bool:
         """Whether a state is of this training; heads that two devices made differ by rounding."""

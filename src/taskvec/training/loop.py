@@ -14,6 +14,7 @@ from torch import Tensor
 from taskvec.errors import InputError
 from taskvec.group import current
 from taskvec.models.backbone import Backbone
+from taskvec.models.sharding import is_sharded
 from taskvec.progress import Watch, unwatched
 from taskvec.tasks.ahead import ahead
 from taskvec.training.checkpoint import Checkpoint
@@ -27,8 +28,10 @@ from taskvec.training.penalties.penalty import Given
 from taskvec.training.penalties.settings import files_of
 from taskvec.training.regimes import Gates, Lora, Space
 from taskvec.training.settings import TrainSettings
+from taskvec.training.sharded import Gathered, Sharded, check_plain, checksums, write_gathered
+from taskvec.training.sharded_checkpoint import ShardedCheckpoint
 from taskvec.training.sharing import check_same
-from taskvec.training.space import move
+from taskvec.training.space import Moved, move
 from taskvec.training.steps import Steps
 from taskvec.training.stream import Chunk, Step, collate, joint_steps, joint_stream, stream, total_steps
 
@@ -95,7 +98,11 @@ def train(
     inside = None if mask is None else fitted(mask, start)
     start = start if inside is None else {name: start[name] for name in start if name in inside}
     group = current()
-    moved = move(backbone, start, space, lora, settings.seed, gates, displaced)
+    if backbone.sharding is not None:
+        check_plain(space, lora, gates, displaced, mask)
+        moved: Moved = Sharded(backbone, start)
+    else:
+        moved = move(backbone, start, space, lora, settings.seed, gates, displaced)
     if inside is not None:
         moved.confine(inside)
     others, names = others_of(parts, references), [part.name for part in parts]
@@ -112,7 +119,8 @@ def train(
     if not group.alone:
         check_same(group, _told_apart(backbone, parts, signature))
     signature = _continued(signature, displaced, portion, moments)
-    state = Checkpoint(checkpoint, moved.leaves, steps.optimizer, signature, steps.scale)
+    kind = Checkpoint if backbone.sharding is None else ShardedCheckpoint
+    state = kind(checkpoint, moved.leaves, steps.optimizer, signature, steps.scale)
     taking = portion or range(total)
     done = max(taking.start, state.restore())
     ready = partial(_ready, partial(collate, prepared, settings.accumulation, backbone.device, group))
@@ -129,10 +137,13 @@ def train(
         if validate and due:
             figures |= validate(moved.displacement())
         watch(label, number + 1 - taking.start, len(taking), **figures)
+    found = moved.displacement()
+    if isinstance(found, Gathered):
+        found = write_gathered(found, checkpoint)
     state.remove()
     if moments is not None:
         moments.take(steps.optimizer)
-    return moved.displacement()
+    return found
 
 
 def _order(
@@ -216,6 +227,9 @@ def _continued(
     return json.dumps({**json.loads(signature), **before}, sort_keys=True) if before else signature
 
 
-def sums(params: Params) -> dict[str, float]:
+def sums(params: Params) -> Mapping[str, float]:
     """By name, for the signatures of checkpoints."""
-    return {name: float(value.detach().cpu().double().sum()) for name, value in params.items()}
+    group = current()
+    if any(map(is_sharded, params.values())):
+        return checksums(params)
+    return {name: float(value.cpu().double().sum()) for name, value in params.items()}

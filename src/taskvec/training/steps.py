@@ -11,6 +11,7 @@ from torch import Tensor
 from taskvec.errors import TrainingDiverged
 from taskvec.models.activations import recomputed
 from taskvec.models.backbone import Backbone
+from taskvec.models.sharding import whole
 from taskvec.place import enough_memory
 from taskvec.tasks.objective import Objective
 from taskvec.training.gradients import Terms, Weighted, add_gradients
@@ -142,8 +143,10 @@ def activations(backbone: Backbone, settings: TrainSettings) -> AbstractContextM
 def _clip(leaves: Params, most: float | None) -> Tensor:
     """Clip the gradients to a global norm, if there is one; the norm before."""
     if most is not None:
-        return torch.nn.utils.clip_grad_norm_(leaves.values(), most)
-    return torch.nn.utils.get_total_norm([leaf.grad for leaf in leaves.values() if leaf.grad is not None])
+        norm = torch.nn.utils.clip_grad_norm_(leaves.values(), most)
+    else:
+        norm = torch.nn.utils.get_total_norm([leaf.grad for leaf in leaves.values() if leaf.grad is not None])
+    return whole(norm)
 
 
 def _schedule(step: int, steps: int, settings: TrainSettings) -> float:
