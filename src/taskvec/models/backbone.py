@@ -167,7 +167,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def sharding(self) -> Sharding | None:
-        """How the parameters are dealt to several processes, if they are; then training moves them in place."""
+        """How the parameters are sharded, if they are; then training moves them in place."""
         return cast("Sharding | None", vars(self.network).get("taskvec_sharding"))
 
     @property
@@ -207,18 +207,18 @@ def _reached(backbone: Backbone) -> list[str]:
     try:
         with torch.enable_grad(), evaluating(backbone):
             total = backbone(**on_device(backbone.example(), backbone.device)).sum()
-        slopes = _slopes(total, list(named.values()), dealt=backbone.sharding is not None)
+        slopes = _slopes(total, list(named.values()), sharded=backbone.sharding is not None)
     finally:
         for p in frozen:
             p.requires_grad_(False)
     return [name for name, slope in zip(named, slopes, strict=True) if slope is not None]
 
 
-def _slopes(total: Tensor, parameters: Sequence[nn.Parameter], *, dealt: bool) -> Sequence[Tensor | None]:
+def _slopes(total: Tensor, parameters: Sequence[nn.Parameter], *, sharded: bool) -> Sequence[Tensor | None]:
     """Gradients of a number; no entry for parameters that it does not depend on."""
-    if not dealt:
+    if not sharded:
         return torch.autograd.grad(total, parameters, allow_unused=True)
-    total.backward()  # type: ignore[no-untyped-call]  # dealt out, they are no part of the graph themselves
+    total.backward()  # type: ignore[no-untyped-call]  # FSDP2 computes with others
     slopes = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None

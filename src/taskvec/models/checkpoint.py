@@ -191,7 +191,7 @@ def load_network(kind: Any, ref: str) -> Any:
     Those of GGUF are dequantized. Raises: InputError, CorruptFile, UnsafeFile, one line that names the file
         which is to blame, also for weights that are quantized in another way.
     """
-    path, file = config_file(ref), gguf_file(ref)
+    file = gguf_file(ref)
     check_described(kind, ref)
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     try:

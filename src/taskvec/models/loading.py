@@ -48,9 +48,9 @@ def load_backbone(
             ``classifier``, the features that its trained head reads, with that head.
         device: where it computes: ``cpu``, ``cuda``, ``cuda:N``, ``mps``, or ``auto`` for a CUDA device if
             there is one.
-        fsdp: deal the parameters to the processes of the current group, :mod:`taskvec.group`, so that none
-            holds the whole model, and gather them in this precision to compute. Training then moves them in
-            place.
+        fsdp: shard the parameters over the processes of the current group, :mod:`taskvec.group`, so that
+            none holds the whole model, and gather them in this precision to compute. Training then moves
+            them in place.
 
     Raises: InputError, one line, for a reference that is none of these, with the nearest known model, for
         files that do not make a model which can be trained and evaluated, and for a device that is not there;
@@ -59,7 +59,7 @@ def load_backbone(
     place = find_device(device)
     if fsdp is not None:
         with enough_memory(place, "loading a share of the model", "take more processes"):
-            return _load_dealt(ref, outputs, Sharding(place, fsdp))
+            return _load_sharded(ref, outputs, Sharding(place, fsdp))
     backbone = _load(ref, outputs)
     with enough_memory(place, "moving the model there", "take a smaller model, or device cpu"):
         backbone.to(place)
@@ -74,19 +74,19 @@ def _load(ref: str | Path, outputs: Outputs) -> Backbone:
     return backbone.eval()
 
 
-def _load_dealt(ref: str | Path, outputs: Outputs, sharding: Sharding) -> Backbone:
+def _load_sharded(ref: str | Path, outputs: Outputs, sharding: Sharding) -> Backbone:
     """A backbone of whose network every process has its share. Raises: InputError."""
     if current().alone:
         raise InputError(
-            "fsdp: one process has nobody to share a model with; start several, torchrun --nproc-per-node N "
-            "-m taskvec …, or leave it out"
+            "fsdp: there is one process, and a model is sharded over several; start them with torchrun "
+            "--nproc-per-node N -m taskvec …, or leave it out"
         )
     name = str(ref) if own.is_own(str(ref)) else locate_model(ref)
     kind = "your own" if own.is_own(name) else _kind(name, outputs)
-    if kind not in _DEALT:
+    if kind not in _SHARDED:
         raise InputError(
-            f"{ref}: a model of kind {kind!r} cannot be dealt to processes, expected one of kind "
-            f"{', '.join(_DEALT)}; {REPLICATED}"
+            f"{ref}: a model of kind {kind!r} cannot be sharded, expected one of kind "
+            f"{', '.join(_SHARDED)}; {REPLICATED}"
         )
     backbone: Backbone = LOADERS[kind](name, sharding.build)
     return backbone.to(sharding.device).eval()
@@ -133,8 +133,8 @@ _GENERAL = ("text", "language", "image", "classifier")
 """Loaders of many types of models."""
 
 
-_DEALT = ("language", "text", "image")
-"""Those whose models can be dealt to processes."""
+_SHARDED = ("language", "text", "image")
+"""Kinds of model that can be sharded over several processes."""
 
 
 def _kind(ref: str, outputs: Outputs) -> str:

@@ -1,4 +1,4 @@
-"""Networks whose parameters are dealt to the processes of a group by FSDP2, so that none holds them whole."""
+"""Networks whose parameters FSDP2 shards over a group of processes, so that none holds them whole."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,12 +28,12 @@ from taskvec.weights.blocks import row_count
 from taskvec.weights.network import quiet
 
 REPLICATED = "leave out --fsdp, and every process trains a whole copy"
-"""What to do with a model that cannot be dealt out."""
+"""What to do with a model that cannot be sharded."""
 
 
 @dataclass
 class Sharding:
-    """Deals the rows of each parameter of a network to the processes of the default group.
+    """Shards a network over the processes of the default group.
 
     Rows are those of the first axis: process r of N holds the r-th of N equal runs, the last ones shorter. A
     block is whole on every process only while it is computed.
@@ -62,12 +62,12 @@ class Sharding:
     def build(self, kind: Any, ref: str) -> Any:
         """A network of a transformers class in float32, of which this process reads its own rows alone.
 
-        Raises: InputError, CorruptFile, as of loading it whole; InputError where it has no blocks to deal out.
+        Raises: InputError, CorruptFile, as of loading it whole; InputError for one that cannot be sharded.
         """
         if gguf_file(ref) is not None:
             raise InputError(
-                f"{ref}: rows of a GGUF file cannot be read by themselves; take the safetensors of the model, "
-                f"or {REPLICATED}"
+                f"{ref}: a GGUF file cannot be read in shards; take the safetensors of the model, or "
+                f"{REPLICATED}"
             )
         check_described(kind, ref)
         try:
@@ -79,32 +79,34 @@ class Sharding:
         self.weights = open_weights(ref)
         self.stored = stored_names(config_file(ref).parent, network)
         _check_fits(ref, network, self.weights, self.stored)
-        self._deal_out(network, ref)
+        self._shard(network, ref)
         self._fill(network)
         network.taskvec_sharding = self
         return network.eval()
 
-    def _deal_out(self, network: nn.Module, ref: str) -> None:
+    def _shard(self, network: nn.Module, ref: str) -> None:
         """Wrap the blocks, then what is around them."""
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
         blocks = _blocks(network)
         if not blocks:
-            raise InputError(f"{ref}: has no stack of layers to deal out to processes; {REPLICATED}")
+            raise InputError(f"{ref}: has no stack of layers to shard; {REPLICATED}")
         dtype = torch.bfloat16 if self.precision == "bf16" else None
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         for module in (*blocks, network):
             fully_shard(module, mesh=self.mesh, mp_policy=policy, reshard_after_forward=True)
-            dealt = cast("FSDPModule", module)
+            sharded = cast("FSDPModule", module)
             # Losses are divided by the examples of all processes, so that gradients are sums.
-            dealt.set_gradient_divide_factor(1.0)
-            dealt.set_force_sum_reduction_for_comms(True)
+            sharded.set_gradient_divide_factor(1.0)
+            sharded.set_force_sum_reduction_for_comms(True)
 
     @torch.no_grad()
     def _fill(self, network: nn.Module) -> None:
         """Give the parameters memory, and read them."""
         device = self.device
-        network._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+        network._apply(  # type: ignore[no-untyped-call]
+            lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device)
+        )
         for name, parameter in network.named_parameters():
             local = local_rows(parameter)
             if name in self.stored:
@@ -118,17 +120,16 @@ class Sharding:
     def read(self, name: str, parameter: Tensor) -> Tensor:
         """What the checkpoint holds in this process's rows of a parameter of that name."""
         shape, local = parameter.shape, local_rows(parameter)
-        each = -(-shape[0] // self.mesh.size())
-        first = min(self.mesh.get_local_rank() * each, shape[0])
+        mine = shard_rows(shape[0], self.mesh.get_local_rank(), self.mesh.size())
         per = row_count(tuple(shape)) // max(shape[0], 1)  # rows of the last axis
-        rows = slice(first * per, (first + len(local)) * per)
+        rows = slice(mine.start * per, mine.stop * per)
         return self.weights.read(self.stored[name], rows).reshape(local.shape)
 
     def begin(self, ref: str) -> None:
         """Note that the network is being moved. Raises: InputError if it was before."""
         if self._moved:
             raise InputError(
-                f"{ref}: was trained already, and training in shards moves the model itself; load it again"
+                f"{ref}: was trained already, and training under fsdp moves the model itself; load it again"
             )
         self._moved = True
 
@@ -138,8 +139,8 @@ class Sharding:
         for name, value in values.items():
             if name in own and local_rows(value).data_ptr() != local_rows(own[name]).data_ptr():
                 raise InputError(
-                    f"{name}: a model that is dealt to several processes is evaluated at its own weights, and "
-                    f"these are others; {REPLICATED}"
+                    f"{name}: a sharded model is evaluated at its own weights, and these are others; "
+                    f"{REPLICATED}"
                 )
 
 
@@ -148,14 +149,25 @@ def local_rows(parameter: Tensor) -> Tensor:
     return cast("Tensor", cast("Any", parameter).to_local())
 
 
+def shard_rows(count: int, rank: int, size: int) -> range:
+    """The rows, of so many, that a process holds."""
+    each = -(-count // size)
+    return range(min(rank * each, count), min((rank + 1) * each, count))
+
+
+def like(parameter: Tensor, rows: Tensor) -> Tensor:
+    """A tensor that is sharded as another, of which this process has these rows."""
+    from torch.distributed.tensor import DTensor
+
+    of = cast("DTensor", parameter)
+    return DTensor.from_local(
+        rows, of.device_mesh, of.placements, run_check=False, shape=of.shape, stride=of.stride()
+    )
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Whether other processes have other rows of a tensor."""
     return hasattr(tensor, "to_local")
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which all processes have a part, whole in each of them; any other as it is."""
-    return cast("Any", tensor).full_tensor() if is_sharded(tensor) else tensor
 
 
 @contextmanager
@@ -167,7 +179,7 @@ def _without_parameters() -> Iterator[None]:
             return None
         return nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(emptied)
+    hook = register_module_parameter_registration_hook(emptied)  # type: ignore[arg-type]
     try:
         yield
     finally:
@@ -194,8 +206,6 @@ def _check_fits(ref: str, network: nn.Module, weights: Weights, stored: Mapping[
     """Refuse a config.json of other shapes than the weights, and parameters that have no rows."""
     for name, parameter in network.named_parameters():
         if parameter.dim() == 0:
-            raise InputError(
-                f"{ref}: {name!r} is a single number, which has no rows to deal out to processes; {REPLICATED}"
-            )
+            raise InputError(f"{ref}: {name!r} is a single number, which has no rows to shard; {REPLICATED}")
         if name in stored and (found := weights.spec(stored[name]).shape) != tuple(parameter.shape):
             raise mismatched(ref, name, found, parameter.shape)

@@ -28,7 +28,7 @@ from taskvec.training.penalties.penalty import Given
 from taskvec.training.penalties.settings import files_of
 from taskvec.training.regimes import Gates, Lora, Space
 from taskvec.training.settings import TrainSettings
-from taskvec.training.sharded import Gathered, Sharded, check_plain, checksums, write_gathered
+from taskvec.training.sharded import Sharded, check_plain, checksums, write_deltas
 from taskvec.training.sharded_checkpoint import ShardedCheckpoint
 from taskvec.training.sharing import check_same
 from taskvec.training.space import Moved, move
@@ -137,9 +137,7 @@ def train(
         if validate and due:
             figures |= validate(moved.displacement())
         watch(label, number + 1 - taking.start, len(taking), **figures)
-    found = moved.displacement()
-    if isinstance(found, Gathered):
-        found = write_gathered(found, checkpoint)
+    found = write_deltas(moved, checkpoint) if isinstance(moved, Sharded) else moved.displacement()
     state.remove()
     if moments is not None:
         moments.take(steps.optimizer)

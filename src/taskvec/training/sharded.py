@@ -3,22 +3,23 @@
 import os
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import ClassVar, NoReturn, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from taskvec.errors import InputError, TaskvecError
 from taskvec.group import current
 from taskvec.models.backbone import Backbone
 from taskvec.models.functional import encode
-from taskvec.models.sharding import REPLICATED, Sharding, local_rows
+from taskvec.models.sharding import REPLICATED, Sharding, like, local_rows, shard_rows
 from taskvec.training.regimes import Regime
 from taskvec.training.settings import TrainSettings
 from taskvec.training.space import Moved
-from taskvec.weights.blocks import TensorSpec, rows_of
+from taskvec.weights.blocks import TensorSpec
 from taskvec.weights.dtypes import raw_bytes
 from taskvec.weights.lazy import Weights
 from taskvec.weights.plan import plan_shards
@@ -68,7 +69,7 @@ class Sharded(Moved):
     Raises: InputError for a backbone that was trained before: it is no longer where it began.
     """
 
-    _pulls = {"pretrained": 1}
+    _pulls: ClassVar[Mapping[str, float]] = {"pretrained": 1}
 
     def __init__(self, backbone: Backbone, start: Params) -> None:
         self.backbone, self._sharding = backbone, cast("Sharding", backbone.sharding)
@@ -82,18 +83,26 @@ class Sharded(Moved):
         self._places = {name: backbone.places[name] for name in start}
 
     def outputs(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """(R, d), differentiable in the leaves."""
         return encode(self.backbone, {}, batch)
 
     def tau(self) -> NoReturn:
-        raise TaskvecError("a displacement in shards is nowhere whole")
+        """Nothing: it would be whole. Raises: TaskvecError."""
+        raise TaskvecError("fsdp: a displacement in shards is nowhere whole")
 
-    def displacement(self) -> "Gathered":
-        """Each tensor is gathered when it is read, which all processes do together."""
-        return Gathered(self)
+    def displacement(self) -> "Elsewhere":
+        """Names and shapes: the deltas are whole nowhere but in the file of :func:`write_deltas`."""
+        specs = {name: TensorSpec(tuple(leaf.shape), leaf.dtype) for name, leaf in self.leaves.items()}
+        return Elsewhere("deltas in shards", specs, ("shards", id(self)))
+
+    def moved_rows(self, name: str) -> Tensor:
+        """How far this process's rows of a leaf have moved."""
+        return local_rows(self.leaves[name].detach()) - self.at_start(name)
 
     def decay(self, settings: TrainSettings, lr: float) -> None:
+        """Decoupled weight decay, of the own rows."""
         if settings.decay_towards == "pretrained" and not self._start:
-            self._start = {name: self.sharded_like(leaf, self.at_start(name)) for name, leaf in self.leaves.items()}
+            self._start = {name: like(leaf, self.at_start(name)) for name, leaf in self.leaves.items()}
         super().decay(settings, lr)
 
     def at_start(self, name: str) -> Tensor:
@@ -101,78 +110,70 @@ class Sharded(Moved):
         leaf = self.leaves[name]
         return self._sharding.read(self._places[name], leaf).to(local_rows(leaf))
 
-    def sharded_like(self, leaf: Tensor, rows: Tensor) -> Tensor:
-        """A tensor of which every process has these rows."""
-        from torch.distributed.tensor import DTensor
 
-        like = cast("DTensor", leaf)
-        return DTensor.from_local(
-            rows, like.device_mesh, like.placements, run_check=False, shape=leaf.shape, stride=leaf.stride()
+class Elsewhere(Weights):
+    """Deltas of which only names and shapes are known in this process."""
+
+    def _read(self, name: str, rows: slice | None) -> NoReturn:
+        raise TaskvecError(
+            f"{self.ref}: process 0 of the group alone has the vector, at the end of training; measure the "
+            "model itself, at evaluator.pretrained"
         )
 
 
-class Gathered(Weights):
-    """How far a sharded model has moved, float32, as it is at the moment of reading.
+def write_deltas(moved: Sharded, beside: Path | None) -> Weights:
+    """Write how far a sharded model has moved into a file of the first process, tensor by tensor.
 
-    Reading a tensor is a work of all processes, which read the same ones in the same order.
-    """
-
-    frozen = False
-
-    def __init__(self, moved: Sharded) -> None:
-        specs = {name: TensorSpec(tuple(leaf.shape), leaf.dtype) for name, leaf in moved.leaves.items()}
-        super().__init__("deltas in shards", specs, ("gathered", id(moved)))
-        self._moved = moved
-
-    def _read(self, name: str, rows: slice | None) -> Tensor:
-        leaf = self._moved.leaves[name].detach()
-        shift = self._moved.sharded_like(leaf, local_rows(leaf) - self._moved.at_start(name))
-        whole: Tensor = cast("Any", shift).full_tensor()
-        return rows_of(whole, rows).cpu()
-
-
-class Elsewhere(Weights):
-    """What another process has, of which only names and shapes are known here."""
-
-    def _read(self, name: str, rows: slice | None) -> NoReturn:
-        raise TaskvecError(f"{self.ref}: only process 0 of the group holds the vector; read and save it there")
-
-
-def write_gathered(deltas: Gathered, beside: Path | None) -> Weights:
-    """Write deltas tensor by tensor into a file of the first process, which lasts as long as what is returned.
+    The other processes send it their rows, so that none holds more than its own and those of one other.
 
     Args:
         beside: a path in the folder for the file; by default that of temporary files.
 
-    Returns: the file, opened; in the other processes what has names and shapes alone.
+    Returns: the file, opened, which lasts as long as that; in the other processes names and shapes alone.
     """
-    if not current().first:
-        for name in deltas:
-            deltas.read(name)
-        return Elsewhere(deltas.ref, deltas.specs, deltas.identity)
-    folder = Path(tempfile.gettempdir()) if beside is None else beside.parent
-    path = folder / f".{f'taskvec-{os.getpid()}' if beside is None else beside.stem.lstrip('.')}.deltas.safetensors"
+    deltas = moved.displacement()
     [plan] = plan_shards(deltas, None, {})
+    if not current().first:
+        for name in plan.places:
+            dist.send(moved.moved_rows(name).contiguous(), 0)
+        return deltas
+    path = _file_beside(beside)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open_own(path, fresh=True)
-        try:
-            write_at(handle, memoryview(plan.header), 0)
+        with os.fdopen(open_own(path, fresh=True), "wb", buffering=0) as file:
+            write_at(file.fileno(), memoryview(plan.header), 0)
             for name, place in plan.places.items():
-                write_at(handle, raw_bytes(deltas.read(name)), place)
-        finally:
-            os.close(handle)
+                for rows in _received(moved, name):
+                    data = raw_bytes(rows.cpu())
+                    write_at(file.fileno(), data, place)
+                    place += len(data)
     except OSError as error:
-        raise unwritable(path, error, "make room and --resume") from error
+        raise unwritable(path, error, "make room, and go on with --resume") from error
     written = StoredWeights(path, ref=deltas.ref)
     weakref.finalize(written, path.unlink, missing_ok=True)
     return written
 
 
+def _file_beside(beside: Path | None) -> Path:
+    if beside is None:
+        return Path(tempfile.gettempdir()) / f".taskvec-{os.getpid()}.deltas.safetensors"
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    return beside.with_suffix(".deltas.safetensors")
+
+
+def _received(moved: Sharded, name: str) -> Iterator[Tensor]:
+    """The rows of each process, in their order."""
+    leaf = moved.leaves[name]
+    mine = moved.moved_rows(name)
+    yield mine
+    for rank in range(1, current().size):
+        rows = mine.new_empty(len(shard_rows(len(leaf), rank, current().size)), *leaf.shape[1:])
+        dist.recv(rows, rank)
+        yield rows
+
+
 def checksums(params: Params) -> dict[str, int]:
     """Sums of the bits of sharded parameters, by name: the same however many processes have them."""
-    if not params:
-        return {}
-    sums = torch.stack([local_rows(value).view(torch.int32).sum(dtype=torch.int64) for value in params.values()])
+    bits = [local_rows(value).detach().view(torch.int32) for value in params.values()]
+    sums = torch.stack([of.sum(dtype=torch.int64) for of in bits])
     current().sum_(sums)
     return dict(zip(params, sums.tolist(), strict=True))

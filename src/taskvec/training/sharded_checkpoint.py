@@ -18,7 +18,7 @@ from taskvec.reading import read_mapping
 from taskvec.training.checkpoint import MOMENTS, Checkpoint
 from taskvec.training.scaling import LossScale
 from taskvec.weights.stored import StoredWeights
-from taskvec.writing import flush, open_own_folder, remove, replace_text
+from taskvec.writing import flush, remove, replace_text
 
 _STATE = "training.json"
 
@@ -62,6 +62,7 @@ class ShardedCheckpoint(Checkpoint):
             )
 
     def restore(self) -> int:
+        """Load the state if there is one of the same training; the step to go on from."""
         if self._path is None or self._folder is None:
             return 0
         group = current()
@@ -85,7 +86,8 @@ class ShardedCheckpoint(Checkpoint):
 
     def _load(self, folder: Path, step: object) -> int:
         """Read the state into leaves and optimizer. Raises: any of a dozen types for a damaged one."""
-        from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         if not (type(step) is int and 0 < step < 2**31):
             raise ValueError
@@ -100,6 +102,7 @@ class ShardedCheckpoint(Checkpoint):
         return step
 
     def save_if_due(self, step: int) -> None:
+        """Write the state after ``step`` steps, unless it was written a moment ago."""
         if self._folder is None or not current().broadcast(time.monotonic() - self._last >= self.every):
             return
         self._save(self._folder, step)
@@ -107,7 +110,8 @@ class ShardedCheckpoint(Checkpoint):
 
     def _save(self, folder: Path, step: int) -> None:
         """Write the state under another name, then give it its own, then remove the one before."""
-        from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
 
         group, partial, whole = current(), folder / "partial", folder / f"step-{step:010}"
         if group.first:
@@ -124,6 +128,7 @@ class ShardedCheckpoint(Checkpoint):
                     remove(other)
 
     def remove(self) -> None:
+        """Training is over: forget the state."""
         if self._folder is not None and current().first:
             remove(self._folder)
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from taskvec.errors import TrainingDiverged
+from taskvec.group import current
 from taskvec.models.activations import recomputed
 from taskvec.models.backbone import Backbone
-from taskvec.models.sharding import whole
+from taskvec.models.sharding import is_sharded, local_rows
 from taskvec.place import enough_memory
 from taskvec.tasks.objective import Objective
 from taskvec.training.gradients import Terms, Weighted, add_gradients
@@ -142,11 +143,22 @@ def activations(backbone: Backbone, settings: TrainSettings) -> AbstractContextM
 
 def _clip(leaves: Params, most: float | None) -> Tensor:
     """Clip the gradients to a global norm, if there is one; the norm before."""
+    slopes = [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
+    if any(map(is_sharded, slopes)):
+        return _clip_shards([local_rows(slope) for slope in slopes], most)
     if most is not None:
-        norm = torch.nn.utils.clip_grad_norm_(leaves.values(), most)
-    else:
-        norm = torch.nn.utils.get_total_norm([leaf.grad for leaf in leaves.values() if leaf.grad is not None])
-    return whole(norm)
+        return torch.nn.utils.clip_grad_norm_(leaves.values(), most)
+    return torch.nn.utils.get_total_norm(slopes)
+
+
+def _clip_shards(slopes: list[Tensor], most: float | None) -> Tensor:
+    """As ``_clip``, of gradients whose other rows other processes have."""
+    square = torch.nn.utils.get_total_norm(slopes).square()
+    current().sum_(square)
+    norm = square.sqrt()
+    if most is not None:
+        torch._foreach_mul_(slopes, (most / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def _schedule(step: int, steps: int, settings: TrainSettings) -> float:
