@@ -20,7 +20,7 @@ from taskvec.evaluation.points import (
     can_keep,
     dense_deltas,
 )
-from taskvec.group import apart, current
+from taskvec.group import ALONE, Group, apart, current
 from taskvec.models.backbone import Backbone, on_device
 from taskvec.models.functional import encode, placed
 from taskvec.models.heads import Head
@@ -264,7 +264,7 @@ class Evaluator:
         Raises: Diverged when the model's outputs are no longer finite.
         Cost: several processes share it batch by batch, and the bits stay the same.
         """
-        group, prepared = current(), self._prepared(name, split)
+        group, prepared = self._group, self._prepared(name, split)
         if group.alone or self._is_one_piece(point, prepared):
             made = ((after(given), batch) for given, batch in self.outputs(point, name, split))
             return self._tallied(point, name, split, made)
@@ -345,6 +345,11 @@ class Evaluator:
             score = self.objective(name).measure(self.backbone, self.split(name, split), split)
         return current().broadcast(score)
 
+    @property
+    def _group(self) -> Group:
+        """The processes that share the examples; each reads all where every pass is a work of all."""
+        return current() if self.backbone.sharding is None else ALONE
+
     def _prepared(self, name: str, split: SplitName) -> Batches:
         if (name, split) not in self._batches:
             prepared = self.objective(name).prepare(self.backbone, self.split(name, split))
@@ -361,7 +366,7 @@ class Evaluator:
     def _features(self, point: Point, name: str, split: SplitName) -> Tensor:
         if isinstance(point, TangentPoint):
             return point.features(self._prepared(name, split))
-        group, prepared = current(), self._prepared(name, split)
+        group, prepared = self._group, self._prepared(name, split)
         own = [outputs for outputs, _ in self._run(point, name, split, prepared[group.rank :: group.size])]
         return torch.cat(own).cpu() if group.alone else torch.cat(group.collect([of.cpu() for of in own]))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from taskvec.arguments import label
 from taskvec.errors import InputError, OutOfMemory, and_more
-from taskvec.models.sharding import Sharding
+from taskvec.models.sharding import REPLICATED, Sharding
 from taskvec.place import enough_memory
 from taskvec.reading import shortened
 
@@ -223,3 +223,9 @@ def _slopes(total: Tensor, parameters: Sequence[nn.Parameter], *, sharded: bool)
     for parameter in parameters:
         parameter.grad = None
     return slopes
+
+
+def refuse_sharded(backbone: Backbone, what: str) -> None:
+    """Refuse what needs all parameters of a model in one process. Raises: InputError."""
+    if backbone.sharding is not None:
+        raise InputError(f"{what}: not with fsdp, where no process has the whole model; {REPLICATED}")

@@ -145,8 +145,8 @@ class Sharding:
 
 
 def local_rows(parameter: Tensor) -> Tensor:
-    """The rows of a parameter that this process holds; the memory itself."""
-    return cast("Tensor", cast("Any", parameter).to_local())
+    """The rows of a parameter that this process holds, all where it is not sharded; the memory itself."""
+    return cast("Tensor", cast("Any", parameter).to_local()) if is_sharded(parameter) else parameter
 
 
 def shard_rows(count: int, rank: int, size: int) -> range:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taskvec.arguments import checked
 from taskvec.errors import InputError
-from taskvec.models.backbone import Backbone
+from taskvec.models.backbone import Backbone, refuse_sharded
 from taskvec.models.selection import select
 from taskvec.progress import Watch, unwatched
 from taskvec.statistics.blocks import blocks
@@ -66,6 +66,7 @@ def curvature(
         2602.17385 (unit features, one direction an example). Positions of an example are summed up, as if
         independent of each other (as in ``expand`` of arXiv:2311.00636).
     """
+    refuse_sharded(backbone, "curvature")
     names = select(model, params)
     drawn = task.split(split, limit=limit)
     if model.outputs == "tokens":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from taskvec.arguments import checked
-from taskvec.models.backbone import Backbone, evaluating
+from taskvec.models.backbone import Backbone, evaluating, refuse_sharded
 from taskvec.models.heads import Classifier, Head
 from taskvec.progress import Watch, unwatched
 from taskvec.statistics.squares import add_squares
@@ -68,6 +68,7 @@ def fisher(
     Cost: a backward pass an example and class (``all``), in batches.
     Source: Matena & Raffel 2022, arXiv:2111.09832.
     """
+    refuse_sharded(backbone, "fisher")
     scores = _Scores(model, on_device(head or head_for(model, task), model.device))
     stored = {inside: name for name, inside in scores.names.items()}
     parameters = selected(scores, list(stored))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from taskvec.arguments import checked
 from taskvec.errors import InputError
-from taskvec.models.backbone import Backbone, evaluating
+from taskvec.models.backbone import Backbone, evaluating, refuse_sharded
 from taskvec.progress import Watch, unwatched
 from taskvec.tasks.loaders import batches
 from taskvec.tasks.source import SplitName
@@ -40,6 +40,7 @@ def gram(
     Cost: a forward pass; memory of twice the result.
     Source: Jin et al. 2023, arXiv:2212.09849.
     """
+    refuse_sharded(backbone, "gram")
     stored = {id(parameter): name for name, parameter in model.encoder_parameters().items()}
     moments = _Moments()
     inputs = batches(model, task.split(split, limit=limit).draw(examples, seed), max_length=task.max_length)

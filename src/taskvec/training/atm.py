@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from taskvec.arguments import checked
 from taskvec.errors import InputError
-from taskvec.models.backbone import Backbone
+from taskvec.models.backbone import Backbone, refuse_sharded
 from taskvec.models.selection import selected
 from taskvec.progress import Watch, unwatched
 from taskvec.registry import nearest
@@ -87,6 +87,7 @@ def atm(
     Source: Zhou et al. 2024 (arXiv:2411.03055). One round is mean merging of independent fine-tunings; one
         full-batch gradient step a round is multi-task gradient descent.
     """
+    refuse_sharded(backbone, "atm")
     recipe, kind = settings or TrainSettings(), regime_called(regime)
     if rounds < (start is None):
         raise InputError(f"rounds: {rounds} is not a number of rounds; give 1 or more")

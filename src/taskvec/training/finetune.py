@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from taskvec.arguments import checked
+from taskvec.group import current
 from taskvec.models.backbone import Backbone
 from taskvec.models.selection import selected
 from taskvec.place import describe_device
@@ -22,6 +23,7 @@ from taskvec.training.penalties.settings import PenaltySettings, files_of, forei
 from taskvec.training.rate import forget, recorded, telling, with_rate
 from taskvec.training.regimes import Regime, regime_called
 from taskvec.training.settings import TrainSettings
+from taskvec.training.sharded import check_shardable
 from taskvec.vectors import TaskVector
 
 
@@ -63,12 +65,15 @@ def finetune(
         log: called with the number of every step and its figures, see :data:`taskvec.training.logs.Log`.
 
     Returns: float32 deltas under the checkpoint's names, of LoRA as factors; unselected tensors, and those of
-        closed gates, read as zero and are not stored.
+        closed gates, read as zero and are not stored. A sharded backbone is moved itself; of its vector,
+        process 0 alone can read the tensors, and ``validate`` only the names.
     Raises: InputError if the regime selects nothing, a split is empty or a label lies outside its head.
     """
     chosen = [parts] if isinstance(parts, Part) else list(parts)
     kind = regime_called(regime)
     recipe = settings or TrainSettings()
+    if backbone.sharding is not None:
+        check_shardable(kind, recipe, combiner=combiner is not None, mask=mask is not None)
     joint = None if combiner is None else joint_by(combiner, chosen, recipe, backbone.device)
     others = others_of(chosen, references) if foreign(recipe.penalty) else []
     more, by = {} if joint is None else joint.told(), "" if joint is None else f" by {joint.combiner.name}"
@@ -87,6 +92,7 @@ def finetune(
         )
         more |= recorded(search)
         more |= {} if mask is None else {"mask": digest_of(mask)}
+        more |= {} if backbone.sharding is None else {"fsdp": {"processes": current().size}}
 
         def vector(deltas: Mapping[str, Tensor]) -> TaskVector:
             variant = "gradient ascent" if ascend else None

@@ -13,6 +13,7 @@ from taskvec.training.joint import Joint
 from taskvec.training.penalties import PENALTIES
 from taskvec.training.penalties.penalty import Given
 from taskvec.training.settings import TrainSettings
+from taskvec.training.sharded import Sharded
 from taskvec.training.sharing import add_shared
 from taskvec.training.space import Moved
 from taskvec.training.stream import Step
@@ -98,6 +99,8 @@ def _add_loss(
     """Add the gradient of ``factor`` times the mean loss to the leaves, or only to some; the terms of that
     loss."""
     losses, device = [], moved.backbone.device
+    if isinstance(moved, Sharded):
+        moved.keep_pace(len(step.micros))
     for micro in step.micros:
         batch = micro.on(device)
         with autocast(settings.precision, device):

@@ -227,7 +227,6 @@ def _continued(
 
 def sums(params: Params) -> Mapping[str, float]:
     """By name, for the signatures of checkpoints."""
-    group = current()
     if any(map(is_sharded, params.values())):
         return checksums(params)
     return {name: float(value.cpu().double().sum()) for name, value in params.items()}

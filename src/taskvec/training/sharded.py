@@ -86,6 +86,13 @@ class Sharded(Moved):
         """(R, d), differentiable in the leaves."""
         return encode(self.backbone, {}, batch)
 
+    def keep_pace(self, passes: int) -> None:
+        """Before a step of so many passes: compute on nothing, for each pass that others have more, since all
+        gather the parameters together."""
+        for _ in range(max(current().gather(passes)) - passes):
+            outputs = self.outputs(self.backbone.example())
+            torch.autograd.backward(outputs, torch.zeros_like(outputs))
+
     def tau(self) -> NoReturn:
         """Nothing: it would be whole. Raises: TaskvecError."""
         raise TaskvecError("fsdp: a displacement in shards is nowhere whole")

@@ -7,6 +7,7 @@ import xxhash
 from torch import Tensor
 
 from taskvec.group import Group
+from taskvec.models.sharding import is_sharded, local_rows
 from taskvec.training.slopes import Slopes, taken
 
 Terms = list[Sequence[Tensor]]
@@ -23,12 +24,13 @@ def add_shared(group: Group, leaves: Sequence[Tensor], add: Callable[[], Terms])
     """
     if group.alone:
         return add()
-    before = taken(leaves)
-    sums = [_summed(terms, leaves[0]) for terms in add()]
-    flat = torch.cat([*(_flat(leaf) for leaf in leaves), torch.stack(sums)])
+    own = [leaf for leaf in leaves if not is_sharded(leaf)]  # gradients of the others come summed
+    before = taken(own)
+    sums = [_summed(terms, local_rows(leaves[0])) for terms in add()]
+    flat = torch.cat([*(_flat(leaf) for leaf in own), torch.stack(sums)])
     group.sum_(flat)
-    *slopes, losses = torch.split(flat, [*(leaf.numel() for leaf in leaves), len(sums)])
-    _put(leaves, slopes, before)
+    *slopes, losses = torch.split(flat, [*(leaf.numel() for leaf in own), len(sums)])
+    _put(own, slopes, before)
     return [[loss] for loss in losses.unbind()]
 
 

@@ -11,7 +11,7 @@ import xxhash
 from torch import Tensor
 
 from taskvec.errors import InputError
-from taskvec.models.backbone import Backbone, on_device
+from taskvec.models.backbone import Backbone, on_device, refuse_sharded
 from taskvec.models.functional import encode
 from taskvec.models.selection import find_matrices
 from taskvec.names import grouped
@@ -34,6 +34,7 @@ def linearized(backbone: Backbone, start: Mapping[str, Tensor] | None = None) ->
         start: where the tangent space is taken, for parameters and running statistics that are not as the
             backbone has them.
     """
+    refuse_sharded(backbone, "tangent space")
     theta0 = {name: value.detach() for name, value in backbone.encoder_parameters().items()}
     moved, example = (on_device(given, backbone.device) for given in (start or {}, backbone.example()))
     fixed = {name: moved[name] for name in backbone.statistics() if name in moved}
