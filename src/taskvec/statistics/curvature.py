@@ -66,7 +66,7 @@ def curvature(
         2602.17385 (unit features, one direction an example). Positions of an example are summed up, as if
         independent of each other (as in ``expand`` of arXiv:2311.00636).
     """
-    refuse_sharded(backbone, "curvature")
+    refuse_sharded(model, "curvature")
     names = select(model, params)
     drawn = task.split(split, limit=limit)
     if model.outputs == "tokens":

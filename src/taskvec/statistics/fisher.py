@@ -68,7 +68,7 @@ def fisher(
     Cost: a backward pass an example and class (``all``), in batches.
     Source: Matena & Raffel 2022, arXiv:2111.09832.
     """
-    refuse_sharded(backbone, "fisher")
+    refuse_sharded(model, "fisher")
     scores = _Scores(model, on_device(head or head_for(model, task), model.device))
     stored = {inside: name for name, inside in scores.names.items()}
     parameters = selected(scores, list(stored))

@@ -40,7 +40,7 @@ def gram(
     Cost: a forward pass; memory of twice the result.
     Source: Jin et al. 2023, arXiv:2212.09849.
     """
-    refuse_sharded(backbone, "gram")
+    refuse_sharded(model, "gram")
     stored = {id(parameter): name for name, parameter in model.encoder_parameters().items()}
     moments = _Moments()
     inputs = batches(model, task.split(split, limit=limit).draw(examples, seed), max_length=task.max_length)
