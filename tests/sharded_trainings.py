@@ -14,7 +14,7 @@ import taskvec as tv
 from language_models import TEXT
 from taskvec.group import joined
 from taskvec.models.sharding import local_rows
-from taskvec.progress import Watch
+from taskvec.progress import Watch, unwatched
 from taskvec.tasks.task import Task
 from taskvec.training.checkpoint import Checkpoint
 
@@ -52,7 +52,7 @@ def train(
 def killed_at(step: int) -> Watch:
     """Ends the process, as nothing can prevent, after a step."""
 
-    def watch(_: str, done: int, __: int, **___: float) -> None:
+    def watch(label: str, done: int, total: int, **facts: float) -> None:
         if done == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -85,11 +85,14 @@ def resumed(folder: Path, model: Path, out: Path, stop: str) -> None:
     Checkpoint.every = 0.0
     with joined() as group:
         backbone = tv.load_backbone(model, outputs="tokens", fsdp="float32")
-        watch = {"watch": killed_at(int(stop))} if int(stop) else {}
+        watch = killed_at(int(stop)) if int(stop) else unwatched
         vector = train(
-            *(backbone, task_in(folder / str(group.rank)), "full", recipe()),
+            backbone,
+            task_in(folder / str(group.rank)),
+            "full",
+            recipe(),
             checkpoint=folder / ".v.training.pt",
-            **watch,
+            watch=watch,
         )
         if group.first:
             saved(vector, out)

@@ -26,7 +26,7 @@ from taskvec.cli._common import (
 from taskvec.cli._penalties import Penalty, References, check_references, parse_penalty
 from taskvec.code import allowing_code
 from taskvec.group import current
-from taskvec.training.regimes import REGIMES, RegimeSettings
+from taskvec.training.regimes import REGIMES, Regime, RegimeSettings
 from taskvec.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def train(
     log_to: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative=())] = (),
     resume: Annotated[bool, Parameter(negative=())] = False,
     device: Device = "auto",
+    fsdp: Annotated[bool, Parameter(negative=())] = False,
     force: Force = False,
     allow_code: AllowCode = False,
     json: Json = False,
@@ -84,6 +85,7 @@ def train(
         log: A file for the figures of every step, a JSON object a line.
         log_to: Trackers that get these figures: `wandb`, `trackio`, `tensorboard`, each if it is installed.
         resume: Go on from the checkpoint that an interrupted training left beside the output.
+        fsdp: Shard the model over the processes that `torchrun` started, for one that does not fit into one.
     """
     from taskvec.errors import InputError
     from taskvec.evaluation.evaluator import Evaluator
@@ -95,9 +97,11 @@ def train(
     from taskvec.training.joint import combiner_for
     from taskvec.training.logs import check_log, recording
     from taskvec.training.rate import forget
+    from taskvec.training.sharded_checkpoint import folder_of
     from taskvec.training.trackers import tracker
     from taskvec.vectors import TaskVector
     from taskvec.weights.staging import check_space, check_target
+    from taskvec.writing import remove
 
     names = distinct(task, "--task")
     settings = settings.model_copy(update={"penalty": tuple(map(parse_penalty, penalty))})
@@ -115,21 +119,27 @@ def train(
         tracker(name)
     if asked:
         combiner_for(asked, names)
+    if fsdp:
+        _check_sharded(like, kind, settings, combiner=asked is not None)
     with allowing_code(allow_code):
         chosen = load_suite(suite) if suite else suite_with(names[0])
     limits = {"train": limit} if limit else {}
     tasks = [chosen.task(name) for name in names]
     say(note for task in tasks for note in task.notes)
     measured = [*tasks, *map(chosen.task, others)]
-    backbone = load_backbone(model, outputs_for(measured), device=device)
+    sharded = settings.precision if fsdp else None
+    backbone = load_backbone(model, outputs_for(measured), device=device, fsdp=sharded)
     evaluator = Evaluator(backbone, measured, limits=limits, precision=settings.precision)
-    check_space(output, sum(value.nbytes for value in evaluator.pretrained.values()))
+    times = 2 if fsdp else 1  # shards are put together in a file, which the output is made of
+    check_space(output, times * sum(value.nbytes for value in evaluator.pretrained.values()))
 
     twin = TaskVector.load(like) if like is not None else None
     space = (twin.info.space or "ordinary") if twin else kind.evaluated_in
 
     def at_one(vector: TaskVector) -> "Point":
-        """The model that the vector makes, in the space it was trained in."""
+        """The model that the vector makes, in the space it was trained in; one in shards is there itself."""
+        if fsdp:
+            return evaluator.pretrained
         return evaluator.points({"vector": vector}, space=space).at({"vector": 1.0})
 
     def validate(vector: TaskVector) -> dict[str, float]:
@@ -140,7 +150,13 @@ def train(
     group = current()
     if not resume and group.first:
         checkpoint.unlink(missing_ok=True)
+        remove(folder_of(checkpoint))
         forget(checkpoint)
+    if not fsdp and group.broadcast(folder_of(checkpoint).exists()):
+        raise InputError(
+            f"{folder_of(checkpoint)}: the checkpoint is of a training with --fsdp; add --fsdp, or leave out "
+            "--resume to start anew"
+        )
     described = {"model": model, "tasks": names, "regime": regime, **settings.told()}
     described |= {"combiner": asked} if asked else {}
     written = (log, log_to) if group.first else (None, ())
@@ -149,6 +165,7 @@ def train(
         recording(*written, folder=output.parent, name=output.stem, config=described) as figures,
     ):
         evaluator.watch = watch
+        before = evaluator.scores(evaluator.pretrained, names, "test") if fsdp and not json else {}
         if twin is not None:
             vector = TaskVector.random_like(twin, seed=settings.seed)
         else:
@@ -171,7 +188,10 @@ def train(
         if group.first:
             vector.save(output, force=force, metrics=metrics, **drawn)
         found = (vector.info.training or {}).get("lr_search")
-        before = {} if json else evaluator.scores(evaluator.pretrained, names, "test")
+        if not (json or fsdp):
+            before = evaluator.scores(evaluator.pretrained, names, "test")
+    if fsdp and not group.first:
+        return  # the first process has the vector
     if kind.gating and not any(map(vector.terms_at, vector)):
         say(["no gate is open at the end, and the vector changes nothing; lower --strength, or raise --lr"])
     if json:
@@ -205,6 +225,16 @@ def _check_random(*, log: object, penalty: object, choice: RegimeSettings, combi
     ):
         if given:
             raise InputError(complaint)
+
+
+def _check_sharded(like: Path | None, regime: Regime, settings: TrainSettings, *, combiner: bool) -> None:
+    """Refuse what does not go with ``--fsdp``, before the model is loaded. Raises: InputError."""
+    from taskvec.errors import InputError
+    from taskvec.training.sharded import check_shardable
+
+    if like is not None:
+        raise InputError("--fsdp: a random vector is drawn, and no model is trained; leave it out")
+    check_shardable(regime, settings, combiner=combiner)
 
 
 def _asked(combiner: str | None, params: tuple[str, ...]) -> dict[str, Any] | None:

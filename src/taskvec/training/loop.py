@@ -229,4 +229,4 @@ def sums(params: Params) -> Mapping[str, float]:
     """By name, for the signatures of checkpoints."""
     if any(map(is_sharded, params.values())):
         return checksums(params)
-    return {name: float(value.cpu().double().sum()) for name, value in params.items()}
+    return {name: float(value.detach().cpu().double().sum()) for name, value in params.items()}
