@@ -227,7 +227,7 @@ def _check_random(*, log: object, penalty: object, choice: RegimeSettings, combi
             raise InputError(complaint)
 
 
-def _check_sharded(like: Path | None, regime: Regime, settings: TrainSettings, *, combiner: bool) -> None:
+def _check_sharded(like: str | None, regime: Regime, settings: TrainSettings, *, combiner: bool) -> None:
     """Refuse what does not go with ``--fsdp``, before the model is loaded. Raises: InputError."""
     from taskvec.errors import InputError
     from taskvec.training.sharded import check_shardable
