@@ -2,8 +2,8 @@
 
 import os
 import tempfile
-import weakref
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, NoReturn, cast
 
@@ -19,12 +19,7 @@ from taskvec.models.sharding import REPLICATED, Sharding, like, local_rows, shar
 from taskvec.training.regimes import Regime
 from taskvec.training.settings import TrainSettings
 from taskvec.training.space import Moved
-from taskvec.weights.blocks import TensorSpec
-from taskvec.weights.dtypes import raw_bytes
-from taskvec.weights.lazy import Weights
-from taskvec.weights.plan import plan_shards
-from taskvec.weights.stored import StoredWeights
-from taskvec.writing import open_own, unwritable, write_at
+from taskvec.vectors.stored.shards import Elsewhere, write_rows
 
 Params = Mapping[str, Tensor]
 
@@ -97,10 +92,9 @@ class Sharded(Moved):
         """Nothing: it would be whole. Raises: TaskvecError."""
         raise TaskvecError("fsdp: a displacement in shards is nowhere whole")
 
-    def displacement(self) -> "Elsewhere":
+    def displacement(self) -> Elsewhere:
         """Names and shapes: the deltas are whole nowhere but in the file of :func:`write_deltas`."""
-        specs = {name: TensorSpec(tuple(leaf.shape), leaf.dtype) for name, leaf in self.leaves.items()}
-        return Elsewhere("deltas in shards", specs, ("shards", id(self)))
+        return Elsewhere(self.leaves)
 
     def moved_rows(self, name: str) -> Tensor:
         """How far this process's rows of a leaf have moved."""
@@ -118,17 +112,7 @@ class Sharded(Moved):
         return self._sharding.read(self._places[name], leaf).to(local_rows(leaf))
 
 
-class Elsewhere(Weights):
-    """Deltas of which only names and shapes are known in this process."""
-
-    def _read(self, name: str, rows: slice | None) -> NoReturn:
-        raise TaskvecError(
-            f"{self.ref}: process 0 of the group alone has the vector, at the end of training; measure the "
-            "model itself, at evaluator.pretrained"
-        )
-
-
-def write_deltas(moved: Sharded, beside: Path | None) -> Weights:
+def write_deltas(moved: Sharded, beside: Path | None) -> Params:
     """Write how far a sharded model has moved into a file of the first process, tensor by tensor.
 
     The other processes send it their rows, so that none holds more than its own and those of one other.
@@ -139,38 +123,22 @@ def write_deltas(moved: Sharded, beside: Path | None) -> Weights:
     Returns: the file, opened, which lasts as long as that; in the other processes names and shapes alone.
     """
     deltas = moved.displacement()
-    [plan] = plan_shards(deltas, None, {})
-    if not current().first:
-        for name in plan.places:
-            dist.send(moved.moved_rows(name).contiguous(), 0)
-        return deltas
-    path = _file_beside(beside)
-    try:
-        with os.fdopen(open_own(path, fresh=True), "wb", buffering=0) as file:
-            write_at(file.fileno(), memoryview(plan.header), 0)
-            for name, place in plan.places.items():
-                for rows in _received(moved, name):
-                    data = raw_bytes(rows.cpu())
-                    write_at(file.fileno(), data, place)
-                    place += len(data)
-    except OSError as error:
-        raise unwritable(path, error, "make room, and go on with --resume") from error
-    written = StoredWeights(path, ref=deltas.ref)
-    weakref.finalize(written, path.unlink, missing_ok=True)
-    return written
+    if current().first:
+        return write_rows(deltas, _file_beside(beside), partial(_received, moved))
+    for name in deltas:
+        dist.send(moved.moved_rows(name).contiguous(), 0)
+    return deltas
 
 
 def _file_beside(beside: Path | None) -> Path:
     if beside is None:
         return Path(tempfile.gettempdir()) / f".taskvec-{os.getpid()}.deltas.safetensors"
-    beside.parent.mkdir(parents=True, exist_ok=True)
     return beside.with_suffix(".deltas.safetensors")
 
 
 def _received(moved: Sharded, name: str) -> Iterator[Tensor]:
     """The rows of each process, in their order."""
-    leaf = moved.leaves[name]
-    mine = moved.moved_rows(name)
+    leaf, mine = moved.leaves[name], moved.moved_rows(name)
     yield mine
     for rank in range(1, current().size):
         rows = mine.new_empty(len(shard_rows(len(leaf), rank, current().size)), *leaf.shape[1:])

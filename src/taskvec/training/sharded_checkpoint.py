@@ -17,7 +17,7 @@ from taskvec.group import current
 from taskvec.reading import read_mapping
 from taskvec.training.checkpoint import MOMENTS, Checkpoint
 from taskvec.training.scaling import LossScale
-from taskvec.weights.stored import StoredWeights
+from taskvec.vectors.stored.shards import check_headers
 from taskvec.writing import flush, remove, replace_text
 
 _STATE = "training.json"
@@ -91,8 +91,7 @@ class ShardedCheckpoint(Checkpoint):
 
         if not (type(step) is int and 0 < step < 2**31):
             raise ValueError
-        for file in folder.glob("*.safetensors"):
-            StoredWeights(file).close()  # which looks closer at a header than torch does
+        check_headers(folder)  # more closely than torch does
         held = dict(self._held())
         load(held, storage_reader=HuggingFaceStorageReader(str(folder)))
         for name, leaf in self._leaves.items():
