@@ -1,6 +1,9 @@
 """The vector of a training by transformers' Trainer is what the training changed."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import taskvec as tv
 from integrations.trainings import assert_vector_is, copied, load, make_trainer, texts
 from language_models import build, save_language_model
 from taskvec.errors import BaseMismatch, InputError, OutputExists, TaskvecError, TrainingDiverged
-from taskvec.integrations.transformers import TaskVectorCallback
+from taskvec.integrations.transformers import TaskVectorCallback, TaskVectorMixin
 
 pytestmark = [  # of transformers, about names that PEFT and its own arguments go by
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
@@ -181,6 +184,89 @@ def test_a_new_head_is_no_part_of_the_vector(
     assert_vector_is({n: vector[n] for n in vector if n in before}, model.state_dict(), before)
 
 
+def small(kind: str, place: Path) -> Any:
+    """A network of another kind that was loaded with a new head, and rows to train it on."""
+    generator = torch.Generator().manual_seed(0)
+    images = [
+        {"pixel_values": torch.randn(3, 32, 32, generator=generator), "labels": n % 2} for n in range(16)
+    ]
+    sizes: Any = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
+    if kind == "resnet":
+        shape: Any = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+        hf.ResNetForImageClassification(hf.ResNetConfig(**shape)).save_pretrained(place)
+        return hf.AutoModelForImageClassification.from_pretrained(place), images
+    if kind == "vit":
+        hf.ViTModel(hf.ViTConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(place)
+        return hf.AutoModelForImageClassification.from_pretrained(place), images
+    hf.BertModel(hf.BertConfig(**sizes, vocab_size=280)).save_pretrained(place)
+    rows = [{"input_ids": row["input_ids"], "labels": n % 2} for n, row in enumerate(texts())]
+    return hf.AutoModelForSequenceClassification.from_pretrained(place), rows
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit", "bert"])
+def test_encoders_and_running_statistics(kind: str, tmp_path: Path) -> None:
+    model, rows = small(kind, tmp_path / kind)
+    trainer = make_trainer(model, tmp_path, [callback(tmp_path)])
+    trainer.train_dataset = rows
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    vector = tv.TaskVector.load(tmp_path / "vector.safetensors")
+    saved = tv.TaskVector.between(
+        tmp_path / kind, tmp_path / "saved", on_extra="drop", on_missing="zero"
+    )  # under the names that files have
+    assert set(vector) == set(saved) and vector.norm() > 0
+    for name in saved:
+        torch.testing.assert_close(vector[name], saved[name], rtol=0, atol=0)
+
+
+class Own(torch.nn.Module):
+    """A network of one's own, that takes its labels with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.outer(torch.tanh(self.inner(x)))
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.parametrize("regime", [None, "re:outer.*", "tangent"])
+def test_a_network_of_ones_own(tmp_path: Path, regime: str | None) -> None:
+    class MixedTrainer(TaskVectorMixin, hf.Trainer):
+        """As users write it."""
+
+    model = Own()
+    before = copied(model)
+    trainer = make_trainer(model, tmp_path, [callback(tmp_path, regime=regime)], MixedTrainer)
+    trainer.train_dataset = [{"x": torch.randn(4), "labels": n % 2} for n in range(16)]
+    trainer.train()
+    assert_vector_is(tv.TaskVector.load(tmp_path / "vector.safetensors"), model.state_dict(), before)
+
+
+def test_a_model_of_the_hub_is_remembered_with_its_commit(tmp_path: Path) -> None:
+    commit = "a" * 40
+    cached = tmp_path / "hub" / "models--org--tiny"
+    save_language_model(cached / "snapshots" / commit, "llama")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    code = (
+        "import sys; from pathlib import Path; from integrations.trainings import load, make_trainer\n"
+        "from taskvec.integrations.transformers import TaskVectorCallback\n"
+        "place = Path(sys.argv[1]); made = TaskVectorCallback(place / 'vector.safetensors')\n"
+        "make_trainer(load('org/tiny'), place, [made]).train()\n"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(tv.__file__).parents[1])])
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": paths}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, check=True, timeout=200)
+    assert tv.TaskVector.load(tmp_path / "vector.safetensors").info.base.ref == f"org/tiny@{commit}"
+
+
 def test_model_init_is_followed(llama: Path, tmp_path: Path) -> None:
     args = make_trainer(load(llama), tmp_path, []).args
     made: list[Any] = []
@@ -247,6 +333,21 @@ def test_norm_and_cosines_are_logged(llama: Path, tmp_path: Path) -> None:
     assert logged[-1]["taskvec/cosine/first"] == pytest.approx(vector.cosine(other))
 
 
+def test_files_and_adapters_are_compared_with(llama: Path, tmp_path: Path) -> None:
+    adapted = with_adapter(llama)
+    adapted.save_pretrained(tmp_path / "adapter")  # the product of its factors is zero yet
+    trained_vector(load(llama), tmp_path)
+    others: dict[str, tv.TaskVector | str | Path] = {
+        "file": tmp_path / "vector.safetensors",
+        "adapter": str(tmp_path / "adapter"),
+    }
+    made = TaskVectorCallback(tmp_path / "b.safetensors", vectors=others, validate_every=4)
+    trainer = make_trainer(load(llama), tmp_path, [made])
+    trainer.train()
+    [logged] = [entry for entry in trainer.state.log_history if "taskvec/norm" in entry]
+    assert logged["taskvec/cosine/file"] == pytest.approx(1) and "taskvec/cosine/adapter" not in logged
+
+
 def test_evaluations_have_them(llama: Path, tmp_path: Path) -> None:
     trainer = make_trainer(load(llama), tmp_path, [callback(tmp_path)])
     trainer.train()
@@ -277,6 +378,20 @@ def test_vectors_of_another_base_are_refused_at_once(llama: Path, tmp_path: Path
 def test_regimes_that_cannot_be_had(tmp_path: Path, regime: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         callback(tmp_path, regime=regime)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"validate_every": -1}, "validate_every: -1, expected a number of steps"),
+        ({"coefficients": (float("nan"),)}, "coefficients: nan, expected finite numbers"),
+        ({"penalty": "orthorex"}, "no penalty called 'orthorex'; did you mean 'orthoreg'"),
+        ({"task": 3}, "task is 3, expected str"),
+    ],
+)
+def test_arguments_that_cannot_be(tmp_path: Path, options: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        callback(tmp_path, **options)
 
 
 def test_what_is_wrong_is_said_when_the_trainer_is_made(llama: Path, tmp_path: Path) -> None:

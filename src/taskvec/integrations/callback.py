@@ -1,6 +1,7 @@
 """What transformers' Trainer calls to save the vector of a training."""
 
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,7 @@ class TaskVectorCallback(TrainerCallback):
         base: what the vector is to be added to, anything that ``open_weights`` takes. By default what the
             model was loaded from, or the weights that it has when the trainer is made, if it was not loaded;
             a module stands for these weights too.
-        vectors: others of the same base by name; the cosine with each is logged.
+        vectors: others of the same base by name, or files of theirs; the cosine with each is logged.
         validate_every: steps after which the norm and the cosines are logged. By default evaluations log
             them; 0 for never.
         penalty: terms of the loss, as ``TrainSettings`` has them; they take :class:`TaskVectorMixin`.
@@ -79,7 +80,7 @@ class TaskVectorCallback(TrainerCallback):
         task: str | None = None,
         regime: str | Regime | None = None,
         base: WeightsLike | None = None,
-        vectors: Mapping[str, TaskVector] | None = None,
+        vectors: Mapping[str, TaskVector | str | Path] | None = None,
         validate_every: int | None = None,
         penalty: Any = (),
         references: Mapping[str, Any] | None = None,
@@ -93,10 +94,13 @@ class TaskVectorCallback(TrainerCallback):
         self.output, self.task = local_path(output), task
         self.path: Path | None = None
         self._base, self._dtype, self._force = base, dtype, force
-        self._vectors, self._every = dict(vectors or {}), validate_every
+        self._others = {name: _opened(vector) for name, vector in (vectors or {}).items()}
+        self._vectors: Mapping[str, TaskVector] = {}
+        self._every = validate_every
         asked = TrainSettings.parse("TaskVectorCallback", {"penalty": penalty}).penalty
         self._penalties = tuple(each for each in asked if each.strength)
         self._references, self.coefficients = dict(references or {}), tuple(coefficients)
+        _check_numbers(validate_every, self.coefficients)
         self._followed: Followed | None = None
         self._trainer: Any = None
         self.anchored: Anchored | None = None
@@ -210,7 +214,7 @@ class TaskVectorCallback(TrainerCallback):
             apart=bool(args.fsdp),
             anchored=wanted is not None,
         )
-        self._followed.check_others(self._vectors)
+        self._vectors = self._followed.bind_others(self._others)
         if wanted is not None:
             self.anchored = Anchored(
                 self._trainer, self._followed, self.regime, self._penalties, self._references, self.task
@@ -324,6 +328,19 @@ class TaskVectorCallback(TrainerCallback):
             "taskvec diff BASE FOLDER -o VECTOR",
             failure,
         )
+
+
+def _opened(vector: TaskVector | str | Path) -> TaskVector:
+    return vector if isinstance(vector, TaskVector) else TaskVector.load(vector)
+
+
+def _check_numbers(every: int | None, coefficients: Sequence[float]) -> None:
+    """Refuse what is no number of steps, and no coefficient. Raises: InputError; NonFinite."""
+    if every is not None and every < 0:
+        raise InputError(f"validate_every: {every}, expected a number of steps, or 0 for never")
+    for coefficient in coefficients:
+        if not math.isfinite(coefficient):
+            raise NonFinite(f"coefficients: {coefficient}, expected finite numbers")
 
 
 def _check_space(regime: Regime) -> None:

@@ -116,23 +116,28 @@ class Followed:
             **{name: angle for name, angle in named.items() if not math.isnan(angle)},
         }
 
-    def check_others(self, others: Mapping[str, TaskVector]) -> None:
-        """Refuse vectors of another base. Raises: BaseMismatch."""
-        if self.start is None:
-            return
-        for name, vector in others.items():
-            base = vector.base
-            if not base.unbound and base.fingerprint() != self.start.fingerprint():
+    def bind_others(self, others: Mapping[str, TaskVector]) -> dict[str, TaskVector]:
+        """Vectors to be compared with, adapters as vectors of this base; none where nothing is written.
+
+        Raises: BaseMismatch for those of another base.
+        """
+        if self.start is None or not self._main:
+            return {}
+        bound = {name: v.with_base(self.start) if v.base.unbound else v for name, v in others.items()}
+        for name, vector in bound.items():
+            if vector.base.fingerprint() != self.start.fingerprint():
                 raise BaseMismatch(
-                    f"vectors: {name!r} is of base {base}, expected {self.start.ref} (fingerprint "
+                    f"vectors: {name!r} is of base {vector.base}, expected {self.start.ref} (fingerprint "
                     f"{self.start.fingerprint()}), from which this training starts; leave it out"
                 )
+        return bound
 
     def is_finite(self) -> bool:
         """Whether the weights in this process are; of those that lie on several the training must tell."""
         held = [p.detach() for p in self.network.parameters() if p.requires_grad]
         held = [value for value in held if not isinstance(value, DTensor) and value.numel()]
-        return not held or bool(torch.stack([n.float() for n in torch._foreach_norm(held)]).isfinite().all())
+        norms = [norm.to(held[0].device, torch.float32) for norm in torch._foreach_norm(held)]
+        return not norms or bool(torch.stack(norms).isfinite().all())
 
     @contextmanager
     def at(self, coefficient: float) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,12 @@ def _loaded_from(network: nn.Module) -> Weights | None:
     """The weights that transformers loaded, where they are still to be had."""
     config = getattr(network, "config", None)
     name = str(getattr(config, "_name_or_path", None) or getattr(config, "name_or_path", None) or "")
-    if not exists(local_path(name)) if name else True:
+    if not name:
+        return None
+    if not exists(local_path(name)):
         if not hub.is_reference(name):
             return None
-        commit = getattr(config, "_commit_hash", None)
+        commit = getattr(config, "_commit_hash", None) or _cached_commit(name)
         name = f"{name}@{commit}" if commit and "@" not in name else name
     elif Path(name, "trainer_state.json").is_file():
         _log.warning(
@@ -87,6 +90,13 @@ def _loaded_from(network: nn.Module) -> Weights | None:
     except TaskvecError as error:
         _log.warning("%s; the vector leads from the weights that are in memory now", error)
         return None
+
+
+def _cached_commit(name: str) -> str | None:
+    """The commit that the cache of the hub has of a model's main branch."""
+    find = import_module("huggingface_hub").try_to_load_from_cache
+    path = find(name, "config.json")
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def _check_same(base: Weights, seen: Weights, names: Collection[str]) -> None:

@@ -111,7 +111,8 @@ class TangentForward:
             shift: Any = getattr(self._network, "prepare_decoder_input_ids_from_labels", None)
             inputs |= {} if shift is None else {"decoder_input_ids": shift(labels=labels)}
         make = import_module("transformers.modeling_outputs").CausalLMOutput  # a loss and logits
-        logits = self._logits(inputs)
+        needed = {} if hasattr(self._network, "loss_function") else {"labels": labels}
+        logits = self._logits({**inputs, **needed})  # networks of one's own may not do without
         if labels is None:
             return make(logits=logits)
         if self._loss is None:
@@ -175,7 +176,8 @@ def _loss_of(network: nn.Module) -> Loss:
     own: Any = getattr(network, "loss_function", None)
 
     def loss(logits: Tensor, labels: Tensor, count: Any) -> Tensor:
-        known = {"pooled_logits": logits, "config": network.config, "vocab_size": logits.shape[-1]}
+        config = getattr(network, "config", None)
+        known = {"pooled_logits": logits, "config": config, "vocab_size": logits.shape[-1]}
         known |= {} if count is None else {"num_items_in_batch": count}
         value: Tensor = own(logits=logits, labels=labels, **known)
         return value
