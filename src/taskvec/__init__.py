@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from taskvec.coefficients.lines import learn_lines
     from taskvec.coefficients.settings import CoefficientSettings
     from taskvec.coefficients.surgery import fit_surgery
-    from taskvec.edits.opening import open_recipe, save_merge
+    from taskvec.edits.opening import open_recipe, save_merge, save_part
     from taskvec.edits.upload import push
     from taskvec.evaluation.evaluator import Evaluator
     from taskvec.evaluation.harness import HarnessSettings, harness
@@ -86,6 +86,7 @@ _HOME = {
     "open_recipe": "edits.opening",
     "push": "edits.upload",
     "save_merge": "edits.opening",
+    "save_part": "edits.opening",
     "RULES": "rules",
     "Linearization": "tangent.linearization",
     "TangentModel": "tangent.linearize",
@@ -214,6 +215,7 @@ __all__ = [
     "route",
     "save_adapter",
     "save_merge",
+    "save_part",
     "save_weights",
     "score",
     "search",

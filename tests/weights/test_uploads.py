@@ -314,3 +314,58 @@ assert fsspec.filesystem("memory").exists("/bucket/w/taskvec.json")
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not [path for path in place.iterdir() if ":" in path.name]
+
+
+def test_a_place_that_cannot_be_written_is_found_before_work(
+    place: Path, store: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watch(label: str, done: int, total: int, **facts: float) -> None:
+        raise AssertionError("work began")
+
+    monkeypatch.setattr(
+        MemoryFileSystem, "put_file", Flaky(99, PermissionError("no"))(MemoryFileSystem.put_file)
+    )
+    with pytest.raises(TaskvecError, match=r"could not be written \(no\)"):
+        merge(place, URL, 1e5, watch=watch)
+
+
+def test_what_was_there_stays_until_the_first_shard_is_made(place: Path, store: MemoryFileSystem) -> None:
+    merge(place, URL, 5e4)
+    before = there(store)
+
+    def stop(label: str, done: int, total: int, **facts: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge(place, URL, 5e4, force=True, watch=stop)
+    assert there(store) == before
+
+
+@pytest.mark.parametrize("shard", ["5e-5", "1"])
+def test_a_command_that_is_killed_goes_on_in_a_bucket(shard: str, place: Path) -> None:
+    merge(place, place / "one" / "m", float(shard) * 1e9)
+    s3fs = pytest.importorskip("s3fs")
+    with pytest.importorskip("buckets").bucket(name := f"killed-{shard}") as url:
+        command = [
+            sys.executable,
+            "-m",
+            "taskvec",
+            "merge",
+            str(place / "recipe.yaml"),
+            "-o",
+            f"{url}/m",
+            "-q",
+        ]
+        command += ["--max-shard-gb", shard]
+        fs = s3fs.S3FileSystem(anon=False)
+        process = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            fs.invalidate_cache()
+            if fs.exists(f"{name}/m/taskvec-journal.json"):
+                process.kill()
+        process.wait()
+        done = subprocess.run([*command, "--resume"], cwd=place, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 or "exists already" in done.stderr, done.stderr
+        fs.invalidate_cache()
+        found = {path.removeprefix(f"{name}/m/"): fs.cat_file(path) for path in fs.find(f"{name}/m")}
+        assert found == here(place / "one" / "m")

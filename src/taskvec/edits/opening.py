@@ -102,7 +102,7 @@ def save_merge(
 def save_part(
     merge: Merge,
     path: str | Path,
-    part: Part,
+    part: str | Part,
     *,
     force: bool = False,
     memory: float = 512e6,
@@ -116,7 +116,7 @@ def save_part(
 
     Args:
         path: a folder on a disk that all of them see.
-        part: which one; ``Part(3, 8)``.
+        part: which one, such as ``"3/8"``.
         force, memory, processes, watch: as for ``save_weights``.
 
     Returns: how far the model is; whoever comes last completes it.
@@ -126,7 +126,8 @@ def save_part(
     """
     arguments = _prepare(merge, path)
     arguments |= {"force": force, "memory": memory, "processes": processes, "watch": watch}
-    return write_part(merge.weights, path, part, about=merge.record, **arguments)
+    chosen = Part.parse(part, "part") if isinstance(part, str) else part
+    return write_part(merge.weights, path, chosen, about=merge.record, **arguments)
 
 
 def _prepare(merge: Merge, path: str | Path) -> dict[str, Any]:

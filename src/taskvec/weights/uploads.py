@@ -74,9 +74,9 @@ class Store:
             except (FileNotFoundError, PermissionError) as error:
                 raise TaskvecError(f"{self.said}: could not be {what} ({_why(error)})") from None
             except Exception as error:  # of any of many packages
-                if pause is None:
-                    tries = f"{_why(error)}, {len(_PAUSES) + 1} times"
-                    raise TaskvecError(f"{self.said}: could not be {what} ({tries})") from None
+                if pause is None or "Credential" in type(error).__name__:
+                    tries = "" if pause is not None else f", {len(_PAUSES) + 1} times"
+                    raise TaskvecError(f"{self.said}: could not be {what} ({_why(error)}{tries})") from None
                 time.sleep(pause)
         raise AssertionError
 
@@ -208,7 +208,8 @@ class upload:  # like ``staged``: with upload(...) as job
         """The files of what is there, as its manifest says; the manifest first."""
         with suppress(InputError):
             listed = parse_json(self.store.read(MANIFEST), self.store.said).get("files")
-            return [MANIFEST, *filter(_is_inside, listed if isinstance(listed, list) else [])]
+            names = list(filter(_is_inside, listed if isinstance(listed, list) else []))
+            return [MANIFEST, *sorted(names, key=lambda name: not name.endswith(".index.json"))]
         return [MANIFEST]
 
     def run(self, write: Write, *, allow_nonfinite: bool) -> None:
@@ -233,13 +234,16 @@ class upload:  # like ``staged``: with upload(...) as job
         journal = _Elsewhere(store, path, places, key_of(output.shards, output.source))
         if begun:
             self._go_on(journal, path)
-        self.keep, started = bool(journal.finished.shards), False
+        self.keep, replaced = bool(journal.finished.shards), False
+        if not output.single:  # early, as it shows whether anything can be written there
+            names = [*self._old, *output.names, MANIFEST]
+            journal.begin(list(dict.fromkeys(names)))
 
         def shard_done(shard: Shard, outcome: Outcome) -> None:
-            nonlocal started
-            if not (started or output.single):
-                self._begin(journal)
-                started = True
+            nonlocal replaced
+            if not replaced:
+                self._remove_old(journal)
+                replaced = True
             if shard in last:
                 journal.know(shard.file, outcome.digests(shard), outcome.changes)
                 return
@@ -256,9 +260,9 @@ class upload:  # like ``staged``: with upload(...) as job
             self._put_rest(made, last)
         except BaseException as error:
             self.keep = self.keep and not isinstance(error, InputError | NonFinite)  # which would come again
-            if started and not self.keep:
+            if not (self.keep or output.single):
                 with suppress(TaskvecError):
-                    for name in [*journal.finished.others, JOURNAL]:
+                    for name in [*(journal.finished.others if replaced or begun else ()), JOURNAL]:
                         store.remove(name)
             raise
 
@@ -270,10 +274,8 @@ class upload:  # like ``staged``: with upload(...) as job
             journal.keep_finished()
         self._old = [name for name in (before.others if before else ()) if _is_inside(name)]
 
-    def _begin(self, journal: Journal) -> None:
-        """Say that work begins; and remove what was there, so that none of it is taken for what is new."""
-        names = [*self._old, *self.output.names, MANIFEST]
-        journal.begin(list(dict.fromkeys(names)))
+    def _remove_old(self, journal: Journal) -> None:
+        """Remove what was there, so that none of it is taken for what is new."""
         for name in self._old:
             if name not in journal.finished.shards:
                 self.store.remove(name)
