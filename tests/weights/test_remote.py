@@ -516,6 +516,32 @@ def test_urls_that_lead_nowhere_are_refused_in_a_sentence(url: str, said: str) -
     assert "\n" not in str(error.value)
 
 
+def test_a_proxy_of_the_environment_is_asked(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", web.url.replace("//", "//me:hush@"))
+    assert same("http://models.invalid/alone/weights.safetensors")
+    assert {headers["host"] for headers in web.headers} == {"models.invalid"}
+    assert all(headers["proxy-authorization"].startswith("Basic ") for headers in web.headers)
+    monkeypatch.setenv("no_proxy", "models.invalid")
+    connections.close_connections()
+    with pytest.raises(InputError, match="no such server"):
+        open_weights("http://models.invalid/alone/weights.safetensors")
+
+
+@pytest.mark.parametrize("status", [405, 501])
+def test_a_server_need_not_know_head(web: Web, folder: Path, tmp_path: Path, status: int) -> None:
+    web.spoil = lambda handler, path: handler.command == "HEAD" and handler.reply(status, b"")
+    save_weights(open_weights(f"{web.url}/model"), tmp_path / "copy")
+    assert (tmp_path / "copy" / "config.json").read_bytes() == (folder / "model" / "config.json").read_bytes()
+    assert same(tmp_path / "copy")
+
+
+def test_a_part_of_a_place_is_refused(web: Web) -> None:
+    with pytest.raises(
+        InputError, match=r"weights\.safetensors: holds one set of tensors, no parts to choose"
+    ):
+        open_weights(f"{web.url}/alone/weights.safetensors#model")
+
+
 def test_threads_share_nothing_but_idle_connections(web: Web) -> None:
     weights = open_weights(f"{web.url}/model")
     wrong: list[str] = []

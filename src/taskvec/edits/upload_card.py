@@ -10,7 +10,7 @@ from taskvec.edits.card import on_hub, read_licence, table_cell, without_folders
 from taskvec.errors import InputError
 from taskvec.vectors import TaskVector
 from taskvec.vectors.info import VectorInfo, read_info
-from taskvec.weights import Weights
+from taskvec.weights import Weights, hub
 from taskvec.weights.dtypes import short
 
 _TEMPLATE = """\
@@ -102,7 +102,8 @@ def _front(weights: Weights, kind: str, info: VectorInfo) -> dict[str, object]:
 def _base_of(info: VectorInfo) -> str | None:
     """The base, if others can have it."""
     ref = info.base.ref
-    return ref if ref and on_hub(ref) else None
+    named = hub.id_in(ref or "")
+    return named if on_hub(named) else None
 
 
 def _facts(weights: Weights, info: VectorInfo) -> dict[str, Any]:

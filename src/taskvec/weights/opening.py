@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Union
 from taskvec.errors import CorruptFile, InputError, WrongType
 from taskvec.later import torch
 from taskvec.reading import exists, local_path, read_mapping, with_places
-from taskvec.urls import is_url, local_place
+from taskvec.urls import is_url, local_place, said
 from taskvec.weights import hub
 from taskvec.weights.adapters import find_settings
 from taskvec.weights.folders import Found, find_weights, is_index
@@ -84,6 +84,9 @@ def _open_place(url: str) -> Weights:
     """What a URL names, read in place."""
     from taskvec.weights.remote.finding import find_place
 
+    _, mark, part = url.partition("#")
+    if mark:
+        raise InputError(f"{said(url)}: holds one set of tensors, no parts to choose; leave '#{part}' out")
     try:
         mirror = Mirror(find_place(url))
         path, ref = mirror.named, with_places(str(mirror.named))

@@ -174,10 +174,11 @@ def _send(
     connection: HTTPConnection, method: str, parts: SplitResult, headers: Mapping[str, str], *, used: bool
 ) -> HTTPResponse:
     target = quote(parts.path or "/", _SAFE) + (f"?{quote(parts.query, _SAFE)}" if parts.query else "")
-    if _proxy(parts) and parts.scheme == "http":
-        target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
     standard = {"User-Agent": f"taskvec/{__version__}", "Accept-Encoding": "identity", "Accept": "*/*"}
     sent = {**standard, **_login(parts, "Authorization"), **headers}
+    if parts.scheme == "http" and (proxy := _proxy(parts)) is not None:
+        target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
+        sent |= _login(proxy, "Proxy-Authorization")
     try:
         connection.request(method, target, headers=sent)
         return connection.getresponse()

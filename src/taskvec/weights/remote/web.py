@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.client import HTTPException, HTTPResponse
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -19,6 +20,9 @@ _LATER = (408, 425, 429, 500, 502, 503, 504)
 _ASKING = 8
 _PIECE = 1 << 18
 """Bytes that are read at a time: what is lost at most where a connection breaks off."""
+
+_NO_HEAD = (400, 403, 405, 501)
+"""Answers of servers, and to addresses that are signed, that may give what may not be asked about."""
 
 _KEPT = 240.0
 """Seconds for which what a redirect led to is asked at once: such addresses are signed for a while."""
@@ -103,18 +107,14 @@ class WebFile(RemoteFile):
 
     def exists(self) -> bool:
         """Whether the server has it, as far as it says; takes its size and state from the answer."""
-        if self._state is not None:
-            return True
-        try:
-            with ask("HEAD", self._url, self._headers) as answer:
-                response = answer.response
-                length, kind = response.getheader("Content-Length") or "", response.getheader("Content-Type")
-                # Some servers answer with a page where there is no such file.
-                if response.status == 200 and length.isdecimal() and "html" not in (kind or ""):
-                    self._state = None if _encoded(response) else _state(int(length), answer)
-                return self._state is not None
-        except (Broken, InputError):
-            return False
+        if self._state is None:
+            with suppress(Broken, InputError):
+                with ask("HEAD", self._url, self._headers) as answer:
+                    self._state, status = _stated_by(answer), answer.response.status
+                if status in _NO_HEAD:
+                    with ask("GET", self._url, {**self._headers, "Range": "bytes=0-0"}) as answer:
+                        self._state = _stated_by(answer)
+        return self._state is not None
 
     def _known(self) -> State:
         if self._state is None:
@@ -197,6 +197,18 @@ def ask_sizes(files: Sequence[WebFile]) -> list[bool]:
 def _state(size: int, answer: Answer) -> State:
     header = answer.response.getheader
     return State(size, answer.linked, header("ETag"), header("Last-Modified"))
+
+
+def _stated_by(answer: Answer) -> State | None:
+    """The state of a file, by an answer of which only the head is wanted; none if there is no such file."""
+    response = answer.response
+    length = response.getheader("Content-Length") or ""
+    if response.status == 206:
+        length = (response.getheader("Content-Range") or "").rpartition("/")[2]
+    # Some servers answer with a page where there is no such file.
+    page = "html" in (response.getheader("Content-Type") or "")
+    there = response.status in (200, 206) and length.isdecimal() and not page and not _encoded(response)
+    return _state(int(length), answer) if there else None
 
 
 def _encoded(response: HTTPResponse) -> bool:
