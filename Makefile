@@ -34,7 +34,7 @@ architectures: $(READY)
 	TASKVEC_ARCHITECTURES=$(CURDIR)/runs/architectures $(BIN)/python $(PYTEST) --quiet --tb=line tests/architectures; \
 	  code=$$?; PYTHONPATH=tests $(BIN)/python -m architectures.page runs/architectures docs/architectures.md; exit $$code
 
-.PHONY: minilm smollm2 browser demo docs test attack architectures lint fix bench bench-edit refresh newest lowest clean
+.PHONY: minilm smollm2 browser demo docs test attack architectures scale lint fix bench bench-edit refresh newest lowest clean
 
 demo: $(READY)
 	$(BIN)/taskvec demo -o runs/demo
@@ -60,6 +60,11 @@ attack: $(READY)
 	TASKVEC_EFFORT=$(or $(EFFORT),120) TASKVEC_ATTACK=$(CURDIR)/runs/attack $(BIN)/python -m pytest --numprocesses auto \
 	  --dist worksteal --quiet --tb=short tests/attacks; code=$$?; \
 	  PYTHONPATH=tests $(BIN)/python -m attacks.cases runs/attack; exit $$code
+
+# An experiment on a Ray cluster of two nodes, workers killed three times: the tables of one process, and the time of both.
+# Some ten minutes; tests/runs/test_ray.py is its small form.
+scale: $(READY)
+	PYTHONPATH=tests $(BIN)/python scripts/scale.py runs/scale experiments/text4.yaml
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

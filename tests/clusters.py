@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, in a process of its own: it ends with that process.
 
-``python -m clusters NODES`` prints its address, and then does what it is told, a line each: ``end NUMBER``
+``python clusters.py NODES`` prints its address, and then does what it is told, a line each: ``end NUMBER``
 kills a node, ``add NAME=VALUE…`` adds one with these variables in its environment.
 """
 
@@ -76,7 +76,7 @@ def cluster(nodes: int = 2) -> Iterator[Cluster]:
     """A cluster of nodes with one core each."""
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "clusters", str(nodes)],
+            [sys.executable, __file__, str(nodes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -104,28 +105,26 @@ def assert_same(one: Path, other: Path) -> None:
     assert tables(one) == tables(other)
 
 
-def test_a_killed_worker_s_cell_is_computed_again_and_files_lie_in_the_bucket(
+def test_workers_and_drivers_that_are_killed_lose_nothing_and_files_lie_in_the_bucket(
     nodes: Cluster, experiment: Path, plain: Path, tmp_path: Path, storage: str
 ) -> None:
     import s3fs
 
     folder, url = tmp_path / "run", f"{storage}/killed"
-    with (tmp_path / "said").open("w+") as said:
-        process = subprocess.Popen(
-            command(experiment, folder, "--ray", nodes.address, "--storage", url),
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-        )
-        try:
-            wait_for_records(process, folder, 2)
-            os.kill(nodes.workers()[0], signal.SIGKILL)
-            assert process.wait(300) == 0, (tmp_path / "said").read_text()
-        finally:
-            process.kill()
-            process.wait()
-    told = (tmp_path / "said").read_text()
+    options = ("--ray", nodes.address, "--storage", url)
+    with at_work(experiment, folder, *options) as (process, _):
+        wait_for_records(process, folder, 1)
+    ends = time.monotonic() + 60
+    while nodes.workers():  # they end with their driver
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+    before = len(results(folder))
+    with at_work(experiment, folder, *options) as (process, said):
+        wait_for_records(process, folder, before + 1)
+        os.kill(nodes.workers()[0], signal.SIGKILL)
+        assert process.wait(300) == 0, said.read_text()
+        told = said.read_text()
+    assert len((folder / "records.jsonl").read_text().splitlines()) == len(results(plain))
     assert f"Ray: 2 workers on the cluster at {nodes.address} of 2 nodes\n" in told
     assert "computed again, 1 of 3 times" in told
     assert not [line for line in told.splitlines() if "ray" in line.lower() and "Ray: " not in line]
@@ -140,6 +139,25 @@ def test_a_killed_worker_s_cell_is_computed_again_and_files_lie_in_the_bucket(
     done = run(experiment, again, "--storage", url)
     assert done.returncode == 0 and "results in" not in done.stderr, done.stderr
     assert_same(again, plain)
+
+
+@contextmanager
+def at_work(experiment: Path, folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A run, and what it says; it is killed at the end."""
+    said = folder.with_suffix(".txt")
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            command(experiment, folder, *options),
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+        )
+        try:
+            yield process, said
+        finally:
+            process.kill()
+            process.wait()
 
 
 def wait_for_records(process: subprocess.Popen[bytes], folder: Path, count: int) -> None:

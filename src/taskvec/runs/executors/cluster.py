@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -179,6 +179,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
     os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
     ray = optional("ray", "--ray: Ray is not installed; pip install 'taskvec[ray]'")
     place = _found(address)
+    _hush()
     try:
         if place is None:
             ray.init(
@@ -197,6 +198,18 @@ def connected(address: str | None) -> Iterator[Cluster]:
         yield Cluster(ray, where)
     finally:
         ray.shutdown()
+
+
+def _hush() -> None:
+    """Keep what nodes say of workers that died off standard error: the run says it, and what it does about it.
+
+    Ray writes it there whatever it is told of logs.
+    """
+    with suppress(ImportError, AttributeError):
+        import ray._private.worker as driver
+
+        if hasattr(driver, "print_to_stdstream"):
+            driver.print_to_stdstream = lambda *_, **__: None
 
 
 def decisive(plan: Plan) -> dict[str, str]:
