@@ -114,7 +114,7 @@ def test_workers_and_drivers_that_are_killed_lose_nothing_and_files_lie_in_the_b
     options = ("--ray", nodes.address, "--storage", url)
     with at_work(experiment, folder, *options) as (process, _):
         wait_for_records(process, folder, 1)
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 200
     while nodes.workers():  # they end with their driver
         assert time.monotonic() < ends
         time.sleep(0.1)
@@ -166,6 +166,26 @@ def wait_for_records(process: subprocess.Popen[bytes], folder: Path, count: int)
     while not path.exists() or path.read_bytes().count(b"\n") < count:
         assert process.poll() is None and time.monotonic() < ends
         time.sleep(0.02)
+
+
+def test_a_merge_in_parts_on_the_nodes_is_that_of_one_process(
+    nodes: Cluster, tiny_model: Path, plain: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    vectors = sorted(plain.glob("vectors/**/*.safetensors"))
+    named = "".join(f"  v{number}: {path}\n" for number, path in enumerate(vectors))
+    recipe.write_text(f"base: {tiny_model}\nvectors:\n{named}rule: ties\nmax_shard_gb: 0.0001\n")
+    for name, *options in (("one",), ("ray", "--ray", nodes.address)):
+        done = subprocess.run(
+            [sys.executable, "-m", "taskvec", "merge", str(recipe), "-o", str(tmp_path / name), *options],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    one, many = (files(tmp_path / name, "*.safetensors") for name in ("one", "ray"))
+    assert len(one) > 2 and one == many
 
 
 def test_a_storage_that_nodes_do_not_see_is_refused(nodes: Cluster, experiment: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from buckets import KEYS, bucket
 from taskvec.errors import CorruptFile, DiskFull, InputError, TaskvecError
-from taskvec.studies import files
-from taskvec.studies.files import Here, Stored, checked_storage
+from taskvec.studies import storage as storages
+from taskvec.studies.files import Here
+from taskvec.studies.storage import Stored, checked_storage
 
 VECTOR = Path("vectors/seed0/full/pets-0123.safetensors")
 
@@ -81,7 +82,7 @@ def test_a_file_is_uploaded_once_and_again_when_it_changed(tmp_path: Path, url: 
 def test_what_was_changed_there_is_refused(
     tmp_path: Path, url: str, spoiled: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_PAUSES", (0.0,))
+    monkeypatch.setattr(storages, "_PAUSES", (0.0,))
     one, two = Stored(tmp_path / "one", url), Stored(tmp_path / "two", url)
     made(one.folder, VECTOR, b"what a worker wrote.")
     one.publish()
@@ -154,7 +155,7 @@ def test_requests_are_tried_again(
     import fsspec
 
     fsspec.register_implementation("flaky", _Flaky, clobber=True)
-    monkeypatch.setattr(files, "_PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(storages, "_PAUSES", (0.0, 0.0, 0.0))
     one = Stored(tmp_path / "one", f"flaky://me:secret@{token_hex(4)}/run?token=hidden")
     made(one.folder, VECTOR, b"content")
     _Flaky.failures = failures

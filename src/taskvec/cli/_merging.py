@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from taskvec.cli._common import print_facts, print_json, print_table, say, watching
 from taskvec.cli._editing import workers
 from taskvec.cli._writing import Writing, check_place
+from taskvec.errors import InputError
 from taskvec.urls import said
 
 if TYPE_CHECKING:
@@ -36,6 +37,54 @@ PartOption = Annotated[
         "OUT. A part that was interrupted goes on when it is run again.",
     ),
 ]
+
+OnCluster = Annotated[
+    str | None,
+    Parameter(
+        name="--ray",
+        help="Write the shards on the nodes of a Ray cluster, which share the disk: at `HOST:PORT`; without "
+        "a value the one of `RAY_ADDRESS`, else one that runs here, else a new one with the cores of this "
+        "machine.",
+    ),
+]
+
+
+def refuse_beside(option: str, given: Mapping[str, object]) -> None:
+    """Refuse options that make no sense together. Raises: InputError."""
+    if names := [name for name, value in given.items() if value]:
+        raise InputError(f"{option}: given with {names[0]}, expected one of them; leave the other out")
+
+
+def write_on_cluster(
+    address: str,
+    recipe: Path,
+    output: Path | str,
+    options: Mapping[str, object],
+    *,
+    json: bool,
+) -> None:
+    """Write a merge in parts on a cluster, as many as it has cores.
+
+    Raises: MissingExtra; InputError; TaskvecError for a part that failed.
+    """
+    from taskvec.runs.executors.shares import write_parts
+
+    if isinstance(output, str):
+        raise InputError(f"{said(output)}: a URL, expected a folder that all nodes see; or leave --ray out")
+    words = [f"{name}={value}" for name, value in options.items() if value not in (None, False, True)]
+    words += [name for name, value in options.items() if value is True]
+    place = output.absolute()
+    command = ["merge", str(recipe.absolute()), f"--output={place}", *words, "--json", "--quiet"]
+    begun = perf_counter()
+    facts = write_parts(address, command, place)
+    of = facts["part"].partition("/")[2]
+    shown = {key: value for key, value in facts.items() if key not in _OF_A_PART}
+    facts = {**shown, "parts": int(of), "seconds": round(perf_counter() - begun, 3)}
+    print_facts("edited model", {key.replace("_", " "): value for key, value in facts.items()}, json=json)
+
+
+_OF_A_PART = ("part", "shards_of_the_part", "bytes_of_the_part", "done", "waiting", "complete")
+"""What is printed of a part, and says nothing of the whole."""
 
 
 def check_output(writing: Writing, inputs: Sequence["Weights"], *, goes_on: bool) -> None:

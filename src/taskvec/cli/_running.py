@@ -83,7 +83,7 @@ def executing(
     """
     from taskvec.runs.executors.executor import HERE
     from taskvec.runs.executors.processes import processes
-    from taskvec.studies.files import check_storage
+    from taskvec.studies.storage import check_storage
 
     _check_alone(workers, ray, storage)
     if ray is None:

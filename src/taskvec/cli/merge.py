@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from taskvec.cli._adapters import AS_MODEL, AsAdapter, write_edit
 from taskvec.cli._common import Force, Json, Quiet, flattened, print_json
 from taskvec.cli._editing import Memory, ShardSize, known_ref
-from taskvec.cli._merging import DryRun, PartOption, Resume, write
+from taskvec.cli._merging import DryRun, OnCluster, PartOption, Resume, refuse_beside, write, write_on_cluster
 from taskvec.cli._writing import Target, Writing, check_place
 from taskvec.errors import InputError
 
@@ -32,6 +32,7 @@ def merge(
     allow_unloadable: _Flag = False,
     resume: Resume = False,
     part: PartOption = None,
+    ray: OnCluster = None,
     adapter: Annotated[AsAdapter, flattened()] = AS_MODEL,
     schema: _Flag = False,
     force: Force = False,
@@ -71,6 +72,15 @@ def merge(
         missing = "RECIPE" if recipe is None else "--output (-o)"
         raise InputError(f"{missing}: missing, expected taskvec merge RECIPE.yaml -o OUT")
     check_place(output, force=force or resume or part is not None, inputs=[recipe.resolve()])
+    if ray is not None:
+        refuse_beside("--ray", {"--part": part, "--dry-run": dry_run, "--as-adapter": adapter.as_adapter})
+        options = {
+            **{"--scale": scale, "--vocab": vocab, "--on-extra": on_extra, "--on-missing": on_missing},
+            **{"--memory": memory, "--max-shard-gb": max_shard_gb, "--allow-nonfinite": allow_nonfinite},
+            **{"--allow-unloadable": allow_unloadable, "--force": force},
+        }
+        write_on_cluster(ray, recipe, output, options, json=json)
+        return
     writing = Writing(output=output, memory=memory, force=force, json=json, quiet=quiet)
     adapter.check(
         {

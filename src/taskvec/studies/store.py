@@ -17,7 +17,8 @@ import xxhash
 
 from taskvec.errors import CorruptFile, InputError, OutputExists
 from taskvec.reading import inside, parse_json, read_bytes
-from taskvec.studies.files import PROBE, Files, open_files
+from taskvec.studies.files import PROBE, Files
+from taskvec.studies.storage import open_files
 from taskvec.turns import alone
 from taskvec.writing import lock, open_own, remove
 

@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Any
 from taskvec.errors import InputError, optional
 from taskvec.reading import shown
 from taskvec.runs.executors import host, machine
-from taskvec.studies.files import LATE, Files, open_files
+from taskvec.studies.files import LATE, Files
+from taskvec.studies.storage import open_files
 from taskvec.studies.trial import Plan
 from taskvec.urls import said
 
@@ -44,7 +45,7 @@ except BaseException as error:
     told = [type(error).__name__, str(error)]
 print("\\n" + json.dumps(told))
 """
-_SECONDS = 30.0
+_SECONDS = 60.0
 """That a cluster may take to answer."""
 
 
@@ -201,7 +202,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
 
 
 def _hush() -> None:
-    """Keep what nodes say of workers that died off standard error: the run says it, and what it does about it.
+    """Keep what nodes say of workers that died off standard error; the run says it.
 
     Ray writes it there whatever it is told of logs.
     """
@@ -215,6 +216,15 @@ def _hush() -> None:
 def decisive(plan: Plan) -> dict[str, str]:
     """The variables of this environment of which results depend: for rounding, and for where data lie."""
     named = set(re.findall(r"\$\{?(\w+)", plan.suite.model_dump_json()))
+    return _variables(named)
+
+
+def settings_of() -> tuple[str, dict[str, str]]:
+    """Where this process works, and the variables of its environment of which results depend."""
+    return str(Path.cwd()), _variables(set())
+
+
+def _variables(named: Set[str]) -> dict[str, str]:
     cores = str(os.cpu_count() or 1)
     threads = {"OMP_NUM_THREADS": cores, "OMP_WAIT_POLICY": "PASSIVE"}  # which Ray would set to 1
     chosen = {

@@ -1,6 +1,9 @@
 """What runs on the nodes of a cluster: workers in actors, and the checks before they begin."""
 
 import os
+import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -61,14 +64,31 @@ def settle(home: str, variables: Mapping[str, str]) -> None:
         os.chdir(home)
 
 
+def run_command(command: list[str], home: str, variables: Mapping[str, str]) -> tuple[str, int, str, str]:
+    """Run a command of taskvec: the machine, the exit code (below 0 if it was killed), what it said, and what
+    it complained of at last."""
+    done = subprocess.run(
+        [sys.executable, "-m", "taskvec", *command],
+        cwd=home if Path(home).is_dir() else None,
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    complaint = done.stderr.strip().rpartition("\n")[2].removeprefix("taskvec: ")
+    return socket.gethostname(), done.returncode, done.stdout, complaint
+
+
 def leave_mark(folder: Path, storage: str | None, first: str, own: str) -> str:
     """See the mark of another machine where files are to lie, and leave one; what is wrong, if anything."""
     from taskvec.errors import TaskvecError
-    from taskvec.studies.files import LATE, Here, Stored
+    from taskvec.studies.files import LATE
+    from taskvec.studies.storage import open_files
 
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            files = Here(folder) if storage is None else Stored(Path(scratch), storage)
+            files = open_files(folder if storage is None else Path(scratch), storage)
             if not files.waits_for(first, LATE):
                 return BLIND
             files.probe(own)

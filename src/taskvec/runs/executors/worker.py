@@ -25,7 +25,8 @@ from taskvec.runs.executors.messages import (
 )
 from taskvec.runs.experiment import active
 from taskvec.runs.jobs import Outcome, Worker
-from taskvec.studies.files import Files, open_files, scratch_folder
+from taskvec.studies.files import Files, scratch_folder
+from taskvec.studies.storage import open_files
 from taskvec.studies.store import Records
 from taskvec.studies.trial import Lab
 from taskvec.turns import Turn, taking_turns
