@@ -20,6 +20,7 @@ NOT_RUN = {
     "README.md": "trains on the built-in world, as tests/test_tutorials.py does",
     "docs/builtin.md": "the demo, which tests/runs/test_demo.py runs, and a training",
     "docs/claims.md": "made by scripts/claims.py: experiments of an hour",
+    "docs/cluster.md": "runs on a cluster, as tests/runs/test_ray.py does",
     "docs/gallery.md": "experiments of an hour",
     "docs/results.md": "experiments of an hour",
     "docs/report.md": "reports, which tests/runs/test_reporting.py makes of runs of its own",
