@@ -311,6 +311,22 @@ def test_the_vector_of_an_adapter(llama: Path, tmp_path: Path, options: Any) -> 
     assert (vector.info.compact is not None) == (set(options) <= {"use_rslora"})  # held as factors
 
 
+@pytest.mark.parametrize("resized", [False, True])
+def test_an_adapter_of_a_model_without_a_reference(llama: Path, tmp_path: Path, resized: bool) -> None:
+    network = load(llama) if resized else build("llama")
+    if resized:
+        network.resize_token_embeddings(290, mean_resizing=False)
+    before = copied(network)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = peft.get_peft_model(network, config)
+    vector = trained_vector(model, tmp_path, {"base": model} if resized else {})
+    merged = model.merge_and_unload().state_dict()
+    for name in vector:
+        torch.testing.assert_close(vector[name], merged[name] - before[name], rtol=1e-4, atol=1e-6)
+    assert vector["lm_head.weight"].any() and set(vector) == set(before)
+    assert vector.info.base.fingerprint == tv.open_weights(before).fingerprint()
+
+
 def test_an_adapter_that_is_no_direction_is_refused_at_once(llama: Path, tmp_path: Path) -> None:
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     model = peft.get_peft_model(load(llama), config)
@@ -404,6 +420,12 @@ def test_what_is_wrong_is_said_when_the_trainer_is_made(llama: Path, tmp_path: P
         make_trainer(frozen, tmp_path, [callback(tmp_path)])
     with pytest.raises(InputError, match="expected a tenth or more"):
         make_trainer(load(llama), tmp_path, [callback(tmp_path, base={"w": torch.ones(2)})])
+
+
+def test_transformers_is_asked_for(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['transformers'] = None; import taskvec.integrations.transformers"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert "transformers is not installed; pip install 'taskvec[trainer]'" in done.stderr
 
 
 def test_outputs_that_cannot_be_written(llama: Path, tmp_path: Path) -> None:

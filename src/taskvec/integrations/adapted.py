@@ -1,5 +1,6 @@
 """The vector of an adapter that PEFT trains."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,9 @@ def adapter_of(
     """
     peft: Any = network
     with TemporaryDirectory(prefix="taskvec-") as folder:
-        peft.save_pretrained(folder, **({} if state is None else {"state_dict": dict(state)}))
+        with warnings.catch_warnings():  # on what is saved besides, which is for files that stay
+            warnings.simplefilter("ignore")
+            peft.save_pretrained(folder, **({} if state is None else {"state_dict": dict(state)}))
         active = peft.active_adapter
         names = active() if callable(active) else active  # of networks with an adapter of their own
         beside = Path(folder, names if isinstance(names, str) else names[0])

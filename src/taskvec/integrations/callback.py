@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from taskvec.arguments import checked
-from taskvec.errors import InputError, MissingExtra, NonFinite, TaskvecError, TrainingDiverged
+from taskvec.errors import InputError, NonFinite, TaskvecError, TrainingDiverged
 from taskvec.integrations.anchored import Anchored
 from taskvec.integrations.followed import Followed
+from taskvec.integrations.hf import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from taskvec.integrations.told import describe_metrics, describe_training
 from taskvec.reading import local_path
 from taskvec.training.finetune import read
@@ -25,13 +26,6 @@ from taskvec.training.settings import TrainSettings
 from taskvec.vectors import TaskVector
 from taskvec.weights import WeightsLike
 from taskvec.weights.staging import check_target
-
-try:
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-except ImportError:
-    raise MissingExtra(
-        "taskvec.integrations.transformers: transformers is not installed; pip install 'taskvec[trainer]'"
-    ) from None
 
 _log = logging.getLogger(__name__)
 

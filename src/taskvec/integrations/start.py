@@ -130,9 +130,13 @@ def snapshot(network: nn.Module, moving: Collection[str]) -> Weights:
         return copies[id(value)]
 
     named = {**dict(network.named_parameters(remove_duplicate=False)), **dict(network.named_buffers())}
-    state = {name: named.get(name, value) for name, value in network.state_dict().items()}
-    shared = {name: held(name, value) for name, value in state.items()}
-    return MemoryWeights(type(network).__name__, {plain(name): value for name, value in shared.items()})
+    prefix = _adapter_prefix(network)
+    kept = {
+        plain(name): held(name, named.get(name, value))
+        for name, value in network.state_dict().items()
+        if prefix is None or _is_base(name, prefix)
+    }
+    return MemoryWeights(type(network).__name__, kept)
 
 
 def moved(start: Weights, state: Mapping[str, Tensor], moving: Collection[str]) -> TaskVector:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
 
 from taskvec.errors import InputError
 from taskvec.integrations.callback import TaskVectorCallback
+from taskvec.integrations.hf import Trainer
 
 __all__ = ["TaskVectorCallback", "TaskVectorMixin"]
 
