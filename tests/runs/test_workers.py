@@ -1,20 +1,31 @@
 """Results made by several processes are those of one, whatever becomes of the processes."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
+from effort import EFFORT
+from taskvec.errors import TaskvecError
 from taskvec.runs.events import Begun, Done, Event, Finished, Taken, Working, untold
 from taskvec.runs.executors.executor import HERE, Executor
+from taskvec.runs.executors.messages import Claim, Message, Put, Ready
 from taskvec.runs.executors.processes import processes
+from taskvec.runs.executors.spread import Spread
 from taskvec.runs.experiment import load_experiment
 from taskvec.runs.runner import Runner
 from taskvec.studies.store import Store
 from taskvec.studies.study import Results
+from threaded_workers import Threads
 
 EXPERIMENT = """
 experiment: spread
@@ -135,3 +146,139 @@ def test_more_processes_than_results_are_not_started(
     workers = {event.worker for event in events if isinstance(event, Taken)}
     assert 1 <= len(workers) <= 3
     assert results(folder) == results(alone[0])
+
+
+def in_threads(path: Path, folder: Path, threads: Threads, count: int = 3) -> Results:
+    return run(path, folder, Spread(threads, count))
+
+
+def test_workers_die_at_any_moment_and_no_result_is_lost(
+    experiment: Path,
+    alone: tuple[Path, list[Event], Results],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for number in range(2 * EFFORT):
+        moments = set(Random(number).sample(range(20, 400), 4))
+        threads = Threads(lambda place, message, moments=moments: place in moments)  # type: ignore[misc]
+        caplog.clear()
+        found = in_threads(experiment, tmp_path / str(number), threads)
+        assert results(tmp_path / str(number)).keys() == results(alone[0]).keys()
+        assert vectors(tmp_path / str(number)).keys() == vectors(alone[0]).keys()
+        assert found.keys == alone[2].keys
+        notes = [record.getMessage() for record in caplog.records]
+        lost = [note for note in notes if "was ended by SIGKILL; computed again, 1 of 3 times" in note]
+        assert lost and "as the worker that was at it ended" in notes[-1]
+
+
+def test_no_name_is_held_by_two_workers_and_no_cell_is_computed_twice(
+    experiment: Path, alone: tuple[Path, list[Event], Results], tmp_path: Path
+) -> None:
+    put = Counter[str]()
+
+    def listen(number: int, message: Message) -> bool:
+        if isinstance(message, Put):
+            put[message.record["key"]] += 1
+        return False
+
+    in_threads(experiment, tmp_path / "run", Threads(listen), 4)
+    assert set(put.values()) == {1} and put.keys() == results(alone[0]).keys()
+
+
+def test_a_job_whose_workers_always_die_ends_the_run_in_one_sentence(
+    experiment: Path, tmp_path: Path
+) -> None:
+    def dies(number: int, message: Message) -> bool:
+        return isinstance(message, Put) and message.record["cell"] == "addition"
+
+    threads = Threads(dies)
+    with pytest.raises(TaskvecError) as raised:
+        in_threads(experiment, tmp_path / "run", threads, 2)
+    message = str(raised.value)
+    assert "addition: " in message and "seed 0: its worker was ended by SIGKILL, as 3 others did" in message
+    assert "\n" not in message
+    assert {cell for cell, _ in results(tmp_path / "run").values()} >= {"zero_shot", "vector"}
+
+
+def test_workers_that_die_before_they_begin_end_the_run(experiment: Path, tmp_path: Path) -> None:
+    threads = Threads(lambda number, message: isinstance(message, Ready))
+    with pytest.raises(TaskvecError, match="was ended by SIGKILL before it began with anything"):
+        in_threads(experiment, tmp_path / "run", threads, 2)
+    assert threads.started < 8
+
+
+def test_who_waits_for_a_name_whose_holder_dies_goes_on(
+    experiment: Path, alone: tuple[Path, list[Event], Results], tmp_path: Path
+) -> None:
+    held = Counter[str]()
+
+    def dies(number: int, message: Message) -> bool:
+        if isinstance(message, Claim):
+            held[message.name] += 1
+            return held[message.name] == 2 and len(held) % 5 == 0
+        return False
+
+    in_threads(experiment, tmp_path / "run", Threads(dies), 4)
+    assert results(tmp_path / "run").keys() == results(alone[0]).keys()
+
+
+def command(experiment: Path, folder: Path, *more: object) -> list[str]:
+    given = map(str, ("run", experiment, "-o", folder, "--workers", 2, *more))
+    return [sys.executable, "-m", "taskvec", *given]
+
+
+def started(experiment: Path, folder: Path) -> "subprocess.Popen[str]":
+    """A run of two processes that has begun to write records."""
+    process = subprocess.Popen(
+        command(experiment, folder, "--quiet"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: (folder / "records.jsonl").exists() and len(records(folder)) >= 3)
+    return process
+
+
+def wait_for(condition: Any, seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def children(process: int) -> list[int]:
+    path = Path(f"/proc/{process}/task/{process}/children")
+    return list(map(int, path.read_text().split())) if path.exists() else []
+
+
+def gone(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_run_survives_a_killed_worker_and_a_killed_driver(
+    experiment: Path, alone: tuple[Path, list[Event], Results], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    driver = started(experiment, folder)
+    workers = children(driver.pid)
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    wait_for(
+        lambda: gone(workers[0]) and len(children(driver.pid)) == 2 and workers[0] not in children(driver.pid)
+    )
+    workers = children(driver.pid)
+    driver.kill()
+    assert driver.stderr is not None
+    wait_for(lambda: all(map(gone, workers)), 30)
+    assert "was ended by SIGKILL; computed again" in driver.communicate()[1]
+    done = subprocess.run(command(experiment, folder, "--quiet"), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert results(folder) == results(alone[0])
+    assert vectors(folder) == vectors(alone[0])
+
+
+def test_an_interrupted_run_ends_in_one_line_with_all_its_processes(experiment: Path, tmp_path: Path) -> None:
+    driver = started(experiment, tmp_path / "run")
+    workers = children(driver.pid)
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 130 and said.count("\n") == 1
+    assert all(map(gone, workers))

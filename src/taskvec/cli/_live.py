@@ -17,10 +17,13 @@ from taskvec.progress import is_detail
 from taskvec.reading import printable
 from taskvec.runs.events import Done, Event, Finished, Trained, Working
 from taskvec.runs.report import title_of
-from taskvec.runs.standing import Inner, Standing
+from taskvec.runs.standing import AtWork, Inner, Standing
 
 _PATIENCE = 10.0
 """Seconds between two plain lines on what is at work."""
+
+_LINES = 16
+"""Workers of which a terminal shows what they are at."""
 
 
 class Display:
@@ -79,6 +82,8 @@ class _Telling(Display):
 
     def at_work(self) -> str:
         """The part at work, how much of it is done, and what is computed."""
+        if self.standing.running:
+            return self.spread()
         part = self.standing.part
         if part is None:
             return "opening the model and the data"
@@ -91,10 +96,19 @@ class _Telling(Display):
         counted = f"{self.standing.done[part]} of {part.total}"
         return f"{title_of(part.study)}{place}{seed}: {counted}, now {self.standing.label}"
 
+    def spread(self) -> str:
+        """How many results workers are at, and how many wait."""
+        done, _ = self.standing.counts
+        return f"{len(self.standing.running)} running, {done} done, {self.standing.due} waiting"
+
+    def workers(self) -> list[str]:
+        """What each worker is at, how long, and how far it is."""
+        several = len({part.seed for part in self.standing.done if part.regime}) > 1
+        return [f"{name}: {_of_worker(at, several)}" for name, at in self.standing.running.items()]
+
     def within(self) -> str:
         """The step at work inside a result; empty where nothing is known of it."""
-        inner = self.inner
-        return f"{inner.label}: {inner.done}/{inner.total} {facts(inner.facts)}" if inner.label else ""
+        return _of_step(self.inner)
 
     def remaining(self) -> str:
         """How long the rest takes, or the part at work, where that is known."""
@@ -133,7 +147,8 @@ class Lines(_Telling):
 
     def _now_and_then(self) -> None:
         if time.monotonic() - self._last >= _PATIENCE:
-            self.line("; ".join(filter(None, (self.at_work(), self.within(), self.remaining()))))
+            told = (self.at_work(), *self.workers(), self.within(), self.remaining())
+            self.line("; ".join(filter(None, told)))
 
 
 class Compact(_Telling):
@@ -181,7 +196,11 @@ class Compact(_Telling):
         rest = f", {self.remaining()}" if self.remaining() else ""
         told = f"{standing.name} {counted}{duration(standing.elapsed)}{rest}"
         head.add_row(ProgressBar(max(total, 1), done), _plain(told, "bold"))
-        return Group(head, _plain(self.at_work()), _plain(self.within(), "dim"))
+        workers = self.workers()
+        lines = [_plain(text) for text in workers[:_LINES]]
+        if len(workers) > _LINES:
+            lines.append(_plain(f"and {len(workers) - _LINES} more", "dim"))
+        return Group(head, _plain(self.at_work()), *(lines or [_plain(self.within(), "dim")]))
 
 
 def display(*, quiet: bool) -> Display:
@@ -197,6 +216,18 @@ def _of_training(event: Trained) -> str:
 
     before, after = (in_unit(event.metric, [value]) for value in (event.before, event.after))
     return f"{event.task}: {event.metric} {before} zero-shot, {after} fine-tuned ({event.regime}, validation)"
+
+
+def _of_worker(at: AtWork, several: bool) -> str:
+    regime = "" if at.label.startswith(at.part.regime) else f", {at.part.regime}"
+    seed = f", seed {at.part.seed}" if several and at.part.regime else ""
+    what = f"{title_of(at.part.study)}{regime}{seed}: {at.label}"
+    told = (what, duration(at.elapsed), _of_step(at.inner))
+    return "  ".join(filter(None, told))
+
+
+def _of_step(inner: Inner) -> str:
+    return f"{inner.label}: {inner.done}/{inner.total} {facts(inner.facts)}" if inner.label else ""
 
 
 def _plain(text: str, style: str = "") -> Text:

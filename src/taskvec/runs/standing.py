@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from time import monotonic
 
-from taskvec.runs.events import Begun, Done, Event, Part, Working
+from taskvec.runs.events import Begun, Done, Event, Left, Part, Step, Taken, Working
 
 _STEADY = 2.0
 """Results of one kind whose seconds differ by no more than this factor tell how long the next takes."""
@@ -22,6 +22,10 @@ class Standing:
         self.label = ""
         self.computed = 0
         """Results that were not on record."""
+        self.workers: dict[str, AtWork | None] = {}
+        """What each is at; none where this process works by itself, or a worker waits."""
+        self.due = 0
+        """Results that no worker has begun with."""
         self._since = self.begun
         self._seconds: dict[tuple[str, str, str], list[float]] = {}
 
@@ -32,6 +36,13 @@ class Standing:
                 self.name, self.done = name, dict.fromkeys(parts, 0)
             case Working(part=part, label=label):
                 self.part, self.label, self._since = part, label, monotonic()
+            case Taken(worker=worker, part=part, label=label, due=due):
+                self.workers[worker], self.due = AtWork(part, label) if part else None, due
+            case Step(worker=worker, label=label, done=done, total=total, facts=facts):
+                if at := self.workers.get(worker):
+                    at.inner(label, done, total, **facts)
+            case Left(worker=worker):
+                self.workers.pop(worker, None)
             case Done(part=part, label=label, done=done, seconds=seconds):
                 self.done[part] = done
                 if seconds is not None:
@@ -41,7 +52,13 @@ class Standing:
     @property
     def counts(self) -> tuple[int, int]:
         """Results that are there, and all."""
-        return sum(self.done.values()), sum(part.total for part in self.done)
+        total = sum(part.total for part in self.done)
+        return total - self.due - len(self.running) if self.running else sum(self.done.values()), total
+
+    @property
+    def running(self) -> dict[str, "AtWork"]:
+        """The workers that are at something."""
+        return {name: at for name, at in list(self.workers.items()) if at}  # a display looks meanwhile
 
     @property
     def elapsed(self) -> float:
@@ -59,7 +76,7 @@ class Standing:
         known = [seconds for seconds in rest if seconds is not None]
         if not known or len(known) < len(rest):
             return None
-        return max(0.0, sum(known) - (monotonic() - self._since))
+        return max(0.0, sum(known) / max(1, len(self.running)) - (monotonic() - self._since))
 
     def _expected(self, part: Part, label: str) -> float | None:
         """Seconds of the same result with another seed, or of others of its part, where they are alike."""
@@ -89,3 +106,16 @@ class Inner:
     def forget(self) -> None:
         """Something else begins."""
         self.label = ""
+
+
+class AtWork:
+    """A worker at a result."""
+
+    def __init__(self, part: Part, label: str) -> None:
+        self.part, self.label, self.inner = part, label, Inner()
+        self._since = monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it began with the result."""
+        return monotonic() - self._since

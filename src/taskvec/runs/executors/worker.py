@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import get_ident
 from time import monotonic
 from typing import Any
 
@@ -109,15 +110,16 @@ class _Reporting:
 
 
 class _Noting(logging.Handler):
-    """What the library notes is for the driver's log."""
+    """What the library notes in this thread is for the driver's log."""
 
     def __init__(self, ask: Ask) -> None:
         super().__init__()
-        self._ask = ask
+        self._ask, self._thread = ask, get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Tell the driver."""
-        self._ask(Note(record.name, record.levelno, record.getMessage()))
+        if record.thread == self._thread:  # a driver in the same process has a log of its own
+            self._ask(Note(record.name, record.levelno, record.getMessage()))
 
 
 @contextmanager
