@@ -1,7 +1,7 @@
 """Workers in threads of this process, which start in no time and die when a test says so.
 
-They tell who makes what and when; their figures may differ in the last bits from those of one thread, as torch's
-do now and then where several threads of a process compute at once.
+They show who makes what and when. Their figures may differ in the last bits from those of one thread, as
+those of torch do now and then where several threads of a process compute at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

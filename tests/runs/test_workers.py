@@ -227,12 +227,12 @@ def command(experiment: Path, folder: Path, *more: object) -> list[str]:
     return [sys.executable, "-m", "taskvec", *given]
 
 
-def started(experiment: Path, folder: Path) -> "subprocess.Popen[str]":
+def begun(experiment: Path, folder: Path) -> "subprocess.Popen[str]":
     """A run of two processes that has begun to write records."""
     process = subprocess.Popen(
         command(experiment, folder, "--quiet"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    wait_for(lambda: (folder / "records.jsonl").exists() and len(records(folder)) >= 3)
+    wait_for(lambda: (folder / "records.jsonl").exists() and len(records(folder)) >= 1)
     return process
 
 
@@ -257,17 +257,15 @@ def test_a_run_survives_a_killed_worker_and_a_killed_driver(
     experiment: Path, alone: tuple[Path, list[Event], Results], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    driver = started(experiment, folder)
+    driver = begun(experiment, folder)
     workers = children(driver.pid)
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
-    wait_for(
-        lambda: gone(workers[0]) and len(children(driver.pid)) == 2 and workers[0] not in children(driver.pid)
-    )
+    wait_for(lambda: workers[0] not in (now := children(driver.pid)) and len(now) == 2)
     workers = children(driver.pid)
     driver.kill()
     assert driver.stderr is not None
-    wait_for(lambda: all(map(gone, workers)), 30)
+    wait_for(lambda: all(map(gone, workers)), 60)
     assert "was ended by SIGKILL; computed again" in driver.communicate()[1]
     done = subprocess.run(command(experiment, folder, "--quiet"), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -276,9 +274,9 @@ def test_a_run_survives_a_killed_worker_and_a_killed_driver(
 
 
 def test_an_interrupted_run_ends_in_one_line_with_all_its_processes(experiment: Path, tmp_path: Path) -> None:
-    driver = started(experiment, tmp_path / "run")
+    driver = begun(experiment, tmp_path / "run")
     workers = children(driver.pid)
     driver.send_signal(signal.SIGINT)
-    _, said = driver.communicate(timeout=60)
+    _, said = driver.communicate(timeout=120)
     assert driver.returncode == 130 and said.count("\n") == 1
     assert all(map(gone, workers))
