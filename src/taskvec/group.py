@@ -199,16 +199,17 @@ def joined(group: Group | None = None) -> Iterator[Group]:
         _CURRENT.reset(token)
 
 
-def speaks() -> bool:
+def speaks(wait: bool = True) -> bool:
     """Whether this process is to say why all of them end: the first that fails.
 
-    Any other waits for its end, which comes with that of the first one.
+    Args:
+        wait: for the end, where another one speaks: it comes with that one's, who may not have spoken yet.
     """
     with suppress(Exception):  # whoever keeps the notes may be gone
         if int(_TOLD[-1].add("taskvec/failed", 1)) == 1 if _TOLD else launched().first:
             return True
-        sleep(_LAST)
-        return not _TOLD
+        sleep(_LAST if wait else 0)
+        return wait and not _TOLD
     return True
 
 

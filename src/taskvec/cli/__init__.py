@@ -51,6 +51,7 @@ COMMANDS = {
 }
 
 
+_INTERRUPTED = 130
 _BAD_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 """Errors that say that a path cannot be what it was given for."""
 
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except TaskvecError as error:
         code = _fail(str(error), error.exit_code)
     except KeyboardInterrupt as error:
-        code = _fail(str(error) or "interrupted; nothing half-written was left behind", 130)
+        code = _fail(str(error) or "interrupted; nothing half-written was left behind", _INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
@@ -204,7 +205,7 @@ def _request_error(error: CycloptsError) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    if speaks():
+    if speaks(wait=code != _INTERRUPTED):
         say_line("taskvec: " + message)
     return code
 
