@@ -117,7 +117,7 @@ def survive(place: Path, *, nbytes: int, parts: int, workers: int, kills: int, s
     crowd = Crowd(place, parts, workers, Random(seed))
     try:
         begun = time.monotonic()
-        crowd.run(kills, alone)
+        crowd.run(kills, alone / 4)
         sys.stdout.write(
             f"one process {alone:.1f} s; {kills} kills, {time.monotonic() - begun:.1f} s in all\n"
         )

@@ -186,6 +186,13 @@ def test_what_others_wrote_is_left_alone(place: Path, store: MemoryFileSystem) -
     assert there(store) == {"thesis.txt": b"text"}
 
 
+def test_a_file_is_no_folder_to_be(place: Path, store: MemoryFileSystem) -> None:
+    store.pipe_file("/bucket/model", b"text")
+    with pytest.raises(OutputExists, match="is a file; choose another output"):
+        merge(place, URL, 1e5, force=True)
+    assert store.cat_file("/bucket/model") == b"text"
+
+
 def test_force_replaces_what_taskvec_wrote(place: Path, store: MemoryFileSystem) -> None:
     merge(place, URL, 5e4)
     with pytest.raises(OutputExists, match="exists already; --force"):

@@ -209,7 +209,7 @@ def _facts(made: "Merge", output: Path | str, begun: float, more: Mapping[str, o
 
 def _show_plan(made: "Merge", writing: Writing, memory: float, part: "Part | None") -> None:
     from taskvec.edits.plan import make_plan
-    from taskvec.weights.parts import share_out
+    from taskvec.weights.plan import share_out
 
     # What goes elsewhere is made on this machine first.
     remote = isinstance(writing.output, str)

@@ -49,7 +49,7 @@ class Finished(Config):
             return None
         try:
             found = cls.parse(str(path), read_json(path))
-            found.digests(), found.moved()
+            found.digests(), found.moved(), found.digests_of_inputs()
         except (InputError, ValueError, OverflowError):
             return cls(key="", shards={}, changes={})
         return found
@@ -64,6 +64,10 @@ class Finished(Config):
             name: Change(entries, changed, float.fromhex(distance), float.fromhex(norm))
             for name, (entries, changed, distance, norm) in self.changes.items()
         }
+
+    def digests_of_inputs(self) -> list[dict[str, bytes]]:
+        """What is known of the tensors of each input."""
+        return [{name: bytes.fromhex(text) for name, text in digests.items()} for digests in self.inputs]
 
     def without(self, shards: Collection[str]) -> "Finished":
         """The same but for some shards."""
@@ -109,8 +113,7 @@ class Journal:
         """Keep in mind what is known of a shard; that it is finished is recorded by ``add``."""
         spelled = {
             name: (each.entries, each.changed, float(each.distance).hex(), float(each.norm).hex())
-            for name, each in changes.items()
-            if name in digests
+            for name, each in ((name, changes[name]) for name in digests if name in changes)
         }
         hexed = {name: digest.hex() for name, digest in digests.items()}
         more = {

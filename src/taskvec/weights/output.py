@@ -122,7 +122,7 @@ class Output:
         for known in finished:
             digests |= known.digests()
             changes |= known.moved()
-            self._know_inputs(known.inputs)
+            self._know_inputs(known.digests_of_inputs())
         # In the order of the output, so that sums are the same to the last bit.
         names = [name for shard in self.shards for name in shard.places]
         self.source.keep_outcome(digests, {name: changes[name] for name in names if name in changes})
@@ -152,10 +152,10 @@ class Output:
             {} if weights.tally is None else weights.tally.digests(weights) for weights in self.source.inputs
         ]
 
-    def _know_inputs(self, known: Sequence[Mapping[str, str]]) -> None:
+    def _know_inputs(self, known: Sequence[Mapping[str, bytes]]) -> None:
         for weights, digests in zip(self.source.inputs, known, strict=False):
             if weights.tally is not None:
-                weights.tally.know({name: bytes.fromhex(text) for name, text in digests.items()})
+                weights.tally.know(digests)
 
     def _write_beside(self, work: Path) -> None:
         """Put files and texts into a folder."""
@@ -186,7 +186,10 @@ class Output:
             "torch": torch.__version__,
             **about,
             **more,
-            "inputs": [list(file.anywhere) for file in self.states().values()],
+            "inputs": {
+                f"{number} {name}": f"{size} bytes, {' '.join(map(str, more))}"
+                for number, (name, size, *more) in enumerate(file.anywhere for file in self.states().values())
+            },
             "shards": {shard.file: [shard.size, _digest(shard.header)] for shard in self.shards},
             "side files": [[str(place), file.stat().st_size] for file, place in self.beside.copied],
             "texts": {name: _digest(text) for name, text in texts.items()},

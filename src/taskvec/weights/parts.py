@@ -15,7 +15,6 @@ ones is whole even where locks do not reach other machines. Two that write the s
 bytes.
 """
 
-import heapq
 import json
 import os
 import re
@@ -33,7 +32,7 @@ import xxhash
 from taskvec.errors import InputError, OutputExists
 from taskvec.reading import read_mapping, reason, shown
 from taskvec.weights.journal import Finished, Journal, digests_of, state_of
-from taskvec.weights.plan import Shard
+from taskvec.weights.plan import Shard, shards_of
 from taskvec.weights.staging import JOURNAL, PLAN, WAITS, Place, check_target, warn_of_foreign
 from taskvec.writing import flush, is_at, lock, open_own, open_own_folder, remove, replace_text, unlock
 
@@ -106,27 +105,6 @@ def listed(numbers: Sequence[int]) -> str:
     if len(numbers) > 20:
         words.append(f"{len(numbers) - 20} more")
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def share_out(sizes: Sequence[int], parts: int) -> list[list[int]]:
-    """Which shards of these sizes each part has: about as many bytes for each, in the order of the output.
-
-    >>> share_out([3, 1, 2], 2)
-    [[0], [1, 2]]
-    """
-    shares: list[list[int]] = [[] for _ in range(parts)]
-    loads = [(0, number) for number in range(parts)]
-    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
-        load, number = heapq.heappop(loads)
-        shares[number].append(place)
-        heapq.heappush(loads, (load + sizes[place], number))
-    return [sorted(share) for share in shares]
-
-
-def shards_of(shards: Sequence[Shard], parts: int) -> list[list[Shard]]:
-    """The shards of each part."""
-    shares = share_out([shard.size for shard in shards], parts)
-    return [[shards[place] for place in share] for share in shares]
 
 
 class parted:  # like ``staged``: with parted(...) as share
@@ -309,12 +287,12 @@ class parted:  # like ``staged``: with parted(...) as share
         with self._gate_held(), ExitStack() as handles:
             remove(self.own)
             self._let_go()  # before another, which waits at the gate, looks for who is left
-            known = self._journals()
             key = self.journal.finished.key
+            known = {number: each for number, each in self._journals().items() if each.key == key}
             done = [
                 number
                 for number, share in enumerate(self._shares, 1)
-                if not share or (number in known and _has_all(known[number], key, share))
+                if not share or (number in known and _has_all(known[number], share))
             ]
             waiting = [number for number in range(1, self.part.of + 1) if number not in done]
             last = not waiting and self._take_all(handles)
@@ -370,8 +348,8 @@ def _looks(file: Path, state: str | None) -> bool:
         return False
 
 
-def _has_all(finished: Finished, key: str, share: Sequence[Shard]) -> bool:
-    return finished.key == key and {shard.file for shard in share} <= finished.shards.keys()
+def _has_all(finished: Finished, share: Sequence[Shard]) -> bool:
+    return {shard.file for shard in share} <= finished.shards.keys()
 
 
 def _read_plan(path: Path) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """What the files of an output will hold, and where, known before the first byte is written."""
 
+import heapq
 import json
 import math
 import struct
@@ -116,3 +117,24 @@ def _plan_shard(
         places,
         len(prefix) + end,
     )
+
+
+def share_out(sizes: Sequence[int], parts: int) -> list[list[int]]:
+    """Which shards of these sizes each part has: about as many bytes for each, in the order of the output.
+
+    >>> share_out([3, 1, 2], 2)
+    [[0], [1, 2]]
+    """
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    loads = [(0, number) for number in range(parts)]
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        load, number = heapq.heappop(loads)
+        shares[number].append(place)
+        heapq.heappush(loads, (load + sizes[place], number))
+    return [sorted(share) for share in shares]
+
+
+def shards_of(shards: Sequence[Shard], parts: int) -> list[list[Shard]]:
+    """The shards of each part."""
+    shares = share_out([shard.size for shard in shards], parts)
+    return [[shards[place] for place in share] for share in shares]

@@ -71,6 +71,8 @@ class Store:
         for pause in (*_PAUSES, None):
             try:
                 return do()
+            except TaskvecError:
+                raise
             except (FileNotFoundError, PermissionError) as error:
                 raise TaskvecError(f"{self.said}: could not be {what} ({_why(error)})") from None
             except Exception as error:  # of any of many packages
@@ -86,10 +88,14 @@ class Store:
         def ask() -> list[str]:
             self._fs.invalidate_cache()
             try:
-                entries = self._fs.ls(self._place, detail=False)
+                entries = {
+                    str(entry["name"]): entry["type"] for entry in self._fs.ls(self._place, detail=True)
+                }
             except FileNotFoundError:
                 return []
-            return sorted({str(entry).rstrip("/") for entry in entries} - {self._place})
+            if entries.get(self._place) == "file":
+                raise OutputExists(f"{self.said}: is a file; choose another output, or remove it yourself")
+            return sorted({name.rstrip("/") for name in entries} - {self._place})
 
         return [PurePosixPath(entry).name for entry in self._tried("listed", ask)]
 
