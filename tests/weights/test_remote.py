@@ -15,12 +15,15 @@ from torch import Tensor
 from buckets import bucket
 from remote import Handler, Web, serving
 from taskvec.errors import CorruptFile, InputError, TaskvecError
+from taskvec.vectors import TaskVector
 from taskvec.weights import open_weights, save_weights
 from taskvec.weights.remote import connections, file
 from taskvec.weights.remote import web as web_files
 
 MODEL = {f"layers.{number}.weight": torch.randn(64, 300) for number in range(12)}
 MODEL |= {"embed.weight": torch.randn(2000, 64), "norm.weight": torch.randn(64)}
+
+FACTORS = {"A": (2, 4), "B": (4, 2)}
 
 
 @pytest.fixture(autouse=True)
@@ -533,6 +536,48 @@ def test_a_server_need_not_know_head(web: Web, folder: Path, tmp_path: Path, sta
     save_weights(open_weights(f"{web.url}/model"), tmp_path / "copy")
     assert (tmp_path / "copy" / "config.json").read_bytes() == (folder / "model" / "config.json").read_bytes()
     assert same(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("kind", ["web", "store"])
+def test_modules_in_folders_of_their_own_are_part_of_a_model(tmp_path: Path, kind: str) -> None:
+    home = tmp_path / "served" / "model"
+    (home / "2_Dense").mkdir(parents=True)
+    (home / "1_Pooling").mkdir()
+    save_weights({"embed.weight": torch.ones(3, 2)}, home / "model.safetensors")
+    save_weights({"linear.weight": torch.ones(2, 2)}, home / "2_Dense" / "model.safetensors")
+    for name in ("config.json", "2_Dense/config.json", "1_Pooling/config.json"):
+        (home / name).write_text('{"model_type": "none such"}')
+    (home / "modules.json").write_text(json.dumps([{"path": p} for p in ("", "1_Pooling", "2_Dense")]))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(home), "/modular/model", recursive=True)
+    with serving(tmp_path / "served") as web:
+        url = f"{web.url}/model" if kind == "web" else "memory://modular/model"
+        save_weights(open_weights(url), tmp_path / "copy")
+        made, expected = open_weights(tmp_path / "copy"), open_weights(home)
+        assert same(made, dict(expected)) and set(made) == {"embed.weight", "2_Dense.linear.weight"}
+        assert (tmp_path / "copy" / "1_Pooling" / "config.json").exists()
+    memory.rm("/modular", recursive=True)
+
+
+@pytest.mark.parametrize("kind", ["web", "store"])
+def test_an_adapter_elsewhere_is_one(tmp_path: Path, kind: str) -> None:
+    home = tmp_path / "adapter"
+    home.mkdir()
+    factors = {
+        f"base_model.model.q.lora_{side}.weight": torch.randn(shape) for side, shape in FACTORS.items()
+    }
+    save_weights(factors, home / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q"]}
+    (home / "adapter_config.json").write_text(json.dumps(settings))
+    memory = fsspec.filesystem("memory")
+    memory.put(str(home), "/adapters/adapter", recursive=True)
+    base = {"q.weight": torch.randn(4, 4)}
+    with serving(tmp_path) as web:
+        url = f"{web.url}/adapter" if kind == "web" else "memory://adapters/adapter"
+        for place in (url, f"{url}/adapter_model.safetensors"):
+            found = TaskVector.load(place).with_base(base)
+            assert torch.equal(found["q.weight"], TaskVector.load(home).with_base(base)["q.weight"])
+    memory.rm("/adapters", recursive=True)
 
 
 def test_a_part_of_a_place_is_refused(web: Web) -> None:

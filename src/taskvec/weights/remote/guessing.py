@@ -6,6 +6,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from taskvec.errors import InputError
 from taskvec.reading import parse_json
 from taskvec.urls import said
+from taskvec.weights.modules import LISTED
 from taskvec.weights.remote.file import RemoteFile
 from taskvec.weights.remote.place import Place
 from taskvec.weights.remote.web import WebFile, ask_sizes
@@ -24,8 +25,17 @@ _BESIDE = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
     *("sentencepiece.bpe.model", "chat_template.jinja", "preprocessor_config.json", "processor_config.json"),
-    *("modules.json", "config_sentence_transformers.json", "1_Pooling/config.json", "README.md", "LICENSE"),
+    *(
+        "modules.json",
+        "config_sentence_transformers.json",
+        "sentence_bert_config.json",
+        "README.md",
+        "LICENSE",
+    ),
 )
+
+_IN_MODULES = ("config.json", "model.safetensors", "pytorch_model.bin", "vocab.txt", "tokenizer.json")
+_MODULES = 20
 
 
 def find_on_server(url: str) -> Place:
@@ -83,7 +93,19 @@ def _beside(home: str) -> Iterator[tuple[str, WebFile]]:
     settings = list(_there(home, _SETTINGS))
     yield from settings
     if any(name == "config.json" for name, _ in settings):
-        yield from _there(home, _BESIDE)
+        beside = dict(_there(home, _BESIDE))
+        yield from beside.items()
+        if LISTED in beside:
+            yield from _there(home, _of_modules(beside[LISTED]))
+
+
+def _of_modules(listed: WebFile) -> list[str]:
+    """What may lie in the folders of modules; the reader of their list refuses one that is none."""
+    content = parse_json(listed.read_whole(), listed.said) if listed.size < _INDEX else None
+    entries = content[:_MODULES] if isinstance(content, list) else ()
+    paths = {str(entry.get("path") or "").strip("/") for entry in entries if isinstance(entry, dict)}
+    plain = sorted(path for path in paths if path and ".." not in path.split("/"))
+    return [f"{path}/{name}" for path in plain for name in _IN_MODULES]
 
 
 def _there(home: str, names: Iterable[str]) -> Iterator[tuple[str, WebFile]]:
