@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 VECTOR_FLOORS: tuple[set[str], ...] = (
     {"advice", "info", "base", "linear", "lora.lowrank"},
     {"delta", "checks"},
-    {"directions", "edited", "fitting", "geometry", "noise", "statistics", "lora", "stored"},
+    {"bits", "directions", "edited", "fitting", "geometry", "noise", "statistics", "lora", "stored"},
     {"opening"},
     {"vector"},
     {"combining", "expression", "lora.writing"},

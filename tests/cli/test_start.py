@@ -94,6 +94,39 @@ def test_inspecting_a_file_imports_no_torch(files: dict[str, Path], name: str, o
     assert imported_by("inspect", files[name], *options) == set()
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "float32"])
+def test_a_difference_of_files_imports_no_torch(files: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    models = (files[f"base {kind}"], files[f"tuned {kind}"])
+    assert imported_by("diff", *models, "-o", tmp_path / "vector.safetensors", "-q") <= {"jinja2"}
+
+
+@pytest.mark.parametrize("edit", [[], ["-e", "0.3*v"], ["-e", "-v", "--scale", "0.5"]])
+def test_a_linear_edit_of_files_imports_no_torch(
+    files: dict[str, Path], edit: list[str], tmp_path: Path
+) -> None:
+    words: list[str | Path] = [
+        "apply",
+        files["base bfloat16"],
+        "-v",
+        f"v={files['vector']}",
+        *edit,
+        "-o",
+        tmp_path / "out",
+    ]
+    assert not imported_by(*words, "-q") & {"torch", "transformers", "sklearn", "pandas"}
+
+
+def test_a_linear_merge_of_files_imports_no_torch(files: dict[str, Path], tmp_path: Path) -> None:
+    recipe = tmp_path / "merge.yaml"
+    models = f"- {{model: {files['tuned bfloat16']}, parameters: {{weight: 0.3}}}}"
+    recipe.write_text(
+        f"merge_method: task_arithmetic\nbase_model: {files['base bfloat16']}\nmodels:\n{models}\n"
+        "dtype: bfloat16\n"
+    )
+    found = imported_by("merge", recipe, "-o", tmp_path / "out", "-q")
+    assert not found & {"torch", "transformers", "sklearn", "pandas"}
+
+
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32", "float64"])
 def test_what_inspect_shows_is_what_torch_computes(
     files: dict[str, Path], kind: str, capsys: pytest.CaptureFixture[str]

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from taskvec.cli._common import assignments, say
 from taskvec.errors import InputError
+from taskvec.later import count_threads
 from taskvec.urls import said
 
 if TYPE_CHECKING:
@@ -92,14 +93,12 @@ def _rounded_up(size: int) -> str:
 def workers(weights: "Weights") -> int:
     """How many processes to share an edit out to: one a core, but one for what is done in no time, for what
     waits for a network, and where a process with libraries of its own had better not be forked."""
-    import torch
-
     from taskvec.weights.remote.mirror import file_behind
 
     if any(file_behind(path) is not None for path in weights.files):
         return 1
     size = weights.nbytes + _TENSOR * len(weights)
-    return min(16, torch.get_num_threads()) if size >= _SHARED and sys.platform == "linux" else 1
+    return min(16, count_threads()) if size >= _SHARED and sys.platform == "linux" else 1
 
 
 def open_model(ref: str) -> "Weights":

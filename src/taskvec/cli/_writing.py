@@ -82,6 +82,8 @@ class Writing:
 
 def element_type(dtype: Dtype) -> "torch.dtype | None":
     """The element type that an option names."""
+    if dtype is None:  # the usual case, which needs no torch
+        return None
     import torch
 
-    return getattr(torch, dtype) if dtype else None
+    return getattr(torch, dtype)  # type: ignore[no-any-return]

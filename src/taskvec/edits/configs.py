@@ -40,7 +40,7 @@ def read_config_of(weights: Weights, place: str = "") -> dict[str, Any]:
     return {} if weights.folder is None else read_if_there(weights.folder / file)
 
 
-def retype_modules(weights: Weights, dtype: "torch.dtype | None") -> dict[str, str]:
+def retype_modules(weights: Weights, dtype: "torch.dtype | str | None") -> dict[str, str]:
     """The config.json of each module in a folder of its own that names a type of model, for another dtype.
 
     Returns: texts by place in the folder of the weights.
@@ -60,7 +60,7 @@ def read_vocabulary_size(folder: Path | None) -> int | None:
 
 
 def derive_config(
-    config: Mapping[str, Any], *, dtype: "torch.dtype | None", tokens: int | None = None
+    config: Mapping[str, Any], *, dtype: "torch.dtype | str | None", tokens: int | None = None
 ) -> str | None:
     """The text of a config.json for another model made of the one it describes; ``None`` if it is empty.
 

@@ -19,6 +19,7 @@ from taskvec.later import torch
 from taskvec.names import count_blocks
 from taskvec.reading import shortened
 from taskvec.vectors import EditedWeights, TaskVector
+from taskvec.vectors.bits import is_plain, plain
 from taskvec.weights import Weights, change, open_weights
 from taskvec.weights.blocks import row_count, row_size
 from taskvec.weights.depth import DEPTHS, PREDICTING, flatten
@@ -275,9 +276,7 @@ def _is_file(model: Weights) -> bool:
 
 def _of_distance(title: str, base: Weights, vector: TaskVector) -> Iterator[str]:
     judged = {name: _looked_at(base, name) for name in vector if _is_judged(base, vector, name)}
-    glimpses = {
-        name: change.step(base.read(name, rows), vector.read(name, rows)) for name, rows in judged.items()
-    }
+    glimpses = {name: _glimpse(base, vector, name, rows) for name, rows in judged.items()}
     seen = {name: part for name, part in glimpses.items() if part.norm and part.finite}
     if not seen:
         return
@@ -298,6 +297,13 @@ def _of_distance(title: str, base: Weights, vector: TaskVector) -> Iterator[str]
             f"{title}: {tensor!r} is {far[tensor]:.2g} times its norm away from that of {base.ref}, others "
             f"{others:.2g} times{and_more(far)}; was it swapped, transposed or made anew?"
         )
+
+
+def _glimpse(base: Weights, vector: TaskVector, name: str, rows: slice | None) -> change.Change:
+    terms, code = vector.terms_at(name), base.spec(name).code
+    if is_plain(terms, name) and code in ("F32", "BF16"):  # without torch, if all lies in files
+        return change.step_of_array(base.read_array(name, rows), code, plain(terms, name, rows))
+    return change.step(base.read(name, rows), vector.read(name, rows))
 
 
 def _is_judged(base: Weights, vector: TaskVector, tensor: str) -> bool:

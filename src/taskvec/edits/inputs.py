@@ -13,7 +13,6 @@ from taskvec.vectors.directions import Stored
 from taskvec.vectors.lora.adapter import Adapter
 from taskvec.weights import Weights
 from taskvec.weights.blocks import row_size
-from taskvec.weights.dtypes import raw_bytes
 from taskvec.weights.output import url_of
 from taskvec.weights.quantized import check_plain
 
@@ -120,4 +119,4 @@ def _start(weights: Weights, name: str) -> bytes:
     """The first entries of a tensor."""
     shape = weights.spec(name).shape
     rows = slice(0, 1 + LOOK // max(1, row_size(shape))) if shape else None
-    return bytes(raw_bytes(weights.read(name, rows)))
+    return weights.read_array(name, rows).tobytes()

@@ -1,7 +1,9 @@
 """Models made of other models' layers, put one after the other; and the zero that they may start from."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from taskvec.later import torch
 from taskvec.weights import Weights
@@ -72,6 +74,10 @@ class Joined(Weights):
     def read_with_change(self, name: str, rows: slice | None = None) -> "tuple[Tensor, Change | None]":
         """That of the part that has it."""
         return self._owner[name].read_with_change(name, rows)
+
+    def array_with_change(self, name: str, rows: slice | None = None) -> "tuple[NDArray[Any], Change | None]":
+        """That of the part that has it."""
+        return self._owner[name].array_with_change(name, rows)
 
     def change_to(self, name: str, rows: slice | None, made: "Tensor") -> Change | None:
         """That of the part that has it."""

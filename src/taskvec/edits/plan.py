@@ -13,7 +13,7 @@ from taskvec.edits.inputs import check_outside
 from taskvec.edits.loading import check_loads
 from taskvec.edits.merge import Merge
 from taskvec.edits.passes import Passes
-from taskvec.later import torch
+from taskvec.later import count_threads, torch
 from taskvec.reading import local_path
 from taskvec.vectors import EditedWeights
 from taskvec.weights import Weights
@@ -87,7 +87,7 @@ def make_plan(merge: Merge, target: Path, *, memory: float, force: bool = False)
     edited = count_edited(weights)
     largest = max(weights, key=lambda name: weights.spec(name).nbytes, default="")
     most = max((weights.working_bytes(name) for name in weights), default=0)
-    threads, passes = max(2, torch.get_num_threads()), merge.passes()
+    threads, passes = max(2, count_threads()), merge.passes()
     files = {file for file in weights.files if file.is_file()}
     home = next(parent for parent in target.absolute().parents if parent.exists())
     return Plan(

@@ -34,9 +34,10 @@ from taskvec.errors import InputError
 from taskvec.later import torch
 from taskvec.registry import nearest
 from taskvec.rules import RULES, Rule
-from taskvec.vectors import TaskVector, apply, combine, parse_expression
+from taskvec.vectors import TaskVector, combine, parse_expression
 from taskvec.vectors.checks import Fit, OnExtra, OnMissing, check_point
 from taskvec.vectors.combining import bind_all
+from taskvec.vectors.edited import edit
 from taskvec.vectors.expression import names_in
 from taskvec.vectors.fitting import chosen
 from taskvec.vectors.opening import between, delta_in, difference
@@ -211,13 +212,13 @@ class Building:
         recipe, (seen, notes) = self.recipe, self.seen
         base, vectors = seen.base, self._vectors(seen)
         vector, rule = self._edit(base, vectors)
-        dtype = None if recipe.dtype is None else getattr(torch, recipe.dtype)
-        precision = getattr(torch, recipe.precision)
+        dtype = recipe.dtype
+        precision = torch.float64 if recipe.precision == "float64" else None
         other = recipe.allow_other_base
         config = None if dtype is None else derive_config(read_config_of(base), dtype=dtype, tokens=seen.rows)
         files = {**seen.files, **retype_modules(base, dtype)}
         return Merge(
-            apply(base, vector, allow_other_base=other, dtype=dtype, precision=precision),
+            edit(base, vector, allow_other_base=other, dtype=dtype, precision=precision),
             self._record(seen, rule),
             like=seen.like or base,
             notes=()

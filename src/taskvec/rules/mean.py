@@ -1,15 +1,17 @@
 """Weight averaging."""
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.errors import InputError
 from taskvec.rules import sum as addition
 from taskvec.rules.rule import Rule
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def mean(deltas: Tensor, *, weights: Sequence[float] | None = None) -> Tensor:
+
+def mean(deltas: "Tensor", *, weights: Sequence[float] | None = None) -> "Tensor":
     """Average the task vectors, which averages the fine-tuned weights.
 
         merged = sum_t w_t tau_t / sum_t w_t

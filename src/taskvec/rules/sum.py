@@ -1,14 +1,16 @@
 """Task arithmetic."""
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from taskvec.errors import InputError
 from taskvec.rules.rule import Rule
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def sum_(deltas: Tensor, *, weights: Sequence[float] | None = None) -> Tensor:
+
+def sum_(deltas: "Tensor", *, weights: Sequence[float] | None = None) -> "Tensor":
     """Add the task vectors: task arithmetic.
 
         merged = sum_t w_t tau_t
@@ -34,7 +36,7 @@ def coefficients(tasks: int, *, weights: Sequence[float] | None = None) -> list[
     return list(map(float, weights))
 
 
-def weighted(deltas: Tensor, weights: Sequence[float]) -> Tensor:
+def weighted(deltas: "Tensor", weights: Sequence[float]) -> "Tensor":
     """``sum_t w_t delta_t``, (task, *shape) -> (*shape)."""
     total = deltas[0] * weights[0]
     for delta, weight in zip(deltas[1:], weights[1:], strict=True):

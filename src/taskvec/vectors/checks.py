@@ -208,7 +208,7 @@ def _counts(spec: TensorSpec) -> bool:
 
 
 def _same_bytes(base: Weights, tuned: Weights, name: str) -> bool:
-    return raw_bytes(base.read(name)) == raw_bytes(tuned.read(name))
+    return raw_bytes(base.read_array(name)) == raw_bytes(tuned.read_array(name))
 
 
 def _is_same(base: Weights, tuned: Weights, name: str) -> bool:

@@ -135,6 +135,8 @@ class Summand(Delta):
 
     ends: tuple[Weights, Weights] | None = None
     """The weights it leads from and to, where it is the difference of two."""
+    held: Weights | None = None
+    """The weights that hold its entries, where it is no more than those."""
 
     @abstractmethod
     def compute(self, name: str, rows: slice | None, dtype: "torch.dtype") -> "Tensor":

@@ -66,7 +66,7 @@ class Stored(Summand):
             parts=(weights,),
             recorded=recorded,
         )
-        self.weights = weights
+        self.weights = self.held = weights
 
     def changes(self, name: str) -> bool:
         return name in self.weights

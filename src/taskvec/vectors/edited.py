@@ -1,18 +1,21 @@
 """A base plus a task vector: the edited model, tensor by tensor."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from taskvec.errors import BaseMismatch, InputError, KeyMismatch
 from taskvec.later import torch
 from taskvec.vectors.base import Base
+from taskvec.vectors.bits import add, can_add
 from taskvec.vectors.checks import check_fits, check_point
-from taskvec.vectors.delta import Delta, Reading
+from taskvec.vectors.delta import Delta, Reading, Term
 from taskvec.vectors.fitting import under_names_of
 from taskvec.vectors.linear import total
 from taskvec.weights import TensorSpec, Weights, change
 from taskvec.weights.change import Change
-from taskvec.weights.dtypes import compute_dtype, is_editable, rounded, short
+from taskvec.weights.dtypes import compute_dtype, dtype_of, is_editable, rounded, short
 from taskvec.weights.lazy import Lazy
 
 if TYPE_CHECKING:
@@ -24,7 +27,7 @@ def edit(
     delta: Delta,
     *,
     allow_other_base: bool = False,
-    dtype: "torch.dtype | None" = None,
+    dtype: "torch.dtype | str | None" = None,
     precision: "torch.dtype | None" = None,
     start: Weights | None = None,
 ) -> "EditedWeights":
@@ -59,7 +62,7 @@ class EditedWeights(Weights):
         self,
         base: Weights,
         vector: Delta,
-        dtype: "torch.dtype | None" = None,
+        dtype: "torch.dtype | str | None" = None,
         precision: "torch.dtype | None" = None,
         start: Weights | None = None,
     ) -> None:
@@ -67,13 +70,18 @@ class EditedWeights(Weights):
         super().__init__(
             f"{base.ref} + {vector.ref}",
             {name: _in(dtype, base.spec(name)) for name in base},
-            ("edited", base.identity, vector.identity, dtype, self._wide),
+            ("edited", base.identity, vector.identity, None if dtype is None else short(dtype), self._wide),
             parts=(base, vector),
             tied=base.tied,
         )
-        self.base, self.vector, self.dtype = base, vector, dtype
+        self.base, self.vector, self._dtype = base, vector, dtype
         self._start = base if start is None else start
         self._names = _by_stored_name(base, vector)
+
+    @property
+    def dtype(self) -> "torch.dtype | None":
+        """What floating-point tensors are cast to, if anything."""
+        return None if self._dtype is None else dtype_of(short(self._dtype))
 
     def _read(self, name: str, rows: slice | None) -> "Tensor":
         return self._edit(name, rows, None)
@@ -86,6 +94,25 @@ class EditedWeights(Weights):
         made = self._edit(name, rows, begun if self._start is self.base else None)
         return made, change.between(begun, made)
 
+    def array_with_change(self, name: str, rows: slice | None = None) -> "tuple[NDArray[Any], Change | None]":
+        """As ``read_with_change``; between bfloat16 files bit by bit, so that no torch is needed."""
+        spec, there = self._specs[name], self._names.get(name, "")
+        if not spec.editable:
+            return self.base.read_array(name, rows), None
+        terms = self.vector.terms_at(there)
+        codes = {spec.code, self.base.spec(name).code, self._start.spec(name).code}
+        if codes != {"BF16"} or self._wide != "float32" or not can_add(terms, there):
+            return super().array_with_change(name, rows)
+        stored = self.base.read_array(name, rows)
+        begun = stored if self._start is self.base else self._start.read_array(name, rows)
+        if not terms:
+            made = stored
+        elif (end := self._whole_end(terms)) is not None:
+            made = end.read_array(there, rows)
+        else:
+            made = add(terms, there, rows, self.base, stored)
+        return made, change.between_bits(begun, made)
+
     def change_to(self, name: str, rows: slice | None, made: "Tensor") -> Change | None:
         """How far ``made``, which was read here before, is from the start."""
         editable = is_editable(made.dtype)
@@ -96,10 +123,8 @@ class EditedWeights(Weights):
         there = self._names.get(name, "")
         terms = self.vector.terms_at(there)
         dtype = self._specs[name].dtype
-        if len(terms) == 1 and terms[0][1] == 1.0:
-            ends = terms[0][0].ends
-            if ends is not None and ends[0].identity == self.base.identity:
-                return rounded(ends[1].read(there, rows), dtype)
+        if (end := self._whole_end(terms)) is not None:
+            return rounded(end.read(there, rows), dtype)
         if stored is None:
             stored = self.base.read(name, rows)
         if not terms:
@@ -107,6 +132,13 @@ class EditedWeights(Weights):
         precision = torch.promote_types(compute_dtype(stored.dtype), self._precision or torch.float32)
         reading = Reading(there, rows, precision, (self.base, stored) if there == name else None)
         return total(reading.operands(terms), precision, stored, dtype)
+
+    def _whole_end(self, terms: Sequence[Term]) -> Weights | None:
+        """The fine-tuned model, where the form is its difference from the base, taken once."""
+        if len(terms) != 1 or terms[0][1] != 1.0:
+            return None
+        ends = terms[0][0].ends
+        return ends[1] if ends is not None and ends[0].identity == self.base.identity else None
 
     def made_of(self, name: str) -> Sequence[tuple[Lazy, str]]:
         there = self._names.get(name)
@@ -119,7 +151,7 @@ class EditedWeights(Weights):
         super().prepare(self._precision)
 
 
-def _in(dtype: "torch.dtype | None", spec: TensorSpec) -> TensorSpec:
+def _in(dtype: "torch.dtype | str | None", spec: TensorSpec) -> TensorSpec:
     """The spec after a cast; only what arithmetic is done on is cast."""
     return TensorSpec(spec.shape, dtype) if dtype is not None and spec.editable else spec
 

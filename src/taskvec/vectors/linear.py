@@ -35,6 +35,29 @@ class Operand(NamedTuple):
     start: "Tensor | None"
 
 
+class Addend(NamedTuple):
+    """The same in arrays: deltas in float32, or bits of the bfloat16 weights whose difference they are."""
+
+    factor: float
+    end: NDArray[Any]
+    start: Bits | None
+
+
+def add_bits(addends: Sequence[Addend], base: Bits) -> Bits | None:
+    """``base`` plus what is added, in float32, rounded once to bfloat16; bits like those of ``base``.
+
+    ``None`` where deltas and differences are mixed, which the compiled loop does not take.
+    """
+    starts = [addend.start for addend in addends]
+    origins = tuple(start.reshape(-1) for start in starts if start is not None)
+    if origins and len(origins) < len(addends):
+        return None
+    out, ends = np.empty_like(base), tuple(addend.end.reshape(-1) for addend in addends)
+    factors = np.array([addend.factor for addend in addends], np.float32)
+    _add(ends, origins or None, factors, base.reshape(-1), out.reshape(-1))
+    return out
+
+
 def total(
     operands: Sequence[Operand],
     precision: "torch.dtype",
@@ -51,9 +74,11 @@ def total(
 
     The deltas are summed first: they are small, and only the last addition rounds at full size.
     """
+    if base is not None and precision == torch.float32 and dtype == torch.bfloat16:
+        added = _added(operands, base)
+        if added is not None:
+            return added
     out = torch.empty(operands[0].end.shape, dtype=dtype or precision)
-    if base is not None and precision == torch.float32 and _added(operands, base, out):
-        return out
     before, after, work = (torch.empty(CHUNK, dtype=precision) for _ in range(3))
     pieces = [(operand.factor, _chunks(operand.end), operand.start) for operand in operands]
     starts = {id(start): _chunks(start) for _, _, start in operands if start is not None}
@@ -80,20 +105,20 @@ def total(
     return out
 
 
-def _added(operands: Sequence[Operand], base: "Tensor", out: "Tensor") -> bool:
-    """Write ``base`` plus the operands into ``out``, if both are bfloat16 and a compiled loop can."""
-    if not _are_bfloat16(base, out):
-        return False
-    ends, starts = [operand.end for operand in operands], [operand.start for operand in operands]
-    factors = np.array([operand.factor for operand in operands], np.float32)
-    if all(start is None for start in starts):
-        _add(tuple(end.reshape(-1).numpy() for end in ends), None, factors, _bits(base), _bits(out))
-    elif _are_bfloat16(*ends, *starts):
-        origins = tuple(_bits(start) for start in starts if start is not None)
-        _add(tuple(map(_bits, ends)), origins, factors, _bits(base), _bits(out))
-    else:
-        return False
-    return True
+def _added(operands: Sequence[Operand], base: "Tensor") -> "Tensor | None":
+    """``base`` plus the operands, if both are bfloat16 and a compiled loop can."""
+    sides = [side for operand in operands for side in (operand.end, operand.start) if side is not None]
+    differences = any(operand.start is not None for operand in operands)
+    if not _are_bfloat16(base, *(sides if differences else ())):
+        return None
+    addends = [
+        Addend(o.factor, _bits(o.end), _bits(o.start))
+        if o.start is not None
+        else Addend(o.factor, o.end.reshape(-1).numpy() if not differences else _bits(o.end), None)
+        for o in operands
+    ]
+    bits = add_bits(addends, _bits(base))
+    return None if bits is None else torch.from_numpy(bits).view(torch.bfloat16).reshape(base.shape)
 
 
 class DeltaStack:

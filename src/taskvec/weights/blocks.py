@@ -35,8 +35,8 @@ class TensorSpec:
     code: str
 
     def __init__(self, shape: tuple[int, ...], dtype: "torch.dtype | str") -> None:
-        """A spec of a shape and an element type, or its code."""
-        code = dtype if isinstance(dtype, str) else code_of(dtype) or short(dtype)
+        """A spec of a shape and an element type: torch's, or its name there, or its code."""
+        code = code_of(dtype) or short(dtype)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "code", code)
 

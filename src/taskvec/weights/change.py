@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from taskvec.compiled import reassociated
 from taskvec.later import torch
-from taskvec.weights.dtypes import EDITABLE, dtype_of
+from taskvec.weights.dtypes import EDITABLE, as_float32, tensor_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,10 +75,20 @@ def between(before: "Tensor", after: "Tensor") -> Change:
     >>> between(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0]))
     Change(entries=2, changed=1, distance=1.0, norm=25.0)
     """
-    if before.dtype == after.dtype == torch.bfloat16 and before.numel() > _SMALL:
-        change = Change(before.numel(), *_sums_of_bits(_bits(before), _bits(after)))
-        return change if _is_exact(change) else _measure(before, after, torch.float64, step=False)
+    if before.dtype == after.dtype == torch.bfloat16:
+        return between_bits(_bits(before), _bits(after))
     return _measure_in_range(before, after, step=False)
+
+
+def between_bits(before: NDArray[np.uint16], after: NDArray[np.uint16]) -> Change:
+    """The same of bfloat16, given as bits."""
+    if before.size > _SMALL:
+        change = Change(before.size, *_sums_of_bits(before.reshape(-1), after.reshape(-1)))
+        if _is_exact(change):
+            return change
+        return _measure(tensor_of(before, "BF16"), tensor_of(after, "BF16"), torch.float64, step=False)
+    start, end = (as_float32(bits, "BF16").astype(np.float64) for bits in (before, after))
+    return _few(start, end, step=False)
 
 
 def step(before: "Tensor", delta: "Tensor") -> Change:
@@ -86,11 +96,27 @@ def step(before: "Tensor", delta: "Tensor") -> Change:
     return _measure_in_range(before, delta, step=True)
 
 
+def step_of_array(before: NDArray[Any], code: str, delta: NDArray[np.float32]) -> Change:
+    """The same where weights of 32 bits or less are given as ``Weights.read_array`` does."""
+    for wide in (np.float32, np.float64):
+        old, new = as_float32(before, code).astype(wide, copy=False), delta.astype(wide, copy=False)
+        if before.size <= _SMALL:
+            return _few(old, new, step=True)
+        change = Change(before.size, *_sums(old.reshape(-1), new.reshape(-1), True))
+        if _is_exact(change):
+            break
+    return change
+
+
 def warm_up(codes: Iterable[str]) -> None:
     """Load, or compile, the loops for these element types: once before a fork, not in every process."""
     for code in set(codes) & EDITABLE:
-        block = torch.zeros(_SMALL + 1, dtype=dtype_of(code))
-        between(block, block)
+        if code == "BF16":
+            bits = np.zeros(_SMALL + 1, np.uint16)
+            between_bits(bits, bits)
+        else:
+            numbers = np.zeros(_SMALL + 1, np.float64 if code == "F64" else np.float32)
+            _sums(numbers, numbers, False)
 
 
 def _measure_in_range(before: "Tensor", after: "Tensor", *, step: bool) -> Change:
@@ -108,9 +134,7 @@ def _is_exact(change: Change) -> bool:
 
 def _measure(before: "Tensor", after: "Tensor", wide: "torch.dtype", *, step: bool) -> Change:
     if before.numel() <= _SMALL:
-        delta = after if step else after.to(wide) - before.to(wide)
-        distance, norm = (float(part.double().square().sum()) for part in (delta, before))
-        return Change(before.numel(), int(delta.count_nonzero()), distance, norm)
+        return _few(before.to(wide).numpy(), after.to(wide).numpy(), step=step)
     pairs = [(before.reshape(-1), after.reshape(-1))]
     if before.dtype != wide or after.dtype != wide:  # in chunks, as the copies take memory
         pairs = list(zip(*(torch.split(flat, _CHUNK) for flat in pairs[0]), strict=True))
@@ -119,6 +143,14 @@ def _measure(before: "Tensor", after: "Tensor", wide: "torch.dtype", *, step: bo
         more = _sums(old.to(wide).numpy(), new.to(wide).numpy(), step)
         sums = [sum(pair) for pair in zip(sums, more, strict=True)]
     return Change(before.numel(), int(sums[0]), sums[1], sums[2])
+
+
+def _few(before: NDArray[Any], after: NDArray[Any], *, step: bool) -> Change:
+    """The change of so few entries that no compiled loop is loaded for it."""
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite shows in the sums
+        delta = after if step else after - before
+        distance, norm = (float(np.square(part, dtype=np.float64).sum()) for part in (delta, before))
+    return Change(before.size, int(np.count_nonzero(delta)), distance, norm)
 
 
 def _bits(tensor: "Tensor") -> NDArray[np.uint16]:

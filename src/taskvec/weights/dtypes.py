@@ -56,8 +56,8 @@ def dtype_of(code: str) -> "torch.dtype":
     return dtype
 
 
-def code_of(dtype: "torch.dtype") -> str | None:
-    """The code of an element type; ``None`` for one that safetensors files cannot hold."""
+def code_of(dtype: "torch.dtype | str") -> str | None:
+    """The code of an element type, or of its name in torch; ``None`` for one that no file can hold."""
     return _CODES.get(short(dtype))
 
 
@@ -110,8 +110,8 @@ def rounded(tensor: "Tensor", dtype: "torch.dtype") -> "Tensor":
     return (bits | (bits.view(torch.float32).double() != tensor).int()).view(torch.float32).to(dtype)
 
 
-def short(dtype: "torch.dtype") -> str:
-    """``float32`` for ``torch.float32``."""
+def short(dtype: "torch.dtype | str") -> str:
+    """``float32`` for ``torch.float32``, or for that name of it."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -133,6 +133,27 @@ def raw_bytes(tensor: "Tensor | NDArray[Any]") -> memoryview:
     dense = tensor.detach().contiguous()
     flat = dense.as_strided((dense.numel(),), (1,))  # one entry alone may have any stride
     return flat.view(torch.uint8).numpy().data
+
+
+def array_of(tensor: "Tensor") -> NDArray[Any]:
+    """A CPU tensor as an array: of bfloat16 and 8-bit floats the bits."""
+    code = code_of(tensor.dtype)
+    assert code is not None, f"{tensor.dtype} is in no file"
+    return np.frombuffer(raw_bytes(tensor), array_type(code)).reshape(tuple(tensor.shape))
+
+
+def tensor_of(array: NDArray[Any], code: str) -> "Tensor":
+    """What ``array_of`` makes an array of; the memory is shared."""
+    return torch.from_numpy(array).view(dtype_of(code))
+
+
+def as_float32(array: NDArray[Any], code: str) -> NDArray[np.float32]:
+    """Numbers of 32 bits or less, given as ``array_of`` gives them, exactly."""
+    if code != "BF16":
+        return array.astype(np.float32, copy=False)
+    bits = array.astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
 
 
 def nonfinite_count(tensor: "Tensor") -> int:

@@ -12,7 +12,6 @@ from pydantic import Field
 from taskvec._version import __version__
 from taskvec.config import Config
 from taskvec.errors import InputError, TaskvecError
-from taskvec.later import torch
 from taskvec.reading import read_json
 from taskvec.weights.change import Change
 from taskvec.weights.lazy import Weights
@@ -189,7 +188,9 @@ def spell(identity: Any, *, anywhere: bool = False) -> str:
             return f"{{{','.join(sorted(map(inner, identity)))}}}"
         case Callable() as function if hasattr(function, "__qualname__"):
             return f"{function.__module__}.{function.__qualname__}"
-        case str() | bytes() | int() | float() | None | Path() | torch.dtype():
+        case str() | bytes() | int() | float() | None | Path():
             return repr(identity)
+    if type(identity).__module__ == "torch":  # an element type
+        return repr(identity)
     below = getattr(identity, "identity", None)
     return token_hex() if below is None else inner(below)

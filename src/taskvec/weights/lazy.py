@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from taskvec.errors import CorruptFile
@@ -17,7 +16,7 @@ from taskvec.reading import shown
 from taskvec.registry import nearest
 from taskvec.weights.blocks import TensorSpec, block_size, block_step, row_blocks
 from taskvec.weights.change import Change
-from taskvec.weights.dtypes import array_type, raw_bytes
+from taskvec.weights.dtypes import array_of
 from taskvec.weights.tally import Tally, folded
 
 if TYPE_CHECKING:
@@ -193,9 +192,7 @@ class Weights(Lazy, Mapping[str, "Tensor"]):
 
     def _read_array(self, name: str, rows: slice | None) -> NDArray[Any]:
         """As ``_read``, for ``read_array``; without torch where it can be."""
-        tensor, spec = self._read(name, rows), self._specs[name]
-        content = np.frombuffer(raw_bytes(tensor), array_type(spec.code))
-        return content.reshape(tuple(tensor.shape))
+        return array_of(self._read(name, rows))
 
     def read_array(self, name: str, rows: slice | None = None) -> NDArray[Any]:
         """As ``read``, as an array, which files give without torch: bits of bfloat16 and 8-bit floats.
@@ -212,6 +209,11 @@ class Weights(Lazy, Mapping[str, "Tensor"]):
         """As ``read``, and how far that is from what it was made of, where the weights are an edit."""
         made = self.read(name, rows)
         return made, self.change_to(name, rows, made)
+
+    def array_with_change(self, name: str, rows: slice | None = None) -> tuple[NDArray[Any], Change | None]:
+        """As ``read_with_change``, as ``read_array``."""
+        made, changed = self.read_with_change(name, rows)
+        return array_of(made), changed
 
     def change_to(self, name: str, rows: slice | None, made: "Tensor") -> Change | None:
         """How far ``made``, which was read here before, is from what it was made of."""

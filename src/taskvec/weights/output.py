@@ -10,7 +10,7 @@ import xxhash
 
 from taskvec._version import __version__
 from taskvec.errors import CorruptFile, InputError
-from taskvec.later import torch
+from taskvec.later import version
 from taskvec.reading import copy_regular, local_path, read_mapping
 from taskvec.urls import is_url, local_place, said
 from taskvec.weights.beside import Beside, files_beside
@@ -183,7 +183,7 @@ class Output:
         texts = {name: text for name, text in self.texts.items() if isinstance(text, str)}
         return {
             "taskvec": __version__,
-            "torch": torch.__version__,
+            "torch": version(),
             **about,
             **more,
             "inputs": {

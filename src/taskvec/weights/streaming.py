@@ -15,14 +15,17 @@ from itertools import accumulate, chain
 from math import ceil
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from taskvec.later import torch
+import numpy as np
+from numpy.typing import NDArray
+
+from taskvec.later import is_loaded, torch
 from taskvec.memory import give_back, within
 from taskvec.weights import change
-from taskvec.weights.blocks import row_size
+from taskvec.weights.blocks import TensorSpec, row_size
 from taskvec.weights.change import Change
-from taskvec.weights.dtypes import nonfinite_count, raw_bytes
+from taskvec.weights.dtypes import nonfinite_count, raw_bytes, tensor_of
 from taskvec.weights.lazy import Weights
 from taskvec.weights.plan import Shard, batches
 from taskvec.weights.tally import Tally
@@ -149,8 +152,9 @@ def stream(
                     yield number, done
 
     run = in_threads
+    if spans and (processes > 1 or not is_loaded()):
+        _warm_up(weights, spans, forked=processes > 1)
     if processes > 1 and spans:
-        _warm_up(weights, spans)
         run = partial(in_processes, inputs=weights.inputs)
     outcome, unsettled = Outcome(), 0
     left = {path: len(shard.places) for path, shard in shards.items()}
@@ -225,12 +229,15 @@ def _blocks(weights: Weights, name: str, place: int) -> Iterator[Block]:
             yield Block(name, rows, place + rows.start * row, (rows.stop - rows.start) * row)
 
 
-def _warm_up(weights: Weights, spans: Sequence[Span]) -> None:
-    """Load and compile, before a fork, what is loaded and compiled on first use."""
-    first = min(spans, key=lambda span: span.size).blocks[0]
-    _, changed = weights.read_with_change(first.name, first.rows)
-    if changed is not None:
-        change.warm_up(weights.spec(name).code for span in spans for name in span.names)
+def _warm_up(weights: Weights, spans: Sequence[Span], *, forked: bool) -> None:
+    """Load and compile, before there are workers, what is loaded and compiled on first use."""
+    firsts: dict[str, Block] = {}
+    for span in sorted(spans, key=lambda span: span.size):
+        for block in span.blocks:
+            firsts.setdefault(weights.spec(block.name).code, block)
+    changes = [weights.array_with_change(block.name, block.rows)[1] for block in firsts.values()]
+    if forked and any(changes):
+        change.warm_up(firsts)
 
 
 def _write(weights: Weights, span: Span, allow_nonfinite: bool) -> Outcome:
@@ -238,15 +245,20 @@ def _write(weights: Weights, span: Span, allow_nonfinite: bool) -> Outcome:
     outcome = Outcome()
     with span.path.open("r+b", buffering=0) as file:
         for name, rows, place, _ in span.blocks:
-            block, changed = weights.read_with_change(name, rows)
+            block, changed = weights.array_with_change(name, rows)
             change.add_to(outcome.changes, name, changed)
-            count = 0 if changed is not None and changed.finite else nonfinite_count(block)
+            finite = changed is not None and changed.finite
+            count = 0 if finite else _count_nonfinite(block, weights.spec(name))
             if count:
                 outcome.bad[name] += count
             if allow_nonfinite or not count:
                 outcome.tally.add(name, weights.spec(name), rows, block)
                 write_at(file.fileno(), raw_bytes(block), place)
     return outcome
+
+
+def _count_nonfinite(block: NDArray[Any], spec: TensorSpec) -> int:
+    return nonfinite_count(tensor_of(block, spec.code)) if spec.floating or spec.code == "C64" else 0
 
 
 @contextmanager
@@ -277,12 +289,14 @@ def _usual_cost(spans: Sequence[Span], costs: Sequence[int]) -> int:
 @contextmanager
 def _alone(share: float) -> Iterator[None]:
     """Compute in the calling thread alone, as the workers are the parallelism, and keep freed memory."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before = torch.get_num_threads() if is_loaded() else 0
+    if before:
+        torch.set_num_threads(1)
     # glibc returns large blocks to the kernel as soon as they are freed, and new ones are pages that have to
     # be cleared, unless it has seen larger ones come and go. This is one; what it keeps is up to twice that.
-    torch.empty(min(24 << 20, int(share / 4)), dtype=torch.uint8)
+    np.empty(min(24 << 20, int(share / 4)), np.uint8)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if before:
+            torch.set_num_threads(before)

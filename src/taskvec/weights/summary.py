@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from taskvec.later import torch
 from taskvec.names import layer_label
-from taskvec.weights.dtypes import dtype_of
+from taskvec.weights.dtypes import as_float32, dtype_of
 from taskvec.weights.lazy import THREADS, Weights
 
 _CHUNK = 1 << 16
@@ -51,12 +52,8 @@ def _square(block: NDArray[Any], code: str) -> float:
 def _as_float64(entries: NDArray[Any], code: str) -> NDArray[np.float64]:
     """Entries, or the bits of them, as new numbers."""
     if code == "BF16":
-        bits = entries.astype(np.uint32)
-        bits <<= 16
-        entries = bits.view(np.float32)
+        entries = as_float32(entries, code)
     elif code.startswith("F8"):
-        import torch
-
         table = torch.arange(256, dtype=torch.uint8).view(dtype_of(code)).double().numpy()
         return np.asarray(table[entries])
     return entries.astype(np.float64)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from taskvec.arguments import checked
 from taskvec.errors import InputError, NonFinite, OutputExists, TaskvecError
-from taskvec.later import torch
+from taskvec.later import count_threads
 from taskvec.progress import Watch, unwatched
 from taskvec.urls import said
 from taskvec.weights.journal import Journal, key_of
@@ -239,7 +239,7 @@ class _Streaming(NamedTuple):
                 output.source,
                 some,
                 memory=self.memory,
-                threads=self.threads or max(2, torch.get_num_threads()),
+                threads=self.threads or max(2, count_threads()),
                 processes=self.processes,
                 allow_nonfinite=self.allow_nonfinite,
                 tensor_done=tensor_done,

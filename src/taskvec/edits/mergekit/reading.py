@@ -29,7 +29,6 @@ from taskvec.edits.stacking import Place, group_layers, stack_config
 from taskvec.edits.tokens import check_in_order, replaces_tokenizer
 from taskvec.edits.vocabulary import align
 from taskvec.errors import InputError
-from taskvec.later import torch
 from taskvec.names import goes_by_token
 from taskvec.vectors.checks import Fit
 from taskvec.weights import Weights
@@ -77,8 +76,7 @@ def read(
     reading = _Reading(where, Document.parse(where, kept), ignored, find, fit)
     document = reading.document
     sections = reading.sections()
-    name = document.out_dtype or document.dtype
-    dtype: torch.dtype | None = None if name is None else getattr(torch, name)
+    dtype = document.out_dtype or document.dtype
     weights = [section.merge(dtype) for section in sections]
     like = reading.like
     settings, faults = reading.described()

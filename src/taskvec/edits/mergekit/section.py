@@ -12,7 +12,6 @@ from taskvec.edits.mergekit.methods import Method, Values
 from taskvec.edits.mergekit.values import Scope, Value, join
 from taskvec.edits.parameters import value_at
 from taskvec.errors import InputError, KeyMismatch
-from taskvec.later import torch
 from taskvec.vectors import TaskVector
 from taskvec.vectors.checks import Fit, note_left_out
 from taskvec.vectors.edited import EditedWeights, edit
@@ -49,7 +48,7 @@ class Section:
     may_be_base: bool = False
     fit: Fit = field(default_factory=Fit)
 
-    def merge(self, dtype: "torch.dtype | None") -> EditedWeights:
+    def merge(self, dtype: str | None) -> EditedWeights:
         """The layers, merged; lazy."""
         models, _ = self._seen
         _check_same_names(self.where, models, models[self.base or 0])

@@ -5,12 +5,15 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from numpy.typing import NDArray
+
 from taskvec.errors import InputError
 from taskvec.later import torch
 from taskvec.memory import within
 from taskvec.progress import Watch, unwatched
 from taskvec.reading import local_path, shown
 from taskvec.vectors.base import Base, check_bound
+from taskvec.vectors.bits import is_plain, plain
 from taskvec.vectors.delta import Delta, Reading
 from taskvec.vectors.directions import Stored
 from taskvec.vectors.info import OPEN_FIELDS, CompactInfo, VectorInfo, check_fields, read_info
@@ -204,6 +207,17 @@ class Uncoded(Weights):
         delta = self._vector.evaluate(reading).to(self._specs[name].dtype)
         return delta, change.step(begun, delta)
 
+    def array_with_change(self, name: str, rows: slice | None = None) -> "tuple[NDArray[Any], Change | None]":
+        """As ``read_with_change``, between files without torch."""
+        base, terms = self._vector.base.weights, self._vector.terms_at(name)
+        if base is None or self._specs[name].code != "F32" or not is_plain(terms, name):
+            return super().array_with_change(name, rows)
+        if base.spec(name).code not in ("F32", "BF16"):
+            return super().array_with_change(name, rows)
+        begun = base.read_array(name, rows)
+        delta = plain(terms, name, rows, (base, begun))
+        return delta, change.step_of_array(begun, base.spec(name).code, delta)
+
     def change_to(self, name: str, rows: slice | None, made: "Tensor") -> Change | None:
         """How far ``made``, which was read here before, leads from the base, if it is at hand."""
         base = self._vector.base.weights
@@ -217,5 +231,9 @@ def is_changed(vector: Delta, name: str) -> bool:
     """
     if not vector.terms_at(name):
         return False
-    blocks = row_blocks(vector.specs[name].shape)
-    return not vector.by_rows or any(bool(vector.read(name, rows).any()) for rows in blocks)
+    if not vector.by_rows:
+        return True
+    terms, blocks = vector.terms_at(name), row_blocks(vector.specs[name].shape)
+    if is_plain(terms, name):
+        return any(bool(plain(terms, name, rows).any()) for rows in blocks)
+    return any(bool(vector.read(name, rows).any()) for rows in blocks)
