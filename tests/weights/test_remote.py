@@ -18,6 +18,7 @@ from taskvec.errors import CorruptFile, InputError, TaskvecError
 from taskvec.vectors import TaskVector
 from taskvec.weights import open_weights, save_weights
 from taskvec.weights.remote import connections, file
+from taskvec.weights.remote import store as store_files
 from taskvec.weights.remote import web as web_files
 
 MODEL = {f"layers.{number}.weight": torch.randn(64, 300) for number in range(12)}
@@ -141,6 +142,15 @@ def test_stores_read_as_files_do(folder: Path, place: str) -> None:
             assert "padding" in (weights.folder / "config.json").read_text() or weights.folder.is_dir()
     finally:
         store.rm("/box", recursive=True)
+
+
+def test_large_tensors_come_in_several_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(str(folder / "alone"), "/pieces/alone", recursive=True)
+    monkeypatch.setattr(store_files, "_LARGEST", 300_000)
+    with open_weights("memory://pieces/alone") as weights:
+        assert torch.equal(weights["embed.weight"], MODEL["embed.weight"])
+    memory.rm("/pieces", recursive=True)
 
 
 def test_a_file_url_is_a_path(folder: Path) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _FILES = 5000
 _DEPTH = 2
+_LARGEST = 1 << 26
+"""Bytes of an answer, which is held in memory beside the tensor that it goes into."""
+
 _TELLING = (
     *("ETag", "etag", "md5Hash", "content_md5", "crc32c", "checksum", "generation", "VersionId"),
     *("LastModified", "last_modified", "mtime", "modified", "updated", "created"),
@@ -88,8 +91,9 @@ class StoredFile(RemoteFile):
 
     def _ask(self, buffer: memoryview, place: int) -> int:
         self._known()
+        end = place + min(len(buffer), _LARGEST)
         try:
-            content = self._store.open().cat_file(self._path, start=place, end=place + len(buffer))
+            content = self._store.open().cat_file(self._path, start=place, end=end)
         except Exception as error:  # of any of many packages
             self._check_state(error)
             if isinstance(error, PermissionError):
