@@ -442,17 +442,19 @@ def test_outputs_that_cannot_be_written(llama: Path, tmp_path: Path) -> None:
 def test_a_vector_that_cannot_be_written_is_rescued(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = load(llama)
     (tmp_path / "there").mkdir()
-    made = callback(tmp_path / "there")
-    trainer = make_trainer(model, tmp_path, [made])
+    models = [load(llama), load(llama)]
+    made = [callback(tmp_path / "there") for _ in models]
+    trainers = [make_trainer(model, tmp_path, [each]) for model, each in zip(models, made, strict=True)]
     (tmp_path / "there").rmdir()
     (tmp_path / "there").write_text("in the way")
-    monkeypatch.setattr(made, "_check_output", lambda: None)  # as if that came in while it trained
-    with pytest.raises(TaskvecError, match=r"the vector is in .*run/rescued-vector.safetensors instead"):
-        trainer.train()
-    assert made.path is not None
-    assert_vector_is(tv.TaskVector.load(made.path), model.state_dict(), load(llama).state_dict())
+    for trainer, each, place in zip(trainers, made, ("run", "taskvec-[^/]*"), strict=True):
+        monkeypatch.setattr(each, "_check_output", lambda: None)  # as if that came in while it trained
+        with pytest.raises(TaskvecError, match=rf"vector is in .*{place}/rescued-vector.safetensors inst"):
+            trainer.train()
+    for model, each in zip(models, made, strict=True):  # what was rescued before stays
+        assert each.path is not None
+        assert_vector_is(tv.TaskVector.load(each.path), model.state_dict(), load(llama).state_dict())
 
 
 def test_a_training_that_diverges_ends_at_once(llama: Path, tmp_path: Path) -> None:

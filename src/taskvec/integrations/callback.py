@@ -4,8 +4,9 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +198,7 @@ class TaskVectorCallback(TrainerCallback):
         if wanted is not None and self._trainer is None:
             raise InputError(
                 f"{wanted}, which a callback cannot reach, expected a trainer with TaskVectorMixin; make "
-                "one: "
-                "class MyTrainer(TaskVectorMixin, Trainer): pass"
+                "one: class MyTrainer(TaskVectorMixin, Trainer): pass"
             )
         self._followed = Followed(
             _inside(model),
@@ -253,7 +253,8 @@ class TaskVectorCallback(TrainerCallback):
             return
         # The state is written as JSON with every checkpoint; its other entries are those of callbacks.
         states: dict[str, Any] = state.stateful_callbacks  # type: ignore[assignment]
-        before, now = states.get(_KEPT, {}).get("base"), start.fingerprint()
+        kept, now = states.get(_KEPT), start.fingerprint()
+        before = kept.get("base") if isinstance(kept, dict) else None
         if before is not None and before != now:
             raise InputError(
                 f"resume_from_checkpoint: that training started from weights of fingerprint {before}, "
@@ -309,11 +310,11 @@ class TaskVectorCallback(TrainerCallback):
         self, vector: TaskVector, args: TrainingArguments, failure: Exception, told: Mapping[str, Any]
     ) -> None:
         """Write elsewhere what a long training has made. Raises: TaskvecError that says where it is."""
-        for folder in (str(args.output_dir), tempfile.gettempdir()):
+        name = f"rescued-{self.output.name}"
+        beside: Callable[[], str] = partial(str, args.output_dir)
+        for find in (beside, partial(tempfile.mkdtemp, prefix="taskvec-")):
             with suppress(TaskvecError, OSError):
-                self.path = self._write(
-                    vector, Path(folder, f"rescued-{self.output.name}"), force=True, **told
-                )
+                self.path = self._write(vector, Path(find(), name), **told)
                 break
         if self.path is not None:
             raise TaskvecError(f"{failure}; the vector is in {self.path} instead")

@@ -36,6 +36,7 @@ def check_tangent(trainer: Any) -> None:
         (args.torch_compile, "compiled code may lose the tangent", "set torch_compile=False"),
         (args.use_liger_kernel, "Liger's kernels have no forward mode", "set use_liger_kernel=False"),
         (args.neftune_noise_alpha is not None, "the function must not be random", "leave NEFTune out"),
+        (trainer.model_init is not None, "model_init makes another network later", "pass the model itself"),
         (args.n_gpu > 1, "DataParallel runs copies of the network", "start it with torchrun"),
         (
             getattr(args, "predict_with_generate", False),
