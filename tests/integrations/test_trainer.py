@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -442,6 +443,7 @@ def test_outputs_that_cannot_be_written(llama: Path, tmp_path: Path) -> None:
 def test_a_vector_that_cannot_be_written_is_rescued(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "there").mkdir()
     models = [load(llama), load(llama)]
     made = [callback(tmp_path / "there") for _ in models]
