@@ -100,6 +100,20 @@ def test_without_a_token_private_models_are_none(
     assert "hf_wrong" not in str(error.value)
 
 
+def test_a_busy_hub_is_asked_again(hub: Hub, model: Path) -> None:
+    hub.put("me/model", model)
+    busy = iter(range(2))
+
+    def spoil(handler: Any, path: str) -> bool:
+        if not path.startswith("api") or next(busy, None) is None:
+            return False
+        handler._send(503, {"error": "busy"})
+        return True
+
+    hub.spoil = spoil
+    assert same("hf://me/model")
+
+
 def test_a_hub_that_breaks_off_is_survived(hub: Hub, model: Path) -> None:
     hub.put("me/model", model)
     cuts = iter(range(3))

@@ -1,6 +1,7 @@
 """Models on the Hugging Face hub, read in place: the revision becomes a commit once, for all that is read."""
 
 import re
+import time
 from importlib import import_module
 from typing import Any
 from urllib.parse import unquote
@@ -8,8 +9,9 @@ from urllib.parse import unquote
 from taskvec.errors import InputError, optional
 from taskvec.reading import printable
 from taskvec.urls import said
+from taskvec.weights.remote import file
 from taskvec.weights.remote.place import WEIGHTS, Place
-from taskvec.weights.remote.web import State, WebFile, ask_sizes
+from taskvec.weights.remote.web import LATER, State, WebFile, ask_sizes
 
 _REFERENCE = re.compile(
     r"hf://(models/)?(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)"
@@ -44,16 +46,18 @@ def find_on_hub(url: str) -> Place:
     return _within(hub, url, match["name"], info, (match["inner"] or "").strip("/"))
 
 
-def _info(hub: Any, where: str, name: str, revision: str | None) -> Any:
+def _info(hub: Any, where: str, name: str, revision: str | None, tries: int = 3) -> Any:
     try:
         return hub.HfApi().model_info(name, revision=revision, files_metadata=True)
     except Exception as error:  # the hub client raises many kinds, from HTTP errors to value errors
-        what = (
-            _KNOWN.get(type(error).__name__)
-            or next(iter(str(error).strip().splitlines()), "")
-            or type(error).__name__
-        )
-        raise InputError(f"{where}: not to be had from the hub ({printable(what)})") from None
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in LATER and tries > 1:
+            time.sleep(file.PAUSE)
+            return _info(hub, where, name, revision, tries - 1)
+        what = _KNOWN.get(type(error).__name__) or next(iter(str(error).strip().splitlines()), "")
+        raise InputError(
+            f"{where}: not to be had from the hub ({printable(what) or type(error).__name__})"
+        ) from None
 
 
 def _within(hub: Any, url: str, name: str, info: Any, inner: str) -> Place:
@@ -73,5 +77,5 @@ def _within(hub: Any, url: str, name: str, info: Any, inner: str) -> Place:
             files[place] = WebFile(address, f"{home}/{place}", headers, state, entry.blob_id or info.sha)
     if not files:
         raise InputError(f"{said(url)}: no such file or folder in the model")
-    ask_sizes([file for place, file in files.items() if not place.endswith(WEIGHTS)])
+    ask_sizes([held for place, held in files.items() if not place.endswith(WEIGHTS)])
     return Place(home, files, chosen.removeprefix(start) or None)

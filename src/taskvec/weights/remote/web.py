@@ -14,7 +14,7 @@ from taskvec.weights.remote.connections import Answer, ask
 from taskvec.weights.remote.file import Broken, Elsewhere, RemoteFile
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-_LATER = (408, 425, 429, 500, 502, 503, 504)
+LATER = (408, 425, 429, 500, 502, 503, 504)
 """Answers after which the same question may get another one."""
 
 _ASKING = 8
@@ -145,7 +145,7 @@ class WebFile(RemoteFile):
     def _check(self, answer: Answer, place: int, size: int) -> int:
         """How many of the bytes that were asked for an answer brings."""
         response, status = answer.response, answer.response.status
-        if status in _LATER:
+        if status in LATER:
             raise Broken(f"answered {status}", wait=_wait(response))
         if status not in (200, 206):
             raise InputError(f"{self.said}: {_SAYS.get(status, f'answered {status}, expected the file')}")
