@@ -7,6 +7,7 @@ import pytest
 from models.own_networks import WORDS
 from taskvec.code import allowing_code
 from taskvec.errors import InputError
+from taskvec.runs.executors.processes import processes
 from taskvec.runs.experiment import load_experiment
 from taskvec.runs.runner import Runner
 from taskvec.studies.store import Store
@@ -60,6 +61,10 @@ def test_an_experiment_on_a_network_of_ones_own_goes_through(place: Path) -> Non
             results = Runner(experiment, suite, store).run()
         again = Runner(experiment, suite, Store(place / "out")).run()
     assert results.cells == again.cells
+    by_workers = Runner(experiment, suite, Store(place / "two")).run(
+        executor=processes(2)
+    )  # they load it, too
+    assert results.keys == by_workers.keys and results.cells == by_workers.cells
     assert len(list(place.glob("out/vectors/seed0/*/*.safetensors"))) == 6
 
 

@@ -8,15 +8,20 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from effort import EFFORT
-from taskvec.errors import TaskvecError
-from taskvec.runs.events import Begun, Done, Event, Finished, Taken, Working, untold
+from taskvec.cli._live import Compact
+from taskvec.errors import InputError, TaskvecError
+from taskvec.runs.events import Begun, Done, Event, Finished, Left, Part, Step, Taken, Working, untold
 from taskvec.runs.executors.executor import HERE, Executor
 from taskvec.runs.executors.messages import Claim, Message, Put, Ready
 from taskvec.runs.executors.processes import processes
@@ -25,6 +30,7 @@ from taskvec.runs.experiment import load_experiment
 from taskvec.runs.runner import Runner
 from taskvec.studies.store import Store
 from taskvec.studies.study import Results
+from taskvec.studies.trial import Cell, Trial
 from threaded_workers import Threads
 
 EXPERIMENT = """
@@ -220,6 +226,74 @@ def test_who_waits_for_a_name_whose_holder_dies_goes_on(
 
     in_threads(experiment, tmp_path / "run", Threads(dies), 4)
     assert results(tmp_path / "run").keys() == results(alone[0]).keys()
+
+
+SAID = "a sentence that names what is wrong"
+
+
+def fail(error: TaskvecError, trial: Trial) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_cell_that_fails_ends_the_run_as_in_one_process_and_what_is_done_stays(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    stored = Trial.stored
+
+    def failing(trial: Trial, cell: Cell[Any]) -> Any:
+        if cell.kind.cell == "joint":
+            return stored(trial, replace(cell, compute=partial(fail, InputError(SAID))))
+        return stored(trial, cell)
+
+    monkeypatch.setattr(Trial, "stored", failing)
+    with pytest.raises(InputError, match=SAID):
+        in_threads(experiment, tmp_path / "run", Threads(), count)
+    assert {"zero_shot", "vector", "single"} <= {cell for cell, _ in results(tmp_path / "run").values()}
+
+
+def test_a_cell_that_others_do_not_need_fails_as_in_one_process(
+    experiment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = Trial.stored
+
+    def failing(trial: Trial, cell: Cell[Any]) -> Any:
+        if cell.instead is not None and trial.seed == 1:
+            return stored(trial, replace(cell, compute=partial(fail, TaskvecError(f"{cell.label}: {SAID}"))))
+        return stored(trial, cell)
+
+    monkeypatch.setattr(Trial, "stored", failing)
+    path = tmp_path / "methods.yaml"
+    text = experiment.read_text()
+    path.write_text(
+        text[: text.index("joint")] + "methods: {rules: [ties], coefficient: default, regimes: [full]}"
+    )
+    one, several = (
+        run(path, tmp_path / name, executor)
+        for name, executor in (("one", HERE), ("several", Spread(Threads(), 3)))
+    )
+    assert several.failed == one.failed and one.failed
+    assert several.keys == one.keys
+
+
+def test_a_display_says_what_each_worker_is_at() -> None:
+    full, zero = Part("training", "full", 0, ("pets", "taste")), Part("zero_shot", cells=("pets",))
+    shown = Compact(Console(file=StringIO(), width=100))
+    for event in (
+        Begun("spread", [zero, full]),
+        Taken("worker 1", full, "pets", 1),
+        Taken("worker 2", full, "taste", 0),
+        Step("worker 1", "training pets", 3, 9, {"loss": 0.5}),
+    ):
+        shown(event)
+    assert shown.at_work() == "2 running, 1 done, 0 waiting"
+    first, second = shown.workers()
+    assert first.startswith("worker 1: ") and ", full: pets" in first
+    assert first.endswith("training pets: 3/9 loss 0.5")
+    assert ", full: taste" in second
+    shown(Left("worker 1"))
+    shown(Taken("worker 2", None, "", 0))
+    assert shown.workers() == []
 
 
 def command(experiment: Path, folder: Path, *more: object) -> list[str]:

@@ -1,7 +1,12 @@
-"""Workers in processes on this machine, each a new Python."""
+"""Workers in processes on this machine, each a new Python.
+
+Messages are pickled here: connections would do it in the way of torch, which hands tensors over in shared
+memory.
+"""
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -50,12 +55,12 @@ class Process:
     def answer(self, value: object) -> None:
         """Answer what it said last; nothing happens where it is gone."""
         with suppress(OSError):
-            self.connection.send(value)
+            self.connection.send_bytes(pickle.dumps(value))
 
     def listen(self) -> Message | Gone:
         """What it says, or how it ended."""
         try:
-            message: Message = self.connection.recv()
+            message: Message = pickle.loads(self.connection.recv_bytes())
             return message
         except (EOFError, OSError):
             return Gone(self._end())
@@ -107,11 +112,11 @@ def main(handle: int, life: int) -> NoReturn:
 
     def ask(message: Message) -> object:
         with lock:
-            connection.send(message)
-            return connection.recv()
+            connection.send_bytes(pickle.dumps(message))
+            return pickle.loads(connection.recv_bytes())
 
     try:
-        setup = connection.recv()
+        setup = pickle.loads(connection.recv_bytes())
         from taskvec.runs.executors.worker import serve
 
         serve(setup, ask)
