@@ -14,7 +14,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
-from taskvec.errors import InputError, optional
+from taskvec.errors import InputError, TaskvecError, optional
 from taskvec.reading import shown
 from taskvec.runs.executors import host, machine
 from taskvec.studies.files import LATE, Files
@@ -182,23 +182,32 @@ def connected(address: str | None) -> Iterator[Cluster]:
     place = _found(address)
     _hush()
     try:
-        if place is None:
-            ray.init(
-                address="local",
-                num_cpus=len(os.sched_getaffinity(0)),
-                include_dashboard=False,
-                object_store_memory=200 << 20,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-            )
-            where = "a new cluster on this machine"
-        else:
-            _try(place)
-            ray.init(address=place, log_to_driver=False, logging_level=logging.CRITICAL)
-            where = f"the cluster at {place}"
-        yield Cluster(ray, where)
+        yield Cluster(ray, _join(ray, place))
     finally:
         ray.shutdown()
+
+
+def _join(ray: Any, place: str | None) -> str:
+    """Connect this process to a cluster, or start one; which it is, in words."""
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if place is not None:
+        _try(place)
+        ray.init(address=place, **quiet)
+        return f"the cluster at {place}"
+    try:
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            include_dashboard=False,
+            object_store_memory=200 << 20,
+            **quiet,
+        )
+    except Exception as error:  # as Ray raises it, where a machine is too busy or forbids something
+        raise TaskvecError(
+            f"Ray: no cluster could be started on this machine ({_first_line(error)}); run it again, or use "
+            "--workers in place of --ray"
+        ) from None
+    return "a new cluster on this machine"
 
 
 def _hush() -> None:
