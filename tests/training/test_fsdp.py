@@ -1,9 +1,11 @@
 """Trainings of a model in shards: the vector is that of one process, and none holds the model whole."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,14 @@ from torch import Tensor
 
 import sharded_trainings
 import taskvec as tv
+from checkpoints import save_bert
+from image_families import save
 from language_models import save_language_model
 from launching import launch
-from sharded_trainings import KINDS, recipe, task_in, train
+from sharded_trainings import KINDS, recipe, save_large, task_in, train
 from taskvec.errors import InputError
+from taskvec.training.regimes import regime_called
+from taskvec.training.sharded import check_shardable
 
 SCRIPT = sharded_trainings.__file__
 
@@ -29,8 +35,12 @@ def far(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("fsdp")
-    for kind in {kind for kind, _, _ in KINDS.values()}:
+    for kind in {kind for kind, _, _ in KINDS.values()} - {"large"}:
         save_language_model(place / kind, kind)
+    save_large(place / "large")
+    save("vit", place / "vit")
+    save("convnext", place / "convnext")
+    save_bert(place / "bert")
     for rank in range(3):
         (place / str(rank)).mkdir()
     return place
@@ -76,3 +86,25 @@ def test_a_training_goes_on_after_all_processes_were_killed(folder: Path, tmp_pa
 def test_one_process_alone_is_told_to_bring_others(folder: Path) -> None:
     with pytest.raises(InputError, match=r"fsdp: there is one process.*torchrun --nproc-per-node N"):
         tv.load_backbone(folder / "llama", outputs="tokens", fsdp="float32")
+
+
+@pytest.mark.parametrize(
+    ("regime", "changes", "more", "said"),
+    [
+        ("tangent", {}, {}, "regime 'tangent': not with fsdp: FSDP2 has no derivatives"),
+        ("tangent-lora", {}, {}, "regime 'tangent-lora': not with fsdp"),
+        ("lora", {}, {}, "regime 'lora': not with fsdp"),
+        ("gated", {}, {}, "regime 'gated': not with fsdp"),
+        ("full", {"penalty": [{"kind": "decay", "strength": 0.1}]}, {}, "penalty: not with fsdp"),
+        ("full", {"lr": "auto"}, {}, "lr: auto: not with fsdp"),
+        ("full", {"precision": "fp16"}, {}, "precision: fp16: not with fsdp; take bf16"),
+        ("full", {}, {"combiner": True}, "combiner: not with fsdp"),
+        ("full", {}, {"mask": True}, "mask: not with fsdp"),
+    ],
+)
+def test_what_is_not_known_to_be_right_is_refused(
+    regime: str, changes: dict[str, Any], more: dict[str, bool], said: str
+) -> None:
+    settings = tv.TrainSettings.model_validate(changes)
+    with pytest.raises(InputError, match=rf"{re.escape(said)}.*leave out --fsdp"):
+        check_shardable(regime_called(regime), settings, **more)

@@ -381,6 +381,8 @@ def stored_names(folder: Path, network: nn.Module) -> dict[str, str]:
 
     Raises: InputError, CorruptFile, UnsafeFile naming the file that is missing or damaged.
     """
+    if (sharding := vars(network).get("taskvec_sharding")) is not None:
+        return dict(sharding.stored)  # found before its classes became others
     with open_weights(folder) as weights:
         names = [*weights, *weights.tied]
         built = Network(str(folder), network)

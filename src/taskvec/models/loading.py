@@ -88,6 +88,10 @@ def _load_sharded(ref: str | Path, outputs: Outputs, sharding: Sharding) -> Back
             f"{ref}: a model of kind {kind!r} cannot be sharded, expected one of kind "
             f"{', '.join(_SHARDED)}; {REPLICATED}"
         )
+    if kind == "text" and encodes_text(model_type(config_file(name))):
+        raise InputError(
+            f"{ref}: its encoder runs by itself, and FSDP2 gathers parameters for whole models; {REPLICATED}"
+        )
     backbone: Backbone = LOADERS[kind](name, sharding.build)
     return backbone.to(sharding.device).eval()
 
