@@ -13,11 +13,9 @@ from torch import Tensor
 
 import sharded_trainings
 import taskvec as tv
-from checkpoints import save_bert
-from image_families import save
 from language_models import save_language_model
 from launching import launch
-from sharded_trainings import KINDS, recipe, save_large, task_in, train
+from sharded_trainings import KINDS, recipe, task_in, train
 from taskvec.errors import InputError
 from taskvec.training.regimes import regime_called
 from taskvec.training.sharded import check_shardable
@@ -35,12 +33,8 @@ def far(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("fsdp")
-    for kind in {kind for kind, _, _ in KINDS.values()} - {"large"}:
+    for kind in {kind for kind, _, _ in KINDS.values()}:
         save_language_model(place / kind, kind)
-    save_large(place / "large")
-    save("vit", place / "vit")
-    save("convnext", place / "convnext")
-    save_bert(place / "bert")
     for rank in range(3):
         (place / str(rank)).mkdir()
     return place
