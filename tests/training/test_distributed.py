@@ -8,12 +8,15 @@ import torch
 
 import shared_trainings
 import taskvec as tv
+from effort import EFFORT
 from launching import launch
 from shared_trainings import TRAININGS, opened
 from taskvec.group import Group
 from taskvec.training.stream import Chunk, collate
 
 FEW = ("full", "uneven", "tangent")
+SOME = (*FEW, "attention", "lora", "gated", "alone", "penalties", "pcgrad, penalties", "atm, tangent")
+MOST = SOME if EFFORT == 1 else tuple(TRAININGS)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def check(double: tv.Evaluator, found: Path, names: tuple[str, ...]) -> None:
     assert json.loads((found / "scores.json").read_text()) == plain
 
 
-@pytest.mark.parametrize(("processes", "names"), [(2, tuple(TRAININGS)), (4, FEW)])
+@pytest.mark.parametrize(("processes", "names"), [(2, MOST), (4, FEW)])
 def test_processes_together_learn_what_one_learns(
     double: tv.Evaluator,
     tiny_suite: Path,
