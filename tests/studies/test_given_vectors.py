@@ -8,6 +8,12 @@ import pytest
 
 import taskvec as tv
 from taskvec.cli import main
+from taskvec.runs.executors.executor import HERE
+from taskvec.runs.executors.spread import Spread
+from taskvec.runs.experiment import load_experiment
+from taskvec.runs.runner import Runner
+from taskvec.studies.store import Store
+from threaded_workers import Threads
 
 EXPERIMENT = """
 experiment: given
@@ -89,3 +95,11 @@ def test_what_is_refused(
     assert run(path) == 2
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
+
+
+def test_workers_take_the_vectors_that_are_there(path: Path) -> None:
+    one, two = (
+        Runner(*load_experiment(path), Store(path.with_name(name))).run(executor=executor)
+        for name, executor in (("one", HERE), ("two", Spread(Threads(), 2)))
+    )
+    assert one.keys == two.keys and not list(path.with_name("two").glob("vectors/**/*.safetensors"))
