@@ -153,6 +153,8 @@ LEAVES = {
     "ShardedWeights",
     "MemoryWeights",
     "PickledWeights",
+    "RemoteWeights",
+    "Elsewhere",
     "Spool",
     "_MadeUp",
 }
