@@ -174,7 +174,7 @@ def test_a_merge_in_parts_on_the_nodes_is_that_of_one_process(
     recipe = tmp_path / "recipe.yaml"
     vectors = sorted(plain.glob("vectors/**/*.safetensors"))
     named = "".join(f"  v{number}: {path}\n" for number, path in enumerate(vectors))
-    recipe.write_text(f"base: {tiny_model}\nvectors:\n{named}rule: ties\nmax_shard_gb: 0.0001\n")
+    recipe.write_text(f"base: {tiny_model}\nvectors:\n{named}rule: ties\nmax_shard_gb: 0.00001\n")
     for name, *options in (("one",), ("ray", "--ray", nodes.address)):
         done = subprocess.run(
             [sys.executable, "-m", "taskvec", "merge", str(recipe), "-o", str(tmp_path / name), *options],
