@@ -202,7 +202,8 @@ def test_a_node_with_another_taskvec_is_refused(nodes: Cluster, experiment: Path
     shutil.copytree(
         Path(taskvec.__file__).parent, other / "taskvec", ignore=shutil.ignore_patterns("__pycache__")
     )
-    (other / "taskvec" / "errors.py").open("a").write("# changed\n")
+    with (other / "taskvec" / "errors.py").open("a") as source:
+        source.write("# changed\n")
     nodes.add({"PYTHONPATH": str(other)})
     try:
         done = run(experiment, tmp_path / "run", "--ray", nodes.address)
