@@ -301,10 +301,18 @@ def command(experiment: Path, folder: Path, *more: object) -> list[str]:
     return [sys.executable, "-m", "taskvec", *given]
 
 
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""As many as the tests compute with in this process: results depend on it."""
+
+
 def begun(experiment: Path, folder: Path) -> "subprocess.Popen[str]":
     """A run of two processes that has begun to write records."""
     process = subprocess.Popen(
-        command(experiment, folder, "--quiet"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command(experiment, folder, "--quiet"),
+        env=ONE_THREAD,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for(lambda: (folder / "records.jsonl").exists() and len(records(folder)) >= 1)
     return process
@@ -341,7 +349,8 @@ def test_a_run_survives_a_killed_worker_and_a_killed_driver(
     assert driver.stderr is not None
     wait_for(lambda: all(map(gone, workers)), 60)
     assert "was ended by SIGKILL; computed again" in driver.communicate()[1]
-    done = subprocess.run(command(experiment, folder, "--quiet"), capture_output=True, text=True)
+    again = command(experiment, folder, "--quiet")
+    done = subprocess.run(again, env=ONE_THREAD, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert results(folder) == results(alone[0])
     assert vectors(folder) == vectors(alone[0])
