@@ -26,8 +26,20 @@ GROUND = {
         "memory",
         "names",
         "parameters",
+        "processes",
     ),
-    *("patterns", "pickles", "place", "progress", "reading", "registry", "substitution", "turns", "urls"),
+    *(
+        "patterns",
+        "pickles",
+        "place",
+        "processes",
+        "progress",
+        "reading",
+        "registry",
+        "substitution",
+        "turns",
+        "urls",
+    ),
     "writing",
 }
 EDITING = {"weights", "combiners", "rules", "vectors", "edits"}

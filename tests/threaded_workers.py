@@ -10,7 +10,8 @@ from itertools import count
 from queue import SimpleQueue
 from threading import Thread
 
-from taskvec.runs.executors.messages import Gone, Message, Setup
+from taskvec.processes import Gone
+from taskvec.runs.executors.messages import Message, Setup
 from taskvec.runs.executors.spread import Link
 from taskvec.runs.executors.worker import serve
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from taskvec.errors import DiskFull, InputError, TaskvecError
+from taskvec.processes import Gone
 from taskvec.runs.executors import actors
 from taskvec.runs.executors.actors import Actor, Actors
 from taskvec.runs.executors.cluster import Cluster, Node
-from taskvec.runs.executors.messages import Failed, Gone, Ready
+from taskvec.runs.executors.messages import Failed, Ready
 
 pytest.importorskip("ray")
 

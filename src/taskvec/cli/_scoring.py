@@ -72,6 +72,10 @@ class Scoring:
         score, objective = given._opened()
         return score, objective if self.weigh else replace(objective, weights=asked.weights(score))
 
+    def score_of(self, recipe: Path) -> "Score":
+        """The score alone, as ``opened`` makes it."""
+        return self.opened(recipe)[0]
+
     def _opened(self) -> "tuple[Score, Objective]":
         """The score and what of it is maximized. Raises: InputError; MissingExtra."""
         from taskvec.code import allowing_code

@@ -1,9 +1,11 @@
 """``taskvec search``."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from taskvec.cli._common import Json, Quiet, flattened, print_json, say, watching
 from taskvec.cli._editing import known_ref
@@ -23,6 +25,7 @@ def search(
     scoring: Annotated[Scoring, flattened()] = _UNSCORED,
     settings: Annotated[SearchSettings, flattened()] = _DEFAULTS,
     output: Output,
+    workers: Annotated[int, Parameter(validator=Number(gte=1))] = 1,
     force: Fresh = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -45,6 +48,8 @@ def search(
             paths are `scale`, `scale.1` (of a gradient the anchor, of filters the value, from 0 on), and
             `parameters.NAME` of the rule.
         output: The run folder. One that holds the same search is gone on with, with a larger budget too.
+        workers: Processes that measure candidates at the same time, to the bit as one process does. Each
+            holds a model of its own in memory, or, for `--score-command`, writes one to disk.
         force: Remove what an earlier search left in the folder and start anew.
     """
     from taskvec.searching.report import tables_of, write_report
@@ -61,6 +66,8 @@ def search(
                 settings,
                 folder=output,
                 force=force,
+                workers=workers,
+                again=partial(scoring.score_of, recipe),
                 known=known_ref,
                 watch=watch,
             )

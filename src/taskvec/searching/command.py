@@ -13,6 +13,7 @@ from typing import BinaryIO
 from taskvec.edits.merge import Merge
 from taskvec.edits.opening import save_merge
 from taskvec.errors import InputError, TaskvecError
+from taskvec.processes import ending_too
 from taskvec.reading import printable, shortened
 from taskvec.searching.figures import less_is_better, printed_figures
 from taskvec.searching.objective import Figures, Portion
@@ -137,7 +138,8 @@ def _started(command: str, out: BinaryIO, err: BinaryIO) -> Iterator[subprocess.
         command, shell=True, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
     )
     try:
-        yield process
+        with ending_too(lambda: _end(process)):
+            yield process
     except BaseException:
         _end(process)
         raise

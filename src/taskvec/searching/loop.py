@@ -1,23 +1,19 @@
 """The loop of a search: candidates proposed, measured, put on record."""
 
 import math
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from taskvec.edits.merge import Merge
 from taskvec.errors import DiskFull, InputError, MissingExtra, OutOfMemory, TaskvecError, and_more
 from taskvec.progress import Watch, unwatched
+from taskvec.searching.measuring import Candidate, Measured, Measurer
 from taskvec.searching.objective import WORST, Figures, Objective, Portion, Score
 from taskvec.searching.optimisers import METHODS
 from taskvec.searching.settings import SearchSettings
 from taskvec.searching.space import Dimension, Numbers, Scalar, Space
 from taskvec.searching.trace import Evaluation, Trace
-from taskvec.writing import remove
 
 _FATAL = (DiskFull, MissingExtra, OutOfMemory)
 """What is no fault of the candidate."""
@@ -109,6 +105,7 @@ class Searching:
 
     Args:
         variant: makes the model of a candidate's recipe.
+        score: measures the models, which ``run`` has done by a measurer.
         trace: what is measured already, and where it is put on record.
     """
 
@@ -134,40 +131,59 @@ class Searching:
                     shown = dimension.value(number)
                     raise InputError(f"{dimension.path}: cannot be {shown} ({error}); {advice}") from None
 
-    def run(self) -> Found:
+    def run(self, measurer: Measurer) -> Found:
         """Search.
 
         Raises: TaskvecError if the recipe's own numbers cannot be measured.
         """
-        first = self._evaluation(0, self.space.start, "search")
-        known = {self.space.start: first}
-        unseen = self._evaluation(0, self.space.start, "holdout") if self.score.parts else None
-        ended = self._propose(known)
+        start = self.space.start
+        first = self._evaluation(measurer, 0, start, "search")
+        known = {start: first}
+        unseen = self._evaluation(measurer, 0, start, "holdout") if self.score.parts else None
+        ended = self._propose(measurer, known)
         found = list(known.values())
         self._tell(found, ended=True)
         best = max(found, key=lambda evaluation: (evaluation.worth, -evaluation.number))
         numbers = next(numbers for numbers, evaluation in known.items() if evaluation is best)
         notes = self.variant(self.space.recipe(self.space.start)).notes
-        holdout = None if unseen is None else (unseen, self._on_holdout(best, numbers, unseen))
+        holdout = None
+        if unseen is not None:
+            again = (
+                self._evaluation(measurer, best.number, numbers, "holdout", unseen) if best.number else unseen
+            )
+            holdout = (unseen, again)
         counts = self.objective.signed(first.figures, self.score)
         return Found(tuple(found), best, holdout, ended, counts, self.space.recipe(numbers), notes)
 
-    def _propose(self, known: dict[Numbers, Evaluation]) -> str:
+    def _propose(self, measurer: Measurer, known: dict[Numbers, Evaluation]) -> str:
         """Measure one candidate after the other; why that ends."""
         first = known[self.space.start]
         proposals = METHODS[self.settings.method](self.space, self.settings)
         repeats = 0
         try:
-            numbers = next(proposals)
-            while not (ended := self._spent(known.values())) and repeats < REPEATS:
-                repeats = repeats + 1 if numbers in known else 0
-                if numbers not in known:
-                    known[numbers] = self._evaluation(len(known), numbers, "search", first)
-                    self._tell(list(known.values()))
-                numbers = proposals.send(known[numbers].worth)
+            together = next(proposals)
+            while True:
+                measurer.expect(self._new(together, known))
+                for numbers in together:
+                    if ended := self._spent(known.values()):
+                        return ended
+                    if repeats >= REPEATS:
+                        return "no new candidates are drawn"
+                    repeats = repeats + 1 if numbers in known else 0
+                    if numbers not in known:
+                        known[numbers] = self._evaluation(measurer, len(known), numbers, "search", first)
+                        self._tell(list(known.values()))
+                together = proposals.send([known[numbers].worth for numbers in together])
         except StopIteration as last:
-            ended = str(last.value)
-        return ended or "no new candidates are drawn"
+            return str(last.value)
+
+    def _new(self, together: Sequence[Numbers], known: Collection[Numbers]) -> Iterator[Candidate]:
+        """Those of some candidates that are to be measured, as far as the budget goes."""
+        room = self.settings.most - len(known)
+        for place, numbers in enumerate(dict.fromkeys(each for each in together if each not in known)):
+            number = len(known) + place
+            if place < room and (number, "search") not in self.trace.lines:
+                yield Candidate(number, "search", self.space.recipe(numbers))
 
     def _spent(self, found: Collection[Evaluation]) -> str:
         """Why the budget is spent; nothing while it is not."""
@@ -184,11 +200,13 @@ class Searching:
         done = int(total) if ended else min(len(found), int(total) - 1)
         self.watch("searching", done, int(total), best=best, last=found[-1].worth.objective)
 
-    def _on_holdout(self, best: Evaluation, numbers: Numbers, start: Evaluation) -> Evaluation:
-        return self._evaluation(best.number, numbers, "holdout", start) if best.number else start
-
     def _evaluation(
-        self, number: int, numbers: Numbers, part: Portion, first: Evaluation | None = None
+        self,
+        measurer: Measurer,
+        number: int,
+        numbers: Numbers,
+        part: Portion,
+        first: Evaluation | None = None,
     ) -> Evaluation:
         """A candidate as it is on record, or measured now.
 
@@ -201,24 +219,11 @@ class Searching:
         if line is not None:
             self._check_same(line, values)
             return self._judged(number, part, values, line, first)
-        begun = perf_counter()
-        measured: dict[str, Any] = {"figures": {}}
-        try:
-            measured["figures"] = self._figures(numbers, part)
-        except _FATAL:
-            raise
-        except TaskvecError as error:
-            if first is None:
-                raise
-            measured["problem"] = str(error)
-        measured["seconds"] = round(perf_counter() - begun, 3)
-        evaluation = self._judged(number, part, values, measured, first)
+        measured = measurer.measured(Candidate(number, part, self.space.recipe(numbers)))
+        told = _told(measured, fatal=first is None)
+        evaluation = self._judged(number, part, values, told, first)
         self.trace.add(evaluation)
         return evaluation
-
-    def _figures(self, numbers: Numbers, part: Portion) -> Figures:
-        with self._scratch() as scratch:
-            return self.score.evaluate(self.variant(self.space.recipe(numbers)), part, scratch)
 
     def _judged(
         self,
@@ -249,19 +254,15 @@ class Searching:
                 "other versions of numpy or cmaes perhaps; go on where it began, or start anew with --force"
             )
 
-    @contextmanager
-    def _scratch(self) -> Iterator[Path]:
-        """An empty folder for what is written to be measured."""
-        if self.trace.folder is None:
-            with tempfile.TemporaryDirectory(prefix="taskvec-search-") as folder:
-                yield Path(folder)
-            return
-        folder_here = self.trace.folder / "scratch"
-        folder_here.mkdir()
-        try:
-            yield folder_here
-        finally:
-            remove(folder_here)
+
+def _told(measured: Measured, *, fatal: bool) -> dict[str, Any]:
+    """What was measured as a line tells it. Raises: what is no fault of the candidate, or any error."""
+    outcome, seconds = measured
+    if not isinstance(outcome, Exception):
+        return {"figures": outcome, "seconds": seconds}
+    if fatal or isinstance(outcome, _FATAL) or not isinstance(outcome, TaskvecError):
+        raise outcome
+    return {"figures": {}, "problem": str(outcome), "seconds": seconds}
 
 
 def _extremes(dimension: Dimension) -> list[tuple[float, str]]:

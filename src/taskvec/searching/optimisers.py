@@ -1,7 +1,7 @@
-"""What candidate is measured next: generators that yield points of the unit box and are sent their worths."""
+"""What candidates are measured next: generators that yield some and are sent their worths."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,11 @@ from taskvec.searching.objective import Worth
 from taskvec.searching.settings import EVALUATIONS, Method, SearchSettings
 from taskvec.searching.space import Dimension, Numbers, Space
 
-Proposals = Generator[Numbers, Worth, str]
-"""Yields candidates, is sent what each is worth, and returns why it ends."""
+Proposals = Generator[Sequence[Numbers], Sequence[Worth], str]
+"""Yields candidates that do not depend on each other, is sent what each is worth, and returns why it ends."""
+
+TOGETHER = 256
+"""Candidates that are yielded at once where none depends on another."""
 
 SIGMA = 0.2
 """The first step of CMA-ES, as a share of each range."""
@@ -41,7 +44,9 @@ def check_method(settings: SearchSettings, space: Space) -> None:
 
 def grid(space: Space, settings: SearchSettings) -> Proposals:
     """Evenly spaced values of every number, both ends included; the last number changes fastest."""
-    yield from (numbers for numbers in product(*axes(space, settings)))  # a generator may be sent worths
+    points = product(*axes(space, settings))
+    while some := list(islice(points, TOGETHER)):
+        yield some
     return "every point of the grid is measured"
 
 
@@ -73,7 +78,7 @@ def random(space: Space, settings: SearchSettings) -> Proposals:
     """Candidates drawn evenly from the box, without end."""
     draw = np.random.Generator(np.random.PCG64(settings.seed))
     while True:
-        yield _uniform(space, draw.random(len(space.dimensions)))
+        yield [_uniform(space, draw.random(len(space.dimensions))) for _ in range(TOGETHER)]
 
 
 def _uniform(space: Space, shares: "np.ndarray[Any, Any]") -> Numbers:
@@ -94,9 +99,7 @@ def cmaes(space: Space, settings: SearchSettings) -> Proposals:
     real = [place for place, dimension in enumerate(space.dimensions) if not dimension.integer]
     while True:
         asked = [ask() for _ in range(population)]
-        worths = []
-        for shares, _ in asked:
-            worths.append((yield space.numbers(shares.tolist())))
+        worths = yield [space.numbers(shares.tolist()) for shares, _ in asked]
         tell([(point, rank) for (_, point), rank in zip(asked, _ranks(worths), strict=True)])
         if real and np.std([shares[real] for shares, _ in asked], axis=0).max() < CLOSE:
             return f"candidates lie closer than {CLOSE:g} of each range"

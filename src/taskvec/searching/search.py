@@ -1,7 +1,9 @@
 """A search from a recipe to the best one, in a folder of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from taskvec.progress import Watch, unwatched
 from taskvec.reading import exists, local_path
 from taskvec.searching.evolve import is_evolution, translate
 from taskvec.searching.loop import Found, Searching
+from taskvec.searching.measuring import Here, Measurer
 from taskvec.searching.objective import Keep, Objective, Score
 from taskvec.searching.optimisers import axes, check_method
 from taskvec.searching.scores import FunctionScore, Judge, open_scores, parse_keep
 from taskvec.searching.settings import Method, SearchSettings
 from taskvec.searching.space import Varied, open_space, parse_vary
 from taskvec.searching.trace import Trace
+from taskvec.searching.workers import Making, working
 from taskvec.urls import is_url, said, without_secrets
 from taskvec.weights.opening import with_part
 from taskvec.writing import replace_text
@@ -44,6 +48,7 @@ def search(
     seed: int = 0,
     folder: str | Path | None = None,
     force: bool = False,
+    workers: int = 1,
     known: Known = none_known,
     watch: Watch = unwatched,
 ) -> Found:
@@ -65,6 +70,8 @@ def search(
         folder: keeps every evaluation as it is made; a search that was interrupted goes on there. By default
             nothing is kept.
         force: remove what an earlier search left in the folder.
+        workers: processes that measure candidates at the same time, to the bit those of one; each makes the
+            score for itself, and holds a model of its own.
         known: the path or hub id that a short name in the recipe stands for.
 
     Raises: InputError for what does not fit, before anything is measured; TaskvecError if the recipe's own
@@ -85,6 +92,8 @@ def search(
         settings,
         folder=folder,
         force=force,
+        workers=workers,
+        again=partial(_scored, score),
         known=known,
         watch=watch,
     )
@@ -107,10 +116,16 @@ def search_with(
     *,
     folder: str | Path | None = None,
     force: bool = False,
+    workers: int = 1,
+    again: Callable[[], Score] | None = None,
     known: Known = none_known,
     watch: Watch = unwatched,
 ) -> Found:
-    """As ``search``, with what its arguments make."""
+    """As ``search``, with what its arguments make.
+
+    Args:
+        again: makes the score in each worker; by default it is handed over as it is.
+    """
     where, home, content = _read(recipe)
     space = open_space(where, content, _ranges(vary))
     check_method(settings, space)
@@ -119,16 +134,34 @@ def search_with(
     trace.check()
     if force and place is not None and not isinstance(recipe, Mapping):
         trace.check_not_removed(Path(recipe))
-    variant = variants(space.recipe(space.start), where=where, folder=home, known=known)
+    making = Making(space.recipe(space.start), where, home, known, again or partial(_scored, score))
+    if workers != 1:
+        _check_workers(making, workers)
+    variant = variants(making.recipe, where=where, folder=home, known=known)
     searching = Searching(space, variant, score, objective, settings, trace, watch)
     if not is_mergekit(space.content):  # each of those opens its inputs anew
         searching.check_ranges()
     with trace.locked(_key(searching), fresh=force):
-        found = searching.run()
+        with _measuring(making, searching, workers) as measurer:
+            found = searching.run(measurer)
         found = replace(found, recipe=located(found.recipe, home))
         if place is not None:
             replace_text(place / "best.yaml", _written(found))
     return found
+
+
+def _check_workers(making: Making, count: int) -> None:
+    """Refuse what no workers can do. Raises: InputError."""
+    if count < 1:
+        raise InputError(f"workers: {count}, expected 1 or more")
+    making.check()
+
+
+def _measuring(making: Making, searching: Searching, count: int) -> AbstractContextManager[Measurer]:
+    place = searching.trace.folder
+    if count > 1:
+        return working(making, count, place)
+    return nullcontext(Here(searching.variant, searching.score, place))
 
 
 def _read(recipe: str | Path | Mapping[str, Any]) -> tuple[str, Path, dict[str, Any]]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import DiskFull, InputError, TaskvecError
+from taskvec.processes import Gone
 from taskvec.runs.executors.cluster import Cluster, Node, connected, decisive
 from taskvec.runs.executors.executor import Work
 from taskvec.runs.executors.host import Host
-from taskvec.runs.executors.messages import Failed, Gone, Message, Setup
+from taskvec.runs.executors.messages import Failed, Message, Setup
 from taskvec.runs.executors.spread import Link, Spread
 from taskvec.runs.jobs import Job, Outcome
 

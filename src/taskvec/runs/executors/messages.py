@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from taskvec.processes import Note
 from taskvec.runs.jobs import Outcome
 from taskvec.studies.store import versions
 from taskvec.studies.trial import Plan
@@ -83,20 +84,4 @@ class Progress:
     facts: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class Note:
-    """Something for the log."""
-
-    logger: str
-    level: int
-    text: str
-
-
 Message = Ready | Failed | Find | Put | Claim | Release | Progress | Note
-
-
-@dataclass(frozen=True)
-class Gone:
-    """A worker is no more; why, as the end of a sentence: ``was ended by SIGKILL``."""
-
-    why: str

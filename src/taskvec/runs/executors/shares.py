@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from taskvec.errors import InputError, TaskvecError
+from taskvec.processes import AGAIN
 from taskvec.runs.executors import host
 from taskvec.runs.executors.cluster import Cluster, connected, settings_of
-from taskvec.runs.executors.spread import AGAIN
 
 
 def write_parts(address: str, command: Sequence[str], output: Path) -> dict[str, Any]:

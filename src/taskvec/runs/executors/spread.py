@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from taskvec.errors import TaskvecError, and_more
+from taskvec.processes import AGAIN, Gone, Note
 from taskvec.runs.events import TRAINING, Left, Step, Taken
 from taskvec.runs.executors.claims import Claims
 from taskvec.runs.executors.executor import Work
@@ -17,9 +18,7 @@ from taskvec.runs.executors.messages import (
     Claim,
     Failed,
     Find,
-    Gone,
     Message,
-    Note,
     Progress,
     Put,
     Ready,
@@ -27,9 +26,6 @@ from taskvec.runs.executors.messages import (
     Setup,
 )
 from taskvec.runs.jobs import Job, Outcome, vectors_of
-
-AGAIN = 3
-"""How often a job is done again whose worker ended."""
 
 _note = logging.getLogger(__name__)
 

@@ -1,23 +1,18 @@
 """The side of a worker: makes results, and asks its driver for the rest."""
 
-import logging
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from threading import get_ident
 from time import monotonic
 from typing import Any
 
 import torch
 
-from taskvec.errors import TaskvecError
+from taskvec.processes import Ask, noting, portable
 from taskvec.runs.executors.messages import (
     Claim,
     Failed,
     Find,
-    Message,
-    Note,
     Progress,
     Put,
     Ready,
@@ -32,9 +27,6 @@ from taskvec.studies.store import Records
 from taskvec.studies.trial import Lab
 from taskvec.turns import Turn, taking_turns
 
-Ask = Callable[[Message], Any]
-"""Says something to the driver, and returns its answer."""
-
 _PAUSE = 0.2
 """Seconds between two reports on progress, at least."""
 
@@ -44,7 +36,7 @@ def serve(setup: Setup, ask: Ask) -> None:
     if torch.get_num_threads() != setup.threads:
         torch.set_num_threads(setup.threads)
     with ExitStack() as stack:
-        stack.enter_context(_noting(ask))
+        stack.enter_context(noting(ask))
         try:
             folder = stack.enter_context(scratch_folder()) if setup.storage else setup.folder
             files = open_files(folder, setup.storage)
@@ -56,7 +48,7 @@ def serve(setup: Setup, ask: Ask) -> None:
             while (job := ask(Ready(outcome))) is not None:
                 outcome = worker.do(job)
         except Exception as error:  # also a defect of ours: the driver raises it
-            ask(Failed(_portable(error)))
+            ask(Failed(portable(error)))
 
 
 class _Asked(Records):
@@ -107,36 +99,3 @@ class _Reporting:
         if done == total or monotonic() >= self._due:
             self._due = monotonic() + _PAUSE
             self._ask(Progress(label, done, total, facts))
-
-
-class _Noting(logging.Handler):
-    """What the library notes in this thread is for the driver's log."""
-
-    def __init__(self, ask: Ask) -> None:
-        super().__init__()
-        self._ask, self._thread = ask, get_ident()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Tell the driver."""
-        if record.thread == self._thread:  # a driver in the same process has a log of its own
-            self._ask(Note(record.name, record.levelno, record.getMessage()))
-
-
-@contextmanager
-def _noting(ask: Ask) -> Iterator[None]:
-    logger, handler = logging.getLogger("taskvec"), _Noting(ask)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-
-
-def _portable(error: Exception) -> Exception:
-    """The same error in a form that another process can read."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        kind = TaskvecError if isinstance(error, TaskvecError) else RuntimeError
-        return kind(f"{type(error).__name__}: {error}")
-    return error
