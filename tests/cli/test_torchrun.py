@@ -82,6 +82,12 @@ def test_what_is_wrong_is_said_once(tmp_path: Path, arguments: list[str], said: 
     assert "exitcode  : 2" in ended.stderr
 
 
+def test_help_is_shown_once() -> None:
+    ended = launch(["-m", "taskvec", "tasks", "--help"], 2)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("Usage:") == 1
+
+
 @pytest.mark.parametrize("what", ["model", "data of pets"])
 def test_processes_with_different_files_are_refused(
     tiny_model: Path, tiny_suite: Path, tmp_path: Path, what: str

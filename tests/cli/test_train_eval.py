@@ -41,6 +41,21 @@ def pets(options: list[object], tmp_path_factory: pytest.TempPathFactory) -> dic
     return paths
 
 
+def test_every_setting_of_a_training_is_an_option(tiny_model: Path, tiny_suite: Path, tmp_path: Path) -> None:
+    recipe = ["--optimizer", "sgd", "--lr", 0.1, "--steps", 1, "--warmup", 0, "--batch-size", 96]
+    path = tmp_path / "pets.safetensors"
+    assert command("train", "-m", tiny_model, "-s", tiny_suite, *recipe, "-t", "pets", "-o", path) == 0
+    info = tv.TaskVector.load(path).info
+    assert info.training is not None and info.training["optimizer"] == "sgd"
+    backbone = tv.load_backbone(str(tiny_model))
+    settings = tv.TrainSettings(optimizer="sgd", lr=0.1, steps=1, warmup=0, batch_size=96)
+    expected = tv.finetune(
+        backbone, tv.make_part(backbone, tv.load_suite(tiny_suite).task("pets")), settings=settings
+    )
+    found = tv.TaskVector.load(path)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_train_stores_a_vector_that_eval_and_apply_agree_on(
     options: list[object],
     tiny_model: Path,

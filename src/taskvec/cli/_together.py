@@ -6,7 +6,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from taskvec.errors import InputError
-from taskvec.group import joined, launched
+from taskvec.group import Group, joined, launched
 
 SHARED = ("train", "eval", "run", "demo")
 """Commands whose work several processes share."""
@@ -23,7 +23,8 @@ def together(arguments: Sequence[str]) -> Iterator[None]:
     group = launched()
     command = next(iter(arguments), "--help")
     if group.alone or command.startswith("-") or not _HELP.isdisjoint(arguments):
-        yield
+        with _mute(group):
+            yield
         return
     if command not in SHARED:
         raise InputError(
@@ -32,12 +33,19 @@ def together(arguments: Sequence[str]) -> Iterator[None]:
         )
     with joined(group):
         group.same("options", " ".join(arguments))
-        if group.first:
+        with _mute(group):
             yield
-            return
-        with (
-            Path(os.devnull).open("w", encoding="utf-8") as nowhere,
-            redirect_stdout(nowhere),
-            redirect_stderr(nowhere),
-        ):
-            yield
+
+
+@contextmanager
+def _mute(group: Group) -> Iterator[None]:
+    """Let only the first process of a group print."""
+    if group.first:
+        yield
+        return
+    with (
+        Path(os.devnull).open("w", encoding="utf-8") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+    ):
+        yield

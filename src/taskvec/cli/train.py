@@ -53,7 +53,7 @@ def train(
     suite: Suite = None,
     regime: Annotated[str | None, Parameter(help=_REGIME, show_default="full")] = None,
     choice: Annotated[RegimeSettings, flattened()] = RegimeSettings(),  # noqa: B008
-    settings: Annotated[TrainSettings, flattened("optimizer", "penalty")] = TrainSettings(),  # noqa: B008
+    settings: Annotated[TrainSettings, flattened("penalty")] = TrainSettings(),  # noqa: B008
     penalty: Penalty = (),
     references: References = (),
     combiner: str | None = None,

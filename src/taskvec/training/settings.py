@@ -60,6 +60,7 @@ class TrainSettings(Config, use_attribute_docstrings=True):
     clip: Annotated[NonNegativeFloat | None, AfterValidator(lambda norm: norm or None)] = 1.0
     """Largest global gradient norm; 0 leaves gradients alone."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """`sgd` is without momentum and weight decay."""
     precision: Precision = "float32"
     """`bf16` and `fp16` compute matrix products in bfloat16 and float16; weights and optimizer stay in
     float32. `fp16`, for devices without bfloat16, scales the loss and is not for tangent space."""
