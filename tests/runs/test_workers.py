@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import taskvec as tv
 from effort import EFFORT
+from snippets import snippets
 from taskvec.cli._live import Compact
 from taskvec.errors import InputError, TaskvecError
 from taskvec.runs.events import Begun, Done, Event, Finished, Left, Part, Step, Taken, Working, untold
@@ -110,6 +112,26 @@ def test_two_processes_make_the_records_and_vectors_of_one(
     assert vectors(spread[0]) == vectors(alone[0])
     assert spread[2].keys == alone[2].keys
     assert not (spread[0] / "partial").exists()
+
+
+def test_the_python_of_the_page_runs(
+    experiment: Path,
+    spread: tuple[Path, list[Event], Results],
+    evaluator: tv.Evaluator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for shown in snippets():
+        if shown.page == "docs/scale.md" and shown.language == "python":
+            exec(shown.text, names)
+    before = records(spread[0])
+    names["run"](experiment, spread[0])
+    assert records(spread[0]) == before
+    monkeypatch.setattr(tv, "finetune", partial(tv.finetune, settings=tv.TrainSettings(steps=1, lr=1e-3)))
+    names["train"](evaluator.backbone, evaluator.part("pets"))
+    assert tv.TaskVector.load("vector.safetensors").info.regime == "full"
 
 
 def told(events: Sequence[Event]) -> list[tuple[Any, ...]]:
