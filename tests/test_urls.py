@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from taskvec.errors import InputError, MissingExtra
-from taskvec.urls import is_url, open_filesystem, protocol_of, said
+from taskvec.urls import check_takes_files, is_url, open_filesystem, protocol_of, said, without_secrets
 
 SECRETS = ("hunter2", "AKIA", "sig")
 
@@ -64,3 +64,47 @@ def test_memory_is_shared_in_a_process() -> None:
         assert open_filesystem("MEMORY://test_urls/x")[0].cat_file(place) == b"here"
     finally:
         fs.rm(place)
+
+
+@pytest.mark.parametrize(
+    ("text", "public"),
+    [
+        (
+            "no model called 'https://me:hush@host/x?sig=1'; known: a",
+            "no model called 'https://host/x'; known: a",
+        ),
+        (
+            "/r.yaml: base: /home/http:/me:hush@host/x?key=1: no such file",
+            "/r.yaml: base: /home/http:/host/x: no such file",
+        ),
+        ("s3://key:p@ss@bucket/m?versionId=2, and more", "s3://bucket/m, and more"),
+        ("hf://org/name@v1 and hf://name@main", "hf://org/name@v1 and hf://name@main"),
+        (
+            "https://host/a; was it fine-tuned from https://host/b?",
+            "https://host/a; was it fine-tuned from https://host/b?",
+        ),
+        ("C:/me@home?x, me@host.org, a://b", "C:/me@home?x, me@host.org, a://b"),
+    ],
+)
+def test_no_message_repeats_a_secret(text: str, public: str) -> None:
+    assert str(InputError(text)) == public
+
+
+def test_names_that_are_urls_are_stored_without_secrets() -> None:
+    assert without_secrets({"s3://me:hush@b/m": [1]}) == {"s3://b/m": [1]}
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol"), [("http://[::1]:80/m", "http"), ("http://me@[fe80::1]/m", "http")]
+)
+def test_an_address_with_colons_chains_nothing(url: str, protocol: str) -> None:
+    assert protocol_of(url) == protocol
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"), [("hf://me/merged", "taskvec push"), ("https://me:hush@host/m", "bucket")]
+)
+def test_what_takes_no_files_is_refused_before_work(url: str, remedy: str) -> None:
+    with pytest.raises(InputError, match=remedy) as caught:
+        check_takes_files(url)
+    assert "hush" not in str(caught.value)

@@ -1,8 +1,13 @@
 """What can go wrong, in one line each, with the exit code that the command line gives it."""
 
+import re
 from collections.abc import Sequence, Sized
 from importlib import import_module
 from typing import Any
+
+_USER = re.compile(r"\b((?!hf:)[a-z][\w+.-]+:/{1,2})[^\s/'\"]*@", re.IGNORECASE)
+_QUERY = re.compile(r"\b([a-z][\w+.-]+:/{1,2}[^\s?'\"]+)\?[\w%]([^\s'\"]*[\w%=/&+-])?", re.IGNORECASE)
+"""Parts of URLs, also of those that became paths, in which two slashes are one."""
 
 
 def and_more(names: Sized) -> str:
@@ -24,10 +29,25 @@ def first_few(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + more
 
 
+def without_credentials(text: str) -> str:
+    """A text for people, in which URLs have no user, password or query.
+
+    >>> without_credentials("no model called 's3://me:hush@bucket/x'; hf://org/name@v1 has no https://h/y?key=1")
+    "no model called 's3://bucket/x'; hf://org/name@v1 has no https://h/y"
+    """
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", text)) if ":/" in text else text
+
+
 class TaskvecError(Exception):
-    """Anything taskvec raises on purpose; struck while working unless a subclass says otherwise."""
+    """Anything taskvec raises on purpose; struck while working unless a subclass says otherwise.
+
+    What a user wrote where no URL was expected may be one, with a password; no message repeats that.
+    """
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(without_credentials(part) if isinstance(part, str) else part for part in args))
 
 
 class Diverged(TaskvecError):

@@ -7,6 +7,7 @@ allocated for a size that a file merely claims.
 import errno
 import json
 import os
+import re
 import reprlib
 import stat
 import unicodedata
@@ -22,6 +23,7 @@ from taskvec.errors import CorruptFile, InputError
 _TEXT_LIMIT = 1 << 28
 """Bytes of the largest text that is read whole: tokenizers and indexes have tens of MB at most."""
 
+_LIKE_A_URL = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 _NAME_LIMIT = 255
 """Bytes of the longest name of a file."""
 
@@ -107,8 +109,14 @@ def open_regular(path: Path) -> int:
             os.close(handle)
             raise
     except OSError as error:
-        raise InputError(f"{path}: {reason(error)}") from None
+        raise InputError(f"{path}: {_missing(path) or reason(error)}") from None
     return handle
+
+
+def _missing(path: Path) -> str | None:
+    """Why a path is none, if it was meant for a URL; two slashes are one in paths."""
+    is_url = _LIKE_A_URL.match(str(path)) and not path.exists()
+    return "a URL, expected a file on this machine" if is_url else None
 
 
 def open_file(path: Path) -> BufferedReader:

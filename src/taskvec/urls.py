@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _URL = re.compile(r"(?P<chain>([\w+.-]+::)*)(?P<protocol>[A-Za-z][A-Za-z0-9+.-]+)://.+", re.DOTALL)
 
+_IPV6 = re.compile(r"(?<=[/@])\[[0-9a-f:.]+\](?=[:/])", re.IGNORECASE)
+"""Where a URL names its host so, the colons in it chain nothing."""
+
 _WRAPPERS = frozenset(
     {"blockcache", "cached", "dask", "data", "dir", "dirfs", "filecache", "generic", "git", "jlab"}
     | {"jupyter", "libarchive", "reference", "simplecache", "tar", "zip"}
@@ -59,7 +62,7 @@ def without_secrets(value: Any) -> Any:
     {'base': 's3://bucket/model', 'layers': ['https://host/x']}
     """
     if isinstance(value, Mapping):
-        return {key: without_secrets(inner) for key, inner in value.items()}
+        return {without_secrets(key): without_secrets(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(inner) for inner in value]
     return said(value) if is_url(value) else value
@@ -74,9 +77,25 @@ def protocol_of(url: str) -> str:
     if match is None:
         raise InputError(f"{shown(url)}: no URL, expected PROTOCOL://PLACE")
     protocol = match["protocol"].lower()
-    if match["chain"] or "::" in url.partition("?")[0] or protocol in _WRAPPERS:
+    if match["chain"] or "::" in _IPV6.sub("", url.partition("?")[0]) or protocol in _WRAPPERS:
         raise InputError(f"{said(url)}: a place inside another one, expected the URL of the place itself")
     return protocol
+
+
+def check_takes_files(url: str) -> None:
+    """Refuse a place that can be read but not written to.
+
+    Raises: InputError.
+    """
+    protocol = protocol_of(url)
+    if protocol == "hf":
+        raise InputError(
+            f"{said(url)}: outputs go to the hub by taskvec push; write a folder here, and push that"
+        )
+    if protocol in ("http", "https"):
+        raise InputError(
+            f"{said(url)}: a web server, which takes no files; expected a path, or a bucket's URL"
+        )
 
 
 def local_place(url: str) -> str | None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from hub import TOKEN, Hub, Repo, serving
 from snippets import commands, snippets
 from taskvec import TaskVector, open_weights
-from taskvec.edits.upload import check_name
+from taskvec.edits.upload import check_name, push
 from taskvec.errors import InputError
 
 Push = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -191,6 +191,13 @@ def test_refusals_are_one_line(
     done = shell("push", vector, name, *more, token=token)
     assert done.returncode == 2 and complaint in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1 and (token is None or token not in done.stderr)
+
+
+@pytest.mark.parametrize("url", ["s3://key:hush@bucket/model", "https://me:hush@host/v.safetensors?s=hush"])
+def test_what_lies_elsewhere_is_not_pushed(url: str) -> None:
+    with pytest.raises(InputError, match=r"//(bucket|host)\S*: a URL, expected a file or folder") as caught:
+        push(url, "me/x")
+    assert "hush" not in str(caught.value)
 
 
 def test_what_may_run_code_is_not_spread(shell: Push, tmp_path: Path) -> None:

@@ -181,6 +181,26 @@ def test_no_secret_of_a_url_is_told_or_kept(web: Web, run: Run, tmp_path: Path) 
     assert code == 2 and "hush" not in err and "hidden" not in err
 
 
+def test_a_merge_by_urls_keeps_no_secret_of_them(web: Web, run: Run, tmp_path: Path) -> None:
+    at = web.url.replace("//", "//me:hush@")
+    models = [{"model": f"{at}/{name}?key=hidden", "parameters": {"weight": 0.5}} for name in "ab"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"merge_method": "linear", "models": models, "dtype": "float32"}))
+    code, out, err = run("merge", str(recipe), "-o", str(tmp_path / "out"), "--json")
+    assert code == 0, err
+    kept = "".join((tmp_path / "out" / name).read_text() for name in ("taskvec.json", "README.md"))
+    assert "hush" not in out + err + kept and "hidden" not in out + err + kept
+    assert set(json.loads((tmp_path / "out" / "taskvec.json").read_text())["inputs"]) == {
+        f"{web.url}/{name}" for name in "ab"
+    }
+
+
+@pytest.mark.parametrize("command", ["merge", "run", "report"])
+def test_a_url_where_a_path_is_due_is_said(command: str, run: Run, tmp_path: Path) -> None:
+    code, _, err = run(command, "https://me:hush@host/x?key=hidden", "-o", str(tmp_path / "out"))
+    assert code == 2 and "hush" not in err and "hidden" not in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -1,5 +1,6 @@
 """The model card says what the hub needs to know: the licence of the base, and the models it is made of."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 from safetensors.torch import save_file
 
 from taskvec.edits.card import read_licence
-from taskvec.edits.opening import save_merge
+from taskvec.edits.opening import open_recipe, save_merge
 from taskvec.edits.recipe import Recipe, build
 
 STATED = {
@@ -76,3 +77,15 @@ def test_a_base_without_a_readme_states_none(base: Path) -> None:
     assert front_of(base) == {}
     (base / "README.md").symlink_to("/etc/hostname")
     assert front_of(base) == {}
+
+
+def test_names_and_notes_tell_no_path_of_the_machine(base: Path) -> None:
+    models = [{"model": str(path), "parameters": {"weight": 0.5}} for path in (base, base.parent / "tuned")]
+    (base.parent / "r.yaml").write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    merge = open_recipe(base.parent / "r.yaml")
+    noted = replace(
+        merge, notes=(f"{base}: far from {base.parent / 'tuned'}; is it?", f"{base} is the first")
+    )
+    text = (save_merge(noted, base.parent / "out") / "README.md").read_text()
+    assert str(base.parent) not in text and "| base | base |" in text
+    assert "Note: base: far from tuned; is it?\n" in text and "Note: base is the first.\n" in text

@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -160,6 +161,13 @@ def test_parts_of_something_else_are_refused_by_what_differs(change: object, sai
         part(recipe, target, "2/4")
     assert said in str(refused.value)
     assert read(place / ".out.partial") == before, "what was finished is gone"
+
+
+def test_shards_of_another_size_are_refused_in_words(place: Path) -> None:
+    part(place / "recipe.yaml", place / "out", "1/4")
+    merge = replace(open_recipe(place / "recipe.yaml"), max_shard_size=3e4)
+    with pytest.raises(InputError, match=r"whose shards are of another size \(--max-shard-gb\)"):
+        save_part(merge, place / "out", "2/4")
 
 
 def test_another_number_of_parts_is_refused(place: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from contextlib import suppress
 
+from taskvec.errors import without_credentials
 from taskvec.reading import printable, with_places
 
 
@@ -26,7 +27,7 @@ def open_standard_streams() -> None:
 def say_line(text: str) -> None:
     """One line on standard error, whatever the text holds."""
     with suppress(OSError, ValueError):  # nobody hears it
-        sys.stderr.write(printable(" ".join(with_places(text).split())) + "\n")
+        sys.stderr.write(printable(without_credentials(" ".join(with_places(text).split()))) + "\n")
         sys.stderr.flush()
 
 

@@ -38,12 +38,12 @@ def check_place(target: Path | str, *, force: bool, inputs: Iterable[Path] = ())
 
     Raises: InputError; OutputExists.
     """
-    from taskvec.urls import protocol_of
+    from taskvec.urls import check_takes_files, said
     from taskvec.weights.staging import check_suffix, check_target
 
     if isinstance(target, str):
-        protocol_of(target)
-        check_suffix(Path(target.partition("?")[0]))
+        check_takes_files(target)
+        check_suffix(Path(said(target)), said(target))
     else:
         check_target(target, force=force, inputs=inputs)
 

@@ -12,7 +12,7 @@ from taskvec.config import parse_yaml
 from taskvec.edits.merge import Merge
 from taskvec.errors import InputError
 from taskvec.reading import check_inside, exists, read_text
-from taskvec.urls import is_url
+from taskvec.urls import is_url, said
 from taskvec.weights import hub
 
 _FRONT = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?\n)---[ \t]*(\r?\n|$)", re.DOTALL)
@@ -40,7 +40,7 @@ Made by editing weights with taskvec {{ version }}; nothing was trained.
 {{ recipe }}{{ fence }}
 {%- for note in notes %}
 
-Note: {{ note }}.
+Note: {{ note }}
 {%- endfor %}
 """
 
@@ -61,12 +61,16 @@ def render_card(merge: Merge, title: str) -> str:
         version=__version__,
         front=yaml.safe_dump(_front(merge), sort_keys=False, allow_unicode=True),
         inputs=[
-            (table_cell(name), table_cell(_shown_ref(weights.ref)), weights.fingerprint())
+            (
+                table_cell(str(without_folders(name))),
+                table_cell(_shown_ref(weights.ref)),
+                weights.fingerprint(),
+            )
             for name, weights in merge.inputs.items()
         ],
         recipe=recipe,
         fence="`" * max(3, 1 + max(map(len, re.findall("`+", recipe)), default=0)),
-        notes=[table_cell(note) for note in merge.notes],
+        notes=[table_cell(_public_note(note, merge)) for note in merge.notes],
     )
 
 
@@ -114,7 +118,7 @@ def without_folders(value: object) -> object:
     private = isinstance(value, str) and (
         value.startswith(("/", "~")) or (is_url(value) and not value.startswith("hf://"))
     )
-    return Path(str(value)).name if private else value
+    return Path(said(str(value))).name if private else value
 
 
 def on_hub(ref: str) -> bool:
@@ -126,6 +130,13 @@ def _shown_ref(ref: str) -> str:
     """A hub reference, or the last part of a path: the rest is private."""
     named = hub.id_in(ref)
     return named if on_hub(named) else Path(ref).name
+
+
+def _public_note(note: str, merge: Merge) -> str:
+    """A note as a sentence, with the inputs as the table of them shows them."""
+    for ref in sorted({weights.ref for weights in merge.inputs.values()}, key=len, reverse=True):
+        note = note.replace(ref, _shown_ref(ref))
+    return note if note.endswith("?") else f"{note}."
 
 
 def table_cell(text: str) -> str:

@@ -150,7 +150,7 @@ def _prepare(merge: Merge, path: str | Path) -> dict[str, Any]:
 def _manifest(merge: Merge) -> dict[str, Any]:
     vectors = {name: {"path": vector.ref, **summary(vector.info)} for name, vector in merge.vectors.items()}
     inputs = {
-        name: {"ref": weights.ref, "fingerprint": weights.fingerprint()}
+        said(name): {"ref": weights.ref, "fingerprint": weights.fingerprint()}
         for name, weights in merge.inputs.items()
     }
     change = summarize_change(merge.weights.changes)

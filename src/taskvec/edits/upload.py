@@ -23,6 +23,7 @@ from taskvec.reading import (
     read_mapping,
     shown,
 )
+from taskvec.urls import is_url, protocol_of, said
 from taskvec.vectors.info import has_info
 from taskvec.weights import Weights, open_weights
 from taskvec.weights.adapters import SETTINGS
@@ -76,6 +77,10 @@ def prepared(path: str | Path, name: str) -> Iterator[Upload]:
 
     Raises: InputError for what is not there, or is no safetensors file.
     """
+    if is_url(str(path)) and protocol_of(str(path)) != "file":
+        raise InputError(
+            f"{said(str(path))}: a URL, expected a file or folder on this machine; download it, and push that"
+        )
     place = local_path(path)
     if not place.exists():
         raise InputError(f"{path}: no such file or folder, expected a task vector or a model on this machine")

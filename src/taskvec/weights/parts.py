@@ -365,9 +365,12 @@ def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     old, new = dict(_flat(there)), dict(_flat(here))
     name = next(name for name in [*new, *old] if old.get(name) != new.get(name))
     before, now = (shown(side[name]) if name in side else "nothing" for side in (old, new))
+    what = f"{name} is {before}, expected {now}"
+    if name.startswith("shards."):
+        what = "shards are of another size (--max-shard-gb)"
     return (
-        f"holds parts of another output, whose {name} is {before}, expected {now}; write the rest as it was "
-        "begun, or remove this folder to begin anew"
+        f"holds parts of another output, whose {what}; write the rest as it was begun, or remove this folder "
+        "to begin anew"
     )
 
 

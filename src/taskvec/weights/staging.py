@@ -226,9 +226,7 @@ def check_target(target: Path, *, force: bool, inputs: Iterable[Path] = (), empt
         that promises another format.
     """
     check_suffix(target)
-    if re.fullmatch(r"[A-Za-z][\w+.-]+:", top := target.parts[0] if len(target.parts) > 1 else "") and not (
-        os.path.lexists(top)
-    ):
+    if re.fullmatch(r"[A-Za-z][\w+.-]+:", top := next(iter(target.parts), "")) and not (os.path.lexists(top)):
         raise InputError(f"{top}//…: a URL, expected a path of this machine, as nothing else is written here")
     if len(os.fsencode(target.name)) > LONGEST:
         raise InputError(f"{target}: the name is longer than {LONGEST} bytes; choose a shorter one")
@@ -265,7 +263,7 @@ def _describe_foreign(target: Path, held: Sequence[str], *, force: bool) -> str:
     )
 
 
-def check_suffix(target: Path) -> None:
+def check_suffix(target: Path, where: object = None) -> None:
     """Refuse the name of a file in a format that is not written.
 
     Raises: InputError.
@@ -273,8 +271,8 @@ def check_suffix(target: Path) -> None:
     suffix = target.suffix
     if suffix.casefold() in FOREIGN and suffix != SUFFIX:
         raise InputError(
-            f"{target}: a name that ends in {suffix}, expected a folder or a name that ends in {SUFFIX}; "
-            "nothing else is written"
+            f"{where or target}: a name that ends in {suffix}, expected a folder or a name that ends in "
+            f"{SUFFIX}; nothing else is written"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from taskvec.errors import DiskFull, InputError, NonFinite, OutputExists, TaskvecError, and_more
 from taskvec.reading import parse_json, printable, shown
-from taskvec.urls import open_filesystem, said
+from taskvec.urls import check_takes_files, open_filesystem, said
 from taskvec.weights.journal import Finished, Journal, key_of
 from taskvec.weights.output import Output, indexes_of
 from taskvec.weights.plan import Shard
@@ -180,6 +180,7 @@ class upload:  # like ``staged``: with upload(...) as job
     """
 
     def __init__(self, output: Output, url: str, *, force: bool, resume: bool) -> None:
+        check_takes_files(url)
         self.output, self._force, self._resume = output, force, resume
         self.store = Store(url)
         self.keep, self._old = False, list[str]()
@@ -192,7 +193,7 @@ class upload:  # like ``staged``: with upload(...) as job
     def check(self) -> bool:
         """Refuse a place that must not be written to; whether an interrupted run was at it."""
         where = self.store.said
-        check_suffix(self.output.target)
+        check_suffix(self.output.target, where)
         if self.output.single:
             if self.store.exists() and not self._force:
                 raise OutputExists(f"{where}: exists already; --force (force=True) replaces it")
