@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers as hf
 
 import taskvec as tv
-from language_models import TEXT
+from language_models import TEXT, save_byte_tokenizer
 from taskvec.group import joined
 from taskvec.models.sharding import local_rows
 from taskvec.progress import Watch, unwatched
@@ -24,9 +25,14 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("gpt2", "body", {"batch_size": 1, "optimizer": "sgd", "lr": 0.1}),
     "qwen2": ("qwen2", "re:.*bias", {"optimizer": "sgd", "lr": 0.1, "checkpoint_activations": True}),
     "opt": ("opt", "mlp", {"optimizer": "sgd", "lr": 0.1, "schedule": "constant"}),
+    "large": ("large", "full", {"steps": 2, "batch_size": 2, "optimizer": "sgd", "lr": 0.1}),
     "pulled": ("llama", "embeddings", {"decay_towards": "pretrained", "weight_decay": 5.0, "clip": 0}),
 }
 """Cases: the kind of model, the regime, and settings."""
+
+
+FAMILIES = ("vit", "convnext", "bert")
+"""Encoders, to be loaded in shards."""
 
 
 def recipe(**changes: Any) -> tv.TrainSettings:
@@ -59,6 +65,21 @@ def killed_at(step: int) -> Watch:
     return watch
 
 
+def save_large(folder: Path) -> Path:
+    """A Llama of ten million parameters."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "hidden_size": 320,
+        "intermediate_size": 864,
+        "num_hidden_layers": 8,
+        "vocab_size": 280,
+    }
+    config = hf.LlamaConfig(**sizes, num_attention_heads=8, max_position_embeddings=64)
+    hf.LlamaForCausalLM(config).save_pretrained(folder)
+    save_byte_tokenizer(folder, begin=True)
+    return folder
+
+
 def saved(vector: Mapping[str, torch.Tensor], path: Path) -> None:
     """Keep what was learned."""
     torch.save({name: vector[name] for name in vector}, path)
@@ -78,6 +99,11 @@ def all_kinds(folder: Path) -> None:
             if group.first:
                 saved(vector, folder / f"{name}.pt")
                 (folder / f"{name}.json").write_text(json.dumps({"figures": figures, "held": shares}))
+        for family in FAMILIES:
+            shards, whole = (tv.load_backbone(folder / family, fsdp=fsdp) for fsdp in ("float32", None))
+            with torch.no_grad():
+                assert torch.equal(shards(**whole.example()), whole(**whole.example()))
+            assert shards.names == whole.names
 
 
 def resumed(folder: Path, model: Path, out: Path, stop: str) -> None:

@@ -13,9 +13,11 @@ from torch import Tensor
 
 import sharded_trainings
 import taskvec as tv
+from checkpoints import save_bert
+from image_families import save
 from language_models import save_language_model
 from launching import launch
-from sharded_trainings import KINDS, recipe, task_in, train
+from sharded_trainings import KINDS, recipe, save_large, task_in, train
 from taskvec.errors import InputError
 from taskvec.training.regimes import regime_called
 from taskvec.training.sharded import check_shardable
@@ -33,8 +35,12 @@ def far(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("fsdp")
-    for kind in {kind for kind, _, _ in KINDS.values()}:
+    for kind in {kind for kind, _, _ in KINDS.values()} - {"large"}:
         save_language_model(place / kind, kind)
+    save_large(place / "large")
+    save("vit", place / "vit")
+    save("convnext", place / "convnext")
+    save_bert(place / "bert")
     for rank in range(3):
         (place / str(rank)).mkdir()
     return place
@@ -47,7 +53,11 @@ def test_shards_learn_what_a_whole_model_learns(folder: Path) -> None:
         backbone = tv.load_backbone(folder / kind, outputs="tokens")
         evaluator = tv.Evaluator(backbone, [task_in(folder)])
         alone = train(backbone, evaluator.tasks["cats"], regime, recipe(**changes))
-        assert far(torch.load(folder / f"{name}.pt"), alone) < 2e-6, name
+        found = torch.load(folder / f"{name}.pt")
+        if kind == "large":  # where steps are so small that the weights' own rounding is more of them
+            assert max(float((found[key] - alone[key]).abs().max()) for key in alone) < 1e-6
+        else:
+            assert far(found, alone) < 2e-6, name
         told = json.loads((folder / f"{name}.json").read_text())
         points = evaluator.points({"v": alone})
         expected = [evaluator.values(points.at({"v": c}), ["cats"], "test")["cats"] for c in (0.0, 1.0)]
