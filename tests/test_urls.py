@@ -94,6 +94,17 @@ def test_names_that_are_urls_are_stored_without_secrets() -> None:
     assert without_secrets({"s3://me:hush@b/m": [1]}) == {"s3://b/m": [1]}
 
 
+def test_what_is_stored_says_which_vector_of_a_file_was_taken() -> None:
+    stored = without_secrets(["hf://me/masked@v1#sst2", "https://me:hush@h/m.safetensors?key=1#a-b"])
+    assert stored == ["hf://me/masked@v1#sst2", "https://h/m.safetensors#a-b"]
+
+
+@pytest.mark.parametrize("mark", "#?/")
+def test_a_password_that_is_not_escaped_is_not_told_either(mark: str) -> None:
+    url = f"https://me:hunter{mark}2@host/model"
+    assert "hunter" not in said(url) and "hunter" not in str(without_secrets(url))
+
+
 @pytest.mark.parametrize(
     ("url", "protocol"), [("http://[::1]:80/m", "http"), ("http://me@[fe80::1]/m", "http")]
 )

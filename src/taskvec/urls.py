@@ -52,6 +52,8 @@ def said(url: str) -> str:
     except ValueError:  # of what looks like an IPv6 address and is none
         return f"{match['protocol']}://…"
     host = parts.netloc if parts.scheme == "hf" else parts.netloc.rpartition("@")[2]
+    if "@" in url and re.search(r":(?!\d*$)[^\]]*$", host):  # a password that holds what ends a host
+        return f"{match['protocol']}://…"
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
@@ -65,7 +67,13 @@ def without_secrets(value: Any) -> Any:
         return {without_secrets(key): without_secrets(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(inner) for inner in value]
-    return said(value) if is_url(value) else value
+    return said(value) + _task_in(value) if is_url(value) else value
+
+
+def _task_in(url: str) -> str:
+    """Which vector of a file of several is meant, after a ``#``."""
+    match = re.search(r"#[\w.-]+$", url)
+    return match[0] if match else ""
 
 
 def protocol_of(url: str) -> str:

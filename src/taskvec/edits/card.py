@@ -12,7 +12,7 @@ from taskvec.config import parse_yaml
 from taskvec.edits.merge import Merge
 from taskvec.errors import InputError
 from taskvec.reading import check_inside, exists, read_text
-from taskvec.urls import is_url, said
+from taskvec.urls import is_url, without_secrets
 from taskvec.weights import hub
 
 _FRONT = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?\n)---[ \t]*(\r?\n|$)", re.DOTALL)
@@ -118,7 +118,7 @@ def without_folders(value: object) -> object:
     private = isinstance(value, str) and (
         value.startswith(("/", "~")) or (is_url(value) and not value.startswith("hf://"))
     )
-    return Path(said(str(value))).name if private else value
+    return Path(str(without_secrets(value))).name if private else value
 
 
 def on_hub(ref: str) -> bool:
