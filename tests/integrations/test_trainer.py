@@ -411,6 +411,14 @@ def test_arguments_that_cannot_be(tmp_path: Path, options: Any, said: str) -> No
         callback(tmp_path, **options)
 
 
+def test_two_callbacks_of_a_trainer_are_refused(llama: Path, tmp_path: Path) -> None:
+    callbacks = [TaskVectorCallback(tmp_path / name, regime=name) for name in ("mlp", "attention")]
+    with pytest.raises(InputError, match="the trainer has another, expected one"):
+        make_trainer(load(llama), tmp_path, callbacks)
+    for callback in callbacks:
+        assert make_trainer(load(llama), tmp_path, [callback])
+
+
 def test_what_is_wrong_is_said_when_the_trainer_is_made(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="LlamaForCausalLM: selection 're:nothing' leaves nothing to train"):
         make_trainer(load(llama), tmp_path, [callback(tmp_path, regime="re:nothing")])

@@ -115,6 +115,11 @@ class TaskVectorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Freeze what is not trained, before the optimizer is made, and open what the vector leads from."""
+        if vars(control).setdefault(_KEPT, self) is not self:  # what all callbacks of a trainer are given
+            raise InputError(
+                "TaskVectorCallback: the trainer has another, expected one, which says what is trained; "
+                "remove one of them (callback.save(PATH) writes a second file)"
+            )
         self._follow(kwargs["model"], args, state)
 
     def on_train_begin(
