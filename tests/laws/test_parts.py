@@ -154,7 +154,7 @@ LEAVES = {
     "MemoryWeights",
     "PickledWeights",
     "RemoteWeights",
-    "Elsewhere",
+    "ShardedDeltas",
     "Spool",
     "_MadeUp",
 }

@@ -19,7 +19,7 @@ from taskvec.models.sharding import REPLICATED, Sharding, like, local_rows, shar
 from taskvec.training.regimes import Regime
 from taskvec.training.settings import TrainSettings
 from taskvec.training.space import Moved
-from taskvec.vectors.stored.shards import Elsewhere, write_rows
+from taskvec.vectors.stored.shards import ShardedDeltas, write_rows
 
 Params = Mapping[str, Tensor]
 
@@ -92,9 +92,9 @@ class Sharded(Moved):
         """Nothing: it would be whole. Raises: TaskvecError."""
         raise TaskvecError("fsdp: a displacement in shards is nowhere whole")
 
-    def displacement(self) -> Elsewhere:
+    def displacement(self) -> ShardedDeltas:
         """Names and shapes: the deltas are whole nowhere but in the file of :func:`write_deltas`."""
-        return Elsewhere(self.leaves)
+        return ShardedDeltas(self.leaves)
 
     def moved_rows(self, name: str) -> Tensor:
         """How far this process's rows of a leaf have moved."""

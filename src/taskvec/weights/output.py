@@ -20,7 +20,7 @@ from taskvec.weights.journal import Finished, spell
 from taskvec.weights.lazy import Weights
 from taskvec.weights.opening import WeightsLike, open_weights
 from taskvec.weights.plan import Shard, plan_shards
-from taskvec.weights.remote.file import Elsewhere
+from taskvec.weights.remote.file import RemoteIdentity
 from taskvec.weights.staging import MANIFEST, SUFFIX, files_in
 from taskvec.weights.stored import FileIdentity, identity_of
 from taskvec.weights.tally import folded
@@ -98,11 +98,11 @@ class Output:
         beside = [place.as_posix() for _, place in self.beside.copied]
         return list(dict.fromkeys([*shards, *indexes_of(self.shards), *beside, *self.texts]))
 
-    def states(self) -> dict[Path, FileIdentity | Elsewhere]:
+    def states(self) -> dict[Path, FileIdentity | RemoteIdentity]:
         """The states that the inputs are in."""
         return {file: identity_of(file) for file in self.inputs}
 
-    def check_unchanged(self, states: Mapping[Path, FileIdentity | Elsewhere]) -> None:
+    def check_unchanged(self, states: Mapping[Path, FileIdentity | RemoteIdentity]) -> None:
         """Refuse what was made of inputs that changed meanwhile.
 
         Raises: CorruptFile.

@@ -22,7 +22,7 @@ from taskvec.reading import fill, open_regular, parse_json, reason, shown
 from taskvec.weights.blocks import TensorSpec, row_count, row_size, rows_of, rows_shape
 from taskvec.weights.dtypes import HEADER_LIMIT, TYPES, array_type, raw_bytes, size_of
 from taskvec.weights.lazy import Weights
-from taskvec.weights.remote.file import Elsewhere
+from taskvec.weights.remote.file import RemoteIdentity
 from taskvec.weights.remote.mirror import file_behind
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def file_identity(path: Path) -> FileIdentity:
     return FileIdentity(str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
-def identity_of(path: Path) -> FileIdentity | Elsewhere:
+def identity_of(path: Path) -> FileIdentity | RemoteIdentity:
     """The state that a file is in, here or elsewhere.
 
     Raises: InputError if it is gone.

@@ -144,7 +144,7 @@ def _why(error: Exception) -> str:
     return printable(reason_of(error))
 
 
-class _Elsewhere(Journal):
+class _RemoteJournal(Journal):
     """A journal that lies with the shards."""
 
     def __init__(self, store: Store, path: Path, places: Mapping[str, Path], key: str) -> None:
@@ -238,7 +238,7 @@ class upload:  # like ``staged``: with upload(...) as job
         made = scratch / "made"
         places = {shard.file: made / shard.file for shard in output.shards}
         path = scratch / "journal.json"
-        journal = _Elsewhere(store, path, places, key_of(output.shards, output.source))
+        journal = _RemoteJournal(store, path, places, key_of(output.shards, output.source))
         if begun:
             self._go_on(journal, path)
         self.keep, replaced = bool(journal.finished.shards), False

@@ -17,7 +17,7 @@ from taskvec.weights.stored import StoredWeights
 from taskvec.writing import open_own, unwritable, write_at
 
 
-class Elsewhere(Weights):
+class ShardedDeltas(Weights):
     """Deltas that no process has whole, of which only names and shapes are known.
 
     Args:
@@ -35,7 +35,7 @@ class Elsewhere(Weights):
         )
 
 
-def write_rows(deltas: Elsewhere, path: Path, rows_of: Callable[[str], Iterable[Tensor]]) -> Weights:
+def write_rows(deltas: ShardedDeltas, path: Path, rows_of: Callable[[str], Iterable[Tensor]]) -> Weights:
     """Write deltas into a file, which lasts as long as what is returned.
 
     Args:

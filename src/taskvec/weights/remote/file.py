@@ -33,7 +33,7 @@ class Broken(Exception):
         self.got, self.wait, self.tries = got, wait, tries
 
 
-class Elsewhere(NamedTuple):
+class RemoteIdentity(NamedTuple):
     """What tells one state of a file elsewhere from another.
 
     Attributes:
@@ -76,7 +76,7 @@ class RemoteFile(ABC):
 
     @property
     @abstractmethod
-    def identity(self) -> Elsewhere:
+    def identity(self) -> RemoteIdentity:
         """What tells one state of the file from another."""
 
     @abstractmethod

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from taskvec.errors import InputError
 from taskvec.reading import printable, shortened
 from taskvec.urls import open_filesystem, said
-from taskvec.weights.remote.file import Broken, Elsewhere, RemoteFile
+from taskvec.weights.remote.file import Broken, RemoteFile, RemoteIdentity
 from taskvec.weights.remote.place import Place
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class StoredFile(RemoteFile):
         return self._listed if self._listed is not None else int(self._known()["size"])
 
     @property
-    def identity(self) -> Elsewhere:
+    def identity(self) -> RemoteIdentity:
         """Its URL, and what the store says of its state."""
-        return Elsewhere(self.said, self.size, repr(sorted(self._known().items())))
+        return RemoteIdentity(self.said, self.size, repr(sorted(self._known().items())))
 
     def _known(self) -> dict[str, str]:
         if self._state is None:

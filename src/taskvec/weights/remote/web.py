@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from taskvec.errors import InputError
 from taskvec.weights.remote.connections import Answer, ask
-from taskvec.weights.remote.file import Broken, Elsewhere, RemoteFile
+from taskvec.weights.remote.file import Broken, RemoteFile, RemoteIdentity
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 LATER = (408, 425, 429, 500, 502, 503, 504)
@@ -89,11 +89,11 @@ class WebFile(RemoteFile):
         return self._known().size
 
     @property
-    def identity(self) -> Elsewhere:
+    def identity(self) -> RemoteIdentity:
         """Its URL, size, and the best that the server says of its state."""
         size, linked, tag, modified = self._known()
         state = self._version or linked or tag or modified or ""
-        return Elsewhere(self.said, size, state, bool(self._version))
+        return RemoteIdentity(self.said, size, state, bool(self._version))
 
     def read(self, size: int, place: int = 0) -> bytes:
         """As of any file; from memory where that came before."""
