@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -117,6 +118,9 @@ def main(nodes: int) -> None:
     """Run a cluster until nothing more is told."""
     from ray.cluster_utils import Cluster as Machines
 
+    Path(import_module("ray._common.utils").get_default_ray_temp_dir()).mkdir(
+        exist_ok=True
+    )  # where Ray notes the address, and takes it for granted
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # names of sockets are short
     machines: Any = Machines()
     try:

@@ -13,6 +13,7 @@ import transformers as hf
 
 import taskvec as tv
 from language_models import TEXT, save_byte_tokenizer
+from launching import leave
 from taskvec.group import joined
 from taskvec.models.sharding import local_rows
 from taskvec.progress import Watch, unwatched
@@ -129,3 +130,4 @@ WORKS: dict[str, Callable[..., None]] = {"all": all_kinds, "resumed": resumed}
 if __name__ == "__main__":
     torch.set_num_threads(1)
     WORKS[sys.argv[1]](*(Path(given) if "/" in given else given for given in sys.argv[2:]))
+    leave()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import taskvec as tv
+from launching import leave
 from taskvec.group import joined
 
 RECIPE = tv.TrainSettings(lr=1e-3, steps=6, batch_size=16, weight_decay=0.01, validations=0)
@@ -104,3 +105,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, suite, model, *names = sys.argv[1:]
     main(Path(folder), Path(suite), Path(model), *names)
+    leave()

@@ -11,8 +11,10 @@ from taskvec.group import ALONE, Group, current, joined, launched
 
 TOLD = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "::1", "MASTER_PORT": "1"}
 
-SCRIPT = """
+SCRIPT = r"""
+import os
 import torch
+from launching import leave
 from taskvec.errors import InputError
 from taskvec.group import ALONE, current, joined
 
@@ -30,8 +32,9 @@ with joined() as group:
     try:
         group.same("model", f"digest {group.rank}")
     except InputError as error:
-        print(error)
+        os.write(1, f"{error}\n".encode())
 assert current() is ALONE
+leave()
 """
 
 

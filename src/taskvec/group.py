@@ -4,6 +4,7 @@ Reading this file imports nothing heavy. Who does not join is a group of one, fo
 anything.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -241,6 +242,7 @@ def _end() -> None:
     import torch.distributed as dist
 
     _TOLD.clear()
+    gc.collect()  # what still refers to connections would end them with the interpreter, which aborts it
     dist.destroy_process_group()
 
 

@@ -26,6 +26,7 @@ import os, sys
 from pathlib import Path
 import torch
 import taskvec as tv
+from launching import leave
 from taskvec.group import joined
 from taskvec.training.checkpoint import Checkpoint
 
@@ -44,6 +45,7 @@ with joined() as group:
     vector = tv.finetune(evaluator.backbone, part, settings=settings, checkpoint=path, watch=watch)
     if group.first:
         torch.save({name: vector[name] for name in vector}, output)
+leave()
 """
 
 
