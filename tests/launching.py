@@ -33,7 +33,7 @@ def lines_of(ended: "subprocess.CompletedProcess[str]") -> list[str]:
 
 
 def leave() -> NoReturn:
-    """End a script that is done. Threads of gloo now and then abort an interpreter that ends by itself."""
+    """End a script that is done. An interpreter that ends by itself was now and then aborted there."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -242,7 +242,7 @@ def _end() -> None:
     import torch.distributed as dist
 
     _TOLD.clear()
-    gc.collect()  # what still refers to connections would end them with the interpreter, which aborts it
+    gc.collect()  # leaves less to the end of the interpreter, which was seen to abort
     dist.destroy_process_group()
 
 

@@ -19,8 +19,8 @@ _TEMPLATE = """\
 # {{ title }}
 
 {% if kind == "task vector" -%}
-A task vector: what fine-tuning changed in the weights of a model. Added to the base, it teaches the task;
-subtracted, it makes the base forget it; vectors of one base can be summed.
+A task vector: what fine-tuning changed in the weights of a model. Added to the base, scaled, it moves the
+base towards the task; subtracted, away from it; vectors of one base can be summed.
 {% elif kind == "adapter" -%}
 An adapter: low-rank changes of the weights of a model, which is also a task vector.
 {% else -%}
